@@ -1,0 +1,107 @@
+"""What a user can get wrong, found before the first step: each error says what, where, and what to do."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+
+def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
+    """The accepted answers of a row that will be scored, or a ValueError naming the row."""
+    accepted = [answer] if isinstance(answer, str) else answer
+    if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
+        raise ValueError(
+            f"{where} holds {answer!r}: an answer must be a string or a list of strings. Convert the column with "
+            "dataset.map."
+        )
+    if not accepted:
+        raise ValueError(f"{where} holds an empty list: the information gain needs an answer. Drop the row.")
+    used = list(accepted[:1] if aliases == "first" else accepted)
+    if not all(text.strip() for text in used):
+        raise ValueError(f"{where} holds {answer!r}: an answer must not be blank. Drop the row or fill it in.")
+    return used
+
+
+def check_dataset(
+    dataset: Dataset | IterableDataset, name: str, column: str, aliases: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Every row of a map-style data set has an answer to score. Rows of a stream are checked as they arrive."""
+    if dataset.column_names is not None and column not in dataset.column_names:
+        raise ValueError(
+            f"The {name} data set has no column {column!r}; it has {', '.join(dataset.column_names)}. The information "
+            "gain is measured against the ground-truth answer: name its column with answer_column, or train without "
+            "gains (gain_weight=0, clip_adaptation=0)."
+        )
+    if isinstance(dataset, IterableDataset):
+        return
+    rows = [
+        used_answers(answer, aliases, f"Row {i} of the {name} data set, column {column!r},")
+        for i, answer in enumerate(dataset[column])
+    ]
+    texts = [text for row in rows for text in row]
+    tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    for text, ids in zip(texts, tokenized, strict=True):
+        if not ids:
+            raise ValueError(
+                f"The answer {text!r} in column {column!r} of the {name} data set tokenises to nothing, so there is "
+                "no token to score. Drop the row, or use a tokenizer that knows these characters."
+            )
+
+
+def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset | IterableDataset]]:
+    """The data sets a trainer was given, with the names that its messages use."""
+    if train is not None:
+        yield "training", train
+    if isinstance(evaluation, Mapping):
+        yield from ((f"evaluation ({name})", dataset) for name, dataset in evaluation.items())
+    elif evaluation is not None:
+        yield "evaluation", evaluation
+
+
+def checked_rollout_func(rollout_func: Callable[..., dict[str, Any]], end_id: int) -> Callable[..., dict[str, Any]]:
+    """Hold a user's rollout function to its contract: one mask entry and one log-probability per token.
+
+    An empty completion, which the parent cannot handle, becomes a single end token outside the mask: nothing to train
+    on, but its reward counts in its group.
+    """
+
+    def rollout(prompts: list, trainer: Any) -> dict[str, Any]:
+        output = dict(rollout_func(prompts, trainer))
+        completions = output.get("completion_ids")
+        if completions is None:
+            return output  # the parent names the missing key
+        if len(completions) != len(prompts):
+            raise ValueError(f"rollout_func returned {len(completions)} completions for {len(prompts)} prompts.")
+        for key in ("env_mask", "logprobs"):
+            _check_lengths(key, output.get(key), completions)
+        if not all(len(ids) for ids in completions):
+            _fill_empty(output, end_id)
+        return output
+
+    return rollout
+
+
+def _check_lengths(key: str, values: Sequence[Sequence] | None, completions: Sequence[Sequence[int]]) -> None:
+    if values is None:
+        return
+    if len(values) != len(completions):
+        raise ValueError(f"rollout_func returned {len(values)} rows of {key!r} for {len(completions)} completions.")
+    for i, (row, ids) in enumerate(zip(values, completions, strict=True)):
+        if len(row) != len(ids):
+            raise ValueError(
+                f"rollout_func returned {len(row)} entries of {key!r} for the {len(ids)} completion tokens of rollout "
+                f"{i}. Return one per token: for env_mask, 1 where the policy sampled the token and 0 where the "
+                "environment wrote it."
+            )
+
+
+def _fill_empty(output: dict[str, Any], end_id: int) -> None:
+    completions = output["completion_ids"]
+    masks = output.get("env_mask") or [[1] * len(ids) for ids in completions]
+    output["env_mask"] = [mask if len(ids) else [0] for mask, ids in zip(masks, completions, strict=True)]
+    if output.get("logprobs") is not None:
+        output["logprobs"] = [
+            logps if len(ids) else [0.0] for logps, ids in zip(output["logprobs"], completions, strict=True)
+        ]
+    output["completion_ids"] = [ids if len(ids) else [end_id] for ids in completions]

@@ -1,0 +1,38 @@
+"""words of the command line -> the module of that name here -> an exit code.
+
+A command is a module with `add_arguments(parser)`, which names the function to call by `set_defaults(run=...)`. All of
+them are imported to know the options, so what takes seconds to import (torch, TRL) is imported inside that function.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+
+# module -> its line in the help
+COMMANDS = {
+    "bench": "time the gain pass and the credit against the plain ways to do them",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(prog="a2tgpo", description="Turn-level credit from information gain.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, line in COMMANDS.items():
+        import_module(f".{name}", __package__).add_arguments(commands.add_parser(name, help=line, description=line))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: it ran and found something wrong; 2: it was asked for something impossible."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message, or the help
+        return int(stop.code or 0)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:  # values that fit one by one but not together, names that lead nowhere
+        print(f"a2tgpo: error: {error}", file=sys.stderr)
+        return 2

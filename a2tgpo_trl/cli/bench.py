@@ -1,0 +1,204 @@
+"""`a2tgpo bench gain` and `a2tgpo bench credit`: options in, tables out. What is timed is in `bench_gain`, `bench_credit`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .bench_credit import Comparison, Speed
+    from .bench_gain import GainTimes
+
+# The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
+RANDOM_MODEL = {"hidden": 512, "layers": 4, "vocab": 8192}
+GIB = 2**30
+
+GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
+the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then after
+each tool turn) for all rollouts, each context read again from its first token."""
+CREDIT = """Times turn index, credit, and advantages and clip ranges of every token, against the same rules as loops over
+lists."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    benches = parser.add_subparsers(metavar="BENCH", required=True)
+    for name, text, add in (("gain", GAIN, _add_gain), ("credit", CREDIT, _add_credit)):
+        add(benches.add_parser(name, help=text.split(".")[0], description=text))
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """A type for argparse, which puts the name of the option before the message."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, got {text!r}")
+        return number
+
+    return whole_number
+
+
+def _add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, int, int, str]]) -> None:
+    for name, lowest, default, text in numbers:
+        parser.add_argument(name, type=at_least(lowest), default=default, help=f"{text} (default {default})")
+
+
+def _add_gain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="name or path of a causal language model (default: random weights)")
+    for name, size in RANDOM_MODEL.items():
+        parser.add_argument(f"--{name}", type=at_least(1), help=f"of the model with random weights (default {size})")
+    parser.add_argument("--attention", default="sdpa", help="attention implementation (default sdpa)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one"
+    )
+    parser.add_argument(
+        "--turns", type=at_least(1), nargs="+", default=[4], help="tool turns of a rollout, one row each (default 4)"
+    )
+    numbers = (
+        ("--rollouts", 1, 4, "rollouts in a batch; every forward takes them all"),
+        ("--tokens", 2, 1152, "tokens of a rollout, prompt included"),
+        ("--prompt-tokens", 1, 288, "tokens of its prompt"),
+        ("--probe-tokens", 1, 16, "tokens of a probe; the latter half of them are the answer"),
+        ("--repeats", 1, 5, "timings of each pass, in turns, after a warm-up"),
+        ("--seed", 0, 0, "of weights and tokens"),
+    )
+    _add_numbers(parser, numbers)
+    parser.set_defaults(run=run_gain)
+
+
+def _add_credit(parser: argparse.ArgumentParser) -> None:
+    numbers = (
+        ("--rollouts", 2, 1024, "rollouts in a batch"),
+        ("--tokens", 2, 8192, "completion tokens of a rollout, padding included"),
+        ("--turns", 1, 7, "turns of a rollout, the answer turn included"),
+        ("--group-size", 2, 16, "rollouts of one prompt"),
+        ("--repeats", 1, 5, "timings of each way, in turns, after a warm-up"),
+        ("--seed", 0, 0, "of masks, gains and outcomes"),
+    )
+    _add_numbers(parser, numbers)
+    parser.add_argument(
+        "--plain-rollouts",
+        type=at_least(2),
+        help="compare both ways on the first so many rollouts only (default: all)",
+    )
+    parser.set_defaults(run=run_credit)
+
+
+# ---- gain
+
+
+def run_gain(args: argparse.Namespace) -> int:
+    from . import bench_gain
+
+    sizes = {name: getattr(args, name) for name in RANDOM_MODEL}
+    if args.model and any(sizes.values()):
+        named = ", ".join(f"--{name}" for name, size in sizes.items() if size)
+        raise ValueError(
+            f"{named}: sizes of the model with random weights, which --model replaces. Drop one or the other."
+        )
+    shapes = [
+        bench_gain.Shape(args.rollouts, args.tokens, args.prompt_tokens, turns, args.probe_tokens)
+        for turns in args.turns
+    ]
+    sizes = {name: size or RANDOM_MODEL[name] for name, size in sizes.items()}
+    model = bench_gain.load_model(args.model, sizes, args.attention, args.dtype, args.device, args.seed)
+    _print("\n".join(bench_gain.describe(model)))
+    _print(
+        f"{args.rollouts} rollouts of {args.tokens} tokens ({args.prompt_tokens} prompt), {args.probe_tokens} a probe"
+    )
+    rows = [bench_gain.measure(model, shape, repeats=args.repeats, seed=args.seed) for shape in shapes]
+    _print(_gain_table(rows))
+    return 0
+
+
+def _gain_table(rows: "list[GainTimes]"):
+    passes = {"plain": "a plain", "packed": "b packed", "prefill": "c re-prefill"}
+    heads = ["tool\nturns", *(f"{title}\ns" for title in passes.values())]
+    heads += ["b/a\ntime", "b/a\ntokens", "(a+c)/b\ntime", "(a+c)/b\ntokens", "b - c\nvalues", "b - a\nlog-probs"]
+    on_cuda = rows[0].peak_bytes is not None
+    heads += [f"{title}\npeak GiB" for title in passes.values()] if on_cuda else []
+    lines = []
+    for row in rows:
+        line = [str(row.turns), *(f"{row.seconds(name):.4g}" for name in passes)]
+        for above, below in ((("packed",), "plain"), (("plain", "prefill"), "packed")):
+            line += [f"{row.time_ratio(above, below):.3f}", f"{row.token_ratio(above, below):.3f}"]
+        line += [f"{row.value_difference:.1e}", f"{row.logp_difference:.1e}"]
+        line += [f"{row.peak_bytes[name] / GIB:.2f}" for name in passes] if row.peak_bytes else []
+        lines.append(line)
+    return _table(heads, lines)
+
+
+# ---- credit
+
+
+def run_credit(args: argparse.Namespace) -> int:
+    from . import bench_credit
+
+    compared = args.rollouts if args.plain_rollouts is None else args.plain_rollouts
+    if compared > args.rollouts:
+        raise ValueError(f"--plain-rollouts {compared} are more than there are: --rollouts {args.rollouts}.")
+    sizes = {"turns": args.turns, "group_size": args.group_size, "seed": args.seed}
+    case = bench_credit.make_case(args.rollouts, args.tokens, **sizes)
+    comparison = bench_credit.compare(case.first(compared), args.repeats)
+    speeds = [
+        bench_credit.speed(bench_credit.make_case(args.rollouts, times * args.tokens, **sizes), args.repeats)
+        for times in (1, 2, 4)
+    ]
+    _print(bench_credit.describe())
+    _print(_comparison_table(comparison, args.turns))
+    _print("The vectorised way alone, as rollouts get longer:")
+    _print(_speed_table(speeds))
+    if not comparison.agrees:
+        print("a2tgpo bench credit: the two ways disagree", file=sys.stderr)
+    return 0 if comparison.agrees else 1
+
+
+def _comparison_table(found: "Comparison", turns: int):
+    heads = ["rollouts", "tokens", "turns", "plain\ns", "vectorised\ns", "plain /\nvectorised"]
+    heads += ["turn index", "advantages\ndiffer by", "clip ranges\ndiffer by"]
+    numbers = [*map(str, (found.rollouts, found.tokens, turns)), f"{found.plain_seconds:.4g}"]
+    numbers += [f"{found.vectorised_seconds:.4g}", f"{found.ratio:.1f}"]
+    numbers += ["equal" if found.same_turns else "differs"]
+    return _table(heads, [[*numbers, f"{found.advantage_difference:.1e}", f"{found.range_difference:.1e}"]])
+
+
+def _speed_table(speeds: "list[Speed]"):
+    first = speeds[0]
+    lines = [
+        [
+            *map(str, (speed.rollouts, speed.tokens)),
+            f"{speed.seconds:.4g}",
+            f"{speed.per_token * 1e9:.2f}",
+            f"{speed.per_token / first.per_token:.2f}",
+        ]
+        for speed in speeds
+    ]
+    return _table(["rollouts", "tokens", "vectorised\ns", "ns\na token", "a token,\nto the first"], lines)
+
+
+# ---- tables
+
+
+def _table(heads: list[str], lines: list[list[str]]):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _print(what) -> None:
+    from rich.console import Console
+
+    # Away from a terminal rich assumes 80 columns and cuts cells; a file has no width.
+    width = None if sys.stdout.isatty() else 1000
+    Console(width=width, highlight=False, markup=False, soft_wrap=isinstance(what, str)).print(what)

@@ -1,0 +1,224 @@
+"""random turns, gains and outcomes -> seconds of the package's tensors and of loops over lists, and how they differ.
+
+Both ways go from the mask of sampled tokens and the gains to four things of every token: its turn, its advantage, and
+the lower and the upper end of its clip range.
+
+Shapes: N rollouts, K turns, T completion tokens.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..credit import SCALE_FLOOR, VARIANCE_FLOOR, a2tgpo_credit
+from ..turns import to_tokens, turn_index
+from .bench_gain import device_name
+
+
+# The paper's values; what they are changes no timing.
+ALPHA, GAMMA, BETA = 0.3, 1.0, 0.3
+EPSILON_LOW, EPSILON_HIGH = 3e-3, 4e-3
+TOLERANCE = 1e-5
+LOST_GAINS = 0.05  # share of turns whose probe failed
+
+Rows = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    mask_NT: Tensor  # 1 for sampled tokens, as TRL's masks are: int64
+    gains_NK: Tensor
+    group_ids_N: Tensor
+    outcomes_N: Tensor
+
+    def first(self, rollouts: int) -> "Case":
+        return Case(*(x[:rollouts] for x in (self.mask_NT, self.gains_NK, self.group_ids_N, self.outcomes_N)))
+
+
+def make_case(rollouts: int, tokens: int, *, turns: int, group_size: int, seed: int) -> Case:
+    """Rollouts that all have `turns` turns, of random lengths, tool results between them and padding after them."""
+    spans = 2 * turns
+    if tokens < spans:
+        raise ValueError(f"--tokens {tokens} are too few for --turns {turns}: {spans} at least, two a turn.")
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(rollouts, spans, generator=generator, dtype=torch.float64) + 0.1
+    lengths = 1 + (share / share.sum(dim=1, keepdim=True) * (tokens - spans)).long()
+    ends = lengths.cumsum(dim=1)[:, :-1]
+    span_NT = torch.zeros(rollouts, tokens, dtype=torch.int64).scatter_(1, ends, 1).cumsum_(dim=1)
+    gains_NK = torch.randn(rollouts, turns, generator=generator)
+    gains_NK[torch.rand(rollouts, turns, generator=generator) < LOST_GAINS] = torch.nan
+    gains_NK[:, -1] = torch.nan  # the answer turn
+    outcomes_N = torch.randn(rollouts, generator=generator)
+    return Case(span_NT.remainder_(2).eq_(0), gains_NK, torch.arange(rollouts) // group_size, outcomes_N)
+
+
+# ---- the package's way
+
+
+def vectorised(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turn, advantage, and lower and upper end of the clip range of every token (N,T)."""
+    turn_NT = turn_index(case.mask_NT)
+    advantages_NK, scale_NK = a2tgpo_credit(
+        case.gains_NK, case.group_ids_N, case.outcomes_N, alpha=ALPHA, gamma=GAMMA, beta=BETA
+    )
+    advantages_NT = to_tokens(advantages_NK, turn_NT)
+    scale_NT = to_tokens(scale_NK, turn_NT, fill=1.0)
+    return turn_NT, advantages_NT, 1.0 - scale_NT * EPSILON_LOW, 1.0 + scale_NT * EPSILON_HIGH
+
+
+# ---- the plain way
+
+
+def plain(
+    mask: list[list[int]], gains: Rows, groups: list[int], outcomes: list[float]
+) -> tuple[Rows, Rows, Rows, Rows]:
+    """The same rules as `vectorised`, a number at a time: the text to read beside the tensors."""
+    scores = plain_scores(gains, groups)
+    advantages = [
+        [outcome + ALPHA * d for d in plain_sums(row)] for row, outcome in zip(scores, outcomes, strict=True)
+    ]
+    scales = [
+        [1.0 if math.isnan(z) else 1.0 + BETA * (2.0 / (1.0 + math.exp(-z)) - 1.0) for z in row] for row in scores
+    ]
+    turns = plain_turns(mask)
+    advantage_rows, low_rows, high_rows = [], [], []
+    for turn_of_token, advantage_of_turn, scale_of_turn in zip(turns, advantages, scales, strict=True):
+        advantage_row, low_row, high_row = [], [], []
+        for turn in turn_of_token:
+            advantage, scale = (advantage_of_turn[turn], scale_of_turn[turn]) if turn >= 0 else (0.0, 1.0)
+            advantage_row.append(advantage)
+            low_row.append(1.0 - scale * EPSILON_LOW)
+            high_row.append(1.0 + scale * EPSILON_HIGH)
+        advantage_rows.append(advantage_row)
+        low_rows.append(low_row)
+        high_rows.append(high_row)
+    return turns, advantage_rows, low_rows, high_rows
+
+
+def plain_turns(mask: list[list[int]]) -> list[list[int]]:
+    """A turn begins where a sampled token follows one that was not."""
+    rows = []
+    for tokens in mask:
+        row, turn, inside = [], -1, False
+        for sampled in tokens:
+            if sampled and not inside:
+                turn += 1
+            inside = bool(sampled)
+            row.append(turn if inside else -1)
+        rows.append(row)
+    return rows
+
+
+def plain_scores(gains: Rows, groups: list[int]) -> Rows:
+    """Gains compared with those at the same depth of the same prompt; NaN where there is none."""
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row, group in zip(gains, groups, strict=True):
+        for turn, gain in enumerate(row):
+            if not math.isnan(gain):
+                cells.setdefault((group, turn), []).append(gain)
+
+    def score(gain: float, cell: list[float]) -> float:
+        mean = sum(cell) / len(cell)
+        variance = sum((other - mean) ** 2 for other in cell) / len(cell)
+        return (gain - mean) / (math.sqrt(variance + VARIANCE_FLOOR) + SCALE_FLOOR) if len(cell) > 1 else 0.0
+
+    return [
+        [gain if math.isnan(gain) else score(gain, cells[group, turn]) for turn, gain in enumerate(row)]
+        for row, group in zip(gains, groups, strict=True)
+    ]
+
+
+def plain_sums(scores: list[float]) -> list[float]:
+    """Each turn's score and those after it, over the root of their number; 0 for a turn without a score."""
+    sums, total, terms = [], 0.0, 0
+    for score in reversed(scores):
+        if math.isnan(score):
+            total *= GAMMA
+            sums.append(0.0)
+        else:
+            total, terms = score + GAMMA * total, terms + 1
+            sums.append(total / math.sqrt(terms))
+    return sums[::-1]
+
+
+# ---- timing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways over the same rollouts."""
+
+    rollouts: int
+    tokens: int
+    plain_seconds: float
+    vectorised_seconds: float
+    ratio: float
+    same_turns: bool
+    advantage_difference: float
+    range_difference: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.same_turns and max(self.advantage_difference, self.range_difference) <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The vectorised way alone."""
+
+    rollouts: int
+    tokens: int
+    seconds: float
+
+    @property
+    def per_token(self) -> float:
+        return self.seconds / (self.rollouts * self.tokens)
+
+
+def compare(case: Case, repeats: int) -> Comparison:
+    """Check that both ways agree, then time them in turns: medians, and the median ratio of neighbours."""
+    lists = (case.mask_NT.tolist(), case.gains_NK.tolist(), case.group_ids_N.tolist(), case.outcomes_N.tolist())
+    same_turns, *differences = _differences(vectorised(case), plain(*lists))
+    plain_timings, vectorised_timings = [], []
+    for _ in range(repeats):
+        plain_timings.append(_seconds(lambda: plain(*lists)))
+        vectorised_timings.append(_seconds(lambda: vectorised(case)))
+    return Comparison(
+        rollouts=case.mask_NT.size(0),
+        tokens=case.mask_NT.size(1),
+        plain_seconds=statistics.median(plain_timings),
+        vectorised_seconds=statistics.median(vectorised_timings),
+        ratio=statistics.median(p / v for p, v in zip(plain_timings, vectorised_timings, strict=True)),
+        same_turns=bool(same_turns),
+        advantage_difference=differences[0],
+        range_difference=max(differences[1:]),
+    )
+
+
+def speed(case: Case, repeats: int) -> Speed:
+    vectorised(case)
+    seconds = statistics.median(_seconds(lambda: vectorised(case)) for _ in range(repeats))
+    return Speed(case.mask_NT.size(0), case.mask_NT.size(1), seconds)
+
+
+def _differences(tensors: tuple[Tensor, ...], lists: tuple[Rows, ...]) -> tuple[bool, float, float, float]:
+    turns, *numbers = zip(tensors, lists, strict=True)
+    largest = [(tensor - torch.tensor(rows)).abs().max().item() for tensor, rows in numbers]
+    return torch.equal(turns[0], torch.tensor(turns[1])), *largest
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    del result  # only now: neither way is charged for giving its memory back
+    return seconds
+
+
+def describe() -> str:
+    return f"{device_name(torch.device('cpu'))}; torch {torch.__version__}"

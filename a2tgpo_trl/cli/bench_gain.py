@@ -1,0 +1,246 @@
+"""model, lengths -> seconds, tokens and agreement of three passes over the same rollouts.
+
+    plain      log-probabilities of the completions, nothing else
+    packed     the same and the value of every context, one row a rollout, one forward
+    prefill    the values alone, one row a rollout and context: one forward per context
+
+Contexts are the prompt and what follows each tool turn. All rollouts have theirs at the same places, so no pass holds
+padding and the numbers of tokens that the model reads are those that the method needs.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from trl.trainer.utils import add_fused_lm_head
+
+from ..information_gain import Scorer, TurnScores, fused_scorer, score_turns
+from ..packed_attention import packed_implementation
+from ..probes import Probe
+from ..rows import NOT_SCORED, Rollouts
+
+
+HEAD_DIM = 64  # small heads: attention is dear beside the rest, which is the harder case for packed rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Lengths of a batch. A rollout has one turn more than `turns`: the answer."""
+
+    rollouts: int
+    tokens: int
+    prompt_tokens: int
+    turns: int
+    probe_tokens: int
+
+    def __post_init__(self):
+        needed = 2 * self.turns + 1
+        if self.tokens - self.prompt_tokens < needed:
+            raise ValueError(
+                f"--tokens {self.tokens} less --prompt-tokens {self.prompt_tokens} leave no room for --turns "
+                f"{self.turns}: {needed} tokens at least, two a tool turn and one for the answer."
+            )
+
+
+@dataclass(frozen=True)
+class GainTimes:
+    """What one shape took. Keys are the names of the passes; every pass was timed as often."""
+
+    turns: int
+    timings: dict[str, list[float]]
+    tokens: dict[str, int]
+    peak_bytes: dict[str, int] | None  # on CUDA, model included
+    value_difference: float
+    logp_difference: float
+
+    def seconds(self, name: str) -> float:
+        return statistics.median(self.timings[name])
+
+    def time_ratio(self, above: Sequence[str], below: str) -> float:
+        """Median of the ratios of neighbouring timings: what slows the machine for a while slows both."""
+        rounds = zip(*(self.timings[name] for name in above), strict=True)
+        return statistics.median(sum(a) / b for a, b in zip(rounds, self.timings[below], strict=True))
+
+    def token_ratio(self, above: Sequence[str], below: str) -> float:
+        return sum(self.tokens[name] for name in above) / self.tokens[below]
+
+
+def measure(model: PreTrainedModel, shape: Shape, *, repeats: int, seed: int) -> GainTimes:
+    """Run each pass once to warm up and to compare what they found, then time them in turns."""
+    passes, counter = _passes(model, shape, seed)
+    found, tokens = {}, {}
+    for name, run in passes.items():
+        counter.tokens = 0
+        found[name] = run()
+        tokens[name] = counter.tokens
+    timings: dict[str, list[float]] = {name: [] for name in passes}
+    peaks = dict.fromkeys(passes, 0)
+    for _ in range(repeats):
+        for name, run in passes.items():
+            seconds, peak = _timed(run, model.device)
+            timings[name].append(seconds)
+            peaks[name] = max(peaks[name], peak)
+    packed, prefill = found["packed"], found["prefill"]
+    return GainTimes(
+        turns=shape.turns,
+        timings=timings,
+        tokens=tokens,
+        peak_bytes=peaks if model.device.type == "cuda" else None,
+        value_difference=(packed.values_BK - prefill.values_BK).abs().max().item(),
+        logp_difference=(torch.stack(packed.logps) - found["plain"][:, shape.prompt_tokens - 1 : -1])
+        .abs()
+        .max()
+        .item(),
+    )
+
+
+class _CountingScorer:
+    """A scorer that adds up the tokens that the model reads."""
+
+    def __init__(self, score: Scorer):
+        self._score = score
+        self.tokens = 0
+
+    def __call__(self, input_ids: Tensor, *others) -> Tensor:
+        self.tokens += input_ids.numel()
+        return self._score(input_ids, *others)
+
+
+def _passes(
+    model: PreTrainedModel, shape: Shape, seed: int
+) -> tuple[dict[str, Callable[[], Tensor | TurnScores]], _CountingScorer]:
+    implementation, reason = packed_implementation(model)
+    if implementation is None:
+        raise ValueError(f"Rows cannot be packed for this --model and --attention: {reason}.")
+    scorer = _CountingScorer(fused_scorer(model))
+    rollouts, probes = make_rollouts(shape, model.config.get_text_config().vocab_size, seed)
+    ids_BT = torch.tensor(
+        [p + c for p, c in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)], device=model.device
+    )
+    next_ids_BT = ids_BT.roll(-1, dims=1)
+    next_ids_BT[:, : shape.prompt_tokens - 1] = NOT_SCORED
+    next_ids_BT[:, -1] = NOT_SCORED
+
+    def plain() -> Tensor:
+        with torch.no_grad():
+            return scorer(ids_BT, next_ids_BT, torch.ones_like(ids_BT), None).float()
+
+    def packed() -> TurnScores:
+        budget = shape.rollouts * (shape.tokens + (shape.turns + 1) * shape.probe_tokens)
+        return score_turns(
+            model, rollouts, probes, scorer, implementation=implementation, token_budget=budget, want_logps=True
+        )
+
+    def prefill() -> TurnScores:
+        # `score_turns` orders rows by length; with room for one row a rollout, a forward is one context of all.
+        longest = max(rollouts.contexts(0)) + shape.probe_tokens
+        return score_turns(model, rollouts, probes, scorer, implementation=None, token_budget=shape.rollouts * longest)
+
+    return {"plain": plain, "packed": packed, "prefill": prefill}, scorer
+
+
+def make_rollouts(shape: Shape, vocabulary: int, seed: int) -> tuple[Rollouts, list[list[Probe]]]:
+    """Random tokens; turns as equal as they can be, one half of a tool turn sampled and the other its results."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(length: int) -> list[list[int]]:
+        return torch.randint(vocabulary, (shape.rollouts, length), generator=generator).tolist()
+
+    completion = shape.tokens - shape.prompt_tokens
+    ends = [completion * (turn + 1) // (shape.turns + 1) for turn in range(shape.turns + 1)]
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    mask = [token for length in lengths[:-1] for token in [1] * (length - length // 2) + [0] * (length // 2)]
+    mask += [1] * lengths[-1]
+    gold = tuple(2 * i >= shape.probe_tokens - 1 for i in range(shape.probe_tokens))
+    rollouts = Rollouts(tokens(shape.prompt_tokens), tokens(completion), [mask] * shape.rollouts)
+    return rollouts, [[Probe(tuple(ids), gold)] for ids in tokens(shape.probe_tokens)]
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Seconds (of the device, where it has a clock), and the most memory in use where that is known."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start, 0
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1000, torch.cuda.max_memory_allocated(device)
+
+
+# ---- model and machine
+
+
+def load_model(
+    name: str | None, sizes: dict[str, int], attention: str, dtype: str | None, device: str, seed: int
+) -> PreTrainedModel:
+    """A model as the trainer uses it: with TRL's fused head. `sizes` are of the one with random weights."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this PyTorch sees no CUDA device.")
+    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    options = {
+        "attn_implementation": attention,
+        "dtype": getattr(torch, dtype) if dtype else torch.bfloat16 if place.type == "cuda" else torch.float32,
+    }
+    torch.manual_seed(seed)
+    try:
+        if name:
+            model = AutoModelForCausalLM.from_pretrained(name, **options).to(place)
+        else:
+            with place:
+                model = AutoModelForCausalLM.from_config(_random_config(**sizes), **options)
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"--model {name or 'with random weights'}, --attention {attention}: {error}") from error
+    add_fused_lm_head(model)
+    return model.eval()
+
+
+def _random_config(hidden: int, layers: int, vocab: int) -> Qwen3Config:
+    heads = max(1, hidden // HEAD_DIM)
+    return Qwen3Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=3 * hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+        head_dim=HEAD_DIM,
+        vocab_size=vocab,
+    )
+
+
+def describe(model: PreTrainedModel) -> list[str]:
+    """Everything about machine and model that the numbers depend on."""
+    config = model.config.get_text_config()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    packed, reason = packed_implementation(model)
+    return [
+        f"{device_name(model.device)}; torch {torch.__version__}",
+        f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, vocabulary {config.vocab_size}, {str(model.dtype).removeprefix('torch.')}",
+        f"attention {config._attn_implementation}; packed rows by {packed} ({reason})",
+    ]
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or that of the processor with its cores and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = named[0] if named else processor
+    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,112 @@
+"""completions -> last assistant text -> final answer -> compared with the accepted answers -> one float a rollout.
+
+Each public function with `completions` is a reward function of TRL. It is also a metric, logged under its name: with
+an evaluation data set, `eval_rewards/exact_match/mean` and `eval_rewards/f1/mean` can be the `metric_for_best_model`
+(set `greater_is_better=True`). To log one without training on it, give it weight 0 in `reward_weights`.
+
+A completion is a list of message dicts (conversational data) or a string. `answer` is the data set's column of that
+name: a string, or a list of accepted strings, of which the best match counts.
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+Completion = str | Sequence[dict[str, Any]]
+Answer = str | Sequence[str]
+
+# An opening tag inside an answer starts it anew: what is cut off or repeated before it is no part of the answer.
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and superfluous white space, as SQuAD evaluates.
+
+    Text that looks the same is made the same (NFC) first: an article followed by a combining accent ("the" + U+0301)
+    is a word of its own.
+
+    Example: " The  U.S.A., a country" -> "usa country"
+    """
+    text = unicodedata.normalize("NFC", text.lower()).translate(_PUNCTUATION)
+    return " ".join(_ARTICLE.sub(" ", text).split())
+
+
+def extract_answer(completion: Completion) -> str | None:
+    """The text between the last pair of answer tags in the last assistant message, or None.
+
+    Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"
+    """
+    found = _ANSWER.findall(_final_text(completion))
+    return found[-1].strip() if found else None
+
+
+def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
+    """1 where the final answer equals an accepted one after normalisation, else 0.
+
+    Example: "<answer>the Eiffel Tower!</answer>" for ["Tour Eiffel", "Eiffel Tower"] -> 1; no answer tag -> 0
+    """
+    return [_best(_equal, *pair) for pair in zip(completions, answer, strict=True)]
+
+
+def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
+    """Harmonic mean of precision and recall of the final answer's words, best over the accepted answers.
+
+        F1 = 2 P R / (P + R)      P, R = common words / words of the answer, of the accepted answer
+
+    Example: "<answer>Barack Hussein Obama</answer>" for "Barack Obama" -> P = 2/3, R = 1, F1 = 0.8
+    """
+    return [_best(_overlap, *pair) for pair in zip(completions, answer, strict=True)]
+
+
+def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
+    """0 where the last assistant message has one pair of answer tags with text between them, else -1.
+
+    Example: "<answer>Paris</answer>" -> 0; "Paris" -> -1; "<answer>Paris</answer> <answer>Rome</answer>" -> -1
+    """
+    return [0.0 if _is_well_formed(_final_text(completion)) else -1.0 for completion in completions]
+
+
+def _final_text(completion: Completion) -> str:
+    if isinstance(completion, str):
+        return completion
+    written = [message for message in completion if message["role"] == "assistant"]
+    content = written[-1].get("content") if written else None
+    if content is None or isinstance(content, str):  # a message of tool calls only has no content
+        return content or ""
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _is_well_formed(text: str) -> bool:
+    one_pair = text.count("<answer>") == text.count("</answer>") == 1
+    return one_pair and bool(extract_answer(text))
+
+
+def _best(score: Callable[[list[str], list[str]], float], completion: Completion, answer: Answer) -> float:
+    """The best score of a completion over the accepted answers; 0 without a final answer."""
+    accepted = [answer] if isinstance(answer, str) else answer
+    if not accepted:
+        raise ValueError("The column 'answer' holds an empty list: there is nothing to compare with. Drop the row.")
+    given = extract_answer(completion)
+    return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
+
+
+def _words(text: str) -> list[str]:
+    # What normalises to nothing ("A", "The The", "?") stands for itself, or else an empty answer would match it.
+    return normalize_answer(text).split() or text.lower().split()
+
+
+def _equal(given: list[str], accepted: list[str]) -> float:
+    return float(given == accepted)
+
+
+def _overlap(given: list[str], accepted: list[str]) -> float:
+    if not given or not accepted:
+        return _equal(given, accepted)
+    common = (Counter(given) & Counter(accepted)).total()
+    return 2 * common / (len(given) + len(accepted))  # 2 P R / (P + R), without a division by 0

@@ -1,0 +1,356 @@
+"""A2TGPOTrainer: wires turns, information gain, credit and loss into TRL's GRPO training loop.
+
+    generate (parent) -> turns -> gain pass -> [old log-probs] -> rewards, outcome advantages (parent) -> credit
+    loss: log-probs (parent) -> turn ratio -> clipped surrogate and aggregation (parent)
+
+No mathematics here: what is computed stands in the pure modules, what is trained stands in the parent. The parent is
+given other inputs (advantages per token, a clip range per token, old log-probabilities that make its token ratio the
+turn's), so that its aggregations, KL, entropy, clipping and corrections stay its own.
+"""
+
+import logging
+import textwrap
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+
+from .checks import check_dataset, checked_rollout_func, named_datasets, used_answers
+from .config import A2TGPOConfig
+from .credit import a2tgpo_credit
+from .information_gain import (
+    Rollouts,
+    TurnScores,
+    base_model,
+    fused_scorer,
+    information_gain,
+    packing_error,
+    score_turns,
+)
+from .loss import ratio_reference
+from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
+from .packed_attention import packed_implementation
+from .probes import ProbeMaker, check_seam
+from .turns import count_turns, to_tokens, turn_index
+
+
+logger = get_logger(__name__)
+
+# Values of packed and single rows may differ by rounding. In 16 bits a mean log-probability carries noise of a few
+# hundredths; a wrong mask or position moves it by far more.
+PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+PACKING_TOLERANCE_16_BIT = 0.2
+
+
+class A2TGPOTrainer(GRPOTrainer):
+    """
+    Trainer for Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping (A2TGPO).
+
+    Differences from [`~trl.GRPOTrainer`]:
+
+    - the data set has a column with the ground-truth answer (`A2TGPOConfig.answer_column`);
+    - after each rollout the policy scores that answer at every turn boundary, and each turn is credited with what it
+      gained, beside the outcome advantage of the whole rollout;
+    - the importance ratio is that of the turn, and its clip range follows the turn's gain.
+
+    Takes the arguments of [`~trl.GRPOTrainer`], with an [`A2TGPOConfig`] for `args`.
+
+    Example:
+
+    ```python
+    >>> trainer = A2TGPOTrainer(
+    ...     model="Qwen/Qwen3-0.6B",
+    ...     reward_funcs=exact_match,
+    ...     args=A2TGPOConfig("out"),
+    ...     train_dataset=dataset,  # columns "prompt" and "answer"
+    ...     tools=[search],
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "a2tgpo"]
+    _name = "A2TGPO"
+    _paper = {
+        "title": "A2TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping",
+        "id": "2605.06200",
+        "citation": textwrap.dedent("""\
+            @article{chen2026a2tgpo,
+                title        = {{A$^2$TGPO: Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping}},
+                author       = {Dingwei Chen and Zefang Zong and Zhipeng Ma and Leo Luo and Yang Li and Chengming Li and Peng Chen and Jie Jiang},
+                year         = 2026,
+                eprint       = {arXiv:2605.06200},
+            }"""),  # noqa: E501
+    }
+
+    args: A2TGPOConfig
+    rollout_func: Callable[..., dict[str, Any]] | None
+    # The parent's two numbers; tensors of one entry per token while the loss runs.
+    epsilon_low: float | Tensor
+    epsilon_high: float | Tensor
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: A2TGPOConfig | None = None,
+        *positional: Any,
+        **keywords: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = A2TGPOConfig(f"{name.split('/')[-1] or 'model'}-A2TGPO")
+        elif not isinstance(args, A2TGPOConfig):
+            raise TypeError(
+                f"args must be an A2TGPOConfig, got {type(args).__name__}. Its fields are those of GRPOConfig."
+            )
+        # What passes between the parent's steps. None outside them.
+        self._batch_answers: list[list[str]] | None = None
+        self._turn_scores: TurnScores | None = None
+        self._old_logps: list[Tensor] | None = None
+        self._loss_inputs: dict[str, Any] | None = None
+        super().__init__(model, reward_funcs, args, *positional, **keywords)
+        if self._is_vlm:
+            raise ValueError(
+                "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "
+                "processor) as processing_class to train the text model alone."
+            )
+        # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
+        self.importance_sampling_level = "token"
+        if self.rollout_func is not None:
+            self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
+        self._num_turns = 1  # columns of per-turn tensors in the current generation batch, the same on every rank
+        if args.uses_gain:
+            self._prepare_gain_pass()
+
+    # ---- before the first step
+
+    def _prepare_gain_pass(self) -> None:
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+            check_dataset(dataset, name, self.args.answer_column, self.args.answer_aliases, self._tokenizer)
+        self._check_probe_seam()
+        self._probes = ProbeMaker(self._tokenizer, self.args.probe_template)
+        self._score = fused_scorer(self.model, self.accelerator.autocast)
+        self._packing, reason = packed_implementation(base_model(self.model))
+        self._packing_tried = False
+        path = "one packed row per rollout" if self._packing else "one pass per turn boundary"
+        logger.info(f"Information gain by {path}: {reason}.")
+        if self._packing is None:
+            self._warn(f"Information gain takes one pass per turn boundary, since {reason}.")
+
+    def _check_probe_seam(self) -> None:
+        first = next(iter(self.train_dataset))
+        conversational = is_conversational(first) or self.environment_factories is not None
+        if self._tokenizer.chat_template is None or not conversational:
+            return  # plain text prompts: the user's own template is in them
+        context = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": "question"}],
+            tools=self.tools or None,
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **self.chat_template_kwargs,
+        )
+        check_seam(self._tokenizer, self.args.probe_template, context)
+
+    def _warn(self, message: str) -> None:
+        logger.log(logging.WARNING, message, main_process_only=True)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.args.answer_column not in self._signature_columns:
+            self._signature_columns.append(self.args.answer_column)
+
+    # ---- generation and scoring
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        column = self.args.answer_column
+        if self.args.uses_gain:
+            where = f"Column {column!r} of a row that arrived for generation"
+            self._batch_answers = [used_answers(row.get(column), self.args.answer_aliases, where) for row in inputs]
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            return self._assign_credit(output)
+        finally:
+            self._batch_answers = self._turn_scores = self._old_logps = None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
+        if logprobs is not None:
+            logprobs = [row if ids else [0.0] for row, ids in zip(logprobs, completion_ids, strict=True)]
+        return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
+
+    def _generate(self, prompts: list) -> tuple:
+        rollout = super()._generate(prompts)
+        if self._batch_answers is not None:
+            prompt_ids, completion_ids, tool_mask = rollout[:3]
+            mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
+            self._run_gain_pass(Rollouts(prompt_ids, completion_ids, mask), self._batch_answers)
+        return rollout
+
+    def _run_gain_pass(self, rollouts: Rollouts, answers: list[list[str]]) -> None:
+        """Score the batch's answers at every turn boundary; keep old log-probabilities where the parent wants them."""
+        mode = "train" if self.model.training else "eval"
+        if self._packing is not None and not self._packing_tried:
+            self._try_packing(self._packing)
+        start = time.perf_counter()
+        self._turn_scores = score_turns(
+            self.model,
+            rollouts,
+            [self._probes.make_all(answer, self.args.answer_aliases) for answer in answers],
+            self._score,
+            implementation=self._packing,
+            token_budget=self.args.gain_token_budget,
+            aliases=self.args.answer_aliases,
+            measure=self.args.gain_measure,
+            want_logps=self._parent_wants_old_logps,
+            agree=self._max_over_ranks,
+        )
+        self._old_logps = self._turn_scores.logps
+        seconds, failed = self._max_over_ranks([time.perf_counter() - start]), self._turn_scores.failed_probes
+        self._metrics[mode]["gain/seconds"].append(seconds[0])
+        self._metrics[mode]["gain/forwards"].append(self._turn_scores.forwards)
+        failed_N = self.accelerator.gather(torch.tensor([failed], device=self.accelerator.device))
+        self._metrics[mode]["gain/failed_probes"].append(failed_N.sum().item())
+
+    def _try_packing(self, implementation: str) -> None:
+        """Once, on a small example with the real weights: packed rows must give the values of single ones."""
+        self._packing_tried = True
+        dtype = torch.get_autocast_dtype(self.accelerator.device.type) if self._autocasts else self.model.dtype
+        tolerance = PACKING_TOLERANCE.get(dtype, PACKING_TOLERANCE_16_BIT)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        error = self._max_over_ranks([packing_error(self.model, self._score, implementation, vocabulary)])[0]
+        if error > tolerance:
+            self._packing = None
+            self._warn(
+                f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
+                f"ones on this model, more than the {tolerance} that rounding explains."
+            )
+
+    @property
+    def _autocasts(self) -> bool:
+        return self.accelerator.mixed_precision in ("fp16", "bf16")
+
+    @property
+    def _parent_wants_old_logps(self) -> bool:
+        """The parent's own condition for a pass over the old policy; a contract test holds the two together."""
+        aligned = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
+        return not aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
+
+    def _max_over_ranks(self, numbers: list) -> list:
+        table = torch.tensor([numbers], device=self.accelerator.device)
+        return self.accelerator.gather(table).amax(dim=0).tolist()
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._old_logps is not None:
+            # The parent's first request after generation: the gain pass has already answered it.
+            logps = pad_sequence(self._old_logps, batch_first=True)
+            self._old_logps = None
+            return pad(logps, (0, logits_to_keep - logps.size(1))), None, None
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self._loss_inputs is not None:
+            logps = self._set_turn_ratio(self._loss_inputs, logps)
+        return logps, entropies, aux_loss
+
+    # ---- credit
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards_per_func_NF = super()._calculate_rewards(*args, **kwargs)
+        # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
+        self._unscored_N = rewards_per_func_NF.isnan().all(dim=1)
+        return rewards_per_func_NF
+
+    def _assign_credit(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
+        mode = "train" if self.model.training else "eval"
+        turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
+        self._num_turns = self._max_over_ranks([count_turns(turn_BT)])[0]
+        rank = self.accelerator.process_index
+        local = slice(rank * len(turn_BT), (rank + 1) * len(turn_BT))
+
+        outcome_N = self.accelerator.gather(output["advantages"])
+        num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
+        group_ids_N = torch.arange(len(outcome_N), device=outcome_N.device) // self._group_size(mode)
+        values_NV = self._gather_values(turn_BT)
+        # Rollouts out of the loss (truncated and masked, or unscored) are out of the statistics as well.
+        values_NV = values_NV.masked_fill(((num_turns_N == 0) | self._unscored_N).unsqueeze(1), torch.nan)
+        gains_NK = information_gain(values_NV, self._num_turns)
+        advantages_NK, scale_NK = a2tgpo_credit(
+            gains_NK,
+            group_ids_N,
+            outcome_N,
+            alpha=self.args.gain_weight,
+            gamma=self.args.discount,
+            beta=self.args.clip_adaptation,
+            normalization=self.args.gain_normalization,
+            rescale=self.args.rescale_accumulation,
+        )
+        self._log_scalars(mode, turn_metrics(num_turns_N))
+        if self.args.uses_gain:
+            self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
+        output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
+        output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
+        output["turn_index"] = turn_BT
+        return output
+
+    def _group_size(self, mode: str) -> int:
+        return self.num_generations if mode == "train" else self.num_generations_eval
+
+    def _gather_values(self, turn_BT: Tensor) -> Tensor:
+        """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
+        if self._turn_scores is None:
+            values_BV = torch.full((len(turn_BT), 1), torch.nan, device=turn_BT.device)
+        else:
+            values_BV = self._turn_scores.values_BK.to(turn_BT.device)
+        values_BV = pad(values_BV, (0, max(self._num_turns + 1 - values_BV.size(1), 0)), value=torch.nan)
+        return self.accelerator.gather(values_BV.contiguous())
+
+    def _log_scalars(self, mode: str, scalars: dict[str, float]) -> None:
+        for name in sorted(scalars):
+            self._metrics[mode][name].append(scalars[name])
+
+    # ---- loss
+
+    def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
+        """The parent's loss, with the clip range of each turn for the two numbers it knows."""
+        epsilon_low, epsilon_high = self.epsilon_low, self.epsilon_high
+        self.epsilon_low = epsilon_low * inputs["clip_scale"]
+        self.epsilon_high = epsilon_high * inputs["clip_scale"]
+        self._loss_inputs = dict(inputs)
+        try:
+            return super()._compute_loss(model, self._loss_inputs)
+        finally:
+            self.epsilon_low, self.epsilon_high, self._loss_inputs = epsilon_low, epsilon_high, None
+
+    def _set_turn_ratio(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
+        """Between the parent's forward and its ratio: put in the old log-probs that make it the turn's."""
+        mode = "train" if self.model.training else "eval"
+        old_logps = inputs.get("old_per_token_logps")
+        old_logps = logps.detach() if old_logps is None else old_logps
+        turn_BT = inputs["turn_index"]
+        logps, reference = ratio_reference(logps, old_logps, turn_BT, self.args.importance_sampling_level)
+        inputs["old_per_token_logps"] = reference
+        with torch.no_grad():
+            sums = ratio_sums(
+                (logps - reference).exp(),
+                inputs["advantages"],
+                self.epsilon_low,
+                self.epsilon_high,
+                turn_BT,
+                self._num_turns,
+            )
+        self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum")))
+        return logps

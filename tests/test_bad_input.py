@@ -1,0 +1,143 @@
+"""What a user can get wrong, and that it is said before the first step."""
+
+import pytest
+import tiny
+from datasets import Dataset, IterableDataset
+from test_trainer import make, questions, rollouts_of_tokens, settings, spread
+from trl import GRPOConfig
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.rewards import exact_match
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def with_answers(answers: list) -> Dataset:
+    prompt = [{"role": "user", "content": "question"}]
+    return Dataset.from_dict({"prompt": [prompt] * len(answers), "answer": answers})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (questions().remove_columns("answer"), "no column 'answer'; it has prompt"),
+        (with_answers(["Paris", ""]), "Row 1 of the training data set.*blank"),
+        (with_answers(["  ", "Paris"]), "Row 0 .*blank"),
+        (with_answers([["Paris"], []]), "Row 1 .*empty list"),
+        (with_answers([1, 2]), "Row 0 .*string or a list of strings"),
+        (with_answers([None, "Paris"]), "Row 0 .*holds None"),
+    ],
+)
+def test_answers_are_checked_before_the_first_step(dataset, words, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), train_dataset=dataset)
+
+
+def test_an_answer_that_tokenises_to_nothing_is_found_before_the_first_step(tmp_path):
+    from tokenizers import normalizers
+
+    deaf = tiny.make_tokenizer()
+    deaf.backend_tokenizer.normalizer = normalizers.Replace("♥", "")
+    with pytest.raises(ValueError, match="'♥' in column 'answer' of the training data set tokenises to nothing"):
+        make(deaf, A2TGPOConfig(**settings(tmp_path)), train_dataset=with_answers(["Paris", "♥"]))
+
+
+def test_evaluation_data_is_checked_too_and_named(tokenizer, tmp_path):
+    bad = {"train_like": questions(1), "held_out": with_answers([""])}
+    with pytest.raises(ValueError, match=r"evaluation \(held_out\)"):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), eval_dataset=bad)
+
+
+def test_an_unused_blank_alias_is_no_error_and_a_used_one_is(tokenizer, tmp_path):
+    dataset = with_answers([["Paris", ""]])
+    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), train_dataset=dataset)
+    with pytest.raises(ValueError, match="blank"):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path, answer_aliases="max")), train_dataset=dataset)
+
+
+def test_rows_of_a_stream_are_checked_as_they_arrive(tokenizer, tmp_path):
+    def rows():
+        for _ in range(8):
+            yield {"prompt": [{"role": "user", "content": "question"}], "answer": ""}
+
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), train_dataset=IterableDataset.from_generator(rows))
+    with pytest.raises(ValueError, match="a row that arrived for generation.*blank"):
+        trainer.train()
+
+
+def test_without_gains_no_answer_is_needed(tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, gain_weight=0.0, clip_adaptation=0.0))
+    dataset = questions().remove_columns("answer")
+    trainer = make(tokenizer, args, train_dataset=dataset, reward_funcs=spread)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not any(key.startswith("gain/") for entry in trainer.state.log_history for key in entry)
+
+
+def test_a_template_that_cannot_call_tools_is_an_error(tmp_path):
+    chatty = tiny.make_tokenizer(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="does not support tool calling"):
+        make(chatty, A2TGPOConfig(**settings(tmp_path)))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path):
+    # Every turn is numbered from the end, so a tool result changes what came before it.
+    counting = tiny.make_tokenizer(
+        "{% for m in messages %}<|im_start|>{{ loop.revindex }} {{ m['role'] }} {{ m['content'] }}"
+        "{% for c in m.tool_calls or [] %}{{ c['function'] | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    counting.response_template = {"anything": "so that parsing is not what fails"}
+    with pytest.raises(ValueError, match="prefix-preservation"):
+        make(counting, A2TGPOConfig(**settings(tmp_path)))
+
+
+def test_a_generation_prompt_that_breaks_the_probe_is_an_error(tmp_path):
+    thinking = tiny.make_tokenizer(
+        tiny.chat_template("qwen3_training.jinja").replace(
+            "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
+        )
+    )
+    thinking.response_template = {}
+    with pytest.raises(ValueError, match="opens a thinking block"):
+        make(thinking, A2TGPOConfig(**settings(tmp_path)))
+
+
+def test_a_plain_grpo_config_is_an_error(tokenizer, tmp_path):
+    with pytest.raises(TypeError, match="must be an A2TGPOConfig, got GRPOConfig"):
+        make(tokenizer, GRPOConfig(**settings(tmp_path)))
+
+
+def test_a_vision_language_model_is_an_error(tokenizer, tmp_path, monkeypatch):
+    def with_eyes(self, *_, **__):
+        self._is_vlm = True
+
+    monkeypatch.setattr("a2tgpo_trl.trainer.GRPOTrainer.__init__", with_eyes)
+    with pytest.raises(ValueError, match="Vision-language"):
+        A2TGPOTrainer(tiny.make_model(tokenizer), exact_match, A2TGPOConfig(**settings(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda out: out["env_mask"][0].pop(), "4 entries of 'env_mask' for the 5 completion tokens of rollout 0"),
+        (lambda out: out["logprobs"][1].pop(), "3 entries of 'logprobs' for the 4 completion tokens of rollout 1"),
+        (lambda out: out["env_mask"].pop(), "3 rows of 'env_mask' for 4 completions"),
+        (lambda out: out["completion_ids"].pop(), "3 completions for 4 prompts"),
+        (lambda out: out.pop("completion_ids"), "completion_ids"),
+    ],
+)
+def test_a_rollout_function_is_held_to_its_contract(change, words, tokenizer, tmp_path):
+    def rollout(prompts, trainer):
+        output = rollouts_of_tokens(prompts, trainer)
+        output = {key: [list(row) for row in rows] for key, rows in output.items()}
+        change(output)
+        return output
+
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), tools=None, rollout_func=rollout)
+    with pytest.raises(ValueError, match=words):
+        trainer.train()

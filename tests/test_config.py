@@ -1,0 +1,84 @@
+import pytest
+from trl import TrlParser
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.credit import NORMALIZATIONS
+
+
+def config(tmp_path, **changes) -> A2TGPOConfig:
+    return A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, **changes)
+
+
+def test_the_defaults_are_those_of_the_paper(tmp_path):
+    args = config(tmp_path)
+    assert (args.gain_weight, args.discount, args.clip_adaptation) == (0.3, 1.0, 0.3)
+    assert (args.epsilon, args.epsilon_high, args.beta) == (3e-3, 4e-3, 0.0)
+    assert (args.importance_sampling_level, args.gain_normalization) == ("turn", "turn_group")
+    assert args.rescale_accumulation and args.gain_measure == "logprob" and args.answer_aliases == "first"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("gain_weight", -0.1, "[0.0, inf)"),
+        ("gain_weight", float("nan"), "[0.0, inf)"),
+        ("gain_weight", "0.3", "number"),
+        ("discount", 1.01, "[0.0, 1.0]"),
+        ("clip_adaptation", 1.0, "[0.0, 1.0)"),
+        ("clip_adaptation", True, "number"),
+        ("epsilon", 0.0, "(0.0, 1.0)"),
+        ("epsilon", 0.9, "ratio of 0"),
+        ("epsilon_high", -0.1, "(0.0, inf)"),
+        ("gain_token_budget", 0, "[1, inf)"),
+        ("gain_token_budget", 10.5, "whole number"),
+        ("gain_normalization", "group", "'turn_group', 'pooled', 'none'"),
+        ("importance_sampling_level", "word", "'turn', 'token', 'sequence'"),
+        ("gain_measure", "logits", "'logprob', 'probability'"),
+        ("answer_aliases", "best", "'first', 'max', 'mean'"),
+        ("loss_type", "sapo", "'grpo', 'bnpo', 'dr_grpo', 'dapo'"),
+        ("loss_type", "luspo", "'grpo', 'bnpo', 'dr_grpo', 'dapo'"),
+        ("rescale_accumulation", "no", "true or false"),
+        ("probe_template", "<answer></answer>", "{answer} exactly once"),
+        ("probe_template", "{answer}{answer}", "{answer} exactly once"),
+    ],
+)
+def test_a_value_out_of_range_names_field_range_and_value(field, value, allowed, tmp_path):
+    with pytest.raises(ValueError) as error:
+        config(tmp_path, **{field: value})
+    assert field in str(error.value) and allowed in str(error.value) and str(value) in str(error.value)
+
+
+def test_the_edges_of_the_ranges_are_allowed(tmp_path):
+    config(tmp_path, gain_weight=0, discount=0, clip_adaptation=0, gain_token_budget=1, epsilon_high=None)
+    config(tmp_path, discount=1, clip_adaptation=0.99, epsilon=0.2, epsilon_high=0.28)
+
+
+def test_gains_are_computed_only_if_something_reads_them(tmp_path):
+    assert config(tmp_path, gain_weight=0).uses_gain and config(tmp_path, clip_adaptation=0).uses_gain
+    assert not config(tmp_path, gain_weight=0, clip_adaptation=0).uses_gain
+
+
+def test_every_normalisation_of_the_config_exists(tmp_path):
+    assert tuple(NORMALIZATIONS) == A2TGPOConfig._VALID_CHOICES["gain_normalization"]
+
+
+ABLATIONS = {
+    "gain_normalization: pooled": ("gain_normalization", "pooled"),
+    "gain_normalization: none": ("gain_normalization", "none"),  # the word, not YAML's null
+    "rescale_accumulation: false": ("rescale_accumulation", False),
+    "clip_adaptation: 0": ("clip_adaptation", 0.0),
+    "gain_weight: 0": ("gain_weight", 0.0),
+    "importance_sampling_level: sequence": ("importance_sampling_level", "sequence"),
+    "gain_measure: probability": ("gain_measure", "probability"),
+    "answer_aliases: max": ("answer_aliases", "max"),
+    "epsilon: 3e-2": ("epsilon", 3e-2),  # YAML reads this one as a string
+}
+
+
+@pytest.mark.parametrize("line", ABLATIONS)
+def test_each_ablation_is_one_line_of_yaml(line, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n{line}\n")
+    (args,) = TrlParser(A2TGPOConfig).parse_args_and_config(["--config", str(recipe)])
+    name, value = ABLATIONS[line]
+    assert getattr(args, name) == value

@@ -1,0 +1,36 @@
+"""The rules of the house: lint, format and types are tests, so that `pytest` covers them."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+
+import pytest
+
+import a2tgpo_trl
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=lambda command: " ".join(command)
+)
+def test_the_house_is_in_order(command):
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_installed_metadata_are_those_of_this_version():
+    installed = metadata("a2tgpo_trl")
+    assert installed["Version"] == a2tgpo_trl.__version__
+    extras = {"deepspeed", "vllm", "wandb", "search", "notebooks", "test"}
+    assert set(installed.get_all("Provides-Extra")) == extras
+    requirements = installed.get_all("Requires-Dist")
+    for extra in extras:
+        assert any(f'extra == "{extra}"' in requirement for requirement in requirements)
+
+
+def test_the_command_line_is_installed():
+    (command,) = entry_points(group="console_scripts", name="a2tgpo")
+    assert callable(command.load())

@@ -1,0 +1,445 @@
+"""The trainer on CPU: what it reduces to, what it credits, and that every way of making rollouts trains."""
+
+import functools
+import math
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.information_gain import Rollouts, answer_values
+from a2tgpo_trl.loss import turn_policy_loss
+from a2tgpo_trl.rewards import exact_match, f1
+
+
+TOOL_TURNS = [2, 1, 0, 3]  # of the four rollouts of each prompt
+ANSWERS = ["Paris", "Rome", "Paris", "Oslo"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def questions(rows: int = 4) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": "the capital of France is? " * (i + 1)}] for i in range(rows)],
+            "answer": ["Paris"] * rows,
+        }
+    )
+
+
+def write(turn: int, row: int) -> str:
+    """A scripted policy: rollouts of 2, 1, 0 and 3 tool turns; the last one makes two calls at once."""
+    if turn < TOOL_TURNS[row % 4]:
+        return tiny.call(f"capital {turn} {row}", times=2 if row % 4 == 3 else 1)
+    return tiny.final(ANSWERS[row % 4])
+
+
+def settings(tmp_path, **changes) -> dict:
+    return {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "bf16": False,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "num_generations": 4,
+        "max_steps": 2,
+        "max_completion_length": 700,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **changes,
+    }
+
+
+def make(tokenizer, args, trainer=A2TGPOTrainer, scripted=True, **keywords):
+    model = tiny.make_model(tokenizer)
+    if scripted:
+        tiny.script(model, tokenizer, write)
+    keywords = {"reward_funcs": exact_match, "train_dataset": questions(), "tools": [tiny.search], **keywords}
+    return trainer(model, args=args, processing_class=tokenizer, **keywords)
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def logged(trainer, key: str) -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+# ---- reduction to GRPO
+
+GRPO_SWITCHES = {"gain_weight": 0.0, "clip_adaptation": 0.0, "importance_sampling_level": "token"}
+EVERY_EXTRA = {"beta": 0.1, "entropy_coef": 0.01, "delta": 1.5, "top_entropy_quantile": 0.8}
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("extra", [{}, EVERY_EXTRA, {"off_policy_mask_threshold": 1e-4}], ids=["plain", "all", "mask"])
+def test_without_gains_and_with_token_ratios_it_is_grpo_bit_for_bit(
+    loss_type, extra, tokenizer, tmp_path, monkeypatch
+):
+    common = settings(
+        tmp_path,
+        loss_type=loss_type,
+        epsilon=0.003,
+        epsilon_high=0.004,
+        num_iterations=2,
+        steps_per_generation=2,
+        **extra,
+    )
+    if extra.get("beta"):  # the parent loads its reference model by name; here it is the same tiny model again
+        monkeypatch.setattr(
+            "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
+        )
+    grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
+    grpo.train()
+    ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES))  # seeds anew
+    start = weights(ours)
+    ours.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(start.values(), weights(ours).values(), strict=True))
+    assert logged(ours, "clip_ratio/region_mean")[1] > 0  # the second step was off policy, and clipped
+    for key in ("loss", "grad_norm", "clip_ratio/low_mean", "clip_ratio/high_mean", "entropy"):
+        assert logged(ours, key) == logged(grpo, key)
+
+
+def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, monkeypatch):
+    # Weights of 0 with the pass forced on: dropout, random numbers and modes must come out as they went in.
+    monkeypatch.setattr(A2TGPOConfig, "uses_gain", property(lambda self: True))
+    common = settings(tmp_path)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
+    grpo = make(tokenizer, GRPOConfig(**common, epsilon=0.003), trainer=GRPOTrainer, peft_config=lora)
+    grpo.train()
+    ours = make(tokenizer, A2TGPOConfig(**common, **{**GRPO_SWITCHES, "epsilon_high": None}), peft_config=lora)
+    ours.train()
+    assert len(logged(ours, "gain/mean")) == 2
+    assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
+
+
+# ---- credit and loss as the trainer wires them
+
+
+def captured(trainer) -> tuple[dict, torch.Tensor]:
+    """The batch that reaches the loss in the first step, and the completions' old log-probabilities it came with."""
+    batches = []
+    inner = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (batches.append(dict(inputs)), inner(model, inputs))[1]
+    trainer.train()
+    return batches
+
+
+def test_each_turn_is_credited_with_its_gain_as_computed_by_hand(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, gain_weight=0.5, learning_rate=0.0)))
+    batch = captured(trainer)[0]
+    values = answer_values(
+        trainer.model, Rollouts.from_padded(batch), ["Paris"] * 4, tokenizer=tokenizer, packed=False
+    ).tolist()
+    turns = [int(row.max()) + 1 for row in batch["turn_index"]]
+    assert sorted(turns) == [1, 2, 3, 4]
+    gains = [[row[k + 1] - row[k] for k in range(n - 1)] for row, n in zip(values, turns, strict=True)]
+    outcome = batch["advantages"][torch.arange(4), (batch["completion_mask"].sum(1) - 1)]  # the answer turn's
+    for i, own in enumerate(gains):
+        scores = []
+        for k, gain in enumerate(own):
+            cell = [other[k] for other in gains if len(other) > k]
+            mean = sum(cell) / len(cell)
+            deviation = math.sqrt(sum((x - mean) ** 2 for x in cell) / len(cell) + 1e-8) + 1e-6
+            scores.append((gain - mean) / deviation if len(cell) > 1 else 0.0)
+        for k in range(turns[i]):
+            rest = scores[k:]
+            expected = outcome[i].item() + (0.5 * sum(rest) / math.sqrt(len(rest)) if rest else 0.0)
+            scale = 1 + 0.3 * (2 / (1 + math.exp(-scores[k])) - 1) if rest else 1.0
+            tokens = batch["turn_index"][i] == k
+            torch.testing.assert_close(batch["advantages"][i][tokens].mean().item(), expected, atol=2e-4, rtol=0)
+            torch.testing.assert_close(batch["clip_scale"][i][tokens].mean().item(), scale, atol=2e-4, rtol=0)
+            assert batch["advantages"][i][tokens].unique().numel() == 1
+
+
+@pytest.mark.parametrize("level", ["turn", "token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_the_trained_loss_is_turn_policy_loss_inside_the_parents_aggregation(level, loss_type, tokenizer, tmp_path):
+    args = A2TGPOConfig(
+        **settings(
+            tmp_path,
+            num_iterations=2,
+            steps_per_generation=1,
+            importance_sampling_level=level,
+            loss_type=loss_type,
+            learning_rate=1e-3,
+        )
+    )
+    trainer = make(tokenizer, args)
+    losses, inner = [], trainer._compute_loss
+
+    def compare(model, inputs):
+        loss = inner(model, inputs)
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+            trainer, model, ids, mask, inputs["completion_ids"].size(1)
+        )
+        per_token = turn_policy_loss(
+            logps,
+            inputs["old_per_token_logps"],
+            inputs["advantages"],
+            inputs["turn_index"],
+            inputs["clip_scale"],
+            epsilon_low=3e-3,
+            epsilon_high=4e-3,
+            level=level,
+        )
+        in_loss = (inputs["turn_index"] >= 0).float()
+        if loss_type == "grpo":
+            expected = (per_token.sum(1) / in_loss.sum(1)).mean()
+        else:
+            expected = per_token.sum() / in_loss.sum()
+        gradient, expected_gradient = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(x, list(model.parameters()), retain_graph=True)])
+            for x in (loss, expected)
+        )
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-3)
+        losses.append(loss.item())
+        return loss
+
+    trainer._compute_loss = compare
+    trainer.train()
+    assert len(losses) == 2 and losses[0] != losses[1]
+
+
+def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, num_iterations=2, max_steps=1)))
+    trainer._packing_tried = True  # the trial on a small example is not part of the count
+    forwards = []
+    trainer.model.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    batch = captured(trainer)[0]
+    assert forwards == [False, True]  # one pass for gains and old log-probs, one for the loss
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    assert torch.equal(weights(trainer)["lm_head.weight"], trainer.model.lm_head.weight)
+    plain_model = tiny.make_model(tokenizer)
+    with torch.no_grad():
+        logps = plain_model(ids, attention_mask=mask).logits.log_softmax(-1)[:, :-1]
+    expected = logps.gather(2, ids[:, 1:, None]).squeeze(2)[:, -batch["completion_ids"].size(1) :]
+    difference = ((batch["old_per_token_logps"] - expected) * batch["completion_mask"]).abs().max()
+    assert difference < 1e-4
+
+
+def test_a_model_that_cannot_be_packed_trains_by_single_passes_and_says_so(tokenizer, tmp_path, caplog):
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=8, initializer_range=0.2,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model = tiny.build(config)
+    tiny.script(model, tokenizer, write)
+    args = A2TGPOConfig(**settings(tmp_path, num_iterations=2))
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
+    trainer.train()
+    said = [record.message for record in caplog.records if "one pass per turn boundary" in record.message]
+    assert len(said) == 1 and "sliding_attention layers" in said[0]
+    assert logged(trainer, "gain/turn_3/mean") and "old_per_token_logps" in trainer._buffered_inputs[0]
+
+
+def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, tmp_path, caplog, monkeypatch):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
+    monkeypatch.setattr("a2tgpo_trl.trainer.packing_error", lambda *_: 0.5)
+    trainer.train()
+    assert any("packed rows differ by 0.5" in record.message for record in caplog.records)
+    assert trainer._packing is None and logged(trainer, "gain/mean")
+
+
+# ---- every way of making rollouts, two steps each
+
+
+class Library:
+    """An environment with one tool and a reward of its own."""
+
+    def reset(self, **row) -> str:
+        self.asked = 0
+        return " (look it up)"
+
+    def search(self, query: str) -> str:
+        """Look something up.
+
+        Args:
+            query: What to look for.
+
+        Returns:
+            What was found.
+        """
+        self.asked += 1
+        return f"The {query} is Paris."
+
+    def get_reward(self) -> float:
+        return float(self.asked)
+
+
+def rollouts_of_tokens(prompts, trainer) -> dict:
+    """A rollout_func with ragged turns: cut off in a turn, right after a result, empty, and without any call."""
+    masks = [[1, 1, 0, 0, 1], [1, 1, 0, 0], [], [1, 1, 1]]
+    assert len(prompts) == 4
+    return {
+        "prompt_ids": [trainer.processing_class(prompt[-1]["content"])["input_ids"] for prompt in prompts],
+        "completion_ids": [[30 + 7 * i + j for j in range(len(mask))] for i, mask in enumerate(masks)],
+        "logprobs": [[-1.0] * len(mask) for mask in masks],
+        "env_mask": masks,
+    }
+
+
+def spread(completions, **_) -> list[float]:
+    """Rewards that differ within every group."""
+    return [float(i % 3) for i in range(len(completions))]
+
+
+WAYS = {
+    "tools": {},
+    "environment_factory": {"tools": None, "environment_factory": Library, "reward_funcs": None},
+    "rollout_func": {"tools": None, "rollout_func": rollouts_of_tokens, "reward_funcs": spread},
+    "lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)},
+    "no tools at all": {"tools": None, "scripted": False, "reward_funcs": spread},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_iterations": 2, "gradient_checkpointing": True}],
+    ids=["aligned", "off-policy"],
+)
+def test_two_steps_train_and_evaluate(way, changes, tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, eval_strategy="steps", eval_steps=1, **changes))
+    trainer = make(tokenizer, args, eval_dataset=questions(1), **WAYS[way])
+    start = weights(trainer)
+    trainer.train()
+    changed = [name for name, before in start.items() if not torch.equal(before, weights(trainer)[name])]
+    assert changed and all("lora" in name for name in changed) == (way == "lora")
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
+    for prefix in ("", "eval_"):
+        assert len(logged(trainer, f"{prefix}gain/seconds")) >= 1
+        assert len(logged(trainer, f"{prefix}value/before")) >= 1
+    if way in ("tools", "environment_factory", "lora"):
+        assert logged(trainer, "turns/mean")[0] == 2.5  # (3 + 2 + 1 + 4) / 4
+        assert logged(trainer, "turns/survivors_turn_1")[0] == 3
+        assert logged(trainer, "eval_turns/survivors_turn_3")[0] == 1
+
+
+def test_rollouts_of_a_rollout_func_are_credited_by_their_mask(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), **WAYS["rollout_func"])
+    batch = captured(trainer)[0]
+    lengths = batch["completion_mask"].sum(dim=1).tolist()
+    by_length = dict(zip(lengths, batch["turn_index"].tolist(), strict=True))
+    assert by_length[5] == [0, 0, -1, -1, 1]
+    assert by_length[4] == [0, 0, -1, -1, -1]
+    assert by_length[1] == [-1] * 5  # empty: one end token outside the mask
+    assert by_length[3] == [0, 0, 0, -1, -1]
+    assert logged(trainer, "turns/survivors_turn_1") == [2]
+    assert logged(trainer, "turns/mean") == [1.0]  # (2 + 1 + 0 + 1) / 4
+
+
+def test_truncated_rollouts_that_are_masked_out_have_no_part_in_the_statistics(tokenizer, tmp_path):
+    # 60 tokens end the rollouts of 2 and 3 tool turns early; masked, they have no turns, no gains and no survivors.
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=60, mask_truncated_completions=True))
+    trainer = make(tokenizer, args)
+    batch = captured(trainer)[0]
+    truncated = batch["completion_mask"].sum(1) == 0
+    assert 0 < truncated.sum() < 4
+    assert (batch["turn_index"][truncated] == -1).all()
+    gains = logged(trainer, "turns/survivors_turn_1")
+    assert gains == [] or gains[0] <= 4 - truncated.sum()
+    assert torch.isfinite(trainer.model.lm_head.weight).all()
+
+
+def test_an_unscored_rollout_gets_neither_outcome_nor_gain(tokenizer, tmp_path):
+    def sometimes(completions, **_):
+        return [None if len(completion) == 5 else float(i) for i, completion in enumerate(completions)]
+
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), reward_funcs=sometimes)
+    batch = captured(trainer)[0]
+    unscored = batch["turn_index"].amax(1) == 2  # two tool turns: five messages
+    assert (batch["advantages"][unscored] == 0).all()
+    assert (batch["advantages"][~unscored].abs().sum(1) > 0).any()
+    assert logged(trainer, "turns/survivors_turn_1") == [2]
+
+
+def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
+    trainer._packing_tried = True
+    score = trainer._score
+
+    def failing(input_ids, next_ids, mask, position_ids):
+        logps = score(input_ids, next_ids, mask, position_ids)
+        logps[:, -1] = torch.nan  # the last probe of the longest row
+        return logps
+
+    trainer._score = failing
+    batch = captured(trainer)[0]
+    assert logged(trainer, "gain/failed_probes") == [1]
+    assert torch.isfinite(batch["advantages"]).all() and torch.isfinite(trainer.model.lm_head.weight).all()
+    assert "turns/survivors_turn_3" not in trainer.state.log_history[0]
+
+
+def test_an_empty_generation_is_an_end_token(tokenizer, tmp_path, monkeypatch):
+    # `generate` writes one token at least; an inference server may return none.
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, ids, *_, **__: ([[] for _ in ids], None))
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), scripted=False)
+    batch = captured(trainer)[0]
+    assert batch["completion_ids"].tolist() == [[tokenizer.eos_token_id]] * 4
+
+
+# ---- evaluation, model card, columns
+
+
+def test_evaluation_rewards_can_choose_the_best_model(tokenizer, tmp_path):
+    args = A2TGPOConfig(
+        **settings(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            reward_weights=[1.0, 0.0],
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_rewards/f1/mean",
+            greater_is_better=True,
+        )
+    )
+    trainer = make(tokenizer, args, reward_funcs=[exact_match, f1], eval_dataset=questions(2))
+    trainer.train()
+    assert logged(trainer, "eval_rewards/exact_match/mean") == [0.5, 0.5]  # two of four scripted answers are right
+    assert trainer.state.best_metric == 0.5
+
+
+def test_the_model_card_names_the_method_and_its_paper(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
+    trainer.create_model_card(model_name="mine")
+    card = (tmp_path / "README.md").read_text()
+    assert "2605.06200" in card and "A2TGPO" in card and "@article{chen2026a2tgpo" in card
+
+
+def test_the_answer_column_survives_removing_unused_columns(tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, remove_unused_columns=True))
+    trainer = make(tokenizer, args, train_dataset=questions().add_column("notes", ["x"] * 4))
+    trainer.train()
+    assert logged(trainer, "gain/mean")
+
+
+def test_a_default_config_is_made_from_the_model_name(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    on_cpu = functools.partial(A2TGPOConfig, use_cpu=True, bf16=False)
+    monkeypatch.setattr("a2tgpo_trl.trainer.A2TGPOConfig", on_cpu)
+    model = tiny.make_model(tokenizer)
+    model.config._name_or_path = "someone/tiny"
+    trainer = A2TGPOTrainer(model, exact_match, train_dataset=questions(), processing_class=tokenizer)
+    assert isinstance(trainer.args, A2TGPOConfig) and trainer.args.output_dir.endswith("tiny-A2TGPO")

@@ -1,0 +1,184 @@
+"""Every private name of TRL and transformers that the package touches, and what it must still do.
+
+An upgrade that breaks one of these fails here, with its name, and not in someone's run.
+"""
+
+import inspect
+from itertools import product
+
+import pytest
+import tiny
+import torch
+from test_trainer import captured, make, settings, spread
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.packed_attention import SPLIT_SDPA
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+OVERRIDDEN = {
+    "_generate": ["self", "prompts"],
+    "_generate_single_turn": [
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_set_signature_columns_if_needed": ["self"],
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_methods_we_override_still_exist_with_these_arguments(name):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == OVERRIDDEN[name]
+    assert name in vars(A2TGPOTrainer)
+
+
+def test_the_log_probability_helper_still_starts_with_these_arguments():
+    arguments = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert arguments[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+
+
+def test_our_configs_fields_of_the_same_name_still_exist_in_the_parent():
+    parent, ours = GRPOConfig.__dataclass_fields__, A2TGPOConfig.__annotations__
+    assert {"epsilon", "epsilon_high", "importance_sampling_level"} == set(ours) & set(parent)
+
+
+def test_generate_still_returns_prompts_completions_and_tool_mask_first(tokenizer, tmp_path):
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=GRPOTrainer)
+    seen = []
+    inner = trainer._generate
+    trainer._generate = lambda prompts: (seen.append(inner(prompts)), seen[-1])[1]
+    trainer.train()
+    prompt_ids, completion_ids, tool_mask = seen[0][:3]
+    assert all(isinstance(token, int) for row in (prompt_ids[0], completion_ids[0]) for token in row)
+    assert [len(mask) for mask in tool_mask] == [len(ids) for ids in completion_ids]
+    assert {0, 1} == {token for mask in tool_mask for token in mask}
+
+
+def test_the_loss_batch_still_has_the_names_we_read(tokenizer, tmp_path):
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=GRPOTrainer)
+    batch = captured(trainer)[0]
+    assert {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages"} <= set(batch)
+    assert batch["advantages"].shape == (4,)
+    assert (batch["tool_mask"][batch["completion_mask"] == 0] == 1).all()  # padded with ones: never use it alone
+
+
+def test_tensors_added_to_the_batch_are_split_and_shuffled_with_it(tokenizer, tmp_path):
+    args = settings(tmp_path, steps_per_generation=2, per_device_train_batch_size=2, max_steps=2)
+    trainer = make(tokenizer, A2TGPOConfig(**args))
+    for batch in captured(trainer):
+        assert batch["turn_index"].shape == batch["advantages"].shape == batch["completion_ids"].shape
+        model_tokens = batch["completion_mask"] * batch["tool_mask"]
+        assert torch.equal(batch["turn_index"] >= 0, model_tokens == 1)
+
+
+@pytest.mark.parametrize(("accumulation", "generation", "iterations"), list(product((1, 2, 4), (1, 2, 4), (1, 2))))
+def test_the_parent_wants_old_log_probabilities_when_we_think_so(
+    accumulation, generation, iterations, tokenizer, tmp_path, monkeypatch
+):
+    # The parent writes them into its batch if and only if it asked for them; it must agree with our copy of its rule.
+    args = A2TGPOConfig(
+        **settings(
+            tmp_path,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=generation,
+            num_iterations=iterations,
+            max_steps=1,
+            gain_weight=0.0,
+            clip_adaptation=0.0,
+        )
+    )
+    trainer = make(tokenizer, args, reward_funcs=spread)
+    assert ("old_per_token_logps" in captured(trainer)[0]) == trainer._parent_wants_old_logps
+
+
+def test_the_parent_loss_reads_old_log_probabilities_after_its_forward(tokenizer, tmp_path):
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path, max_steps=1)), trainer=GRPOTrainer)
+    batch = captured(trainer)[0]
+    forward = trainer._get_per_token_logps_and_entropies
+
+    def late(*args, **kwargs):
+        logps, entropies, aux = forward(*args, **kwargs)
+        batch["old_per_token_logps"] = logps.detach() - 1.0  # ratio e
+        return logps, entropies, aux
+
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._get_per_token_logps_and_entropies = late
+    trainer._metrics["train"].clear()
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"]["clip_ratio/high_mean"][0] > 0
+
+
+def test_the_parent_loss_takes_advantages_and_both_epsilons_per_token(tokenizer, tmp_path):
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path, max_steps=1)), trainer=GRPOTrainer)
+    batch = captured(trainer)[0]
+    trainer.current_gradient_accumulation_steps = 1
+    plain = trainer._compute_loss(trainer.model, dict(batch))
+    ones = torch.ones(batch["completion_ids"].shape)
+    trainer.epsilon_low, trainer.epsilon_high = 0.2 * ones, 0.2 * ones
+    per_token = trainer._compute_loss(trainer.model, {**batch, "advantages": batch["advantages"][:, None] * ones})
+    assert torch.equal(plain, per_token)
+
+
+def test_the_fused_head_scores_pre_shifted_labels_at_a_mask_and_positions_of_ours(tokenizer):
+    model, plain = tiny.make_model(tokenizer), tiny.make_model(tokenizer)
+    add_fused_lm_head(model)
+    ids = torch.randint(len(tokenizer), (2, 9))
+    mask = torch.ones(9, 9).tril().bool().expand(2, 1, 9, 9)
+    next_ids, inputs = ids.roll(-1, 1), {"attention_mask": mask, "position_ids": torch.arange(9)[None]}
+    scored = model(input_ids=ids, shift_labels=next_ids, fused_lm_head=True, **inputs)
+    expected = plain(ids).logits.log_softmax(-1).gather(2, next_ids[..., None]).squeeze(2)
+    torch.testing.assert_close(scored.log_probs, expected, atol=1e-5, rtol=0)
+    half = model.bfloat16()(input_ids=ids, shift_labels=next_ids, fused_lm_head=True, **inputs)
+    assert half.log_probs.dtype == torch.float32  # ratios of a few thousandths do not survive 16 bits
+
+
+def test_attention_functions_can_be_registered_and_chosen_by_the_config(tokenizer):
+    model = tiny.make_model(tokenizer)
+    assert SPLIT_SDPA in AttentionInterface().valid_keys()
+    assert list(inspect.signature(sdpa_attention_forward).parameters)[:5] == [
+        "module", "query", "key", "value", "attention_mask",
+    ]  # fmt: skip
+    called = []
+
+    def spying(module, query, key, value, attention_mask, **kwargs):
+        called.append(attention_mask)
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    AttentionInterface.register("spying", spying)
+    model.config._attn_implementation = "spying"
+    mask = torch.ones(1, 1, 2, 5, dtype=torch.bool)  # not even square: what is four-dimensional passes as it is
+    model(torch.ones(1, 5, dtype=torch.long), attention_mask=mask)
+    assert all(given is mask for given in called) and len(called) == model.config.num_hidden_layers
+
+
+def test_models_still_say_what_packing_needs_to_know(tokenizer):
+    assert isinstance(PreTrainedModel._is_stateful, bool) and isinstance(PreTrainedModel._supports_sdpa, bool)
+    model = tiny.make_model(tokenizer)
+    assert model.config.layer_types == ["full_attention"] * 2 and model.config.sliding_window is None
+    assert model.config.rope_parameters["rope_type"] == "default"
+
+
+def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
+    assert trainer._tokenizer is tokenizer and trainer._is_vlm is False
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert trainer.chat_template is None or isinstance(trainer.chat_template, str)
+    assert isinstance(trainer.chat_template_kwargs, dict) and trainer.environment_factories is None
+    assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
+        A2TGPOTrainer._paper
+    )

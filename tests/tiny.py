@@ -1,0 +1,149 @@
+"""Small models, a tokenizer and scripted policies, all made in process."""
+
+import importlib.resources
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>"]
+CORPUS = [
+    "system user assistant tool search question answer the capital of France is Paris <answer>Paris</answer>",
+    '{"name": "search", "arguments": {"query": "capital of France"}} <tool_response> </tool_response>',
+    "You are provided with function signatures within <tools></tools> XML tags:",
+]
+
+
+def chat_template(name: str = "qwen3.jinja") -> str:
+    return importlib.resources.files("trl").joinpath("chat_templates", name).read_text()
+
+
+def make_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that knows every byte, with Qwen3's control tokens and chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+    )
+    bpe.train_from_iterator(CORPUS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=template or chat_template(),
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **settings) -> PreTrainedModel:
+    """A tiny Qwen3 whose predictions depend visibly on every token it sees (wide initial weights)."""
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.2,
+    }
+    return build(Qwen3Config(**{**sizes, **settings}), seed=seed)
+
+
+def build(config, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+
+
+def script(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write: Callable[[int, int], str]) -> None:
+    """Make `model.generate` write given texts: `write(turn, row)`, where a row keeps its number over the turns.
+
+    A batch without tool results is a new one and numbers its rows by place; later, a row is known by what it begins
+    with, since the loop may drop some.
+    """
+    known: list[list[int]] = []
+    turn = 0
+
+    def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_) -> torch.Tensor:
+        nonlocal turn
+        contexts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        turn = turn + 1 if any("<tool_response>" in text for text in tokenizer.batch_decode(contexts)) else 0
+        if turn == 0:
+            known[:] = contexts
+            rows = list(range(len(contexts)))
+        else:
+            rows = [next(i for i, ids in enumerate(known) if context[: len(ids)] == ids) for context in contexts]
+        written = [tokenizer(write(turn, row), add_special_tokens=False)["input_ids"] for row in rows]
+        for row, context, ids in zip(rows, contexts, written, strict=True):
+            known[row] = context + ids
+        width = max(map(len, written))
+        padded = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in written]
+        return torch.cat([input_ids.cpu(), torch.tensor(padded, dtype=torch.long).view(len(written), width)], dim=1)
+
+    model.generate = generate
+
+
+def call(query: str, times: int = 1) -> str:
+    one = f'<tool_call>\n{{"name": "search", "arguments": {{"query": "{query}"}}}}\n</tool_call>'
+    return "\n".join([one] * times) + "<|im_end|>"
+
+
+def final(answer: str) -> str:
+    return f"<answer>{answer}</answer><|im_end|>"
+
+
+def search(query: str) -> str:
+    """Look something up.
+
+    Args:
+        query: What to look for.
+
+    Returns:
+        What was found.
+    """
+    return f"The {query} is Paris."
+
+
+def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
+    """Tiny random models of the families that the package promises to value exactly, by name."""
+    from transformers import (
+        Gemma3TextConfig,
+        GPTNeoXConfig,
+        Lfm2Config,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+    )
+
+    sizes = {
+        "vocab_size": 384,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.2,
+    }
+    grouped = {**sizes, "num_key_value_heads": 2, "head_dim": 8}
+    return {
+        "llama": lambda: build(LlamaConfig(**grouped)),
+        "qwen2": lambda: build(Qwen2Config(**sizes, num_key_value_heads=2)),
+        "qwen3": lambda: build(Qwen3Config(**grouped)),
+        "qwen3-eager": lambda: build(Qwen3Config(**grouped), attention="eager"),
+        "mistral": lambda: build(MistralConfig(**grouped, sliding_window=None)),
+        "mistral-sliding": lambda: build(MistralConfig(**grouped, sliding_window=8)),
+        "gemma3": lambda: build(
+            Gemma3TextConfig(**grouped, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+        ),
+        "gpt-neox": lambda: build(GPTNeoXConfig(**sizes)),
+        "lfm2-hybrid": lambda: build(
+            Lfm2Config(**{**grouped, "block_ff_dim": 64}, layer_types=["conv", "full_attention"], conv_L_cache=3)
+        ),
+    }
+
+
+PACKABLE = ("llama", "qwen2", "qwen3", "qwen3-eager", "mistral", "gpt-neox")
