@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
 SPLIT_SDPA = "a2tgpo_split_sdpa"
-_FLASH = ("flash_attention", "flex_flash", "kernels-community/flash-attn", "kernels-community/vllm-flash-attn")
+_FLASH = ("flash_attention", "kernels-community/flash-attn", "kernels-community/vllm-flash-attn")
 
 
 def sees(block_RL: Tensor, seen_RL: Tensor, first_query: int = 0) -> Tensor:
@@ -100,6 +100,15 @@ def packed_implementation(model: PreTrainedModel) -> tuple[str | None, str]:
     if current.startswith(_FLASH) and model._supports_sdpa:
         return SPLIT_SDPA, f"{current} takes no such mask, so the gain pass runs the same attention by sdpa"
     return None, f"attention implementation {current!r} is not known to take the mask of a packed row"
+
+
+def positions_are_relative(model: PreTrainedModel) -> bool:
+    """Whether only distances between tokens matter, so that padding on the left changes nothing.
+
+    TRL's forward counts positions from the padding, a packed row from the first token. For rotary embeddings that is
+    one and the same; for learned ones the log-probabilities of the two must not be mixed.
+    """
+    return bool(_rope_types(model.config.get_text_config()))
 
 
 def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:

@@ -37,7 +37,7 @@ from .information_gain import (
 )
 from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
-from .packed_attention import packed_implementation
+from .packed_attention import packed_implementation, positions_are_relative
 from .probes import ProbeMaker, check_seam
 from .turns import count_turns, to_tokens, turn_index
 
@@ -212,7 +212,7 @@ class A2TGPOTrainer(GRPOTrainer):
             token_budget=self.args.gain_token_budget,
             aliases=self.args.answer_aliases,
             measure=self.args.gain_measure,
-            want_logps=self._parent_wants_old_logps,
+            want_logps=self._parent_wants_old_logps and positions_are_relative(base_model(self.model)),
             agree=self._max_over_ranks,
         )
         self._old_logps = self._turn_scores.logps

@@ -234,6 +234,20 @@ def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(token
     assert difference < 1e-4
 
 
+def test_a_model_with_learned_positions_gets_its_old_log_probabilities_from_the_parent(tokenizer, tmp_path):
+    # TRL counts positions from the padding on the left, a packed row from the first token: not the same model input.
+    model = tiny.architectures()["gpt2"]()
+    tiny.script(model, tokenizer, write)
+    args = A2TGPOConfig(
+        **settings(tmp_path, num_iterations=2, max_steps=1, disable_dropout=True, num_generations=2)
+    )  # two prompts of unlike length in a batch, so that one is padded
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
+    assert trainer._packing is not None
+    batch = captured(trainer)[0]
+    assert (batch["prompt_mask"] == 0).any() and logged(trainer, "gain/mean")
+    assert logged(trainer, "turn_ratio/mean")[0] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_a_model_that_cannot_be_packed_trains_by_single_passes_and_says_so(tokenizer, tmp_path, caplog):
     from transformers import Gemma3TextConfig
 
@@ -258,6 +272,80 @@ def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, t
     trainer.train()
     assert any("packed rows differ by 0.5" in record.message for record in caplog.records)
     assert trainer._packing is None and logged(trainer, "gain/mean")
+
+
+def test_the_correction_for_a_sampler_of_its_own_weighs_the_turn_loss(tokenizer, tmp_path):
+    # As the parent stores it after sampling with vLLM: one weight per rollout, or per token.
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, loss_type="grpo", learning_rate=0.0)))
+    batch = captured(trainer)[0]
+    trainer.current_gradient_accumulation_steps = 1
+    in_turn = (batch["turn_index"] >= 0).float()
+    # On policy the ratio is 1 and the surrogate minus the advantage.
+    per_token = -batch["advantages"] * in_turn
+    for correction in (torch.tensor([[0.5], [1.0], [0.0], [2.0]]), 0.5 + 0.1 * batch["turn_index"].float()):
+        trainer.use_vllm = True
+        loss = trainer._compute_loss(trainer.model, {**batch, "importance_sampling_ratio": correction})
+        expected = ((per_token * correction).sum(1) / in_turn.sum(1)).mean()
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+
+EVERYTHING = {
+    "beta": 0.1,
+    "entropy_coef": 0.01,
+    "delta": 1.5,
+    "top_entropy_quantile": 0.8,
+    "off_policy_mask_threshold": 0.5,
+    "scale_rewards": "batch",
+    "num_iterations": 2,
+    "steps_per_generation": 2,
+    "per_device_train_batch_size": 2,
+    "temperature": 0.7,
+    "mask_truncated_completions": True,
+    "log_completions": True,
+    "max_steps": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        EVERYTHING,
+        {**EVERYTHING, "loss_type": "grpo", "importance_sampling_level": "sequence", "scale_rewards": "none"},
+        {**EVERYTHING, "loss_type": "bnpo", "multi_objective_aggregation": "normalize_then_sum"},
+        {**EVERYTHING, "loss_type": "dr_grpo", "use_adaptive_entropy": True, "use_bias_correction_kl": False},
+        {"gain_normalization": "pooled", "gain_measure": "probability", "answer_aliases": "max"},
+        {"gain_normalization": "none", "rescale_accumulation": False, "discount": 0.5, "answer_aliases": "mean"},
+        {"bf16": True, "num_iterations": 2},
+        {"cast_lm_head_to_fp32": True, "num_iterations": 2},
+        {"gain_token_budget": 1, "num_iterations": 2},
+    ],
+    ids=str,
+)
+def test_settings_work_together_with_gains(changes, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
+    )
+    args = A2TGPOConfig(**settings(tmp_path, **changes))
+    trainer = make(tokenizer, args, reward_funcs=[exact_match, f1])
+    start = weights(trainer)
+    trainer.train()
+    assert trainer.state.global_step == args.max_steps
+    assert all(math.isfinite(loss) for loss in logged(trainer, "loss"))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
+    assert any(not torch.equal(before, weights(trainer)[name]) for name, before in start.items())
+    assert logged(trainer, "gain/turn_1/mean") and logged(trainer, "gain/failed_probes")[0] == 0
+    if args.gain_token_budget == 1:
+        assert logged(trainer, "gain/forwards") == [4]  # one rollout each
+
+
+def test_a_mixture_of_experts_with_its_balancing_loss_trains(tokenizer, tmp_path):
+    model = tiny.architectures()["qwen3-moe"]()
+    model.config.output_router_logits = True
+    tiny.script(model, tokenizer, write)
+    args = A2TGPOConfig(**settings(tmp_path, num_iterations=2, router_aux_loss_coef=0.01))
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
+    trainer.train()
+    assert trainer._packing and logged(trainer, "gain/mean") and logged(trainer, "aux_loss")[0] > 0
 
 
 # ---- every way of making rollouts, two steps each

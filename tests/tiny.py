@@ -112,11 +112,14 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
     """Tiny random models of the families that the package promises to value exactly, by name."""
     from transformers import (
         Gemma3TextConfig,
+        GPT2Config,
         GPTNeoXConfig,
         Lfm2Config,
         LlamaConfig,
         MistralConfig,
         Qwen2Config,
+        Qwen3MoeConfig,
+        Qwen3NextConfig,
     )
 
     sizes = {
@@ -140,10 +143,28 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
             Gemma3TextConfig(**grouped, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
         ),
         "gpt-neox": lambda: build(GPTNeoXConfig(**sizes)),
+        "gpt2": lambda: build(GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)),
+        "qwen3-moe": lambda: build(
+            Qwen3MoeConfig(**grouped, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+        ),
         "lfm2-hybrid": lambda: build(
             Lfm2Config(**{**grouped, "block_ff_dim": 64}, layer_types=["conv", "full_attention"], conv_L_cache=3)
+        ),
+        "qwen3-next-hybrid": lambda: build(
+            Qwen3NextConfig(
+                **grouped,
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                shared_expert_intermediate_size=16,
+                linear_num_key_heads=2,
+                linear_num_value_heads=4,
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                layer_types=["linear_attention", "full_attention"],
+            )
         ),
     }
 
 
-PACKABLE = ("llama", "qwen2", "qwen3", "qwen3-eager", "mistral", "gpt-neox")
+PACKABLE = ("llama", "qwen2", "qwen3", "qwen3-eager", "qwen3-moe", "mistral", "gpt-neox", "gpt2")

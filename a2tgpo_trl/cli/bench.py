@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .bench_gain import GainTimes
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
-RANDOM_MODEL = {"hidden": 512, "layers": 4, "vocab": 8192}
+RANDOM_MODEL = {"hidden": 512, "layers": 2, "vocab": 8192}
 GIB = 2**30
 
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
@@ -60,7 +60,7 @@ def _add_gain(parser: argparse.ArgumentParser) -> None:
         "--turns", type=at_least(1), nargs="+", default=[4], help="tool turns of a rollout, one row each (default 4)"
     )
     numbers = (
-        ("--rollouts", 1, 4, "rollouts in a batch; every forward takes them all"),
+        ("--rollouts", 1, 2, "rollouts in a batch; every forward takes them all"),
         ("--tokens", 2, 1152, "tokens of a rollout, prompt included"),
         ("--prompt-tokens", 1, 288, "tokens of its prompt"),
         ("--probe-tokens", 1, 16, "tokens of a probe; the latter half of them are the answer"),
