@@ -2,8 +2,8 @@
 
 The value of a context is the mean log-probability per token of the ground truth, written as a finished answer at that
 point. V_0 is the value of the prompt, V_t that of everything the policy had seen after turn t, tool results and
-generation prompt included. The gain of turn t is V_{t+1} - V_t (turns count from 0). The policy is the one that samples:
-in training, logits are divided by the sampling temperature.
+generation prompt included. The gain of turn t is V_{t+1} - V_t (turns count from 0). The policy is the one that
+samples: in training, logits are divided by the sampling temperature.
 
 Where a model allows it (`packed_attention`), a rollout and all its probes share one row, and the pass also yields the
 log-probabilities of the rollout. Elsewhere each boundary gets a row of its own. Both give the same values.

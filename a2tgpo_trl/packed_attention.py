@@ -7,7 +7,8 @@ rollout tokens it sees. Token q sees token k iff k is not after q, and both are 
 tokens that q sees. With explicit positions, a probe then computes what it would in a row of its own.
 
 `sdpa` runs the rollout part by the causal kernel it would use without probes, bit for bit, and the probes by a mask
-of (probe tokens x row): no (row x row) mask exists, and the fast kernel stays in use.
+of (probe tokens x row): no (row x row) mask exists, and the fast kernel stays in use. Layers with a sliding window
+take the mask of the whole row, as they do without probes.
 
 Shapes: R rows, T rollout tokens, P probe tokens.
 """
@@ -15,6 +16,7 @@ Shapes: R rows, T rollout tokens, P probe tokens.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,33 +26,64 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
 SPLIT_SDPA = "a2tgpo_split_sdpa"
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
+Mask = Tensor | BlockMask
 _FLASH = ("flash_attention", "kernels-community/flash-attn", "kernels-community/vllm-flash-attn")
 
 
-def sees(block_RL: Tensor, seen_RL: Tensor, first_query: int = 0) -> Tensor:
-    """The rule above as a mask (R, 1, L - first_query, L): True where a query may look at a key."""
-    length = block_RL.size(1)
-    index = torch.arange(length, device=block_RL.device)
+@dataclass(frozen=True)
+class Layout:
+    """What the rule asks of each token of packed rows, each (R,L)."""
+
+    block: Tensor
+    seen: Tensor
+    position: Tensor
+    rollout_width: int  # columns before the probes
+
+
+def sees(layout: Layout, window: int | None = None, first_query: int = 0) -> Tensor:
+    """The rule above as a mask (R, 1, L - first_query, L): True where a query may look at a key.
+
+    In a sliding layer a key must also be less than `window` positions back.
+    """
+    index = torch.arange(layout.block.size(1), device=layout.block.device)
     query_RQ1 = slice(None), slice(first_query, None), None
-    same_block = block_RL[query_RQ1] == block_RL[:, None, :]
-    in_context = index[None, None, :] < seen_RL[query_RQ1]
+    same_block = layout.block[query_RQ1] == layout.block[:, None, :]
+    in_context = index[None, None, :] < layout.seen[query_RQ1]
     not_after = index[None, None, :] <= index[None, first_query:, None]
-    return (not_after & (same_block | in_context)).unsqueeze(1)
+    mask = not_after & (same_block | in_context)
+    if window is not None:
+        mask &= layout.position[query_RQ1] - layout.position[:, None, :] < window
+    return mask.unsqueeze(1)
 
 
-def attention_mask(implementation: str, block_RL: Tensor, seen_RL: Tensor, rollout_width: int, dtype: torch.dtype):
-    """The mask in the form that the implementation takes."""
-    if implementation == SPLIT_SDPA:
-        return sees(block_RL, seen_RL, first_query=rollout_width)
+def attention_mask(config: PreTrainedConfig, layout: Layout, dtype: torch.dtype) -> Mask | dict[str, Mask]:
+    """The mask in the form that the model's current implementation takes; one for each kind of layer if it has two."""
+    masks = {
+        kind: _layer_mask(
+            config._attn_implementation, layout, config.sliding_window if kind == SLIDING else None, dtype
+        )
+        for kind in _layer_kinds(config)
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _layer_mask(implementation: str, layout: Layout, window: int | None, dtype: torch.dtype) -> Mask:
     if implementation == "flex_attention":
-        return _block_mask(block_RL, seen_RL)
-    mask = sees(block_RL, seen_RL)
+        return _block_mask(layout, window)
+    if implementation == SPLIT_SDPA:
+        # The causal kernel knows no window, so sliding layers take the mask of the whole row.
+        return sees(layout, window, first_query=layout.rollout_width if window is None else 0)
+    mask = sees(layout, window)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _block_mask(block_RL: Tensor, seen_RL: Tensor) -> BlockMask:
+def _block_mask(layout: Layout, window: int | None) -> BlockMask:
+    block_RL, seen_RL, position_RL = layout.block, layout.seen, layout.position
+
     def rule(row, head, query, key):
-        return (key <= query) & ((block_RL[row, key] == block_RL[row, query]) | (key < seen_RL[row, query]))
+        allowed = (key <= query) & ((block_RL[row, key] == block_RL[row, query]) | (key < seen_RL[row, query]))
+        return allowed if window is None else allowed & (position_RL[row, query] - position_RL[row, key] < window)
 
     rows, length = block_RL.shape
     return create_block_mask(rule, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=str(block_RL.device))
@@ -113,11 +146,11 @@ def positions_are_relative(model: PreTrainedModel) -> bool:
 
 def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     """What makes tokens depend on more than their positions and the tokens that they see."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    kinds = _layer_kinds(config) - {FULL, SLIDING}
     if kinds:
         return f"it has {' and '.join(sorted(kinds))} layers"
-    if getattr(config, "sliding_window", None) is not None:
-        return f"its attention slides over a window of {config.sliding_window} tokens"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
     if getattr(config, "alibi", False):
         return "its attention biases depend on the place in the row (ALiBi)"
     if model._is_stateful:
@@ -129,6 +162,12 @@ def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     if scaled:
         return f"its rotary frequencies ({', '.join(sorted(scaled))}) depend on the length of the row"
     return None
+
+
+def _layer_kinds(config: PreTrainedConfig) -> set[str]:
+    if getattr(config, "layer_types", None):
+        return set(config.layer_types)
+    return {FULL if getattr(config, "sliding_window", None) is None else SLIDING}
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:

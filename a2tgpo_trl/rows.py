@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from .packed_attention import attention_mask
+from .packed_attention import Layout, attention_mask
 from .probes import Probe
 from .turns import seen_before_turns
 
@@ -173,8 +173,8 @@ def collate_packed(rows: list[Row], model: PreTrainedModel, block: int) -> Batch
         for name, fill in fills.items()
     }
     on_device = {name: tensor.to(model.device) for name, tensor in both.items()}
-    implementation = model.config.get_text_config()._attn_implementation
-    mask = attention_mask(implementation, on_device["block"], on_device["seen"], width, model.dtype)
+    layout = Layout(on_device["block"], on_device["seen"], on_device["position"], width)
+    mask = attention_mask(model.config.get_text_config(), layout, model.dtype)
     return Batch((on_device["id"], on_device["next"], mask, on_device["position"]), both["slot"])
 
 

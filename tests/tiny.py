@@ -142,6 +142,10 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
         "gemma3": lambda: build(
             Gemma3TextConfig(**grouped, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
         ),
+        "gemma3-eager": lambda: build(
+            Gemma3TextConfig(**grouped, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+            attention="eager",
+        ),
         "gpt-neox": lambda: build(GPTNeoXConfig(**sizes)),
         "gpt2": lambda: build(GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)),
         "qwen3-moe": lambda: build(
@@ -167,4 +171,4 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
     }
 
 
-PACKABLE = ("llama", "qwen2", "qwen3", "qwen3-eager", "qwen3-moe", "mistral", "gpt-neox", "gpt2")
+UNPACKABLE = ("lfm2-hybrid", "qwen3-next-hybrid")

@@ -1,4 +1,4 @@
-"""`a2tgpo bench gain` and `a2tgpo bench credit`: options in, tables out. What is timed is in `bench_gain`, `bench_credit`."""
+"""`a2tgpo bench gain` and `a2tgpo bench credit`: options in, tables out. They are timed in modules of their names."""
 
 import argparse
 import sys
@@ -15,10 +15,10 @@ RANDOM_MODEL = {"hidden": 512, "layers": 2, "vocab": 8192}
 GIB = 2**30
 
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
-the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then after
-each tool turn) for all rollouts, each context read again from its first token."""
-CREDIT = """Times turn index, credit, and advantages and clip ranges of every token, against the same rules as loops over
-lists."""
+the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then
+after each tool turn) for all rollouts, each context read again from its first token."""
+CREDIT = """Times turn index, credit, and advantages and clip ranges of every token, against the same rules as loops
+over lists."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,13 +8,11 @@ Contexts are the prompt and what follows each tool turn. All rollouts have their
 padding and the numbers of tokens that the model reads are those that the method needs.
 """
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ from ..information_gain import Scorer, TurnScores, fused_scorer, score_turns
 from ..packed_attention import packed_implementation
 from ..probes import Probe
 from ..rows import NOT_SCORED, Rollouts
+from .machine import device_name
 
 
 HEAD_DIM = 64  # small heads: attention is dear beside the rest, which is the harder case for packed rows
@@ -75,7 +74,8 @@ class GainTimes:
 def measure(model: PreTrainedModel, shape: Shape, *, repeats: int, seed: int) -> GainTimes:
     """Run each pass once to warm up and to compare what they found, then time them in turns."""
     passes, counter = _passes(model, shape, seed)
-    found, tokens = {}, {}
+    found: dict[str, Any] = {}
+    tokens: dict[str, int] = {}
     for name, run in passes.items():
         counter.tokens = 0
         found[name] = run()
@@ -113,16 +113,15 @@ class _CountingScorer:
         return self._score(input_ids, *others)
 
 
-def _passes(
-    model: PreTrainedModel, shape: Shape, seed: int
-) -> tuple[dict[str, Callable[[], Tensor | TurnScores]], _CountingScorer]:
+def _passes(model: PreTrainedModel, shape: Shape, seed: int) -> tuple[dict[str, Callable[[], Any]], _CountingScorer]:
+    """Each pass by its name, and the scorer that counts what any of them reads."""
     implementation, reason = packed_implementation(model)
     if implementation is None:
         raise ValueError(f"Rows cannot be packed for this --model and --attention: {reason}.")
     scorer = _CountingScorer(fused_scorer(model))
     rollouts, probes = make_rollouts(shape, model.config.get_text_config().vocab_size, seed)
     ids_BT = torch.tensor(
-        [p + c for p, c in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)], device=model.device
+        [[*p, *c] for p, c in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)], device=model.device
     )
     next_ids_BT = ids_BT.roll(-1, dims=1)
     next_ids_BT[:, : shape.prompt_tokens - 1] = NOT_SCORED
@@ -230,17 +229,3 @@ def describe(model: PreTrainedModel) -> list[str]:
         f"{config.hidden_size}, vocabulary {config.vocab_size}, {str(model.dtype).removeprefix('torch.')}",
         f"attention {config._attn_implementation}; packed rows by {packed} ({reason})",
     ]
-
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's name, or that of the processor with its cores and threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        named = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = named[0] if named else processor
-    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
