@@ -161,7 +161,8 @@ def packing_error(model: nn.Module, scorer: Scorer, implementation: str, vocabul
         score_turns(model, rollouts, probes, scorer, implementation=how, token_budget=2**20).values_BK
         for how in (implementation, None)
     )
-    return (packed - single).abs().nan_to_num(nan=0.0).max().item()
+    exists = ~single.isnan()
+    return (packed - single)[exists].abs().nan_to_num(nan=torch.inf).max().item()
 
 
 def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure: str) -> tuple[Tensor, int]:

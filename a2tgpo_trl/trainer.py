@@ -8,7 +8,6 @@ given other inputs (advantages per token, a clip range per token, old log-probab
 turn's), so that its aggregations, KL, entropy, clipping and corrections stay its own.
 """
 
-import logging
 import textwrap
 import time
 from collections.abc import Callable
@@ -141,10 +140,10 @@ class A2TGPOTrainer(GRPOTrainer):
         self._score = fused_scorer(self.model, self.accelerator.autocast)
         self._packing, reason = packed_implementation(base_model(self.model))
         self._packing_tried = False
-        path = "one packed row per rollout" if self._packing else "one pass per turn boundary"
-        logger.info(f"Information gain by {path}: {reason}.")
         if self._packing is None:
-            self._warn(f"Information gain takes one pass per turn boundary, since {reason}.")
+            logger.warning(f"Information gain takes one pass per turn boundary, since {reason}.")
+        else:
+            logger.info(f"Information gain takes one packed row per rollout: {reason}.")
 
     def _check_probe_seam(self) -> None:
         first = next(iter(self.train_dataset))
@@ -160,9 +159,6 @@ class A2TGPOTrainer(GRPOTrainer):
             **self.chat_template_kwargs,
         )
         check_seam(self._tokenizer, self.args.probe_template, context)
-
-    def _warn(self, message: str) -> None:
-        logger.log(logging.WARNING, message, main_process_only=True)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -231,7 +227,7 @@ class A2TGPOTrainer(GRPOTrainer):
         error = self._max_over_ranks([packing_error(self.model, self._score, implementation, vocabulary)])[0]
         if error > tolerance:
             self._packing = None
-            self._warn(
+            logger.warning(
                 f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
                 f"ones on this model, more than the {tolerance} that rounding explains."
             )

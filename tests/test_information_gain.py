@@ -129,6 +129,14 @@ def test_flex_attention_gives_the_values_of_separate_passes(name, tokenizer):
     assert largest_difference(values, plain) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3-eager", "gemma3", "lfm2-hybrid"])
+def test_in_bfloat16_values_differ_from_separate_passes_by_rounding_only(name, tokenizer):
+    model, batch = ARCHITECTURES[name]().bfloat16(), random_batch(seed=10)
+    answers = answers_for(batch)
+    values = answer_values(model, Rollouts.from_padded(batch), answers, tokenizer=tokenizer)
+    assert largest_difference(values, plain_values(model, batch, answers, tokenizer)) < 0.1
+
+
 @pytest.mark.parametrize("token_budget", [1, 100, 300, 10**6])
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_token_budget_changes_the_number_of_forwards_only(token_budget, packed, tokenizer):
