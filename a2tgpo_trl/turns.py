@@ -22,8 +22,9 @@ def turn_index(model_token_mask_BT: Tensor) -> Tensor:
     model_BT = model_token_mask_BT.bool()
     starts_BT = model_BT.clone()
     starts_BT[:, 1:] &= ~model_BT[:, :-1]
-    turn_BT = starts_BT.cumsum(dim=1)
-    return turn_BT.mul_(model_BT).sub_(1)
+    # A narrow count, widened at the end: for large batches this function is a matter of memory traffic.
+    count = torch.int16 if model_BT.size(1) < 2**15 else torch.int32
+    return starts_BT.cumsum(dim=1, dtype=count).mul_(model_BT).sub_(1).long()
 
 
 def to_tokens(values_BK: Tensor, turn_BT: Tensor, fill: float = 0.0) -> Tensor:

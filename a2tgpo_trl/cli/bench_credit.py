@@ -1,7 +1,8 @@
-"""random turns, gains and outcomes -> seconds of the package's tensors and of loops over lists, and how they differ.
+"""random turns, gains and outcomes -> seconds of the package's way and of loops over tokens, and how they differ.
 
 Both ways go from the mask of sampled tokens and the gains to four things of every token: its turn, its advantage, and
-the lower and the upper end of its clip range.
+the lower and the upper end of its clip range. The loops run twice: over the tensors that a trainer holds, as one would
+write them down, and over lists, the fastest thing that Python can loop over, made before the clock starts.
 
 Shapes: N rollouts, K turns, T completion tokens.
 """
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,10 @@ EPSILON_LOW, EPSILON_HIGH = 3e-3, 4e-3
 TOLERANCE = 1e-5
 LOST_GAINS = 0.05  # share of turns whose probe failed
 
+DTYPES = {int: torch.long, float: torch.float32}
+
 Rows = list[list[float]]
+Grid = Any  # N rows of T numbers, as a tensor or as lists: both are read and written as grid[n][t]
 
 
 @dataclass(frozen=True)
@@ -76,44 +81,43 @@ def vectorised(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 # ---- the plain way
 
 
-def plain(
-    mask: list[list[int]], gains: Rows, groups: list[int], outcomes: list[float]
-) -> tuple[list[list[int]], Rows, Rows, Rows]:
+def plain(case: Case, mask: Grid, blank: Callable[[type], Grid]) -> tuple[Grid, Grid, Grid, Grid]:
     """The same rules as `vectorised`, a number at a time: the text to read beside the tensors."""
-    scores = plain_scores(gains, groups)
-    advantages = [
-        [outcome + ALPHA * d for d in plain_sums(row)] for row, outcome in zip(scores, outcomes, strict=True)
-    ]
-    scales = [
-        [1.0 if math.isnan(z) else 1.0 + BETA * (2.0 / (1.0 + math.exp(-z)) - 1.0) for z in row] for row in scores
-    ]
-    turns = plain_turns(mask)
-    advantage_rows, low_rows, high_rows = [], [], []
-    for turn_of_token, advantage_of_turn, scale_of_turn in zip(turns, advantages, scales, strict=True):
-        advantage_row, low_row, high_row = [], [], []
-        for turn in turn_of_token:
+    scores = plain_scores(case.gains_NK.tolist(), case.group_ids_N.tolist())
+    turns = plain_turns(mask, blank(int))
+    advantages, lows, highs = (blank(float) for _ in range(3))
+    for n, (outcome, row) in enumerate(zip(case.outcomes_N.tolist(), scores, strict=True)):
+        advantage_of_turn = [outcome + ALPHA * d for d in plain_sums(row)]
+        scale_of_turn = [1.0 if math.isnan(z) else 1.0 + BETA * (2.0 / (1.0 + math.exp(-z)) - 1.0) for z in row]
+        for t, turn in enumerate(turns[n]):
             advantage, scale = (advantage_of_turn[turn], scale_of_turn[turn]) if turn >= 0 else (0.0, 1.0)
-            advantage_row.append(advantage)
-            low_row.append(1.0 - scale * EPSILON_LOW)
-            high_row.append(1.0 + scale * EPSILON_HIGH)
-        advantage_rows.append(advantage_row)
-        low_rows.append(low_row)
-        high_rows.append(high_row)
-    return turns, advantage_rows, low_rows, high_rows
+            advantages[n][t] = advantage
+            lows[n][t] = 1.0 - scale * EPSILON_LOW
+            highs[n][t] = 1.0 + scale * EPSILON_HIGH
+    return turns, advantages, lows, highs
 
 
-def plain_turns(mask: list[list[int]]) -> list[list[int]]:
+def plain_turns(mask: Grid, turns: Grid) -> Grid:
     """A turn begins where a sampled token follows one that was not."""
-    rows = []
-    for tokens in mask:
-        row, turn, inside = [], -1, False
-        for sampled in tokens:
+    for n, tokens in enumerate(mask):
+        turn, inside = -1, False
+        for t, sampled in enumerate(tokens):
             if sampled and not inside:
                 turn += 1
             inside = bool(sampled)
-            row.append(turn if inside else -1)
-        rows.append(row)
-    return rows
+            turns[n][t] = turn if inside else -1
+    return turns
+
+
+def over_tensors(case: Case) -> tuple[Callable[[], tuple], str]:
+    return lambda: plain(
+        case, case.mask_NT, lambda kind: torch.zeros(case.mask_NT.shape, dtype=DTYPES[kind])
+    ), "tensors"
+
+
+def over_lists(case: Case) -> tuple[Callable[[], tuple], str]:
+    mask = case.mask_NT.tolist()
+    return lambda: plain(case, mask, lambda kind: [[kind()] * len(row) for row in mask]), "lists"
 
 
 def plain_scores(gains: Rows, groups: list[int]) -> Rows:
@@ -155,6 +159,7 @@ def plain_sums(scores: list[float]) -> list[float]:
 class Comparison:
     """Both ways over the same rollouts."""
 
+    loops_over: str
     rollouts: int
     tokens: int
     plain_seconds: float
@@ -182,15 +187,15 @@ class Speed:
         return self.seconds / (self.rollouts * self.tokens)
 
 
-def compare(case: Case, repeats: int) -> Comparison:
+def compare(case: Case, run_plain: Callable[[], tuple], loops_over: str, repeats: int) -> Comparison:
     """Check that both ways agree, then time them in turns: medians, and the median ratio of neighbours."""
-    lists = (case.mask_NT.tolist(), case.gains_NK.tolist(), case.group_ids_N.tolist(), case.outcomes_N.tolist())
-    same_turns, differences = _differences(vectorised(case), plain(*lists))
+    same_turns, differences = _differences(vectorised(case), run_plain())
     plain_timings, vectorised_timings = [], []
     for _ in range(repeats):
-        plain_timings.append(_seconds(lambda: plain(*lists)))
+        plain_timings.append(_seconds(run_plain))
         vectorised_timings.append(_seconds(lambda: vectorised(case)))
     return Comparison(
+        loops_over=loops_over,
         rollouts=case.mask_NT.size(0),
         tokens=case.mask_NT.size(1),
         plain_seconds=statistics.median(plain_timings),
@@ -208,11 +213,10 @@ def speed(case: Case, repeats: int) -> Speed:
     return Speed(case.mask_NT.size(0), case.mask_NT.size(1), seconds)
 
 
-def _differences(tensors: tuple[Tensor, ...], lists: tuple[list, ...]) -> tuple[bool, list[float]]:
+def _differences(vectorised: tuple[Tensor, ...], plain: tuple[Grid, ...]) -> tuple[bool, list[float]]:
     """Whether the turns are equal, and the largest difference of each of the others."""
-    turns, *numbers = zip(tensors, lists, strict=True)
-    largest = [(tensor - torch.tensor(rows)).abs().max().item() for tensor, rows in numbers]
-    return torch.equal(turns[0], torch.tensor(turns[1])), largest
+    (turns, plain_turns), *numbers = zip(vectorised, map(torch.as_tensor, plain), strict=True)
+    return bool((turns == plain_turns).all()), [(one - other).abs().max().item() for one, other in numbers]
 
 
 def _seconds(run: Callable[[], object]) -> float:
