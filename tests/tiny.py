@@ -111,12 +111,20 @@ def search(query: str) -> str:
 def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
     """Tiny random models of the families that the package promises to value exactly, by name."""
     from transformers import (
+        BloomConfig,
+        DeepseekV3Config,
+        FalconConfig,
+        Gemma2Config,
         Gemma3TextConfig,
         GPT2Config,
         GPTNeoXConfig,
+        GptOssConfig,
         Lfm2Config,
         LlamaConfig,
+        MambaConfig,
         MistralConfig,
+        OPTConfig,
+        Phi3Config,
         Qwen2Config,
         Qwen3MoeConfig,
         Qwen3NextConfig,
@@ -151,6 +159,59 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
         "qwen3-moe": lambda: build(
             Qwen3MoeConfig(**grouped, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
         ),
+        "gemma2-eager": lambda: build(
+            Gemma2Config(**grouped, sliding_window=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
+            attention="eager",
+        ),
+        "gpt-oss-eager": lambda: build(
+            GptOssConfig(**grouped, sliding_window=8, num_local_experts=4, num_experts_per_tok=2), attention="eager"
+        ),
+        "deepseek-v3": lambda: build(
+            DeepseekV3Config(
+                **sizes,
+                num_key_value_heads=4,
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=8,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                n_group=1,
+                topk_group=1,
+                moe_intermediate_size=16,
+                first_k_dense_replace=1,
+            )
+        ),
+        "phi3": lambda: build(Phi3Config(**sizes, num_key_value_heads=2, pad_token_id=0)),
+        "bloom": lambda: build(
+            BloomConfig(vocab_size=384, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2), attention="eager"
+        ),
+        "falcon-alibi": lambda: build(
+            FalconConfig(
+                vocab_size=384,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                alibi=True,
+                initializer_range=0.2,
+            )
+        ),
+        "opt": lambda: build(
+            OPTConfig(
+                vocab_size=384,
+                hidden_size=32,
+                ffn_dim=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                init_std=0.2,
+                word_embed_proj_dim=32,
+            )
+        ),
+        "mamba": lambda: build(
+            MambaConfig(vocab_size=384, hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.2),
+            attention="eager",
+        ),
         "lfm2-hybrid": lambda: build(
             Lfm2Config(**{**grouped, "block_ff_dim": 64}, layer_types=["conv", "full_attention"], conv_L_cache=3)
         ),
@@ -171,4 +232,4 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
     }
 
 
-UNPACKABLE = ("lfm2-hybrid", "qwen3-next-hybrid")
+UNPACKABLE = ("bloom", "falcon-alibi", "mamba", "lfm2-hybrid", "qwen3-next-hybrid")

@@ -1,0 +1,159 @@
+"""Each setting of the config reaches the place that it is for: a step against a direct computation."""
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from test_trainer import captured, make, questions, settings, spread
+from trl import GRPOTrainer
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.credit import a2tgpo_credit
+from a2tgpo_trl.information_gain import Rollouts, answer_values, information_gain
+from a2tgpo_trl.turns import to_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+NAMES = [["Paris", "Lutetia", "X"]] * 4
+SWITCHES = [
+    {},
+    {"gain_weight": 1.5},
+    {"gain_normalization": "pooled"},
+    {"gain_normalization": "none"},
+    {"discount": 0.5},
+    {"rescale_accumulation": False},
+    {"clip_adaptation": 0.1},
+    {"clip_adaptation": 0.0},
+    {"gain_measure": "probability"},
+    {"answer_aliases": "max"},
+    {"answer_aliases": "mean"},
+    {"probe_template": "So it is {answer}, then"},
+    {"answer_column": "gold"},
+    {"temperature": 0.5},
+]
+
+
+def expected_credit(trainer, args: A2TGPOConfig, batch: dict, tokenizer, names=NAMES) -> tuple:
+    """Gains by single passes of the untrained model, credit by the pure function, over one group."""
+    values = answer_values(
+        tiny.make_model(tokenizer),
+        Rollouts.from_padded(batch),
+        names,
+        tokenizer=tokenizer,
+        template=args.probe_template,
+        aliases=args.answer_aliases,
+        measure=args.gain_measure,
+        temperature=args.temperature,
+        packed=False,
+    )
+    turn_BT = batch["turn_index"]
+    last = batch["completion_mask"].sum(dim=1) - 1  # a token of the answer turn, which carries the outcome alone
+    outcome = batch["advantages"][torch.arange(len(last)), last]
+    gains = information_gain(values, int(turn_BT.max()) + 1)
+    advantages, scale = a2tgpo_credit(
+        gains,
+        torch.zeros(len(last)),
+        outcome,
+        alpha=args.gain_weight,
+        gamma=args.discount,
+        beta=args.clip_adaptation,
+        normalization=args.gain_normalization,
+        rescale=args.rescale_accumulation,
+    )
+    return to_tokens(advantages, turn_BT), to_tokens(scale, turn_BT, fill=1.0)
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_a_switch_changes_the_credit_as_the_pure_functions_say(switch, tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, **switch))
+    dataset = Dataset.from_dict({"prompt": questions()["prompt"], args.answer_column: NAMES, "reward": [0.0] * 4})
+    trainer = make(tokenizer, args, train_dataset=dataset, reward_funcs=spread)
+    batch = captured(trainer)[0]
+    advantages, scale = expected_credit(trainer, args, batch, tokenizer)
+    torch.testing.assert_close(batch["advantages"], advantages, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(batch["clip_scale"], scale, atol=2e-3, rtol=1e-3)
+    assert (batch["clip_scale"] != 1).any() == (args.clip_adaptation > 0)
+
+
+def test_evaluation_compares_groups_of_its_own_size(tokenizer, tmp_path):
+    # Groups of 4 in training, of 2 in evaluation: two prompts of two rollouts fill an evaluation batch.
+    args = A2TGPOConfig(**settings(tmp_path, num_generations_eval=2))
+    trainer = make(tokenizer, args, reward_funcs=spread)
+    batches, assign = [], trainer._assign_credit
+    trainer._assign_credit = lambda output: (batches.append(assign(output)), batches[-1])[1]
+    trainer.evaluate(questions(2))
+    (batch,) = batches
+    names = [["Paris"]] * 4
+    values = answer_values(trainer.model, Rollouts.from_padded(batch), names, tokenizer=tokenizer, packed=False)
+    last = batch["completion_mask"].sum(dim=1) - 1
+    advantages, _ = a2tgpo_credit(
+        information_gain(values, int(batch["turn_index"].max()) + 1),
+        torch.tensor([0, 0, 1, 1]),
+        batch["advantages"][torch.arange(4), last],
+        alpha=0.3,
+        gamma=1.0,
+        beta=0.3,
+    )
+    torch.testing.assert_close(batch["advantages"], to_tokens(advantages, batch["turn_index"]), atol=2e-3, rtol=1e-3)
+
+
+def test_masked_rollouts_are_out_of_the_group_statistics(tokenizer, tmp_path):
+    # Four rollouts with a tool turn each; two do not end in an end token, so they are truncated and masked out.
+    end = tokenizer.eos_token_id
+    endings = [[40, end], [40, 41], [42, end], [43, 44]]
+
+    def rollout(prompts, trainer):
+        return {
+            "prompt_ids": [[5, 6 + i] for i in range(4)],
+            "completion_ids": [[20 + i, 21, 30 + i, *ending] for i, ending in enumerate(endings)],
+            "logprobs": [[-1.0] * 5] * 4,
+            "env_mask": [[1, 0, 0, 1, 1]] * 4,
+        }
+
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, mask_truncated_completions=True))
+    trainer = make(tokenizer, args, tools=None, rollout_func=rollout, reward_funcs=spread)
+    batch = captured(trainer)[0]
+    assert trainer.state.log_history[0]["turns/survivors_turn_1"] == 2
+    masked = batch["completion_mask"].sum(dim=1) == 0
+    assert masked.sum() == 2 and (batch["turn_index"][masked] == -1).all()
+    # Two survivors: their scores are -1 and 1, so credit is 0.3 to either side of the outcome.
+    credit = (batch["advantages"][:, 0] - batch["advantages"][:, 3])[~masked]
+    torch.testing.assert_close(credit.sort().values, torch.tensor([-0.3, 0.3]), atol=1e-3, rtol=0)
+
+
+def test_the_gain_pass_runs_in_the_precision_of_training(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, bf16=True)))
+    seen = set()
+    trainer.model.register_forward_pre_hook(
+        lambda *_: seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+    )
+    trainer.train()
+    assert seen == {(False, True), (True, True)}
+
+
+@pytest.mark.parametrize(("bf16", "kept"), [(False, False), (True, True)])
+def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tmp_path, monkeypatch):
+    # 0.05 is rounding in 16 bits and an error in 32.
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, bf16=bf16)))
+    monkeypatch.setattr("a2tgpo_trl.trainer.packing_error", lambda *_: 0.05)
+    trainer.train()
+    assert (trainer._packing is not None) == kept
+
+
+def test_a_sampler_of_its_own_always_needs_old_log_probabilities_unless_uncorrected(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
+    assert not trainer._parent_wants_old_logps
+    trainer.use_vllm = True  # as the parent sets it; its condition reads these two
+    assert trainer._parent_wants_old_logps
+    trainer.vllm_importance_sampling_correction = False
+    assert not trainer._parent_wants_old_logps
+
+
+def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_path, monkeypatch):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_: ([[], [7]], [[], [-0.5]]))
+    assert trainer._generate_single_turn() == ([[tokenizer.eos_token_id], [7]], [[0.0], [-0.5]])
