@@ -303,18 +303,33 @@ def test_a_model_that_ignores_positions_is_found_by_trial():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("name", "settings", "words"),
     [
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "depend on the length"),
-        ({"_attn_implementation": "paged|unknown"}, "not known"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "depend on the length"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "depend on the length"),
+        ("llama", {"_attn_implementation": "paged|unknown"}, "not known"),
+        ("gemma2-eager", {"_attn_implementation": "flash_attention_2"}, "caps logits"),
+        ("gpt-oss-eager", {"_attn_implementation": "flash_attention_2"}, "not known"),
+        ("gemma3", {"use_bidirectional_attention": True}, "looks ahead"),
+        ("falcon-alibi", {}, "ALiBi"),
+        ("bloom", {}, "takes no position_ids"),
+        ("mamba", {}, "linear_attention layers"),
+        ("lfm2-hybrid", {}, "conv layers"),
+        ("qwen3-next-hybrid", {}, "linear_attention layers"),
     ],
 )
-def test_what_cannot_be_packed_is_named(settings, words):
-    model = ARCHITECTURES["llama"]()
-    for name, value in settings.items():
-        setattr(model.config, name, value)
+def test_what_cannot_be_packed_is_named(name, settings, words):
+    model = ARCHITECTURES[name]()
+    for setting, value in settings.items():
+        setattr(model.config, setting, value)
     implementation, reason = packed_implementation(model)
     assert implementation is None and words in reason
+
+
+def test_a_model_that_calls_itself_stateful_is_not_packed():
+    model = ARCHITECTURES["llama"]()
+    model._is_stateful = True
+    assert packed_implementation(model) == (None, "it carries a recurrent state from token to token")
 
 
 def test_flash_attention_is_replaced_by_the_same_attention_in_sdpa():
