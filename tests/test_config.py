@@ -49,8 +49,11 @@ def test_a_value_out_of_range_names_field_range_and_value(field, value, allowed,
 
 
 def test_the_edges_of_the_ranges_are_allowed(tmp_path):
-    config(tmp_path, gain_weight=0, discount=0, clip_adaptation=0, gain_token_budget=1, epsilon_high=None)
-    config(tmp_path, discount=1, clip_adaptation=0.99, epsilon=0.2, epsilon_high=0.28)
+    lowest = {"gain_weight": 0, "discount": 0, "clip_adaptation": 0, "gain_token_budget": 1, "epsilon_high": None}
+    highest = {"discount": 1, "clip_adaptation": 0.99, "epsilon": 0.2, "epsilon_high": 0.28}
+    for edges in (lowest, highest):
+        args = config(tmp_path, **edges)
+        assert {name: getattr(args, name) for name in edges} == edges
 
 
 def test_gains_are_computed_only_if_something_reads_them(tmp_path):

@@ -13,7 +13,7 @@ ZSCORES = [turn_group_zscore, pooled_zscore]
 DTYPES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}  # tolerance on scores of order 1
 
 
-def close(actual, expected, tolerance=1e-5):
+def assert_near(actual, expected, tolerance=1e-5):
     expected = torch.as_tensor(expected, dtype=actual.dtype)
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance, equal_nan=True)
 
@@ -60,26 +60,26 @@ def loop_zscore(gains, groups, pooled: bool) -> list[list[float]]:
 
 def test_turn_group_zscore_of_two_rollouts():
     # Depth 0: gains 1 and 3, mean 2, deviation 1 -> -1 and 1. Depth 1: one survivor -> 0.
-    close(turn_group_zscore(torch.tensor([[1, 5], [3, NAN]]), torch.tensor([0, 0])), [[-1, 0], [1, NAN]], 1e-4)
+    assert_near(turn_group_zscore(torch.tensor([[1, 5], [3, NAN]]), torch.tensor([0, 0])), [[-1, 0], [1, NAN]], 1e-4)
 
 
 def test_pooled_zscore_of_two_rollouts():
     # 1, 5, 3: mean 3, variance (4 + 4 + 0) / 3, deviation 1.63299 -> -1.22474, 1.22474, 0
     scores = pooled_zscore(torch.tensor([[1, 5], [3, NAN]]), torch.tensor([0, 0]))
-    close(scores, [[-1.22474, 1.22474], [0, NAN]], 1e-4)
+    assert_near(scores, [[-1.22474, 1.22474], [0, NAN]], 1e-4)
 
 
 def test_discounted_sum_counts_only_turns_with_a_gain():
     scores = torch.tensor([[2, NAN, 1.0]])
-    close(discounted_sum(scores, 1.0, rescale=True), [[3 / math.sqrt(2), NAN, 1]])
-    close(discounted_sum(scores, 0.5, rescale=True), [[(2 + 0.25) / math.sqrt(2), NAN, 1]])
-    close(discounted_sum(scores, 1.0, rescale=False), [[3, NAN, 1]])
-    close(discounted_sum(scores, 0.0, rescale=False), [[2, NAN, 1]])
+    assert_near(discounted_sum(scores, 1.0, rescale=True), [[3 / math.sqrt(2), NAN, 1]])
+    assert_near(discounted_sum(scores, 0.5, rescale=True), [[(2 + 0.25) / math.sqrt(2), NAN, 1]])
+    assert_near(discounted_sum(scores, 1.0, rescale=False), [[3, NAN, 1]])
+    assert_near(discounted_sum(scores, 0.0, rescale=False), [[2, NAN, 1]])
 
 
 def test_clip_scale_stays_between_one_minus_and_one_plus_beta():
     # 2 sigmoid(1) - 1 = 0.46212
-    close(clip_scale(torch.tensor([[0, NAN, 100, -100, 1]]), 0.3), [[1, 1, 1.3, 0.7, 1.138635]])
+    assert_near(clip_scale(torch.tensor([[0, NAN, 100, -100, 1]]), 0.3), [[1, 1, 1.3, 0.7, 1.138635]])
 
 
 def test_a2tgpo_credit_of_two_rollouts():
@@ -92,8 +92,8 @@ def test_a2tgpo_credit_of_two_rollouts():
         gamma=1,
         beta=0.3,
     )
-    close(advantages, [[-0.3, 0], [1.3, 1]], 1e-4)
-    close(scale, [[0.861364, 1], [1.138636, 1]], 1e-4)
+    assert_near(advantages, [[-0.3, 0], [1.3, 1]], 1e-4)
+    assert_near(scale, [[0.861364, 1], [1.138636, 1]], 1e-4)
 
 
 def test_three_rollouts_of_unequal_depth():
@@ -109,7 +109,7 @@ def test_three_rollouts_of_unequal_depth():
         [-1 - 0.70711, -1 - 1, -1, -1],
         [1.28445, 0.70711, 0, 0],
     ]
-    close(advantages, expected, 1e-4)
+    assert_near(advantages, expected, 1e-4)
 
 
 # ---- properties
@@ -118,7 +118,7 @@ def test_three_rollouts_of_unequal_depth():
 @pytest.mark.parametrize("zscore", ZSCORES)
 @given(table=gain_tables())
 def test_zscores_equal_the_loop(zscore, table):
-    close(zscore(*table), loop_zscore(*table, pooled=zscore is pooled_zscore), 1e-3)
+    assert_near(zscore(*table), loop_zscore(*table, pooled=zscore is pooled_zscore), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,7 +126,7 @@ def test_zscores_equal_the_loop(zscore, table):
 @given(table=gain_tables(), shift=st.integers(-3, 3), scale=st.sampled_from([0.5, 2.0, 4.0]))
 def test_scores_do_not_change_when_all_gains_of_a_cell_are_shifted_or_scaled(zscore, dtype, table, shift, scale):
     gains, groups = table[0].to(dtype), table[1]
-    close(zscore(gains * scale + shift, groups).float(), zscore(gains, groups).float(), DTYPES[dtype])
+    assert_near(zscore(gains * scale + shift, groups).float(), zscore(gains, groups).float(), DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,7 +135,7 @@ def test_depths_are_compared_apart_and_pooled_together(dtype, table, shift):
     gains, groups = table[0].to(dtype), table[1]
     shifted = gains.clone()
     shifted[:, 0] += round(shift * 8) / 8  # exact in bfloat16 too, up to rounding of the sum
-    close(turn_group_zscore(shifted, groups).float(), turn_group_zscore(gains, groups).float(), DTYPES[dtype])
+    assert_near(turn_group_zscore(shifted, groups).float(), turn_group_zscore(gains, groups).float(), DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -148,7 +148,7 @@ def test_the_order_of_rollouts_does_not_matter(dtype, table, seed):
     straight = a2tgpo_credit(gains, groups, outcomes, **options)
     permuted = a2tgpo_credit(gains[order], groups[order], outcomes[order], **options)
     for one, other in zip(straight, permuted, strict=True):
-        close(other, one[order], DTYPES[dtype])
+        assert_near(other, one[order], DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -198,12 +198,12 @@ def test_a_rollout_alone_in_its_group_lives_on_its_outcome(dtype, gains):
 @given(table=gain_tables(most_groups=1))
 def test_one_turn_is_the_same_pooled_or_by_depth(table):
     gains, groups = table[0][:, :1], table[1]  # K = 1
-    close(turn_group_zscore(gains, groups), pooled_zscore(gains, groups))
+    assert_near(turn_group_zscore(gains, groups), pooled_zscore(gains, groups))
 
 
 def test_large_gains_that_lie_close_together_keep_their_digits():
     gains = torch.tensor([[1000.0], [1000.25], [1000.5]])
-    close(turn_group_zscore(gains, torch.zeros(3)), [[-1.22474], [0], [1.22474]], 1e-3)
+    assert_near(turn_group_zscore(gains, torch.zeros(3)), [[-1.22474], [0], [1.22474]], 1e-3)
 
 
 @settings(max_examples=30)
@@ -219,4 +219,4 @@ def test_without_normalisation_gains_keep_their_unit():
     advantages, _ = a2tgpo_credit(
         gains, torch.tensor([0]), torch.tensor([0.0]), alpha=1, gamma=1, beta=0, normalization="none", rescale=False
     )
-    close(advantages, [[0.25, -0.25, 0]])
+    assert_near(advantages, [[0.25, -0.25, 0]])
