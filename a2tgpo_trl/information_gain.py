@@ -14,7 +14,7 @@ Shapes: B rollouts, K contexts or turns, A accepted answers, R rows of one forwa
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
@@ -77,6 +77,8 @@ def answer_values(
         packed: one row per rollout (True), one per context (False), or whichever is exact for the model (None).
         temperature: the logits are divided by it.
     """
+    if len(answers) != len(rollouts):
+        raise ValueError(f"{len(answers)} answers for {len(rollouts)} rollouts: give one (or one list) for each.")
     maker = ProbeMaker(tokenizer, template)
     implementation = packed_implementation(base_model(model))[0] if packed is not False else None
     if packed and implementation is None:
@@ -184,9 +186,11 @@ def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure:
 def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
     """Score by the model's own logits. The trainer scores by TRL's fused head instead, which never holds them all."""
 
+    quiet = _without_router_loss(model)
+
     def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **positions).logits
+        options = quiet if position_ids is None else {**quiet, "position_ids": position_ids}
+        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
         logps = (logits.float() / temperature).log_softmax(dim=-1)
         return logps.gather(2, next_ids.clamp(min=0).unsqueeze(2)).squeeze(2)
 
@@ -195,9 +199,7 @@ def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
 
 def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> Scorer:
     """Score by the LM head that TRL's trainers add to their model: it never holds the logits of a whole row."""
-    # A mixture of experts would compute its load-balancing loss from the mask, which is not a padding mask here.
-    experts = getattr(base_model(model).config.get_text_config(), "output_router_logits", False)
-    quiet = {"output_router_logits": False} if experts else {}
+    quiet = _without_router_loss(model)
 
     def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
         positions = {} if position_ids is None else {"position_ids": position_ids}
@@ -212,6 +214,12 @@ def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager
             ).log_probs
 
     return score
+
+
+def _without_router_loss(model: nn.Module) -> dict[str, Any]:
+    # A mixture of experts would compute its load-balancing loss from the mask, which is not a padding mask here.
+    experts = getattr(base_model(model).config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if experts else {}
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

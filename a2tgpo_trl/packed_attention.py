@@ -149,6 +149,8 @@ def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     kinds = _layer_kinds(config) - {FULL, SLIDING}
     if kinds:
         return f"it has {' and '.join(sorted(kinds))} layers"
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        return "it has local attention layers"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention looks ahead"
     if getattr(config, "alibi", False):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -27,6 +28,7 @@ from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
 from .information_gain import (
     Rollouts,
+    Scorer,
     TurnScores,
     base_model,
     fused_scorer,
@@ -126,18 +128,22 @@ class A2TGPOTrainer(GRPOTrainer):
         self.importance_sampling_level = "token"
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
-        self._num_turns = 1  # columns of per-turn tensors in the current generation batch, the same on every rank
         if args.uses_gain:
             self._prepare_gain_pass()
 
     # ---- before the first step
 
     def _prepare_gain_pass(self) -> None:
+        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{self.model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and "
+                "the gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
+                "clip_adaptation=0)."
+            )
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             check_dataset(dataset, name, self.args.answer_column, self.args.answer_aliases, self._tokenizer)
         self._check_probe_seam()
         self._probes = ProbeMaker(self._tokenizer, self.args.probe_template)
-        self._score = fused_scorer(self.model, self.accelerator.autocast)
         self._packing, reason = packed_implementation(base_model(self.model))
         self._packing_tried = False
         if self._packing is None:
@@ -146,7 +152,7 @@ class A2TGPOTrainer(GRPOTrainer):
             logger.info(f"Information gain takes one packed row per rollout: {reason}.")
 
     def _check_probe_seam(self) -> None:
-        first = next(iter(self.train_dataset))
+        first: dict[str, Any] = next(iter(self.train_dataset), {})
         conversational = is_conversational(first) or self.environment_factories is not None
         if self._tokenizer.chat_template is None or not conversational:
             return  # plain text prompts: the user's own template is in them
@@ -168,6 +174,8 @@ class A2TGPOTrainer(GRPOTrainer):
     # ---- generation and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # Read before generation: continuous batching leaves the model in training mode.
+        self._mode = "train" if self.model.training else "eval"
         column = self.args.answer_column
         if self.args.uses_gain:
             where = f"Column {column!r} of a row that arrived for generation"
@@ -195,7 +203,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _run_gain_pass(self, rollouts: Rollouts, answers: list[list[str]]) -> None:
         """Score the batch's answers at every turn boundary; keep old log-probabilities where the parent wants them."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         if self._packing is not None and not self._packing_tried:
             self._try_packing(self._packing)
         start = time.perf_counter()
@@ -231,6 +239,11 @@ class A2TGPOTrainer(GRPOTrainer):
                 f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
                 f"ones on this model, more than the {tolerance} that rounding explains."
             )
+
+    @property
+    def _score(self) -> Scorer:
+        # Made anew each time: FSDP replaces `self.model` when training starts.
+        return fused_scorer(self.model, self.accelerator.autocast)
 
     @property
     def _autocasts(self) -> bool:
@@ -271,19 +284,19 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _assign_credit(self, output: dict[str, Any]) -> dict[str, Any]:
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
-        self._num_turns = self._max_over_ranks([count_turns(turn_BT)])[0]
+        num_turns = self._max_over_ranks([count_turns(turn_BT)])[0]
         rank = self.accelerator.process_index
         local = slice(rank * len(turn_BT), (rank + 1) * len(turn_BT))
 
         outcome_N = self.accelerator.gather(output["advantages"])
         num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
         group_ids_N = torch.arange(len(outcome_N), device=outcome_N.device) // self._group_size(mode)
-        values_NV = self._gather_values(turn_BT)
+        values_NV = self._gather_values(turn_BT, num_turns)
         # Rollouts out of the loss (truncated and masked, or unscored) are out of the statistics as well.
         values_NV = values_NV.masked_fill(((num_turns_N == 0) | self._unscored_N).unsqueeze(1), torch.nan)
-        gains_NK = information_gain(values_NV, self._num_turns)
+        gains_NK = information_gain(values_NV, num_turns)
         advantages_NK, scale_NK = a2tgpo_credit(
             gains_NK,
             group_ids_N,
@@ -300,18 +313,20 @@ class A2TGPOTrainer(GRPOTrainer):
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
+        # With the batch, not on the trainer: an evaluation may come before a buffered batch is used up.
+        output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
 
     def _group_size(self, mode: str) -> int:
         return self.num_generations if mode == "train" else self.num_generations_eval
 
-    def _gather_values(self, turn_BT: Tensor) -> Tensor:
+    def _gather_values(self, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
         if self._turn_scores is None:
             values_BV = torch.full((len(turn_BT), 1), torch.nan, device=turn_BT.device)
         else:
             values_BV = self._turn_scores.values_BK.to(turn_BT.device)
-        values_BV = pad(values_BV, (0, max(self._num_turns + 1 - values_BV.size(1), 0)), value=torch.nan)
+        values_BV = pad(values_BV, (0, max(num_turns + 1 - values_BV.size(1), 0)), value=torch.nan)
         return self.accelerator.gather(values_BV.contiguous())
 
     def _log_scalars(self, mode: str, scalars: dict[str, float]) -> None:
@@ -346,7 +361,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 self.epsilon_low,
                 self.epsilon_high,
                 turn_BT,
-                self._num_turns,
+                int(inputs["num_turns"]),
             )
         self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum")))
         return logps

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 from datasets import Dataset, IterableDataset
+from peft import PromptTuningConfig
 from test_trainer import make, questions, rollouts_of_tokens, settings, spread
 from trl import GRPOConfig
 
@@ -141,3 +142,9 @@ def test_a_rollout_function_is_held_to_its_contract(change, words, tokenizer, tm
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), tools=None, rollout_func=rollout)
     with pytest.raises(ValueError, match=words):
         trainer.train()
+
+
+def test_an_adapter_of_virtual_tokens_is_an_error(tokenizer, tmp_path):
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="PROMPT_TUNING adapters put virtual tokens"):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), peft_config=adapter)

@@ -311,6 +311,7 @@ def test_a_model_that_ignores_positions_is_found_by_trial():
         ("gemma2-eager", {"_attn_implementation": "flash_attention_2"}, "caps logits"),
         ("gpt-oss-eager", {"_attn_implementation": "flash_attention_2"}, "not known"),
         ("gemma3", {"use_bidirectional_attention": True}, "looks ahead"),
+        ("llama", {"attention_layers": ["global", "local"]}, "local attention"),  # as GPT-Neo names them
         ("falcon-alibi", {}, "ALiBi"),
         ("bloom", {}, "takes no position_ids"),
         ("mamba", {}, "linear_attention layers"),
@@ -349,3 +350,8 @@ def test_packing_by_force_names_the_obstacle(tokenizer):
 def test_an_empty_prompt_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="empty prompt"):
         answer_values(ARCHITECTURES["llama"](), Rollouts([[]], [[2]], [[1]]), ["QX"], tokenizer=tokenizer)
+
+
+def test_answers_and_rollouts_must_be_as_many(tokenizer):
+    with pytest.raises(ValueError, match="1 answers for 2 rollouts"):
+        answer_values(ARCHITECTURES["llama"](), Rollouts([[1]] * 2, [[2]] * 2, [[1]] * 2), ["QX"], tokenizer=tokenizer)

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.information_gain import Rollouts, answer_values
+from a2tgpo_trl.information_gain import Rollouts, answer_values, fused_scorer
 from a2tgpo_trl.loss import turn_policy_loss
 from a2tgpo_trl.rewards import exact_match, f1
 
@@ -454,17 +454,22 @@ def test_an_unscored_rollout_gets_neither_outcome_nor_gain(tokenizer, tmp_path):
     assert logged(trainer, "turns/survivors_turn_1") == [2]
 
 
-def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokenizer, tmp_path):
+def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokenizer, tmp_path, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     trainer._packing_tried = True
-    score = trainer._score
+    make_scorer = fused_scorer
 
-    def failing(input_ids, next_ids, mask, position_ids):
-        logps = score(input_ids, next_ids, mask, position_ids)
-        logps[:, -1] = torch.nan  # the last probe of the longest row
-        return logps
+    def failing_scorer(*args):
+        score = make_scorer(*args)
 
-    trainer._score = failing
+        def failing(*inputs):
+            logps = score(*inputs)
+            logps[:, -1] = torch.nan  # the last probe of the longest row
+            return logps
+
+        return failing
+
+    monkeypatch.setattr("a2tgpo_trl.trainer.fused_scorer", failing_scorer)
     batch = captured(trainer)[0]
     assert logged(trainer, "gain/failed_probes") == [1]
     assert torch.isfinite(batch["advantages"]).all() and torch.isfinite(trainer.model.lm_head.weight).all()
@@ -480,6 +485,21 @@ def test_an_empty_generation_is_an_end_token(tokenizer, tmp_path, monkeypatch):
 
 
 # ---- evaluation, model card, columns
+
+
+def test_an_evaluation_with_fewer_turns_leaves_a_buffered_batch_alone(tokenizer, tmp_path):
+    # The second step trains on the rollouts of the first; in between, an evaluation sees one tool turn at most.
+    model = tiny.make_model(tokenizer)
+    tiny.script(
+        model, tokenizer, lambda turn, row: write(turn, row) if model.training or not turn else tiny.final("x")
+    )
+    args = A2TGPOConfig(**settings(tmp_path, num_iterations=2, eval_strategy="steps", eval_steps=1))
+    trainer = A2TGPOTrainer(
+        model, exact_match, args, questions(), questions(1), processing_class=tokenizer, tools=[tiny.search]
+    )
+    trainer.train()
+    assert logged(trainer, "eval_turns/max") == [2, 2]
+    assert len(logged(trainer, "turn_ratio/turn_4")) == 2  # both steps, the one after the evaluation too
 
 
 def test_evaluation_rewards_can_choose_the_best_model(tokenizer, tmp_path):
