@@ -12,9 +12,12 @@ RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
 
-# The parent's aggregations around a clipped surrogate. The others have no clip range to adapt (sapo, vespo), read
-# epsilon as something else (cispo) or weigh whole sequences by their length (luspo).
+# The parent's aggregations around a clipped surrogate.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+LOSS_TYPES_WHY = (
+    " Of the others, sapo and vespo have no clip range to adapt, cispo reads epsilon as something else, and luspo "
+    "weighs whole sequences by their length."
+)
 ANSWER_SLOT = "{answer}"
 
 

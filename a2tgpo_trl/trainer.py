@@ -111,7 +111,9 @@ class A2TGPOTrainer(GRPOTrainer):
             args = A2TGPOConfig(f"{name.split('/')[-1] or 'model'}-A2TGPO")
         elif not isinstance(args, A2TGPOConfig):
             raise TypeError(
-                f"args must be an A2TGPOConfig, got {type(args).__name__}. Its fields are those of GRPOConfig."
+                f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
+                "A2TGPOConfig(...): it takes the same fields; epsilon, epsilon_high and importance_sampling_level "
+                "have other defaults."
             )
         # What passes between the parent's steps. None outside them.
         self._batch_answers: list[list[str]] | None = None
@@ -180,6 +182,8 @@ class A2TGPOTrainer(GRPOTrainer):
         if self.args.uses_gain:
             where = f"Column {column!r} of a row that arrived for generation"
             self._batch_answers = [used_answers(row.get(column), self.args.answer_aliases, where) for row in inputs]
+        # The rewards of this package read "answer", whatever the data set calls it.
+        inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
         try:
             output = super()._generate_and_score_completions(inputs)
             return self._assign_credit(output)

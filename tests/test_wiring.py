@@ -157,3 +157,15 @@ def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_pa
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_: ([[], [7]], [[], [-0.5]]))
     assert trainer._generate_single_turn() == ([[tokenizer.eos_token_id], [7]], [[0.0], [-0.5]])
+
+
+def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_path):
+    dataset = questions().rename_column("answer", "gold")
+    for off in ({}, {"gain_weight": 0.0, "clip_adaptation": 0.0}):
+        trainer = make(
+            tokenizer,
+            A2TGPOConfig(**settings(tmp_path, max_steps=1, answer_column="gold", **off)),
+            train_dataset=dataset,
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["rewards/exact_match/mean"] == 0.5
