@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .packed_attention import attention_implementation, packed_implementation
+from .packed_attention import attention_implementation, length_matters, packed_implementation
 from .probes import Probe, ProbeMaker
 from .rows import FLEX_BLOCK, Agree, Rollouts, chunks, collate_packed, collate_single, packed_rows, single_rows
 
@@ -128,7 +128,7 @@ def score_turns(
     block = FLEX_BLOCK if implementation_in_use == "flex_attention" else 1
     forwards = 0
     with evaluation_mode(model), attention_implementation(base.config, implementation_in_use):
-        for chunk, wanted in chunks(rows, token_budget, agree):
+        for chunk, wanted in chunks(rows, 1 if length_matters(base) else token_budget, agree):
             batch = collate(chunk, base, block)
             scored = scorer(*batch.inputs).float().cpu()
             forwards += 1

@@ -144,6 +144,11 @@ def positions_are_relative(model: PreTrainedModel) -> bool:
     return bool(_rope_types(model.config.get_text_config()))
 
 
+def length_matters(model: PreTrainedModel) -> bool:
+    """Whether a longer row changes what its earlier tokens compute: then even padding does, and rows go alone."""
+    return bool({"dynamic", "longrope"} & _rope_types(model.config.get_text_config()))
+
+
 def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     """What makes tokens depend on more than their positions and the tokens that they see."""
     kinds = _layer_kinds(config) - {FULL, SLIDING}
@@ -160,9 +165,10 @@ def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
     # `base_model` is the property of transformers; a PEFT model hides it behind an attribute of the same name.
     if "position_ids" not in inspect.signature(type(model.base_model).forward).parameters:
         return "its forward takes no position_ids"
-    scaled = {"dynamic", "longrope"} & _rope_types(config)
-    if scaled:
-        return f"its rotary frequencies ({', '.join(sorted(scaled))}) depend on the length of the row"
+    if length_matters(model):
+        return "its rotary frequencies depend on the length of the row"
+    if not model._supports_attention_backend:
+        return "its code does not let the attention be chosen"
     return None
 
 

@@ -220,7 +220,7 @@ class A2TGPOTrainer(GRPOTrainer):
             token_budget=self.args.gain_token_budget,
             aliases=self.args.answer_aliases,
             measure=self.args.gain_measure,
-            want_logps=self._parent_wants_old_logps and positions_are_relative(base_model(self.model)),
+            want_logps=self._parent_wants_old_logps and self._can_share_logps,
             agree=self._max_over_ranks,
         )
         self._old_logps = self._turn_scores.logps
@@ -243,6 +243,13 @@ class A2TGPOTrainer(GRPOTrainer):
                 f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
                 f"ones on this model, more than the {tolerance} that rounding explains."
             )
+
+    @property
+    def _can_share_logps(self) -> bool:
+        # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
+        # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
+        exact = not self._autocasts and self.model.dtype in PACKING_TOLERANCE
+        return exact and positions_are_relative(base_model(self.model))
 
     @property
     def _score(self) -> Scorer:

@@ -169,3 +169,11 @@ def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_pa
         )
         trainer.train()
         assert trainer.state.log_history[0]["rewards/exact_match/mean"] == 0.5
+
+
+def test_in_16_bits_no_turn_is_clipped_before_the_first_update(tokenizer, tmp_path):
+    changes = {"bf16": True, "num_iterations": 2, "max_steps": 1, "num_generations": 2}  # two prompts: one is padded
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, **changes)), reward_funcs=spread)
+    trainer.train()
+    assert trainer.state.log_history[0]["clip_fraction/mean"] == 0
+    assert trainer.state.log_history[0]["turn_ratio/mean"] == pytest.approx(1.0, abs=1e-6)
