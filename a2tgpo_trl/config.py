@@ -1,5 +1,6 @@
 """A2TGPOConfig: the settings of `GRPOConfig` and the few that differ, checked at construction."""
 
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -11,6 +12,7 @@ Normalization = Literal["turn_group", "pooled", "none"]
 RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
+Credit = Literal["a2tgpo", "grpo"]
 
 # The parent's aggregations around a clipped surrogate.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -20,17 +22,41 @@ LOSS_TYPES_WHY = (
 )
 ANSWER_SLOT = "{answer}"
 
+# The values that a method's paper gives to the switches below. What is set by hand wins over them.
+CREDIT: dict[str, dict[str, Any]] = {
+    "a2tgpo": {
+        "gain_weight": 0.3,
+        "clip_adaptation": 0.3,
+        "importance_sampling_level": "turn",
+        "epsilon": 3e-3,
+        "epsilon_high": 4e-3,
+    },
+    "grpo": {
+        "gain_weight": 0.0,
+        "clip_adaptation": 0.0,
+        "importance_sampling_level": "token",
+        "epsilon": 0.2,
+        "epsilon_high": 0.2,
+    },
+}
+
+
+def _by_credit(name: str, text: str) -> Any:
+    """A field whose default is the preset's value; `__post_init__` puts it there."""
+    values = ", ".join(f"{values[name]!r} for {preset}" for preset, values in CREDIT.items())
+    return field(default=None, metadata={"help": f"{text} If it is not set: {values}."})
+
 
 @dataclass
 class A2TGPOConfig(GRPOConfig):
     """Settings of [`A2TGPOTrainer`]: everything in `GRPOConfig`, with the defaults of the A2TGPO paper where they
     differ, and one switch for each component of the method.
 
-    With `gain_weight=0`, `clip_adaptation=0` and `importance_sampling_level="token"` the method is GRPO, and no
-    information gain is computed.
+    `credit="grpo"` is TRL's GRPO, bit for bit, and no information gain is computed.
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "credit": tuple(CREDIT),
         "gain_normalization": get_args(Normalization),
         "importance_sampling_level": get_args(RatioLevel),
         "gain_measure": get_args(GainMeasure),
@@ -47,24 +73,24 @@ class A2TGPOConfig(GRPOConfig):
         "epsilon_high": (0.0, math.inf, False, False),
     }
 
-    epsilon: float = field(
-        default=3e-3,
-        metadata={"help": "Width of the clip range below 1, before it is scaled per turn. Above 0, below 1."},
+    credit: Credit = field(
+        default="a2tgpo",
+        metadata={"help": "Method whose values the switches have that are not set: 'a2tgpo', or 'grpo' (TRL's)."},
     )
-    epsilon_high: float | None = field(
-        default=4e-3,
-        metadata={"help": "Width of the clip range above 1, before it is scaled per turn. None: same as `epsilon`."},
+    epsilon: float = _by_credit(
+        "epsilon", "Width of the clip range below 1, before it is scaled per turn. Above 0, below 1."
     )
-    importance_sampling_level: RatioLevel = field(
-        default="turn",
-        metadata={
-            "help": "Span whose tokens share one importance ratio: 'turn' (A2TGPO), 'token' (GRPO) or 'sequence' "
-            "(GSPO, with the gradient kept per token)."
-        },
+    epsilon_high: float = _by_credit(
+        "epsilon_high",
+        "Width of the clip range above 1, before it is scaled per turn. If only `epsilon` is set: the same.",
     )
-    gain_weight: float = field(
-        default=0.3,
-        metadata={"help": "Weight of the accumulated information gain beside the outcome advantage. At least 0."},
+    importance_sampling_level: RatioLevel = _by_credit(
+        "importance_sampling_level",
+        "Span whose tokens share one importance ratio: 'turn' (A2TGPO), 'token' (GRPO) or 'sequence' (GSPO, with the "
+        "gradient kept per token).",
+    )
+    gain_weight: float = _by_credit(
+        "gain_weight", "Weight of the accumulated information gain beside the outcome advantage. At least 0."
     )
     gain_normalization: Normalization = field(
         default="turn_group",
@@ -81,12 +107,10 @@ class A2TGPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether to divide an accumulated gain by the square root of its number of terms."},
     )
-    clip_adaptation: float = field(
-        default=0.3,
-        metadata={
-            "help": "How far the clip range of a turn follows its gain: the range is scaled by between 1 minus and 1 "
-            "plus this. At least 0, below 1; 0 turns adaptive clipping off."
-        },
+    clip_adaptation: float = _by_credit(
+        "clip_adaptation",
+        "How far the clip range of a turn follows its gain: the range is scaled by between 1 minus and 1 plus this. "
+        "At least 0, below 1; 0 turns adaptive clipping off.",
     )
     gain_measure: GainMeasure = field(
         default="logprob",
@@ -119,13 +143,15 @@ class A2TGPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        self._fill_in_credit()
         for name, choices in self._VALID_CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, choices))}; got {getattr(self, name)!r}."
-                )
+            value = getattr(self, name)
+            if value not in choices:
+                close = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
         for name, limits in self._VALID_RANGES.items():
-            _check_range(name, getattr(self, name), *limits, optional=name == "epsilon_high")
+            _check_range(name, getattr(self, name), *limits)
         if not isinstance(self.rescale_accumulation, bool):
             raise ValueError(f"rescale_accumulation must be true or false; got {self.rescale_accumulation!r}.")
         if not isinstance(self.gain_token_budget, int):
@@ -139,17 +165,21 @@ class A2TGPOConfig(GRPOConfig):
             )
         super().__post_init__()
 
+    def _fill_in_credit(self) -> None:
+        preset = CREDIT.get(self.credit, {})  # an unknown name is reported with the other choices
+        if self.epsilon is not None and self.epsilon_high is None:
+            self.epsilon_high = self.epsilon
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
     @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0
 
 
-def _check_range(
-    name: str, value: Any, low: float, high: float, low_allowed: bool, high_allowed: bool, optional: bool
-) -> None:
-    if value is None and optional:
-        return
+def _check_range(name: str, value: Any, low: float, high: float, low_allowed: bool, high_allowed: bool) -> None:
     interval = f"{'[' if low_allowed else '('}{low}, {high}{']' if high_allowed else ')'}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number in {interval}; got {value!r}.")

@@ -40,6 +40,7 @@ from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
 from .packed_attention import packed_implementation, positions_are_relative
 from .probes import ProbeMaker, check_seam
+from .records import make_records
 from .turns import count_turns, to_tokens, turn_index
 
 
@@ -119,7 +120,10 @@ class A2TGPOTrainer(GRPOTrainer):
         self._batch_answers: list[list[str]] | None = None
         self._turn_scores: TurnScores | None = None
         self._old_logps: list[Tensor] | None = None
+        self._judged: tuple[list[dict[str, Any]], list, Tensor] | None = None
         self._loss_inputs: dict[str, Any] | None = None
+        # Called with the records of each batch of rollouts, in training and in evaluation, on each rank with its own.
+        self.on_rollouts: Callable[[list[dict[str, Any]]], None] | None = None
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         if self._is_vlm:
             raise ValueError(
@@ -186,9 +190,11 @@ class A2TGPOTrainer(GRPOTrainer):
         inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
         try:
             output = super()._generate_and_score_completions(inputs)
+            if self.on_rollouts is not None:
+                self.on_rollouts(self._make_records())
             return self._assign_credit(output)
         finally:
-            self._batch_answers = self._turn_scores = self._old_logps = None
+            self._batch_answers = self._turn_scores = self._old_logps = self._judged = None
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
         completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
@@ -287,19 +293,31 @@ class A2TGPOTrainer(GRPOTrainer):
 
     # ---- credit
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards_per_func_NF = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
         self._unscored_N = rewards_per_func_NF.isnan().all(dim=1)
+        self._judged = (inputs, completions, rewards_per_func_NF[self._local_rows(len(inputs))])
         return rewards_per_func_NF
+
+    def _make_records(self) -> list[dict[str, Any]]:
+        assert self._judged is not None
+        values = None if self._turn_scores is None else self._turn_scores.values_BK
+        return make_records(*self._judged, self.reward_func_names, values)
+
+    def _local_rows(self, number: int) -> slice:
+        """This rank's rows of a gathered tensor to which each rank gave so many."""
+        first = self.accelerator.process_index * number
+        return slice(first, first + number)
 
     def _assign_credit(self, output: dict[str, Any]) -> dict[str, Any]:
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
         mode = self._mode
         turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
         num_turns = self._max_over_ranks([count_turns(turn_BT)])[0]
-        rank = self.accelerator.process_index
-        local = slice(rank * len(turn_BT), (rank + 1) * len(turn_BT))
+        local = self._local_rows(len(turn_BT))
 
         outcome_N = self.accelerator.gather(output["advantages"])
         num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)

@@ -20,6 +20,7 @@ def test_the_defaults_are_those_of_the_paper(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
+        ("credit", "grop", "'a2tgpo', 'grpo'"),
         ("gain_weight", -0.1, "[0.0, inf)"),
         ("gain_weight", float("nan"), "[0.0, inf)"),
         ("gain_weight", "0.3", "number"),
@@ -49,11 +50,34 @@ def test_a_value_out_of_range_names_field_range_and_value(field, value, allowed,
 
 
 def test_the_edges_of_the_ranges_are_allowed(tmp_path):
-    lowest = {"gain_weight": 0, "discount": 0, "clip_adaptation": 0, "gain_token_budget": 1, "epsilon_high": None}
+    lowest = {"gain_weight": 0, "discount": 0, "clip_adaptation": 0, "gain_token_budget": 1}
     highest = {"discount": 1, "clip_adaptation": 0.99, "epsilon": 0.2, "epsilon_high": 0.28}
     for edges in (lowest, highest):
         args = config(tmp_path, **edges)
         assert {name: getattr(args, name) for name in edges} == edges
+
+
+def test_the_switches_that_are_not_set_have_their_methods_values_and_those_that_are_win(tmp_path):
+    args = config(tmp_path, credit="grpo")
+    assert (args.gain_weight, args.clip_adaptation, args.importance_sampling_level) == (0.0, 0.0, "token")
+    assert (args.epsilon, args.epsilon_high, args.uses_gain) == (0.2, 0.2, False)
+    args = config(tmp_path, credit="grpo", gain_weight=0.5, importance_sampling_level="sequence")
+    assert (args.gain_weight, args.clip_adaptation, args.importance_sampling_level) == (0.5, 0.0, "sequence")
+    assert config(tmp_path, gain_weight=0.0).gain_weight == 0.0
+
+
+def test_epsilon_alone_is_the_width_on_both_sides(tmp_path):
+    args = config(tmp_path, epsilon=0.1)
+    assert (args.epsilon, args.epsilon_high) == (0.1, 0.1)
+    args = config(tmp_path, epsilon_high=0.1)
+    assert (args.epsilon, args.epsilon_high) == (3e-3, 0.1)
+
+
+def test_settings_that_were_written_down_and_read_again_are_the_same(tmp_path):
+    args = config(tmp_path, credit="grpo", epsilon=0.1)
+    names = ("credit", "epsilon", "epsilon_high", "gain_weight", "clip_adaptation", "importance_sampling_level")
+    again = config(tmp_path, **{name: args.to_dict()[name] for name in names})
+    assert [getattr(again, name) for name in names] == [getattr(args, name) for name in names]
 
 
 def test_gains_are_computed_only_if_something_reads_them(tmp_path):

@@ -112,6 +112,16 @@ def test_without_gains_and_with_token_ratios_it_is_grpo_bit_for_bit(
         assert logged(ours, key) == logged(grpo, key)
 
 
+def test_the_preset_grpo_is_trls_grpo_bit_for_bit(tokenizer, tmp_path):
+    common = settings(tmp_path, num_iterations=2, steps_per_generation=2)
+    grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
+    grpo.train()
+    ours = make(tokenizer, A2TGPOConfig(**common, credit="grpo"))
+    ours.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
+    assert logged(ours, "loss") == logged(grpo, "loss")
+
+
 def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, monkeypatch):
     # Weights of 0 with the pass forced on: dropout, random numbers and modes must come out as they went in.
     monkeypatch.setattr(A2TGPOConfig, "uses_gain", property(lambda self: True))
@@ -119,7 +129,7 @@ def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, mon
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
     grpo = make(tokenizer, GRPOConfig(**common, epsilon=0.003), trainer=GRPOTrainer, peft_config=lora)
     grpo.train()
-    ours = make(tokenizer, A2TGPOConfig(**common, **{**GRPO_SWITCHES, "epsilon_high": None}), peft_config=lora)
+    ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES, epsilon=0.003), peft_config=lora)
     ours.train()
     assert len(logged(ours, "gain/mean")) == 2
     assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))

@@ -4,6 +4,7 @@ An upgrade that breaks one of these fails here, with its name, and not in someon
 """
 
 import inspect
+import re
 from itertools import product
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from test_trainer import captured, make, settings, spread
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
+from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -182,3 +184,59 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
         A2TGPOTrainer._paper
     )
+
+
+BORROWED = {
+    "_tokenize_prompts": ["self", "prompts"],
+    "_get_tool_suffix_ids": ["self", "tool_messages"],
+    "_tool_call_loop": [
+        *("self", "prompts", "prompt_ids", "completion_ids", "completions"),
+        *("logprobs", "images", "multimodal_fields"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BORROWED)
+def test_methods_that_the_preflight_runs_still_take_these_arguments(name):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == BORROWED[name]
+    # The preflight runs them without a trainer: what they read beside these is a new need of `preflight.chat`.
+    known = set(
+        "processing_class _tokenizer tools chat_template chat_template_kwargs _is_vlm environment_factories use_vllm "
+        "vllm_mode vllm_generation max_completion_length max_tool_calling_iterations model _sync_tool_dicts "
+        "_async_tool_dicts async_loop _generate_single_turn _get_tool_suffix_ids _env_tools "
+        "_batch_environments".split()
+    )
+    read = set(re.findall(r"self\.(\w+)", inspect.getsource(getattr(GRPOTrainer, name))))
+    assert read <= known
+
+
+def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_these_arguments():
+    def first(function, number):
+        return list(inspect.signature(function).parameters)[:number]
+
+    for name in ("supports_tool_calling", "is_chat_template_prefix_preserving", "get_training_chat_template"):
+        assert first(getattr(chat_template_utils, name), 1) == ["processing_class"]
+    assert first(chat_template_utils.add_response_schema, 1) == ["processing_class"]
+    assert {"prefix", "tools"} <= set(inspect.signature(chat_template_utils.parse_response).parameters)
+    assert first(trainer_utils.disable_dropout_in_model, 1) == ["model"]
+    assert len(first(trainer_utils.create_model_from_path, 1)) == 1
+
+
+def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path):
+    # What evaluation.py relies on: rows in, in evaluation mode, any number of them; metrics kept by mode.
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=GRPOTrainer)
+    trainer.num_generations_eval = 1
+    trainer.model.eval()
+    row = {"prompt": [{"role": "user", "content": "What is the capital of France?"}], "answer": "Paris"}
+    output = trainer._generate_and_score_completions([row] * 3)
+    assert len(output["completion_ids"]) == 3
+    assert trainer._metrics["eval"] and not trainer._metrics["train"]
+    assert trainer.reward_func_names
+
+
+def test_the_parser_still_takes_these_options():
+    parser = TrlParser((GRPOConfig,), allow_abbrev=False)
+    assert "--learning_rate" in {option for action in parser._actions for option in action.option_strings}
+    signature = inspect.signature(parser.parse_args_and_config)
+    assert "return_remaining_strings" in signature.parameters
+    assert parser.dataclass_types == [GRPOConfig]

@@ -9,9 +9,15 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .. import __version__
+
 
 # module -> its line in the help
 COMMANDS = {
+    "train": "train a recipe; shows scores before and after, and a learning curve",
+    "eval": "score a policy on a recipe's test set, with confidence intervals",
+    "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
+    "plot": "draw the learning curves of finished runs in one picture",
     "bench": "time the gain pass and the credit against the plain ways to do them",
 }
 
@@ -19,6 +25,7 @@ COMMANDS = {
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     parser = argparse.ArgumentParser(prog="a2tgpo", description="Turn-level credit from information gain.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
         import_module(f".{name}", __package__).add_arguments(commands.add_parser(name, help=line, description=line))

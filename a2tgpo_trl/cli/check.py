@@ -1,0 +1,47 @@
+"""`a2tgpo check RECIPE`: what would go wrong in training, one line each, before it starts."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ..preflight import Finding
+
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, or the name of a recipe of this package")
+    parser.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings in place of the recipe's"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings. 0: nothing failed; 1: something did."""
+    from ..preflight import preflight
+    from ..recipe import read_recipe
+
+    findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]))
+    report(findings)
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def report(findings: Sequence["Finding"]) -> None:
+    """One row per finding, with long messages wrapped, and a line that counts them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for finding in findings:
+        status = Text(finding.status.upper(), style=STYLES[finding.status], no_wrap=True)
+        table.add_row(status, Text(finding.name), Text(finding.message))
+    console = Console(highlight=False)
+    console.print(table)
+    counts = {status: sum(finding.status == status for finding in findings) for status in STYLES}
+    console.print(f"{counts['pass']} passed, {counts['warn']} warned, {counts['fail']} failed")

@@ -1,0 +1,11 @@
+"""recipe and policy -> rollouts of the test set -> a table of scores with intervals, and the rollouts beside it."""
+
+import argparse
+
+from .launch import add_launch_arguments, launch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_launch_arguments(parser)
+    parser.epilog = "--model_name_or_path names the policy to evaluate; without it, the recipe's own is."
+    parser.set_defaults(run=lambda args: launch("a2tgpo_trl.evaluation", args))

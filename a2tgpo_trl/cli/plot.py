@@ -1,0 +1,18 @@
+"""folders of finished runs -> one picture of their learning curves."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a finished run")
+    parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"), help="default: %(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..plots import plot_runs
+
+    plot_runs({folder.resolve().name: folder for folder in args.runs}, args.output)
+    print(args.output)
+    return 0

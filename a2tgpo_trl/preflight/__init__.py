@@ -1,0 +1,110 @@
+"""a recipe -> findings: what would go wrong in training, found before the first step.
+
+    tokenizer, tools -> template and parser, as `GRPOTrainer` sets them up -> turns of a made-up rollout -> findings
+    data sets        -> answers, prompts, the longest of them -> findings
+    model            -> log-probabilities of a few sampled tokens -> finding
+
+What training does with a template is borrowed, not modelled: `Chat` runs the methods of `GRPOTrainer` that make
+prompts and turns. A check returns (status, message); the message says what was seen and, unless it passed, what to do.
+Tools are never called.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..recipe import Recipe
+from .chat import Status, Verdict
+from .data import check_answers, check_prompts
+from .lengths import check_fit, check_tool_turn
+from .loading import all_tools, load_config, load_data, load_model, load_tokenizer, make_chat
+from .sampling import check_logps, check_truncation, uses_other_engine
+from .template import (
+    check_mask,
+    check_parallel_calls,
+    check_parser,
+    check_prefixes,
+    check_probe,
+    check_separators,
+    check_tool_calls,
+    check_tool_format,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    name: str
+    status: Status
+    message: str
+
+
+class Findings:
+    """Runs checks one after another and keeps what they found."""
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+        self._missing: set[str] = set()  # names that failed or were not tried
+
+    def add(self, name: str, check: Callable[..., Verdict], *inputs: Any, needs: Sequence[str] = ()) -> None:
+        """Run a check, unless one that it needs has failed."""
+        verdict = self._attempt(name, check, inputs, needs)
+        if verdict is not None:
+            self.all.append(Finding(name, *verdict))
+            if verdict[0] == "fail":
+                self._missing.add(name)
+
+    def load(self, name: str, loader: Callable[..., Any], *inputs: Any, needs: Sequence[str] = ()) -> Any:
+        """What a loader returns; where it raises, None and a finding."""
+        return self._attempt(name, loader, inputs, needs)
+
+    def _attempt(self, name: str, function: Callable[..., Any], inputs: Sequence[Any], needs: Sequence[str]) -> Any:
+        lacking = [need for need in needs if need in self._missing]
+        if lacking:
+            self._note(name, "warn", f"not tried: it needs {' and '.join(lacking)}, see above.")
+            return None
+        try:
+            return function(*inputs)
+        except Exception as error:
+            # Broad on purpose, here alone: tokenizers, templates, tools and models are the user's, and what breaks in
+            # one of them is this finding and must not hide the others.
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            self._note(name, "fail", f"{kind}{error}")
+            return None
+
+    def _note(self, name: str, status: Status, message: str) -> None:
+        self.all.append(Finding(name, status, message))
+        self._missing.add(name)
+
+
+def preflight(recipe: Recipe) -> list[Finding]:
+    """All findings on a recipe, the cheap ones first; the model is loaded last."""
+    found, args = Findings(), recipe.args
+    data = found.load("data", load_data, recipe)
+    resets = recipe.task.environment_factory is not None
+    tokenizer = found.load("tokenizer", load_tokenizer, recipe)
+    config = found.load("model config", load_config, recipe)
+    tools = found.load("tools", all_tools, recipe.task)
+    basics = ("tokenizer", "model config", "tools")
+    found.add("answers", check_answers, data, args, tokenizer, needs=["tokenizer", "data"])
+    found.add("tool format", check_tool_format, tokenizer, tools, needs=basics)
+    found.add("tool parser", check_parser, tokenizer, tools, needs=[*basics, "tool format"])
+    chat = found.load("template", make_chat, recipe, tokenizer, config, tools, needs=basics)
+    found.add("prompts", check_prompts, chat, data, needs=["template", "data"])
+    rendered = ["template", "tool format"]
+    found.add("prefixes", check_prefixes, chat, needs=rendered)
+    found.add("separators", check_separators, chat, data, needs=[*rendered, "prefixes", "prompts"])
+    parsed = [*rendered, "tool parser", "prefixes"]
+    found.add("tool calls", check_tool_calls, chat, needs=parsed)
+    found.add("parallel calls", check_parallel_calls, chat, needs=parsed)
+    found.add("mask", check_mask, chat, needs=[*parsed, "tool calls"])
+    found.add("probe", check_probe, chat, args, data, needs=[*rendered, "prefixes", "prompts"])
+    found.add("fit", check_fit, chat, args, data, config, resets, needs=["template", "prompts"])
+    found.add("tool turn", check_tool_turn, chat, args, needs=["separators"])
+    if uses_other_engine(args):
+        found.add("log-probabilities", check_truncation, args)
+    else:
+        model = found.load("model", load_model, recipe, needs=["tokenizer", "model config"])
+        found.add("log-probabilities", check_logps, model, chat, args, data, needs=["model", "template", "prompts"])
+    return found.all

@@ -1,0 +1,210 @@
+"""tokenizer, tools, template settings -> the tokens of a made-up rollout, as `GRPOTrainer` would make them."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from datasets import Dataset, IterableDataset
+from transformers import (
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.chat_template_utils import (
+    get_json_schema,
+)
+from trl import GRPOTrainer
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    is_chat_template_prefix_preserving,
+    parse_response,
+    supports_tool_calling,
+)
+
+
+Status = Literal["pass", "warn", "fail"]
+Verdict = tuple[Status, str]
+Messages = list[dict[str, Any]]
+Datasets = Mapping[str, Dataset | IterableDataset]
+
+QUESTION, RESULT, ANSWER = "Which city lies on the river?", "The river runs through Marrow.", "The city is Marrow."
+THOUGHTS = ("I know no river.", "One page is not enough.", "Both pages name it.")
+
+
+class Chat:
+    """The tokens of prompts and turns, made by `GRPOTrainer`'s own methods, without a trainer and without a model.
+
+    `chat_template` is what training uses: None for the tokenizer's own template, or TRL's variant of it where that one
+    does not keep prefixes. `problem` says why there is none.
+    """
+
+    # What the borrowed methods read besides.
+    _is_vlm = False
+    environment_factories = None
+
+    _tokenize_prompts = GRPOTrainer._tokenize_prompts
+    _get_tool_suffix_ids = GRPOTrainer._get_tool_suffix_ids
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: Sequence[Callable] = (),
+        end_ids: Sequence[int] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.processing_class = self._tokenizer = self.tokenizer = tokenizer
+        self.tools = list(tools)
+        self.end_ids = list(end_ids) or [tokenizer.eos_token_id]
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.chat_template: str | None = None
+        self.problem: str | None = None
+        if tools and supports_tool_calling(tokenizer) and not is_chat_template_prefix_preserving(tokenizer):
+            try:
+                self.chat_template = get_training_chat_template(tokenizer)
+            except ValueError as error:
+                self.problem = str(error)
+
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self.chat_template or self.tokenizer.get_chat_template()
+
+    def text(self, messages: Messages, generation_prompt: bool = False) -> str:
+        """The conversation as the template writes it."""
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tools=self.tools or None,
+            chat_template=self.chat_template,
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+            **self.chat_template_kwargs,
+        )
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt_ids(self, prompts: list) -> list[list[int]]:
+        return self._tokenize_prompts(prompts)[0]
+
+    def suffix_ids(self, results: Messages) -> list[int]:
+        """What follows the tokens that the policy sampled: its turn's separator, tool results, generation prompt."""
+        return self._get_tool_suffix_ids(results)
+
+    @cached_property
+    def conversations(self) -> dict[str, Messages]:
+        """The made-up conversations that a policy could write under this template, by name.
+
+        Where the generation prompt closes a thinking block, those with thoughts are none; where it opens one, those
+        without. Nor are those whose thoughts the template writes behind the call that they led to.
+        """
+        written = {
+            "without thinking": conversation(self.tools),
+            "with thinking in reasoning_content": conversation(self.tools, "reasoning_content"),
+            "with thinking in content": conversation(self.tools, "content"),
+        }
+        return {name: messages for name, messages in written.items() if self._is_written_so(messages)}
+
+    @property
+    def conversation(self) -> Messages:
+        if not self.conversations:
+            raise ValueError("The template writes finished turns otherwise than it begins them.")
+        return next(iter(self.conversations.values()))
+
+    def _is_written_so(self, messages: Messages) -> bool:
+        prompt, done = self.text(messages[:1], generation_prompt=True), self.text(messages[:2])
+        written = done.removeprefix(prompt)
+        thought_first = not self.tools or THOUGHTS[0] not in written.partition(self.tools[0].__name__)[2]
+        return done.startswith(prompt) and thought_first
+
+    def turn_text(self, messages: Messages, turn: int) -> str:
+        """What the policy writes for this message: from the generation prompt to the token that ends the turn."""
+        prompt = self.text(messages[:turn], generation_prompt=True)
+        written = self.text(messages[: turn + 1])[len(prompt) :]
+        ends = [written.find(end) + len(end) for end in self.end_texts if end in written]
+        if not ends:
+            raise ValueError(
+                f"The template ends a turn with {written[-20:]!r}, which holds none of the tokens that end a "
+                f"completion ({', '.join(map(repr, self.end_texts))}): sampling would run on to "
+                "max_completion_length. Set eos_token of the tokenizer to the token that the template writes there."
+            )
+        return written[: min(ends)]
+
+    def turn_ids(self, messages: Messages, turn: int) -> list[int]:
+        """The tokens of `turn_text`, as they stand in the whole conversation where that can be told."""
+        prompt, written = self.text(messages[:turn], generation_prompt=True), self.turn_text(messages, turn)
+        before, whole = self.ids(prompt), self.ids(prompt + written)
+        return whole[len(before) :] if whole[: len(before)] == before else self.ids(written)
+
+    @property
+    def end_texts(self) -> list[str]:
+        return [self.tokenizer.decode([end]) for end in self.end_ids]
+
+
+class ScriptedLoop(Chat):
+    """`GRPOTrainer`'s tool loop with a policy that writes given turns, and tools that all say `RESULT`."""
+
+    use_vllm = False
+    max_completion_length = sys.maxsize
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=sys.maxsize))
+
+    _tool_call_loop = GRPOTrainer._tool_call_loop
+
+    def play(self, prompt: Messages, turns: list[list[int]]) -> tuple[list[int], list[int]]:
+        """Token ids of the completion, and which of them the policy wrote."""
+        self._turns = list(turns[1:])
+        self.max_tool_calling_iterations = len(self._turns)
+        self._sync_tool_dicts = [{tool.__name__: lambda **_: RESULT for tool in self.tools}]
+        self._async_tool_dicts: list[dict] = [{}]
+        prompt_ids = self.prompt_ids([prompt])
+        completions = [[parse_response(self.tokenizer, turns[0], prefix=prompt_ids[0], tools=self.tools)]]
+        output = self._tool_call_loop([prompt], prompt_ids, [turns[0]], completions, None, None, {})
+        mask, _, completion_ids = output[:3]
+        return completion_ids[0], mask[0]
+
+    def _generate_single_turn(self, *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        return [self._turns.pop(0)], None
+
+
+def conversation(tools: Sequence[Callable], thinking: str | None = None) -> Messages:
+    """A question, two calls of the first tool with their results (if there are tools), and an answer."""
+    messages: Messages = [{"role": "user", "content": QUESTION}]
+    for number, thought in enumerate(THOUGHTS[:2] if tools else ()):
+        messages.append({"role": "assistant", "content": "", "tool_calls": [tool_call(tools[0], number)]})
+        _think(messages[-1], thought, thinking)
+        messages.append({"role": "tool", "name": tools[0].__name__, "content": RESULT})
+    messages.append({"role": "assistant", "content": ANSWER})
+    _think(messages[-1], THOUGHTS[-1], thinking)
+    return messages
+
+
+def _think(message: dict[str, Any], thought: str, place: str | None) -> None:
+    if place == "reasoning_content":
+        message["reasoning_content"] = thought
+    elif place == "content":
+        message["content"] = f"<think>\n{thought}\n</think>\n\n{message['content']}"
+
+
+def tool_call(tool: Callable, number: int = 0) -> dict[str, Any]:
+    """A call with arguments of the types that the tool's schema asks for; other numbers give other arguments."""
+    properties = get_json_schema(tool)["function"]["parameters"]["properties"]
+    arguments = {name: _value(schema, number) for name, schema in properties.items()}
+    return {"type": "function", "function": {"name": tool.__name__, "arguments": arguments}}
+
+
+def _value(schema: Mapping[str, Any], number: int) -> Any:
+    if "enum" in schema:
+        return schema["enum"][number % len(schema["enum"])]
+    kind = schema.get("type", "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "array":
+        return [_value(schema.get("items", {}), number)]
+    values: dict[str, Any] = {"integer": 7 + number, "number": 0.5 + number, "boolean": number % 2 == 0, "object": {}}
+    return values.get(kind, ("river", "city")[number % 2])
+
+
+def difference(expected: str, found: str) -> str:
+    """The first place where two texts differ, with what stands around it."""
+    pairs = zip(expected, found, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    start = max(0, at - 20)
+    return f"{expected[start : at + 30]!r} became {found[start : at + 30]!r}"

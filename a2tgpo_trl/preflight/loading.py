@@ -1,0 +1,91 @@
+"""a recipe -> tokenizer, config, tools, data and model, as `GRPOTrainer` would load them."""
+
+from collections.abc import Callable
+
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from trl import get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from ..checks import named_datasets
+from ..recipe import Recipe
+from ..tasks import Task
+from .chat import Chat
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer as `GRPOTrainer` loads it."""
+    tokenizer = AutoProcessor.from_pretrained(
+        recipe.model.model_name_or_path,
+        revision=recipe.model_init_kwargs["revision"],
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=recipe.args.trust_remote_code,
+    )
+    if isinstance(tokenizer, ProcessorMixin):
+        raise ValueError("Vision-language models are not supported. Name a model that reads text alone.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_data(recipe: Recipe) -> dict[str, Dataset | IterableDataset]:
+    """The data sets by the names that messages give them; none where an environment brings the prompts."""
+    return dict(named_datasets(recipe.task.train_dataset, recipe.test_dataset))
+
+
+def load_config(recipe: Recipe) -> PreTrainedConfig:
+    """The model's config, without its weights."""
+    return AutoConfig.from_pretrained(
+        recipe.model.model_name_or_path,
+        revision=recipe.model_init_kwargs["revision"],
+        trust_remote_code=recipe.args.trust_remote_code,
+    )
+
+
+def load_model(recipe: Recipe) -> PreTrainedModel:
+    """The policy as `GRPOTrainer` loads it. An adapter is left out: a fresh one changes no output."""
+    kwargs = {"trust_remote_code": recipe.args.trust_remote_code, **recipe.model_init_kwargs}
+    quantization = get_quantization_config(recipe.model)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    return create_model_from_path(recipe.model.model_name_or_path, **kwargs)
+
+
+def all_tools(task: Task) -> list[Callable]:
+    """The task's tools, and the public methods of one instance of each environment, as `GRPOTrainer` collects them."""
+    factory = task.environment_factory
+    factories = list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
+    tools = list(task.tools)
+    for environment in [make() for make in factories]:
+        names = [name for name in dir(type(environment)) if not name.startswith("_")]
+        tools += [getattr(environment, name) for name in names if name not in ("reset", "get_reward")]
+    return tools
+
+
+def end_tokens(name: str, revision: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and all that the model's generation config names."""
+    try:
+        generation = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # a model without such a file
+        generation = GenerationConfig.from_model_config(config)
+    named = generation.eos_token_id
+    ids = [named] if isinstance(named, int) else list(named or [])
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ids]))
+
+
+def make_chat(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tools: list[Callable]
+) -> "Chat":
+    """How this recipe's rollouts are written as tokens."""
+    name = recipe.model.model_name_or_path
+    ends = end_tokens(name, recipe.model_init_kwargs["revision"], tokenizer, config)
+    return Chat(tokenizer, tools, ends, recipe.args.chat_template_kwargs)

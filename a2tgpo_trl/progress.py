@@ -1,0 +1,105 @@
+"""what the trainer logs -> one line a step, and one progress bar below them on a terminal."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+
+# what a step's line shows: metric -> its name there, and how it is written. What was not logged is left out.
+SHOWN = {
+    "reward": ("reward", "{:.2f}"),
+    "rewards/exact_match/mean": ("exact match", "{:.2f}"),
+    "turns/mean": ("turns", "{:.1f}"),
+    "gain/mean": ("gain", "{:+.2f}"),
+    "loss": ("loss", "{:+.4f}"),
+    "step_time": ("seconds", "{:.1f}"),
+}
+
+
+def step_line(step: int, steps: int, logs: dict[str, Any]) -> str:
+    """One step in one line.
+
+    Example: 3, 40, {"reward": 0.5, "turns/mean": 3.26, "step_time": 5} -> "step  3/40  reward 0.50  turns 3.3 ..."
+    """
+    parts = [
+        f"{name} {form.format(logs[key])}"
+        for key, (name, form) in SHOWN.items()
+        if isinstance(logs.get(key), (int, float))
+    ]
+    return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *parts])
+
+
+class Display:
+    """The bar, and lines above it. Only the main process has one that shows anything."""
+
+    def __init__(self, shown: bool = True):
+        self.console = Console(quiet=not shown, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not (shown and self.console.is_terminal),
+        )
+
+    def line(self, text: Any) -> None:
+        """A line, or a table, above the bar."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Any]:
+        """A bar for one stretch of work; gives the function that sets how much of it is done."""
+        with self._progress:
+            task = self._progress.add_task(description, total=total)
+            try:
+                yield lambda done: self._progress.update(task, completed=done)
+            finally:
+                self._progress.remove_task(task)
+
+
+class StepLines(TrainerCallback):
+    """Writes a line for each logged step."""
+
+    def __init__(self, display: Display):
+        self._display = display
+        self._bar: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._bar = self._display.bar("training", state.max_steps)
+        self._update = self._bar.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._update(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "train_runtime" not in logs and not any(key.startswith("eval_") for key in logs):
+            self._display.line(step_line(state.global_step, state.max_steps, logs))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._bar.__exit__(None, None, None)
+
+
+def quiet_libraries() -> None:
+    """Libraries report errors only; warnings of this package stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"a2tgpo_trl")
+    for name in ("transformers", "trl", "accelerate", "datasets", "peft", "torch.distributed", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

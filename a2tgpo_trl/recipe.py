@@ -1,0 +1,233 @@
+"""a YAML file and words of the command line -> settings, task and policy -> a trainer.
+
+The file is read by TRL's `TrlParser`: every field of `A2TGPOConfig`, of TRL's `ModelConfig` (LoRA and quantisation
+among them) and of `RecipeArguments` is a key of the file and an option of the command line, and the command line wins.
+`recipe_file.py` checks the file before the parser sees it; `names.py` finds what it names.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from .config import A2TGPOConfig
+from .names import find_file, load, load_reward
+from .recipe_file import check_keys, nearest, read_yaml
+from .tasks import TASKS, Task
+from .tasks.atlas import POLICY
+
+
+MODELS = {"atlas-tiny": str(POLICY)}
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
+
+    task: str | None = field(
+        default=None,
+        metadata={"help": "Task to train on: 'atlas', or the import path of a function that returns a Task."},
+    )
+    task_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the task's function."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set of the hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. None: no evaluation."}
+    )
+    tools: list[str] | None = field(
+        default=None, metadata={"help": "Import paths of tool functions. Replaces the task's."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Rewards: 'exact_match', 'f1', 'answer_format', import paths of functions, or names of reward "
+            "models. Replaces the task's."
+        },
+    )
+    environment_factory: str | None = field(
+        default=None, metadata={"help": "Import path of a class with a `reset` method. Replaces the task's."}
+    )
+    group_by: str | None = field(
+        default=None, metadata={"help": "Column of the test set whose values get lines of their own in the tables."}
+    )
+    eval_rows: int | None = field(
+        default=None, metadata={"help": "Rows of the test set that are evaluated. None: all; 0: no evaluation."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Whether to write over a finished run in the output folder."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.task_kwargs, str):  # from the command line
+            try:
+                self.task_kwargs = json.loads(self.task_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"task_kwargs must be JSON ('{{\"seed\": 1}}'); got {self.task_kwargs!r}.") from error
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
+
+    def __init__(self) -> None:
+        super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    @property
+    def valid_keys(self) -> list[str]:
+        return sorted({action.dest for action in self._actions} - {"help"})
+
+
+@dataclass
+class Recipe:
+    """A recipe that was read: settings in three groups, and the task they name."""
+
+    path: Path | None
+    run: RecipeArguments
+    args: A2TGPOConfig
+    model: ModelConfig
+    task: Task
+
+    @property
+    def test_dataset(self):
+        """The rows that are evaluated, or None."""
+        rows = self.task.test_dataset
+        if rows is None or self.run.eval_rows == 0:
+            return None
+        return rows if self.run.eval_rows is None else rows.select(range(min(self.run.eval_rows, len(rows))))
+
+    @property
+    def model_init_kwargs(self) -> dict[str, Any]:
+        """How the policy is loaded: as `ModelConfig` says, and what `model_init_kwargs` adds."""
+        return {
+            "revision": self.model.model_revision,
+            "attn_implementation": self.model.attn_implementation,
+            "dtype": self.model.dtype,
+            **(self.args.model_init_kwargs or {}),
+        }
+
+    def build_trainer(self, callbacks: Sequence[Any] = ()):
+        """The trainer, with the policy loaded."""
+        from .trainer import A2TGPOTrainer
+
+        self.args.model_init_kwargs = self.model_init_kwargs
+        return A2TGPOTrainer(
+            self.model.model_name_or_path,
+            list(self.task.reward_funcs) or None,
+            self.args,
+            self.task.train_dataset,
+            self.test_dataset,
+            tools=list(self.task.tools) or None,
+            environment_factory=self.task.environment_factory,
+            callbacks=list(callbacks),
+            quantization_config=get_quantization_config(self.model),
+            peft_config=get_peft_config(self.model),
+        )
+
+
+# ---- reading
+
+
+def find_recipe(name: str) -> Path:
+    """The file of this path, or the recipe of this name that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in recipe_folder().glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise ValueError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: in an installed package beside its modules, in a checkout beside the package."""
+    return FOLDER if FOLDER.is_dir() else FOLDER.parents[1] / "recipes"
+
+
+def read_recipe(words: Sequence[str]) -> Recipe:
+    """What `--config FILE --key value ...` says, checked. Errors name the file, the key and the nearest valid name."""
+    words = list(words)
+    parser = RecipeParser()
+    path = None
+    if "--config" in words[:-1]:
+        place = words.index("--config") + 1
+        path = find_recipe(words[place])
+        words[place] = str(path)
+        check_keys(path, read_yaml(path), parser)
+    where = f"{path}: " if path else ""
+    try:
+        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+        if unknown:
+            key = unknown[0].removeprefix("--").replace("-", "_")
+            raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, parser.valid_keys)}")
+        run, args, model = parsed
+        if model.model_name_or_path is None:
+            raise ValueError("model_name_or_path is missing: name a model of the hub, a folder, or 'atlas-tiny'.")
+        model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
+        folders = [Path(path).parent] if path else []
+        recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]))
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"{where}{error}") from error
+    if args.reward_weights is None and recipe.task.reward_weights is not None:
+        args.reward_weights = list(recipe.task.reward_weights)
+    return recipe
+
+
+# ---- the task
+
+
+def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
+    """The task that is named, with what the recipe puts in its place."""
+    if (run.task is None) == (run.dataset_name is None):
+        raise ValueError("name either a task or a dataset_name.")
+    if run.task is not None:
+        maker = load(TASKS.get(run.task, run.task), folders, "task", TASKS)
+        kwargs = run.task_kwargs or {}
+        assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
+        try:
+            task = maker(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"task_kwargs do not fit the task {run.task!r}: {error}") from error
+        if not isinstance(task, Task):
+            raise ValueError(f"The task {run.task!r} must return an a2tgpo_trl.tasks.Task; got {type(task).__name__}.")
+    else:
+        task = _task_of_dataset(run, folders)
+    if run.tools is not None:
+        task.tools = [load(name, folders, "tool", ()) for name in run.tools]
+    if run.reward_funcs is not None:
+        task.reward_funcs = [load_reward(name, folders) for name in run.reward_funcs]
+        task.reward_weights = None
+    if run.environment_factory is not None:
+        task.environment_factory = load(run.environment_factory, folders, "environment", ())
+    task.group_by = run.group_by or task.group_by
+    return task
+
+
+def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
+    from datasets import load_dataset
+
+    assert run.dataset_name is not None
+    file = find_file(run.dataset_name, folders)
+    if file is None:
+        splits = load_dataset(run.dataset_name, name=run.dataset_config)
+    else:
+        kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(file.suffix)
+        if kind is None:
+            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are .json, .jsonl, .csv, .parquet.")
+        splits = load_dataset(kind, data_files=str(file))
+    for split in (run.dataset_train_split, run.dataset_test_split):
+        if split is not None and split not in splits:
+            raise ValueError(f"{run.dataset_name} has no split {split!r}; it has {', '.join(splits)}.")
+    test = splits[run.dataset_test_split] if run.dataset_test_split else None
+    return Task(splits[run.dataset_train_split], test)

@@ -1,0 +1,80 @@
+"""a recipe's file -> its keys and values, each known and of the right kind.
+
+What TRL's parser would let through, or report without its place, is found here: unknown keys, values of a wrong type,
+misspelt choices, keys given twice. Errors name the file, the key, and the nearest valid name.
+"""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file; a key that stands in it twice is an error."""
+    try:
+        tree = yaml.compose(path.read_text())
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys with values ('learning_rate: 1e-6').")
+    keys = [key.value for key, _ in tree.value]
+    for key in set(keys):
+        if keys.count(key) > 1:
+            raise ValueError(f"{path}: the key {key!r} is given {keys.count(key)} times. Keep one.")
+    return content
+
+
+def check_keys(path: Path, content: Mapping[str, Any], parser: HfArgumentParser) -> None:
+    """Each key is known, and its value is of the kind that the key takes."""
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    kinds = {name: str(kind) for group in parser.dataclass_types for name, kind in get_type_hints(group).items()}
+    for key, value in content.items():
+        if key == "env":  # the parser's own: variables to set
+            continue
+        if key not in kinds:
+            raise ValueError(f"{path}: there is no key {key!r}.{nearest(str(key), kinds)}")
+        problem = _problem(value, actions[key], kinds[key])
+        if problem:
+            raise ValueError(f"{path}: {key} {problem}")
+
+
+def _problem(value: Any, action: argparse.Action, kind: str) -> str | None:
+    """What is wrong with a value, given the option's converter and choices and the field's annotation."""
+    if value is None:
+        return None if action.default is None or "None" in kind else "must not be empty."
+    if isinstance(value, Mapping):
+        return None if "dict" in kind else f"must be a single value; got the mapping {value!r}."
+    many = action.nargs in ("+", "*")
+    if isinstance(value, list):
+        if not many and "list" not in kind:
+            return f"must be a single value; got the list {value!r}."
+        return next(filter(None, (_problem_of_one(item, action, kind) for item in value)), None)
+    return f"must be a list; got {value!r}. Write [{value}]." if many else _problem_of_one(value, action, kind)
+
+
+def _problem_of_one(value: Any, action: argparse.Action, kind: str) -> str | None:
+    if action.choices and value not in action.choices:
+        valid = ", ".join(map(str, action.choices))
+        return f"cannot be {value!r}.{nearest(str(value), action.choices)} It must be one of {valid}."
+    if isinstance(value, bool):
+        return None if "bool" in kind else f"must not be true or false; got {value!r}."
+    if action.type is str or action.type is None:
+        is_text = isinstance(value, str) or "int" in kind or "float" in kind
+        return None if is_text else f"must be text; got {value!r}. Put it in quotation marks."
+    try:
+        action.type(str(value))  # type: ignore[operator]
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        return f"cannot be {value!r}: {error}."
+    return None
+
+
+def nearest(name: str, valid: Iterable[Any]) -> str:
+    """A question to end an error with, or nothing if no valid name is like this one."""
+    found = difflib.get_close_matches(name, [str(word) for word in valid], n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,169 @@
+"""seed -> entities -> facts -> documents, and questions over chains of facts.
+
+A world is a graph: entities of four kinds, and for each relation of a kind one fact. Each fact is one document, among
+documents that say nothing of use. Names are two words out of small pools, so that every name has near-duplicates, and
+a search that leaves out the relation, or half a name, brings up something else.
+
+Names are split by their place in the pools, for every seed alike: see `PARTS`. No name of one part occurs in another.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from .draw import Draw
+
+
+# kind -> relation -> kind of what it leads to
+RELATIONS: dict[str, dict[str, str]] = {
+    "person": {
+        "mother": "person",
+        "father": "person",
+        "teacher": "person",
+        "birthplace": "city",
+        "employer": "company",
+    },
+    "company": {"founder": "person", "rival": "company", "seat": "city"},
+    "city": {"mayor": "person", "country": "country"},
+    "country": {"president": "person", "capital": "city"},
+}
+# Words in each of a kind's two pools of name parts; entities of a kind in one part of a world.
+POOL_SIZE = {"person": 64, "company": 40, "city": 40, "country": 24}
+ENTITIES = {"person": 96, "company": 40, "city": 40, "country": 24}
+QUESTION_WORDS = {"person": "Who", "company": "Which company", "city": "Which city", "country": "Which country"}
+
+# Which part a name belongs to, by a draw from 0 to 7 that is fixed for each pair of words. Few are kept from the
+# school: with half of the pairs missing, the policy learnt which pairs there are, and did not copy the others.
+PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
+
+# Said of every entity, with nothing in it. Shorter than a fact, so a search for the bare name finds these first, and
+# long enough that a search for a relation of that name finds the fact first.
+EMPTY_DOCUMENTS = ("{name} is well known.", "People speak of {name}.")
+# Said of every relation, for those who search without a name.
+EMPTY_DEFINITIONS = (
+    "The word {relation}: how {relation} is used, and why {relation} is written so.",
+    "Old and new {relation}, good and bad {relation}, and every other {relation}.",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`relation` of `subject` is `object`."""
+
+    subject: str
+    relation: str
+    object: str
+
+    @property
+    def document(self) -> str:
+        return f"The {self.relation} of {self.subject} is {self.object}."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chain of facts, each about what the one before led to; its end is the answer."""
+
+    chain: tuple[Fact, ...]
+
+    @property
+    def text(self) -> str:
+        kind = next(leads[self.chain[-1].relation] for leads in RELATIONS.values() if self.chain[-1].relation in leads)
+        path = " of the ".join(fact.relation for fact in reversed(self.chain))
+        return f"{QUESTION_WORDS[kind]} is the {path} of {self.chain[0].subject}?"
+
+    @property
+    def answer(self) -> str:
+        return self.chain[-1].object
+
+
+@dataclass(frozen=True)
+class Part:
+    """One closed half of a world: its facts lead to its own entities only."""
+
+    entities: dict[str, str]  # name -> kind
+    facts: dict[str, list[Fact]]  # name -> what is known of it
+
+    @property
+    def documents(self) -> list[str]:
+        said = [fact.document for facts in self.facts.values() for fact in facts]
+        return said + [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
+
+    def question(self, hops: int, draw: Draw) -> Question:
+        """A chain of so many facts that never comes back to an entity."""
+        names = list(self.entities)
+        while True:
+            start = draw.choice(names)
+            chain, seen = [], {start}
+            for _ in range(hops):
+                fact = draw.choice(self.facts[start])
+                chain.append(fact)
+                start = fact.object
+                seen.add(start)
+            if len(seen) == hops + 1:
+                return Question(tuple(chain))
+
+
+@cache
+def name_pools() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """kind -> first words and second words of its names: invented, all different, the same for every world."""
+    draw = Draw("names")
+    consonants, vowels, ends = "bdfgklmnprstvz", "aeiou", ("n", "r", "l", "s", "th", "m", "x", "")
+    taken: set[str] = set()
+
+    def word() -> str:
+        while True:
+            syllables = "".join(draw.choice(consonants) + draw.choice(vowels) for _ in range(2))
+            made = (syllables + draw.choice(ends)).capitalize()
+            if made.lower() not in taken:
+                taken.add(made.lower())
+                return made
+
+    return {
+        kind: (tuple(word() for _ in range(size)), tuple(word() for _ in range(size)))
+        for kind, size in POOL_SIZE.items()
+    }
+
+
+@cache
+def names(kind: str, part: str) -> list[str]:
+    """All names of a kind that belong to a part."""
+    firsts, seconds = name_pools()[kind]
+    pairs = [f"{first} {second}" for first in firsts for second in seconds]
+    draw = Draw("parts", kind)
+    return [pair for pair in pairs if draw.below(8) in PARTS[part]]
+
+
+def make_part(part: str, seed: object, entities: dict[str, int] | None = None) -> Part:
+    """Draw the entities and facts of one part of a world."""
+    draw = Draw("world", part, seed)
+    drawn = {kind: draw.sample(names(kind, part), size) for kind, size in (entities or ENTITIES).items()}
+    facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}
+    for kind, relations in RELATIONS.items():
+        for relation, leads in relations.items():
+            for subject, target in zip(drawn[kind], _targets(drawn[kind], drawn[leads], draw), strict=True):
+                facts[subject].append(Fact(subject, relation, target))
+    return Part({name: kind for kind, of_kind in drawn.items() for name in of_kind}, facts)
+
+
+def _targets(subjects: list[str], candidates: list[str], draw: Draw) -> list[str]:
+    """What each subject's fact leads to: within a kind one to one and never to itself, else anything.
+
+    One to one, since "the mother of A is B" fits a search for B's mother as well as the fact that is looked for: one
+    such document may come along with it, but not two.
+    """
+    if subjects is not candidates:
+        return [draw.choice(candidates) for _ in subjects]
+    ring = draw.sample(subjects, len(subjects))
+    follows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    return [follows[subject] for subject in subjects]
+
+
+def library(parts: list[Part], seed: object) -> list[str]:
+    """All documents of these parts of a world, in an order that says nothing."""
+    definitions = [
+        text.format(relation=relation)
+        for leads in RELATIONS.values()
+        for relation in leads
+        for text in EMPTY_DEFINITIONS
+    ]
+    documents = definitions + [text for part in parts for text in part.documents]
+    return Draw("library", seed).sample(documents, len(documents))

@@ -1,0 +1,131 @@
+"""Evaluation: the trainer's own rollouts, written batch by batch, gone on with where they stopped."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from a2tgpo_trl.evaluation import evaluate, evaluate_recipe
+from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.records import as_text, count_tool_turns, read_jsonl, write_jsonl
+
+
+ROWS = 10
+SMALL = [
+    "--config",
+    "quickstart",
+    *("--eval_rows", str(ROWS)),
+    *("--per_device_eval_batch_size", "4"),
+    *("--per_device_train_batch_size", "8"),
+    *("--task_kwargs", '{"train_questions": 8, "test_questions": 12}'),
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return read_recipe([*SMALL, "--output_dir", str(tmp_path_factory.mktemp("run"))])
+
+
+@pytest.fixture(scope="module")
+def trainer(recipe):
+    return recipe.build_trainer()
+
+
+@pytest.fixture(scope="module")
+def whole(trainer, recipe, tmp_path_factory):
+    """An evaluation that nothing disturbed: its records and their file."""
+    file = tmp_path_factory.mktemp("whole") / "whole.jsonl"
+    return evaluate(trainer, recipe.test_dataset, file, seed=3), file
+
+
+def test_each_question_has_a_record_with_its_rewards_turns_and_gains(whole, recipe):
+    records, file = whole
+    assert [record["row"] for record in records] == list(range(ROWS))
+    assert read_jsonl(file) == records
+    for record, row in zip(records, recipe.test_dataset, strict=True):
+        assert record["prompt"] == row["prompt"] and record["answer"] == row["answer"]
+        assert set(record["rewards"]) == {"exact_match", "answer_format", "f1"}
+        assert len(record["values"]) == record["tool_turns"] + 1 == len(record["gains"]) + 1
+        assert record["tool_turns"] == sum(message["role"] == "tool" for message in record["completion"])
+
+
+def test_rewards_are_those_of_the_answers(whole):
+    for record in whole[0]:
+        last = record["completion"][-1]
+        right = last["role"] == "assistant" and f"<answer>{record['answer']}</answer>" in last.get("content", "")
+        assert record["rewards"]["exact_match"] == float(right)
+
+
+def test_an_evaluation_that_was_cut_off_ends_with_the_same_rollouts(whole, trainer, recipe, tmp_path):
+    records, _ = whole
+    file = tmp_path / "cut.jsonl"
+    # Five records and half of a sixth: one whole batch of four, and a part of the next, which is done again.
+    write_jsonl(file, records[:5])
+    with file.open("a") as cut:
+        cut.write(json.dumps(records[5])[:40])
+    asked = []
+    generate = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: asked.append(len(inputs)) or generate(inputs)
+    try:
+        again = evaluate(trainer, recipe.test_dataset, file, seed=3, resume=True)
+    finally:
+        del trainer._generate_and_score_completions
+    assert again == records and read_jsonl(file) == records
+    assert asked == [4, 4]
+    assert evaluate(trainer, recipe.test_dataset, file, seed=3, resume=True) == records
+
+
+def test_another_seed_gives_other_rollouts_and_training_draws_are_left_alone(whole, trainer, recipe, tmp_path):
+    before = torch.random.get_rng_state()
+    mode = trainer.model.training
+    other = evaluate(trainer, recipe.test_dataset, tmp_path / "other.jsonl", seed=4)
+    assert [r["completion"] for r in other] != [r["completion"] for r in whole[0]]
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert trainer.model.training == mode and not trainer._metrics["eval"] and trainer.on_rollouts is None
+
+
+def test_several_rollouts_a_question_stand_together(trainer, recipe, tmp_path):
+    trainer.num_generations_eval = 2
+    try:
+        records = evaluate(trainer, recipe.test_dataset, tmp_path / "twice.jsonl", seed=3)
+    finally:
+        trainer.num_generations_eval = 1
+    assert [record["row"] for record in records] == [row for row in range(ROWS) for _ in range(2)]
+
+
+def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them(tmp_path, capsys):
+    words = [*SMALL, "--output_dir", str(tmp_path)]
+    scores = evaluate_recipe(read_recipe(words))
+    folder = tmp_path / "evaluation"
+    assert {file.name for file in folder.iterdir()} == {"policy.jsonl", "policy.json", "policy.settings.json"}
+    written = json.loads((folder / "policy.json").read_text())
+    assert written["everything"]["exact_match"]["mean"] == scores.everything["exact_match"].mean
+    assert sum(group["exact_match"]["number"] for group in written["groups"].values()) == ROWS
+    assert "policy.jsonl" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match="another temperature.*--overwrite true"):
+        evaluate_recipe(read_recipe([*words, "--temperature", "0.5"]))
+    assert evaluate_recipe(read_recipe([*words, "--temperature", "0.5", "--overwrite", "true"])) != scores
+
+
+def test_nothing_to_evaluate_on_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        evaluate_recipe(read_recipe([*SMALL, "--eval_rows", "0", "--output_dir", str(tmp_path)]))
+
+
+def test_parallel_calls_of_one_message_are_one_tool_turn():
+    call = {"role": "assistant", "tool_calls": [{}, {}]}
+    tool = {"role": "tool", "content": "x"}
+    assert count_tool_turns([call, tool, tool, call, tool, {"role": "assistant", "content": "a"}]) == 2
+    assert count_tool_turns("plain text") == 0
+
+
+def test_a_rollout_reads_as_text(whole):
+    record = whole[0][0]
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(as_text(record), markup=False)
+    text = console.export_text()
+    assert record["prompt"][-1]["content"] in as_text(record)
+    assert as_text(record).count("search(") == record["tool_turns"]
+    assert f"gain {record['gains'][0]:+.2f}" in text

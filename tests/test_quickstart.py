@@ -1,0 +1,19 @@
+"""The promise of the README's first command, kept on this machine by one seed of it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_quickstart_teaches_to_search(tmp_path):
+    words = [sys.executable, "-m", "a2tgpo_trl", "train", "quickstart"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "quickstart"
+    before, after = (json.loads((folder / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after"))
+    assert [group["exact_match"]["number"] for group in before["groups"].values()] == [100, 100, 100]
+    assert before["everything"]["exact_match"]["mean"] <= 0.45
+    assert after["everything"]["exact_match"]["mean"] >= 0.80

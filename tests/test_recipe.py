@@ -1,0 +1,174 @@
+"""Recipes: each that is shipped parses; a mistake is named with its file, its key and the nearest valid name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from a2tgpo_trl.recipe import RecipeParser, find_recipe, read_recipe, recipe_folder
+from a2tgpo_trl.recipe_file import check_keys
+from a2tgpo_trl.rewards import exact_match
+
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def write(folder: Path, text: str, **others: str) -> Path:
+    """A recipe with what each needs, and these lines instead of or beside it."""
+    given = yaml.safe_load(text) or {}
+    base = {"model_name_or_path": "atlas-tiny", "task": "atlas", "bf16": "false", "output_dir": f"'{folder}'"}
+    lines = [f"{key}: {value}" for key, value in {**base, **others}.items() if key not in given]
+    file = folder / "recipe.yaml"
+    file.write_text("\n".join([*lines, text]) + "\n")
+    return file
+
+
+def test_there_are_recipes_and_the_package_finds_them():
+    assert len(SHIPPED) >= 2
+    assert {file.name for file in recipe_folder().glob("*.yaml")} == {
+        file.name for file in SHIPPED if file.parent.name == "recipes"
+    }
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_override(file, tmp_path):
+    # A recipe for GPUs asks for bfloat16, which this machine's settings object refuses.
+    recipe = read_recipe(["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)])
+    assert recipe.task.train_dataset.num_rows > 0
+    header = file.read_text()
+    for word in ("# Needs", "# Run", "# Override"):
+        assert word in header.split("model_name_or_path")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1.0e-4", "there is no key 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("learning_rate: fast", "learning_rate cannot be 'fast'"),
+        ("learning_rate: [1.0]", "learning_rate must be a single value; got the list [1.0]"),
+        ("learning_rate: {a: 1}", "learning_rate must be a single value; got the mapping {'a': 1}"),
+        ("learning_rate: true", "learning_rate must not be true or false"),
+        ("max_steps: 3.5", "max_steps cannot be 3.5"),
+        ("max_steps:", "max_steps must not be empty"),
+        ("bf16: 7", "bf16 cannot be 7"),
+        ("run_name: 5", "run_name must be text; got 5"),
+        ("credit: grop", "credit cannot be 'grop'. Did you mean 'grpo'?"),
+        ("loss_type: dapoo", "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'dapoo'. Did you mean"),
+        ("lr_scheduler_type: cosin", "lr_scheduler_type cannot be 'cosin'. Did you mean 'cosine'?"),
+        ("dtype: float23", "dtype cannot be 'float23'. Did you mean 'float32'?"),
+        ("epsilon: 3", "epsilon must be in (0.0, 1.0); got 3"),
+        ("lora_r: many", "lora_r cannot be 'many'"),
+        ("reward_funcs: exact_match", "reward_funcs must be a list; got 'exact_match'. Write [exact_match]"),
+        ("reward_funcs: [exact_mach]", "There is no reward 'exact_mach'. Did you mean 'exact_match'?"),
+        ("task: atals", "There is no task 'atals'. Did you mean 'atlas'?"),
+        ("task_kwargs: {sed: 1}", "task_kwargs do not fit the task 'atlas'"),
+        ("tools: [nowhere.py:search]", "There is no file 'nowhere.py'"),
+        ("tools: [no_such_module_here:search]", "No module named 'no_such_module_here'"),
+        ("tools: [json:dump5]", "json has no 'dump5'. Did you mean 'dump'?"),
+        ("task: json:dumps\ntask_kwargs: {obj: 1}", "must return an a2tgpo_trl.tasks.Task; got str"),
+        ("dataset_name: rows.jsonl", "name either a task or a dataset_name"),
+        ("task:", "name either a task or a dataset_name"),
+        ("model_name_or_path:", "model_name_or_path is missing"),
+        ("max_steps: 1\nmax_steps: 2", "the key 'max_steps' is given 2 times"),
+        ("task: [", "is not YAML"),
+    ],
+    ids=lambda text: text.splitlines()[0][:30] if ":" in text else "",
+)
+def test_a_mistake_is_named_with_its_file_and_what_to_do(text, message, tmp_path):
+    if "[" == text[-1]:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+    elif text.count("max_steps") == 2:
+        file = write(tmp_path, "max_steps: 1")
+        file.write_text(file.read_text() + "max_steps: 2\n")
+    else:
+        file = write(tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        read_recipe(["--config", str(file)])
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("- learning_rate\n")
+    with pytest.raises(ValueError, match="must hold keys with values"):
+        read_recipe(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "there is no option '--learning_rat'. Did you mean 'learning_rate'?"),
+        (["--learning_rate", "x"], "invalid float value: 'x'"),
+        (["--credit", "grop"], "invalid choice: 'grop'"),
+        (["--task_kwargs", "{seed"], "task_kwargs must be JSON"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_short(words, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        read_recipe(["--config", str(write(tmp_path, "")), *words])
+    assert message in str(error.value) and len(str(error.value)) < 400
+
+
+def test_an_unknown_recipe_gets_the_nearest_name():
+    with pytest.raises(ValueError, match="no recipe 'quickstat'. Did you mean 'quickstart'"):
+        find_recipe("quickstat")
+
+
+def test_yaml_that_reads_as_text_is_converted_as_the_command_line_is(tmp_path):
+    # YAML reads 2e-6, without a point, as text.
+    recipe = read_recipe(["--config", str(write(tmp_path, "learning_rate: 2e-6\nreport_to: [none]"))])
+    assert recipe.args.learning_rate == 2e-6
+
+
+def test_every_field_of_the_three_groups_works_in_the_file_and_the_command_line_wins(tmp_path):
+    lora = "use_peft: true\nlora_r: 4\nlora_target_modules: [q_proj, v_proj]"
+    text = f"gain_weight: 0.5\n{lora}\neval_rows: 7\ntask_kwargs: {{seed: 3}}"
+    recipe = read_recipe(["--config", str(write(tmp_path, text)), "--lora_r", "8", "--task_kwargs", '{"seed": 4}'])
+    assert (recipe.args.gain_weight, recipe.model.lora_r, recipe.model.lora_target_modules) == (
+        0.5,
+        8,
+        ["q_proj", "v_proj"],
+    )
+    assert len(recipe.test_dataset) == 7 and recipe.run.task_kwargs == {"seed": 4}
+
+
+def test_the_tasks_rewards_keep_their_weights_unless_rewards_or_weights_are_named(tmp_path):
+    def weights(text):
+        return read_recipe(["--config", str(write(tmp_path, text))]).args.reward_weights
+
+    assert weights("") == [1.0, 0.1, 0.0]
+    assert weights("reward_weights: [1.0, 1.0, 1.0]") == [1.0, 1.0, 1.0]
+    assert weights("reward_funcs: [exact_match]") is None
+
+
+def test_names_lead_to_files_beside_the_recipe_and_two_names_of_one_file_share_it(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "CALLS = []\n"
+        "def look(title: str) -> str:\n    '''Look.\n\n    Args:\n        title: What.\n    '''\n    return title\n"
+        "def good(completions, **kwargs):\n    CALLS.append(1)\n    return [1.0] * len(completions)\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "a"}\n')
+    text = "task:\ndataset_name: rows.jsonl\ntools: [mine.py:look]\nreward_funcs: [mine.py:good, exact_match]"
+    task = read_recipe(["--config", str(write(tmp_path, text))]).task
+    assert task.tools[0]("x") == "x" and task.reward_funcs[1] is exact_match
+    assert task.reward_funcs[0].__globals__ is task.tools[0].__globals__
+    assert task.train_dataset["answer"] == ["a"] and task.test_dataset is None
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "a"}\n')
+    file = write(tmp_path, "task:\ndataset_name: rows.jsonl\ndataset_test_split: test")
+    with pytest.raises(ValueError, match="has no split 'test'; it has train"):
+        read_recipe(["--config", str(file)])
+
+
+def test_each_key_of_each_group_is_checked_by_the_converter_of_its_option():
+    # The defaults of all fields are valid values of their keys, so nothing is refused that the parser would take.
+    parser = RecipeParser()
+    defaults = {action.dest: action.default for action in reversed(parser._actions) if action.dest != "help"}
+    written = {key: value for key, value in defaults.items() if value is not None and not callable(value)}
+    check_keys(Path("defaults.yaml"), yaml.safe_load(yaml.safe_dump(written)), parser)
+    assert len(written) > 100

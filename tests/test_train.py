@@ -1,0 +1,231 @@
+"""The command line from a recipe to its results, a user's own files, trackers, progress lines and pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.cli.launch import launch_options
+from a2tgpo_trl.plots import plot_runs
+from a2tgpo_trl.progress import step_line
+from a2tgpo_trl.train import main as train
+
+
+ROOT = Path(__file__).parents[1]
+SHORT = [
+    *("--max_steps", "2"),
+    *("--per_device_train_batch_size", "16"),
+    *("--per_device_eval_batch_size", "12"),
+    *("--eval_rows", "12"),
+    *("--task_kwargs", '{"train_questions": 16, "test_questions": 12}'),
+]
+
+
+def logged(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run of the quickstart through the launcher, as a user starts it: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("cli") / "short"
+    words = [sys.executable, "-m", "a2tgpo_trl", "train", "quickstart", *SHORT, "--output_dir", str(folder)]
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder.parent, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout, done.stderr
+
+
+def test_it_prints_a_line_a_step_and_a_table_and_no_warnings(run):
+    folder, out, err = run
+    steps = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
+    for word in ("reward", "exact match", "turns", "gain", "seconds"):
+        assert all(word in line for line in steps)
+    assert "before" in out and "after" in out and "hops 4" in out
+    assert str(folder) in out.replace("\n", "")
+    assert len(out.splitlines()) < 25
+    assert err == ""
+
+
+def test_its_table_is_read_from_the_evaluation_and_its_files_are_there(run):
+    folder, out, _ = run
+    for when in ("before", "after"):
+        scores = json.loads((folder / "evaluation" / f"{when}.json").read_text())
+        found = scores["everything"]["exact_match"]
+        records = [json.loads(line) for line in (folder / "evaluation" / f"{when}.jsonl").read_text().splitlines()]
+        assert len(records) == 12
+        assert found["mean"] == pytest.approx(sum(record["rewards"]["exact_match"] for record in records) / 12)
+        assert f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})" in out
+    assert imread(folder / "learning_curve.png").shape[0] > 300
+    assert (folder / "model.safetensors").exists()
+
+
+def test_what_it_trained_can_be_evaluated_by_its_folder(run, tmp_path):
+    folder, _, _ = run
+    words = ["quickstart", *SHORT, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "a2tgpo_trl", "eval", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "evaluation" / "short.jsonl").exists()
+    # The same policy, settings and seed as in the evaluation after training.
+    again, after = (
+        [json.loads(line)["completion"] for line in file.read_text().splitlines()]
+        for file in (tmp_path / "evaluation" / "short.jsonl", folder / "evaluation" / "after.jsonl")
+    )
+    assert again == after
+
+
+def test_a_finished_run_is_not_written_over(run, capsys):
+    folder, _, _ = run
+    before = (folder / "trainer_state.json").read_bytes()
+    assert train(["--config", "quickstart", *SHORT, "--output_dir", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert "holds a finished run" in message and "--overwrite true" in message
+    assert (folder / "trainer_state.json").read_bytes() == before
+
+
+def test_the_same_recipe_runs_as_grpo_and_both_curves_are_in_one_picture(run, tmp_path, capsys):
+    folder, _, _ = run
+    grpo = tmp_path / "grpo"
+    assert train(["--config", "quickstart", *SHORT, "--credit", "grpo", "--output_dir", str(grpo)]) == 0
+    steps = [step for step in logged(grpo) if "reward" in step]
+    assert len(steps) == 2 and not any("gain/mean" in step for step in steps)
+    picture = tmp_path / "both.png"
+    assert cli(["plot", str(folder), str(grpo), "-o", str(picture)]) == 0
+    assert str(picture) in capsys.readouterr().out
+    height, width, *_ = imread(picture).shape
+    assert width > height > 300
+
+
+def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self) or save(self, *args, **kwargs)
+    )
+    folder, _, _ = run
+    plot_runs({"one": folder, "two": folder}, tmp_path / "x.png")
+    first = drawn[0].axes[0]
+    assert [text.get_text() for text in first.get_legend().get_texts()] == [
+        *("one, training", "two, training"),
+        *("one, held out", "two, held out"),
+    ]
+    means = [json.loads((folder / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after")]
+    expected = [scores["everything"]["exact_match"]["mean"] for scores in means]
+    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
+    assert points == [expected, expected]
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+    assert cli(["plot", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_a_users_own_tool_reward_and_questions_train_through_the_command_line(tmp_path):
+    for name in ("own_tool.py", "own_tool.jsonl", "own_tool.yaml"):
+        (tmp_path / name).write_text((ROOT / "recipes" / name).read_text())
+    words = [
+        *("--config", str(tmp_path / "own_tool.yaml")),
+        *("--model_name_or_path", "atlas-tiny"),
+        *("--bf16", "false"),
+        *("--max_steps", "1"),
+        *("--max_completion_length", "64"),
+        *("--output_dir", str(tmp_path / "out")),
+    ]
+    assert train(words) == 0
+    (step,) = [step for step in logged(tmp_path / "out") if "reward" in step]
+    assert 0 <= step["rewards/brevity/mean"] <= 1 and "rewards/exact_match/mean" in step
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio", "tensorboard"])
+def test_trackers_get_the_metrics_of_each_turn(tracker, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    # In a process of its own: trackers keep global state, and wandb writes its file when the process ends.
+    words = ["--config", "quickstart", *SHORT, "--eval_rows", "0", "--report_to", tracker, "--output_dir", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "a2tgpo_trl.train", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    steps = [step for step in logged(folder) if "reward" in step]
+    found = {"wandb": from_wandb, "trackio": from_trackio, "tensorboard": from_tensorboard}[tracker](tmp_path)
+    for name in ("gain/turn_1/mean", "value/after_turn_1", "clip_scale/turn_1", "turns/mean"):
+        assert found[f"train/{name}"] == pytest.approx([step[name] for step in steps], rel=1e-5), name
+
+
+def from_wandb(folder: Path) -> dict[str, list[float]]:
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = folder.rglob("*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    found: dict[str, list[float]] = {}
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            name = item.key or "/".join(item.nested_key)
+            found.setdefault(name, []).append(json.loads(item.value_json))
+    return found
+
+
+def from_trackio(folder: Path) -> dict[str, list[float]]:
+    import sqlite3
+
+    found: dict[str, list[float]] = {}
+    for file in sorted(folder.rglob("*.db")):
+        with sqlite3.connect(file) as database:
+            tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+            if "metrics" in tables:
+                for (text,) in database.execute("select metrics from metrics order by step"):
+                    for name, value in json.loads(text).items():
+                        found.setdefault(name, []).append(value)
+    return found
+
+
+def from_tensorboard(folder: Path) -> dict[str, list[float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list[float]] = {}
+    for file in folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, []).extend(event.value for event in events.Scalars(name))
+    return found
+
+
+def test_a_steps_line_shows_what_was_logged():
+    line = step_line(3, 40, {"reward": 0.5, "turns/mean": 3.26, "gain/mean": 0.1, "step_time": 5.04, "loss": "?"})
+    assert line == "step  3/40  reward 0.50  turns 3.3  gain +0.10  seconds 5.0"
+
+
+@pytest.mark.parametrize(
+    ("config_file", "num_processes", "options"),
+    [
+        (None, None, ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--num_processes", "1"]),
+        (None, 4, ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--num_processes", "4"]),
+        ("zero2.yaml", None, ["--config_file", "zero2.yaml"]),
+        ("zero2.yaml", 2, ["--config_file", "zero2.yaml", "--num_processes", "2"]),
+    ],
+)
+def test_the_launcher_is_told_what_it_would_warn_about_otherwise(config_file, num_processes, options):
+    from argparse import Namespace
+
+    assert launch_options(Namespace(config_file=config_file, num_processes=num_processes)) == options
+
+
+def test_an_unknown_recipe_is_exit_code_2(capsys):
+    assert cli(["train", "quickstat"]) == 2
+    assert "Did you mean 'quickstart'" in capsys.readouterr().err
