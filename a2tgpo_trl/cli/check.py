@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings. 0: nothing failed; 1: something did."""
     from ..preflight import preflight
+    from ..progress import quiet_libraries
     from ..recipe import read_recipe
 
+    quiet_libraries()
     findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]))
     report(findings)
     return int(any(finding.status == "fail" for finding in findings))
