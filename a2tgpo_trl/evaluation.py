@@ -20,10 +20,12 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from .cli.launch import run_recipe
 from .information_gain import evaluation_mode
 from .plots import SCORES
-from .progress import Display, quiet_libraries
-from .recipe import Recipe, read_recipe
+from .progress import Display
+from .recipe import Recipe
+from .recipe_file import RecipeError
 from .records import read_jsonl, write_jsonl
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
@@ -119,7 +121,7 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     """Evaluate the recipe's policy on its test set."""
     rows = recipe.test_dataset
     if rows is None:
-        raise ValueError("There is nothing to evaluate on: name a dataset_test_split, or leave eval_rows above 0.")
+        raise RecipeError("There is nothing to evaluate on: name a dataset_test_split, or leave eval_rows above 0.")
     policy = Path(str(recipe.model.model_name_or_path)).name
     file = Path(recipe.args.output_dir, SCORES, f"{policy}.jsonl")
     resume = _same_settings(file.with_suffix(".settings.json"), recipe)
@@ -142,7 +144,7 @@ def _same_settings(file: Path, recipe: Recipe) -> bool:
         before = json.loads(file.read_text())
         different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if different:
-            raise ValueError(
+            raise RecipeError(
                 f"{file.parent} holds an evaluation with another {', '.join(different)}. Name another folder "
                 "(--output_dir ...), or write over it (--overwrite true)."
             )
@@ -161,14 +163,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0: evaluated; 2: the recipe asks for something impossible."""
-    quiet_libraries()
-    try:
-        evaluate_recipe(read_recipe(sys.argv[1:] if words is None else words))
-    except ValueError as error:
-        print(f"a2tgpo: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    """Evaluate what the command line says."""
+    return run_recipe(evaluate_recipe, words)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .config import A2TGPOConfig
 from .names import find_file, load, load_reward
-from .recipe_file import check_keys, nearest, read_yaml
+from .recipe_file import RecipeError, check_keys, nearest, read_yaml
 from .tasks import TASKS, Task
 from .tasks.atlas import POLICY
 
@@ -122,7 +122,13 @@ class Recipe:
         from .trainer import A2TGPOTrainer
 
         self.args.model_init_kwargs = self.model_init_kwargs
-        return A2TGPOTrainer(
+        try:
+            return self._build(A2TGPOTrainer, callbacks)
+        except ValueError as error:
+            raise RecipeError(f"{self.path}: {error}") from error
+
+    def _build(self, trainer_class, callbacks: Sequence[Any]):
+        return trainer_class(
             self.model.model_name_or_path,
             list(self.task.reward_funcs) or None,
             self.args,
@@ -147,7 +153,7 @@ def find_recipe(name: str) -> Path:
     shipped = {file.stem: file for file in recipe_folder().glob("*.yaml")}
     if name in shipped:
         return shipped[name]
-    raise ValueError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
+    raise RecipeError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
 
 
 def recipe_folder() -> Path:
@@ -177,8 +183,8 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         folders = [Path(path).parent] if path else []
         recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]))
-    except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"{where}{error}") from error
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"{where}{error}") from error
     if args.reward_weights is None and recipe.task.reward_weights is not None:
         args.reward_weights = list(recipe.task.reward_weights)
     return recipe

@@ -14,19 +14,23 @@ import yaml
 from transformers import HfArgumentParser
 
 
+class RecipeError(ValueError):
+    """A recipe, or the command line over it, asks for something impossible: the message is all a user needs."""
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a file; a key that stands in it twice is an error."""
     try:
         tree = yaml.compose(path.read_text())
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys with values ('learning_rate: 1e-6').")
+        raise RecipeError(f"{path} must hold keys with values ('learning_rate: 1e-6').")
     keys = [key.value for key, _ in tree.value]
     for key in set(keys):
         if keys.count(key) > 1:
-            raise ValueError(f"{path}: the key {key!r} is given {keys.count(key)} times. Keep one.")
+            raise RecipeError(f"{path}: the key {key!r} is given {keys.count(key)} times. Keep one.")
     return content
 
 
@@ -38,10 +42,10 @@ def check_keys(path: Path, content: Mapping[str, Any], parser: HfArgumentParser)
         if key == "env":  # the parser's own: variables to set
             continue
         if key not in kinds:
-            raise ValueError(f"{path}: there is no key {key!r}.{nearest(str(key), kinds)}")
+            raise RecipeError(f"{path}: there is no key {key!r}.{nearest(str(key), kinds)}")
         problem = _problem(value, actions[key], kinds[key])
         if problem:
-            raise ValueError(f"{path}: {key} {problem}")
+            raise RecipeError(f"{path}: {key} {problem}")
 
 
 def _problem(value: Any, action: argparse.Action, kind: str) -> str | None:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from .cli.launch import run_recipe
 from .evaluation import evaluate
 from .plots import SCORES, STATE, plot_runs
-from .progress import Display, StepLines, quiet_libraries
-from .recipe import Recipe, read_recipe
+from .progress import Display, StepLines
+from .recipe import Recipe
+from .recipe_file import RecipeError
 from .records import read_jsonl
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
@@ -57,7 +59,7 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     """Train a recipe; everything it makes is in its `output_dir`."""
     folder = Path(recipe.args.output_dir)
     if (folder / STATE).exists() and not (recipe.run.overwrite or recipe.args.resume_from_checkpoint):
-        raise ValueError(
+        raise RecipeError(
             f"{folder} holds a finished run. Name another folder (--output_dir {folder}-2), or write over it "
             "(--overwrite true)."
         )
@@ -91,14 +93,8 @@ def _evaluated(scores: dict[str, Scores]) -> int:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0: trained; 2: the recipe asks for something impossible."""
-    quiet_libraries()
-    try:
-        train(read_recipe(sys.argv[1:] if words is None else words))
-    except ValueError as error:
-        print(f"a2tgpo: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    """Train what the command line says."""
+    return run_recipe(train, words)
 
 
 if __name__ == "__main__":

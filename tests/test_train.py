@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.cli.launch import launch_options
+from a2tgpo_trl.cli.launch import launcher_words
 from a2tgpo_trl.plots import plot_runs
 from a2tgpo_trl.progress import step_line
 from a2tgpo_trl.train import main as train
@@ -32,7 +32,7 @@ def logged(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A short run of the quickstart through the launcher, as a user starts it: its folder and what it printed."""
+    """A short run of the quickstart as a user starts it: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("cli") / "short"
     words = [sys.executable, "-m", "a2tgpo_trl", "train", "quickstart", *SHORT, "--output_dir", str(folder)]
     environment = {**os.environ, "COLUMNS": "100"}
@@ -178,7 +178,7 @@ def from_wandb(folder: Path) -> dict[str, list[float]]:
 
 
 def log_records(content: bytes, block: int = 32768, head: int = 7) -> list[bytes]:
-    """Records of a file in LevelDB's log format: chunks of checksum (4 bytes), length (2), kind (1) and data, in blocks.
+    """Records of a file in LevelDB's log format: blocks of chunks of checksum (4 bytes), length (2), kind (1), data.
 
     Kinds: 1 a whole record, 2 its first chunk, 3 one in between, 4 its last. wandb puts 7 bytes of its own in front.
     """
@@ -228,19 +228,46 @@ def test_a_steps_line_shows_what_was_logged():
     assert line == "step  3/40  reward 0.50  turns 3.3  gain +0.10  seconds 5.0"
 
 
-@pytest.mark.parametrize(
-    ("config_file", "num_processes", "options"),
-    [
-        (None, None, ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--num_processes", "1"]),
-        (None, 4, ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--num_processes", "4"]),
-        ("zero2.yaml", None, ["--config_file", "zero2.yaml"]),
-        ("zero2.yaml", 2, ["--config_file", "zero2.yaml", "--num_processes", "2"]),
-    ],
-)
-def test_the_launcher_is_told_what_it_would_warn_about_otherwise(config_file, num_processes, options):
-    from argparse import Namespace
+def test_one_process_without_a_configuration_needs_no_launcher():
+    assert launcher_words(None, None, has_default_config=False) == []
 
-    assert launch_options(Namespace(config_file=config_file, num_processes=num_processes)) == options
+
+def test_a_configuration_or_a_number_of_processes_goes_to_accelerate():
+    start = ["-m", "accelerate.commands.launch", "--quiet"]
+    assert launcher_words("zero2.yaml", None, False) == [*start, "--config_file", "zero2.yaml"]
+    assert launcher_words("zero2.yaml", 2, True) == [*start, "--config_file", "zero2.yaml", "--num_processes", "2"]
+    assert launcher_words(None, None, has_default_config=True) == start
+    unset = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    assert launcher_words(None, 4, False) == [*start, "--num_processes", "4", *unset]
+
+
+def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("learning_rat: 1.0\n")
+    done = subprocess.run([sys.executable, "-m", "a2tgpo_trl", "train", str(file)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"a2tgpo: error: {file}: there is no key 'learning_rat'. Did you mean 'learning_rate'?\n"
+
+
+def test_a_trainer_that_cannot_be_built_is_one_line_too(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "solution": "a"}\n')
+    file = tmp_path / "recipe.yaml"
+    text = f"model_name_or_path: atlas-tiny\ndataset_name: rows.jsonl\nbf16: false\noutput_dir: {tmp_path}\n"
+    file.write_text(text + "reward_funcs: [answer_format]\n")
+    assert train(["--config", str(file)]) == 2
+    assert f"{file}: The training data set has no column 'answer'" in capsys.readouterr().err
+
+
+def test_an_error_while_training_keeps_its_trace(tmp_path):
+    (tmp_path / "mine.py").write_text("def broken(completions, **kwargs):\n    raise ValueError('from a reward')\n")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"model_name_or_path: atlas-tiny\ntask: atlas\nbf16: false\noutput_dir: {tmp_path}/out\n"
+        "task_kwargs: {train_questions: 8}\neval_rows: 0\nmax_completion_length: 8\nreward_funcs: [mine.py:broken]\n"
+    )
+    with pytest.raises(ValueError, match="from a reward"):
+        train(["--config", str(file)])
 
 
 def test_an_unknown_recipe_is_exit_code_2(capsys):

@@ -1,34 +1,66 @@
-"""recipe and launch options -> `accelerate launch -m MODULE --config RECIPE --key value ...`, in place of this."""
+"""recipe and launch options -> the processes that run it: by `accelerate launch`, or this one alone."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """A recipe, how many processes run it, and what it is to say otherwise."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
     parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
-    parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU (default: 1)")
+    parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="any key of the recipe, as --key value")
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
-    """Does not return: the launcher takes over, and its exit code is the command's."""
+    """Does not return: what is launched takes over, and its exit code is the command's."""
+    from accelerate.commands.config.config_args import default_config_file
+
     from ..recipe import find_recipe
 
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
     sys.stdout.flush()
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "accelerate.commands.launch", *launch_options(args), "-m", module, *words],
-    )
+    launcher = launcher_words(args.config_file, args.num_processes, Path(default_config_file).exists())
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])
 
 
-def launch_options(args: argparse.Namespace) -> list[str]:
-    """The given configuration; without one, each of the values that Accelerate would warn are not set."""
-    given = ["--config_file", args.config_file] if args.config_file else []
-    if args.config_file and args.num_processes is None:
-        return given
-    given += ["--num_processes", str(args.num_processes or 1)]
-    return given if args.config_file else ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", *given]
+def launcher_words(config_file: str | None, num_processes: int | None, has_default_config: bool) -> list[str]:
+    """Python's words before `-m MODULE`.
+
+    One process that no configuration says anything about needs no launcher, and so keeps its exit code.
+    """
+    if not (config_file or num_processes or has_default_config):
+        return []
+    words = ["-m", "accelerate.commands.launch", "--quiet"]  # quiet: the error alone, without the launcher's own trace
+    words += ["--config_file", config_file] if config_file else []
+    words += ["--num_processes", str(num_processes)] if num_processes else []
+    if not (config_file or has_default_config):
+        words += [
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+        ]  # or it warns that they are not set
+    return words
+
+
+def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
+    """What a launched module does with its words. 0: done; 2: the recipe asks for something impossible."""
+    from ..progress import quiet_libraries
+    from ..recipe import read_recipe
+    from ..recipe_file import RecipeError
+
+    quiet_libraries()
+    try:
+        action(read_recipe(sys.argv[1:] if words is None else words))
+    except RecipeError as error:  # anything else keeps its trace
+        print(f"a2tgpo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
