@@ -4,20 +4,23 @@
 
 `a2tgpo eval` is the short form. The rows go in batches through the trainer's own rollout code: the same tools,
 template, sampling settings and rewards as in training. Each batch draws from its own seed and is written down before
-the next begins, so an evaluation that was cut off goes on where it stopped and ends with the same rollouts.
+the next begins, so an evaluation that was cut off goes on where it stopped, and by transformers' generation it ends
+with the same rollouts (vLLM keeps its own random state).
 """
 
-import dataclasses
+import hashlib
+import inspect
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
 from .cli.launch import run_recipe
@@ -31,10 +34,11 @@ from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
 
-# What decides the rollouts, beside the policy, the task and how it is loaded.
-SAMPLING = (
-    "seed temperature top_p top_k min_p repetition_penalty generation_kwargs num_generations_eval "
-    "max_completion_length max_tool_calling_iterations per_device_eval_batch_size chat_template_kwargs"
+# Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
+IRRELEVANT = (
+    "output_dir run_name report_to disable_tqdm logging_dir logging_steps logging_strategy logging_first_step project "
+    "save_strategy save_steps save_total_limit max_steps num_train_epochs learning_rate optim lr_scheduler_type "
+    "warmup_steps weight_decay overwrite"
 ).split()
 
 
@@ -54,21 +58,17 @@ def evaluate(
 
     With `resume`, rows whose records are in the file already are not rolled out again.
     """
-    main = trainer.accelerator.is_main_process
-    done = read_jsonl(file) if resume and file.exists() else []
+    main, samples = trainer.accelerator.is_main_process, trainer.num_generations_eval
     per_batch = rows_per_batch(trainer)
-    samples = trainer.num_generations_eval
-    # A batch that is not complete is rolled out again, so that its seed gives all of it.
-    kept = len(dataset) if len(done) >= samples * len(dataset) else len(done) // (per_batch * samples) * per_batch
-    records = done[: kept * samples]
+    (records,) = from_main(trainer, lambda: [_whole_batches(file, len(dataset), per_batch, samples) if resume else []])
     if main:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, records)
     on_progress(len(records))
     with evaluation_mode(trainer.model):
-        for first in range(kept, len(dataset), per_batch):
-            rows = [{**dataset[i], "row": i} for i in range(first, min(first + per_batch, len(dataset)))]
-            made = _roll_out(trainer, rows, per_batch, seed + first)
+        for first in range(len(records) // samples, len(dataset), per_batch):
+            rows = [dataset[i] for i in range(first, min(first + per_batch, len(dataset)))]
+            made = _roll_out(trainer, rows, first, seed)
             if main:
                 write_jsonl(file, made, mode="a")
             records += made
@@ -78,22 +78,39 @@ def evaluate(
 
 def rows_per_batch(trainer: A2TGPOTrainer) -> int:
     """Rows that all ranks together roll out at once: what fills `per_device_eval_batch_size` on each."""
+    unit = _rows_that_divide(trainer)
     rollouts = trainer.args.per_device_eval_batch_size * trainer.accelerator.num_processes
-    return max(rollouts // trainer.num_generations_eval, 1)
+    return max(rollouts // trainer.num_generations_eval // unit, 1) * unit
 
 
-def _roll_out(trainer: A2TGPOTrainer, rows: list[dict[str, Any]], per_batch: int, seed: int) -> list[dict[str, Any]]:
-    """Records of these rows from all ranks. A short batch is filled up, since ranks gather equal numbers."""
-    wanted = len(rows)
-    filled = rows + [{**rows[-1], "row": None}] * (per_batch - wanted)
-    repeated = [row for row in filled for _ in range(trainer.num_generations_eval)]
-    share = math.ceil(len(repeated) / trainer.accelerator.num_processes)
-    mine = repeated[trainer._local_rows(share)]
+def _rows_that_divide(trainer: A2TGPOTrainer) -> int:
+    """The fewest rows whose rollouts the ranks can share out equally, as collective generation needs it."""
+    processes = trainer.accelerator.num_processes
+    return processes // math.gcd(processes, trainer.num_generations_eval)
+
+
+def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[dict[str, Any]]:
+    """What is in the file up to its last complete batch: the rest is rolled out again, so that its seed gives all."""
+    done = read_jsonl(file) if file.exists() else []
+    if any(record["row"] != i // samples for i, record in enumerate(done)):
+        raise RecipeError(f"{file} holds rollouts of another test set or number of samples. Remove it.")
+    kept = rows if len(done) >= rows * samples else len(done) // (per_batch * samples) * per_batch
+    return done[: kept * samples]
+
+
+def _roll_out(trainer: A2TGPOTrainer, rows: list[dict[str, Any]], first: int, seed: int) -> list[dict[str, Any]]:
+    """Records of these rows from all ranks; the last row fills up what the ranks cannot share out equally."""
+    samples, processes = trainer.num_generations_eval, trainer.accelerator.num_processes
+    rank, unit = trainer.accelerator.process_index, _rows_that_divide(trainer)
+    filled = rows + rows[-1:] * (-len(rows) % unit)
+    repeated = [row for row in filled for _ in range(samples)]
     caught: list[dict[str, Any]] = []
-    with _seeded(seed + trainer.accelerator.process_index, trainer.accelerator.device), _caught_in(trainer, caught):
-        trainer._generate_and_score_completions(mine)
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{rank}".encode()).digest()[:7], "big")
+    with _seeded(drawn, trainer.accelerator.device), _caught_in(trainer, caught):
+        trainer._generate_and_score_completions(repeated[trainer._local_rows(len(repeated) // processes)])
     trainer._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
-    return [record for record in gather_object(caught) if record["row"] is not None]
+    gathered = gather_object(caught)[: len(rows) * samples]
+    return [{**record, "row": first + i // samples} for i, record in enumerate(gathered)]
 
 
 @contextmanager
@@ -114,52 +131,94 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def from_main(trainer: A2TGPOTrainer, make: Callable[[], list[Any]]) -> list[Any]:
+    """What the main process makes, on all processes; what it raises as well."""
+    made: list[Any] = [None, None]
+    if trainer.accelerator.is_main_process:
+        try:
+            made = [make(), None]
+        except RecipeError as error:
+            made = [None, str(error)]
+    broadcast_object_list(made)
+    if made[1] is not None:
+        raise RecipeError(made[1])
+    return made[0]
+
+
 # ---- the command
 
 
 def evaluate_recipe(recipe: Recipe) -> Scores:
-    """Evaluate the recipe's policy on its test set."""
+    """Evaluate the recipe's policy on its test set; rollouts, scores and settings are in a folder of its name."""
     rows = recipe.test_dataset
     if rows is None:
         raise RecipeError("There is nothing to evaluate on: name a dataset_test_split, or leave eval_rows above 0.")
-    policy = Path(str(recipe.model.model_name_or_path)).name
-    file = Path(recipe.args.output_dir, SCORES, f"{policy}.jsonl")
-    resume = _same_settings(file.with_suffix(".settings.json"), recipe)
-    display = Display(shown=recipe.args.process_index == 0)
+    policy = Path(recipe.model.model_name_or_path).resolve().name
+    folder = Path(recipe.args.output_dir, SCORES, policy)
+    display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
     trainer = recipe.build_trainer()
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise RecipeError("An evaluation is not sharded: start it without DeepSpeed and FSDP.")
+    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # device and precision, as in training
+    settings = json.loads(json.dumps(_settings(recipe, trainer), default=str))
+    resume, found = from_main(trainer, lambda: _begin(folder, settings, recipe.run.overwrite))
+    if found:
+        display.line(f"{found} rollouts are there already.")
     with display.bar(f"evaluating {policy}", len(rows) * trainer.num_generations_eval) as update:
+        file = folder / "rollouts.jsonl"
         records = evaluate(trainer, rows, file, seed=recipe.args.seed, resume=resume, on_progress=update)
     scores = Scores.of(records, recipe.task.group_by)
     if trainer.accelerator.is_main_process:
-        scores.write(file.with_suffix(".json"))
+        scores.write(folder / "scores.json")
         display.line(score_table({policy: scores}, f"{len(rows)} questions"))
         display.line(f"Rollouts: {file}")
     return scores
 
 
-def _same_settings(file: Path, recipe: Recipe) -> bool:
-    """Whether there are rollouts to go on with, made by the same policy with the same settings."""
-    now = json.loads(json.dumps(_settings(recipe), default=str))
-    if file.exists() and not recipe.run.overwrite:
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Any]:
+    """Whether there are rollouts to go on with, made by the same policy with the same settings, and how many."""
+    file, rollouts = folder / "settings.json", folder / "rollouts.jsonl"
+    if rollouts.exists() and file.exists() and not overwrite:
         before = json.loads(file.read_text())
-        different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+        different = sorted(key for key in settings | before if settings.get(key) != before.get(key))
         if different:
             raise RecipeError(
-                f"{file.parent} holds an evaluation with another {', '.join(different)}. Name another folder "
+                f"{folder} holds an evaluation with another {', '.join(different)}. Name another folder "
                 "(--output_dir ...), or write over it (--overwrite true)."
             )
-        return True
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=2) + "\n")
-    return False
+        return [True, len(read_jsonl(rollouts))]
+    for stale in ("rollouts.jsonl", "scores.json"):
+        (folder / stale).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2) + "\n")
+    return [False, 0]
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    run = {key: value for key, value in dataclasses.asdict(recipe.run).items() if key != "overwrite"}
-    sampling = {key: getattr(recipe.args, key) for key in SAMPLING}
-    folder = Path(str(recipe.model.model_name_or_path))
-    weights = {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.safetensors"))}
-    return {**run, **sampling, **dataclasses.asdict(recipe.model), "weights": weights}
+def _settings(recipe: Recipe, trainer: A2TGPOTrainer) -> dict[str, Any]:
+    """All that a rollout depends on: settings, weights, rows, and the files of tools, rewards and environments."""
+    given = {**recipe.args.to_dict(), **asdict(recipe.run), **asdict(recipe.model)}
+    folder = Path(recipe.model.model_name_or_path)
+    task = recipe.task
+    code = [*task.tools, *task.reward_funcs, *([task.environment_factory] if task.environment_factory else [])]
+    return {
+        **{key: value for key, value in given.items() if key not in IRRELEVANT},
+        "num_generations_eval": trainer.num_generations_eval,
+        "num_processes": trainer.accelerator.num_processes,
+        "weights": {
+            f.name: f.stat().st_mtime_ns for f in sorted(folder.glob("*")) if f.suffix in (".safetensors", ".bin")
+        },
+        "test set": _digest(json.dumps(trainer.eval_dataset.to_list(), default=str)),
+        "code of tools and rewards": {name: _digest(Path(name).read_text()) for name in sorted(_sources(code))},
+    }
+
+
+def _sources(things: Sequence[Any]) -> set[str]:
+    named = [thing for thing in things if inspect.isroutine(thing) or inspect.isclass(thing)]
+    return {str(inspect.getsourcefile(thing)) for thing in named}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -10,10 +10,13 @@ from matplotlib.figure import Figure
 
 
 STATE = "trainer_state.json"
+CURVE = "learning_curve.png"
 SCORES = "evaluation"  # folder of a run's held-out scores
 WINDOW = 5  # steps over which the training curve is averaged
+EXACT_MATCH = "rewards/exact_match/mean"
 PANELS = (
-    ("rewards/exact_match/mean", "exact match"),
+    (EXACT_MATCH, "exact match"),
+    ("reward", "reward"),
     ("turns/mean", "turns per rollout"),
     ("gain/mean", "gain per turn"),
 )
@@ -22,23 +25,21 @@ PANELS = (
 def plot_runs(runs: Mapping[str, Path], file: Path) -> None:
     """One panel per metric that any run logged: its course in training, and held-out scores with their intervals."""
     histories = {name: _history(folder) for name, folder in runs.items()}
+    logged = {key for steps in histories.values() for step in steps for key in step}
+    # The reward stands in where there is no exact match.
     panels = [
-        (key, title) for key, title in PANELS if any(key in step for steps in histories.values() for step in steps)
+        (key, title) for key, title in PANELS if key in logged and not (key == "reward" and EXACT_MATCH in logged)
     ]
-    if not panels:
-        raise ValueError(
-            f"{', '.join(map(str, runs.values()))}: none of {', '.join(key for key, _ in PANELS)} was logged."
-        )
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (name, folder) in enumerate(runs.items()):
             _draw(axes, histories[name], key, f"C{colour}", name)
+            axes.set_ylim(*((0, 1) if key == EXACT_MATCH else (None, None)))
             if key.startswith("rewards/"):
                 _draw_held_out(axes, folder, key.split("/")[1], histories[name][-1]["step"], f"C{colour}", name)
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylim(0, 1)
     figure.axes[0].legend(frameon=False, fontsize="small")
     figure.savefig(file, dpi=150)
 

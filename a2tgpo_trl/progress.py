@@ -39,7 +39,7 @@ def step_line(step: int, steps: int, logs: dict[str, Any]) -> str:
 class Display:
     """The bar, and lines above it. Only the main process has one that shows anything."""
 
-    def __init__(self, shown: bool = True):
+    def __init__(self, shown: bool = True, bars: bool = True):
         self.console = Console(quiet=not shown, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -49,8 +49,12 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not (shown and self.console.is_terminal),
+            disable=not (shown and bars and self.console.is_terminal),
         )
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error in the middle of a bar."""
+        self._progress.stop()
 
     def line(self, text: Any) -> None:
         """A line, or a table, above the bar."""
@@ -82,8 +86,11 @@ class StepLines(TrainerCallback):
         self._update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "train_runtime" not in logs and not any(key.startswith("eval_") for key in logs):
-            self._display.line(step_line(state.global_step, state.max_steps, logs))
+        if not logs or "train_runtime" in logs:
+            return
+        own = {key.removeprefix("eval_"): value for key, value in logs.items()}
+        line = step_line(state.global_step, state.max_steps, own)
+        self._display.line(f"{line}  (evaluation)" if own.keys() != logs.keys() else line)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._bar.__exit__(None, None, None)
@@ -94,12 +101,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("default", module=r"a2tgpo_trl")
+    warnings.filterwarnings("default", module=r"a2tgpo_(trl|recipe_)")  # ours, and those of files a recipe names
     for name in ("transformers", "trl", "accelerate", "datasets", "peft", "torch.distributed", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
+    # Weights that are missing in a checkpoint, and so drawn at random, are no noise.
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

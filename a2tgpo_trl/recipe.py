@@ -5,13 +5,17 @@ among them) and of `RecipeArguments` is a key of the file and an option of the c
 `recipe_file.py` checks the file before the parser sees it; `names.py` finds what it names.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from transformers import AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl.trainer.utils import create_model_from_path
 
 from .config import A2TGPOConfig
 from .names import find_file, load, load_reward
@@ -21,6 +25,7 @@ from .tasks.atlas import POLICY
 
 
 MODELS = {"atlas-tiny": str(POLICY)}
+ADAPTER_CONFIG = "adapter_config.json"
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -121,25 +126,67 @@ class Recipe:
         """The trainer, with the policy loaded."""
         from .trainer import A2TGPOTrainer
 
-        self.args.model_init_kwargs = self.model_init_kwargs
+        if self.args.n_gpu > 1:
+            raise RecipeError(
+                f"One process sees {self.args.n_gpu} GPUs. Start one process for each (--num_processes "
+                f"{self.args.n_gpu}, before the other options), or show it one (CUDA_VISIBLE_DEVICES=0)."
+            )
+        task = self.task
         try:
-            return self._build(A2TGPOTrainer, callbacks)
-        except ValueError as error:
-            raise RecipeError(f"{self.path}: {error}") from error
+            return A2TGPOTrainer(
+                reward_funcs=list(task.reward_funcs) or None,
+                args=self.args,
+                train_dataset=task.train_dataset,
+                eval_dataset=self.test_dataset,
+                tools=list(task.tools) or None,
+                environment_factory=task.environment_factory,
+                callbacks=list(callbacks),
+                **(self._adapted_policy() if self.adapter else self._policy()),
+            )
+        except (ValueError, OSError) as error:  # OSError: no such model
+            raise RecipeError(f"{self.where}{error}") from error
 
-    def _build(self, trainer_class, callbacks: Sequence[Any]):
-        return trainer_class(
-            self.model.model_name_or_path,
-            list(self.task.reward_funcs) or None,
-            self.args,
-            self.task.train_dataset,
-            self.test_dataset,
-            tools=list(self.task.tools) or None,
-            environment_factory=self.task.environment_factory,
-            callbacks=list(callbacks),
-            quantization_config=get_quantization_config(self.model),
-            peft_config=get_peft_config(self.model),
-        )
+    @property
+    def where(self) -> str:
+        """What messages about the recipe begin with."""
+        return f"{self.path}: " if self.path else ""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The policy's folder, if an adapter is in it: what training with LoRA saves."""
+        folder = Path(self.model.model_name_or_path)
+        return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+    @property
+    def base_name(self) -> str:
+        """The model whose weights are loaded: an adapter's base, or the policy itself."""
+        if self.adapter is None:
+            return self.model.model_name_or_path
+        return json.loads((self.adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+
+    def _policy(self) -> dict[str, Any]:
+        self.args.model_init_kwargs = self.model_init_kwargs
+        return {
+            "model": self.model.model_name_or_path,
+            "quantization_config": get_quantization_config(self.model),
+            "peft_config": get_peft_config(self.model),
+        }
+
+    def _adapted_policy(self) -> dict[str, Any]:
+        """An adapter that was saved, on its base, to be trained further or evaluated."""
+        if self.model.use_peft:
+            raise ValueError(f"{self.adapter} is an adapter already: it goes on as it is. Leave use_peft out.")
+        kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
+        kwargs |= {"quantization_config": get_quantization_config(self.model)} if self.model.load_in_4bit else {}
+        self.args.model_init_kwargs = None
+        return {
+            "model": PeftModel.from_pretrained(
+                create_model_from_path(self.base_name, **kwargs), str(self.adapter), is_trainable=True
+            ),
+            "processing_class": AutoTokenizer.from_pretrained(
+                str(self.adapter), truncation_side="left", padding_side="left"
+            ),
+        }
 
 
 # ---- reading
@@ -171,7 +218,6 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         path = find_recipe(words[place])
         words[place] = str(path)
         check_keys(path, read_yaml(path), parser)
-    where = f"{path}: " if path else ""
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
         if unknown:
@@ -182,12 +228,41 @@ def read_recipe(words: Sequence[str]) -> Recipe:
             raise ValueError("model_name_or_path is missing: name a model of the hub, a folder, or 'atlas-tiny'.")
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         folders = [Path(path).parent] if path else []
+        check_partners(run, model)
         recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]))
+        check_test_set(recipe)
     except (ValueError, ImportError) as error:
-        raise RecipeError(f"{where}{error}") from error
+        raise RecipeError(f"{path}: {error}" if path else str(error)) from error
+    if str(args.resume_from_checkpoint).lower() == "true":
+        args.resume_from_checkpoint = True  # the last one in the output folder
     if args.reward_weights is None and recipe.task.reward_weights is not None:
         args.reward_weights = list(recipe.task.reward_weights)
     return recipe
+
+
+def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
+    """No key is set that has no effect without another one."""
+    lora = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
+    for needed, given, of, keys in (
+        ("use_peft: true", model.use_peft, model, lora),
+        ("task", run.task, run, ["task_kwargs"]),
+        ("dataset_name", run.dataset_name, run, ["dataset_config", "dataset_train_split", "dataset_test_split"]),
+    ):
+        defaults = type(of)()
+        idle = [key for key in keys if getattr(of, key) != getattr(defaults, key)]
+        if idle and not given:
+            raise ValueError(f"{', '.join(idle)} would have no effect without {needed}.")
+
+
+def check_test_set(recipe: Recipe) -> None:
+    """There is something to evaluate, and the column that it is grouped by."""
+    if recipe.run.eval_rows is not None and recipe.run.eval_rows < 0:
+        raise ValueError(f"eval_rows must be at least 0; got {recipe.run.eval_rows}.")
+    rows, column = recipe.task.test_dataset, recipe.task.group_by
+    if rows is not None and len(rows) == 0:
+        raise ValueError("the test set is empty. Name another dataset_test_split, or none.")
+    if rows is not None and column is not None and column not in rows.column_names:
+        raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
 
 
 # ---- the task
@@ -202,9 +277,10 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
         kwargs = run.task_kwargs or {}
         assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
         try:
-            task = maker(**kwargs)
+            inspect.signature(maker).bind(**kwargs)
         except TypeError as error:
-            raise ValueError(f"task_kwargs do not fit the task {run.task!r}: {error}") from error
+            raise ValueError(f"task_kwargs do not fit the task {run.task!r}: {error}.") from error
+        task = maker(**kwargs)
         if not isinstance(task, Task):
             raise ValueError(f"The task {run.task!r} must return an a2tgpo_trl.tasks.Task; got {type(task).__name__}.")
     else:

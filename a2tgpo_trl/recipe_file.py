@@ -39,8 +39,8 @@ def check_keys(path: Path, content: Mapping[str, Any], parser: HfArgumentParser)
     actions = {action.dest: action for action in reversed(parser._actions)}
     kinds = {name: str(kind) for group in parser.dataclass_types for name, kind in get_type_hints(group).items()}
     for key, value in content.items():
-        if key == "env":  # the parser's own: variables to set
-            continue
+        if key == "env" or (key, value) == ("resume_from_checkpoint", True):
+            continue  # the parser's own: variables to set; the last checkpoint, whichever it is
         if key not in kinds:
             raise RecipeError(f"{path}: there is no key {key!r}.{nearest(str(key), kinds)}")
         problem = _problem(value, actions[key], kinds[key])

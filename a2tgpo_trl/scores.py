@@ -82,6 +82,11 @@ class Scores:
                 groups[f"{group_by} {value}"] = score(record for record in records if record[group_by] == value)
         return cls(score(records), groups)
 
+    @property
+    def number(self) -> int:
+        """How many questions were asked."""
+        return self.everything[TURNS].number
+
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 

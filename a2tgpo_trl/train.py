@@ -5,6 +5,7 @@
 `a2tgpo train NAME` is the short form.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ from pathlib import Path
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .cli.launch import run_recipe
-from .evaluation import evaluate
-from .plots import SCORES, STATE, plot_runs
+from .evaluation import evaluate, from_main
+from .plots import CURVE, SCORES, STATE, plot_runs
 from .progress import Display, StepLines
 from .recipe import Recipe
 from .recipe_file import RecipeError
 from .records import read_jsonl
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
+
+
+# What a run leaves in its folder. All of it goes when another writes over it: an old adapter beside new weights would
+# be loaded in their place.
+LEFT_BY_A_RUN = (STATE, CURVE, SCORES, "checkpoint-*", "*.safetensors*", "*.bin", "adapter_config.json", "completions")
 
 
 class HeldOut(TrainerCallback):
@@ -36,7 +42,9 @@ class HeldOut(TrainerCallback):
         if state.global_step == 0:
             self.run("before")
         elif file.exists():  # a resumed run: what it was before its first step is on record
-            self.scores["before"] = Scores.of(read_jsonl(file), self._recipe.task.group_by)
+            before = Scores.of(read_jsonl(file), self._recipe.task.group_by)
+            if self._recipe.test_dataset is not None and before.number == len(self._recipe.test_dataset):
+                self.scores["before"] = before
 
     def run(self, when: str) -> None:
         """Roll out the test set, and write the rollouts and their scores."""
@@ -58,38 +66,48 @@ def _evaluation_file(recipe: Recipe, when: str) -> Path:
 def train(recipe: Recipe) -> A2TGPOTrainer:
     """Train a recipe; everything it makes is in its `output_dir`."""
     folder = Path(recipe.args.output_dir)
-    if (folder / STATE).exists() and not (recipe.run.overwrite or recipe.args.resume_from_checkpoint):
-        raise RecipeError(
-            f"{folder} holds a finished run. Name another folder (--output_dir {folder}-2), or write over it "
-            "(--overwrite true)."
-        )
-    display = Display(shown=recipe.args.process_index == 0)
+    display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
     held_out = HeldOut(recipe, display)
     trainer = recipe.build_trainer([held_out, StepLines(display)])
     held_out.trainer = trainer
+    from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, bool(recipe.args.resume_from_checkpoint)))
     for theirs in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(theirs)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
-    seconds = time.perf_counter() - start
-    held_out.run("after")
-    trainer.save_model(recipe.args.output_dir)
-    trainer.save_state()
+    try:
+        trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
+        seconds = time.perf_counter() - start
+        trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
+        trainer.save_state()
+        held_out.run("after")
+    finally:
+        display.close()
     if trainer.accelerator.is_main_process:
-        _report(folder, recipe, held_out.scores, display, seconds)
+        _report(folder, held_out.scores, display, seconds)
     return trainer
 
 
-def _report(folder: Path, recipe: Recipe, scores: dict[str, Scores], display: Display, seconds: float) -> None:
+def make_room(folder: Path, overwrite: bool, resume: bool) -> list[None]:
+    """Refuse to mix two runs in a folder; with `overwrite`, remove what a run leaves there, and nothing else."""
+    left = [file for pattern in LEFT_BY_A_RUN for file in folder.glob(pattern)]
+    if resume or not left:
+        return []
+    if not overwrite:
+        raise RecipeError(
+            f"{folder} holds a run already. Name another folder (--output_dir {folder}-2), write over it (--overwrite "
+            "true), or go on with it (--resume_from_checkpoint true)."
+        )
+    for file in left:
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    return []
+
+
+def _report(folder: Path, scores: dict[str, Scores], display: Display, seconds: float) -> None:
     if scores:
-        display.line(score_table(scores, f"{_evaluated(scores)} held-out questions"))
-    plot_runs({folder.name: folder}, folder / "learning_curve.png")
-    written = ["learning_curve.png", *(f"{SCORES}/{when}.jsonl" for when in scores), "model.safetensors"]
+        display.line(score_table(scores, f"{next(iter(scores.values())).number} held-out questions"))
+    plot_runs({folder.name: folder}, folder / CURVE)
+    written = ["the policy", CURVE, *(f"{SCORES}/{when}.jsonl" for when in scores)]
     display.line(f"{seconds:.0f} seconds. Written to {folder}: {', '.join(written)}")
-
-
-def _evaluated(scores: dict[str, Scores]) -> int:
-    return next(iter(next(iter(scores.values())).everything.values())).number
 
 
 def main(words: Sequence[str] | None = None) -> int:

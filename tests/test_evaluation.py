@@ -1,13 +1,14 @@
 """Evaluation: the trainer's own rollouts, written batch by batch, gone on with where they stopped."""
 
 import json
+import sys
 
 import pytest
 import torch
 from rich.console import Console
 
 from a2tgpo_trl.evaluation import evaluate, evaluate_recipe
-from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.recipe import Recipe, read_recipe
 from a2tgpo_trl.records import as_text, count_tool_turns, read_jsonl, write_jsonl
 
 
@@ -72,7 +73,7 @@ def test_an_evaluation_that_was_cut_off_ends_with_the_same_rollouts(whole, train
     finally:
         del trainer._generate_and_score_completions
     assert again == records and read_jsonl(file) == records
-    assert asked == [4, 4]
+    assert asked == [4, 2]  # the last batch has two rows, and is not filled up without a reason
     assert evaluate(trainer, recipe.test_dataset, file, seed=3, resume=True) == records
 
 
@@ -97,16 +98,65 @@ def test_several_rollouts_a_question_stand_together(trainer, recipe, tmp_path):
 def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them(tmp_path, capsys):
     words = [*SMALL, "--output_dir", str(tmp_path)]
     scores = evaluate_recipe(read_recipe(words))
-    folder = tmp_path / "evaluation"
-    assert {file.name for file in folder.iterdir()} == {"policy.jsonl", "policy.json", "policy.settings.json"}
-    written = json.loads((folder / "policy.json").read_text())
+    folder = tmp_path / "evaluation" / "policy"
+    assert {file.name for file in folder.iterdir()} == {"rollouts.jsonl", "scores.json", "settings.json"}
+    written = json.loads((folder / "scores.json").read_text())
     assert written["everything"]["exact_match"]["mean"] == scores.everything["exact_match"].mean
     assert sum(group["exact_match"]["number"] for group in written["groups"].values()) == ROWS
-    assert "policy.jsonl" in capsys.readouterr().out
+    assert "rollouts.jsonl" in capsys.readouterr().out
+
+    assert evaluate_recipe(read_recipe(words)) == scores
+    assert f"{ROWS} rollouts are there already" in capsys.readouterr().out
 
     with pytest.raises(ValueError, match="another temperature.*--overwrite true"):
         evaluate_recipe(read_recipe([*words, "--temperature", "0.5"]))
     assert evaluate_recipe(read_recipe([*words, "--temperature", "0.5", "--overwrite", "true"])) != scores
+
+
+def test_rollouts_by_another_reward_or_other_settings_are_not_taken_for_these(tmp_path):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def good(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    file = tmp_path / "recipe.yaml"
+    kwargs = "{train_questions: 8, test_questions: 12}"
+    file.write_text(
+        f"model_name_or_path: atlas-tiny\ntask: atlas\ntask_kwargs: {kwargs}\nreward_funcs: [mine.py:good]\n"
+        f"bf16: false\neval_rows: 3\nnum_generations_eval: 1\nmax_completion_length: 8\noutput_dir: {tmp_path}/out\n"
+    )
+    words = ["--config", str(file)]
+    evaluate_recipe(read_recipe(words))
+    with pytest.raises(ValueError, match="another num_generations_eval"):
+        evaluate_recipe(read_recipe([*words, "--num_generations_eval", "2"]))
+    with pytest.raises(ValueError, match="another probe_template"):
+        evaluate_recipe(read_recipe([*words, "--probe_template", "{answer}"]))
+    reward.write_text(reward.read_text().replace("1.0", "0.5"))
+    del sys.modules["a2tgpo_recipe_mine"]
+    with pytest.raises(ValueError, match="another code of tools and rewards"):
+        evaluate_recipe(read_recipe(words))
+    assert evaluate_recipe(read_recipe([*words, "--overwrite", "true"])).everything["good"].mean == 0.5
+
+
+def test_rollouts_of_another_number_of_samples_are_not_gone_on_with(trainer, recipe, whole, tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    write_jsonl(file, [record for record in whole[0][:4] for _ in range(2)])
+    with pytest.raises(ValueError, match="another test set or number of samples"):
+        evaluate(trainer, recipe.test_dataset, file, resume=True)
+
+
+def test_a_policy_under_bfloat16_rolls_out_as_in_training(tmp_path, monkeypatch):
+    # What generates is what Accelerate made of the model: its forward runs in 16 bits.
+    words = [*SMALL, "--eval_rows", "2", "--bf16", "true", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    seen = set()
+    build = Recipe.build_trainer
+
+    def watched(recipe):
+        trainer = build(recipe)
+        layer = trainer.model.model.layers[0].mlp
+        layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        return trainer
+
+    monkeypatch.setattr(Recipe, "build_trainer", watched)
+    evaluate_recipe(read_recipe(words))
+    assert seen == {torch.bfloat16}
 
 
 def test_nothing_to_evaluate_on_is_an_error(tmp_path):

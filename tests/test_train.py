@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.cli.launch import launcher_words
+from a2tgpo_trl.evaluation import main as evaluation
 from a2tgpo_trl.plots import plot_runs
 from a2tgpo_trl.progress import step_line
 from a2tgpo_trl.train import main as train
@@ -71,11 +72,11 @@ def test_what_it_trained_can_be_evaluated_by_its_folder(run, tmp_path):
     words = ["quickstart", *SHORT, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "a2tgpo_trl", "eval", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "evaluation" / "short.jsonl").exists()
+    assert (tmp_path / "evaluation" / "short" / "scores.json").exists()
     # The same policy, settings and seed as in the evaluation after training.
     again, after = (
         [json.loads(line)["completion"] for line in file.read_text().splitlines()]
-        for file in (tmp_path / "evaluation" / "short.jsonl", folder / "evaluation" / "after.jsonl")
+        for file in (tmp_path / "evaluation" / "short" / "rollouts.jsonl", folder / "evaluation" / "after.jsonl")
     )
     assert again == after
 
@@ -85,8 +86,55 @@ def test_a_finished_run_is_not_written_over(run, capsys):
     before = (folder / "trainer_state.json").read_bytes()
     assert train(["--config", "quickstart", *SHORT, "--output_dir", str(folder)]) == 2
     message = capsys.readouterr().err
-    assert "holds a finished run" in message and "--overwrite true" in message
+    assert "--resume_from_checkpoint true" in message
+    assert "holds a run already" in message and "--overwrite true" in message
     assert (folder / "trainer_state.json").read_bytes() == before
+
+
+def test_a_run_over_an_adapter_leaves_nothing_of_it_and_an_adapter_can_be_evaluated(tmp_path):
+    folder = tmp_path / "adapted"
+    words = ["--config", "quickstart", *SHORT, "--max_steps", "1", "--output_dir", str(folder)]
+    lora = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear", "--learning_rate", "1e-2"]
+    assert train([*words, *lora]) == 0
+    assert (folder / "adapter_config.json").exists() and not (folder / "model.safetensors").exists()
+    evaluated = ["--config", "quickstart", *SHORT, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path)]
+    assert evaluation([*evaluated]) == 0
+    again, after = (
+        [json.loads(line)["completion"] for line in file.read_text().splitlines()]
+        for file in (tmp_path / "evaluation" / "adapted" / "rollouts.jsonl", folder / "evaluation" / "after.jsonl")
+    )
+    assert again == after
+
+    assert train([*words, "--eval_rows", "0", "--overwrite", "true"]) == 0
+    assert (folder / "model.safetensors").exists() and not list(folder.glob("adapter*"))
+    assert not (folder / "evaluation").exists()
+
+
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
+    words = ["--config", "quickstart", *SHORT, "--eval_rows", "0", "--save_strategy", "steps", "--save_steps", "1"]
+    assert train([*words, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "trainer_state.json").unlink()  # as if it had been killed after its checkpoint
+    (tmp_path / "run" / "model.safetensors").unlink()
+    words += ["--output_dir", str(tmp_path / "run")]
+    assert train(words) == 2 and "--resume_from_checkpoint true" in capsys.readouterr().err
+    assert train([*words, "--resume_from_checkpoint", "true"]) == 0
+    assert [step["step"] for step in logged(tmp_path / "run") if "reward" in step] == [1, 2]
+
+
+def test_a_layer_that_a_checkpoint_lacks_is_not_passed_over(run, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder, _, _ = run
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.0.mlp" not in name}
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    words = ["--config", "quickstart", *SHORT, "--model_name_or_path", str(broken), "--output_dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "a2tgpo_trl.evaluation", *words], capture_output=True, text=True)
+    assert "layers.0.mlp" in done.stdout + done.stderr
 
 
 def test_the_same_recipe_runs_as_grpo_and_both_curves_are_in_one_picture(run, tmp_path, capsys):
@@ -121,6 +169,19 @@ def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeyp
     expected = [scores["everything"]["exact_match"]["mean"] for scores in means]
     points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
     assert points == [expected, expected]
+
+
+def test_the_turns_of_a_run_without_exact_match_are_in_sight(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    steps = [{"step": i, "reward": 2.0 + i, "turns/mean": 3.0 + i} for i in (1, 2)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": steps}))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    plot_runs({"mine": tmp_path}, tmp_path / "x.png")
+    reward, turns = drawn[0].axes
+    assert (reward.get_title(), turns.get_title()) == ("reward", "turns per rollout")
+    assert turns.get_ylim()[1] >= 5.0 and reward.get_ylim()[1] >= 4.0
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):

@@ -28,14 +28,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        import_module(f".{name}", __package__).add_arguments(commands.add_parser(name, help=line, description=line))
+        import_module(f".{name}", __package__).add_arguments(
+            commands.add_parser(name, help=line, description=line, allow_abbrev=False)
+        )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 1: it ran and found something wrong; 2: it was asked for something impossible."""
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        args, words = parser.parse_known_args(argv)
+        if hasattr(args, "overrides"):  # the keys of a recipe, wherever they stand
+            args.overrides = words
+        elif words:
+            parser.error(f"unrecognized arguments: {' '.join(words)}")
     except SystemExit as stop:  # argparse has printed its message, or the help
         return int(stop.code or 0)
     try:

@@ -13,9 +13,7 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe of this package")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings in place of the recipe's"
-    )
+    parser.set_defaults(overrides=[])  # any key of the recipe, as --key value
     parser.set_defaults(run=run)
 
 

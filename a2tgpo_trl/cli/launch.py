@@ -17,7 +17,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
     parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
     parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="any key of the recipe, as --key value")
+    parser.set_defaults(overrides=[])  # any key of the recipe, as --key value
 
 
 def launch(module: str, args: argparse.Namespace) -> int:

@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..plots import plot_runs
 
-    plot_runs({folder.resolve().name: folder for folder in args.runs}, args.output)
+    names = [folder.resolve().name for folder in args.runs]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in args.runs]
+    plot_runs(dict(zip(names, args.runs, strict=True)), args.output)
     print(args.output)
     return 0

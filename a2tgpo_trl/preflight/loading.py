@@ -45,7 +45,7 @@ def load_data(recipe: Recipe) -> dict[str, Dataset | IterableDataset]:
 def load_config(recipe: Recipe) -> PreTrainedConfig:
     """The model's config, without its weights."""
     return AutoConfig.from_pretrained(
-        recipe.model.model_name_or_path,
+        recipe.base_name,
         revision=recipe.model_init_kwargs["revision"],
         trust_remote_code=recipe.args.trust_remote_code,
     )
@@ -57,7 +57,7 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     quantization = get_quantization_config(recipe.model)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    return create_model_from_path(recipe.model.model_name_or_path, **kwargs)
+    return create_model_from_path(recipe.base_name, **kwargs)
 
 
 def all_tools(task: Task) -> list[Callable]:
@@ -86,6 +86,6 @@ def make_chat(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tools: list[Callable]
 ) -> "Chat":
     """How this recipe's rollouts are written as tokens."""
-    name = recipe.model.model_name_or_path
+    name = recipe.base_name
     ends = end_tokens(name, recipe.model_init_kwargs["revision"], tokenizer, config)
     return Chat(tokenizer, tools, ends, recipe.args.chat_template_kwargs)
