@@ -34,14 +34,15 @@ def plot_runs(runs: Mapping[str, Path], file: Path) -> None:
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (name, folder) in enumerate(runs.items()):
             _draw(axes, histories[name], key, f"C{colour}", name)
-            axes.set_ylim(*((0, 1) if key == EXACT_MATCH else (None, None)))
             if key.startswith("rewards/"):
                 _draw_held_out(axes, folder, key.split("/")[1], histories[name][-1]["step"], f"C{colour}", name)
+        if key == EXACT_MATCH:
+            axes.set_ylim(0, 1)
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize="small")
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=110)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -34,13 +34,13 @@ def test_the_notebook_runs_from_top_to_bottom_and_its_adapter_learns(tmp_path):
     start = time.monotonic()
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     seconds = time.monotonic() - start
-    texts = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in notebook.cells]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert sum(text.startswith("step ") for text in texts) == 25
     row = next(line for text in texts for line in text.splitlines() if "exact match" in line and "(" in line)
     before, after = map(float, re.findall(r"(\d\.\d+) \(", row))
     assert after > before + 0.2, row
-    assert any(
-        output.get("data", {}).get("image/png") for cell in notebook.cells for output in cell.get("outputs", [])
-    )
+    assert any(output.get("data", {}).get("image/png") for output in outputs)
     assert seconds < 600  # 5 minutes on a quiet machine
 
 
