@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.draw import Draw
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION, atlas
@@ -138,3 +139,24 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
     shipped = AutoTokenizer.from_pretrained(POLICY)
     assert shipped.get_vocab() == tokenizer.get_vocab()
     assert shipped.chat_template == tokenizer.chat_template
+
+
+def test_the_shipped_policy_cannot_guess_the_answers():
+    # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(POLICY), AutoModelForCausalLM.from_pretrained(POLICY)
+    task = atlas()
+    texts = [
+        tokenizer.apply_chat_template(
+            row["prompt"], tools=task.tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
+        )
+        + "<answer>"
+        for row in task.test_dataset
+    ]
+    batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    ids = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].size(1) :]
+    written = [f"<answer>{text}" for text in tokenizer.batch_decode(ids)]
+    right = exact_match(written, task.test_dataset["answer"])
+    assert all("</answer>" in text for text in written)
+    assert sum(right) / len(right) <= 0.05
