@@ -152,7 +152,7 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     """Evaluate the recipe's policy on its test set; rollouts, scores and settings are in a folder of its name."""
     rows = recipe.test_dataset
     if rows is None:
-        raise RecipeError("There is nothing to evaluate on: name a dataset_test_split, or leave eval_rows above 0.")
+        raise RecipeError("There is nothing to evaluate on: no dataset_test_split is named, or eval_rows is 0.")
     policy = Path(recipe.model.model_name_or_path).resolve().name
     folder = Path(recipe.args.output_dir, SCORES, policy)
     display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)

@@ -25,6 +25,7 @@ from .tasks.atlas import POLICY
 
 
 MODELS = {"atlas-tiny": str(POLICY)}
+FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_CONFIG = "adapter_config.json"
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -85,6 +86,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self) -> None:
         super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
+        self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
 
     def error(self, message: str):
         raise ValueError(message)
@@ -227,17 +229,27 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         if model.model_name_or_path is None:
             raise ValueError("model_name_or_path is missing: name a model of the hub, a folder, or 'atlas-tiny'.")
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
+        check_folder(Path(model.model_name_or_path))
         folders = [Path(path).parent] if path else []
         check_partners(run, model)
         recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]))
         check_test_set(recipe)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
         raise RecipeError(f"{path}: {error}" if path else str(error)) from error
     if str(args.resume_from_checkpoint).lower() == "true":
         args.resume_from_checkpoint = True  # the last one in the output folder
     if args.reward_weights is None and recipe.task.reward_weights is not None:
         args.reward_weights = list(recipe.task.reward_weights)
     return recipe
+
+
+def check_folder(policy: Path) -> None:
+    """A policy that can only be a folder is one with a model, or an adapter, in it."""
+    if policy.is_dir():
+        if not any((policy / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
+            raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training come to an end?")
+    elif policy.is_absolute() or (len(policy.parts) > 1 and policy.parent.is_dir()):
+        raise ValueError(f"model_name_or_path: there is no folder {policy}.")
 
 
 def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
@@ -302,11 +314,13 @@ def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     assert run.dataset_name is not None
     file = find_file(run.dataset_name, folders)
     if file is None:
+        if Path(run.dataset_name).suffix in FILE_KINDS:
+            raise ValueError(f"There is no file {run.dataset_name!r} in {' or '.join(map(str, folders))}.")
         splits = load_dataset(run.dataset_name, name=run.dataset_config)
     else:
-        kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(file.suffix)
+        kind = FILE_KINDS.get(file.suffix)
         if kind is None:
-            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are .json, .jsonl, .csv, .parquet.")
+            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
         splits = load_dataset(kind, data_files=str(file))
     for split in (run.dataset_train_split, run.dataset_test_split):
         if split is not None and split not in splits:

@@ -70,7 +70,7 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     held_out = HeldOut(recipe, display)
     trainer = recipe.build_trainer([held_out, StepLines(display)])
     held_out.trainer = trainer
-    from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, bool(recipe.args.resume_from_checkpoint)))
+    from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, recipe.args.resume_from_checkpoint))
     for theirs in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(theirs)
     start = time.perf_counter()
@@ -87,17 +87,23 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     return trainer
 
 
-def make_room(folder: Path, overwrite: bool, resume: bool) -> list[None]:
-    """Refuse to mix two runs in a folder; with `overwrite`, remove what a run leaves there, and nothing else."""
-    left = [file for pattern in LEFT_BY_A_RUN for file in folder.glob(pattern)]
-    if resume or not left:
+def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[None]:
+    """Refuse to mix two runs in a folder; with `overwrite`, remove what a run leaves there, and nothing else.
+
+    What was interrupted before its first checkpoint has nothing to go on with, and gives way.
+    """
+    checkpoints = any(folder.glob("checkpoint-*"))
+    if resume is True and not checkpoints:
+        raise RecipeError(f"{folder} holds no checkpoint to go on from: save_strategy and save_steps make some.")
+    if resume:
         return []
-    if not overwrite:
+    if not overwrite and (checkpoints or (folder / STATE).exists()):
+        further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(
             f"{folder} holds a run already. Name another folder (--output_dir {folder}-2), write over it (--overwrite "
-            "true), or go on with it (--resume_from_checkpoint true)."
+            f"true){further}."
         )
-    for file in left:
+    for file in [file for pattern in LEFT_BY_A_RUN for file in folder.glob(pattern)]:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     return []
 

@@ -38,7 +38,7 @@ def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_
     assert recipe.task.train_dataset.num_rows > 0
     header = file.read_text()
     for word in ("# Needs", "# Run", "# Override"):
-        assert word in header.split("model_name_or_path")[0]
+        assert word in header.split("\nmodel_name_or_path")[0]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,9 @@ def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_
         ("tools: [json:dump5]", "json has no 'dump5'. Did you mean 'dump'?"),
         ("task: json:dumps\ntask_kwargs: {obj: 1}", "must return an a2tgpo_trl.tasks.Task; got str"),
         ("dataset_name: rows.jsonl", "name either a task or a dataset_name"),
+        ("task:\ndataset_name: own_tol.jsonl", "There is no file 'own_tol.jsonl' in"),
+        ("model_name_or_path: tests/nope", "there is no folder tests/nope"),
+        ("model_name_or_path: tests", "there is no model in tests"),
         ("task:", "name either a task or a dataset_name"),
         ("model_name_or_path:", "model_name_or_path is missing"),
         ("max_steps: 1\nmax_steps: 2", "the key 'max_steps' is given 2 times"),

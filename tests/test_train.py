@@ -10,11 +10,14 @@ import pytest
 from matplotlib.image import imread
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.cli.launch import launcher_words
+from a2tgpo_trl.cli.launch import launcher_words, run_recipe
 from a2tgpo_trl.evaluation import main as evaluation
 from a2tgpo_trl.plots import plot_runs
-from a2tgpo_trl.progress import step_line
+from a2tgpo_trl.progress import quiet_libraries, step_line
+from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.recipe_file import RecipeError
 from a2tgpo_trl.train import main as train
+from a2tgpo_trl.train import make_room
 
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +89,7 @@ def test_a_finished_run_is_not_written_over(run, capsys):
     before = (folder / "trainer_state.json").read_bytes()
     assert train(["--config", "quickstart", *SHORT, "--output_dir", str(folder)]) == 2
     message = capsys.readouterr().err
-    assert "--resume_from_checkpoint true" in message
+    assert "--resume_from_checkpoint" not in message  # it left no checkpoint
     assert "holds a run already" in message and "--overwrite true" in message
     assert (folder / "trainer_state.json").read_bytes() == before
 
@@ -119,6 +122,30 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     assert train(words) == 2 and "--resume_from_checkpoint true" in capsys.readouterr().err
     assert train([*words, "--resume_from_checkpoint", "true"]) == 0
     assert [step["step"] for step in logged(tmp_path / "run") if "reward" in step] == [1, 2]
+
+
+def test_what_was_interrupted_before_a_checkpoint_gives_way_and_cannot_be_gone_on_with(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "before.jsonl").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="no checkpoint to go on from"):
+        make_room(tmp_path, overwrite=False, resume=True)
+    make_room(tmp_path, overwrite=False, resume=None)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_interruption_by_the_user_is_one_line(capsys):
+    def interrupted(recipe):
+        raise KeyboardInterrupt
+
+    assert run_recipe(interrupted, ["--config", "quickstart"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bar_is_shown_on_a_terminal_unless_it_is_turned_off():
+    quiet_libraries()
+    assert read_recipe(["--config", "quickstart"]).args.disable_tqdm is False
+    assert read_recipe(["--config", "quickstart", "--disable_tqdm", "true"]).args.disable_tqdm is True
 
 
 def test_a_layer_that_a_checkpoint_lacks_is_not_passed_over(run, tmp_path):

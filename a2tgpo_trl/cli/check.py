@@ -13,7 +13,8 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe of this package")
-    parser.set_defaults(overrides=[])  # any key of the recipe, as --key value
+    parser.set_defaults(overrides=[])
+    parser.epilog = "Any key of the recipe may follow, as --key value: --max_completion_length 2048"
     parser.set_defaults(run=run)
 
 

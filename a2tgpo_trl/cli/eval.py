@@ -7,5 +7,7 @@ from .launch import add_launch_arguments, launch
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch_arguments(parser)
-    parser.epilog = "--model_name_or_path names the policy to evaluate; without it, the recipe's own is."
+    parser.epilog = (
+        f"{parser.epilog}. --model_name_or_path names the policy; without it, the recipe's own is evaluated."
+    )
     parser.set_defaults(run=lambda args: launch("a2tgpo_trl.evaluation", args))

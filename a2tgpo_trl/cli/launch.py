@@ -17,7 +17,8 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
     parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
     parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
-    parser.set_defaults(overrides=[])  # any key of the recipe, as --key value
+    parser.set_defaults(overrides=[])
+    parser.epilog = "Any key of the recipe may follow, as --key value: --learning_rate 1e-5 --output_dir outputs/slow"
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def launcher_words(config_file: str | None, num_processes: int | None, has_defau
 
 
 def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
-    """What a launched module does with its words. 0: done; 2: the recipe asks for something impossible."""
+    """What a launched module does with its words. 0: done; 2: it cannot be done so; 130: interrupted by the user."""
     from ..progress import quiet_libraries
     from ..recipe import read_recipe
     from ..recipe_file import RecipeError
@@ -63,4 +64,7 @@ def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -
     except RecipeError as error:  # anything else keeps its trace
         print(f"a2tgpo: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("a2tgpo: interrupted. What was written is in the output folder.", file=sys.stderr)
+        return 130
     return 0
