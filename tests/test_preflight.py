@@ -481,17 +481,13 @@ def test_the_command_prints_a_line_per_finding_wraps_it_and_counts(capsys, monke
 
 
 def test_the_exit_code_says_whether_anything_failed(monkeypatch, capsys):
-    import argparse
-
     from a2tgpo_trl import recipe
+    from a2tgpo_trl.cli import main
 
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    args = parser.parse_args(["quickstart", "--max_completion_length", "64"])
     read = []
     monkeypatch.setattr(recipe, "read_recipe", lambda words: read.append(words))
     for status, code in (("pass", 0), ("warn", 0), ("fail", 1)):
         monkeypatch.setattr(preflight, "preflight", lambda _, status=status: [Finding("fit", status, "")])
-        assert args.run(args) == code
+        assert main(["check", "quickstart", "--max_completion_length", "64"]) == code
     assert read[0] == ["--config", "quickstart", "--max_completion_length", "64"]
     capsys.readouterr()
