@@ -1,11 +1,12 @@
 """A2TGPOConfig: the settings of `GRPOConfig` and the few that differ, checked at construction."""
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from trl import GRPOConfig
+
+from .recipe_file import nearest
 
 
 Normalization = Literal["turn_group", "pooled", "none"]
@@ -147,9 +148,8 @@ class A2TGPOConfig(GRPOConfig):
         for name, choices in self._VALID_CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                close = difflib.get_close_matches(str(value), choices, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
+                valid = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {valid}; got {value!r}.{nearest(str(value), choices)}")
         for name, limits in self._VALID_RANGES.items():
             _check_range(name, getattr(self, name), *limits)
         if not isinstance(self.rescale_accumulation, bool):

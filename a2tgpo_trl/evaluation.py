@@ -60,7 +60,7 @@ def evaluate(
     """
     main, samples = trainer.accelerator.is_main_process, trainer.num_generations_eval
     per_batch = rows_per_batch(trainer)
-    (records,) = from_main(trainer, lambda: [_whole_batches(file, len(dataset), per_batch, samples) if resume else []])
+    records = from_main(trainer, lambda: _whole_batches(file, len(dataset), per_batch, samples) if resume else [])
     if main:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, records)
@@ -131,7 +131,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def from_main(trainer: A2TGPOTrainer, make: Callable[[], list[Any]]) -> list[Any]:
+def from_main(trainer: A2TGPOTrainer, make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes; what it raises as well."""
     made: list[Any] = [None, None]
     if trainer.accelerator.is_main_process:
@@ -175,7 +175,7 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     return scores
 
 
-def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Any]:
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, int]:
     """Whether there are rollouts to go on with, made by the same policy with the same settings, and how many."""
     file, rollouts = folder / "settings.json", folder / "rollouts.jsonl"
     if rollouts.exists() and file.exists() and not overwrite:
@@ -186,12 +186,12 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Any]
                 f"{folder} holds an evaluation with another {', '.join(different)}. Name another folder "
                 "(--output_dir ...), or write over it (--overwrite true)."
             )
-        return [True, len(read_jsonl(rollouts))]
+        return True, len(read_jsonl(rollouts))
     for stale in ("rollouts.jsonl", "scores.json"):
         (folder / stale).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=2) + "\n")
-    return [False, 0]
+    return False, 0
 
 
 def _settings(recipe: Recipe, trainer: A2TGPOTrainer) -> dict[str, Any]:

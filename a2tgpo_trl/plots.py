@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -60,10 +61,7 @@ def _draw(axes: Axes, history: Sequence[dict[str, Any]], key: str, colour: str, 
     if not logged:
         return
     steps, values = zip(*logged, strict=True)
-    smooth = [
-        sum(values[max(0, i - WINDOW + 1) : i + 1]) / len(values[max(0, i - WINDOW + 1) : i + 1])
-        for i in range(len(values))
-    ]
+    smooth = [fmean(values[max(0, i - WINDOW) : i]) for i in range(1, len(values) + 1)]
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
     axes.plot(steps, smooth, color=colour, label=f"{name}, training")
 

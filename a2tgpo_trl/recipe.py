@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from .config import A2TGPOConfig
 from .names import find_file, load, load_reward
-from .recipe_file import RecipeError, check_keys, nearest, read_yaml
+from .recipe_file import RecipeError, check_keys, find_recipe, nearest, read_yaml
 from .tasks import TASKS, Task
 from .tasks.atlas import POLICY
 
@@ -27,7 +27,6 @@ from .tasks.atlas import POLICY
 MODELS = {"atlas-tiny": str(POLICY)}
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_CONFIG = "adapter_config.json"
-FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass
@@ -166,6 +165,14 @@ class Recipe:
             return self.model.model_name_or_path
         return json.loads((self.adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
 
+    def load_base(self) -> PreTrainedModel:
+        """The base model as `GRPOTrainer` loads a policy that is named."""
+        kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
+        quantization = get_quantization_config(self.model)
+        if quantization is not None:
+            kwargs["quantization_config"] = quantization
+        return create_model_from_path(self.base_name, **kwargs)
+
     def _policy(self) -> dict[str, Any]:
         self.args.model_init_kwargs = self.model_init_kwargs
         return {
@@ -178,13 +185,10 @@ class Recipe:
         """An adapter that was saved, on its base, to be trained further or evaluated."""
         if self.model.use_peft:
             raise ValueError(f"{self.adapter} is an adapter already: it goes on as it is. Leave use_peft out.")
-        kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
-        kwargs |= {"quantization_config": get_quantization_config(self.model)} if self.model.load_in_4bit else {}
+        base = self.load_base()
         self.args.model_init_kwargs = None
         return {
-            "model": PeftModel.from_pretrained(
-                create_model_from_path(self.base_name, **kwargs), str(self.adapter), is_trainable=True
-            ),
+            "model": PeftModel.from_pretrained(base, str(self.adapter), is_trainable=True),
             "processing_class": AutoTokenizer.from_pretrained(
                 str(self.adapter), truncation_side="left", padding_side="left"
             ),
@@ -192,22 +196,6 @@ class Recipe:
 
 
 # ---- reading
-
-
-def find_recipe(name: str) -> Path:
-    """The file of this path, or the recipe of this name that comes with the package."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {file.stem: file for file in recipe_folder().glob("*.yaml")}
-    if name in shipped:
-        return shipped[name]
-    raise RecipeError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
-
-
-def recipe_folder() -> Path:
-    """Where the recipes are: in an installed package beside its modules, in a checkout beside the package."""
-    return FOLDER if FOLDER.is_dir() else FOLDER.parents[1] / "recipes"
 
 
 def read_recipe(words: Sequence[str]) -> Recipe:

@@ -8,21 +8,42 @@ import argparse
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+
+
+if TYPE_CHECKING:  # the command line looks for a recipe before anything is imported that takes seconds
+    from transformers import HfArgumentParser
+
+FOLDER = Path(__file__).parent / "recipes"
 
 
 class RecipeError(ValueError):
     """A recipe, or the command line over it, asks for something impossible: the message is all a user needs."""
 
 
+def find_recipe(name: str) -> Path:
+    """The file of this path, or the recipe of this name that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in recipe_folder().glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: in an installed package beside its modules, in a checkout beside the package."""
+    return FOLDER if FOLDER.is_dir() else FOLDER.parents[1] / "recipes"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a file; a key that stands in it twice is an error."""
     try:
-        tree = yaml.compose(path.read_text())
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        tree, content = yaml.compose(text), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -34,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_keys(path: Path, content: Mapping[str, Any], parser: HfArgumentParser) -> None:
+def check_keys(path: Path, content: Mapping[str, Any], parser: "HfArgumentParser") -> None:
     """Each key is known, and its value is of the kind that the key takes."""
     actions = {action.dest: action for action in reversed(parser._actions)}
     kinds = {name: str(kind) for group in parser.dataclass_types for name, kind in get_type_hints(group).items()}

@@ -87,7 +87,7 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     return trainer
 
 
-def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[None]:
+def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> None:
     """Refuse to mix two runs in a folder; with `overwrite`, remove what a run leaves there, and nothing else.
 
     What was interrupted before its first checkpoint has nothing to go on with, and gives way.
@@ -96,7 +96,7 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
     if resume is True and not checkpoints:
         raise RecipeError(f"{folder} holds no checkpoint to go on from: save_strategy and save_steps make some.")
     if resume:
-        return []
+        return
     if not overwrite and (checkpoints or (folder / STATE).exists()):
         further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(
@@ -105,7 +105,6 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
         )
     for file in [file for pattern in LEFT_BY_A_RUN for file in folder.glob(pattern)]:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
-    return []
 
 
 def _report(folder: Path, scores: dict[str, Scores], display: Display, seconds: float) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from a2tgpo_trl.recipe import RecipeParser, find_recipe, read_recipe, recipe_folder
-from a2tgpo_trl.recipe_file import check_keys
+from a2tgpo_trl.recipe import RecipeParser, read_recipe
+from a2tgpo_trl.recipe_file import check_keys, find_recipe, recipe_folder
 from a2tgpo_trl.rewards import exact_match
 
 

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .launch import add_recipe_argument
+
 
 if TYPE_CHECKING:
     from ..preflight import Finding
@@ -12,9 +14,7 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a YAML file, or the name of a recipe of this package")
-    parser.set_defaults(overrides=[])
-    parser.epilog = "Any key of the recipe may follow, as --key value: --max_completion_length 2048"
+    add_recipe_argument(parser)
     parser.set_defaults(run=run)
 
 

@@ -12,20 +12,25 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """A recipe, how many processes run it, and what it is to say otherwise."""
+def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and what it is to say otherwise."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
-    parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
-    parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
     parser.set_defaults(overrides=[])
     parser.epilog = "Any key of the recipe may follow, as --key value: --learning_rate 1e-5 --output_dir outputs/slow"
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and how many processes run it."""
+    add_recipe_argument(parser)
+    parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
+    parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
     """Does not return: what is launched takes over, and its exit code is the command's."""
     from accelerate.commands.config.config_args import default_config_file
 
-    from ..recipe import find_recipe
+    from ..recipe_file import find_recipe
 
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
     sys.stdout.flush()

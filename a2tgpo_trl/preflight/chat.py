@@ -7,12 +7,8 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from datasets import Dataset, IterableDataset
-from transformers import (
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.chat_template_utils import (
-    get_json_schema,
-)
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import get_json_schema
 from trl import GRPOTrainer
 from trl.chat_template_utils import (
     get_training_chat_template,

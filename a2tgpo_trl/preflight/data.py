@@ -5,9 +5,7 @@ from typing import Any
 
 from datasets import IterableDataset
 from jinja2 import TemplateError
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
 from ..checks import check_dataset, used_answers

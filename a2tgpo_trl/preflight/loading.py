@@ -12,8 +12,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from trl import get_quantization_config
-from trl.trainer.utils import create_model_from_path
 
 from ..checks import named_datasets
 from ..recipe import Recipe
@@ -53,11 +51,7 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
 
 def load_model(recipe: Recipe) -> PreTrainedModel:
     """The policy as `GRPOTrainer` loads it. An adapter is left out: a fresh one changes no output."""
-    kwargs = {"trust_remote_code": recipe.args.trust_remote_code, **recipe.model_init_kwargs}
-    quantization = get_quantization_config(recipe.model)
-    if quantization is not None:
-        kwargs["quantization_config"] = quantization
-    return create_model_from_path(recipe.base_name, **kwargs)
+    return recipe.load_base()
 
 
 def all_tools(task: Task) -> list[Callable]:

@@ -5,19 +5,13 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import (
     DocstringParsingException,
     TypeHintParsingException,
     get_json_schema,
 )
-from trl.chat_template_utils import (
-    add_response_schema,
-    parse_response,
-    supports_tool_calling,
-)
+from trl.chat_template_utils import add_response_schema, parse_response, supports_tool_calling
 from trl.data_utils import is_conversational
 
 from ..config import A2TGPOConfig

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 
 from ...tools.search import search_tool
 from .draw import Draw
-from .task import INSTRUCTION
+from .task import INSTRUCTION, prompt
 from .tokenizer import CALL_END, CALL_START, END, NO_THOUGHT, make_tokenizer
 from .world import Question, library, make_part
 
@@ -91,12 +91,11 @@ def transcript(
     tokenizer: PreTrainedTokenizerFast, question: Question, search: Callable[[str], str], habits: Habits, draw: Draw
 ) -> tuple[list[int], list[int]]:
     """Token ids as the trainer's tool loop would put them together, and 1 where the policy wrote them."""
-    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}]
-    prompt = tokenizer.apply_chat_template(
-        messages, tools=[search], add_generation_prompt=True, enable_thinking=False, tokenize=False
+    asked = tokenizer.apply_chat_template(
+        prompt(question), tools=[search], add_generation_prompt=True, enable_thinking=False, tokenize=False
     )
     *queries, answer = steps_of(question, habits, draw)
-    pieces = [(prompt, 0)]
+    pieces = [(asked, 0)]
     for query in queries:
         pieces.append((f"<tool_call>\n{CALL_START}{query}{CALL_END}\n</tool_call>{END}", 1))
         response = f"<tool_response>\n{search(query)}\n</tool_response>"
@@ -137,9 +136,9 @@ def loss_and_hits(model: PreTrainedModel, ids: Tensor, written: Tensor) -> tuple
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the orthogonalised momentum of a matrix, which learns to copy in about half of AdamW's steps.
+    """Steps along the orthogonalised momentum of a matrix.
 
-    `torch.optim.Muon` does the same in bfloat16, which a processor without bfloat16 takes 20 times longer for.
+    `torch.optim.Muon` does the same in bfloat16: 2.4 s a step in place of 0.07 s on two cores without bfloat16.
     """
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95):

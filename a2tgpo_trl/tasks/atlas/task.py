@@ -6,7 +6,7 @@ from ...rewards import answer_format, exact_match, f1
 from ...tools.search import search_tool
 from .. import Task
 from .draw import Draw
-from .world import Part, library, make_part
+from .world import Part, Question, library, make_part
 
 
 INSTRUCTION = "Look facts up with the search tool, one at a time, then reply with <answer>NAME</answer>."
@@ -30,15 +30,17 @@ def atlas(seed: int = 0, train_questions: int = 2048, test_questions: int = 300,
     )
 
 
+def prompt(question: Question) -> list[dict[str, str]]:
+    """A question as the policy is asked it."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}]
+
+
 def _questions(part: Part, hops: tuple[int, ...], number: int, draw: Draw) -> Dataset:
     asked = [part.question(hops[i % len(hops)], draw) for i in range(number)]
     return Dataset.from_list(
         [
             {
-                "prompt": [
-                    {"role": "system", "content": INSTRUCTION},
-                    {"role": "user", "content": question.text},
-                ],
+                "prompt": prompt(question),
                 "answer": question.answer,
                 "hops": len(question.chain),
             }

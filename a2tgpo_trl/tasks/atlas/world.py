@@ -4,7 +4,7 @@ A world is a graph: entities of four kinds, and for each relation of a kind one 
 documents that say nothing of use. Names are two words out of small pools, so that every name has near-duplicates, and
 a search that leaves out the relation, or half a name, brings up something else.
 
-Names are split by their place in the pools, for every seed alike: see `PARTS`. No name of one part occurs in another.
+Names are split between the parts of a world for every seed alike (`PARTS`): no name of one part occurs in another.
 """
 
 from dataclasses import dataclass
@@ -132,10 +132,10 @@ def names(kind: str, part: str) -> list[str]:
     return [pair for pair in pairs if draw.below(8) in PARTS[part]]
 
 
-def make_part(part: str, seed: object, entities: dict[str, int] | None = None) -> Part:
+def make_part(part: str, seed: object) -> Part:
     """Draw the entities and facts of one part of a world."""
     draw = Draw("world", part, seed)
-    drawn = {kind: draw.sample(names(kind, part), size) for kind, size in (entities or ENTITIES).items()}
+    drawn = {kind: draw.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
     facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}
     for kind, relations in RELATIONS.items():
         for relation, leads in relations.items():
