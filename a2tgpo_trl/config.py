@@ -1,11 +1,13 @@
 """A2TGPOConfig: the settings of `GRPOConfig` and the few that differ, checked at construction."""
 
+import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from trl import GRPOConfig
 
+from .failures import Policy, complete_policy
 from .recipe_file import nearest
 
 
@@ -63,6 +65,7 @@ class A2TGPOConfig(GRPOConfig):
         "gain_measure": get_args(GainMeasure),
         "answer_aliases": get_args(AnswerAliases),
         "loss_type": LOSS_TYPES,
+        "on_outage": ("stop", "continue"),
     }
     # name -> (lowest, highest, lowest allowed itself, highest allowed itself)
     _VALID_RANGES: ClassVar[dict[str, tuple[float, float, bool, bool]]] = {
@@ -72,7 +75,18 @@ class A2TGPOConfig(GRPOConfig):
         "gain_token_budget": (1, math.inf, True, False),
         "epsilon": (0.0, 1.0, False, False),
         "epsilon_high": (0.0, math.inf, False, False),
+        "tool_timeout": (0.0, math.inf, False, False),
+        "tool_concurrency": (1, math.inf, True, False),
+        "max_calls_per_turn": (1, math.inf, True, False),
+        "max_result_tokens": (1, math.inf, True, False),
+        "max_hung_calls": (0, math.inf, True, False),
+        "outage_patience": (0.0, math.inf, True, False),
     }
+    _MAY_BE_NONE: ClassVar[tuple[str, ...]] = ("tool_timeout", "max_calls_per_turn", "max_result_tokens")
+    _SWITCHES: ClassVar[tuple[str, ...]] = ("rescale_accumulation", "stream_turns", "tool_replay")
+    _WHOLE_NUMBERS: ClassVar[tuple[str, ...]] = (
+        *("gain_token_budget", "tool_concurrency", "max_calls_per_turn", "max_result_tokens", "max_hung_calls"),
+    )
 
     credit: Credit = field(
         default="a2tgpo",
@@ -143,19 +157,74 @@ class A2TGPOConfig(GRPOConfig):
         },
     )
 
+    tool_timeout: float | None = field(
+        default=60.0,
+        metadata={"help": "Seconds that a call may take, above 0. A tool's own limit wins. None: no limit."},
+    )
+    tool_concurrency: int = field(default=64, metadata={"help": "Calls that run at once in a process. At least 1."})
+    tool_settings: dict[str, dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "By name of a tool: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, "
+            "process. As the decorator `a2tgpo_trl.tools.tool` says them in Python, over which these win."
+        },
+    )
+    max_calls_per_turn: int | None = field(
+        default=16,
+        metadata={"help": "Calls that one turn may make; the rest are not made. At least 1. None: no limit."},
+    )
+    max_result_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a tool's result that the policy reads; the rest is cut off. None: no limit."},
+    )
+    failure_policy: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "By way in which a turn failed (unparsed_call, unknown_tool, bad_arguments, tool_error, timeout, "
+            "result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from its "
+            "group and the loss. What is not named is told; context_full ends."
+        },
+    )
+    max_hung_calls: int = field(
+        default=16,
+        metadata={
+            "help": "Calls that may be out beyond their time at once. With more, the run saves a checkpoint and "
+            "stops. At least 0."
+        },
+    )
+    on_outage: Literal["stop", "continue"] = field(
+        default="stop",
+        metadata={
+            "help": "What happens when a tool whose check fails stays down: the run saves a checkpoint and stops "
+            "('stop'), or goes on while calls fail ('continue')."
+        },
+    )
+    outage_patience: float = field(
+        default=300.0, metadata={"help": "Seconds that a tool which is down is waited for. At least 0."}
+    )
+    stream_turns: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a colocated vLLM (without tensor parallelism) goes on with each rollout as soon as its "
+            "tools have answered, instead of waiting for all."
+        },
+    )
+    tool_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
+            "Calls on environments are made always."
+        },
+    )
+    tool_replay: bool = field(
+        default=False,
+        metadata={"help": "Whether a call that is not in `tool_cache` is an error instead of being made."},
+    )
+
     def __post_init__(self):
         self._fill_in_credit()
-        for name, choices in self._VALID_CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                valid = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {valid}; got {value!r}.{nearest(str(value), choices)}")
-        for name, limits in self._VALID_RANGES.items():
-            _check_range(name, getattr(self, name), *limits)
-        if not isinstance(self.rescale_accumulation, bool):
-            raise ValueError(f"rescale_accumulation must be true or false; got {self.rescale_accumulation!r}.")
-        if not isinstance(self.gain_token_budget, int):
-            raise ValueError(f"gain_token_budget must be a whole number of tokens; got {self.gain_token_budget!r}.")
+        self._check_choices_and_ranges()
+        self._check_tools()
         if not isinstance(self.probe_template, str) or self.probe_template.count(ANSWER_SLOT) != 1:
             raise ValueError(f"probe_template must contain {ANSWER_SLOT} exactly once; got {self.probe_template!r}.")
         if self.epsilon * (1 + self.clip_adaptation) >= 1:
@@ -173,10 +242,51 @@ class A2TGPOConfig(GRPOConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    def _check_choices_and_ranges(self) -> None:
+        for name, choices in self._VALID_CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                valid = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {valid}; got {value!r}.{nearest(str(value), choices)}")
+        for name, limits in self._VALID_RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in self._MAY_BE_NONE:
+                continue
+            _check_range(name, value, *limits)
+            if name in self._WHOLE_NUMBERS and not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number; got {value!r}.")
+        for name in self._SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false; got {getattr(self, name)!r}.")
+
+    def _check_tools(self) -> None:
+        self.tool_settings = _mapping("tool_settings", self.tool_settings)
+        self.failure_policy = _mapping("failure_policy", self.failure_policy)
+        self.failure_policies  # noqa: B018  # raises for names that there are not
+        if self.tool_replay and self.tool_cache is None:
+            raise ValueError("tool_replay needs a file to replay from: name it with tool_cache.")
+
+    @property
+    def failure_policies(self) -> dict[str, Policy]:
+        """What is done about each way in which a turn fails."""
+        return complete_policy(cast(dict[str, str] | None, self.failure_policy))
+
     @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """A mapping of a recipe, or JSON of the command line."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} must be JSON; got {value!r}.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping; got {value!r}.")
+    return value
 
 
 def _check_range(name: str, value: Any, low: float, high: float, low_allowed: bool, high_allowed: bool) -> None:

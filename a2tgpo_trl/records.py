@@ -1,10 +1,14 @@
 """a scored batch of rollouts -> one dictionary a rollout, ready for JSON: what was asked, said, found and earned.
 
     {"prompt": [...], "completion": [...], "answer": "Nairobi", "hops": 2,      columns of the row, messages
-     "rewards": {"exact_match": 1.0}, "tool_turns": 2, "values": [-9.1, -8.7, -0.2], "gains": [0.4, 8.5]}
+     "rewards": {"exact_match": 1.0}, "tool_turns": 2, "values": [-9.1, -8.7, -0.2], "gains": [0.4, 8.5],
+     "turns": [{"status": "ok", "calls": [{"name": "search", "arguments": {...}, "status": "ok", "result": "...",
+                "seconds": 0.01, "attempts": 1}], "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false}],
+     "ended": "answer", "excluded": false}
 
-`values` and `gains` are there where a gain pass ran: the value of the prompt and after each tool turn, and the steps
-between them. A value that could not be computed is None.
+`turns`, `ended` and `excluded` are there where the policy had tools: how each turn ended (see failures.py), and why
+the rollout did. `values` and `gains` are there where a gain pass ran: the value of the prompt and after each tool
+turn, and the steps between them. A value that could not be computed is None.
 """
 
 import json
@@ -22,8 +26,9 @@ def make_records(
     rewards_BF: Tensor,
     reward_names: Sequence[str],
     values_BK: Tensor | None,
+    happened: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per rollout, in their order."""
+    """One record per rollout, in their order. `happened`: what the tool loop has to say of each."""
     records = []
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         rewards = zip(reward_names, map(_number, rewards_BF[i].tolist()), strict=True)
@@ -33,6 +38,8 @@ def make_records(
             "rewards": dict(rewards),
             "tool_turns": count_tool_turns(completion),
         }
+        if happened is not None:
+            record |= happened[i]
         if values_BK is not None:
             values = [_number(value) for value in values_BK[i].tolist()[: record["tool_turns"] + 1]]
             record |= {"values": values, "gains": list(map(_gain, values, values[1:]))}

@@ -40,8 +40,13 @@ def normalize_answer(text: str) -> str:
 def extract_answer(completion: Completion) -> str | None:
     """The text between the last pair of answer tags in the last assistant message, or None.
 
+    Where the last message is a call with an `answer`, as of a final tool `submit(answer)`, that is the answer.
+
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"
     """
+    submitted = _submitted(completion)
+    if submitted is not None:
+        return submitted
     found = _ANSWER.findall(_final_text(completion))
     return found[-1].strip() if found else None
 
@@ -65,11 +70,20 @@ def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) ->
 
 
 def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
-    """0 where the last assistant message has one pair of answer tags with text between them, else -1.
+    """0 where the last assistant message has one pair of answer tags with text between them, or submits one, else -1.
 
     Example: "<answer>Paris</answer>" -> 0; "Paris" -> -1; "<answer>Paris</answer> <answer>Rome</answer>" -> -1
     """
-    return [0.0 if _is_well_formed(_final_text(completion)) else -1.0 for completion in completions]
+    return [0.0 if _submitted(c) or _is_well_formed(_final_text(c)) else -1.0 for c in completions]
+
+
+def _submitted(completion: Completion) -> str | None:
+    """The `answer` of a call that ended the rollout: no result follows it."""
+    if isinstance(completion, str) or not completion or completion[-1]["role"] != "assistant":
+        return None
+    calls = [call.get("function", call) for call in completion[-1].get("tool_calls") or ()]
+    answers = [call["arguments"].get("answer") for call in calls if isinstance(call.get("arguments"), dict)]
+    return next((answer.strip() for answer in reversed(answers) if isinstance(answer, str)), None)
 
 
 def _final_text(completion: Completion) -> str:

@@ -1,6 +1,6 @@
 """A2TGPOTrainer: wires turns, information gain, credit and loss into TRL's GRPO training loop.
 
-    generate (parent) -> turns -> gain pass -> [old log-probs] -> rewards, outcome advantages (parent) -> credit
+    rollout -> turns -> gain pass -> [old log-probs] -> rewards, outcome advantages (parent) -> credit
     loss: log-probs (parent) -> turn ratio -> clipped surrogate and aggregation (parent)
 
 No mathematics here: what is computed stands in the pure modules, what is trained stands in the parent. The parent is
@@ -10,7 +10,8 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from trl.data_utils import is_conversational
 from .checks import check_dataset, checked_rollout_func, named_datasets, used_answers
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
+from .engines import Engine, LockStep
 from .information_gain import (
     Rollouts,
     Scorer,
@@ -40,8 +42,12 @@ from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
 from .packed_attention import packed_implementation, positions_are_relative
 from .probes import ProbeMaker, check_seam
+from .ranks import Ranks
 from .records import make_records
+from .tally import Tally
+from .tool_loop import RunStopped, ToolLoop
 from .turns import count_turns, to_tokens, turn_index
+from .vllm_engine import VLLMStream, awake, can_stream
 
 
 logger = get_logger(__name__)
@@ -132,6 +138,7 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
+        self._tool_loop = ToolLoop(self) if self.tools and self.rollout_func is None else None
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
         if args.uses_gain:
@@ -188,20 +195,84 @@ class A2TGPOTrainer(GRPOTrainer):
             self._batch_answers = [used_answers(row.get(column), self.args.answer_aliases, where) for row in inputs]
         # The rewards of this package read "answer", whatever the data set calls it.
         inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
+        if self._tool_loop is not None:
+            self._tool_loop.begin_batch()
         try:
             output = super()._generate_and_score_completions(inputs)
             if self.on_rollouts is not None:
                 self.on_rollouts(self._make_records())
+            if self._tool_loop is not None:
+                self._end_tool_loop(self._tool_loop)
             return self._assign_credit(output)
         finally:
             self._batch_answers = self._turn_scores = self._old_logps = self._judged = None
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], list[list[float]] | None]:
-        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
+        if self._tool_loop is not None:
+            # The parent asks for the first turns and hands them to its tool loop. Ours samples those as well.
+            return [[self._tokenizer.eos_token_id]] * len(prompt_ids), None
+        return self._sample(prompt_ids, *args, **kwargs)
+
+    def _sample(self, contexts: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
+        """One turn for each context, by the parent's engine."""
+        completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
         # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
         if logprobs is not None:
-            logprobs = [row if ids else [0.0] for row, ids in zip(logprobs, completion_ids, strict=True)]
+            logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
         return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
+
+    def _tool_call_loop(self, prompts: list, prompt_ids: list[list[int]], *_: Any) -> tuple:
+        assert self._tool_loop is not None
+        if not is_conversational({"prompt": prompts[0]}):
+            raise ValueError(
+                "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
+                "texts with dataset.map, or train without tools."
+            )
+        with self._engine() as engine:
+            rollouts = self._tool_loop.run(prompt_ids, engine, self.eos_token_ids)
+        tally = Tally.of(rollouts)
+        return (
+            [rollout.mask for rollout in rollouts],
+            [rollout.messages for rollout in rollouts],
+            [rollout.completion_ids for rollout in rollouts],
+            [rollout.logprobs for rollout in rollouts] if self.use_vllm else None,
+            tally.made,
+            tally.failed,
+            [[] for _ in rollouts],  # images, which text models do not read
+        )
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        """What samples the turns of a batch: where generation is collective, all ranks together."""
+        with awake(self):
+            if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
+                with VLLMStream(self.vllm_generation) as stream:
+                    yield stream
+            else:
+                ranks = Ranks(self.accelerator) if self._samples_together else None
+                yield LockStep(lambda contexts: self._sample(contexts, None, {}, 1), ranks)
+
+    @property
+    def _samples_together(self) -> bool:
+        """Whether sampling on one rank needs the others: they gather weights, or share an engine."""
+        distributed = self.accelerator.num_processes > 1
+        server = self.use_vllm and self.vllm_mode == "server"
+        parallel = self.use_vllm and self.vllm_mode == "colocate" and self.args.vllm_tensor_parallel_size > 1
+        sharded = not self.use_vllm and (self._dist.is_zero3 or self._dist.is_fsdp)
+        return distributed and (server or parallel or sharded)
+
+    def _end_tool_loop(self, loop: ToolLoop) -> None:
+        """Metrics of the batch; and if a tool has failed for good, on all ranks together, the end of the run."""
+        mode = self._mode
+        self._log_scalars(mode, loop.metrics(training=mode == "train"))
+        trouble = loop.end_batch()
+        if trouble is None:
+            return
+        saved = ""
+        if mode == "train" and self.state.global_step > 0:
+            self._save_checkpoint(self.model, trial=None)
+            saved = f" What was learnt is in {self.args.output_dir}/checkpoint-{self.state.global_step}."
+        raise RunStopped(f"{trouble}{saved}")
 
     def _generate(self, prompts: list) -> tuple:
         rollout = super()._generate(prompts)
@@ -297,6 +368,13 @@ class A2TGPOTrainer(GRPOTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
         rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if rewards_per_func_NF.isinf().any():
+            named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]
+            raise ValueError(f"Rewards must be finite, or None; {', '.join(named)} returned an infinite one.")
+        if self._tool_loop is not None:
+            excluded = [rollout.excluded for rollout in self._tool_loop.rollouts]
+            excluded_N = self.accelerator.gather(torch.tensor(excluded, device=rewards_per_func_NF.device))
+            rewards_per_func_NF = rewards_per_func_NF.masked_fill(excluded_N.unsqueeze(1), torch.nan)
         # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
         self._unscored_N = rewards_per_func_NF.isnan().all(dim=1)
         self._judged = (inputs, completions, rewards_per_func_NF[self._local_rows(len(inputs))])
@@ -305,7 +383,8 @@ class A2TGPOTrainer(GRPOTrainer):
     def _make_records(self) -> list[dict[str, Any]]:
         assert self._judged is not None
         values = None if self._turn_scores is None else self._turn_scores.values_BK
-        return make_records(*self._judged, self.reward_func_names, values)
+        happened = None if self._tool_loop is None else [rollout.record for rollout in self._tool_loop.rollouts]
+        return make_records(*self._judged, self.reward_func_names, values, happened)
 
     def _local_rows(self, number: int) -> slice:
         """This rank's rows of a gathered tensor to which each rank gave so many."""
@@ -343,6 +422,8 @@ class A2TGPOTrainer(GRPOTrainer):
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
         # With the batch, not on the trainer: an evaluation may come before a buffered batch is used up.
+        # Every rollout may be out of the loss, which the parent divides by its tokens.
+        output["num_items_in_batch"] = output["num_items_in_batch"].clamp(min=1)
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
 

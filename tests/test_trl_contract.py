@@ -37,6 +37,10 @@ OVERRIDDEN = {
         "has_tool_images",
     ],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_tool_call_loop": [
+        *("self", "prompts", "prompt_ids", "completion_ids", "completions"),
+        *("logprobs", "images", "multimodal_fields"),
+    ],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
     "_set_signature_columns_if_needed": ["self"],
@@ -181,6 +185,8 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert set(trainer._metrics) == {"train", "eval"}
     assert trainer.chat_template is None or isinstance(trainer.chat_template, str)
     assert isinstance(trainer.chat_template_kwargs, dict) and trainer.environment_factories is None
+    assert trainer.eos_token_ids == [tokenizer.eos_token_id] and trainer.max_completion_length == 700
+    assert not trainer._dist.is_zero3 and not trainer._dist.is_fsdp
     assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
         A2TGPOTrainer._paper
     )
@@ -189,10 +195,6 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
 BORROWED = {
     "_tokenize_prompts": ["self", "prompts"],
     "_get_tool_suffix_ids": ["self", "tool_messages"],
-    "_tool_call_loop": [
-        *("self", "prompts", "prompt_ids", "completion_ids", "completions"),
-        *("logprobs", "images", "multimodal_fields"),
-    ],
 }
 
 
@@ -201,13 +203,82 @@ def test_methods_that_the_preflight_runs_still_take_these_arguments(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == BORROWED[name]
     # The preflight runs them without a trainer: what they read beside these is a new need of `preflight.chat`.
     known = set(
-        "processing_class _tokenizer tools chat_template chat_template_kwargs _is_vlm environment_factories use_vllm "
-        "vllm_mode vllm_generation max_completion_length max_tool_calling_iterations model _sync_tool_dicts "
-        "_async_tool_dicts async_loop _generate_single_turn _get_tool_suffix_ids _env_tools "
-        "_batch_environments".split()
+        "processing_class _tokenizer tools chat_template chat_template_kwargs _is_vlm environment_factories "
+        "_env_tools _batch_environments".split()
     )
     read = set(re.findall(r"self\.(\w+)", inspect.getsource(getattr(GRPOTrainer, name))))
     assert read <= known
+
+
+class Counter:
+    """An environment with one tool and a reward."""
+
+    def reset(self, **row):
+        self.number = 0
+
+    def count(self, by: int) -> str:
+        """Count on.
+
+        Args:
+            by: How far.
+        """
+        self.number += by
+        return str(self.number)
+
+    def get_reward(self) -> float:
+        return float(self.number)
+
+
+def test_the_parent_hands_the_tool_loop_what_it_needs(tokenizer, tmp_path, monkeypatch):
+    # One tool dictionary a rollout, an environment each from a pool, and seven things back from the loop.
+    seen = []
+
+    def loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        seen.append((self._sync_tool_dicts, self._async_tool_dicts, self.environments, self._batch_environments))
+        assert prompts[0][0]["role"] == "user" and len(prompts) == len(prompt_ids) == 4
+        rows = range(len(prompts))
+        return (
+            [[1, 0, 1] for _ in rows],
+            [[{"role": "assistant", "content": "x"}] for _ in rows],
+            [[5, 6, tokenizer.eos_token_id] for _ in rows],
+            None,
+            8,
+            2,
+            [[] for _ in rows],
+        )
+
+    monkeypatch.setattr(GRPOTrainer, "_tool_call_loop", loop)
+    args = GRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = make(
+        tokenizer, args, trainer=GRPOTrainer, reward_funcs=spread, tools=[tiny.search], environment_factory=Counter
+    )
+    pool = trainer._environment_pool[None]
+    assert trainer.environment_factories == {None: Counter} and len(pool) == 1
+    reset, rows = pool[0].reset, []
+    pool[0].reset = lambda **row: (rows.append(row), reset())[1]  # the parent calls what stands on the instance
+    batch = captured(trainer)[0]
+    assert len(rows) == 1 and rows[0]["answer"] == "Paris"
+    tools, async_tools, environments, names = seen[0]
+    assert [set(of_rollout) for of_rollout in tools] == [{"search", "count"}] * 4 and async_tools == [{}] * 4
+    assert [of_rollout["count"].__self__ for of_rollout in tools] == environments == pool and names == [None] * 4
+    assert {tool.__name__ for tool in trainer._env_tools[None]} == {"search", "count"}
+    assert batch["completion_ids"][0].tolist() == [5, 6, tokenizer.eos_token_id]
+    assert batch["tool_mask"].tolist() == [[1, 0, 1]] * 4
+    entry = trainer.state.log_history[0]
+    assert (entry["tools/call_frequency"], entry["tools/failure_frequency"]) == (2.0, 0.25)
+
+
+def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokenizer, tmp_path):
+    trainer = make(tokenizer, GRPOConfig(**settings(tmp_path, max_steps=1)), trainer=GRPOTrainer)
+    batch = captured(trainer)[0]
+    assert batch["num_items_in_batch"].shape == () and batch["num_items_in_batch"] > 0
+    trainer.current_gradient_accumulation_steps = 1
+    nothing = {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"]), "num_items_in_batch": torch.tensor(1)}
+    assert trainer._compute_loss(trainer.model, nothing) == 0
+
+
+def test_a_checkpoint_is_saved_by_the_method_we_call():
+    assert list(inspect.signature(GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
 
 
 def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_these_arguments():

@@ -108,6 +108,20 @@ def search(query: str) -> str:
     return f"The {query} is Paris."
 
 
+def searches(look: Callable[[str], object]) -> Callable[[str], str]:
+    """A tool named `search` that does this."""
+
+    def search(query: str) -> str:
+        """Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        return look(query)  # type: ignore[return-value]  # whatever a tool may return
+
+    return search
+
+
 def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
     """Tiny random models of the families that the package promises to value exactly, by name."""
     from transformers import (

@@ -1,9 +1,9 @@
 """tokenizer, tools, template settings -> the tokens of a made-up rollout, as `GRPOTrainer` would make them."""
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any, Literal
 
 from datasets import Dataset, IterableDataset
@@ -13,9 +13,15 @@ from trl import GRPOTrainer
 from trl.chat_template_utils import (
     get_training_chat_template,
     is_chat_template_prefix_preserving,
-    parse_response,
     supports_tool_calling,
 )
+
+from ..engines import LockStep
+from ..failures import DEFAULT_POLICY
+from ..parsing import TurnParser
+from ..rollout import Rollout, Rules, roll_out
+from ..tools.control import ControlText
+from ..tools.runner import ToolRunner
 
 
 Status = Literal["pass", "warn", "fail"]
@@ -137,28 +143,38 @@ class Chat:
 
 
 class ScriptedLoop(Chat):
-    """`GRPOTrainer`'s tool loop with a policy that writes given turns, and tools that all say `RESULT`."""
-
-    use_vllm = False
-    max_completion_length = sys.maxsize
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=sys.maxsize))
-
-    _tool_call_loop = GRPOTrainer._tool_call_loop
+    """The package's tool loop with a policy that writes given turns, and tools that all say `RESULT`."""
 
     def play(self, prompt: Messages, turns: list[list[int]]) -> tuple[list[int], list[int]]:
         """Token ids of the completion, and which of them the policy wrote."""
-        self._turns = list(turns[1:])
-        self.max_tool_calling_iterations = len(self._turns)
-        self._sync_tool_dicts = [{tool.__name__: lambda **_: RESULT for tool in self.tools}]
-        self._async_tool_dicts: list[dict] = [{}]
-        prompt_ids = self.prompt_ids([prompt])
-        completions = [[parse_response(self.tokenizer, turns[0], prefix=prompt_ids[0], tools=self.tools)]]
-        output = self._tool_call_loop([prompt], prompt_ids, [turns[0]], completions, None, None, {})
-        mask, _, completion_ids = output[:3]
-        return completion_ids[0], mask[0]
+        left = list(turns)
+        rules = Rules(
+            self.tokenizer,
+            TurnParser(self.tokenizer),
+            ControlText(self.tokenizer, self.source, self.suffix_ids),
+            {**DEFAULT_POLICY, "over_budget": "end"},
+            max_tokens=sys.maxsize,
+            max_context=sys.maxsize,
+            end_ids=self.end_ids,
+            max_turns=len(turns) - 1,  # under a broken template, an answer may look like a call
+        )
+        runner = ToolRunner()
+        tools = {tool.__name__: _stub(tool) for tool in self.tools}
+        rollout = Rollout(self.prompt_ids([prompt])[0], rules, runner, tools, self.tools)
+        try:
+            roll_out([rollout], LockStep(lambda contexts: ([left.pop(0)], None)), runner)
+        finally:
+            runner.close()
+        return rollout.completion_ids, rollout.mask
 
-    def _generate_single_turn(self, *_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        return [self._turns.pop(0)], None
+
+def _stub(tool: Callable) -> Callable:
+    """A function with the tool's schema and none of its settings, which does nothing."""
+
+    def stub(**_: Any) -> str:
+        return RESULT
+
+    return functools.wraps(tool, updated=())(stub)
 
 
 def conversation(tools: Sequence[Callable], thinking: str | None = None) -> Messages:

@@ -1,1 +1,6 @@
-"""What a policy can call."""
+"""What a policy can call, and how calls are made: `tool` says of a function what the run may expect of it."""
+
+from .settings import ToolSettings, tool
+
+
+__all__ = ["ToolSettings", "tool"]

@@ -1,0 +1,114 @@
+"""contexts -> sampled turns: the one place where rollouts meet a generation engine.
+
+    submit(key, context) ... collect() -> [Sample(key, token ids, log-probabilities)], until nothing is pending
+
+A rollout submits its context when it is its turn to speak, and gets one sample back. How requests are batched is the
+engine's business alone. A *lock-step* engine samples all that is pending in one call, so the loop fills it up first
+(all tools of the turn have answered); a *streaming* engine returns what is finished and goes on with the rest, so that
+a rollout whose tools have answered need not wait for the others.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from .ranks import Ranks
+
+
+LogProbs = list[float | None]  # None where the engine has no number for a token
+Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[LogProbs] | None]]
+
+
+class Sample(NamedTuple):
+    """A sampled turn of the rollout `key`."""
+
+    key: int
+    ids: list[int]
+    logprobs: LogProbs | None
+
+
+class Engine(ABC):
+    """Takes contexts, gives samples. `lockstep`: whether all pending contexts are sampled together."""
+
+    lockstep: bool
+
+    @abstractmethod
+    def submit(self, key: int, context: list[int]) -> None:
+        """Ask for the next turn of a rollout; at most one request a key is pending."""
+
+    @abstractmethod
+    def collect(self, *, wait: bool = True) -> list[Sample]:
+        """Samples that are finished. With `wait`, at least one, unless nothing is pending.
+
+        A lock-step engine always samples everything, on all ranks at once, and ignores `wait`.
+        """
+
+    @abstractmethod
+    def has_work(self) -> bool:
+        """Whether anything is pending: on this rank, or on any rank where ranks sample together."""
+
+
+class LockStep(Engine):
+    """All pending contexts in one call of `generate`.
+
+    Where generation is collective, `ranks` shares the contexts of all ranks out equally among them, however they are
+    spread: every rank then makes the same number of calls with the same number of contexts, and each sample goes back
+    to the rank that asked for it. Without `ranks`, a rank samples its own contexts alone.
+    """
+
+    lockstep = True
+
+    def __init__(self, generate: Generate, ranks: Ranks | None = None):
+        self._generate, self._ranks = generate, ranks
+        self._pending: dict[int, list[int]] = {}
+
+    def submit(self, key: int, context: list[int]) -> None:
+        self._pending[key] = context
+
+    def has_work(self) -> bool:
+        if self._ranks is None:
+            return bool(self._pending)
+        return self._ranks.max(len(self._pending)) > 0
+
+    def collect(self, *, wait: bool = True) -> list[Sample]:
+        keys, contexts = list(self._pending), list(self._pending.values())
+        self._pending.clear()
+        if self._ranks is not None:
+            ids, logprobs = _shared_out(self._generate, contexts, self._ranks)
+        else:
+            ids, logprobs = self._generate(contexts) if contexts else ([], None)
+        return [
+            Sample(key, row, None if logprobs is None else logprobs[i])
+            for i, (key, row) in enumerate(zip(keys, ids, strict=True))
+        ]
+
+
+class _Ranks(Protocol):
+    """What sharing out needs of the ranks; a test gives it without processes."""
+
+    index: int
+    number: int
+
+    def gather_lists(self, items: list) -> list[list]: ...
+
+
+def _shared_out(
+    generate: Generate, contexts: Sequence[list[int]], ranks: _Ranks
+) -> tuple[list[list[int]], list[LogProbs] | None]:
+    """Generate an equal share of all ranks' contexts, then give each rank the samples of its own.
+
+    Where the number does not divide, the last context is sampled once more for each free place, and the surplus is
+    thrown away: a real context ends when real ones do, which a made-up one may not.
+    """
+    of_ranks = ranks.gather_lists(list(contexts))
+    everyone = [context for rank in of_ranks for context in rank]
+    if not everyone:
+        return [], None
+    share = -(-len(everyone) // ranks.number)
+    filled = everyone + everyone[-1:] * (share * ranks.number - len(everyone))
+    ids, logprobs = generate(filled[ranks.index * share : (ranks.index + 1) * share])
+    pairs = list(zip(ids, [None] * len(ids) if logprobs is None else logprobs, strict=True))
+    sampled = [pair for rank in ranks.gather_lists(pairs) for pair in rank]
+    first = sum(map(len, of_ranks[: ranks.index]))
+    mine = sampled[first : first + len(contexts)]
+    return [row for row, _ in mine], None if logprobs is None else [row for _, row in mine]

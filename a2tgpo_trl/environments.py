@@ -1,0 +1,121 @@
+"""environments that may fail -> environments whose failure costs a rollout, and not the run.
+
+`GRPOTrainer` resets the environments of a batch itself, one after the other, and asks them for rewards. Here both go
+through the tool runner, on the environment's own thread and with its time limit; a `reset` that fails leaves its
+rollout out of the batch, a `get_reward` that fails leaves the rollout without that reward. Both are counted, and if
+none succeeds the run stops: that is a mistake and no bad luck.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from .tools.runner import Request, ToolRunner
+from .tools.settings import ToolSettings
+
+
+class Environments:
+    """Makes the environments of a trainer, and remembers which of them failed in this batch."""
+
+    def __init__(self, runner: ToolRunner):
+        self._runner = runner
+        self._failed: dict[int, str] = {}  # id of an environment -> why its reset failed
+        self.reward_errors: list[str] = []
+        self.resets = self.rewards = 0
+
+    def begin_batch(self) -> None:
+        self._failed.clear()
+        self.reward_errors.clear()
+        self.resets = self.rewards = 0
+
+    def guarded(self, factory: Callable[[], Any]) -> Callable[[], Any]:
+        """A factory of environments whose `reset` and `get_reward` do not raise."""
+        return lambda: self.guard(factory())
+
+    def guard(self, environment: Any) -> Any:
+        """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
+        environment.reset = self._watched_reset(environment, environment.reset)
+        if callable(getattr(type(environment), "get_reward", None)):
+            environment.get_reward = self._watched_reward(environment, environment.get_reward)
+        return environment
+
+    def failed(self, environment: Any) -> str | None:
+        """Why the environment could not be reset for this batch; None if it could."""
+        return self._failed.get(id(environment))
+
+    @property
+    def reset_errors(self) -> list[str]:
+        return list(self._failed.values())
+
+    def drop_stuck(self, pools: Mapping[Any, list]) -> int:
+        """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
+        dropped = 0
+        for pool in pools.values():
+            for environment in [one for one in pool if self._runner.is_stuck(one)]:
+                pool.remove(environment)
+                self._runner.forget(environment)
+                dropped += 1
+        return dropped
+
+    def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
+        def watched(**row: Any) -> Any:
+            self.resets += 1
+            value, error = self._call(environment, "reset", lambda: reset(**row)).result()
+            if error is not None:
+                self._failed[id(environment)] = error
+            return value
+
+        return watched
+
+    def _watched_reward(self, environment: Any, get_reward: Callable) -> Callable:
+        def judged(found: tuple[Any, str | None]) -> float | None:
+            value, error = found
+            if error is not None:
+                self.reward_errors.append(error)
+            return value
+
+        def can_judge() -> bool:
+            usable = self.failed(environment) is None and not self._runner.is_stuck(environment)
+            self.rewards += usable
+            return usable
+
+        def watched() -> float | None:
+            return judged(self._call(environment, "get_reward", get_reward).result()) if can_judge() else None
+
+        async def watched_async() -> float | None:
+            if not can_judge():
+                return None
+            return judged(await asyncio.wrap_future(self._call(environment, "get_reward", get_reward)))
+
+        return watched_async if inspect.iscoroutinefunction(get_reward) else watched
+
+    def _call(self, environment: Any, name: str, method: Callable) -> "Future[tuple[Any, str | None]]":
+        """Value and error of a method, called on the environment's own thread or, if it is async, with its tools."""
+        found: list[Any] = []
+
+        def keep() -> None:
+            found.append(method())
+
+        async def keep_async() -> None:
+            found.append(await method())
+
+        function = keep_async if inspect.iscoroutinefunction(method) else keep
+        request = Request(
+            function, {}, environment, settings=ToolSettings(), label=f"{type(environment).__name__}.{name}"
+        )
+        result: Future[tuple[Any, str | None]] = Future()
+
+        def hand_over(done: Future) -> None:
+            if done.cancelled() or done.exception() is not None:  # a mistake of ours: nobody must wait for it for ever
+                result.set_exception(
+                    done.exception() if not done.cancelled() else RuntimeError("the runner was closed")
+                )
+                return
+            (outcome,) = done.result()
+            late_or_failed = outcome.status != "ok"
+            result.set_result((None, outcome.text.removeprefix("Error: ")) if late_or_failed else (found[0], None))
+
+        self._runner.submit([request]).add_done_callback(hand_over)
+        return result

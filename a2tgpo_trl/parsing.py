@@ -1,0 +1,103 @@
+"""the tokens of a turn -> its message, its calls, and the calls that cannot be read.
+
+TRL's parser takes a turn as plain text as soon as one of its calls is broken, so the other calls vanish without a
+word, and it lets a RecursionError through. Here every call that was begun is either read or reported.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import parse_response
+
+
+DEEPEST = 50  # levels of nesting in the arguments of a call
+REASONING = ("reasoning_content", "thinking")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A turn that was read. `unread` counts the calls that were begun and cannot be made out."""
+
+    message: dict[str, Any]
+    unread: int = 0
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Name and arguments of each call."""
+        return [call.get("function", call) for call in self.message.get("tool_calls") or ()]
+
+
+class TurnParser:
+    """Reads turns by the tokenizer's response template, as TRL sets it for the chat templates it knows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+
+    def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
+        try:
+            message = parse_response(self._tokenizer, ids, prefix=prefix, tools=list(tools))
+        except RecursionError:
+            message = self._as_text(ids)
+        if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
+            message = self._as_text(ids)
+        found = len(message.get("tool_calls") or ())
+        return Parsed(message, max(self._begun(ids, message, tools) - found, 0))
+
+    def _as_text(self, ids: list[int]) -> dict[str, Any]:
+        return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}
+
+    def _begun(self, ids: list[int], message: dict[str, Any], tools: Sequence[Callable]) -> int:
+        """How many calls the turn begins, outside of its thoughts."""
+        if self._opening is None:
+            return 0
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        for name in REASONING:
+            text = text.replace(message.get(name) or "", "", 1)
+        text = self._thoughts.sub("", text)
+        bare = any(_is_bare_call(text, tool.__name__) for tool in tools)
+        return max(len(self._opening.findall(text)), int(bare))
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        template = getattr(self._tokenizer, "response_template", None)  # set by TRL, where it knows the template
+        return template["fields"] if template else {}
+
+    @cached_property
+    def _opening(self) -> re.Pattern[str] | None:
+        field = self._fields.get("tool_calls")
+        return None if field is None else re.compile(_opening(field))
+
+    @cached_property
+    def _thoughts(self) -> re.Pattern[str]:
+        fields = [self._fields[name] for name in REASONING if name in self._fields]
+        spans = [f"{_opening(field)}.*?{field.get('close_pattern') or re.escape(field['close'])}" for field in fields]
+        return re.compile("|".join(spans) or r"(?!)", re.DOTALL)
+
+
+def _opening(field: dict[str, Any]) -> str:
+    return field.get("open_pattern") or re.escape(field["open"])
+
+
+def _is_bare_call(text: str, tool: str) -> bool:
+    """A call as JSON without the marks around it, which a model that forgets them writes."""
+    return re.match(rf'\s*(```\w*\s*)?\{{\s*"name"\s*:\s*{re.escape(json.dumps(tool))}', text) is not None
+
+
+def depth_exceeds(value: Any, limit: int = DEEPEST) -> bool:
+    """Whether lists and objects are nested deeper than this. Without recursion, which is what it guards."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True

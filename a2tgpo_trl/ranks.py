@@ -1,0 +1,33 @@
+"""What the ranks tell each other about their rollouts: numbers and lists, small and on the CPU."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+class Ranks:
+    """The processes of a run. Every method is a collective: all ranks call it, in the same order."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        self.index: int = accelerator.process_index
+        self.number: int = accelerator.num_processes
+
+    def max(self, number: float) -> float:
+        """The greatest of the ranks' numbers."""
+        return self.max_each([number])[0]
+
+    def max_each(self, numbers: list[float]) -> list[float]:
+        """The greatest of the ranks' numbers, place by place."""
+        table = torch.tensor([numbers], device=self._accelerator.device, dtype=torch.float32)
+        return self._accelerator.gather(table).amax(dim=0).tolist()
+
+    def gather_lists(self, items: list[Any]) -> list[list[Any]]:
+        """Each rank's list, which may be of any length, in the order of ranks."""
+        return gather_object([items])
+
+    def first_text(self, text: str | None) -> str | None:
+        """The text of the first rank that has one."""
+        return next((found for found in gather_object([text]) if found is not None), None)

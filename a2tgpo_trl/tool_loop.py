@@ -1,0 +1,207 @@
+"""a trainer's prompts -> rollouts with all their turns -> what the trainer's parent asks for, metrics and records.
+
+Takes the place of the parent's tool loop, which calls one tool after the other without a time limit, and loops on each
+rank's own state, so that ranks with unequal numbers of turns hang or mix rollouts up.
+"""
+
+import resource
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import psutil
+from accelerate.logging import get_logger
+
+from .engines import Engine
+from .environments import Environments
+from .parsing import TurnParser
+from .ranks import Ranks
+from .rollout import Rollout, Rules, Timing, roll_out
+from .tally import Tally
+from .tools.cache import CallCache
+from .tools.control import ControlText
+from .tools.runner import Limits, ToolRunner
+from .tools.settings import check_words
+
+
+if TYPE_CHECKING:
+    from .trainer import A2TGPOTrainer
+
+logger = get_logger(__name__)
+
+# Batches of training without a single call, after which the user is told.
+SILENT_BATCHES = 5
+# Calls of a tool in a batch, all of which fail: it may well be down, and nobody would see it in the loss.
+MANY_CALLS = 8
+# Share of the files that the system lets a process open.
+MOST_FILES = 0.7
+
+
+class RunStopped(RuntimeError):
+    """Training cannot go on as it was asked to; what was learnt is saved."""
+
+
+class ToolLoop:
+    """What a trainer needs to let its policy call tools."""
+
+    def __init__(self, trainer: "A2TGPOTrainer"):
+        args = trainer.args
+        self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
+        words = cast(dict[str, dict[str, Any]], args.tool_settings or {})
+        check_words(trainer.tools, words)
+        if args.tool_replay and trainer.environment_factories is not None:
+            raise ValueError(
+                "tool_replay cannot answer for environments: a replayed call would not change their state, which "
+                "rewards may read. Replay tools that are functions."
+            )
+        cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, self._ranks.index)
+        limits = Limits(
+            args.tool_concurrency,
+            args.tool_timeout,
+            args.max_hung_calls,
+            args.outage_patience,
+            stop_when_down=args.on_outage == "stop",
+        )
+        self.runner = ToolRunner(limits, words, cache)
+        self.runner.prepare(trainer.tools)
+        self.environments = Environments(self.runner)
+        self._asked = False
+        self._silent = 0
+        self._files_before = psutil.Process().num_fds()
+        self.rollouts: list[Rollout] = []
+        self._timing = Timing()
+        self._parser = TurnParser(trainer._tokenizer)
+        template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
+        self._control = ControlText(trainer._tokenizer, template, trainer._get_tool_suffix_ids)
+        if trainer.environment_factories is not None:
+            self._guard_environments()
+
+    def _guard_environments(self) -> None:
+        factories, pools = self._trainer.environment_factories, self._trainer._environment_pool
+        self._trainer.environment_factories = {
+            name: self.environments.guarded(make) for name, make in factories.items()
+        }
+        for pool in pools.values():
+            for environment in pool:
+                self.environments.guard(environment)
+
+    # ---- a batch
+
+    def begin_batch(self) -> None:
+        """Before the environments of a batch are reset."""
+        self.environments.begin_batch()
+        self.runner.look_again()
+        self.rollouts, self._timing = [], Timing()
+        if not self._asked:
+            self._ask_tools()
+
+    def _ask_tools(self) -> None:
+        """Whether the tools are up, once, on all ranks alike: one that raised alone would leave the others waiting."""
+        try:
+            self.runner.check(self._trainer.tools)
+            error = None
+        except RuntimeError as found:
+            error = str(found)
+        error = self._ranks.first_text(error)
+        if error is not None:
+            raise RunStopped(error)
+        self._asked = True
+
+    def run(self, prompt_ids: Sequence[list[int]], engine: Engine, end_ids: Sequence[int]) -> list[Rollout]:
+        """Roll all prompts out to their end."""
+        rules = self._rules(end_ids)
+        self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
+        for rollout in self.rollouts:
+            if rollout.owner is not None and self.environments.failed(rollout.owner) is not None:
+                rollout.skip(end_ids[0])
+        self._timing = roll_out(self.rollouts, engine, self.runner)
+        return self.rollouts
+
+    def _rollout(self, i: int, prompt_ids: list[int], rules: Rules) -> Rollout:
+        trainer = self._trainer
+        tools = {**trainer._sync_tool_dicts[i], **trainer._async_tool_dicts[i]}
+        if trainer.environments is None:
+            return Rollout(prompt_ids, rules, self.runner, tools, trainer.tools)
+        shown = trainer._env_tools[trainer._batch_environments[i]]
+        return Rollout(prompt_ids, rules, self.runner, tools, shown, trainer.environments[i])
+
+    def _rules(self, end_ids: Sequence[int]) -> Rules:
+        trainer, args = self._trainer, self._trainer.args
+        if trainer.use_vllm and trainer.vllm_mode == "colocate":
+            longest = trainer.vllm_generation.llm.llm_engine.model_config.max_model_len
+        else:
+            longest = trainer.model.config.max_position_embeddings
+        return Rules(
+            trainer._tokenizer,
+            self._parser,
+            self._control,
+            args.failure_policies,
+            max_tokens=trainer.max_completion_length,
+            max_context=longest,
+            end_ids=end_ids,
+            max_turns=args.max_tool_calling_iterations,
+            max_calls=args.max_calls_per_turn,
+            max_result_tokens=args.max_result_tokens,
+        )
+
+    def end_batch(self) -> str | None:
+        """After the rewards: let go of what is stuck. Why the run should stop, if any rank says so."""
+        if self._trainer.environment_factories is not None:
+            self.environments.drop_stuck(self._trainer._environment_pool)
+        return self._ranks.first_text(self.runner.trouble or self._nothing_works() or self._too_many_files())
+
+    def _too_many_files(self) -> str | None:
+        """Tools that never close their sockets or files, noticed while a checkpoint can still be opened."""
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = psutil.Process().num_fds()
+        if files < allowed * MOST_FILES or files < 2 * self._files_before:
+            return None
+        called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
+        return (
+            f"The process has {files} files and sockets open, of {allowed} that it may have open: "
+            f"{', '.join(sorted(called))} may leave theirs open. Close them, or let the tool run in a process of its "
+            "own (process=True)."
+        )
+
+    def _nothing_works(self) -> str | None:
+        """Where every environment of this rank fails, that is a mistake in them."""
+        found = self.environments
+        for what, number, errors in (
+            ("reset", found.resets, found.reset_errors),
+            ("get_reward", found.rewards, found.reward_errors),
+        ):
+            if number > 0 and len(errors) == number:
+                return f"{what} failed for all {number} environments of a batch, the first with: {errors[0]}"
+        return None
+
+    # ---- what there is to say about it
+
+    def metrics(self, training: bool) -> dict[str, float]:
+        """Scalars of the batch over all ranks."""
+        mine = Tally.of(self.rollouts, self.runner.hung, len(self.environments.reward_errors))
+        tally = sum((of_rank for (of_rank,) in self._ranks.gather_lists([mine])), Tally())
+        sampling, waiting = self._ranks.max_each([self._timing.sampling, self._timing.waiting])
+        self._warn(tally, training)
+        names = dict.fromkeys(tool.__name__ for tool in self._trainer.tools)
+        return {
+            **tally.metrics(list(names)),
+            "rollouts/sampling_seconds": sampling,
+            "rollouts/tool_seconds": waiting,
+        }
+
+    def _warn(self, tally: Tally, training: bool) -> None:
+        for name in tally.dead_tools(MANY_CALLS):
+            logger.warning(
+                f"All calls of the tool {name} in this batch failed, the last with: {self._result_of(name)}"
+            )
+        if not training:
+            return
+        self._silent = 0 if tally.made else self._silent + 1
+        if self._silent == SILENT_BATCHES:
+            logger.warning(
+                f"The policy called no tool in {SILENT_BATCHES} batches, so it is trained on single turns. Does its "
+                "prompt ask for calls, and does the policy know their format? `a2tgpo check` tells."
+            )
+
+    def _result_of(self, name: str) -> str:
+        calls = [call for rollout in self.rollouts for turn in rollout.turns for call in turn.calls]
+        return next((call.result for call in reversed(calls) if call.name == name), "(on another process)")

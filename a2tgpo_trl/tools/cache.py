@@ -1,0 +1,105 @@
+"""a call -> its result, kept in a file -> the same result in a later run, without a call.
+
+    {"tool": "search", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
+
+One line a call, as JSON. Failures are kept too, but only a replay answers with them: a run that can call tries again.
+"""
+
+import glob
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..failures import STATUSES, Status
+
+
+LONGEST_SHOWN = 500  # characters of the arguments of a call in a message
+
+
+class Kept(NamedTuple):
+    status: Status
+    text: str
+
+
+class ReplayMiss(LookupError):
+    """A replay was asked for a call that is not in its file."""
+
+
+class CallCache:
+    """Calls and results of a file; new ones are written to it at once, a line each."""
+
+    def __init__(self, path: str | Path, replay: bool = False, rank: int = 0):
+        self.path, self.replay = Path(path), replay
+        # Each rank writes a file of its own, and all read all: two processes do not append to one file.
+        self._own = self.path if rank == 0 else self.path.with_name(f"{self.path.name}.rank{rank}")
+        self._lock = threading.Lock()
+        self._kept: dict[str, Kept] = {}
+        others = self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*")
+        files = [file for file in {self.path, *others} if file.is_file()]
+        if replay and not files:
+            raise ValueError(f"tool_cache: there is no file {self.path} to replay from.")
+        for file in sorted(files, key=lambda file: (file == self._own, file)):  # of two results, its own stands
+            whole = self._read(file)
+            if file == self._own and not replay:
+                os.truncate(file, whole)  # what was cut off must not become the beginning of the next line
+
+    def get(self, tool: str, arguments: Mapping[str, Any]) -> Kept | None:
+        """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call."""
+        kept = self._kept.get(call_key(tool, arguments))
+        if kept is None and self.replay:
+            shown = json.dumps(arguments, ensure_ascii=False)
+            shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+            raise ReplayMiss(
+                f"{self.path} holds no call {tool}({shown}). Record it in a run without tool_replay, or mend what "
+                "made the rollouts differ from those recorded (seed, policy, data)."
+            )
+        return kept if kept is None or kept.status == "ok" or self.replay else None
+
+    def put(self, tool: str, arguments: Mapping[str, Any], status: Status, text: str) -> None:
+        entry = {"tool": tool, "arguments": arguments, "status": status, "text": text}
+        line = json.dumps(entry, ensure_ascii=False) + "\n"
+        key = call_key(tool, arguments)
+        with self._lock:
+            if self._kept.get(key) == Kept(status, text):
+                return
+            self._kept[key] = Kept(status, text)
+            self._own.parent.mkdir(parents=True, exist_ok=True)
+            # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
+            with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line)
+
+    def _read(self, file: Path) -> int:
+        """Returns the number of bytes that are whole lines: the last may have been cut off while it was written."""
+        whole = 0
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    key, kept = _entry(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"tool_cache: line {number} of {file} is no recorded call ({error!r})."
+                    ) from error
+                if key not in self._kept or kept.status == "ok":  # a success after failures stands
+                    self._kept[key] = kept
+                whole += len(line)
+        return whole
+
+
+def _entry(line: bytes) -> tuple[str, Kept]:
+    entry = json.loads(line)
+    if entry["status"] not in STATUSES:
+        raise ValueError(f"there is no status {entry['status']!r}")
+    return call_key(entry["tool"], entry["arguments"]), Kept(entry["status"], str(entry["text"]))
+
+
+def call_key(tool: str, arguments: Mapping[str, Any]) -> str:
+    """Equal for calls that mean the same: the order of arguments does not matter.
+
+    Example: search(query="x", top=1) and search(top=1, query="x")
+    """
+    return json.dumps([tool, arguments], sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,90 @@
+"""tool messages -> token ids in which the text of tools is text: no special token, no call, no turn comes from it."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+WITHHELD = "The tool's result was withheld: it holds control text of the chat template."
+MOST_REMEMBERED = 4096
+_FRAMES = re.compile(r"\W(think|tool|reason|call|response)")
+
+Messages = list[dict[str, Any]]
+
+
+class ControlText:
+    """Keeps the text of tools from becoming special tokens, tool calls or turns of the conversation.
+
+    `suffix_ids(messages)` writes tool messages as the template does. Its control tokens must be those that the same
+    number of harmless results would have; where they are not, the control strings in the results are broken by a space
+    behind their first character. Ordinary results keep their tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        suffix_ids: Callable[[Messages], list[int]],
+    ):
+        self._tokenizer, self._suffix_ids = tokenizer, suffix_ids
+        self._control_ids = set(tokenizer.all_special_ids) | _template_tokens(tokenizer, template)
+        self._strings = tokenizer.convert_ids_to_tokens(sorted(self._control_ids))
+        self._harmless: dict[tuple[str, ...], list[int]] = {}
+        self._frame: list[str] | None = None
+
+    def encode(self, messages: Messages) -> tuple[list[int], bool]:
+        """Token ids of these tool messages, with all that the template puts around them; whether text was broken."""
+        names = tuple(message["name"] for message in messages)
+        if names not in self._harmless:
+            if len(self._harmless) >= MOST_REMEMBERED:
+                self._harmless.clear()  # the policy can make up names without end
+            harmless = [{**message, "content": "x"} for message in messages]
+            self._harmless[names] = self._control(self._suffix_ids(harmless))
+        held = any(string in message["content"] for message in messages for string in self._frame_strings(messages))
+        ids = self._suffix_ids(messages)
+        if not held and self._control(ids) == self._harmless[names]:
+            return ids, False
+        broken = [{**message, "content": self._broken(message["content"])} for message in messages]
+        ids = self._suffix_ids(broken)
+        if self._control(ids) != self._harmless[names]:  # a normaliser that makes control text of other characters
+            ids = self._suffix_ids([{**message, "content": WITHHELD} for message in messages])
+        return ids, True
+
+    def _control(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self._control_ids]
+
+    def _broken(self, text: str) -> str:
+        return break_up(text, [*self._strings, *(self._frame or ())])
+
+    def _frame_strings(self, messages: Messages) -> list[str]:
+        """What the template writes around a result in plain characters: `</tool_response>` is no token everywhere."""
+        if self._frame is None:
+            marks = ["first", "second"]
+            pair = [{**messages[0], "content": mark} for mark in marks]
+            text = self._tokenizer.decode(self._suffix_ids(pair))
+            parts = re.split("|".join(marks), text)
+            words = {word for part in parts for word in re.findall(r"\S+", part)}
+            self._frame = sorted(word for word in words if re.search(r"[<\[|].*[>\]|]", word))
+        return self._frame
+
+
+def _template_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
+    """Added tokens that frame thoughts and calls, or that the template writes; white space is text like any other.
+
+    Not all added tokens: some tokenizers have tags of HTML among them, which results are full of.
+    """
+    added = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items()}
+    return {id for id, token in added.items() if token.strip() and (token in template or _FRAMES.search(token))}
+
+
+def break_up(text: str, strings: Iterable[str]) -> str:
+    """The text with each of these strings broken by a space behind its first character.
+
+    Example: "<|im_end|>" in "a<|im_end|>b" -> "a< |im_end|>b"
+    """
+    for string in sorted(set(strings), key=len, reverse=True):
+        if len(string) > 1:
+            text = text.replace(string, f"{string[0]} {string[1:]}")
+    return text

@@ -1,0 +1,194 @@
+"""a function that can be imported -> calls in processes of their own, which can be killed.
+
+For tools that may hang or crash in C code: a thread cannot be stopped, a process can. The process reads a call a line
+from its standard input and answers with a line; what the tool prints goes to standard error. It ends with the run,
+however that ends, and so does what the tool started in it.
+"""
+
+import fcntl
+import importlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TextIO
+
+from .results import ToolFailed, as_text, class_names, describe
+
+
+class ProcessDied(RuntimeError):
+    """The process that made a call ended before it answered."""
+
+
+class ProcessWorker:
+    """A process that makes calls of one function, one after the other, until it is killed or dies."""
+
+    def __init__(self, function: Callable):
+        words = import_words(function)
+        # It finds modules where the run does, whatever was added to `sys.path` since it started.
+        code = f"import sys; sys.path[:] = {[*map(str, sys.path)]}; import {__name__} as it; it.serve(*{words})"
+        self._command = [sys.executable, "-c", code]
+        self._process: subprocess.Popen[str] | None = None
+        self._killed = False
+        self._lock = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and not self._killed and self._process.poll() is None
+
+    def start(self) -> str:
+        """Start it, and wait until it has imported the function. Raises what went wrong, as `call` does."""
+        with self._lock:
+            if self._killed:
+                raise ProcessDied("the tool's process was ended before it was started")
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # a group of its own, to be killed as one
+            )
+        return self._answer(self._process)
+
+    def call(self, arguments: Mapping[str, Any]) -> str:
+        """The result as text. Raises what went wrong; `kill` from another thread makes it raise."""
+        line = json.dumps(arguments) + "\n"
+        process = self._process
+        assert process is not None and process.stdin is not None, "not started"
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+        except (OSError, ValueError) as error:  # ValueError: the pipe was closed
+            self.close()
+            raise ProcessDied("the tool's process ended before it was called") from error
+        return self._answer(process)
+
+    def _answer(self, process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.endswith("\n"):
+            code = process.wait()
+            self.close()  # what the tool started in it may be there still
+            raise ProcessDied(f"the tool's process ended with code {code} before it answered")
+        answer = json.loads(line)
+        if answer["error"] is not None:
+            raise ToolFailed(answer["text"], answer["error"])
+        return answer["text"]
+
+    def kill(self) -> None:
+        """End the process at once, and with it the call that it is making. Does not wait."""
+        with self._lock:
+            self._killed = True
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # what the tool started goes with it
+
+    def close(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self.kill()
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+            for pipe in (self._process.stdin, self._process.stdout):
+                with suppress(OSError):  # of what could not be written to it any more
+                    pipe.close()  # type: ignore[union-attr]  # both are pipes
+
+
+def import_words(function: Callable) -> list[str]:
+    """Module, name and file by which another process finds a function, or a ValueError that says why it cannot."""
+    module, name = function.__module__, function.__qualname__
+    problem = None
+    if module == "__main__":
+        problem = "it stands in the script that is run: move it to a module of its own"
+    elif "<" in name or "." in name or hasattr(function, "__self__"):
+        problem = "it is made inside another function, or is a method: write it at the top level of a module"
+    elif module not in sys.modules or getattr(sys.modules[module], name, None) is not function:
+        problem = f"the module {module} has something else under that name, or nothing: give it its own name there"
+    if problem:
+        raise ValueError(f"A tool with process=True must be importable, and {name} is not: {problem}.")
+    file = getattr(sys.modules[module], "__file__", None)
+    return [module, name, file or ""]
+
+
+def is_one_of(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+    """`isinstance`, also for what was raised in another process."""
+    if isinstance(error, ToolFailed):
+        return not error.kinds.isdisjoint(name for kind in kinds for name in class_names(kind)[:1])
+    return isinstance(error, kinds)
+
+
+# ---- in the process
+
+
+def serve(module: str, name: str, file: str) -> None:
+    """Answer calls until there are no more."""
+    calls, answers = _take_pipes()
+    fcntl.fcntl(calls, fcntl.F_SETOWN, -os.getpgrp())
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    _end_with_run(calls, True)
+    found: list[Callable] = []
+    reply = _reply(lambda: found.append(load(module, name, file)))
+    while True:
+        _end_with_run(calls, False)
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+        line = calls.readline() if found else ""
+        if not line:
+            break
+        _end_with_run(calls, True)
+        arguments = json.loads(line)
+        reply = _reply(partial(found[0], **arguments))
+    os.killpg(0, signal.SIGKILL)  # with what the tool started
+
+
+def _take_pipes() -> tuple[TextIO, TextIO]:
+    """Where calls come from and answers go to. The tool, and what it starts, gets other streams in their place."""
+    calls, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return calls, answers
+
+
+def _end_with_run(calls: TextIO, switch: bool) -> None:
+    """Whether the kernel is to end this group of processes when the run, at the other end of the pipe, has ended.
+
+    A thread that watches would not do: a tool that hangs in C code may never let it run. SIGIO, which ends a process
+    that has no handler for it, comes with calls too, so it is switched on only where none is awaited.
+    """
+    flags = fcntl.fcntl(calls, fcntl.F_GETFL)
+    fcntl.fcntl(calls, fcntl.F_SETFL, flags | os.O_ASYNC if switch else flags & ~os.O_ASYNC)
+    if switch:
+        poll = select.poll()
+        poll.register(calls, 0)  # only for the other end being closed: just before it was switched on
+        if poll.poll(0):
+            os.killpg(0, signal.SIGKILL)
+
+
+def _reply(call: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"text": as_text(call()), "error": None}
+    except BaseException as error:  # noqa: BLE001  # as in a thread: a tool that exits has failed
+        return {"text": describe(error), "error": class_names(type(error))}
+
+
+def load(module: str, name: str, file: str) -> Callable:
+    """The function, by its module's name, or from its file where a recipe loaded it by path."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        spec = importlib.util.spec_from_file_location(module, file)
+        if spec is None or spec.loader is None:
+            raise
+        found = importlib.util.module_from_spec(spec)
+        sys.modules[module] = found
+        spec.loader.exec_module(found)
+    return getattr(found, name)

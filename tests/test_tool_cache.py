@@ -1,0 +1,310 @@
+"""Recorded calls, secrets in results, and arguments that do not fit."""
+
+import json
+import os
+from enum import Enum
+from typing import Literal
+
+import pytest
+
+from a2tgpo_trl.tools import tool
+from a2tgpo_trl.tools.arguments import LONGEST_PROBLEM, MOST_PROBLEMS, problem_with
+from a2tgpo_trl.tools.cache import CallCache, ReplayMiss, call_key
+from a2tgpo_trl.tools.results import Redaction
+from a2tgpo_trl.tools.runner import Request, ToolRunner
+
+
+@pytest.fixture
+def run():
+    """Makes calls with a cache, in a runner of their own each time; returns their outcomes and the runner."""
+    runners = []
+
+    def make_calls(cache, *calls):
+        runners.append(ToolRunner(cache=cache))
+        return runners[-1].run([Request(function, arguments) for function, arguments in calls]), runners[-1]
+
+    yield make_calls
+    for runner in runners:
+        runner.close()
+
+
+class Library:
+    """A tool that counts its calls, and fails as long as it is down."""
+
+    def __init__(self, up=True):
+        self.up, self.made = up, []
+
+        def search(query: str, top: int = 1) -> str:
+            self.made.append(query)
+            if not self.up:
+                raise ConnectionError("down")
+            return f"{query} \u2028 {top}\n"
+
+        self.search = search
+
+
+def told(outcomes):
+    return [(outcome.status, outcome.text) for outcome in outcomes]
+
+
+# ---- record and replay
+
+
+def test_a_replay_gives_what_was_recorded_without_a_call(run, tmp_path):
+    library, file = Library(), tmp_path / "new" / "calls.jsonl"
+    calls = [(library.search, {"query": query, "top": 2}) for query in ("Velm", "caf\xe9", "\udc80 alone", "Velm")]
+    recorded, _ = run(CallCache(file), *calls)
+    assert sorted(library.made) == sorted(["Velm", "caf\xe9", "\udc80 alone"])  # equal calls are one
+    assert len(file.read_bytes().splitlines()) == 3
+    library.up = False
+    again = [(library.search, {"top": 2, "query": call["query"]}) for _, call in calls]  # in another order
+    replayed, runner = run(CallCache(file, replay=True), *again)
+    assert told(replayed) == told(recorded) and len(library.made) == 3
+    assert {outcome.attempts for outcome in replayed} == {0} and runner.trouble is None
+
+
+def test_a_recorded_call_is_not_made_again_and_new_ones_are(run, tmp_path):
+    library, file = Library(), tmp_path / "calls.jsonl"
+    run(CallCache(file), (library.search, {"query": "Velm"}))
+    run(CallCache(file), (library.search, {"query": "Velm"}), (library.search, {"query": "Oss"}))
+    assert library.made == ["Velm", "Oss"]
+
+
+def test_a_call_that_a_replay_does_not_have_stops_the_run_and_is_named(run, tmp_path):
+    library, file = Library(), tmp_path / "calls.jsonl"
+    run(CallCache(file), (library.search, {"query": "Velm"}))
+    outcomes, runner = run(CallCache(file, replay=True), (library.search, {"query": "Oss" * 10**6, "top": 1}))
+    assert outcomes[0].status == "tool_error" and library.made == ["Velm"]
+    assert 'search({"query": "OssOss' in runner.trouble and str(file) in runner.trouble
+    assert len(runner.trouble) < 1500
+
+
+def test_failures_are_replayed_and_made_again_where_calls_can_be_made(run, tmp_path):
+    library, file = Library(up=False), tmp_path / "calls.jsonl"
+    call = (library.search, {"query": "Velm"})
+    run(CallCache(file), call)
+    replayed, _ = run(CallCache(file, replay=True), call)
+    assert told(replayed) == [("tool_error", "Error: ConnectionError: down")] and len(library.made) == 1
+    library.up = True
+    recorded, _ = run(CallCache(file), call)
+    assert recorded[0].status == "ok" and len(library.made) == 2
+    replayed, _ = run(CallCache(file, replay=True), call)
+    assert told(replayed) == told(recorded)
+
+
+def test_there_is_no_replay_of_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no file .*nowhere.jsonl to replay from"):
+        CallCache(tmp_path / "nowhere.jsonl", replay=True)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 30], ids=["end of line", "in a character", "in the middle"])
+def test_a_line_that_was_cut_off_is_ignored_and_what_follows_it_is_whole(tmp_path, cut):
+    file = tmp_path / "calls.jsonl"
+    CallCache(file).put("search", {"query": "Velm"}, "ok", "on the Oss")
+    CallCache(file).put("search", {"query": "b"}, "ok", "caf\xe9")
+    file.write_bytes(file.read_bytes()[:-cut])  # the last 5 bytes are \xc3 \xa9 " } \n
+    cache = CallCache(file)
+    assert cache.get("search", {"query": "Velm"}) == ("ok", "on the Oss")
+    assert cache.get("search", {"query": "b"}) is None
+    cache.put("search", {"query": "c"}, "ok", "new")
+    assert CallCache(file).get("search", {"query": "c"}) == ("ok", "new")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "3", "", '{"tool": "a"}', '{"tool": "a", "arguments": {}, "status": "fine", "text": ""}', '"\udcff"'],
+)
+def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, line):
+    file = tmp_path / "calls.jsonl"
+    CallCache(file).put("search", {"query": "Velm"}, "ok", "on the Oss")
+    text = file.read_bytes()
+    file.write_bytes(text + line.encode(errors="surrogateescape") + b"\n" + text)
+    with pytest.raises(ValueError, match="line 2 of .*calls.jsonl is no recorded call"):
+        CallCache(file)
+
+
+def test_each_rank_writes_a_file_and_reads_all(tmp_path):
+    path = tmp_path / "calls[1].jsonl"  # a name that means something else to glob
+    for rank in (0, 1):
+        CallCache(path, rank=rank).put("search", {"query": f"of {rank}"}, "ok", f"found by {rank}")
+        CallCache(path, rank=rank).put("clock", {}, "ok", f"time of {rank}")
+    assert len(list(tmp_path.iterdir())) == 2
+    for rank in (0, 1):
+        cache = CallCache(path, replay=True, rank=rank)
+        assert [cache.get("search", {"query": f"of {one}"}).text for one in (0, 1)] == ["found by 0", "found by 1"]
+        assert cache.get("clock", {}).text == f"time of {rank}"  # each its own, where they differ
+        with pytest.raises(ReplayMiss, match=r"clock\(\{\"zone\": \"CET\"\}\)"):
+            cache.get("clock", {"zone": "CET"})
+
+
+def test_calls_are_equal_if_they_mean_the_same():
+    assert call_key("f", {"a": 1, "b": {"c": 2, "d": 3}}) == call_key("f", {"b": {"d": 3, "c": 2}, "a": 1})
+    keys = {call_key("f", {"a": value}) for value in (1, "1", True, None, [1])} | {call_key("g", {"a": 1})}
+    assert len(keys) == 6
+
+
+# ---- secrets
+
+
+def test_a_secret_is_in_no_outcome_and_in_no_file(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "sesame-open-up")
+
+    def leak(how: str) -> str:
+        if how == "raise":
+            raise PermissionError(f"wrong key {os.environ['SOME_API_KEY']}")
+        return f"key={os.environ['SOME_API_KEY']}&q=1"
+
+    async def aleak() -> str:
+        return os.environ["SOME_API_KEY"]
+
+    @tool(check=lambda: leak("raise"))
+    def checked() -> str:
+        return ""
+
+    file = tmp_path / "calls.jsonl"
+    outcomes, runner = run(CallCache(file), (leak, {"how": "raise"}), (leak, {"how": "return"}), (aleak, {}))
+    assert told(outcomes) == [
+        ("tool_error", "Error: PermissionError: wrong key [SOME_API_KEY]"),
+        ("ok", "key=[SOME_API_KEY]&q=1"),
+        ("ok", "[SOME_API_KEY]"),
+    ]
+    assert "sesame" not in file.read_text()
+    with pytest.raises(RuntimeError, match=r"wrong key \[SOME_API_KEY\]"):
+        runner.check([checked])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("HF_TOKEN", "hf_abcdefgh", True),
+        ("MY_PASSWORD", "correct horse", True),
+        ("PLAIN_NAME", "Xa9" * 8, True),  # 24 letters and digits
+        ("DATABASE_URL", "postgres://me:hunter2@host/db", True),
+        ("SOME_API_KEY", "short", False),
+        ("DESKTOP_SESSION", "ubuntu-xorg", False),
+        ("TOKENIZERS_PARALLELISM", "disabled", False),
+        ("GIT_AUTHOR_NAME", "Ada Lovelace", False),
+        ("HOME", "/home/ada/and/a/path/of/24/or/more", False),
+    ],
+)
+def test_what_is_a_secret(name, value, secret):
+    text = Redaction({name: value, "OTHER": "x"})(f"<{value}>")
+    assert text == (f"<[{name}]>" if secret else f"<{value}>")
+
+
+def test_of_two_secrets_the_longer_is_found_first():
+    clean = Redaction({"A_KEY": "abcdefgh", "B_KEY": "abcdefgh-more"})
+    assert clean("abcdefgh-more, abcdefgh") == "[B_KEY], [A_KEY]"
+
+
+# ---- arguments
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def find(
+    query: str,
+    top: int = 1,
+    tags: list[str] | None = None,
+    order: Literal["new", "old"] = "new",
+    colour: Colour | None = None,
+    nullable: bool = False,
+    weights: dict[str, float] | None = None,
+):
+    """
+    Find things.
+
+    Args:
+        query: What to find.
+        top: How many.
+        tags: What they must have.
+        order: Which come first.
+        colour: Of which colour they are.
+        nullable: An argument whose name means something in a schema.
+        weights: By tag.
+    """
+
+
+def find_with(query: str, **options: str):
+    """
+    Find things.
+
+    Args:
+        query: What to find.
+        options: Anything else.
+    """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"query": "x"}, None),
+        ({"query": "x", "top": 3, "tags": ["a"], "order": "old", "colour": "red", "nullable": True}, None),
+        ({"query": "x", "tags": None, "colour": None, "weights": {"a": 0.5}}, None),
+        ({}, "query is missing"),
+        ({"q": 1}, "query is missing; there is no argument 'q'"),
+        ({"query": 1}, "query: 1 is not of type 'string'"),
+        ({"query": None}, "query: None is not of type 'string'"),
+        ({"query": "x", "top": "3"}, "top: '3' is not of type 'integer'"),
+        ({"query": "x", "top": True}, "top: True is not of type 'integer'"),
+        ({"query": "x", "tags": "a"}, "tags: 'a' is not of type 'array', 'null'"),
+        ({"query": "x", "tags": ["a", 3]}, "tags[1]: 3 is not of type 'string'"),
+        ({"query": "x", "order": "best"}, "order: 'best' is not one of ['new', 'old']"),
+        ({"query": "x", "colour": "green"}, "colour: 'green' is not one of ['red', 'blue', None]"),
+        ({"query": "x", "nullable": 3}, "nullable: 3 is not of type 'boolean'"),
+        ({"query": "x", "weights": {"a": "b"}}, "weights['a']: 'b' is not of type 'number'"),
+        (["x"], "arguments must be an object of names and values, not ['x']"),
+        (None, "arguments must be an object of names and values, not None"),
+    ],
+    ids=str,
+)
+def test_arguments_are_held_against_the_schema(arguments, problem):
+    assert problem_with(find, arguments) == problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"query": "x"}, None),
+        ({"query": "x", "shape": "round", "size": "big"}, None),
+        ({"query": "x", "shape": 3}, "shape: 3 is not of type 'string'"),
+        ({"shape": "round"}, "query is missing"),
+    ],
+    ids=str,
+)
+def test_a_tool_that_takes_any_argument_is_given_any(arguments, problem):
+    assert problem_with(find_with, arguments) == problem
+
+
+def test_long_values_and_names_give_short_messages_that_say_what_is_wrong():
+    long = "x" * 10**6
+    found = problem_with(find, {"query": "x", "top": long})
+    assert len(found) <= LONGEST_PROBLEM + 10 and found.endswith("is not of type 'integer'")
+    found = problem_with(find, {"query": "x", **{f"{long}{number}": 1 for number in range(9)}})
+    assert len(found) <= MOST_PROBLEMS * (LONGEST_PROBLEM + 50)
+    assert len(problem_with(find, long)) <= LONGEST_PROBLEM + 60
+    assert len(problem_with(find, {"query": "x", "weights": {long: "b"}})) <= 2 * LONGEST_PROBLEM + 10
+
+
+def test_a_method_is_checked_without_its_self():
+    class Shop:
+        def buy(self, what: str):
+            """
+            Buy.
+
+            Args:
+                what: The thing.
+            """
+
+    assert problem_with(Shop().buy, {"what": "x"}) is None
+    assert problem_with(Shop().buy, {}) == "what is missing"
+
+
+def test_a_file_of_calls_is_what_its_docstring_shows(tmp_path):
+    file = tmp_path / "calls.jsonl"
+    CallCache(file).put("search", {"query": "Velm"}, "ok", "Velm lies on the Oss.")
+    shown = {"tool": "search", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
+    assert json.loads(file.read_text()) == shown

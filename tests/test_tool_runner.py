@@ -1,0 +1,942 @@
+"""Calls as they are made: with real threads, loops and processes. Times are bounded from below exactly, from above
+generously, since machines can be busy."""
+
+import asyncio
+import gc
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+
+import psutil
+import pytest
+import tools_for_processes
+
+from a2tgpo_trl.tools import tool
+from a2tgpo_trl.tools.runner import MOST_KEPT, STILL_BUSY, Limits, Request, ToolRunner
+from a2tgpo_trl.tools.settings import ToolSettings, check_words
+
+
+@pytest.fixture
+def make_runner():
+    """Makes runners, and closes them."""
+    made = []
+
+    def make(settings=None, **limits):
+        made.append(ToolRunner(Limits(**limits), settings))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.close()
+
+
+def requests(function, number=1, owner=None, /, **arguments):
+    """The same call, so many times."""
+    return [Request(function, arguments, owner) for _ in range(number)]
+
+
+def call(runner, function, owner=None, /, **arguments):
+    """One call, made and waited for."""
+    (outcome,) = runner.run(requests(function, 1, owner, **arguments))
+    return outcome
+
+
+def timed(work):
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def becomes(condition, seconds=10.0):
+    """Whether it comes true within a time that is long on the slowest machine."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+class Gauge:
+    """Counts how many are in it at once."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_):
+        with self._lock:
+            self.now -= 1
+
+
+def nap(seconds: float = 0.2) -> str:
+    time.sleep(seconds)
+    return "slept"
+
+
+async def anap(seconds: float = 0.2) -> str:
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+# ---- at once
+
+
+def test_calls_of_a_turn_are_made_at_once(make_runner):
+    outcomes, seconds = timed(lambda: make_runner(concurrency=64).run(requests(nap, 64)))
+    assert [outcome.text for outcome in outcomes] == ["slept"] * 64
+    assert 0.2 <= seconds < 1.5  # one after the other: 64 * 0.2 = 12.8
+
+
+def test_no_more_than_concurrency_calls_run_at_once(make_runner):
+    gauge = Gauge()
+
+    def measured() -> str:
+        with gauge:
+            return nap(0.1)
+
+    _, seconds = timed(lambda: make_runner(concurrency=16).run(requests(measured, 64)))
+    assert 8 < gauge.most <= 16
+    assert 0.4 <= seconds < 3.0  # 64 / 16 = 4 rounds of 0.1
+
+
+@pytest.mark.parametrize("words", [{"concurrency": 3}, None], ids=["recipe", "decorator"])
+def test_a_tool_can_have_a_concurrency_of_its_own(make_runner, words):
+    gauge = Gauge()
+
+    @tool(concurrency=3 if words is None else 60)
+    def measured() -> str:
+        with gauge:
+            return nap(0.05)
+
+    runner = make_runner({"measured": words} if words else None)
+    others, mine = runner.submit(requests(nap, 20, seconds=0.05)), runner.submit(requests(measured, 12))
+    wait([others, mine])
+    assert 1 < gauge.most <= 3
+
+
+def test_outcomes_stand_in_the_order_of_the_calls(make_runner):
+    def echo(wait: float) -> str:
+        time.sleep(wait)
+        return str(wait)
+
+    waits = [0.2, 0.0, 0.1, 0.05]
+    outcomes = make_runner().run([Request(echo, {"wait": wait}) for wait in waits])
+    assert [outcome.text for outcome in outcomes] == [str(wait) for wait in waits]
+
+
+# ---- environments
+
+
+class Notebook:
+    """An environment with a connection that one thread alone may use."""
+
+    def open(self) -> str:
+        self.connection = sqlite3.connect(":memory:")
+        self.connection.execute("create table notes (text)")
+        return nap(0.05)
+
+    def write(self, text: str) -> str:
+        self.connection.execute("insert into notes values (?)", [text])
+        time.sleep(0.05)
+        return str(self.connection.execute("select group_concat(text) from notes").fetchone()[0])
+
+    async def awrite(self, text: str) -> str:
+        await asyncio.sleep(0.01)
+        return f"async {text}"
+
+    def sleep(self, seconds: float) -> str:
+        return nap(seconds)
+
+
+def test_calls_on_an_environment_run_in_their_order_on_one_thread(make_runner):
+    runner, notebook = make_runner(), Notebook()
+    turn = requests(notebook.open, 1, notebook)
+    turn += [Request(notebook.write, {"text": text}, notebook) for text in "abc"]
+    assert [outcome.text for outcome in runner.run(turn)] == ["slept", "a", "a,b", "a,b,c"]
+    runner.run(requests(nap, 8, seconds=0.01))
+    assert call(runner, notebook.write, notebook, text="d").text == "a,b,c,d"  # in a later turn too
+
+
+def test_environments_and_plain_tools_do_not_wait_for_each_other(make_runner):
+    runner, notebooks = make_runner(), [Notebook() for _ in range(8)]
+    turn = [Request(one.sleep, {"seconds": 0.2}, one) for one in notebooks for _ in range(2)] + requests(nap, 4)
+    outcomes, seconds = timed(lambda: runner.run(turn))
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+    assert 0.4 <= seconds < 2.0  # two in a row on each; all in a row: 20 * 0.2 = 4
+
+
+def test_sync_and_async_methods_of_an_environment_keep_their_order(make_runner):
+    notebook = Notebook()
+    turn = [Request(notebook.open, {}, notebook), Request(notebook.awrite, {"text": "x"}, notebook)]
+    turn += [Request(notebook.write, {"text": "y"}, notebook)]
+    assert [outcome.text for outcome in make_runner().run(turn)] == ["slept", "async x", "y"]
+
+
+def test_an_environment_whose_call_does_not_come_back_is_stuck(make_runner):
+    runner, notebook, other = make_runner(timeout=0.1), Notebook(), Notebook()
+    first, second = runner.run([Request(notebook.sleep, {"seconds": s}, notebook) for s in (0.6, 0.0)])
+    assert (first.status, second.status, second.text) == ("timeout", "timeout", STILL_BUSY)
+    assert runner.is_stuck(notebook) and not runner.is_stuck(other)
+    assert call(runner, other.sleep, other, seconds=0.0).status == "ok"
+    runner.forget(notebook)
+    assert not runner.is_stuck(notebook)
+    assert becomes(lambda: runner.hung == 0)
+
+
+# ---- async tools
+
+
+def test_async_tools_run_together_on_one_loop(make_runner):
+    loops = set()
+
+    async def here() -> str:
+        loops.add(id(asyncio.get_running_loop()))
+        return await anap()
+
+    runner, threads = make_runner(), threading.active_count()
+    outcomes, seconds = timed(lambda: runner.run(requests(here, 64)))
+    assert {outcome.text for outcome in outcomes} == {"slept"} and len(loops) == 1
+    assert 0.2 <= seconds < 1.5
+    assert threading.active_count() <= threads + 1
+
+
+def test_an_async_tool_that_is_late_is_cancelled(make_runner):
+    ended = threading.Event()
+
+    async def late() -> str:
+        try:
+            return await anap(600)
+        finally:
+            ended.set()
+
+    runner = make_runner(timeout=0.1)
+    assert call(runner, late).status == "timeout"
+    assert ended.is_set() and runner.hung == 0 and runner.abandoned == 1
+
+
+def test_an_async_tool_that_blocks_its_loop_is_counted_until_it_comes_back(make_runner):
+    release = threading.Event()
+
+    async def block() -> str:
+        release.wait(20)
+        return "late"
+
+    runner = make_runner(timeout=0.2, hung=5)
+    blocked, beside, plain = runner.run([*requests(block), *requests(anap, seconds=60), *requests(nap, seconds=0.0)])
+    assert (blocked.status, beside.status, plain.status) == ("timeout", "timeout", "ok")
+    assert runner.hung == 1  # one thread, though two calls wait in it
+    assert call(runner, anap, seconds=0.0).status == "ok"  # on another loop
+    release.set()
+    assert becomes(lambda: runner.hung == 0)
+
+
+def test_many_calls_behind_one_that_blocks_are_one_hung_call_under_its_name(make_runner):
+    release = threading.Event()
+
+    async def block() -> str:
+        release.wait(20)
+        return "late"
+
+    runner = make_runner({"block": {"timeout": 5}}, timeout=0.2, hung=0)
+    blocked = runner.submit(requests(block))
+    runner.run(requests(anap, 20))
+    assert runner.hung == 1 and "block (1)" in runner.trouble
+    release.set()
+    assert blocked.result()[0].status in ("ok", "timeout")  # its loop ends when its calls have
+    assert becomes(lambda: all(thread.name != "a2tgpo-async-tools" for thread in threading.enumerate()))
+
+
+def test_an_async_tool_that_does_not_heed_its_cancellation_is_counted(make_runner):
+    notebook = Notebook()
+
+    async def stubborn() -> str:
+        for _ in range(15):
+            try:
+                await asyncio.sleep(0.1)
+            except asyncio.CancelledError:
+                pass
+        return "done"
+
+    runner = make_runner(timeout=0.1)
+    assert call(runner, stubborn, notebook).status == "timeout"
+    assert runner.hung == 1 and runner.is_stuck(notebook)  # else the next call would run beside it
+    assert becomes(lambda: runner.hung == 0)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, StopAsyncIteration])
+def test_an_async_tool_may_raise_anything(make_runner, error):
+    async def fail() -> str:
+        raise error("why")
+
+    runner = make_runner()
+    outcome = call(runner, fail)
+    assert (outcome.status, outcome.text) == ("tool_error", f"Error: {error.__name__}: why")
+    assert call(runner, anap, seconds=0.0).status == "ok"
+
+
+def test_a_task_that_exits_does_not_take_the_loop_with_it(make_runner):
+    async def leave():
+        sys.exit(3)
+
+    async def start() -> str:
+        started.append(asyncio.ensure_future(leave()))
+        await asyncio.sleep(0.1)
+        return "started"
+
+    started: list = []
+    runner = make_runner(timeout=5)
+    assert call(runner, start).text == "started"
+    assert call(runner, anap, seconds=0.0).status == "ok"
+    assert isinstance(started[0].exception(), SystemExit)
+
+
+# ---- limits on time
+
+
+def test_a_tool_that_hangs_is_a_timeout_and_counted_until_it_comes_back(make_runner):
+    release = threading.Event()
+
+    def hang() -> str:
+        release.wait(20)
+        return "late"
+
+    runner = make_runner(timeout=0.1, hung=2)
+    outcome, seconds = timed(lambda: call(runner, hang))
+    assert (outcome.status, outcome.text) == ("timeout", "Error: hang did not answer within 0.1 seconds.")
+    assert 0.1 <= seconds < 2.0
+    runner.run(requests(hang))
+    assert (runner.hung, runner.abandoned, runner.trouble) == (2, 2, None)
+    runner.run(requests(hang))
+    assert runner.hung == 3 and "hang (3)" in runner.trouble and "max_hung_calls=2" in runner.trouble
+    release.set()
+    assert becomes(lambda: runner.hung == 0)
+    runner.look_again()
+    assert runner.trouble is None and runner.abandoned == 3
+
+
+def test_threads_do_not_become_more_with_timeouts_that_come_back(make_runner):
+    runner, threads = make_runner(timeout=0.1, hung=100, concurrency=20), threading.active_count()
+    for _ in range(3):
+        runner.run(requests(nap, 20, seconds=0.3))
+    assert becomes(lambda: runner.hung == 0)
+    assert becomes(lambda: threading.active_count() <= threads)
+    runner.run(requests(nap, 20, seconds=0.0))
+    assert threading.active_count() <= threads + 20
+
+
+def hold_gil() -> str:
+    return str(sum(range(4 * 10**7)))  # in C, without ever letting another thread run
+
+
+def test_a_tool_that_holds_the_interpreter_too_long_is_late(make_runner):
+    _, held = timed(hold_gil)
+    runner = make_runner({"hold_gil": {"timeout": held / 10}})
+    (late, beside), seconds = timed(lambda: runner.run([*requests(hold_gil), *requests(nap, seconds=0.0)]))
+    assert late.status == "timeout" and beside.status == "ok"
+    assert seconds < 5 * held + 2
+    assert becomes(lambda: runner.hung == 0)
+
+
+def test_a_call_that_is_late_is_tried_again_whoever_noticed_it(make_runner):
+    runner = make_runner({"hold_gil": {"timeout": 0.02, "retries": 1, "backoff": 0}})
+    outcome = call(runner, hold_gil)
+    assert (outcome.status, outcome.attempts) == ("timeout", 2)
+
+
+def test_a_result_whose_text_takes_for_ever_holds_up_nobody_else(make_runner):
+    class Slow:
+        def __str__(self):
+            time.sleep(1.0)
+            return "slow"
+
+    runner = make_runner(timeout=0.1)
+    slow = runner.submit(requests(lambda: Slow()))
+    assert call(runner, nap, seconds=0.0).status == "ok"
+    assert slow.result()[0].status == "timeout"
+
+
+def test_without_a_limit_a_call_is_waited_for(make_runner):
+    assert call(make_runner(timeout=None), nap, seconds=0.1).status == "ok"
+
+
+# ---- what tools raise and return
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise SystemExit("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no such page"), "Error: ValueError: no such page"),
+        (KeyError("Velm"), "Error: KeyError: 'Velm'"),
+        (SystemExit(3), "Error: SystemExit: 3"),
+        (KeyboardInterrupt(), "Error: KeyboardInterrupt"),
+        (StopIteration(), "Error: StopIteration"),
+        (Unprintable(), "Error: Unprintable: (its text could not be made: SystemExit)"),
+        (ValueError("\ud800"), "Error: ValueError: ?"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_a_tool_raises_is_told(make_runner, error, text):
+    def fail() -> str:
+        raise error
+
+    runner = make_runner()
+    outcome = call(runner, fail)
+    assert (outcome.status, outcome.text, outcome.attempts) == ("tool_error", text, 1)
+    assert call(runner, nap, seconds=0.0).status == "ok"
+
+
+class Broken:
+    def __str__(self):
+        raise SystemExit("no text")
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "text"),
+    [
+        (None, "ok", "The tool returned nothing."),
+        (b"caf\xc3\xa9 \xff", "ok", "caf\xe9 \ufffd"),
+        ("a\ud800b", "ok", "a?b"),
+        ("x" * 10**7, "ok", "x" * 10**7),
+        ({"a": 1}, "ok", "{'a': 1}"),
+        ([], "ok", "[]"),
+        (Broken(), "tool_error", "Error: SystemExit: no text"),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": b"b"}], "ok", "a\nb"),
+        ([{"type": "city", "name": "Velm"}], "ok", "[{'type': 'city', 'name': 'Velm'}]"),
+        (
+            [{"type": "text", "text": "a"}, {"type": "image", "image": b""}],
+            "tool_error",
+            "Error: TypeError: the tool returned a block of type 'image'; this policy reads text only",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_tool_returns_becomes_text(make_runner, value, status, text):
+    runner = make_runner()
+    outcome = call(runner, lambda: value)
+    assert outcome.status == status
+    assert outcome.text == text
+    assert call(runner, nap, seconds=0.0).status == "ok"
+
+
+def test_a_coroutine_that_nobody_awaited_is_an_error_that_says_so(make_runner):
+    outcome = call(make_runner(), lambda: anap(0.0))
+    assert outcome.status == "tool_error" and "async def" in outcome.text
+
+
+# ---- retries
+
+
+def test_a_call_is_tried_again_until_it_succeeds(make_runner):
+    moments = []
+
+    @tool(retries=3, backoff=0.1)
+    def unsteady() -> str:
+        moments.append(time.perf_counter())
+        if len(moments) < 3:
+            raise ConnectionError("try again")
+        return "here"
+
+    outcome = call(make_runner(), unsteady)
+    assert (outcome.status, outcome.text, outcome.attempts) == ("ok", "here", 3)
+    assert moments[1] - moments[0] >= 0.05  # 0.1, less up to half
+    assert moments[2] - moments[1] >= 0.1  # 0.2, less up to half
+
+
+def test_a_call_is_tried_no_more_often_than_it_was_said(make_runner):
+    made = []
+
+    @tool(retries=2, backoff=0)
+    def broken() -> str:
+        made.append(1)
+        raise ConnectionError("never")
+
+    outcome = call(make_runner(), broken)
+    assert (outcome.status, outcome.text, outcome.attempts) == ("tool_error", "Error: ConnectionError: never", 3)
+    assert len(made) == 3
+
+
+def test_only_what_retry_on_names_is_tried_again(make_runner):
+    @tool(retries=5, backoff=0, retry_on=(ConnectionError,))
+    def broken(error: str) -> str:
+        raise {"refused": ConnectionRefusedError, "value": ValueError}[error](error)
+
+    runner = make_runner()
+    assert call(runner, broken, error="refused").attempts == 6  # a ConnectionError is what it is
+    assert call(runner, broken, error="value").attempts == 1
+
+
+def test_a_call_that_waits_for_its_next_attempt_leaves_its_place_to_others(make_runner):
+    made = []
+
+    @tool(retries=1, backoff=1.0, concurrency=1)
+    def unsteady() -> str:
+        made.append(1)
+        if len(made) == 1:
+            raise ConnectionError("try again")
+        return "here"
+
+    runner = make_runner(concurrency=1)
+    first = runner.submit(requests(unsteady))
+    assert becomes(lambda: made)
+    assert call(runner, unsteady).attempts == 1
+    assert call(runner, nap, seconds=0.0).status == "ok"
+    assert not first.done() and first.result()[0].attempts == 2
+
+
+def test_the_time_between_attempts_does_not_grow_without_end(make_runner):
+    @tool(retries=1100, backoff=1e-9)
+    def broken() -> str:
+        raise ConnectionError("never")
+
+    assert call(make_runner(), broken).attempts == 1101  # 1e-9 * 2 ** 1099 seconds are no number any more
+
+
+# ---- processes
+
+
+def alive(process_id):
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def in_process(make_runner, function, timeout=30.0, **words):
+    return make_runner({function.__name__: {"process": True, "timeout": timeout, **words}})
+
+
+def test_a_process_makes_call_after_call(make_runner):
+    runner = in_process(make_runner, tools_for_processes.process_id)
+    first, second = (call(runner, tools_for_processes.process_id) for _ in range(2))
+    assert first.status == "ok" and first.text == second.text != str(os.getpid())
+
+
+def test_processes_work_at_once(make_runner):
+    runner = in_process(make_runner, tools_for_processes.double)
+    outcomes = runner.run([Request(tools_for_processes.double, {"number": n}) for n in range(4)])
+    assert [outcome.text for outcome in outcomes] == ["0", "2", "4", "6"]
+
+
+def test_a_process_that_dies_is_an_error_with_its_code_and_the_next_call_works(make_runner):
+    runner = in_process(make_runner, tools_for_processes.leave)
+    for code in (3, 4):
+        outcome = call(runner, tools_for_processes.leave, code=code)
+        assert outcome.status == "tool_error" and f"ended with code {code}" in outcome.text
+
+
+def test_what_is_raised_in_a_process_is_told_as_if_it_were_raised_here(make_runner):
+    runner = make_runner({"leave_politely": {"process": True}, "fail": {"process": True}})
+    assert call(runner, tools_for_processes.leave_politely).text == "Error: SystemExit: 3"
+    outcome = call(runner, tools_for_processes.fail, text="no \ud800")
+    assert outcome.text == "Error: ConnectionRefusedError: no ?"
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [(ConnectionError, 3), (ValueError, 1)])
+def test_retry_on_holds_for_what_is_raised_in_a_process(make_runner, kind, attempts):
+    settings = ToolSettings(process=True, retries=2, backoff=0, retry_on=(kind,))
+    request = Request(tools_for_processes.fail, {"text": "x"}, settings=settings)
+    assert make_runner().run([request])[0].attempts == attempts
+
+
+def test_what_a_tool_prints_in_its_process_is_no_answer_and_it_has_no_input(make_runner):
+    runner = in_process(make_runner, tools_for_processes.talk)
+    for _ in range(2):
+        assert call(runner, tools_for_processes.talk).text == "said; '' was there to read"
+
+
+def test_a_process_that_hangs_in_c_is_killed_with_what_it_started(make_runner, tmp_path):
+    runner = in_process(make_runner, tools_for_processes.hang, timeout=1.0)
+    file = tmp_path / "ids"
+    outcome, seconds = timed(lambda: call(runner, tools_for_processes.hang, path=str(file)))
+    assert outcome.status == "timeout" and 1.0 <= seconds < 10
+    assert becomes(lambda: not any(alive(int(one)) for one in file.read_text().split()))
+    assert becomes(lambda: runner.hung == 0) and runner.abandoned == 1
+
+
+def test_after_a_process_was_killed_the_next_call_works(make_runner):
+    runner = make_runner({"sleep_or_double": {"process": True, "timeout": 0.5}}, hung=0)
+    late = runner.run(requests(tools_for_processes.sleep_or_double, 4, number=-1))
+    assert {outcome.status for outcome in late} == {"timeout"}
+    assert (runner.hung, runner.abandoned, runner.trouble) == (0, 4, None)  # nothing is left of them
+    assert call(runner, tools_for_processes.sleep_or_double, number=4).text == "8"
+
+
+def test_the_limit_of_a_call_does_not_hold_for_the_start_of_its_process(make_runner, tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.8)\n\ndef greet():\n    return 'hello'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))  # found there by the process too
+    import slow_to_import
+
+    runner = in_process(make_runner, slow_to_import.greet, timeout=0.5)
+    assert call(runner, slow_to_import.greet).text == "hello"
+
+
+def test_a_module_that_cannot_be_imported_in_the_process_says_why(make_runner, tmp_path, monkeypatch):
+    file = tmp_path / "gone_later.py"
+    file.write_text("def greet():\n    return 'hello'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import gone_later
+
+    file.write_text("raise RuntimeError('no licence')")
+    os.utime(file, (1, 1))  # not the time that the compiled file has
+    outcome = call(in_process(make_runner, gone_later.greet), gone_later.greet)
+    assert (outcome.status, outcome.text) == ("tool_error", "Error: RuntimeError: no licence")
+
+
+def test_files_that_a_tool_leaves_open_in_its_process_are_not_open_here(make_runner):
+    runner = in_process(make_runner, tools_for_processes.open_files)
+    call(runner, tools_for_processes.open_files)
+    before = len(os.listdir("/proc/self/fd"))
+    for opened in range(2, 6):
+        assert call(runner, tools_for_processes.open_files).text == str(50 * opened)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_processes_that_die_leave_no_pipes_open(make_runner):
+    runner = in_process(make_runner, tools_for_processes.leave)
+    call(runner, tools_for_processes.leave, code=3)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        call(runner, tools_for_processes.leave, code=3)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def local_tool():
+    def inner() -> str:
+        return ""
+
+    return inner
+
+
+def in_main() -> str:
+    return ""
+
+
+in_main.__module__ = "__main__"
+
+
+@pytest.mark.parametrize(
+    ("function", "what_to_do"),
+    [
+        (lambda: "", "at the top level of a module"),
+        (local_tool(), "at the top level of a module"),
+        (Notebook().open, "at the top level of a module"),
+        (in_main, "move it to a module of its own"),
+    ],
+    ids=["lambda", "local", "method", "main"],
+)
+def test_a_function_that_another_process_cannot_find_is_refused_beforehand(make_runner, function, what_to_do):
+    runner = make_runner({function.__name__: {"process": True}})
+    with pytest.raises(ValueError, match=f"importable.*{what_to_do}"):
+        runner.prepare([function])
+
+
+def test_an_async_tool_in_a_process_is_refused_beforehand(make_runner):
+    with pytest.raises(ValueError, match="must not be async"):
+        in_process(make_runner, anap).prepare([anap])
+
+
+def test_nothing_is_left_when_a_runner_is_closed_in_the_midst_of_calls(tmp_path):
+    file, threads = tmp_path / "ids", threading.active_count()
+    runner = ToolRunner(Limits(), {"hang": {"process": True}})
+    out = runner.submit([*requests(tools_for_processes.hang, path=str(file)), *requests(nap, seconds=0.3)])
+    runner.run([*requests(anap, seconds=0.0), *requests(Notebook().sleep, seconds=0.0)])
+    assert becomes(file.exists)
+    _, seconds = timed(runner.close)
+    assert seconds < 8
+    with pytest.raises(CancelledError):  # who waited is told, and does not wait for ever
+        out.result(timeout=10)
+    assert becomes(lambda: not any(alive(int(one)) for one in file.read_text().split()))
+    assert becomes(lambda: threading.active_count() <= threads)
+
+
+def script(tmp_path, text):
+    file = tmp_path / "script.py"
+    file.write_text(
+        "import os, sys, threading, time\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "import tools_for_processes\n"
+        "from a2tgpo_trl.tools.runner import Limits, Request, ToolRunner\n" + text
+    )
+    return [sys.executable, str(file)]
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"], ids=["exits", "is killed"])
+def test_no_process_outlives_the_run(tmp_path, end):
+    file = tmp_path / "ids"
+    text = (
+        "runner = ToolRunner(Limits(), {'hang': {'process': True}, 'double': {'process': True}})\n"
+        "runner.run([Request(tools_for_processes.double, {'number': 1})])\n"
+        f"runner.submit([Request(tools_for_processes.hang, {{'path': {str(file)!r}}})])\n"
+        f"while not os.path.exists({str(file)!r}):\n    time.sleep(0.01)\n{end}\n"
+    )
+    run = subprocess.run(script(tmp_path, text), capture_output=True, timeout=60)
+    assert run.returncode == (-9 if end else 0)
+    assert becomes(lambda: not any(alive(int(one)) for one in file.read_text().split()))
+
+
+def test_the_interpreter_ends_although_a_tool_hangs(tmp_path):
+    text = (
+        "async def block(): time.sleep(600)\n"
+        "def hang(): time.sleep(600)\n"
+        "runner = ToolRunner(Limits(timeout=0.1))\n"
+        "print([outcome.status for outcome in runner.run([Request(hang, {}), Request(block, {})])])\n"
+    )
+    run, seconds = timed(lambda: subprocess.run(script(tmp_path, text), capture_output=True, text=True, timeout=60))
+    assert (run.returncode, run.stdout, run.stderr) == (0, "['timeout', 'timeout']\n", "")
+    assert seconds < 20
+
+
+# ---- once
+
+
+def test_equal_calls_of_a_tool_with_cache_are_one_also_at_once(make_runner):
+    made = []
+
+    @tool(cache=True)
+    def look_up(word: str, page: int = 1) -> str:
+        made.append(word)
+        time.sleep(0.1)
+        return word.upper()
+
+    runner = make_runner()
+    outcomes = runner.run(requests(look_up, 8, word="a", page=2) + requests(look_up, word="b"))
+    outcomes += runner.run(requests(look_up, page=2, word="a"))
+    assert [outcome.text for outcome in outcomes] == ["A"] * 8 + ["B", "A"]
+    assert sorted(made) == ["a", "b"]
+    assert [outcome.attempts for outcome in outcomes] == [1, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_failures_are_not_kept(make_runner):
+    made = []
+
+    @tool(cache=True)
+    def look_up() -> str:
+        made.append(1)
+        if len(made) == 1:
+            raise ConnectionError("down")
+        return "up"
+
+    runner = make_runner()
+    assert [call(runner, look_up).status for _ in range(3)] == ["tool_error", "ok", "ok"]
+    assert len(made) == 2
+
+
+# ---- outages
+
+
+class Server:
+    """Something that a tool needs."""
+
+    def __init__(self, up=True, **words):
+        self.up, self.asked, self.called = up, 0, 0
+
+        @tool(check=self.check, **words)
+        def search(query: str) -> str:
+            self.called += 1
+            if not self.up:
+                raise ConnectionError("refused")
+            if query == "bad":
+                raise ValueError("a bad query")
+            return f"found {query}"
+
+        self.search = search
+
+    def check(self):
+        self.asked += 1
+        if not self.up:
+            raise ConnectionError("nothing listens on port 8000")
+
+
+def test_a_tool_that_is_not_up_is_named_before_the_first_step(make_runner):
+    runner = make_runner()
+    runner.check([nap, Server().search])
+    with pytest.raises(RuntimeError, match="search: ConnectionError: nothing listens on port 8000"):
+        runner.check([nap, Server(up=False).search])
+
+
+def test_a_check_that_hangs_is_an_answer_too(make_runner):
+    @tool(check=lambda: time.sleep(1.0), timeout=0.1)
+    def search() -> str:
+        return ""
+
+    runner = make_runner()
+    with pytest.raises(RuntimeError, match="search: its check did not answer within 0.1 seconds"):
+        runner.check([search])
+    assert becomes(lambda: runner.hung == 0)
+
+
+def test_a_tool_that_goes_down_is_waited_for(make_runner):
+    server = Server(up=False, backoff=0.05)
+    runner = make_runner(patience=30)
+    future = runner.submit(requests(server.search, 8, query="Velm"))
+    assert becomes(lambda: server.asked >= 3)
+    assert not future.done()
+    server.up = True
+    assert {(outcome.status, outcome.text, outcome.attempts) for outcome in future.result(timeout=20)} == {
+        ("ok", "found Velm", 2)
+    }
+    assert runner.trouble is None
+
+
+def test_a_tool_that_stays_down_stops_the_run(make_runner):
+    server, runner = Server(up=False, backoff=0.05), make_runner(patience=0.3)
+    outcomes, seconds = timed(lambda: runner.run(requests(server.search, 4, query="Velm")))
+    assert {outcome.text for outcome in outcomes} == {"Error: ConnectionError: refused"}
+    assert 0.3 <= seconds < 5
+    assert "search is down" in runner.trouble and "nothing listens on port 8000" in runner.trouble
+    asked = server.asked
+    call(runner, server.search, query="Velm")
+    assert server.asked == asked  # it was waited for once
+
+
+def test_a_run_can_go_on_without_a_tool_that_stays_down(make_runner, caplog):
+    server, runner = Server(up=False, backoff=0.05), make_runner(patience=0.2, stop_when_down=False)
+    assert call(runner, server.search, query="Velm").status == "tool_error"
+    assert runner.trouble is None and "goes on without it" in caplog.text
+    runner.look_again()
+    server.up = True
+    assert call(runner, server.search, query="Velm").status == "ok"
+
+
+def test_a_call_that_fails_though_the_tool_is_up_just_fails(make_runner):
+    server, runner = Server(), make_runner(patience=30)
+    outcome, seconds = timed(lambda: call(runner, server.search, query="bad"))
+    assert outcome.text == "Error: ValueError: a bad query" and seconds < 5
+    assert (server.called, server.asked) == (1, 1)
+
+
+def test_an_environment_whose_call_hangs_is_not_called_again_when_its_server_is_up_again(make_runner):
+    class Browser:
+        calls, up = 0, False
+
+        @tool(timeout=0.1, backoff=0.05, check=lambda: Browser.ping())
+        def load(self) -> str:
+            Browser.calls += 1
+            return nap(0.5)
+
+        @classmethod
+        def ping(cls):
+            if not cls.up:
+                cls.up = True
+                raise ConnectionError("down, at the first look")
+
+    browser, runner = Browser(), make_runner(patience=5)
+    assert call(runner, browser.load, browser).status == "timeout"
+    assert Browser.calls == 1
+
+
+# ---- the coordinator itself
+
+
+def test_a_mistake_in_the_coordinator_reaches_whoever_waits(make_runner):
+    @tool(cache=True)
+    def search(query: str) -> str:
+        return query
+
+    runner = make_runner({"local": {"process": True}})
+    local = local_tool()
+    local.__name__ = "local"
+    for broken in (requests(search, query={1, 2}), requests(local)):  # no JSON, no such module
+        future = runner.submit([*requests(nap, seconds=0.0), *broken])
+        assert isinstance(future.exception(timeout=10), (TypeError, ValueError))
+    assert call(runner, search, query="x").text == "x"
+
+
+def test_a_runner_keeps_nothing_of_environments_and_closures_that_are_gone(make_runner):
+    runner, threads = make_runner(), threading.active_count()
+    for _ in range(20):
+        notebook = Notebook()
+        runner.settings(notebook.sleep)
+        runner.run([*requests(notebook.sleep, 1, notebook, seconds=0.0), *requests(lambda: "x")])
+    del notebook
+    gc.collect()
+    assert becomes(lambda: len(runner._lanes) == 0)
+    assert becomes(lambda: threading.active_count() <= threads + 2)
+
+
+def test_results_that_are_kept_have_a_bound(make_runner, monkeypatch):
+    monkeypatch.setattr("a2tgpo_trl.tools.runner.MOST_KEPT", 10)
+    assert MOST_KEPT > 10
+
+    @tool(cache=True)
+    def echo(number: int) -> str:
+        return str(number)
+
+    runner = make_runner()
+    outcomes = runner.run([Request(echo, {"number": number}) for number in range(50)])
+    assert [outcome.text for outcome in outcomes] == [str(number) for number in range(50)]
+    assert len(runner._answers) == 10
+    assert call(runner, echo, number=49).attempts == 0 and call(runner, echo, number=0).attempts == 1
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"timeout": -1}, "timeout must be a number of seconds above 0; got -1"),
+        ({"timeout": 0}, "timeout must be"),
+        ({"timeout": "10"}, "timeout must be"),
+        ({"timeout": float("nan")}, "timeout must be"),
+        ({"timeout": True}, "timeout must be"),
+        ({"retries": None}, "retries must be a whole number from 0 on; got None"),
+        ({"retries": 1.5}, "retries must be"),
+        ({"backoff": float("inf")}, "backoff must be"),
+        ({"concurrency": 0}, "concurrency must be a whole number from 1 on"),
+        ({"max_result_tokens": 0}, "max_result_tokens must be"),
+        ({"cache": 1}, "cache must be true or false"),
+        ({"final": "yes"}, "final must be true or false"),
+        ({"process": None}, "process must be true or false"),
+        ({"retry_on": ConnectionError}, "retry_on must be a tuple of exception classes"),
+        ({"retry_on": [ConnectionError]}, "retry_on must be a tuple of exception classes"),
+        ({"check": "ping"}, "check must be a function"),
+        ({"check": anap}, "check must be a function"),
+        ({"timout": 5}, "there is no setting 'timout'. Did you mean 'timeout'?"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_setting_that_cannot_be_is_named(words, message):
+    with pytest.raises(ValueError, match=r"^tool\(\): ") as raised:
+        tool(**words)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"nap": {"timeout": "soon"}}, "tool_settings of nap: A tool's timeout must be"),
+        ({"nap": {"retry_on": [OSError]}}, "there is no setting 'retry_on'"),
+        ({"nap": {"check": nap}}, "there is no setting 'check'"),
+        ({"nap": {1: 2}}, "there is no setting 1"),
+        ({"nap": 10}, "nap must be a mapping"),
+        ({"napp": {}}, "there is no tool 'napp'. Did you mean 'nap'?"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_recipe_that_cannot_be_is_refused(words, message):
+    with pytest.raises(ValueError) as raised:
+        check_words([nap, anap], words)
+    assert message in str(raised.value)
+
+
+def test_the_words_of_a_recipe_win_over_the_decorator(make_runner):
+    @tool(timeout=10, retries=3, final=True, retry_on=(OSError,))
+    def search() -> str:
+        return ""
+
+    found = make_runner({"search": {"timeout": 5}}).settings(search)
+    assert found == ToolSettings(timeout=5, retries=3, final=True, retry_on=(OSError,))
