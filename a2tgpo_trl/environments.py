@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from .tools.runner import Request, ToolRunner
+from .tools.attempts import Request
+from .tools.runner import ToolRunner
 from .tools.settings import ToolSettings
 
 

@@ -26,8 +26,9 @@ from .engines import Engine, LogProbs, Sample
 from .failures import Policy, Status, gravest
 from .parsing import TurnParser
 from .tools.arguments import problem_with
+from .tools.attempts import Request
 from .tools.control import ControlText
-from .tools.runner import Outcome, Request, ToolRunner
+from .tools.runner import Outcome, ToolRunner
 
 
 # Characters of a token, at most. What is longer than its limit allows by this much is cut before it is tokenised.

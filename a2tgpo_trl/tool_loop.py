@@ -17,9 +17,10 @@ from .parsing import TurnParser
 from .ranks import Ranks
 from .rollout import Rollout, Rules, Timing, roll_out
 from .tally import Tally
+from .tools.attempts import Limits
 from .tools.cache import CallCache
 from .tools.control import ControlText
-from .tools.runner import Limits, ToolRunner
+from .tools.runner import ToolRunner
 from .tools.settings import check_words
 
 

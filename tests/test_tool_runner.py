@@ -863,7 +863,7 @@ def test_a_runner_keeps_nothing_of_environments_and_closures_that_are_gone(make_
         runner.run([*requests(notebook.sleep, 1, notebook, seconds=0.0), *requests(lambda: "x")])
     del notebook
     gc.collect()
-    assert becomes(lambda: len(runner._lanes) == 0)
+    assert becomes(lambda: len(runner._attempts._lanes) == 0)
     assert becomes(lambda: threading.active_count() <= threads + 2)
 
 
