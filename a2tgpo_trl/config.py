@@ -81,11 +81,13 @@ class A2TGPOConfig(GRPOConfig):
         "max_result_tokens": (1, math.inf, True, False),
         "max_hung_calls": (0, math.inf, True, False),
         "outage_patience": (0.0, math.inf, True, False),
+        "resample_limit": (0, math.inf, True, False),
     }
     _MAY_BE_NONE: ClassVar[tuple[str, ...]] = ("tool_timeout", "max_calls_per_turn", "max_result_tokens")
     _SWITCHES: ClassVar[tuple[str, ...]] = ("rescale_accumulation", "stream_turns", "tool_replay")
     _WHOLE_NUMBERS: ClassVar[tuple[str, ...]] = (
         *("gain_token_budget", "tool_concurrency", "max_calls_per_turn", "max_result_tokens", "max_hung_calls"),
+        "resample_limit",
     )
 
     credit: Credit = field(
@@ -154,6 +156,13 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
             "rollout goes alone. Lower it if the gain pass runs out of memory. At least 1."
+        },
+    )
+    resample_limit: int = field(
+        default=0,
+        metadata={
+            "help": "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
+            "again before a batch is trained on, in the manner of DAPO; at most so many times. 0: never."
         },
     )
 

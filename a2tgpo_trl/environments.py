@@ -21,7 +21,7 @@ class Environments:
     """Makes the environments of a trainer, and remembers which of them failed in this batch."""
 
     def __init__(self, runner: ToolRunner):
-        self._runner = runner
+        self.runner = runner
         self._failed: dict[int, str] = {}  # id of an environment -> why its reset failed
         self.reward_errors: list[str] = []
         self.resets = self.rewards = 0
@@ -31,11 +31,16 @@ class Environments:
         self.reward_errors.clear()
         self.resets = self.rewards = 0
 
-    def guarded(self, factory: Callable[[], Any]) -> Callable[[], Any]:
-        """A factory of environments whose `reset` and `get_reward` do not raise."""
-        return lambda: self.guard(factory())
+    def guarded(self, factory: Any) -> Any:
+        """A factory, or several by name, of environments whose `reset` and `get_reward` do not raise.
 
-    def guard(self, environment: Any) -> Any:
+        They are made on the thread that will make their calls.
+        """
+        if isinstance(factory, Mapping):
+            return {name: self.guarded(one) for name, one in factory.items()}
+        return lambda: self._guard(self.runner.construct(factory))
+
+    def _guard(self, environment: Any) -> Any:
         """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
         environment.reset = self._watched_reset(environment, environment.reset)
         if callable(getattr(type(environment), "get_reward", None)):
@@ -54,9 +59,9 @@ class Environments:
         """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
         dropped = 0
         for pool in pools.values():
-            for environment in [one for one in pool if self._runner.is_stuck(one)]:
+            for environment in [one for one in pool if self.runner.is_stuck(one)]:
                 pool.remove(environment)
-                self._runner.forget(environment)
+                self.runner.forget(environment)
                 dropped += 1
         return dropped
 
@@ -78,7 +83,7 @@ class Environments:
             return value
 
         def can_judge() -> bool:
-            usable = self.failed(environment) is None and not self._runner.is_stuck(environment)
+            usable = self.failed(environment) is None and not self.runner.is_stuck(environment)
             self.rewards += usable
             return usable
 
@@ -118,5 +123,5 @@ class Environments:
             late_or_failed = outcome.status != "ok"
             result.set_result((None, outcome.text.removeprefix("Error: ")) if late_or_failed else (found[0], None))
 
-        self._runner.submit([request]).add_done_callback(hand_over)
+        self.runner.submit([request]).add_done_callback(hand_over)
         return result

@@ -25,6 +25,7 @@ from .tools.settings import check_words
 
 
 if TYPE_CHECKING:
+    from .config import A2TGPOConfig
     from .trainer import A2TGPOTrainer
 
 logger = get_logger(__name__)
@@ -41,30 +42,41 @@ class RunStopped(RuntimeError):
     """Training cannot go on as it was asked to; what was learnt is saved."""
 
 
+def make_runner(args: "A2TGPOConfig") -> ToolRunner:
+    """What makes the calls of a trainer with these settings."""
+    cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, args.process_index)
+    limits = Limits(
+        args.tool_concurrency,
+        args.tool_timeout,
+        args.max_hung_calls,
+        args.outage_patience,
+        stop_when_down=args.on_outage == "stop",
+    )
+    return ToolRunner(limits, _words(args), cache)
+
+
+def _words(args: "A2TGPOConfig") -> dict[str, dict[str, Any]]:
+    return cast(dict[str, dict[str, Any]], args.tool_settings or {})
+
+
 class ToolLoop:
     """What a trainer needs to let its policy call tools."""
 
-    def __init__(self, trainer: "A2TGPOTrainer"):
-        args = trainer.args
+    def __init__(self, trainer: "A2TGPOTrainer", environments: Environments):
         self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
-        words = cast(dict[str, dict[str, Any]], args.tool_settings or {})
-        check_words(trainer.tools, words)
-        if args.tool_replay and trainer.environment_factories is not None:
+        self.environments, self.runner = environments, environments.runner
+        if trainer.rollout_func is not None:
+            raise ValueError(
+                "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
+                "leave rollout_func out."
+            )
+        if trainer.args.tool_replay and trainer.environment_factories is not None:
             raise ValueError(
                 "tool_replay cannot answer for environments: a replayed call would not change their state, which "
                 "rewards may read. Replay tools that are functions."
             )
-        cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, self._ranks.index)
-        limits = Limits(
-            args.tool_concurrency,
-            args.tool_timeout,
-            args.max_hung_calls,
-            args.outage_patience,
-            stop_when_down=args.on_outage == "stop",
-        )
-        self.runner = ToolRunner(limits, words, cache)
+        check_words(trainer.tools, _words(trainer.args))
         self.runner.prepare(trainer.tools)
-        self.environments = Environments(self.runner)
         self._asked = False
         self._silent = 0
         self._files_before = psutil.Process().num_fds()
@@ -73,17 +85,6 @@ class ToolLoop:
         self._parser = TurnParser(trainer._tokenizer)
         template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
         self._control = ControlText(trainer._tokenizer, template, trainer._get_tool_suffix_ids)
-        if trainer.environment_factories is not None:
-            self._guard_environments()
-
-    def _guard_environments(self) -> None:
-        factories, pools = self._trainer.environment_factories, self._trainer._environment_pool
-        self._trainer.environment_factories = {
-            name: self.environments.guarded(make) for name, make in factories.items()
-        }
-        for pool in pools.values():
-            for environment in pool:
-                self.environments.guard(environment)
 
     # ---- a batch
 

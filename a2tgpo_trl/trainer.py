@@ -8,6 +8,7 @@ given other inputs (advantages per token, a clip range per token, old log-probab
 turn's), so that its aggregations, KL, entropy, clipping and corrections stay its own.
 """
 
+import inspect
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from .checks import check_dataset, checked_rollout_func, named_datasets, used_an
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
 from .engines import Engine, LockStep
+from .environments import Environments
 from .information_gain import (
     Rollouts,
     Scorer,
@@ -44,8 +46,9 @@ from .packed_attention import packed_implementation, positions_are_relative
 from .probes import ProbeMaker, check_seam
 from .ranks import Ranks
 from .records import make_records
+from .resampling import Resampler, teaches_nothing
 from .tally import Tally
-from .tool_loop import RunStopped, ToolLoop
+from .tool_loop import RunStopped, ToolLoop, make_runner
 from .turns import count_turns, to_tokens, turn_index
 from .vllm_engine import VLLMStream, awake, can_stream
 
@@ -127,10 +130,16 @@ class A2TGPOTrainer(GRPOTrainer):
         self._turn_scores: TurnScores | None = None
         self._old_logps: list[Tensor] | None = None
         self._judged: tuple[list[dict[str, Any]], list, Tensor] | None = None
+        self._dull_G: Tensor | None = None
         self._loss_inputs: dict[str, Any] | None = None
         # Called with the records of each batch of rollouts, in training and in evaluation, on each rank with its own.
         self.on_rollouts: Callable[[list[dict[str, Any]]], None] | None = None
-        super().__init__(model, reward_funcs, args, *positional, **keywords)
+        given = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
+        tools, factory = given.arguments.get("tools"), given.arguments.get("environment_factory")
+        environments = Environments(make_runner(args)) if tools or factory else None
+        if environments is not None and factory:
+            given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
+        super().__init__(*given.args[1:], **given.kwargs)
         if self._is_vlm:
             raise ValueError(
                 "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "
@@ -138,7 +147,7 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
-        self._tool_loop = ToolLoop(self) if self.tools and self.rollout_func is None else None
+        self._tool_loop = None if environments is None else ToolLoop(self, environments)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
         if args.uses_gain:
@@ -188,7 +197,20 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Read before generation: continuous batching leaves the model in training mode.
-        self._mode = "train" if self.model.training else "eval"
+        self._mode = mode = "train" if self.model.training else "eval"
+        resampler = Resampler(
+            Ranks(self.accelerator),
+            limit=self.args.resample_limit if mode == "train" else 0,
+            group_size=self._group_size(mode),
+            pad_id=self._tokenizer.pad_token_id,
+            multiple=self.pad_to_multiple_of,
+        )
+        output, metrics = resampler.run(self._roll_out, inputs)
+        self._log_scalars(mode, metrics)
+        return output
+
+    def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
+        """The parent's generation and scoring, credited, and which of all ranks' groups teach nothing."""
         column = self.args.answer_column
         if self.args.uses_gain:
             where = f"Column {column!r} of a row that arrived for generation"
@@ -203,9 +225,11 @@ class A2TGPOTrainer(GRPOTrainer):
                 self.on_rollouts(self._make_records())
             if self._tool_loop is not None:
                 self._end_tool_loop(self._tool_loop)
-            return self._assign_credit(output)
+            output = self._assign_credit(output)
+            assert self._dull_G is not None
+            return output, self._dull_G
         finally:
-            self._batch_answers = self._turn_scores = self._old_logps = self._judged = None
+            self._batch_answers = self._turn_scores = self._old_logps = self._judged = self._dull_G = None
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
         if self._tool_loop is not None:
@@ -403,7 +427,8 @@ class A2TGPOTrainer(GRPOTrainer):
         group_ids_N = torch.arange(len(outcome_N), device=outcome_N.device) // self._group_size(mode)
         values_NV = self._gather_values(turn_BT, num_turns)
         # Rollouts out of the loss (truncated and masked, or unscored) are out of the statistics as well.
-        values_NV = values_NV.masked_fill(((num_turns_N == 0) | self._unscored_N).unsqueeze(1), torch.nan)
+        in_loss_N = (num_turns_N > 0) & ~self._unscored_N
+        values_NV = values_NV.masked_fill(~in_loss_N.unsqueeze(1), torch.nan)
         gains_NK = information_gain(values_NV, num_turns)
         advantages_NK, scale_NK = a2tgpo_credit(
             gains_NK,
@@ -414,6 +439,14 @@ class A2TGPOTrainer(GRPOTrainer):
             beta=self.args.clip_adaptation,
             normalization=self.args.gain_normalization,
             rescale=self.args.rescale_accumulation,
+        )
+        self._dull_G = teaches_nothing(
+            outcome_N.masked_fill(self._unscored_N, torch.nan),
+            gains_NK,
+            in_loss_N,
+            group_ids_N,
+            alpha=self.args.gain_weight,
+            normalization=self.args.gain_normalization,
         )
         self._log_scalars(mode, turn_metrics(num_turns_N))
         if self.args.uses_gain:

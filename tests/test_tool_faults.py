@@ -1,5 +1,6 @@
 """Faults of tools, environments and policies in training: what is logged, what the loss does, and that it goes on."""
 
+import gc
 import json
 import math
 import os
@@ -286,10 +287,11 @@ class Room:
 
     def __init__(self):
         Room.made += 1
-        self.thread: int | None = None
+        self.thread = threading.get_ident()
 
     def reset(self, **row):
-        self.thread, self.looked = threading.get_ident(), []
+        assert threading.get_ident() == self.thread
+        self.looked = []
         if row["fails"] == "reset":
             raise RuntimeError("no room")
         self.fails = row["fails"]
@@ -502,7 +504,33 @@ def test_threads_and_files_stay_as_many_over_many_batches(tokenizer, tmp_path):
 
     train(tokenizer, args(tmp_path, tool_timeout=0.1, max_steps=12), tools=[search], reward_funcs=watched)
     threads, files = zip(*seen, strict=True)
-    assert max(threads[4:]) <= max(threads[:4]) + 1 and max(files[4:]) <= max(files[:4])
+    assert max(threads[4:]) <= max(threads[:4]) + 2 and max(files[4:]) <= max(files[:4])
+
+
+def test_environments_of_several_kinds_are_guarded_each(tokenizer, tmp_path):
+    class Hall(Room):
+        async def get_reward(self) -> float:
+            if self.fails == "get_reward":
+                raise RuntimeError("no judge")
+            return 2.0
+
+    dataset = questions().add_column("fails", ["no"] * 4).add_column("environment", ["room", "hall"] * 2)
+    config = args(tmp_path, max_steps=4)
+    trainer, _, records = train(
+        tokenizer,
+        config,
+        train_dataset=dataset,
+        tools=None,
+        reward_funcs=None,
+        environment_factory={"room": Room, "hall": Hall},
+    )
+    by_kind = {record["environment"]: record["rewards"] for record in records}
+    assert by_kind == {"room": {"Room": 0.0, "Hall": None}, "hall": {"Room": None, "Hall": 2.0}}
+
+
+def test_a_rollout_function_and_tools_do_not_go_together(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="makes the calls of its rollouts itself"):
+        make(tokenizer, args(tmp_path), rollout_func=lambda prompts, trainer: {})
 
 
 # ---- wrong settings
@@ -546,3 +574,12 @@ def test_a_recipe_can_say_how_calls_are_made(tokenizer, tmp_path):
     _, _, records = train(tokenizer, args(tmp_path, tool_settings=words), tools=[search])
     made = [record["turns"][0]["calls"][0] for record in records]
     assert [call["attempts"] for call in made] == [2] * 4 and {call["status"] for call in made} == {"result_cut"}
+
+
+def test_trainers_that_are_gone_leave_no_threads(tokenizer, tmp_path):
+    gc.collect()
+    before = threading.active_count()
+    for _ in range(3):
+        train(tokenizer, args(tmp_path))
+    gc.collect()
+    assert threading.active_count() <= before + 2  # the last one may still be referred to

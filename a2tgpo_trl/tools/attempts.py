@@ -65,9 +65,8 @@ class Limits:
 class Attempts:
     """Makes attempts, from within one event loop. Threads are daemons: one a call at once, one an environment."""
 
-    def __init__(self, limits: Limits, on_trouble: Callable[[str], None]):
-        """`on_trouble` is told when more calls are out than may be."""
-        self.limits, self._on_trouble = limits, on_trouble
+    def __init__(self, limits: Limits):
+        self.limits = limits
         self._redact = Redaction()
         self._async_tools: LoopThread | None = None
         self._workers = Workers()
@@ -80,6 +79,8 @@ class Attempts:
         self._hung: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.abandoned = 0  # calls so far that did not come back in time
+        # Why the run should stop, or None.
+        self.trouble: str | None = None
 
     @property
     def hung(self) -> int:
@@ -97,6 +98,16 @@ class Attempts:
         if key not in self._lanes:
             self._lanes[key] = (weakref.ref(owner, lambda _: self._close_lane(key)), Lane())
         return self._lanes[key][1]
+
+    def construct(self, factory: Callable[[], Any]) -> Any:
+        made: list[Any] = []
+        worker = Worker("a2tgpo-environment")
+        found = self._begin(worker, lambda: made.append(factory())).result()
+        if found.error is not None:
+            worker.stop()
+            raise found.error
+        self.lane(made[0]).worker = worker
+        return made[0]
 
     def is_stuck(self, owner: Any) -> bool:
         _, lane = self._lanes.get(id(owner), (None, None))
@@ -228,11 +239,15 @@ class Attempts:
         future.add_done_callback(lambda _: self._came_back(name))
         if number > self.limits.hung:
             named = ", ".join(f"{tool} ({count})" for tool, count in self._hung.most_common() if count)
-            self._on_trouble(
+            self.ask_to_stop(
                 f"{number} calls have not come back: {named}. More than max_hung_calls={self.limits.hung} threads are "
                 "held by them. Give the tool limits of its own (of its sockets, say), or processes that can be killed "
                 "(process=True)."
             )
+
+    def ask_to_stop(self, why: str) -> None:
+        """Leave the first reason for whoever runs the rollouts."""
+        self.trouble = self.trouble or why
 
     def _came_back(self, name: str) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 import random
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -54,12 +55,12 @@ class ToolRunner:
         self.limits = limits or Limits()
         self._words, self.cache = settings or {}, cache
         self._coordinator = LoopThread("a2tgpo-tool-calls")
-        self._attempts = Attempts(self.limits, self._ask_to_stop)
+        self._attempts = Attempts(self.limits)
         self._answers: dict[str, asyncio.Task[Outcome]] = {}  # of tools whose calls are made once
         self._recoveries: dict[str, asyncio.Task[bool]] = {}
         self._down: dict[str, str] = {}
-        # Why the run should stop, or None.
-        self.trouble: str | None = None
+        # A trainer that nobody holds any more leaves no threads behind.
+        self.close = weakref.finalize(self, _close, self._coordinator, self._attempts)
 
     # ---- what the rollouts use
 
@@ -94,6 +95,10 @@ class ToolRunner:
                 f"Before the first step, these tools are not there. {'; '.join(down)}. Start them first."
             )
 
+    def construct(self, factory: Callable[[], Any]) -> Any:
+        """An environment, made on the thread that will make its calls. Raises what the factory raises."""
+        return self._attempts.construct(factory)
+
     def is_stuck(self, owner: Any) -> bool:
         """Whether a call on this environment has not come back, so that it cannot be used any more."""
         return self._attempts.is_stuck(owner)
@@ -108,19 +113,19 @@ class ToolRunner:
         return self._attempts.hung
 
     @property
+    def trouble(self) -> str | None:
+        """Why the run should stop, or None."""
+        return self._attempts.trouble
+
+    @property
     def abandoned(self) -> int:
         """Calls so far that did not come back in time."""
         return self._attempts.abandoned
 
     def look_again(self) -> None:
         """Before a batch: tools that were down, where the run goes on without them, may be up again."""
-        self.trouble = None
+        self._attempts.trouble = None
         self._down.clear()
-
-    def close(self) -> None:
-        """End all threads and processes. Calls that are out are cancelled; a thread ends when its call comes back."""
-        self._coordinator.stop()
-        self._attempts.close()
 
     # ---- one call, in the coordinating loop
 
@@ -137,7 +142,7 @@ class ToolRunner:
         try:
             return await self._once(request, settings)
         except ReplayMiss as miss:
-            self._ask_to_stop(str(miss))
+            self._attempts.ask_to_stop(str(miss))
             return Outcome("tool_error", describe(miss))
 
     async def _once(self, request: Request, settings: ToolSettings) -> Outcome:
@@ -203,9 +208,6 @@ class ToolRunner:
         assert found is not None, "without a limit, it was waited for"
         return Outcome("ok" if found.error is None else "tool_error", found.text, found.seconds, attempts)
 
-    def _ask_to_stop(self, why: str) -> None:
-        self.trouble = self.trouble or why
-
     # ---- what is down
 
     async def _ask_all(self, functions: list[Callable]) -> list[str | None]:
@@ -247,7 +249,13 @@ class ToolRunner:
         self._down[name] = error
         why = f"The tool {name} is down, and was not up again within {patience:g} s: {error}"
         if self.limits.stop_when_down:
-            self._ask_to_stop(why)
+            self._attempts.ask_to_stop(why)
         else:
             logger.warning(f"{why} Training goes on without it, and asks again with the next batch.")
         return False
+
+
+def _close(coordinator: LoopThread, attempts: Attempts) -> None:
+    """End all threads and processes. Calls that are out are cancelled; a thread ends when its call comes back."""
+    coordinator.stop()
+    attempts.close()
