@@ -14,6 +14,7 @@ from test_trainer import captured, make, settings, spread
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import add_fused_lm_head
 
@@ -275,6 +276,20 @@ def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokeniz
     trainer.current_gradient_accumulation_steps = 1
     nothing = {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"]), "num_items_in_batch": torch.tensor(1)}
     assert trainer._compute_loss(trainer.model, nothing) == 0
+
+
+def test_colocated_vllm_is_still_held_by_these_names():
+    # Streaming and `awake` use them; tests/test_vllm_engine.py runs them where vLLM is installed.
+    arguments = list(inspect.signature(VLLMGeneration.generate).parameters)
+    assert arguments[:4] == ["self", "prompts", "images", "num_generations"]
+    source = inspect.getsource(VLLMGeneration)
+    names = ("self.mode", "self.tensor_parallel_size", "self.enable_sleep_mode", "self._llm_weights_sleeping")
+    assert all(
+        name in source for name in (*names, "self.llm.generate(", "sampling_params=", 'wake_up(tags=["kv_cache"])')
+    )
+    assert callable(VLLMGeneration.sync_weights)
+    turn = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "self.state.global_step != self._last_loaded_step" in turn and "self.vllm_generation.sync_weights()" in turn
 
 
 def test_a_checkpoint_is_saved_by_the_method_we_call():

@@ -376,8 +376,9 @@ def test_awake_goes_to_sleep_after_an_exception_too(trainer, contexts, sleepy):
 def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
     # Neither has the attributes that more than a look at the mode would need.
     for trainer in (SimpleNamespace(use_vllm=False), SimpleNamespace(use_vllm=True, vllm_mode="server")):
+        before = dict(vars(trainer))
         with awake(trainer):
-            pass
+            assert vars(trainer) == before
 
 
 # ---- the bench
@@ -464,7 +465,7 @@ def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, t
         parsed = parse(ids, prefix, tools)
         asked = "<tool_response>" in trainer.processing_class.decode(prefix)
         wanted = {"function": {"name": "search", "arguments": {"query": "x"}}, "type": "function"}
-        return parsed if asked else replace(parsed, message={**parsed.message, "tool_calls": [wanted]}, unread=0)
+        return replace(parsed, message={**parsed.message, "tool_calls": [] if asked else [wanted]}, unread=0)
 
     ours._tool_loop._parser.parse = calling
     monkeypatch.setattr(trainer.vllm_generation, "max_completion_length", 20)
