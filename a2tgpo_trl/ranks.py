@@ -1,10 +1,13 @@
-"""What the ranks tell each other about their rollouts: numbers and lists, small and on the CPU."""
+"""What the ranks tell each other about their rollouts: a few numbers, and lists."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+
+
+Number = TypeVar("Number", int, float)
 
 
 class Ranks:
@@ -15,13 +18,13 @@ class Ranks:
         self.index: int = accelerator.process_index
         self.number: int = accelerator.num_processes
 
-    def max(self, number: float) -> float:
+    def max(self, number: Number) -> Number:
         """The greatest of the ranks' numbers."""
         return self.max_each([number])[0]
 
-    def max_each(self, numbers: list[float]) -> list[float]:
+    def max_each(self, numbers: list[Number]) -> list[Number]:
         """The greatest of the ranks' numbers, place by place."""
-        table = torch.tensor([numbers], device=self._accelerator.device, dtype=torch.float32)
+        table = torch.tensor([numbers], device=self._accelerator.device)
         return self._accelerator.gather(table).amax(dim=0).tolist()
 
     def gather_lists(self, items: list[Any]) -> list[list[Any]]:

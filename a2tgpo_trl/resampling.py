@@ -211,7 +211,7 @@ class Resampler:
 
     def _agreed(self, dull_G: Tensor) -> list[int]:
         """Numbers of the groups that any rank finds dull: devices may round to unlike sides of the tolerance."""
-        return [group for group, dull in enumerate(self._ranks.max_each(dull_G.tolist())) if dull]
+        return [group for group, dull in enumerate(self._ranks.max_each(dull_G.int().tolist())) if dull]
 
     def _prompts_of(self, groups: Sequence[int], rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The row of each of these groups, from the rank that has the group's first rollout."""

@@ -10,14 +10,11 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 
 import inspect
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -25,25 +22,15 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checks import check_dataset, checked_rollout_func, named_datasets, used_answers
+from .checks import checked_rollout_func, used_answers
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
 from .engines import Engine, LockStep
 from .environments import Environments
-from .information_gain import (
-    Rollouts,
-    Scorer,
-    TurnScores,
-    base_model,
-    fused_scorer,
-    information_gain,
-    packing_error,
-    score_turns,
-)
+from .gain_pass import GainPass
+from .information_gain import Rollouts, TurnScores, information_gain
 from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
-from .packed_attention import packed_implementation, positions_are_relative
-from .probes import ProbeMaker, check_seam
 from .ranks import Ranks
 from .records import make_records
 from .resampling import Resampler, teaches_nothing
@@ -51,14 +38,6 @@ from .tally import Tally
 from .tool_loop import RunStopped, ToolLoop, make_runner
 from .turns import count_turns, to_tokens, turn_index
 from .vllm_engine import VLLMStream, awake, can_stream
-
-
-logger = get_logger(__name__)
-
-# Values of packed and single rows may differ by rounding. In 16 bits a mean log-probability carries noise of a few
-# hundredths; a wrong mask or position moves it by far more.
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-PACKING_TOLERANCE_16_BIT = 0.2
 
 
 class A2TGPOTrainer(GRPOTrainer):
@@ -150,50 +129,14 @@ class A2TGPOTrainer(GRPOTrainer):
         self._tool_loop = None if environments is None else ToolLoop(self, environments)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
-        if args.uses_gain:
-            self._prepare_gain_pass()
+        self._gain_pass = GainPass(self) if args.uses_gain else None
 
-    # ---- before the first step
-
-    def _prepare_gain_pass(self) -> None:
-        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
-            raise ValueError(
-                f"{self.model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and "
-                "the gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
-                "clip_adaptation=0)."
-            )
-        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
-            check_dataset(dataset, name, self.args.answer_column, self.args.answer_aliases, self._tokenizer)
-        self._check_probe_seam()
-        self._probes = ProbeMaker(self._tokenizer, self.args.probe_template)
-        self._packing, reason = packed_implementation(base_model(self.model))
-        self._packing_tried = False
-        if self._packing is None:
-            logger.warning(f"Information gain takes one pass per turn boundary, since {reason}.")
-        else:
-            logger.info(f"Information gain takes one packed row per rollout: {reason}.")
-
-    def _check_probe_seam(self) -> None:
-        first: dict[str, Any] = next(iter(self.train_dataset), {})
-        conversational = is_conversational(first) or self.environment_factories is not None
-        if self._tokenizer.chat_template is None or not conversational:
-            return  # plain text prompts: the user's own template is in them
-        context = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": "question"}],
-            tools=self.tools or None,
-            chat_template=self.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-            **self.chat_template_kwargs,
-        )
-        check_seam(self._tokenizer, self.args.probe_template, context)
+    # ---- generation and scoring
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if self.args.answer_column not in self._signature_columns:
             self._signature_columns.append(self.args.answer_column)
-
-    # ---- generation and scoring
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Read before generation: continuous batching leaves the model in training mode.
@@ -300,76 +243,21 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list) -> tuple:
         rollout = super()._generate(prompts)
-        if self._batch_answers is not None:
+        if self._gain_pass is not None and self._batch_answers is not None:
             prompt_ids, completion_ids, tool_mask = rollout[:3]
             mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
-            self._run_gain_pass(Rollouts(prompt_ids, completion_ids, mask), self._batch_answers)
-        return rollout
-
-    def _run_gain_pass(self, rollouts: Rollouts, answers: list[list[str]]) -> None:
-        """Score the batch's answers at every turn boundary; keep old log-probabilities where the parent wants them."""
-        mode = self._mode
-        if self._packing is not None and not self._packing_tried:
-            self._try_packing(self._packing)
-        start = time.perf_counter()
-        self._turn_scores = score_turns(
-            self.model,
-            rollouts,
-            [self._probes.make_all(answer, self.args.answer_aliases) for answer in answers],
-            self._score,
-            implementation=self._packing,
-            token_budget=self.args.gain_token_budget,
-            aliases=self.args.answer_aliases,
-            measure=self.args.gain_measure,
-            want_logps=self._parent_wants_old_logps and self._can_share_logps,
-            agree=self._max_over_ranks,
-        )
-        self._old_logps = self._turn_scores.logps
-        seconds, failed = self._max_over_ranks([time.perf_counter() - start]), self._turn_scores.failed_probes
-        self._metrics[mode]["gain/seconds"].append(seconds[0])
-        self._metrics[mode]["gain/forwards"].append(self._turn_scores.forwards)
-        failed_N = self.accelerator.gather(torch.tensor([failed], device=self.accelerator.device))
-        self._metrics[mode]["gain/failed_probes"].append(failed_N.sum().item())
-
-    def _try_packing(self, implementation: str) -> None:
-        """Once, on a small example with the real weights: packed rows must give the values of single ones."""
-        self._packing_tried = True
-        dtype = torch.get_autocast_dtype(self.accelerator.device.type) if self._autocasts else self.model.dtype
-        tolerance = PACKING_TOLERANCE.get(dtype, PACKING_TOLERANCE_16_BIT)
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        error = self._max_over_ranks([packing_error(self.model, self._score, implementation, vocabulary)])[0]
-        if error > tolerance:
-            self._packing = None
-            logger.warning(
-                f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
-                f"ones on this model, more than the {tolerance} that rounding explains."
+            scores, metrics = self._gain_pass.run(
+                Rollouts(prompt_ids, completion_ids, mask), self._batch_answers, self._parent_wants_old_logps
             )
-
-    @property
-    def _can_share_logps(self) -> bool:
-        # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
-        # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
-        exact = not self._autocasts and self.model.dtype in PACKING_TOLERANCE
-        return exact and positions_are_relative(base_model(self.model))
-
-    @property
-    def _score(self) -> Scorer:
-        # Made anew each time: FSDP replaces `self.model` when training starts.
-        return fused_scorer(self.model, self.accelerator.autocast)
-
-    @property
-    def _autocasts(self) -> bool:
-        return self.accelerator.mixed_precision in ("fp16", "bf16")
+            self._turn_scores, self._old_logps = scores, scores.logps
+            self._log_scalars(self._mode, metrics)
+        return rollout
 
     @property
     def _parent_wants_old_logps(self) -> bool:
         """The parent's own condition for a pass over the old policy; a contract test holds the two together."""
         aligned = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
         return not aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
-
-    def _max_over_ranks(self, numbers: list) -> list:
-        table = torch.tensor([numbers], device=self.accelerator.device)
-        return self.accelerator.gather(table).amax(dim=0).tolist()
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, *args: Any, **kwargs: Any
@@ -419,7 +307,7 @@ class A2TGPOTrainer(GRPOTrainer):
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
         mode = self._mode
         turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
-        num_turns = self._max_over_ranks([count_turns(turn_BT)])[0]
+        num_turns = Ranks(self.accelerator).max(count_turns(turn_BT))
         local = self._local_rows(len(turn_BT))
 
         outcome_N = self.accelerator.gather(output["advantages"])

@@ -228,7 +228,7 @@ def test_the_trained_loss_is_turn_policy_loss_inside_the_parents_aggregation(lev
 
 def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, num_iterations=2, max_steps=1)))
-    trainer._packing_tried = True  # the trial on a small example is not part of the count
+    trainer._gain_pass.packing_tried = True  # the trial on a small example is not part of the count
     forwards = []
     trainer.model.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
     batch = captured(trainer)[0]
@@ -251,7 +251,7 @@ def test_a_model_with_learned_positions_gets_its_old_log_probabilities_from_the_
         **settings(tmp_path, num_iterations=2, max_steps=1, disable_dropout=True, num_generations=2)
     )  # two prompts of unlike length in a batch, so that one is padded
     trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
-    assert trainer._packing is not None
+    assert trainer._gain_pass.packing is not None
     batch = captured(trainer)[0]
     assert (batch["prompt_mask"] == 0).any() and logged(trainer, "gain/mean")
     assert logged(trainer, "turn_ratio/mean")[0] == pytest.approx(1.0, abs=1e-6)
@@ -270,10 +270,10 @@ def test_a_model_that_cannot_be_packed_trains_by_single_passes_and_says_so(token
 
 def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
-    monkeypatch.setattr("a2tgpo_trl.trainer.packing_error", lambda *_: 0.5)
+    monkeypatch.setattr("a2tgpo_trl.gain_pass.packing_error", lambda *_: 0.5)
     trainer.train()
     assert any("packed rows differ by 0.5" in record.message for record in caplog.records)
-    assert trainer._packing is None and logged(trainer, "gain/mean")
+    assert trainer._gain_pass.packing is None and logged(trainer, "gain/mean")
 
 
 def test_the_correction_for_a_sampler_of_its_own_weighs_the_turn_loss(tokenizer, tmp_path):
@@ -347,7 +347,7 @@ def test_a_mixture_of_experts_with_its_balancing_loss_trains(tokenizer, tmp_path
     args = A2TGPOConfig(**settings(tmp_path, num_iterations=2, router_aux_loss_coef=0.01))
     trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
     trainer.train()
-    assert trainer._packing and logged(trainer, "gain/mean") and logged(trainer, "aux_loss")[0] > 0
+    assert trainer._gain_pass.packing and logged(trainer, "gain/mean") and logged(trainer, "aux_loss")[0] > 0
 
 
 # ---- every way of making rollouts, two steps each
@@ -465,7 +465,7 @@ def test_an_unscored_rollout_gets_neither_outcome_nor_gain(tokenizer, tmp_path):
 
 def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokenizer, tmp_path, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
-    trainer._packing_tried = True
+    trainer._gain_pass.packing_tried = True
     make_scorer = fused_scorer
 
     def failing_scorer(*args):
@@ -478,7 +478,7 @@ def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokeniz
 
         return failing
 
-    monkeypatch.setattr("a2tgpo_trl.trainer.fused_scorer", failing_scorer)
+    monkeypatch.setattr("a2tgpo_trl.gain_pass.fused_scorer", failing_scorer)
     batch = captured(trainer)[0]
     assert logged(trainer, "gain/failed_probes") == [1]
     assert torch.isfinite(batch["advantages"]).all() and torch.isfinite(trainer.model.lm_head.weight).all()

@@ -139,9 +139,9 @@ def test_the_gain_pass_runs_in_the_precision_of_training(tokenizer, tmp_path):
 def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tmp_path, monkeypatch):
     # 0.05 is rounding in 16 bits and an error in 32.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, bf16=bf16)))
-    monkeypatch.setattr("a2tgpo_trl.trainer.packing_error", lambda *_: 0.05)
+    monkeypatch.setattr("a2tgpo_trl.gain_pass.packing_error", lambda *_: 0.05)
     trainer.train()
-    assert (trainer._packing is not None) == kept
+    assert (trainer._gain_pass.packing is not None) == kept
 
 
 def test_a_sampler_of_its_own_always_needs_old_log_probabilities_unless_uncorrected(tokenizer, tmp_path):

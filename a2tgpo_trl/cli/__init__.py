@@ -18,7 +18,7 @@ COMMANDS = {
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
     "plot": "draw the learning curves of finished runs in one picture",
-    "bench": "time the gain pass and the credit against the plain ways to do them",
+    "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
 }
 
 

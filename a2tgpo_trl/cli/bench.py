@@ -1,4 +1,4 @@
-"""`a2tgpo bench gain` and `a2tgpo bench credit`: options in, tables out. They are timed in modules of their names."""
+"""`a2tgpo bench gain`, `credit`, `tools`, `stream`: options in, tables out. Each is timed in a module of its name."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .bench_credit import Comparison, Speed
     from .bench_gain import GainTimes
+    from .bench_tools import ToolTimes
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
@@ -20,11 +21,21 @@ the value of every context, in one forward. re-prefill: the values alone, one fo
 after each tool turn) for all rollouts, each context read again from its first token."""
 CREDIT = """Times turn index, credit, and advantages and clip ranges of every token, against the same rules as loops
 over lists."""
+TOOLS = """Times the tools of a turn, from one generation to the next, by this package and by TRL's own tool loop. The
+policy reads from a script, and the tool sleeps; both ways must come to the same tokens and masks."""
+STREAM = """Times rollouts whose turns and tools are long-tailed, on one colocated vLLM, with and without a barrier
+after each turn. together: a turn of all rollouts in one call, then the slowest tool. stream: each rollout at its own
+pace."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(metavar="BENCH", required=True)
-    for name, text, add in (("gain", GAIN, _add_gain), ("credit", CREDIT, _add_credit)):
+    for name, text, add in (
+        ("gain", GAIN, _add_gain),
+        ("credit", CREDIT, _add_credit),
+        ("tools", TOOLS, _add_tools),
+        ("stream", STREAM, _add_stream),
+    ):
         add(benches.add_parser(name, help=text.split(".")[0], description=text))
 
 
@@ -89,6 +100,36 @@ def _add_credit(parser: argparse.ArgumentParser) -> None:
         "minutes for many)",
     )
     parser.set_defaults(run=run_credit)
+
+
+def _add_tools(parser: argparse.ArgumentParser) -> None:
+    numbers = (
+        ("--rollouts", 1, 64, "rollouts in a batch; TRL calls the tool once for each, one after the other"),
+        ("--turns", 1, 2, "tool turns of a rollout, with one call each"),
+        ("--tool-ms", 0, 200, "milliseconds of a call"),
+        ("--concurrency", 1, 64, "calls that this package makes at once"),
+    )
+    _add_numbers(parser, numbers)
+    parser.set_defaults(run=run_tools)
+
+
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="name or path of a model that vLLM can serve (default: the shipped policy)")
+    numbers = (
+        ("--rollouts", 1, 32, "rollouts in a batch"),
+        ("--turns", 1, 4, "turns of a rollout, the answer turn included"),
+        ("--tokens", 1, 32, "tokens of the median turn"),
+        ("--longest", 1, 256, "tokens of a turn at most"),
+        ("--tool-ms", 0, 200, "milliseconds of the median tool call"),
+        ("--prompt-tokens", 1, 64, "tokens of a prompt"),
+        ("--result-tokens", 1, 32, "tokens of a tool result"),
+        ("--repeats", 1, 3, "timings of each way, in turns, after a warm-up"),
+        ("--seed", 0, 0, "of lengths, times and tokens"),
+    )
+    _add_numbers(parser, numbers)
+    parser.add_argument("--spread", type=float, default=1.0, help="of the logarithms of lengths and times (default 1)")
+    parser.add_argument("--memory", type=float, default=0.5, help="share of the GPU's memory for vLLM (default 0.5)")
+    parser.set_defaults(run=run_stream)
 
 
 # ---- gain
@@ -194,6 +235,58 @@ def _speed_table(speeds: "list[Speed]"):
         for speed in speeds
     ]
     return _table(["rollouts", "tokens", "vectorised\ns", "ns\na token", "a token,\nto the first"], lines)
+
+
+# ---- tools
+
+
+def run_tools(args: argparse.Namespace) -> int:
+    from ..progress import quiet_libraries
+    from . import bench_tools
+
+    quiet_libraries()
+    load = bench_tools.Load(args.rollouts, args.turns, args.tool_ms / 1000, args.concurrency)
+    _print("\n".join(bench_tools.describe(load)))
+    found = bench_tools.measure(load)
+    _print(_tools_table(found))
+    _print(f"TRL / ours: {found.ratio:.1f}")
+    if found.differences:
+        print(f"a2tgpo bench tools: the ways disagree in {', '.join(found.differences)}", file=sys.stderr)
+        return 1
+    _print("token ids and masks: equal")
+    return 0
+
+
+def _tools_table(found: "ToolTimes"):
+    lines = [
+        [way, f"{found.seconds(way):.4g}", f"{min(timings):.4g}", f"{max(timings):.4g}"]
+        for way, timings in found.timings.items()
+    ]
+    return _table(["way", "a turn's\ntools, s", "fastest\nturn", "slowest\nturn"], lines)
+
+
+# ---- stream
+
+
+def run_stream(args: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise ValueError("bench stream needs vLLM: pip install 'a2tgpo_trl[vllm]'.")
+    from . import bench_stream
+
+    sizes = (args.tokens, args.longest, args.tool_ms / 1000, args.spread, args.prompt_tokens, args.result_tokens)
+    load = bench_stream.Load(args.rollouts, args.turns, *sizes)
+    generation = bench_stream.load_vllm(args.model, load, args.memory)
+    _print("\n".join(bench_stream.describe(generation, load)))
+    found = bench_stream.measure(generation, load, repeats=args.repeats, seed=args.seed)
+    lines = [
+        [way, f"{found.seconds(way):.4g}", f"{found.steps[way]:.0f}", f"{found.least_tool_seconds[way]:.2f}"]
+        for way in bench_stream.WAYS
+    ]
+    _print(_table(["way", "s", "vLLM\nsteps", "tools alone\ns"], lines))
+    _print(f"{found.tokens} tokens sampled; together / stream: {found.ratio:.2f}")
+    return 0
 
 
 # ---- tables

@@ -1,0 +1,123 @@
+"""a trainer's rollouts and answers -> the value of each context, by its policy, on all ranks alike."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from trl.data_utils import is_conversational
+
+from .checks import check_dataset, named_datasets
+from .information_gain import Rollouts, Scorer, TurnScores, base_model, fused_scorer, packing_error, score_turns
+from .packed_attention import packed_implementation, positions_are_relative
+from .probes import ProbeMaker, check_seam
+from .ranks import Ranks
+
+
+if TYPE_CHECKING:
+    from .trainer import A2TGPOTrainer
+
+logger = get_logger(__name__)
+
+# Values of packed and single rows may differ by rounding. In 16 bits a mean log-probability carries noise of a few
+# hundredths; a wrong mask or position moves it by far more.
+PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+PACKING_TOLERANCE_16_BIT = 0.2
+
+
+class GainPass:
+    """What a trainer needs to have its policy score answers. What cannot be scored is refused at once."""
+
+    def __init__(self, trainer: "A2TGPOTrainer"):
+        self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
+        args, model = trainer.args, trainer.model
+        if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and the "
+                "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
+                "clip_adaptation=0)."
+            )
+        for name, dataset in named_datasets(trainer.train_dataset, trainer.eval_dataset):
+            check_dataset(dataset, name, args.answer_column, args.answer_aliases, trainer._tokenizer)
+        self._check_probe_seam()
+        self._probes = ProbeMaker(trainer._tokenizer, args.probe_template)
+        self.packing, reason = packed_implementation(base_model(model))
+        self.packing_tried = False
+        if self.packing is None:
+            logger.warning(f"Information gain takes one pass per turn boundary, since {reason}.")
+        else:
+            logger.info(f"Information gain takes one packed row per rollout: {reason}.")
+
+    def _check_probe_seam(self) -> None:
+        trainer = self._trainer
+        first: dict[str, Any] = next(iter(trainer.train_dataset), {})
+        conversational = is_conversational(first) or trainer.environment_factories is not None
+        if trainer._tokenizer.chat_template is None or not conversational or trainer.rollout_func is not None:
+            return  # the user's own template is in texts, and in what a rollout function writes
+        context = trainer._tokenizer.apply_chat_template(
+            [{"role": "user", "content": "question"}],
+            tools=trainer.tools or None,
+            chat_template=trainer.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **trainer.chat_template_kwargs,
+        )
+        check_seam(trainer._tokenizer, trainer.args.probe_template, context)
+
+    def run(
+        self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool
+    ) -> tuple[TurnScores, dict[str, float]]:
+        """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough."""
+        if self.packing is not None and not self.packing_tried:
+            self._try_packing(self.packing)
+        args = self._trainer.args
+        start = time.perf_counter()
+        scores = score_turns(
+            self._trainer.model,
+            rollouts,
+            [self._probes.make_all(answer, args.answer_aliases) for answer in answers],
+            self._score,
+            implementation=self.packing,
+            token_budget=args.gain_token_budget,
+            aliases=args.answer_aliases,
+            measure=args.gain_measure,
+            want_logps=want_logps and self._can_share_logps,
+            agree=self._ranks.max_each,
+        )
+        slowest = self._ranks.max(time.perf_counter() - start)
+        failed = sum(of_rank for (of_rank,) in self._ranks.gather_lists([scores.failed_probes]))
+        return scores, {"gain/seconds": slowest, "gain/forwards": scores.forwards, "gain/failed_probes": failed}
+
+    def _try_packing(self, implementation: str) -> None:
+        """Once, on a small example with the real weights: packed rows must give the values of single ones."""
+        self.packing_tried = True
+        tolerance = PACKING_TOLERANCE.get(self._dtype, PACKING_TOLERANCE_16_BIT)
+        model = self._trainer.model
+        vocabulary = model.get_input_embeddings().num_embeddings
+        error = self._ranks.max(packing_error(model, self._score, implementation, vocabulary))
+        if error > tolerance:
+            self.packing = None
+            logger.warning(
+                f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
+                f"ones on this model, more than the {tolerance} that rounding explains."
+            )
+
+    @property
+    def _can_share_logps(self) -> bool:
+        # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
+        # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
+        return self._dtype in PACKING_TOLERANCE and positions_are_relative(base_model(self._trainer.model))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision of training."""
+        accelerator = self._trainer.accelerator
+        if accelerator.mixed_precision in ("fp16", "bf16"):
+            return torch.get_autocast_dtype(accelerator.device.type)
+        return self._trainer.model.dtype
+
+    @property
+    def _score(self) -> Scorer:
+        # Made anew each time: FSDP replaces the trainer's model when training starts.
+        return fused_scorer(self._trainer.model, self._trainer.accelerator.autocast)
