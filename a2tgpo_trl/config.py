@@ -55,7 +55,7 @@ class A2TGPOConfig(GRPOConfig):
     """Settings of [`A2TGPOTrainer`]: everything in `GRPOConfig`, with the defaults of the A2TGPO paper where they
     differ, and one switch for each component of the method.
 
-    `credit="grpo"` is TRL's GRPO, bit for bit, and no information gain is computed.
+    `credit="grpo"` is TRL's GRPO, bit for bit on the same rollouts, and no information gain is computed.
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {

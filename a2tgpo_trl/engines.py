@@ -33,8 +33,11 @@ class Engine(ABC):
     lockstep: bool
 
     @abstractmethod
-    def submit(self, key: int, context: list[int]) -> None:
-        """Ask for the next turn of a rollout; at most one request a key is pending."""
+    def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
+        """Ask for the next turn of a rollout; at most one request a key is pending.
+
+        Of more than `max_tokens` the rest is thrown away, which an engine may spare itself.
+        """
 
     @abstractmethod
     def collect(self, *, wait: bool = True) -> list[Sample]:
@@ -62,7 +65,7 @@ class LockStep(Engine):
         self._generate, self._ranks = generate, ranks
         self._pending: dict[int, list[int]] = {}
 
-    def submit(self, key: int, context: list[int]) -> None:
+    def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
         self._pending[key] = context
 
     def has_work(self) -> bool:

@@ -2,8 +2,7 @@
 
 `GRPOTrainer` resets the environments of a batch itself, one after the other, and asks them for rewards. Here both go
 through the tool runner, on the environment's own thread and with its time limit; a `reset` that fails leaves its
-rollout out of the batch, a `get_reward` that fails leaves the rollout without that reward. Both are counted, and if
-none succeeds the run stops: that is a mistake and no bad luck.
+rollout out of the batch, and one whose `get_reward` fails gets no reward at all. Both are counted.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ from typing import Any
 
 from .tools.attempts import Request
 from .tools.runner import ToolRunner
-from .tools.settings import ToolSettings
+from .tools.settings import settings_of
 
 
 class Environments:
@@ -22,13 +21,14 @@ class Environments:
 
     def __init__(self, runner: ToolRunner):
         self.runner = runner
-        self._failed: dict[int, str] = {}  # id of an environment -> why its reset failed
-        self.reward_errors: list[str] = []
+        # By id of an environment, why it failed in this batch.
+        self._failed: dict[int, str] = {}
+        self._no_reward: dict[int, str] = {}
         self.resets = self.rewards = 0
 
     def begin_batch(self) -> None:
         self._failed.clear()
-        self.reward_errors.clear()
+        self._no_reward.clear()
         self.resets = self.rewards = 0
 
     def guarded(self, factory: Any) -> Any:
@@ -42,14 +42,30 @@ class Environments:
 
     def _guard(self, environment: Any) -> Any:
         """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
-        environment.reset = self._watched_reset(environment, environment.reset)
+        watched = {"reset": self._watched_reset(environment, environment.reset)}
         if callable(getattr(type(environment), "get_reward", None)):
-            environment.get_reward = self._watched_reward(environment, environment.get_reward)
+            watched["get_reward"] = self._watched_reward(environment, environment.get_reward)
+        for name, method in watched.items():
+            try:
+                object.__setattr__(environment, name, method)  # also where the class is a frozen one
+            except AttributeError as error:
+                raise TypeError(
+                    f"Environments of class {type(environment).__name__} take no attributes: drop its __slots__, or "
+                    f"add '__dict__' and '__weakref__' to them. {error}"
+                ) from error
         return environment
 
     def failed(self, environment: Any) -> str | None:
         """Why the environment could not be reset for this batch; None if it could."""
         return self._failed.get(id(environment))
+
+    def failed_to_judge(self, environment: Any) -> bool:
+        """Whether the environment should have given a reward, and could not."""
+        return id(environment) in self._no_reward
+
+    @property
+    def reward_errors(self) -> list[str]:
+        return list(self._no_reward.values())
 
     @property
     def reset_errors(self) -> list[str]:
@@ -59,10 +75,11 @@ class Environments:
         """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
         dropped = 0
         for pool in pools.values():
-            for environment in [one for one in pool if self.runner.is_stuck(one)]:
-                pool.remove(environment)
+            stuck = [one for one in pool if self.runner.is_stuck(one)]
+            pool[:] = [one for one in pool if not self.runner.is_stuck(one)]  # by identity: some compare by value
+            for environment in stuck:
                 self.runner.forget(environment)
-                dropped += 1
+            dropped += len(stuck)
         return dropped
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
@@ -79,13 +96,16 @@ class Environments:
         def judged(found: tuple[Any, str | None]) -> float | None:
             value, error = found
             if error is not None:
-                self.reward_errors.append(error)
+                self._no_reward[id(environment)] = error
             return value
 
         def can_judge() -> bool:
-            usable = self.failed(environment) is None and not self.runner.is_stuck(environment)
-            self.rewards += usable
-            return usable
+            if self.failed(environment) is not None:
+                return False
+            self.rewards += 1
+            if self.runner.is_stuck(environment):
+                self._no_reward[id(environment)] = "an earlier call on it has not come back"
+            return not self.runner.is_stuck(environment)
 
         def watched() -> float | None:
             return judged(self._call(environment, "get_reward", get_reward).result()) if can_judge() else None
@@ -109,7 +129,7 @@ class Environments:
 
         function = keep_async if inspect.iscoroutinefunction(method) else keep
         request = Request(
-            function, {}, environment, settings=ToolSettings(), label=f"{type(environment).__name__}.{name}"
+            function, {}, environment, settings=settings_of(method), label=f"{type(environment).__name__}.{name}"
         )
         result: Future[tuple[Any, str | None]] = Future()
 

@@ -49,6 +49,10 @@ DEFAULT_POLICY: dict[str, Policy] = {
 }
 
 
+class RunStopped(RuntimeError):
+    """Tools or environments have failed for good, and the run was not to go on without them."""
+
+
 def gravest(statuses: Iterable[Status]) -> Status:
     """The last of these in the order of `STATUSES`; "ok" if there are none."""
     return max(statuses, key=STATUSES.index, default="ok")

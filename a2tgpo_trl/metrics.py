@@ -31,7 +31,9 @@ def _describe_gains(name: str, gains: Tensor) -> dict[str, float]:
 
 
 def turn_metrics(num_turns_N: Tensor) -> dict[str, float]:
-    """How many turns the policy takes."""
+    """How many turns the policy takes, over the rollouts that are in the loss."""
+    if not len(num_turns_N):
+        return {}
     turns = num_turns_N.float()
     return {"turns/mean": turns.mean().item(), "turns/max": turns.max().item()}
 

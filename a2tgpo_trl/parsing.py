@@ -17,6 +17,9 @@ from trl.chat_template_utils import parse_response
 
 DEEPEST = 50  # levels of nesting in the arguments of a call
 REASONING = ("reasoning_content", "thinking")
+# What calls begin with, over the families of models: one that spells its call in the way of another has begun one.
+BLOCK = "<|tool_call_start|>"
+MARKS = ("<tool_call>", "<|tool_call>", BLOCK, "<function=", "to=functions.", "<|python_tag|>", "[TOOL_CALLS]")
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,27 @@ class TurnParser:
             message = self._as_text(ids)
         if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
             message = self._as_text(ids)
-        found = len(message.get("tool_calls") or ())
-        return Parsed(message, max(self._begun(ids, message, tools) - found, 0))
+        if message.get("tool_calls") and self._block is not None and self._block not in self._tokenizer.decode(ids):
+            message = self._as_text(ids)  # the pattern for the second call of a block fits ordinary prose as well
+        return Parsed(message, self._unread(ids, message, tools))
 
     def _as_text(self, ids: list[int]) -> dict[str, Any]:
         return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}
 
-    def _begun(self, ids: list[int], message: dict[str, Any], tools: Sequence[Callable]) -> int:
-        """How many calls the turn begins, outside of its thoughts."""
-        if self._opening is None:
+    def _unread(self, ids: list[int], message: dict[str, Any], tools: Sequence[Callable]) -> int:
+        """How many calls the turn begins, outside of its thoughts and beside those that were read."""
+        if self._call is None:
             return 0
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
         for name in REASONING:
             text = text.replace(message.get(name) or "", "", 1)
         text = self._thoughts.sub("", text)
+        read = len(message.get("tool_calls") or ())
+        if read:
+            text = self._call.sub("", text, count=read)
         bare = any(_is_bare_call(text, tool.__name__) for tool in tools)
-        return max(len(self._opening.findall(text)), int(bare))
+        openings = 0 if self._block else len(self._opening.findall(text))
+        return max(openings, int(bare), *(text.count(mark) for mark in MARKS))
 
     @property
     def _fields(self) -> dict[str, Any]:
@@ -68,24 +76,37 @@ class TurnParser:
         return template["fields"] if template else {}
 
     @cached_property
-    def _opening(self) -> re.Pattern[str] | None:
+    def _opening(self) -> re.Pattern[str]:
+        return re.compile(_opening(self._fields["tool_calls"]))
+
+    @cached_property
+    def _call(self) -> re.Pattern[str] | None:
+        """A whole call; None where the template has none."""
         field = self._fields.get("tool_calls")
-        return None if field is None else re.compile(_opening(field))
+        return None if field is None else re.compile(_span(field), re.DOTALL)
+
+    @cached_property
+    def _block(self) -> str | None:
+        """What all calls of a turn stand behind, in templates that write several calls into one block."""
+        return BLOCK if re.escape(BLOCK) in _opening(self._fields.get("tool_calls", {"open": ""})) else None
 
     @cached_property
     def _thoughts(self) -> re.Pattern[str]:
         fields = [self._fields[name] for name in REASONING if name in self._fields]
-        spans = [f"{_opening(field)}.*?{field.get('close_pattern') or re.escape(field['close'])}" for field in fields]
-        return re.compile("|".join(spans) or r"(?!)", re.DOTALL)
+        return re.compile("|".join(map(_span, fields)) or r"(?!)", re.DOTALL)
 
 
 def _opening(field: dict[str, Any]) -> str:
     return field.get("open_pattern") or re.escape(field["open"])
 
 
+def _span(field: dict[str, Any]) -> str:
+    return f"(?:{_opening(field)}).*?(?:{field.get('close_pattern') or re.escape(field['close'])})"
+
+
 def _is_bare_call(text: str, tool: str) -> bool:
     """A call as JSON without the marks around it, which a model that forgets them writes."""
-    return re.match(rf'\s*(```\w*\s*)?\{{\s*"name"\s*:\s*{re.escape(json.dumps(tool))}', text) is not None
+    return re.match(rf'\s*(```\w*\s*)?\{{[^{{}}]*"name"\s*:\s*{re.escape(json.dumps(tool))}', text) is not None
 
 
 def depth_exceeds(value: Any, limit: int = DEEPEST) -> bool:

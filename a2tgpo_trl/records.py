@@ -65,7 +65,8 @@ def _number(value: float) -> float | None:
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]], mode: str = "w") -> None:
     """One record a line."""
-    with path.open(mode, encoding="utf-8") as file:
+    # A policy can write half a character ("\\ud83d") into the arguments of a call, which no file holds as it is.
+    with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 

@@ -40,7 +40,7 @@ def normalize_answer(text: str) -> str:
 def extract_answer(completion: Completion) -> str | None:
     """The text between the last pair of answer tags in the last assistant message, or None.
 
-    Where the last message is a call with an `answer`, as of a final tool `submit(answer)`, that is the answer.
+    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer.
 
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"
     """
@@ -78,8 +78,8 @@ def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
 
 
 def _submitted(completion: Completion) -> str | None:
-    """The `answer` of a call that ended the rollout: no result follows it."""
-    if isinstance(completion, str) or not completion or completion[-1]["role"] != "assistant":
+    """The `answer` of a call to a final tool, whose message the tool loop marks when it has ended the rollout."""
+    if isinstance(completion, str) or not completion or not completion[-1].get("final"):
         return None
     calls = [call.get("function", call) for call in completion[-1].get("tool_calls") or ()]
     answers = [call["arguments"].get("answer") for call in calls if isinstance(call.get("arguments"), dict)]

@@ -112,6 +112,11 @@ class Rollout:
     def context(self) -> list[int]:
         return self.prompt_ids + self.completion_ids
 
+    @property
+    def room(self) -> int:
+        """Tokens that it may still take."""
+        return self.rules.max_tokens - len(self.completion_ids)
+
     def skip(self, end_id: int) -> None:
         """It cannot be begun (its environment is not there): one token that is not trained on stands for it."""
         self.completion_ids, self.mask, self.logprobs = [end_id], [0], [None]
@@ -123,9 +128,10 @@ class Rollout:
     def receive(self, sample: Sample) -> None:
         """Take a turn of the policy: it is an answer, or it has calls to make."""
         assert self.state is State.SAMPLING
-        room = self.rules.max_tokens - len(self.completion_ids)
+        room = self.room
         ids, prefix = sample.ids[:room] or list(self.rules.end_ids[:1]), self.context  # no token: it ended at once
-        turn = Turn(tokens_out=len(ids), cut=len(ids) == room and ids[-1] not in self.rules.end_ids)
+        full = len(ids) == room or len(prefix) + len(ids) >= self.rules.max_context
+        turn = Turn(tokens_out=len(ids), cut=full and ids[-1] not in self.rules.end_ids)
         self.turns.append(turn)
         self.completion_ids += ids
         self.mask += [1] * len(ids)
@@ -206,6 +212,7 @@ class Rollout:
         turn.cut = any(call.status == "result_cut" for call in turn.calls)
         turn.status = gravest(call.status for call in turn.calls)
         if ends:
+            self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
             self._end("final")
         elif not self._ended_by(turn):
             self._append_results(turn)
@@ -299,7 +306,7 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
     calling: dict[Future, tuple[int, float]] = {}
     for key, rollout in enumerate(rollouts):
         if rollout.state is State.SAMPLING:
-            engine.submit(key, rollout.context)
+            engine.submit(key, rollout.context, rollout.room)
     while engine.has_work() or calling:
         start = time.perf_counter()
         for sample in engine.collect(wait=not calling):
@@ -316,7 +323,7 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
             if rollout.state is State.SAMPLING and runner.trouble is not None:
                 rollout.stop()
             if rollout.state is State.SAMPLING:
-                engine.submit(key, rollout.context)
+                engine.submit(key, rollout.context, rollout.room)
         timing.waiting += time.perf_counter() - start
     return timing
 

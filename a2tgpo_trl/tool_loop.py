@@ -13,6 +13,7 @@ from accelerate.logging import get_logger
 
 from .engines import Engine
 from .environments import Environments
+from .failures import RunStopped
 from .parsing import TurnParser
 from .ranks import Ranks
 from .rollout import Rollout, Rules, Timing, roll_out
@@ -33,13 +34,11 @@ logger = get_logger(__name__)
 # Batches of training without a single call, after which the user is told.
 SILENT_BATCHES = 5
 # Calls of a tool in a batch, all of which fail: it may well be down, and nobody would see it in the loss.
-MANY_CALLS = 8
+MANY_CALLS = 4
+# Batches in a row in which every environment fails, after which the run stops.
+DEAD_BATCHES = 2
 # Share of the files that the system lets a process open.
 MOST_FILES = 0.7
-
-
-class RunStopped(RuntimeError):
-    """Training cannot go on as it was asked to; what was learnt is saved."""
 
 
 def make_runner(args: "A2TGPOConfig") -> ToolRunner:
@@ -79,7 +78,8 @@ class ToolLoop:
         self.runner.prepare(trainer.tools)
         self._asked = False
         self._silent = 0
-        self._files_before = psutil.Process().num_fds()
+        self._files: int | None = None  # open after the batch before
+        self._dead_batches = {"reset": 0, "get_reward": 0}
         self.rollouts: list[Rollout] = []
         self._timing = Timing()
         self._parser = TurnParser(trainer._tokenizer)
@@ -108,9 +108,11 @@ class ToolLoop:
             raise RunStopped(error)
         self._asked = True
 
-    def run(self, prompt_ids: Sequence[list[int]], engine: Engine, end_ids: Sequence[int]) -> list[Rollout]:
-        """Roll all prompts out to their end."""
-        rules = self._rules(end_ids)
+    def run(
+        self, prompt_ids: Sequence[list[int]], engine: Engine, end_ids: Sequence[int], training: bool
+    ) -> list[Rollout]:
+        """Roll all prompts out to their end. An evaluation leaves none out: its scores are of all questions."""
+        rules = self._rules(end_ids, training)
         self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
         for rollout in self.rollouts:
             if rollout.owner is not None and self.environments.failed(rollout.owner) is not None:
@@ -126,17 +128,20 @@ class ToolLoop:
         shown = trainer._env_tools[trainer._batch_environments[i]]
         return Rollout(prompt_ids, rules, self.runner, tools, shown, trainer.environments[i])
 
-    def _rules(self, end_ids: Sequence[int]) -> Rules:
+    def _rules(self, end_ids: Sequence[int], training: bool) -> Rules:
         trainer, args = self._trainer, self._trainer.args
         if trainer.use_vllm and trainer.vllm_mode == "colocate":
             longest = trainer.vllm_generation.llm.llm_engine.model_config.max_model_len
         else:
             longest = trainer.model.config.max_position_embeddings
+        policy = args.failure_policies
+        if not training:
+            policy = {status: "end" if action == "exclude" else action for status, action in policy.items()}
         return Rules(
             trainer._tokenizer,
             self._parser,
             self._control,
-            args.failure_policies,
+            policy,
             max_tokens=trainer.max_completion_length,
             max_context=longest,
             end_ids=end_ids,
@@ -149,31 +154,48 @@ class ToolLoop:
         """After the rewards: let go of what is stuck. Why the run should stop, if any rank says so."""
         if self._trainer.environment_factories is not None:
             self.environments.drop_stuck(self._trainer._environment_pool)
-        return self._ranks.first_text(self.runner.trouble or self._nothing_works() or self._too_many_files())
+        nothing_works = self._nothing_works() if self._trainer.environment_factories is not None else None
+        return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
+
+    def _nothing_works(self) -> str | None:
+        """Where all environments of all ranks failed, twice in a row, that is a mistake in them, or an outage."""
+        found = self.environments
+        counts = {
+            "reset": (found.resets, found.reset_errors),
+            "get_reward": (found.rewards, found.reward_errors),
+        }
+        for method, (number, errors) in counts.items():
+            of_ranks = self._ranks.gather_lists([(number, len(errors), errors[:1])])
+            asked, failed = (sum(of_rank[i] for (of_rank,) in of_ranks) for i in (0, 1))
+            self._dead_batches[method] = self._dead_batches[method] + 1 if asked and asked == failed else 0
+            if self._dead_batches[method] == 0:
+                continue
+            first = next(error for ((_, _, some),) in of_ranks for error in some)
+            why = f"{method} failed for all {asked} environments of a batch, the first with: {first}"
+            if self._dead_batches[method] >= DEAD_BATCHES and self._trainer.args.on_outage == "stop":
+                return why
+            logger.warning(why)
+        return None
 
     def _too_many_files(self) -> str | None:
         """Tools that never close their sockets or files, noticed while a checkpoint can still be opened."""
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        files = psutil.Process().num_fds()
-        if files < allowed * MOST_FILES or files < 2 * self._files_before:
-            return None
+        before, self._files = self._files, psutil.Process().num_fds()
+        if before is None or self._files < allowed * MOST_FILES or self._files <= before:
+            return None  # the first batch opens what environments hold for good
         called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
         return (
-            f"The process has {files} files and sockets open, of {allowed} that it may have open: "
-            f"{', '.join(sorted(called))} may leave theirs open. Close them, or let the tool run in a process of its "
-            "own (process=True)."
+            f"The process has {self._files} files and sockets open, of {allowed} that it may have open: "
+            f"{', '.join(sorted(called))} may leave theirs open. Close them, let the tool run in a process of its own "
+            "(process=True), or allow more (ulimit -n)."
         )
 
-    def _nothing_works(self) -> str | None:
-        """Where every environment of this rank fails, that is a mistake in them."""
-        found = self.environments
-        for what, number, errors in (
-            ("reset", found.resets, found.reset_errors),
-            ("get_reward", found.rewards, found.reward_errors),
-        ):
-            if number > 0 and len(errors) == number:
-                return f"{what} failed for all {number} environments of a batch, the first with: {errors[0]}"
-        return None
+    @property
+    def unscored(self) -> list[bool]:
+        """Which rollouts get no reward at all: those left out, and those whose environment failed to judge them. The
+        other rewards alone would make such a rollout look worse than its group."""
+        judge_failed = self.environments.failed_to_judge
+        return [rollout.excluded or judge_failed(rollout.owner) for rollout in self.rollouts]
 
     # ---- what there is to say about it
 

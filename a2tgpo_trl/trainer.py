@@ -27,6 +27,7 @@ from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
 from .engines import Engine, LockStep
 from .environments import Environments
+from .failures import RunStopped
 from .gain_pass import GainPass
 from .information_gain import Rollouts, TurnScores, information_gain
 from .loss import ratio_reference
@@ -35,7 +36,7 @@ from .ranks import Ranks
 from .records import make_records
 from .resampling import Resampler, teaches_nothing
 from .tally import Tally
-from .tool_loop import RunStopped, ToolLoop, make_runner
+from .tool_loop import ToolLoop, make_runner
 from .turns import count_turns, to_tokens, turn_index
 from .vllm_engine import VLLMStream, awake, can_stream
 
@@ -196,7 +197,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 "texts with dataset.map, or train without tools."
             )
         with self._engine() as engine:
-            rollouts = self._tool_loop.run(prompt_ids, engine, self.eos_token_ids)
+            rollouts = self._tool_loop.run(prompt_ids, engine, self.eos_token_ids, self._mode == "train")
         tally = Tally.of(rollouts)
         return (
             [rollout.mask for rollout in rollouts],
@@ -236,9 +237,12 @@ class A2TGPOTrainer(GRPOTrainer):
         if trouble is None:
             return
         saved = ""
-        if mode == "train" and self.state.global_step > 0:
+        if self.is_in_train and self.state.global_step > 0:  # also where an evaluation in between has found it
             self._save_checkpoint(self.model, trial=None)
-            saved = f" What was learnt is in {self.args.output_dir}/checkpoint-{self.state.global_step}."
+            saved = (
+                f" What was learnt is in {self.args.output_dir}/checkpoint-{self.state.global_step}: go on from there "
+                "when that is mended (resume_from_checkpoint)."
+            )
         raise RunStopped(f"{trouble}{saved}")
 
     def _generate(self, prompts: list) -> tuple:
@@ -284,7 +288,7 @@ class A2TGPOTrainer(GRPOTrainer):
             named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]
             raise ValueError(f"Rewards must be finite, or None; {', '.join(named)} returned an infinite one.")
         if self._tool_loop is not None:
-            excluded = [rollout.excluded for rollout in self._tool_loop.rollouts]
+            excluded = self._tool_loop.unscored
             excluded_N = self.accelerator.gather(torch.tensor(excluded, device=rewards_per_func_NF.device))
             rewards_per_func_NF = rewards_per_func_NF.masked_fill(excluded_N.unsqueeze(1), torch.nan)
         # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
@@ -336,7 +340,7 @@ class A2TGPOTrainer(GRPOTrainer):
             alpha=self.args.gain_weight,
             normalization=self.args.gain_normalization,
         )
-        self._log_scalars(mode, turn_metrics(num_turns_N))
+        self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:
             self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)

@@ -61,7 +61,7 @@ class VLLMStream(Engine):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, key: int, context: list[int], *, max_tokens: int | None = None) -> None:
+    def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
         """Ask for the next turn of a rollout, of at most `max_tokens` where that is less than the settings allow."""
         name = str(key)
         assert name not in self._pending, f"rollout {key} has a request already"

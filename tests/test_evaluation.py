@@ -195,3 +195,8 @@ def test_a_rollout_reads_as_text(whole):
     assert record["prompt"][-1]["content"] in as_text(record)
     assert as_text(record).count("search(") == record["tool_turns"]
     assert f"gain {record['gains'][0]:+.2f}" in text
+
+
+def test_half_a_character_in_a_record_is_written_as_what_it_is(tmp_path):
+    write_jsonl(tmp_path / "records.jsonl", [{"completion": "half: \ud83d"}])
+    assert read_jsonl(tmp_path / "records.jsonl") == [{"completion": "half: \ud83d"}]

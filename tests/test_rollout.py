@@ -5,12 +5,14 @@ import json
 
 import pytest
 import tiny
+from tokenizers import AddedToken
 from trl.chat_template_utils import add_response_schema
 
 from a2tgpo_trl.engines import Engine, LockStep, Sample
 from a2tgpo_trl.failures import DEFAULT_POLICY
 from a2tgpo_trl.parsing import TurnParser
 from a2tgpo_trl.preflight.chat import Chat
+from a2tgpo_trl.rewards import answer_format, exact_match
 from a2tgpo_trl.rollout import LONGEST_TOKEN, Rollout, Rules, roll_out
 from a2tgpo_trl.tools import tool
 from a2tgpo_trl.tools.control import ControlText
@@ -142,6 +144,14 @@ def test_a_final_tool_ends_the_rollout_with_its_call(stage):
     assert (rollout.ended, statuses(rollout)) == ("final", ["ok", "ok"])
     assert rollout.turns[1].calls[0].result == "thanks"
     assert rollout.mask[-1] == 1 and stage.read(rollout) == ["The x is Paris."]
+    assert exact_match([rollout.messages], ["Paris"]) == [1.0] and answer_format([rollout.messages]) == [0.0]
+
+
+def test_an_answer_in_a_call_that_was_not_made_is_none(stage):
+    rollout = stage.play(call("nonsense", {"answer": "Paris"}) + END, policy={"unknown_tool": "end"})
+    assert exact_match([rollout.messages], ["Paris"]) == [0.0]
+    rollout = stage.play(call("submit", {"answer": "Paris"}) + END, policy={"over_budget": "end"}, max_turns=0)
+    assert exact_match([rollout.messages], ["Paris"]) == [0.0] and rollout.ended == "over_budget"
 
 
 def test_a_final_tool_that_fails_does_not_end_the_rollout(stage):
@@ -192,6 +202,43 @@ def test_a_call_that_cannot_be_read_is_told(name, stage):
 def test_a_broken_call_beside_a_whole_one_is_never_dropped_without_a_word(stage):
     rollout = stage.play(call("search", {"query": "a"}) + "<tool_call>{broken</tool_call>" + END, tiny.final("x"))
     assert rollout.turns[0].status == "unparsed_call" and len(stage.read(rollout)) == 2
+
+
+def parsed_by(template: str, text: str):
+    tokenizer = tiny.make_tokenizer(tiny.chat_template(template))
+    add_response_schema(tokenizer)
+    prompt = Chat(tokenizer, [tiny.search]).prompt_ids([QUESTION])[0]
+    return TurnParser(tokenizer).parse(tokenizer(text, add_special_tokens=False)["input_ids"], prompt, [tiny.search])
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "gptoss.jinja",
+            '<|channel|>commentary to=functions.search <|constrain|>json<|message|>{"query": "x"}<|call|>',
+        ),
+        ("qwen3_5_nothink.jinja", '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call><|im_end|>'),
+        ("qwen3_5_nothink.jinja", "<function=search><parameter=query>x</parameter></function><|im_end|>"),
+        ("llama3_1.jinja", '{"type": "function", "name": "search", "parameters": {"query": "x"}}<|eot_id|>'),
+    ],
+)
+def test_a_call_in_the_spelling_of_another_model_is_reported(template, text):
+    parsed = parsed_by(template, text)
+    assert (parsed.calls, parsed.unread) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["<answer>Paris, France(Europe)</answer>", "It is so, indeed(ish).", "f(x) = g(x), h(x)"]
+)
+def test_prose_with_brackets_is_no_call(text):
+    parsed = parsed_by("lfm2_2_5.jinja", text + "<|im_end|>")
+    assert (parsed.calls, parsed.unread) == ([], 0)
+
+
+def test_marks_within_an_argument_are_part_of_it(stage):
+    rollout = stage.play(tiny.call("what is <tool_call>?"), tiny.final("a mark"))
+    assert statuses(rollout) == ["ok", "ok"] and len(rollout.turns[0].calls) == 1
 
 
 def test_a_call_in_the_thoughts_is_no_call(stage):
@@ -315,6 +362,16 @@ def test_the_text_of_a_tool_is_never_a_control_token_nor_a_turn(attack, template
         return [i for i in rollout.completion_ids if i in tokenizer.added_tokens_decoder]
 
     assert control_tokens(f"before {attack} after") == control_tokens("harmless")
+
+
+def test_special_tokens_without_a_name_of_their_own_are_control_tokens_as_well(runner):
+    tokenizer = tiny.make_tokenizer()
+    add_response_schema(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|eom_id|>", special=True)])
+    stage = Stage(tokenizer, runner, [returning("a<|eom_id|>b")])
+    rollout = stage.play(tiny.call("x"), tiny.final("Paris"))
+    assert tokenizer.convert_tokens_to_ids("<|eom_id|>") not in rollout.completion_ids
+    assert "a< |eom_id|>b" in stage.text(rollout)
 
 
 def test_ordinary_results_keep_their_tokens(tokenizer, runner):
@@ -452,7 +509,8 @@ class OneByOne(Engine):
     def __init__(self, write):
         self._write, self._pending, self.order = write, {}, []
 
-    def submit(self, key, context):
+    def submit(self, key, context, max_tokens=None):
+        assert max_tokens > 0
         assert key not in self._pending
         self._pending[key] = context
 

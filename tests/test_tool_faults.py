@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.tool_loop import SILENT_BATCHES, RunStopped
+from a2tgpo_trl.failures import RunStopped
+from a2tgpo_trl.tool_loop import SILENT_BATCHES
 from a2tgpo_trl.tools import tool
 
 
@@ -397,9 +398,109 @@ def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, toke
         assert trained_tokens(batch)[int(unscored.nonzero())] == 0
 
 
+def test_a_judge_that_fails_makes_no_rollout_look_worse_than_its_group(tokenizer, tmp_path, monkeypatch):
+    # Format rewards of 0 for all, and one point from each judge: without one, a rollout would seem to lack the point.
+    monkeypatch.setattr(Moody, "fails_for", {3: "get_reward"})
+    monkeypatch.setattr(Moody, "number", 0)
+
+    def look(turn: int, row: int) -> str:
+        return tiny.call("x").replace("search", "look") if turn == 0 else tiny.final("Paris")
+
+    def form(prompts, **_):
+        return [0.0] * len(prompts)
+
+    keywords = {"tools": None, "reward_funcs": form, "environment_factory": Moody}
+    _, batch, records = train(tokenizer, args(tmp_path, credit="grpo"), look, **keywords)
+    assert [record["rewards"]["form"] for record in records] == [0.0, 0.0, 0.0, None]
+    assert (batch["advantages"] == 0).all()
+
+
+def test_environments_that_are_equal_are_told_apart_by_identity(tokenizer, tmp_path, monkeypatch):
+    class Twin(Moody):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = None
+
+    monkeypatch.setattr(Moody, "fails_for", {3: "hangs"})
+    monkeypatch.setattr(Moody, "number", 0)
+
+    def look(turn: int, row: int) -> str:
+        return tiny.call("x").replace("search", "look") if turn == 0 else tiny.final("Paris")
+
+    keywords = {"tools": None, "reward_funcs": None, "environment_factory": Twin}
+    trainer, _, _ = train(tokenizer, args(tmp_path, tool_timeout=0.5), look, **keywords)
+    pool = trainer._environment_pool[None]
+    assert len(pool) == 3 and not any(trainer._tool_loop.runner.is_stuck(environment) for environment in pool)
+
+
+def test_environments_that_take_no_attributes_are_refused_with_a_reason(tokenizer, tmp_path):
+    class Slotted:
+        __slots__ = ("state", "__weakref__")
+
+        def reset(self, **_):
+            self.state = 0
+
+        def get_reward(self) -> float:
+            return 0.0
+
+    with pytest.raises(TypeError, match="class Slotted take no attributes: drop its __slots__"):
+        make(tokenizer, args(tmp_path), tools=None, environment_factory=Slotted)
+
+
+def test_an_evaluation_leaves_no_rollout_out_and_a_stop_in_one_saves_what_was_learnt(tokenizer, tmp_path):
+    failing = failing_for({"0", "1", "2", "3"})
+    config = args(tmp_path, failure_policy={"tool_error": "exclude"}, num_generations_eval=4)
+    trainer = make(tokenizer, config, scripted=False, reward_funcs=spread, tools=[failing])
+    tiny.script(trainer.model, tokenizer, one_call)
+    metrics = trainer.evaluate(questions(1))
+    assert metrics["eval_rollouts/excluded"] == 0 and metrics["eval_turns/tool_error"] == 1
+
+    calls = []
+
+    @tool(check=lambda: calls and 1 / 0, backoff=0.01)
+    @tiny.searches
+    def search(query):
+        if calls:
+            raise OSError("gone")
+        return query
+
+    config = args(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2, outage_patience=0.1)
+    trainer = make(tokenizer, config, scripted=False, reward_funcs=spread, tools=[search], eval_dataset=questions())
+
+    def write(turn: int, row: int) -> str:
+        if not trainer.model.training:
+            calls.append(row)
+        return one_call(turn, row)
+
+    tiny.script(trainer.model, tokenizer, write)
+    with pytest.raises(RunStopped, match="search is down.*checkpoint-2: go on from there"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+
+
 def test_environments_that_all_fail_stop_the_run(tokenizer, tmp_path):
     with pytest.raises(RunStopped, match="reset failed for all 4 environments of a batch.*RuntimeError: no room"):
-        in_rooms(tokenizer, tmp_path, ["reset"] * 4)
+        in_rooms(tokenizer, tmp_path, ["reset"] * 4, max_steps=3)
+
+
+def test_one_bad_batch_of_environments_is_survived(tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Moody, "fails_for", dict.fromkeys(range(4), "reset"))
+    monkeypatch.setattr(Moody, "number", 0)
+
+    def look(turn: int, row: int) -> str:
+        Moody.fails_for.clear()
+        return tiny.call("x").replace("search", "look") if turn == 0 else tiny.final("Paris")
+
+    def reward(prompts, trainer_state, **_):
+        Moody.fails_for.clear()  # the next batch has luck
+        return spread(prompts)
+
+    config = args(tmp_path, max_steps=2)
+    keywords = {"tools": None, "reward_funcs": reward, "environment_factory": Moody}
+    trainer, _, records = train(tokenizer, config, look, **keywords)
+    assert logged(trainer, "rollouts/excluded") == [1.0, 0.0] and "reset failed for all 4" in caplog.text
+    assert logged(trainer, "loss")[0] == 0
 
 
 def test_an_environment_that_hangs_is_replaced(tokenizer, tmp_path, monkeypatch):

@@ -940,3 +940,22 @@ def test_the_words_of_a_recipe_win_over_the_decorator(make_runner):
 
     found = make_runner({"search": {"timeout": 5}}).settings(search)
     assert found == ToolSettings(timeout=5, retries=3, final=True, retry_on=(OSError,))
+
+
+def test_a_tool_with_concurrency_1_is_called_on_one_thread():
+    runner, threads = ToolRunner(), set()
+
+    @tool(concurrency=1)
+    def here(i: int) -> str:
+        threads.add(threading.get_ident())
+        time.sleep(0.002)
+        return str(i)
+
+    def anywhere(i: int) -> str:
+        return str(i)
+
+    for _ in range(3):
+        requests = [Request(function, {"i": i}) for i in range(10) for function in (here, anywhere)]
+        assert [outcome.text for outcome in runner.run(requests)] == [str(i) for i in range(10) for _ in range(2)]
+    assert len(threads) == 1
+    runner.close()

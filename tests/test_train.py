@@ -124,6 +124,65 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     assert [step["step"] for step in logged(tmp_path / "run") if "reward" in step] == [1, 2]
 
 
+MINE = """
+from pathlib import Path
+
+from a2tgpo_trl.tools import tool
+
+DOWN = Path(__file__).with_name("down")
+
+
+def up():
+    if DOWN.exists():
+        raise ConnectionError("refused")
+
+
+@tool(check=up, backoff=0.01)
+def search(query: str) -> str:
+    '''Search the encyclopedia.
+
+    Args:
+        query: What to look for.
+
+    Returns:
+        The documents that fit best.
+    '''
+    up()
+    return "No results."
+
+
+def reward(completions, trainer_state, **_):
+    if trainer_state.global_step == 1 and not DOWN.with_name("mended").exists():
+        DOWN.touch()  # the server goes down after the second batch
+    return [float(len(completion)) for completion in completions]
+"""
+
+
+def test_a_run_that_a_tool_has_stopped_says_so_in_a_line_and_goes_on_when_it_is_mended(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MINE)
+    words = ["--config", "quickstart", *SHORT, "--max_steps", "3", "--eval_rows", "0", "--outage_patience", "0.1"]
+    words += [
+        "--per_device_train_batch_size",
+        "8",
+        "--gradient_accumulation_steps",
+        "1",
+        "--max_completion_length",
+        "160",
+    ]
+    words += ["--tools", str(tmp_path / "mine.py:search"), "--reward_funcs", str(tmp_path / "mine.py:reward")]
+    words += ["--output_dir", str(tmp_path / "run"), "--save_strategy", "steps", "--save_steps", "100"]
+    assert train(words) == 1
+    message = capsys.readouterr().err
+    assert "stopped: The tool search is down" in message and "ConnectionError: refused" in message
+    assert "checkpoint-2: go on from there" in message and "Traceback" not in message
+    assert train([*words, "--resume_from_checkpoint", "true"]) == 1
+    assert "Before the first step, these tools are not there. search: Conn" in capsys.readouterr().err
+    (tmp_path / "mended").touch()
+    (tmp_path / "down").unlink()
+    assert train([*words, "--resume_from_checkpoint", "true"]) == 0
+    assert [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry] == [1, 2, 3]
+
+
 def test_what_was_interrupted_before_a_checkpoint_gives_way_and_cannot_be_gone_on_with(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "before.jsonl").write_text("{}")

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from test_trainer import captured, make, settings, spread
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel, Trainer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
 from trl.generation.vllm_generation import VLLMGeneration
@@ -293,6 +293,7 @@ def test_colocated_vllm_is_still_held_by_these_names():
 
 
 def test_a_checkpoint_is_saved_by_the_method_we_call():
+    assert "self.is_in_train = True" in inspect.getsource(Trainer)  # also during an evaluation in between
     assert list(inspect.signature(GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
 
 

@@ -58,7 +58,11 @@ def launcher_words(config_file: str | None, num_processes: int | None, has_defau
 
 
 def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
-    """What a launched module does with its words. 0: done; 2: it cannot be done so; 130: interrupted by the user."""
+    """What a launched module does with its words.
+
+    0: done; 1: it had to stop; 2: it cannot be done so; 130: interrupted by the user.
+    """
+    from ..failures import RunStopped
     from ..progress import quiet_libraries
     from ..recipe import read_recipe
     from ..recipe_file import RecipeError
@@ -69,6 +73,10 @@ def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -
     except RecipeError as error:  # anything else keeps its trace
         print(f"a2tgpo: error: {error}", file=sys.stderr)
         return 2
+    except RunStopped as stopped:  # all processes stop, for the same reason
+        if os.environ.get("RANK", "0") == "0":
+            print(f"a2tgpo: stopped: {stopped}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("a2tgpo: interrupted. What was written is in the output folder.", file=sys.stderr)
         return 130

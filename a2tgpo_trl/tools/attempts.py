@@ -70,6 +70,7 @@ class Attempts:
         self._redact = Redaction()
         self._async_tools: LoopThread | None = None
         self._workers = Workers()
+        self._own_worker: dict[str, Worker] = {}  # of tools with concurrency=1: their thread, while it is idle
         self._processes: set[ProcessWorker] = set()
         self._idle_processes: dict[str, list[ProcessWorker]] = {}
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -147,13 +148,18 @@ class Attempts:
     async def in_thread(self, request: Request, settings: ToolSettings, lane: Lane | None = None) -> Answer | None:
         """As `make`, in a thread whatever the settings say, and at once however many calls are out."""
         if lane is None:
-            worker = self._workers.take()
+            # One call at once may as well be made on one thread, for tools that are not made for several.
+            alone = settings.concurrency == 1 and request.name in self._own_worker
+            worker = self._own_worker.pop(request.name) if alone else self._workers.take()
         else:
             worker = lane.worker = lane.worker or Worker("a2tgpo-environment")
         future = self._begin(worker, lambda: request.function(**request.arguments))
         found = await _in_time(future, self.timeout(settings))
         if lane is None and found is not None:
-            self._workers.give_back(worker)
+            if settings.concurrency == 1:
+                self._own_worker[request.name] = worker
+            else:
+                self._workers.give_back(worker)
         elif found is None:
             self._abandon(request.name, future)
             self._workers.give_up(worker)

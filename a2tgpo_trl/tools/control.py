@@ -29,7 +29,7 @@ class ControlText:
         suffix_ids: Callable[[Messages], list[int]],
     ):
         self._tokenizer, self._suffix_ids = tokenizer, suffix_ids
-        self._control_ids = set(tokenizer.all_special_ids) | _template_tokens(tokenizer, template)
+        self._control_ids = set(tokenizer.all_special_ids) | _control_tokens(tokenizer, template)
         self._strings = tokenizer.convert_ids_to_tokens(sorted(self._control_ids))
         self._harmless: dict[tuple[str, ...], list[int]] = {}
         self._frame: list[str] | None = None
@@ -70,13 +70,16 @@ class ControlText:
         return self._frame
 
 
-def _template_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
-    """Added tokens that frame thoughts and calls, or that the template writes; white space is text like any other.
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
+    """Added tokens that are special, frame thoughts and calls, or are in the template; white space is text like any.
 
     Not all added tokens: some tokenizers have tags of HTML among them, which results are full of.
     """
-    added = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items()}
-    return {id for id, token in added.items() if token.strip() and (token in template or _FRAMES.search(token))}
+    return {
+        id
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if str(token).strip() and (token.special or str(token) in template or _FRAMES.search(str(token)))
+    }
 
 
 def break_up(text: str, strings: Iterable[str]) -> str:
