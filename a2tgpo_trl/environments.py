@@ -59,9 +59,9 @@ class Environments:
         """Why the environment could not be reset for this batch; None if it could."""
         return self._failed.get(id(environment))
 
-    def failed_to_judge(self, environment: Any) -> bool:
-        """Whether the environment should have given a reward, and could not."""
-        return id(environment) in self._no_reward
+    def has_failed(self, environment: Any) -> bool:
+        """Whether the environment could not be reset, or should have given a reward and could not."""
+        return id(environment) in self._failed or id(environment) in self._no_reward
 
     @property
     def reward_errors(self) -> list[str]:
@@ -71,16 +71,13 @@ class Environments:
     def reset_errors(self) -> list[str]:
         return list(self._failed.values())
 
-    def drop_stuck(self, pools: Mapping[Any, list]) -> int:
+    def drop_stuck(self, pools: Mapping[Any, list]) -> None:
         """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
-        dropped = 0
         for pool in pools.values():
             stuck = [one for one in pool if self.runner.is_stuck(one)]
             pool[:] = [one for one in pool if not self.runner.is_stuck(one)]  # by identity: some compare by value
             for environment in stuck:
                 self.runner.forget(environment)
-            dropped += len(stuck)
-        return dropped
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         def watched(**row: Any) -> Any:

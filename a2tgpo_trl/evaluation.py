@@ -38,7 +38,7 @@ from .trainer import A2TGPOTrainer
 IRRELEVANT = (
     "output_dir run_name report_to disable_tqdm logging_dir logging_steps logging_strategy logging_first_step project "
     "save_strategy save_steps save_total_limit max_steps num_train_epochs learning_rate optim lr_scheduler_type "
-    "warmup_steps weight_decay overwrite"
+    "warmup_steps weight_decay overwrite tool_concurrency max_hung_calls on_outage outage_patience resample_limit"
 ).split()
 
 

@@ -18,6 +18,7 @@ class Tally:
 
     rollouts: int = 0
     excluded: int = 0
+    judged: int = 0  # by their environments, or should have been
     failed_rewards: int = 0
     retries: int = 0
     hung: int = 0
@@ -26,8 +27,8 @@ class Tally:
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)  # by tool and status
 
     @classmethod
-    def of(cls, rollouts: Iterable[Rollout], hung: int = 0, failed_rewards: int = 0) -> "Tally":
-        tally = cls(hung=hung, failed_rewards=failed_rewards)
+    def of(cls, rollouts: Iterable[Rollout], hung: int = 0, judged: int = 0, failed_rewards: int = 0) -> "Tally":
+        tally = cls(hung=hung, judged=judged, failed_rewards=failed_rewards)
         for rollout in rollouts:
             tally.rollouts += 1
             tally.excluded += rollout.excluded
@@ -76,5 +77,5 @@ class Tally:
             "tools/hung": self.hung,
             "tools/seconds": self.seconds / max(self.made, 1),
             "rollouts/excluded": self.excluded / max(self.rollouts, 1),
-            "rollouts/failed_rewards": self.failed_rewards / max(self.rollouts, 1),
+            "rollouts/failed_rewards": self.failed_rewards / max(self.judged, 1),
         }

@@ -83,8 +83,9 @@ class ToolLoop:
         self.rollouts: list[Rollout] = []
         self._timing = Timing()
         self._parser = TurnParser(trainer._tokenizer)
-        template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
-        self._control = ControlText(trainer._tokenizer, template, trainer._get_tool_suffix_ids)
+        if trainer.tools:  # an environment need not have any
+            template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
+            self._control = ControlText(trainer._tokenizer, template, trainer._get_tool_suffix_ids)
 
     # ---- a batch
 
@@ -190,21 +191,25 @@ class ToolLoop:
             "(process=True), or allow more (ulimit -n)."
         )
 
-    @property
-    def unscored(self) -> list[bool]:
-        """Which rollouts get no reward at all: those left out, and those whose environment failed to judge them. The
-        other rewards alone would make such a rollout look worse than its group."""
-        judge_failed = self.environments.failed_to_judge
-        return [rollout.excluded or judge_failed(rollout.owner) for rollout in self.rollouts]
+    def unscored(self, number: int) -> list[bool]:
+        """Which of so many rollouts get no reward at all: those left out, and those whose environment has failed.
+
+        Without its reward alone, a rollout would look worse than its group.
+        """
+        owners = self._trainer.environments or [None] * number
+        left_out = [rollout.excluded for rollout in self.rollouts] or [False] * number
+        return [out or self.environments.has_failed(owner) for out, owner in zip(left_out, owners, strict=True)]
 
     # ---- what there is to say about it
 
     def metrics(self, training: bool) -> dict[str, float]:
         """Scalars of the batch over all ranks."""
-        mine = Tally.of(self.rollouts, self.runner.hung, len(self.environments.reward_errors))
+        judges = self.environments
+        mine = Tally.of(self.rollouts, self.runner.hung, judges.rewards, len(judges.reward_errors))
         tally = sum((of_rank for (of_rank,) in self._ranks.gather_lists([mine])), Tally())
         sampling, waiting = self._ranks.max_each([self._timing.sampling, self._timing.waiting])
-        self._warn(tally, training)
+        if self._trainer.tools:
+            self._warn(tally, training)
         names = dict.fromkeys(tool.__name__ for tool in self._trainer.tools)
         return {
             **tally.metrics(list(names)),

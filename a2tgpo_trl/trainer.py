@@ -176,7 +176,7 @@ class A2TGPOTrainer(GRPOTrainer):
             self._batch_answers = self._turn_scores = self._old_logps = self._judged = self._dull_G = None
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
-        if self._tool_loop is not None:
+        if self._tool_loop is not None and self.tools:  # an environment need not have any
             # The parent asks for the first turns and hands them to its tool loop. Ours samples those as well.
             return [[self._tokenizer.eos_token_id]] * len(prompt_ids), None
         return self._sample(prompt_ids, *args, **kwargs)
@@ -288,7 +288,7 @@ class A2TGPOTrainer(GRPOTrainer):
             named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]
             raise ValueError(f"Rewards must be finite, or None; {', '.join(named)} returned an infinite one.")
         if self._tool_loop is not None:
-            excluded = self._tool_loop.unscored
+            excluded = self._tool_loop.unscored(len(inputs))
             excluded_N = self.accelerator.gather(torch.tensor(excluded, device=rewards_per_func_NF.device))
             rewards_per_func_NF = rewards_per_func_NF.masked_fill(excluded_N.unsqueeze(1), torch.nan)
         # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
@@ -299,7 +299,8 @@ class A2TGPOTrainer(GRPOTrainer):
     def _make_records(self) -> list[dict[str, Any]]:
         assert self._judged is not None
         values = None if self._turn_scores is None else self._turn_scores.values_BK
-        happened = None if self._tool_loop is None else [rollout.record for rollout in self._tool_loop.rollouts]
+        rollouts = [] if self._tool_loop is None else self._tool_loop.rollouts
+        happened = [rollout.record for rollout in rollouts] or None
         return make_records(*self._judged, self.reward_func_names, values, happened)
 
     def _local_rows(self, number: int) -> slice:

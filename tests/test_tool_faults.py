@@ -608,6 +608,27 @@ def test_threads_and_files_stay_as_many_over_many_batches(tokenizer, tmp_path):
     assert max(threads[4:]) <= max(threads[:4]) + 2 and max(files[4:]) <= max(files[:4])
 
 
+def test_an_environment_without_tools_only_sets_the_scene_and_judges(tokenizer, tmp_path):
+    class Judge:
+        judged = 0
+
+        def reset(self, **row):
+            return " Answer at once."
+
+        def get_reward(self) -> float:
+            Judge.judged += 1
+            if Judge.judged == 4:
+                raise RuntimeError("no judge")
+            return float(Judge.judged)
+
+    keywords = {"tools": None, "reward_funcs": None, "environment_factory": Judge}
+    trainer, batch, records = train(tokenizer, args(tmp_path), lambda turn, row: tiny.final("Paris"), **keywords)
+    assert [record["rewards"]["Judge"] for record in records] == [1.0, 2.0, 3.0, None]
+    assert all("Paris" in record["completion"][-1]["content"] for record in records)
+    assert batch["completion_mask"].sum(dim=1).tolist() == [8] * 4
+    assert logged(trainer, "rollouts/failed_rewards") == [0.25]
+
+
 def test_environments_of_several_kinds_are_guarded_each(tokenizer, tmp_path):
     class Hall(Room):
         async def get_reward(self) -> float:
