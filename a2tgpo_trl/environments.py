@@ -82,7 +82,7 @@ class Environments:
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         def watched(**row: Any) -> Any:
             self.resets += 1
-            value, error = self._call(environment, "reset", lambda: reset(**row)).result()
+            value, error = self._call(environment, reset, row).result()
             if error is not None:
                 self._failed[id(environment)] = error
             return value
@@ -105,29 +105,30 @@ class Environments:
             return not self.runner.is_stuck(environment)
 
         def watched() -> float | None:
-            return judged(self._call(environment, "get_reward", get_reward).result()) if can_judge() else None
+            return judged(self._call(environment, get_reward, {}).result()) if can_judge() else None
 
         async def watched_async() -> float | None:
             if not can_judge():
                 return None
-            return judged(await asyncio.wrap_future(self._call(environment, "get_reward", get_reward)))
+            return judged(await asyncio.wrap_future(self._call(environment, get_reward, {})))
 
         return watched_async if inspect.iscoroutinefunction(get_reward) else watched
 
-    def _call(self, environment: Any, name: str, method: Callable) -> "Future[tuple[Any, str | None]]":
+    def _call(
+        self, environment: Any, method: Callable, arguments: Mapping[str, Any]
+    ) -> "Future[tuple[Any, str | None]]":
         """Value and error of a method, called on the environment's own thread or, if it is async, with its tools."""
         found: list[Any] = []
 
         def keep() -> None:
-            found.append(method())
+            found.append(method(**arguments))
 
         async def keep_async() -> None:
-            found.append(await method())
+            found.append(await method(**arguments))
 
         function = keep_async if inspect.iscoroutinefunction(method) else keep
-        request = Request(
-            function, {}, environment, settings=settings_of(method), label=f"{type(environment).__name__}.{name}"
-        )
+        label = f"{type(environment).__name__}.{method.__name__}"
+        request = Request(function, {}, environment, settings=settings_of(method), label=label)
         result: Future[tuple[Any, str | None]] = Future()
 
         def hand_over(done: Future) -> None:

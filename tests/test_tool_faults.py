@@ -608,6 +608,23 @@ def test_threads_and_files_stay_as_many_over_many_batches(tokenizer, tmp_path):
     assert max(threads[4:]) <= max(threads[:4]) + 2 and max(files[4:]) <= max(files[:4])
 
 
+def test_reset_and_get_reward_can_have_limits_of_their_own(tokenizer, tmp_path):
+    class Slow:
+        @tool(timeout=20)
+        def reset(self, **row):
+            time.sleep(0.4)
+
+        def get_reward(self) -> float:
+            time.sleep(0.4)
+            return 1.0
+
+    keywords = {"tools": None, "reward_funcs": spread, "environment_factory": Slow}
+    config = args(tmp_path, tool_timeout=0.2, on_outage="continue")
+    trainer, _, records = train(tokenizer, config, lambda turn, row: tiny.final("Paris"), **keywords)
+    assert logged(trainer, "rollouts/failed_rewards") == [1.0] and trainer._tool_loop.environments.reset_errors == []
+    assert "Slow.get_reward did not answer within 0.2 seconds" in trainer._tool_loop.environments.reward_errors[0]
+
+
 def test_an_environment_without_tools_only_sets_the_scene_and_judges(tokenizer, tmp_path):
     class Judge:
         judged = 0
