@@ -292,9 +292,9 @@ def _mapping(name: str, value: Any) -> dict[str, Any] | None:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name} must be JSON; got {value!r}.") from error
+            raise ValueError(f"{name} must be a mapping, or JSON with double quotes; got {value!r}.") from error
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{name} must be a mapping; got {value!r}.")
+        raise ValueError(f"{name} must be a mapping of names; got {value!r}.")
     return value
 
 

@@ -7,6 +7,7 @@ rollout out of the batch, and one whose `get_reward` fails gets no reward at all
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -92,6 +93,8 @@ class Environments:
     def _watched_reward(self, environment: Any, get_reward: Callable) -> Callable:
         def judged(found: tuple[Any, str | None]) -> float | None:
             value, error = found
+            if error is None and value is not None and not _is_finite(value):
+                value, error = None, f"get_reward returned {value!r:.80}, which is no finite number"
             if error is not None:
                 self._no_reward[id(environment)] = error
             return value
@@ -143,3 +146,10 @@ class Environments:
 
         self.runner.submit([request]).add_done_callback(hand_over)
         return result
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False

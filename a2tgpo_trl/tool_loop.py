@@ -169,10 +169,11 @@ class ToolLoop:
             of_ranks = self._ranks.gather_lists([(number, len(errors), errors[:1])])
             asked, failed = (sum(of_rank[i] for (of_rank,) in of_ranks) for i in (0, 1))
             self._dead_batches[method] = self._dead_batches[method] + 1 if asked and asked == failed else 0
-            if self._dead_batches[method] == 0:
+            if failed == 0:
                 continue
             first = next(error for ((_, _, some),) in of_ranks for error in some)
-            why = f"{method} failed for all {asked} environments of a batch, the first with: {first}"
+            which = f"all {asked}" if failed == asked else f"{failed} of {asked}"
+            why = f"{method} failed for {which} environments of a batch, the first with: {first}."
             if self._dead_batches[method] >= DEAD_BATCHES and self._trainer.args.on_outage == "stop":
                 return why
             logger.warning(why)

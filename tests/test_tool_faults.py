@@ -375,7 +375,7 @@ class Moody(Room):
 
 
 @pytest.mark.parametrize("where", ["reset", "get_reward", "nan"])
-def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, tokenizer, tmp_path, monkeypatch):
+def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Moody, "fails_for", {3: where})
     monkeypatch.setattr(Moody, "number", 0)
 
@@ -390,7 +390,8 @@ def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, toke
     assert rewards[3] is None and None not in rewards[:3]
     log = trainer.state.log_history[0]
     assert log["rollouts/excluded"] == (0.25 if where == "reset" else 0)
-    assert log["rollouts/failed_rewards"] == (0.25 if where == "get_reward" else 0)
+    assert log["rollouts/failed_rewards"] == (0 if where == "reset" else 0.25)
+    assert where == "reset" or f"{ {'nan': 'nan', 'get_reward': 'no judge'}[where] }" in caplog.text
     unscored = (batch["advantages"] == 0).all(dim=1)
     assert unscored.sum() == 1 and math.isfinite(log["loss"])
     if where == "reset":
@@ -681,7 +682,7 @@ def test_a_rollout_function_and_tools_do_not_go_together(tokenizer, tmp_path):
         ({"failure_policy": {"time_out": "tell"}}, "there is no failure 'time_out'.*Did you mean 'timeout'"),
         ({"failure_policy": {"timeout": "ignore"}}, "timeout must be one of tell, end, exclude; got 'ignore'"),
         ({"failure_policy": {"context_full": "tell"}}, "context_full must be one of end, exclude"),
-        ({"failure_policy": "tell"}, "failure_policy must be JSON"),
+        ({"failure_policy": "tell"}, "failure_policy must be a mapping, or JSON"),
         ({"tool_timeout": 0}, "tool_timeout must be in"),
         ({"tool_concurrency": 0}, "tool_concurrency must be in"),
         ({"max_calls_per_turn": 1.5}, "max_calls_per_turn must be a whole number"),
