@@ -165,6 +165,14 @@ class A2TGPOConfig(GRPOConfig):
             "again before a batch is trained on, in the manner of DAPO; at most so many times. 0: never."
         },
     )
+    seeded_rollouts: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
+            "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
+            "generation, but not with vLLM, whose sampler is slower then."
+        },
+    )
 
     tool_timeout: float | None = field(
         default=60.0,
@@ -242,6 +250,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"got epsilon={self.epsilon}, clip_adaptation={self.clip_adaptation}."
             )
         super().__post_init__()
+        self._check_seeds()
 
     def _fill_in_credit(self) -> None:
         preset = CREDIT.get(self.credit, {})  # an unknown name is reported with the other choices
@@ -274,6 +283,33 @@ class A2TGPOConfig(GRPOConfig):
         self.failure_policies  # noqa: B018  # raises for names that there are not
         if self.tool_replay and self.tool_cache is None:
             raise ValueError("tool_replay needs a file to replay from: name it with tool_cache.")
+
+    def _check_seeds(self) -> None:
+        if self.seeded_rollouts is None:
+            return
+        if not isinstance(self.seeded_rollouts, bool):
+            raise ValueError(f"seeded_rollouts must be true, false or None; got {self.seeded_rollouts!r}.")
+        for reason, holds in self._cannot_seed.items():
+            if self.seeded_rollouts and holds:
+                raise ValueError(f"seeded_rollouts=True does not work with {reason}. Leave it out.")
+
+    @property
+    def _cannot_seed(self) -> dict[str, bool]:
+        streams = self.stream_turns and self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size == 1
+        return {
+            "vLLM but colocated, with stream_turns and one GPU a process": self.use_vllm and not streams,
+            "use_transformers_continuous_batching, which samples rows in batches of its own": (
+                self.use_transformers_continuous_batching
+            ),
+            "full_determinism, since sums along the vocabulary are not deterministic on GPUs": self.full_determinism,
+        }
+
+    @property
+    def seeds_rollouts(self) -> bool:
+        """Whether each rollout draws from a seed of its own."""
+        if self.seeded_rollouts is not None:
+            return self.seeded_rollouts
+        return not self.use_vllm and not any(self._cannot_seed.values())
 
     @property
     def failure_policies(self) -> dict[str, Policy]:

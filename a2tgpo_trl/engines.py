@@ -9,14 +9,25 @@ a rollout whose tools have answered need not wait for the others.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from .ranks import Ranks
+from .sampling import seed_of
 
 
 LogProbs = list[float | None]  # None where the engine has no number for a token
-Generate = Callable[[list[list[int]]], tuple[list[list[int]], list[LogProbs] | None]]
+
+
+class Request(NamedTuple):
+    """A context to go on from, and the seed of what is drawn for it; None: drawn from the stream of all."""
+
+    context: list[int]
+    seed: int | None = None
+
+
+Generate = Callable[[list[Request]], tuple[list[list[int]], list[LogProbs] | None]]
 
 
 class Sample(NamedTuple):
@@ -51,6 +62,21 @@ class Engine(ABC):
         """Whether anything is pending: on this rank, or on any rank where ranks sample together."""
 
 
+class Seeds:
+    """A seed for each turn of each rollout, made of the rollout's own; None throughout where rollouts have none."""
+
+    def __init__(self, of_rollouts: Sequence[int] | None):
+        self._of_rollouts = of_rollouts
+        self._turns: Counter[int] = Counter()
+
+    def next(self, key: int) -> int | None:
+        """The seed of the rollout's next turn."""
+        if self._of_rollouts is None:
+            return None
+        self._turns[key] += 1
+        return seed_of(self._of_rollouts[key], self._turns[key])
+
+
 class LockStep(Engine):
     """All pending contexts in one call of `generate`.
 
@@ -61,12 +87,12 @@ class LockStep(Engine):
 
     lockstep = True
 
-    def __init__(self, generate: Generate, ranks: Ranks | None = None):
-        self._generate, self._ranks = generate, ranks
-        self._pending: dict[int, list[int]] = {}
+    def __init__(self, generate: Generate, ranks: Ranks | None = None, seeds: Sequence[int] | None = None):
+        self._generate, self._ranks, self._seeds = generate, ranks, Seeds(seeds)
+        self._pending: dict[int, Request] = {}
 
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
-        self._pending[key] = context
+        self._pending[key] = Request(context, self._seeds.next(key))
 
     def has_work(self) -> bool:
         if self._ranks is None:
@@ -74,12 +100,12 @@ class LockStep(Engine):
         return self._ranks.max(len(self._pending)) > 0
 
     def collect(self, *, wait: bool = True) -> list[Sample]:
-        keys, contexts = list(self._pending), list(self._pending.values())
+        keys, requests = list(self._pending), list(self._pending.values())
         self._pending.clear()
         if self._ranks is not None:
-            ids, logprobs = _shared_out(self._generate, contexts, self._ranks)
+            ids, logprobs = _shared_out(self._generate, requests, self._ranks)
         else:
-            ids, logprobs = self._generate(contexts) if contexts else ([], None)
+            ids, logprobs = self._generate(requests) if requests else ([], None)
         return [
             Sample(key, row, None if logprobs is None else logprobs[i])
             for i, (key, row) in enumerate(zip(keys, ids, strict=True))
@@ -96,15 +122,15 @@ class _Ranks(Protocol):
 
 
 def _shared_out(
-    generate: Generate, contexts: Sequence[list[int]], ranks: _Ranks
+    generate: Generate, requests: Sequence[Request], ranks: _Ranks
 ) -> tuple[list[list[int]], list[LogProbs] | None]:
-    """Generate an equal share of all ranks' contexts, then give each rank the samples of its own.
+    """Generate an equal share of all ranks' requests, then give each rank the samples of its own.
 
-    Where the number does not divide, the last context is sampled once more for each free place, and the surplus is
+    Where the number does not divide, the last request is sampled once more for each free place, and the surplus is
     thrown away: a real context ends when real ones do, which a made-up one may not.
     """
-    of_ranks = ranks.gather_lists(list(contexts))
-    everyone = [context for rank in of_ranks for context in rank]
+    of_ranks = ranks.gather_lists(list(requests))
+    everyone = [request for rank in of_ranks for request in rank]
     if not everyone:
         return [], None
     share = -(-len(everyone) // ranks.number)
@@ -113,5 +139,5 @@ def _shared_out(
     pairs = list(zip(ids, [None] * len(ids) if logprobs is None else logprobs, strict=True))
     sampled = [pair for rank in ranks.gather_lists(pairs) for pair in rank]
     first = sum(map(len, of_ranks[: ranks.index]))
-    mine = sampled[first : first + len(contexts)]
+    mine = sampled[first : first + len(requests)]
     return [row for row, _ in mine], None if logprobs is None else [row for _, row in mine]

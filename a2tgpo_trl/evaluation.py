@@ -3,9 +3,9 @@
     accelerate launch [--config_file ...] -m a2tgpo_trl.evaluation --config RECIPE [--model_name_or_path POLICY]
 
 `a2tgpo eval` is the short form. The rows go in batches through the trainer's own rollout code: the same tools,
-template, sampling settings and rewards as in training. Each batch draws from its own seed and is written down before
-the next begins, so an evaluation that was cut off goes on where it stopped, and by transformers' generation it ends
-with the same rollouts (vLLM keeps its own random state).
+template, sampling settings and rewards as in training. Each rollout draws from a seed of its own and each batch is
+written down before the next begins, so an evaluation that was cut off goes on where it stopped, and by transformers'
+generation it ends with the same rollouts (vLLM keeps its own random state, but with `seeded_rollouts: true`).
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def _roll_out(trainer: A2TGPOTrainer, rows: list[dict[str, Any]], first: int, se
     repeated = [row for row in filled for _ in range(samples)]
     caught: list[dict[str, Any]] = []
     drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{rank}".encode()).digest()[:7], "big")
-    with _seeded(drawn, trainer.accelerator.device), _caught_in(trainer, caught):
+    with _seeded(drawn, trainer.accelerator.device), _drawn_from(trainer, seed), _caught_in(trainer, caught):
         trainer._generate_and_score_completions(repeated[trainer._local_rows(len(repeated) // processes)])
     trainer._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
     gathered = gather_object(caught)[: len(rows) * samples]
@@ -120,6 +120,15 @@ def _caught_in(trainer: A2TGPOTrainer, caught: list[dict[str, Any]]) -> Iterator
         yield
     finally:
         trainer.on_rollouts = before
+
+
+@contextmanager
+def _drawn_from(trainer: A2TGPOTrainer, seed: int) -> Iterator[None]:
+    before, trainer.rollout_seed = trainer.rollout_seed, seed
+    try:
+        yield
+    finally:
+        trainer.rollout_seed = before
 
 
 @contextmanager

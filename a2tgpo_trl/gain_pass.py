@@ -1,15 +1,26 @@
 """a trainer's rollouts and answers -> the value of each context, by its policy, on all ranks alike."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from torch import Tensor
 from trl.data_utils import is_conversational
 
 from .checks import check_dataset, named_datasets
-from .information_gain import Rollouts, Scorer, TurnScores, base_model, fused_scorer, packing_error, score_turns
+from .information_gain import (
+    Rollouts,
+    Scorer,
+    TurnScores,
+    base_model,
+    fused_scorer,
+    one_value_each,
+    packing_error,
+    score_turns,
+)
 from .packed_attention import packed_implementation, positions_are_relative
 from .probes import ProbeMaker, check_seam
 from .ranks import Ranks
@@ -85,9 +96,16 @@ class GainPass:
             want_logps=want_logps and self._can_share_logps,
             agree=self._ranks.max_each,
         )
+        scores = replace(scores, values_BK=self._agreed(scores))
         slowest = self._ranks.max(time.perf_counter() - start)
         failed = sum(of_rank for (of_rank,) in self._ranks.gather_lists([scores.failed_probes]))
         return scores, {"gain/seconds": slowest, "gain/forwards": scores.forwards, "gain/failed_probes": failed}
+
+    def _agreed(self, scores: TurnScores) -> Tensor:
+        """Values of this rank's rollouts, where any rank's that begin alike have the very same value."""
+        accelerator = self._trainer.accelerator
+        values_NK = one_value_each(accelerator.gather(scores.values_BK), accelerator.gather(scores.keys_BK))
+        return values_NK[self._trainer._local_rows(len(scores.values_BK))]
 
     def _try_packing(self, implementation: str) -> None:
         """Once, on a small example with the real weights: packed rows must give the values of single ones."""

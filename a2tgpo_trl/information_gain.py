@@ -11,6 +11,8 @@ log-probabilities of the rollout. Elsewhere each boundary gets a row of its own.
 Shapes: B rollouts, K contexts or turns, A accepted answers, R rows of one forward, L tokens of a row.
 """
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,11 +33,15 @@ from .rows import FLEX_BLOCK, Agree, Rollouts, chunks, collate_packed, collate_s
 Scorer = Callable[[Tensor, Tensor, object, Tensor | None], Tensor]
 
 
+NO_CONTEXT = -1
+
+
 @dataclass(frozen=True)
 class TurnScores:
     """What the gain pass found out."""
 
     values_BK: Tensor  # NaN where a rollout has no such context, or where its probe was not finite
+    keys_BK: Tensor  # equal where the same answer was scored in the same context; NO_CONTEXT where there is none
     failed_probes: int
     forwards: int
     logps: list[Tensor] | None  # of every completion token, per rollout; None if not asked for
@@ -142,7 +148,35 @@ def score_turns(
                     logps[row.rollout] = row_scores[row.scored_from - 1 : len(row.tokens) - 1]
     values_BK, failed = _reduce_aliases(sums.view(shape), counts.view(shape), aliases, measure)
     kept = [scores.to(base.device) for scores in logps] if want_logps and implementation else None
-    return TurnScores(values_BK.to(base.device), failed, forwards, kept)
+    keys_BK = torch.full(shape[:2], NO_CONTEXT)
+    for i, lengths in enumerate(contexts):
+        keys_BK[i, : len(lengths)] = torch.tensor(_context_keys(i, rollouts, lengths, probes[i]))
+    return TurnScores(values_BK.to(base.device), keys_BK.to(base.device), failed, forwards, kept)
+
+
+def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
+    """Give all places of a key the value that the first of them has.
+
+    Rollouts of a prompt often begin with the same turns. Their values there differ by rounding where they were scored
+    in other forwards or on other ranks, and a z-score would blow that up: among equals there is nothing else to see.
+
+    Example: values [[-3., -1.], [-3.001, -2.]], keys [[7, 8], [7, 9]] -> [[-3., -1.], [-3., -2.]]
+    """
+    found, key_of_place = keys_NK.flatten().unique(return_inverse=True)
+    places = torch.arange(keys_NK.numel(), device=keys_NK.device)
+    first = torch.full_like(found, keys_NK.numel()).scatter_reduce(0, key_of_place, places, "amin")
+    return values_NK.flatten()[first[key_of_place]].view_as(values_NK)
+
+
+def _context_keys(i: int, rollouts: Rollouts, lengths: list[int], probes: Sequence[Probe]) -> list[int]:
+    """A number for each context of rollout i: of all tokens that it has, and of what is scored there."""
+    tokens = array("q", [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]])
+    digest = hashlib.blake2b(repr(probes).encode(), digest_size=8)
+    keys = []
+    for begin, end in zip([0, *lengths], lengths, strict=False):
+        digest.update(tokens[begin:end].tobytes())
+        keys.append(int.from_bytes(digest.digest(), "big") >> 1)
+    return keys
 
 
 def packing_error(model: nn.Module, scorer: Scorer, implementation: str, vocabulary: int) -> float:

@@ -25,16 +25,17 @@ from trl.data_utils import is_conversational
 from .checks import checked_rollout_func, used_answers
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
-from .engines import Engine, LockStep
+from .engines import Engine, LockStep, Request, Seeds
 from .environments import Environments
 from .failures import RunStopped
 from .gain_pass import GainPass
-from .information_gain import Rollouts, TurnScores, information_gain
+from .information_gain import Rollouts, TurnScores, base_model, information_gain
 from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
 from .ranks import Ranks
 from .records import make_records
 from .resampling import Resampler, teaches_nothing
+from .sampling import own_draws, seed_of
 from .tally import Tally
 from .tool_loop import ToolLoop, make_runner
 from .turns import count_turns, to_tokens, turn_index
@@ -131,6 +132,9 @@ class A2TGPOTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
         self._gain_pass = GainPass(self) if args.uses_gain else None
+        # What the draws of rollouts come from, with the step and the place of each.
+        self.rollout_seed = args.seed
+        self._round = 0
 
     # ---- generation and scoring
 
@@ -142,6 +146,7 @@ class A2TGPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Read before generation: continuous batching leaves the model in training mode.
         self._mode = mode = "train" if self.model.training else "eval"
+        self._round = 0
         resampler = Resampler(
             Ranks(self.accelerator),
             limit=self.args.resample_limit if mode == "train" else 0,
@@ -155,6 +160,7 @@ class A2TGPOTrainer(GRPOTrainer):
 
     def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
         """The parent's generation and scoring, credited, and which of all ranks' groups teach nothing."""
+        self._round += 1
         column = self.args.answer_column
         if self.args.uses_gain:
             where = f"Column {column!r} of a row that arrived for generation"
@@ -179,11 +185,15 @@ class A2TGPOTrainer(GRPOTrainer):
         if self._tool_loop is not None and self.tools:  # an environment need not have any
             # The parent asks for the first turns and hands them to its tool loop. Ours samples those as well.
             return [[self._tokenizer.eos_token_id]] * len(prompt_ids), None
-        return self._sample(prompt_ids, *args, **kwargs)
+        seeds = Seeds(self._rollout_seeds(prompt_ids))
+        return self._sample([Request(ids, seeds.next(i)) for i, ids in enumerate(prompt_ids)], *args, **kwargs)
 
-    def _sample(self, contexts: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
-        """One turn for each context, by the parent's engine."""
-        completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
+    def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """One turn for each request, by the parent's engine."""
+        contexts, seeds = [list(of_all) for of_all in zip(*requests, strict=True)]
+        model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
+        with own_draws(model, None if None in seeds else seeds):
+            completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
         # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
         if logprobs is not None:
             logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
@@ -196,7 +206,7 @@ class A2TGPOTrainer(GRPOTrainer):
                 "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
                 "texts with dataset.map, or train without tools."
             )
-        with self._engine() as engine:
+        with self._engine(self._rollout_seeds(prompt_ids)) as engine:
             rollouts = self._tool_loop.run(prompt_ids, engine, self.eos_token_ids, self._mode == "train")
         tally = Tally.of(rollouts)
         return (
@@ -209,16 +219,34 @@ class A2TGPOTrainer(GRPOTrainer):
             [[] for _ in rollouts],  # images, which text models do not read
         )
 
+    def _rollout_seeds(self, prompt_ids: list[list[int]]) -> list[int] | None:
+        """A seed for each of this rank's rollouts, the same on however many ranks the batch is spread.
+
+        Evaluations draw the same at every step, so that two of them differ by the policy alone.
+        """
+        if not self.args.seeds_rollouts:
+            return None
+        first = self._local_rows(len(prompt_ids)).start
+        places = list(range(first, first + len(prompt_ids)))
+        batch = self._step // (self.args.steps_per_generation * self.num_iterations)  # of this process's life
+        when: tuple[int, ...] = (self.state.global_step, batch, self._round)
+        if self._mode == "eval":
+            when, places = (), [place % self.num_generations_eval for place in places]
+        return [
+            seed_of(self.rollout_seed, self._mode, *when, place, ids)
+            for place, ids in zip(places, prompt_ids, strict=True)
+        ]
+
     @contextmanager
-    def _engine(self) -> Iterator[Engine]:
+    def _engine(self, seeds: list[int] | None) -> Iterator[Engine]:
         """What samples the turns of a batch: where generation is collective, all ranks together."""
         with awake(self):
             if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
-                with VLLMStream(self.vllm_generation) as stream:
+                with VLLMStream(self.vllm_generation, seeds) as stream:
                     yield stream
             else:
                 ranks = Ranks(self.accelerator) if self._samples_together else None
-                yield LockStep(lambda contexts: self._sample(contexts, None, {}, 1), ranks)
+                yield LockStep(lambda requests: self._sample(requests, None, {}, 1), ranks, seeds)
 
     @property
     def _samples_together(self) -> bool:

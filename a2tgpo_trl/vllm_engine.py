@@ -11,13 +11,13 @@ a batch, by `awake`.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trl.extras.profiling import profiling_context
 
-from .engines import Engine, LogProbs, Sample
+from .engines import Engine, LogProbs, Sample, Seeds
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class VLLMStream(Engine):
 
     lockstep = False
 
-    def __init__(self, generation: "VLLMGeneration"):
+    def __init__(self, generation: "VLLMGeneration", seeds: Sequence[int] | None = None):
         from vllm.sampling_params import RequestOutputKind
 
         if not can_stream(generation):
@@ -53,6 +53,7 @@ class VLLMStream(Engine):
             raise RuntimeError("vLLM still has requests of an earlier batch: whoever made them must end them first.")
         self.params = sampling_params(generation)
         self.params.output_kind = RequestOutputKind.FINAL_ONLY  # a step then returns finished requests, nothing else
+        self._seeds = Seeds(seeds)
         self._pending: dict[str, int] = {}  # request -> rollout
 
     def __enter__(self) -> "VLLMStream":
@@ -65,10 +66,11 @@ class VLLMStream(Engine):
         """Ask for the next turn of a rollout, of at most `max_tokens` where that is less than the settings allow."""
         name = str(key)
         assert name not in self._pending, f"rollout {key} has a request already"
-        params = self.params
-        if max_tokens is not None:
+        params, seed = self.params, self._seeds.next(key)
+        if max_tokens is not None or seed is not None:
             params = params.clone()
-            params.max_tokens = min(max_tokens, params.max_tokens)
+            params.max_tokens = min(max_tokens or params.max_tokens, params.max_tokens)
+            params.seed = params.seed if seed is None else seed
         (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": context}])
         self._llm.add_request(name, prompt, params)
         self._pending[name] = key

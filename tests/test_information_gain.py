@@ -10,7 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from a2tgpo_trl import information_gain, packed_attention
-from a2tgpo_trl.information_gain import Rollouts, answer_values, logits_scorer, packing_error, score_turns
+from a2tgpo_trl.information_gain import (
+    NO_CONTEXT,
+    Rollouts,
+    answer_values,
+    logits_scorer,
+    one_value_each,
+    packing_error,
+    score_turns,
+)
 from a2tgpo_trl.packed_attention import packed_implementation
 from a2tgpo_trl.probes import ProbeMaker
 
@@ -355,3 +363,35 @@ def test_an_empty_prompt_is_an_error(tokenizer):
 def test_answers_and_rollouts_must_be_as_many(tokenizer):
     with pytest.raises(ValueError, match="1 answers for 2 rollouts"):
         answer_values(ARCHITECTURES["llama"](), Rollouts([[1]] * 2, [[2]] * 2, [[1]] * 2), ["QX"], tokenizer=tokenizer)
+
+
+# ---- the same context has the same value
+
+
+def test_places_of_one_key_have_the_value_of_the_first():
+    values = torch.tensor([[-3.0, -1.0, torch.nan], [-3.001, -2.0, -5.0], [-2.999, torch.nan, torch.nan]])
+    keys = torch.tensor([[7, 8, NO_CONTEXT], [7, 9, 8], [7, NO_CONTEXT, NO_CONTEXT]])
+    expected = torch.tensor([[-3.0, -1.0, torch.nan], [-3.0, -2.0, -1.0], [-3.0, torch.nan, torch.nan]])
+    torch.testing.assert_close(one_value_each(values, keys), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", None])
+def test_contexts_have_one_key_if_all_their_tokens_and_the_answer_are_the_same(implementation, tokenizer):
+    # The first two begin with the same turn and its result, and go on differently; the third has another prompt,
+    # the fourth another answer. Token for token, [5] + [6] is not [5, 6] + []: but as a context it is the same one.
+    mask = [1, 0, 1, 0, 1]
+    rollouts = Rollouts(
+        [[5], [5], [4], [5], [5, 6]],
+        [[6, 7, 8, 9, 1], [6, 7, 9, 9, 1], [6, 7, 8, 9, 1], [6, 7, 8, 9, 1], [7, 8]],
+        [mask, mask, mask, mask, [0, 1]],
+    )
+    maker = ProbeMaker(tokenizer, TEMPLATE)
+    probes = [maker.make_all(answer, "first") for answer in ("Paris", "Paris", "Paris", "Rome", "Paris")]
+    model = ARCHITECTURES["qwen3"]()
+    keys = score_turns(
+        model, rollouts, probes, logits_scorer(model), implementation=implementation, token_budget=1
+    ).keys_BK
+    assert keys[0, 0] == keys[1, 0] and keys[0, 1] == keys[1, 1] and keys[0, 2] != keys[1, 2]
+    assert keys[4].tolist() == [keys[0, 1], NO_CONTEXT, NO_CONTEXT]
+    others = torch.cat([keys[0], keys[2], keys[3]])
+    assert len(others.unique()) == 9 and (others >= 0).all()

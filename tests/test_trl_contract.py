@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from test_trainer import captured, make, settings, spread
-from transformers import AttentionInterface, PreTrainedModel, Trainer
+from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
 from trl.generation.vllm_generation import VLLMGeneration
@@ -327,3 +327,20 @@ def test_the_parser_still_takes_these_options():
     signature = inspect.signature(parser.parse_args_and_config)
     assert "return_remaining_strings" in signature.parameters
     assert parser.dataclass_types == [GRPOConfig]
+
+
+def test_the_last_processor_of_scores_has_the_last_word_on_what_is_sampled():
+    # `own_draws` hooks where `generate` makes its processors, by the configuration, given first or by name.
+    names = list(inspect.signature(GenerationMixin._get_logits_processor).parameters)
+    assert names[:2] == ["self", "generation_config"]
+    source = inspect.getsource(GenerationMixin.generate)
+    assert "self._get_logits_processor(\n            generation_config=" in source
+    sample = inspect.getsource(GenerationMixin._sample)
+    assert sample.index("logits_processor(") < sample.index("torch.multinomial")
+
+
+def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
+    assert "self._step % generate_every == 0" in source
+    assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)

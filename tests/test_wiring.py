@@ -9,6 +9,7 @@ from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import a2tgpo_credit
+from a2tgpo_trl.engines import Request
 from a2tgpo_trl.information_gain import Rollouts, answer_values, information_gain
 from a2tgpo_trl.turns import to_tokens
 
@@ -156,7 +157,7 @@ def test_a_sampler_of_its_own_always_needs_old_log_probabilities_unless_uncorrec
 def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_path, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_: ([[], [7]], [[], [-0.5]]))
-    assert trainer._sample([[5], [6]]) == ([[tokenizer.eos_token_id], [7]], [[None], [-0.5]])
+    assert trainer._sample([Request([5]), Request([6])]) == ([[tokenizer.eos_token_id], [7]], [[None], [-0.5]])
 
 
 def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_path):

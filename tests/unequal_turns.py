@@ -8,7 +8,6 @@ comes out right; and one that is continued from another's context carries anothe
 """
 
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -20,9 +19,8 @@ from pathlib import Path
 
 import tiny
 import torch
-from accelerate.state import AcceleratorState, DistributedType, PartialState
+from backends import backend_settings, held, whole, zero_stage
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
@@ -149,68 +147,6 @@ def make_echo(folder: Path, case: str, rank: int, seconds: float):
     return echo
 
 
-def shard_on_cpu() -> None:
-    """Accelerate applies FSDP to accelerators only and trains with DDP on CPU, without a word. Here it shards."""
-    make = AcceleratorState.__init__
-
-    def make_and_shard(self, *args, fsdp_plugin=None, **kwargs):
-        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.fsdp_plugin = fsdp_plugin
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-    AcceleratorState.__init__ = make_and_shard
-
-
-def deepspeed_on_cpu() -> None:
-    """Accelerate leaves DeepSpeed out where it was told to use the CPU, and sees one process where it was not told."""
-    find = PartialState._prepare_backend
-
-    def find_gloo(self, *args, **kwargs):
-        backend, distributed_type = find(self, *args, **kwargs)
-        return ("gloo", DistributedType.MULTI_CPU) if backend is None else (backend, distributed_type)
-
-    PartialState._prepare_backend = find_gloo
-    # Otherwise a minute of compiling at the first run, for an operation of inference.
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
-
-
-def backend_settings(backend: str) -> dict:
-    """What a user would set in the config of the trainer, and what this machine needs beyond it."""
-    if backend == "ddp":
-        return {"use_cpu": True}
-    if backend == "fsdp2":
-        shard_on_cpu()
-        wrap = {"version": 2, "reshard_after_forward": True, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}
-        return {"use_cpu": True, "fsdp": True, "fsdp_config": wrap}
-    deepspeed_on_cpu()
-    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}  # or a tiny model is kept whole
-    return {
-        "deepspeed": {
-            "zero_optimization": zero,
-            "train_micro_batch_size_per_gpu": "auto",
-            "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto",
-        },
-    }
-
-
-def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
-
-
-def held(parameter: torch.nn.Parameter) -> int:
-    """Numbers of a parameter that this rank keeps between forwards."""
-    if hasattr(parameter, "ds_id"):
-        return parameter.numel() + parameter.ds_tensor.numel()
-    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
-
-
 def main(folder: str, which: str, backend: str, case: str, seconds: str = "0") -> None:
     rank = int(os.environ["RANK"])
     tokenizer = tiny.make_tokenizer()
@@ -276,7 +212,7 @@ def main(folder: str, which: str, backend: str, case: str, seconds: str = "0") -
         "type": trainer.accelerator.distributed_type.value,
         "wrapped": type(trainer.model_wrapped).__name__,
         "parameters": sorted({type(parameter).__name__ for parameter in parameters}),
-        "zero_stage": trainer.accelerator.deepspeed_config["zero_optimization"]["stage"] if backend == "zero3" else 0,
+        "zero_stage": zero_stage(trainer),
         "held": sum(map(held, parameters)) / sum(parameter.numel() for parameter in after),
         "steps": trainer.state.global_step,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

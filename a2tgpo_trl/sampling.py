@@ -1,0 +1,77 @@
+"""a seed per rollout -> tokens that a row draws by its own random numbers, whichever rows are beside it.
+
+Generation draws from one stream for all rows of a batch, so a rollout depends on the batch it is sampled in, and that
+on the number of processes. Here each request draws from a seed of its own: the same seed gives the same rollouts on
+one process or on eight, in whatever batches, and after a run was resumed.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+
+def seed_of(*parts: Any) -> int:
+    """A number from 0 to 2**63 - 1 that depends on all parts and their order.
+
+    Example: seed_of(42, "train", 3) -> always the same number, far from that of seed_of(42, "train", 4)
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class OwnDraws(LogitsProcessor):
+    """Last in the line of processors: leaves each row one token, drawn by the row's own random numbers.
+
+    A token is where a uniform number falls on the cumulated probabilities. Whatever is drawn from what is left draws
+    that token.
+
+    Example: probabilities 0.2, 0.5, 0.3 add up to 0.2, 0.7, 1.0; the number 0.65 is the second token
+    """
+
+    def __init__(self, seeds: Sequence[int]):
+        self._streams = [random.Random(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if len(scores) != len(self._streams):
+            raise ValueError(
+                f"{len(scores)} rows are sampled for {len(self._streams)} rollouts. Beams and several sequences for "
+                "one prompt (generation_kwargs) need seeded_rollouts=False."
+            )
+        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device=scores.device)
+        cumulated = scores.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
+        total = cumulated[:, -1:]
+        # Below the total, which a product may be rounded to, since only impossible tokens lie above it.
+        places = torch.minimum(draws.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(cumulated, places, right=True).clamp(max=scores.size(1) - 1)
+        drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+        return torch.where(total.isnan(), scores, drawn)  # which `generate` refuses to draw from, rightly
+
+
+@contextmanager
+def own_draws(model: PreTrainedModel, seeds: Sequence[int] | None) -> Iterator[None]:
+    """Let `model.generate` sample its rows, one for each seed, by their own numbers. Nothing changes with None.
+
+    Processors that are given to `generate` come before those of temperature and truncation, so it is put behind all of
+    them where they are made.
+    """
+    if seeds is None:
+        yield
+        return
+    make = model._get_logits_processor
+
+    def make_with_draws(generation_config: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        processors = make(generation_config, *args, **kwargs)
+        if generation_config.do_sample:
+            processors.append(OwnDraws(seeds))
+        return processors
+
+    model._get_logits_processor = make_with_draws
+    try:
+        yield
+    finally:
+        del model._get_logits_processor

@@ -1,0 +1,91 @@
+"""The same seed and global batch is the same run: on one process, on several, and however the policy is sharded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).with_name("same_run.py")
+# What each backend is, so that none of them is another one in silence; `held`: the share of weights a rank keeps.
+BACKENDS = {
+    "ddp": {"type": "MULTI_CPU", "wrapped": "DistributedDataParallel", "kinds": ["Parameter"], "zero_stage": 0},
+    "zero2": {"type": "DEEPSPEED", "wrapped": "DeepSpeedEngine", "kinds": ["Parameter"], "zero_stage": 2},
+    "zero3": {"type": "DEEPSPEED", "wrapped": "DeepSpeedEngine", "kinds": ["Parameter"], "zero_stage": 3},
+    "fsdp2": {"type": "FSDP", "wrapped": "FSDPPeftModel", "kinds": ["DTensor"], "zero_stage": 0},
+}
+SHARDED = ("zero3", "fsdp2")
+# Of the others, some are times, and TRL averages some over micro-batches, so that they depend on their size.
+COMPARED = ("loss", "grad_norm", "reward", "gain/", "value/", "turns/", "tools/", "clip_scale/", "groups/")
+COSTS = ("gain/seconds", "gain/forwards", "tools/seconds")
+
+
+def run(folder: Path, backend: str, processes: int, at_once: int) -> list[dict]:
+    folder.mkdir()
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
+    result = subprocess.run(
+        [*launcher, str(SCRIPT), str(folder), backend, str(processes), str(at_once)],
+        env={**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    (found,) = run(tmp_path_factory.mktemp("runs") / "alone", "alone", 1, 20)
+    assert found["moved"] > 1e-2  # it learns something,
+    assert all(any(len(row["values"]) > 2 for rows in batch.values() for row in rows) for batch in found["batches"])
+    return found  # from rollouts with several tool turns
+
+
+def rollouts_of(reports: list[dict], step: int) -> dict[str, list[dict]]:
+    """All ranks' rollouts of a step, by their tokens; rollouts of the same tokens in the order of their advantages."""
+    found: dict[str, list[dict]] = {}
+    for report in reports:
+        for tokens, rows in report["batches"][step].items():
+            found.setdefault(tokens, []).extend(rows)
+    return {tokens: sorted(rows, key=lambda row: row["advantages"]) for tokens, rows in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "processes", "at_once"),
+    [("ddp", 2, 10), ("ddp", 2, 2), ("ddp", 4, 5), ("zero2", 2, 5), ("zero3", 2, 5), ("fsdp2", 2, 5)],
+)
+def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, processes, at_once, alone, tmp_path):
+    # Two ranks have two groups each and share the third. Four have five rows each: 4|1, 3|2, 2|3, 1|4.
+    ranks = run(tmp_path / "run", backend, processes, at_once)
+    for rank in ranks:
+        assert rank["processes"] == processes
+        assert {
+            name: rank[name].rpartition(".")[2] if name == "type" else rank[name] for name in BACKENDS[backend]
+        } == (BACKENDS[backend])
+        assert rank["held"] == pytest.approx(1 / processes if backend in SHARDED else 1.0, abs=0.01)
+
+    for step in range(3):
+        one, together = rollouts_of([alone], step), rollouts_of(ranks, step)
+        assert together.keys() == one.keys()
+        for tokens, rows in one.items():
+            for found, wanted in zip(together[tokens], rows, strict=True):
+                assert found["turns"] == wanted["turns"]
+                for name in ("values", "advantages", "clip_scale"):
+                    assert found[name] == pytest.approx(wanted[name], abs=2e-5), (step, name)
+    for found, wanted in zip(ranks[0]["history"], alone["history"], strict=True):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            if name.startswith(COMPARED) and name not in COSTS:
+                assert found[name] == pytest.approx(value, abs=1e-4, rel=1e-4), name
+
+    for rank in ranks:
+        assert rank["adapter"] == pytest.approx(alone["adapter"], abs=2e-5)
+        assert rank["frozen"] == alone["frozen"]
