@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoTokenizer, PreTrainedModel
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
@@ -234,10 +235,23 @@ def read_recipe(words: Sequence[str]) -> Recipe:
 def check_folder(policy: Path) -> None:
     """A policy that can only be a folder is one with a model, or an adapter, in it."""
     if policy.is_dir():
-        if not any((policy / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
+        if (policy / ADAPTER_CONFIG).is_file():
+            check_adapter(policy)
+        elif not (policy / "config.json").is_file():
             raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training come to an end?")
     elif policy.is_absolute() or (len(policy.parts) > 1 and policy.parent.is_dir()):
         raise ValueError(f"model_name_or_path: there is no folder {policy}.")
+
+
+def check_adapter(folder: Path) -> None:
+    """An adapter's folder has its weights as well as its settings; PEFT would look for them in the hub."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"There is no adapter in {folder}: it has no {ADAPTER_CONFIG}.")
+    if not any((folder / file).is_file() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ValueError(
+            f"{folder} has the settings of an adapter but not its weights ({SAFETENSORS_WEIGHTS_NAME}). Was it copied "
+            "whole? A checkpoint of the same run may have them."
+        )
 
 
 def check_partners(run: RecipeArguments, model: ModelConfig) -> None:

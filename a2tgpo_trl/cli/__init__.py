@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
+    "merge": "make one policy of an adapter and its base",
     "plot": "draw the learning curves of finished runs in one picture",
     "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
 }
