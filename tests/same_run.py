@@ -22,11 +22,9 @@ ROLLOUTS = 20  # of a step, on all ranks together: five groups, so that two rank
 STEPS = 3
 
 
-def make(folder: str, backend: str, processes: int, at_once: int) -> A2TGPOTrainer:
+def make(folder: str, backend: str, processes: int, at_once: int, **changes) -> A2TGPOTrainer:
     task = atlas(train_questions=60, test_questions=12)
-    args = A2TGPOConfig(
-        folder,
-        **({"use_cpu": True} if backend == "alone" else backend_settings(backend)),
+    settings = dict(
         bf16=False,
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=ROLLOUTS // processes // at_once,
@@ -45,6 +43,8 @@ def make(folder: str, backend: str, processes: int, at_once: int) -> A2TGPOTrain
         save_strategy="no",
         disable_tqdm=True,
     )
+    on_this_machine = {"use_cpu": True} if backend == "alone" else backend_settings(backend)
+    args = A2TGPOConfig(folder, **on_this_machine, **{**settings, **changes})
     return A2TGPOTrainer(
         str(POLICY),
         task.reward_funcs,

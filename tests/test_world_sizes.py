@@ -23,14 +23,14 @@ COMPARED = ("loss", "grad_norm", "reward", "gain/", "value/", "turns/", "tools/"
 COSTS = ("gain/seconds", "gain/forwards", "tools/seconds")
 
 
-def run(folder: Path, backend: str, processes: int, at_once: int) -> list[dict]:
+def run(folder: Path, backend: str, processes: int, *words: str, script: Path = SCRIPT) -> list[dict]:
     folder.mkdir()
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
     result = subprocess.run(
-        [*launcher, str(SCRIPT), str(folder), backend, str(processes), str(at_once)],
+        [*launcher, str(script), str(folder), backend, *words],
         env={**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
@@ -42,7 +42,7 @@ def run(folder: Path, backend: str, processes: int, at_once: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    (found,) = run(tmp_path_factory.mktemp("runs") / "alone", "alone", 1, 20)
+    (found,) = run(tmp_path_factory.mktemp("runs") / "alone", "alone", 1, "1", "20")
     assert found["moved"] > 1e-2  # it learns something,
     assert all(any(len(row["values"]) > 2 for rows in batch.values() for row in rows) for batch in found["batches"])
     return found  # from rollouts with several tool turns
@@ -64,7 +64,7 @@ def rollouts_of(reports: list[dict], step: int) -> dict[str, list[dict]]:
 )
 def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, processes, at_once, alone, tmp_path):
     # Two ranks have two groups each and share the third. Four have five rows each: 4|1, 3|2, 2|3, 1|4.
-    ranks = run(tmp_path / "run", backend, processes, at_once)
+    ranks = run(tmp_path / "run", backend, processes, str(processes), str(at_once))
     for rank in ranks:
         assert rank["processes"] == processes
         assert {
@@ -89,3 +89,15 @@ def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, proce
     for rank in ranks:
         assert rank["adapter"] == pytest.approx(alone["adapter"], abs=2e-5)
         assert rank["frozen"] == alone["frozen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", SHARDED)
+def test_a_gain_pass_gathers_sharded_weights_once_a_forward_and_on_all_ranks_alike(backend, tmp_path):
+    # Rank 0 has the longer rollouts. The first pass also tries packing, in two more forwards; the last one takes a
+    # forward for each of the five rollouts. A plain forward gathers in its usual order once it has done so before.
+    one, other = run(tmp_path / "run", backend, 2, script=SCRIPT.with_name("gathers.py"))
+    assert one == other
+    plain = one["plain"][-1]
+    assert plain > 0
+    assert one["gain"] == [[3 * plain, 1], [plain, 1], [5 * plain, 5]]
