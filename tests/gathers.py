@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import same_run
+import three_steps
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -60,7 +60,7 @@ def count(trainer: A2TGPOTrainer) -> dict[str, list]:
 
 
 def main(folder: str, backend: str) -> None:
-    trainer = same_run.make(folder, backend, 2, 10, max_steps=1)
+    trainer = three_steps.make(folder, backend, 2, 10, max_steps=1)
     training_step = trainer.training_step
 
     def step(*args):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-SCRIPT = Path(__file__).with_name("same_run.py")
+SCRIPT = Path(__file__).with_name("three_steps.py")
 # What each backend is, so that none of them is another one in silence; `held`: the share of weights a rank keeps.
 BACKENDS = {
     "ddp": {"type": "MULTI_CPU", "wrapped": "DistributedDataParallel", "kinds": ["Parameter"], "zero_stage": 0},

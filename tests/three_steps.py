@@ -1,6 +1,6 @@
 """Run by test_world_sizes.py, alone or under torchrun: three steps of the embedded task with tools and LoRA.
 
-usage: same_run.py OUTPUT_FOLDER {alone,ddp,zero2,zero3,fsdp2} PROCESSES ROLLOUTS_OF_A_RANK_AT_ONCE
+usage: three_steps.py OUTPUT_FOLDER {alone,ddp,zero2,zero3,fsdp2} PROCESSES ROLLOUTS_OF_A_RANK_AT_ONCE
 """
 
 import json
