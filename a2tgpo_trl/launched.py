@@ -69,9 +69,8 @@ def _check_processes(present: int, kind: DistributedType, environment: Mapping[s
     if started is None and launched and meets and present == 1:
         raise ValueError(
             "Accelerate was asked for several processes and started one: on CPUs, and with distributed_type NO, it "
-            "starts no others. Start them by a2tgpo train RECIPE --config_file cpu_ddp --num_processes N, or by "
-            f"{USE_CPU}=true torchrun --nproc_per_node N -m a2tgpo_trl.train --config RECIPE. If one is what you "
-            "want, unset MASTER_ADDR."
+            "starts no others. Start them by a2tgpo train RECIPE --config_file cpu_ddp --num_processes N, or set "
+            f"{USE_CPU}=true and give accelerate launch --multi_gpu. If one is what you want, unset MASTER_ADDR."
         )
 
 

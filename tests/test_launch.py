@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.cli.launchers import (
+from a2tgpo_trl.cli.processes import (
     ACCELERATE,
     NOT_SET,
+    SEVERAL,
     Start,
     choose_start,
     is_slurm_rank,
@@ -47,7 +48,6 @@ KINDS = {
     "cpu_zero2": ("DEEPSPEED", 2, 2, True),
     "cpu_zero3": ("DEEPSPEED", 3, 2, True),
 }
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_configuration_opens_with_what_it_is_for_and_how_to_launch_it(file):
         "# For",
         "# Launch",
         "# More",
-        f"accelerate/{file.stem}.yaml" if file.stem != "cpu_ddp" else "torchrun",
+        f"accelerate/{file.stem}.yaml",
     ):
         assert word in header
 
@@ -132,45 +132,36 @@ def words(name: str, *more: str) -> list[str]:
     return [*ACCELERATE, "--config_file", str(find_launch_config(name)), *more]
 
 
+ON_CPUS, DEEPSPEED_ON_CPUS = {"ACCELERATE_USE_CPU": "true"}, {"DS_ACCELERATOR": "cpu"}
+
+
 @pytest.mark.parametrize(
-    ("name", "processes", "gpus", "expected"),
+    ("name", "processes", "gpus", "more", "variables"),
     [
-        (None, None, 0, Start([])),
-        (None, None, 8, Start([])),
-        (None, 1, 8, Start([])),
-        (None, 4, 8, Start([*ACCELERATE, "--num_processes", "4", *NOT_SET])),
-        # What Accelerate would run as one process:
-        (None, 2, 0, Start([*TORCHRUN, "--nproc_per_node=2"], {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})),
-        *(
-            (
-                name,
-                n,
-                gpus,
-                Start(
-                    [*TORCHRUN, f"--nproc_per_node={n or 2}"], {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-                ),
-            )
-            for name, n, gpus in [("cpu_ddp", None, 0), ("cpu_ddp", 3, 8), ("single_gpu", 2, 0)]
-        ),
-        ("cpu_ddp", 1, 0, Start([])),
-        ("single_gpu", None, 1, "accelerate"),
-        ("multi_gpu", 2, 2, "accelerate"),
-        ("zero2", None, 8, "accelerate"),
-        ("fsdp2", 4, 8, "accelerate"),
-        ("multi_node", None, 8, "accelerate"),  # 16 processes of two machines
-        ("cpu_zero3", None, 0, "deepspeed"),
-        ("cpu_zero2", 3, 8, "deepspeed"),
+        ("single_gpu", None, 1, [], {}),
+        ("multi_gpu", 2, 2, [], {}),
+        ("zero2", None, 8, [], {}),
+        ("fsdp2", 4, 8, [], {}),
+        ("multi_node", None, 8, [], {}),  # 16 processes of two machines
+        ("cpu_zero3", None, 0, [], DEEPSPEED_ON_CPUS),
+        ("cpu_zero2", 3, 8, [], DEEPSPEED_ON_CPUS),
+        ("cpu_ddp", 1, 0, [], ON_CPUS),
+        # Of these, Accelerate would start one.
+        ("cpu_ddp", None, 0, SEVERAL, ON_CPUS),
+        ("cpu_ddp", 3, 8, SEVERAL, ON_CPUS),
+        ("single_gpu", 2, 0, SEVERAL, ON_CPUS),
     ],
-    ids=str,
 )
-def test_processes_are_started_by_what_starts_as_many_as_were_asked_for(name, processes, gpus, expected):
-    found = choose_start(find_launch_config(name) if name else None, processes, gpus)
-    if name == "cpu_ddp" and processes == 1:
-        expected = Start(words(name, "--num_processes", "1"), {"ACCELERATE_USE_CPU": "true"})
-    if isinstance(expected, str):
-        number = ["--num_processes", str(processes)] if processes else []
-        expected = Start(words(name, *number), {"DS_ACCELERATOR": "cpu"} if expected == "deepspeed" else {})
-    assert found == expected
+def test_a_configuration_goes_to_accelerate_with_what_it_needs_beside(name, processes, gpus, more, variables):
+    number = ["--num_processes", str(processes)] if processes else []
+    assert choose_start(find_launch_config(name), processes, gpus) == Start([*words(name, *number), *more], variables)
+
+
+def test_processes_without_a_configuration_go_to_accelerate_and_one_needs_no_launcher():
+    for gpus in (0, 1, 8):
+        assert choose_start(None, None, gpus) == choose_start(None, 1, gpus) == Start([])
+    assert choose_start(None, 4, 8) == Start([*ACCELERATE, "--num_processes", "4", *NOT_SET])
+    assert choose_start(None, 2, 0) == Start([*ACCELERATE, "--num_processes", "2", *NOT_SET, *SEVERAL], ON_CPUS)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +177,7 @@ def test_processes_are_started_by_what_starts_as_many_as_were_asked_for(name, pr
         ),
         ("zero3", None, 0, "has 0 GPUs. On CPUs use the configuration cpu_ddp"),
         ("fsdp2", 1, 0, "has 0 GPUs. On CPUs use the configuration cpu_ddp"),
-        ("single_gpu", 2, 2, "distributed_type NO, with which Accelerate would start one of 2 processes. Use"),
+        ("single_gpu", 2, 2, "distributed_type NO, with which Accelerate starts one process of several. Use"),
     ],
 )
 def test_what_would_not_be_started_as_asked_is_refused(name, processes, gpus, said):
@@ -201,7 +192,6 @@ def test_what_would_not_be_started_as_asked_is_refused(name, processes, gpus, sa
             "distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2",
             "on CPUs Accelerate runs DDP in the place of FSDP",
         ),
-        ("distributed_type: MULTI_CPU\nnum_processes: 4\nnum_machines: 2", "several machines without GPUs"),
         ("distributed_type: MULTI_GPU\nnum_proceses: 2", "unknown keys"),  # Accelerate's own words
         ("num_processes: 2", "distributed_type"),
     ],

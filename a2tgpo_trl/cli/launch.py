@@ -1,4 +1,4 @@
-"""recipe and launch options -> the processes that run it, started as `launchers.py` says."""
+"""recipe and launch options -> the processes that run it, started as `processes.py` says."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
-    from .launchers import Start
+    from .processes import Start
 
 
 def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def launch(module: str, args: argparse.Namespace) -> int:
 def _start(config_file: Path | None, num_processes: int | None) -> "Start":
     from accelerate.commands.config.config_args import default_config_file
 
-    from .launchers import choose_start, count_accelerators, is_slurm_rank, rank_of_slurm
+    from .processes import choose_start, count_accelerators, is_slurm_rank, rank_of_slurm
 
     if config_file and is_slurm_rank(os.environ):
         return rank_of_slurm(config_file, num_processes, os.environ)

@@ -2,11 +2,11 @@
 
     one process that no configuration says anything about    this one, which so keeps its exit code
     a task of SLURM, one of several on its machine           this one, as the rank that it is
-    several on CPUs, each with the whole model               torchrun
     anything else                                            accelerate launch
 
-Accelerate itself starts one process where it should start several on CPUs, and says nothing. What it would not start
-as it is asked to is refused here, before anything is loaded.
+Accelerate starts one process where it should start several on CPUs, and says nothing, unless it is told that they are
+several GPUs and that it is to leave GPUs alone. What it would not start as it is asked to is refused here, before
+anything is loaded.
 """
 
 import os
@@ -23,12 +23,10 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from ..launched import CPU_INSTEAD, USE_CPU
 
 
-ACCELERATE = [
-    "-m",
-    "accelerate.commands.launch",
-    "--quiet",
-]  # quiet: the error alone, without the launcher's own trace
+# Quiet: the error alone, without the launcher's own trace.
+ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet"]
 NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # or it warns that they are not
+SEVERAL = ["--multi_gpu"]  # or it starts one
 WITHOUT_SHARDS = (DistributedType.NO, DistributedType.MULTI_CPU)
 ON_ACCELERATORS = (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -52,51 +50,40 @@ def choose_start(config_file: Path | None, num_processes: int | None, accelerato
     words += ["--num_processes", str(num_processes)] if num_processes else []
     if not isinstance(config, ClusterConfig):
         return Start(words)
-    number = (num_processes or config.num_processes) // config.num_machines
+    number = num_processes or config.num_processes
     if config.distributed_type in WITHOUT_SHARDS and number > 1:
-        return _copies(config_file, config, number, accelerators)
+        return _copies(config_file, config, words, accelerators)
     if config.use_cpu:
         return Start(words, _on_cpu(config_file, config))
     if config.distributed_type in ON_ACCELERATORS:
-        _check_number(f"{config_file} asks for", number, accelerators)
+        _check_number(f"{config_file} asks for", number // config.num_machines, accelerators)
     return Start(words)
 
 
 def _without_configuration(number: int, accelerators: int) -> Start:
     if number == 1:
         return Start([])
+    words = [*ACCELERATE, "--num_processes", str(number), *NOT_SET]
     if accelerators == 0:
-        return on_cpus(number)
+        return Start([*words, *SEVERAL], {USE_CPU: "true"})
     _check_number("--num_processes asks for", number, accelerators)
-    return Start([*ACCELERATE, "--num_processes", str(number), *NOT_SET])
+    return Start(words)
 
 
-def _copies(config_file: Path, config: ClusterConfig, number: int, accelerators: int) -> Start:
+def _copies(config_file: Path, config: ClusterConfig, words: list[str], accelerators: int) -> Start:
     """Several processes with the whole model each, under a configuration with which Accelerate starts one."""
-    if config.num_machines > 1:
+    if not config.use_cpu and config.distributed_type == DistributedType.NO and accelerators > 0:
         raise ValueError(
-            f"{config_file}: several machines without GPUs are not started from here. Run on each: {USE_CPU}=true "
-            "torchrun --nnodes ... -m a2tgpo_trl.train --config RECIPE"
+            f"{config_file} has the distributed_type NO, with which Accelerate starts one process of several. Use the "
+            "configuration multi_gpu."
         )
-    if config.use_cpu or config.distributed_type == DistributedType.MULTI_CPU or accelerators == 0:
-        return on_cpus(number)
-    raise ValueError(
-        f"{config_file} has the distributed_type NO, with which Accelerate would start one of {number} processes. Use "
-        "the configuration multi_gpu."
-    )
+    return Start([*words, *SEVERAL], {USE_CPU: "true"})
 
 
 def _check_number(who: str, number: int, accelerators: int) -> None:
     if number > accelerators:
         what_to_do = f"Give --num_processes {accelerators}." if accelerators else CPU_INSTEAD
         raise ValueError(f"{who} {number} processes on this machine, which has {accelerators} GPUs. {what_to_do}")
-
-
-def on_cpus(number: int) -> Start:
-    """Processes on this machine's CPUs, each with its share of the cores."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    words = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", f"--nproc_per_node={number}"]
-    return Start(words, {USE_CPU: "true", "OMP_NUM_THREADS": threads})
 
 
 def _on_cpu(config_file: Path, config: ClusterConfig) -> dict[str, str]:
