@@ -19,6 +19,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from .config import A2TGPOConfig
+from .launched import deepspeed_on_cpu
 from .names import find_file, load, load_reward
 from .recipe_file import RecipeError, check_keys, find_recipe, nearest, read_yaml
 from .tasks import TASKS, Task
@@ -87,6 +88,7 @@ class RecipeParser(TrlParser):
     def __init__(self) -> None:
         super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
         self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
+        self.set_defaults(use_cpu=deepspeed_on_cpu())  # which Accelerate does not tell its processes
 
     def error(self, message: str):
         raise ValueError(message)

@@ -25,13 +25,22 @@ class RecipeError(ValueError):
 
 def find_recipe(name: str) -> Path:
     """The file of this path, or the recipe of this name that comes with the package."""
+    return _find(name, recipe_folder(), "recipe")
+
+
+def find_launch_config(name: str) -> Path:
+    """The file of this path, or the configuration of Accelerate of this name that comes with the package."""
+    return _find(name, recipe_folder() / "accelerate", "configuration of Accelerate")
+
+
+def _find(name: str, folder: Path, kind: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in recipe_folder().glob("*.yaml")}
+    shipped = {file.stem: file for file in folder.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
-    raise RecipeError(f"There is no recipe {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
+    raise RecipeError(f"There is no {kind} {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
 
 
 def recipe_folder() -> Path:

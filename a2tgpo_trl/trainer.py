@@ -30,6 +30,7 @@ from .environments import Environments
 from .failures import RunStopped
 from .gain_pass import GainPass
 from .information_gain import Rollouts, TurnScores, base_model, information_gain
+from .launched import check_launch
 from .loss import ratio_reference
 from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
 from .ranks import Ranks
@@ -121,6 +122,7 @@ class A2TGPOTrainer(GRPOTrainer):
         if environments is not None and factory:
             given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
         super().__init__(*given.args[1:], **given.kwargs)
+        check_launch(self.args, self.accelerator)
         if self._is_vlm:
             raise ValueError(
                 "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "

@@ -1,12 +1,10 @@
 """Processes over gloo: groups split over ranks are compared as groups, in as many forwards on each rank."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import ON_CPU, printed, reports
 
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -14,19 +12,8 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 def run(folder: Path, processes: int, token_budget: int = 10**6) -> list[dict]:
     """One batch of eight rollouts in two groups of four, on this many ranks."""
-    folder.mkdir()
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    result = subprocess.run(
-        [*launcher, str(SCRIPT), str(folder), str(8 // processes), str(token_budget)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    program = [str(SCRIPT), str(folder), str(8 // processes), str(token_budget)]
+    return reports(folder, program, processes, **ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +42,18 @@ def test_ranks_together_credit_as_one_process_does(processes, token_budget, alon
         assert rank["weights"] == ranks[0]["weights"]
 
 
-def launched(module: str, *words: str, processes: int = 2) -> str:
-    """The short recipe on these ranks, as a launcher starts it; what it printed."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", "-m", module]
+def launched(folder: Path, module: str, *words: str) -> str:
+    """The short recipe on two ranks, as a launcher starts it; what it printed."""
     small = ["--config", "quickstart", "--per_device_train_batch_size", "8", "--max_steps", "1"]
     kwargs = ["--task_kwargs", '{"train_questions": 8, "test_questions": 12}']
-    result = subprocess.run(
-        [sys.executable, *launcher, *small, *kwargs, *words],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    return printed(folder, ["-m", module, *small, *kwargs, *words], **ON_CPU)
 
 
 def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
     # 7 rows of 3 rollouts over 2 ranks: an odd row has to be filled up to a pair, so that each rank has as many.
     words = ["--eval_rows", "7", "--num_generations_eval", "3", "--per_device_eval_batch_size", "6"]
     words += ["--num_generations", "4", "--output_dir", str(tmp_path)]
-    launched("a2tgpo_trl.evaluation", *words)
+    launched(tmp_path, "a2tgpo_trl.evaluation", *words)
     folder = tmp_path / "evaluation" / "policy"
     assert json.loads((folder / "settings.json").read_text())["num_processes"] == 2
     lines = (folder / "rollouts.jsonl").read_text().splitlines(keepends=True)
@@ -84,14 +62,14 @@ def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
     assert scores["everything"]["exact_match"]["number"] == 7
 
     (folder / "rollouts.jsonl").write_text("".join(lines[:14]))  # cut off in the second batch of four rows
-    assert "14 rollouts are there already" in launched("a2tgpo_trl.evaluation", *words)
+    assert "14 rollouts are there already" in launched(tmp_path, "a2tgpo_trl.evaluation", *words)
     again = (folder / "rollouts.jsonl").read_text().splitlines(keepends=True)
     assert again[:12] == lines[:12]  # the first batch is kept as it is
     assert [json.loads(line)["completion"] for line in again] == [json.loads(line)["completion"] for line in lines]
 
 
 def test_a_recipe_trains_on_two_ranks_and_only_the_first_one_speaks(tmp_path):
-    out = launched("a2tgpo_trl.train", "--eval_rows", "6", "--output_dir", str(tmp_path / "run"))
+    out = launched(tmp_path, "a2tgpo_trl.train", "--eval_rows", "6", "--output_dir", str(tmp_path / "run"))
     assert sum(line.startswith("step 1/1") for line in out.splitlines()) == 1
     for when in ("before", "after"):
         assert len((tmp_path / "run" / "evaluation" / f"{when}.jsonl").read_text().splitlines()) == 6

@@ -21,7 +21,7 @@ def test_each_kind_of_file_among_the_recipes_is_packaged():
     patterns = setup["options.package_data"]["a2tgpo_trl.recipes"].split(", ")
     left_out = [
         file.name
-        for file in (ROOT / "recipes").iterdir()
-        if file.is_file() and file.suffix != ".png" and not any(file.match(pattern) for pattern in patterns)
+        for file in (ROOT / "recipes").rglob("*")
+        if file.is_file() and file.suffix not in (".png", ".pyc") and not any(map(file.match, patterns))
     ]
     assert not left_out

@@ -4,17 +4,15 @@ What a rank does with a model that is sharded is collective: with ZeRO-3 and FSD
 another waits for it forever, or reads what the other meant for something else.
 """
 
-import json
 import math
-import os
 import re
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from ranks import logs, reports, stop
+from ranks import start as start_ranks
 
 
 SCRIPT = Path(__file__).with_name("unequal_turns.py")
@@ -43,69 +41,14 @@ SHARDED = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
-
-
 def start(folder: Path, words: tuple[str, ...], by_hand: bool = False) -> list[subprocess.Popen]:
-    """Two ranks of the script: under torchrun, one process to watch; by hand, two that nobody cleans up after."""
-    folder.mkdir(exist_ok=True)
-    port = str(free_port())
-    script = [str(SCRIPT), str(folder), *words]
-    if not by_hand:
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-        commands = [([*launcher, f"--master_port={port}"], {})]
-    else:
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        commands = [([], {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    processes = []
-    for number, (launch, variables) in enumerate(commands):
-        with (folder / f"log{number}").open("w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, *launch, *script],
-                    env=environment(**variables),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes
-
-
-def stop(processes: list[subprocess.Popen]) -> None:
-    """End what still runs; torchrun ends its ranks when it is asked to, not when it is killed."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=45)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def logs(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(folder.glob("log*")))
+    """Two ranks of the script."""
+    return start_ranks(folder, [str(SCRIPT), str(folder), *words], by_hand=by_hand)
 
 
 def run(folder: Path, *words: str, timeout: float = 150) -> list[dict]:
     """Train on two ranks: what each reports."""
-    processes = start(folder, words)
-    try:
-        code = processes[0].wait(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"not finished after {timeout:g} seconds\n" + logs(folder))
-    finally:
-        stop(processes)
-    assert code == 0, logs(folder)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports(folder, [str(SCRIPT), str(folder), *words], timeout=timeout)
 
 
 def check(ranks: list[dict], backend: str) -> None:

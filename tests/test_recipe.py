@@ -11,7 +11,7 @@ from a2tgpo_trl.rewards import exact_match
 
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+SHIPPED = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "accelerate")
 
 
 def write(folder: Path, text: str, **others: str) -> Path:

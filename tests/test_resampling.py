@@ -2,11 +2,8 @@
 
 import inspect
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +13,7 @@ import test_trainer
 import tiny
 import torch
 from datasets import Dataset
+from ranks import ON_CPU, reports
 from torch import tensor
 from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
@@ -473,17 +471,7 @@ def test_prompts_with_tools_are_rolled_out_again_by_the_same_loop(way, tmp_path)
 
 
 def run(folder: Path, processes: int) -> list[dict]:
-    folder.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    result = subprocess.run(
-        [*launcher, str(SCRIPT), str(folder), str(12 // processes)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    return reports(folder, [str(SCRIPT), str(folder), str(12 // processes)], processes, **ON_CPU)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.cli.launch import launcher_words, run_recipe
+from a2tgpo_trl.cli.launch import run_recipe
 from a2tgpo_trl.evaluation import main as evaluation
 from a2tgpo_trl.plots import plot_runs
 from a2tgpo_trl.progress import quiet_libraries, step_line
@@ -373,19 +373,6 @@ def from_tensorboard(folder: Path) -> dict[str, list[float]]:
 def test_a_steps_line_shows_what_was_logged():
     line = step_line(3, 40, {"reward": 0.5, "turns/mean": 3.26, "gain/mean": 0.1, "step_time": 5.04, "loss": "?"})
     assert line == "step  3/40  reward 0.50  turns 3.3  gain +0.10  seconds 5.0"
-
-
-def test_one_process_without_a_configuration_needs_no_launcher():
-    assert launcher_words(None, None, has_default_config=False) == []
-
-
-def test_a_configuration_or_a_number_of_processes_goes_to_accelerate():
-    start = ["-m", "accelerate.commands.launch", "--quiet"]
-    assert launcher_words("zero2.yaml", None, False) == [*start, "--config_file", "zero2.yaml"]
-    assert launcher_words("zero2.yaml", 2, True) == [*start, "--config_file", "zero2.yaml", "--num_processes", "2"]
-    assert launcher_words(None, None, has_default_config=True) == start
-    unset = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    assert launcher_words(None, 4, False) == [*start, "--num_processes", "4", *unset]
 
 
 def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(tmp_path):

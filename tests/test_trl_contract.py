@@ -10,6 +10,7 @@ from itertools import product
 import pytest
 import tiny
 import torch
+from accelerate.commands import launch
 from test_trainer import captured, make, settings, spread
 from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -344,3 +345,19 @@ def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():
     assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
     assert "self._step % generate_every == 0" in source
     assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
+
+
+def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_path):
+    # `cli/processes.py` asks it for the variables of a configuration, where something else starts the processes.
+    assert list(inspect.signature(launch._validate_launch_command).parameters) == ["args"]
+    file = tmp_path / "zero1.yaml"
+    file.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 1}\n")
+    words = ["--config_file", str(file), "--main_process_port", "0", "--module", "module"]
+    args, config, mixed_precision_is_set = launch._validate_launch_command(
+        launch.launch_command_parser().parse_args(words)
+    )
+    assert args.use_deepspeed and config.deepspeed_config == {"zero_stage": 1} and mixed_precision_is_set is False
+    args.deepspeed_fields_from_accelerate_config = "zero_stage"
+    _, told = launch.prepare_deepspeed_cmd_env(args)
+    assert told["ACCELERATE_USE_DEEPSPEED"] == "true" and told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "1"
+    assert "ACCELERATE_USE_DEEPSPEED" not in launch.prepare_multi_gpu_env(args)

@@ -1,12 +1,9 @@
 """The same seed and global batch is the same run: on one process, on several, and however the policy is sharded."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import reports
 
 
 SCRIPT = Path(__file__).with_name("three_steps.py")
@@ -24,20 +21,7 @@ COSTS = ("gain/seconds", "gain/forwards", "tools/seconds")
 
 
 def run(folder: Path, backend: str, processes: int, *words: str, script: Path = SCRIPT) -> list[dict]:
-    folder.mkdir()
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
-    result = subprocess.run(
-        [*launcher, str(script), str(folder), backend, *words],
-        env={**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    return reports(folder, [str(script), str(folder), backend, *words], processes, timeout=400)
 
 
 @pytest.fixture(scope="module")

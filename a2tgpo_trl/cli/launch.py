@@ -1,4 +1,4 @@
-"""recipe and launch options -> the processes that run it: by `accelerate launch`, or this one alone."""
+"""recipe and launch options -> the processes that run it, started as `processes.py` says."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from .processes import Start
 
 
 def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
@@ -22,39 +23,34 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """A recipe, and how many processes run it."""
     add_recipe_argument(parser)
-    parser.add_argument("--config_file", help="configuration of Accelerate, for several processes or machines")
+    parser.add_argument(
+        "--config_file",
+        help="configuration of Accelerate, by its path or its name in the package (zero2, cpu_ddp ...)",
+    )
     parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
     """Does not return: what is launched takes over, and its exit code is the command's."""
-    from accelerate.commands.config.config_args import default_config_file
-
-    from ..recipe_file import find_recipe
+    from ..recipe_file import find_launch_config, find_recipe
 
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
+    config_file = find_launch_config(args.config_file) if args.config_file else None
+    start = _start(config_file, args.num_processes)
     sys.stdout.flush()
-    launcher = launcher_words(args.config_file, args.num_processes, Path(default_config_file).exists())
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *words])
+    os.execve(sys.executable, [sys.executable, *start.words, "-m", module, *words], {**os.environ, **start.variables})
 
 
-def launcher_words(config_file: str | None, num_processes: int | None, has_default_config: bool) -> list[str]:
-    """Python's words before `-m MODULE`.
+def _start(config_file: Path | None, num_processes: int | None) -> "Start":
+    from accelerate.commands.config.config_args import default_config_file
 
-    One process that no configuration says anything about needs no launcher, and so keeps its exit code.
-    """
-    if not (config_file or num_processes or has_default_config):
-        return []
-    words = ["-m", "accelerate.commands.launch", "--quiet"]  # quiet: the error alone, without the launcher's own trace
-    words += ["--config_file", config_file] if config_file else []
-    words += ["--num_processes", str(num_processes)] if num_processes else []
-    if not (config_file or has_default_config):
-        words += [
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--dynamo_backend=no",
-        ]  # or it warns that they are not set
-    return words
+    from .processes import choose_start, count_accelerators, is_slurm_rank, rank_of_slurm
+
+    if config_file and is_slurm_rank(os.environ):
+        return rank_of_slurm(config_file, num_processes, os.environ)
+    if config_file is None and Path(default_config_file).exists():
+        config_file = Path(default_config_file)
+    return choose_start(config_file, num_processes, count_accelerators())
 
 
 def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
