@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from .checkpoints import LEFT, TORN, check_writable, checkpoints_of, was_completed
 from .cli.launch import run_recipe
 from .evaluation import evaluate, from_main
 from .plots import CURVE, SCORES, STATE, plot_runs
@@ -26,7 +27,10 @@ from .trainer import A2TGPOTrainer
 
 # What a run leaves in its folder. All of it goes when another writes over it: an old adapter beside new weights would
 # be loaded in their place.
-LEFT_BY_A_RUN = (STATE, CURVE, SCORES, "checkpoint-*", "*.safetensors*", "*.bin", "adapter_config.json", "completions")
+LEFT_BY_A_RUN = (
+    *(STATE, CURVE, SCORES, "checkpoint-*", f"{TORN}-checkpoint-*", f"{LEFT}-checkpoint-*"),
+    *("*.safetensors*", "*.bin", "adapter_config.json", "completions/*"),  # the trainer has made the folder already
+)
 
 
 class HeldOut(TrainerCallback):
@@ -92,11 +96,10 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> None:
 
     What was interrupted before its first checkpoint has nothing to go on with, and gives way.
     """
-    checkpoints = any(folder.glob("checkpoint-*"))
-    if resume is True and not checkpoints:
-        raise RecipeError(f"{folder} holds no checkpoint to go on from: save_strategy and save_steps make some.")
+    check_writable(folder)
     if resume:
-        return
+        return  # `A2TGPOTrainer.train` says from where
+    checkpoints = any(map(was_completed, checkpoints_of(folder)))
     if not overwrite and (checkpoints or (folder / STATE).exists()):
         further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(
