@@ -52,7 +52,8 @@ class Interruption(TrainerCallback):
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # A launcher sends another one to the ranks that leave a little later than the first.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.agreed else signal.SIG_DFL)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True

@@ -30,7 +30,6 @@ from .checkpoints import (
     STATE,
     TORN,
     ResumeError,
-    check_writable,
     checkpoint,
     checkpoints_of,
     fault,
@@ -75,10 +74,10 @@ class Draws:
 class Border:
     """A trainer between two steps: what a checkpoint saved later has to say instead of what is then."""
 
-    def __init__(self, trainer: "A2TGPOTrainer"):
+    def __init__(self, trainer: "A2TGPOTrainer", draws: Draws):
         self.state = state_of(trainer)
         self.tokens_seen = trainer.state.num_input_tokens_seen
-        self.draws = Draws(trainer.accelerator.device)
+        self.draws = draws
 
 
 def state_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
@@ -115,6 +114,7 @@ class Checkpoints(TrainerCallback):
         self._from: Path | None = None
         self._facts: dict[str, Any] = {}
         self._saved: int | None = None
+        self._draws: Draws | None = None  # as the last step has left them: a new epoch draws before a step begins
         sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
         if trainer.args.sync_ref_model and sharded and trainer.args.save_strategy != "no":
             raise ValueError(
@@ -129,8 +129,7 @@ class Checkpoints(TrainerCallback):
         trainer = self._trainer
         run = Path(trainer.args.output_dir)
         self._settings, self._layout = settings_of(trainer), layout_of(trainer)
-        self._from, self._facts, self._border, self._saved = None, {}, None, None
-        self._together(lambda: check_writable(run) if trainer.args.should_save else None)
+        self._from, self._facts, self._border, self._saved, self._draws = None, {}, None, None, None
         faults = self._faults(run)
         if not asked:
             if any(why is None for why in faults.values()):
@@ -312,15 +311,23 @@ class Checkpoints(TrainerCallback):
     # ---- between the steps
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._border = Border(self._trainer)
+        self._border = Border(self._trainer, self._draws or self._draws_now())
 
     def on_step_end(self, args, state, control, **kwargs):
         self._border = None
+        self.mark_draws()
+
+    def mark_draws(self) -> None:
+        """This is the state that a step which is broken off has to be begun with again."""
+        self._draws = self._draws_now()
+
+    def _draws_now(self) -> Draws:
+        return Draws(self._trainer.accelerator.device)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """What happens inside is no part of training: it changes nothing of what is drawn or saved afterwards."""
-        border = Border(self._trainer)
+        border = Border(self._trainer, self._draws_now())
         outer, self._border = self._border, self._border or border
         try:
             yield
@@ -331,7 +338,7 @@ class Checkpoints(TrainerCallback):
     @contextmanager
     def draws_to_save(self) -> Iterator[None]:
         """The random states of the last border; afterwards those that were."""
-        now = Draws(self._trainer.accelerator.device)
+        now = self._draws_now()
         if self._border is not None:
             self._border.draws.again()
         try:
@@ -394,7 +401,7 @@ class Checkpoints(TrainerCallback):
             "settings": self._settings,
         }
 
-    def _together(self, act: Callable[[], None], folder: Path | None = None) -> None:
+    def _together(self, act: Callable[[], None], folder: Path) -> None:
         """Do this on each rank. Where it fails on any, all raise: none is left waiting for the others."""
         mine: Exception | None = None
         try:
@@ -406,8 +413,6 @@ class Checkpoints(TrainerCallback):
             return
         if mine is not None and not _is_about_writing(mine):
             raise mine
-        if folder is None:
-            raise ResumeError(why)
         raise RunStopped(self._not_written(folder, why)) from mine
 
     def _not_written(self, folder: Path, error: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .checkpoints import LEFT, TORN, check_writable, checkpoints_of, was_completed
+from .checkpoints import LEFT, TORN, checkpoints_of, was_completed
 from .cli.launch import run_recipe
 from .evaluation import evaluate, from_main
 from .plots import CURVE, SCORES, STATE, plot_runs
@@ -96,7 +96,6 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> None:
 
     What was interrupted before its first checkpoint has nothing to go on with, and gives way.
     """
-    check_writable(folder)
     if resume:
         return  # `A2TGPOTrainer.train` says from where
     checkpoints = any(map(was_completed, checkpoints_of(folder)))

@@ -25,7 +25,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checkpoints import checkpoint
+from .checkpoints import check_writable, checkpoint
 from .checks import checked_rollout_func, used_answers
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
@@ -119,6 +119,8 @@ class A2TGPOTrainer(GRPOTrainer):
                 "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
                 "processes together, and the exit code 75."
             )
+        if args.should_save:
+            check_writable(args.output_dir)
         # What passes between the parent's steps. None outside them.
         self._batch_answers: list[list[str]] | None = None
         self._turn_scores: TurnScores | None = None
@@ -466,6 +468,7 @@ class A2TGPOTrainer(GRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if not self._checkpoints.set_draws():
             super()._load_rng_state(checkpoint)
+        self._checkpoints.mark_draws()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if not self.is_in_train:

@@ -4,9 +4,9 @@ usage: killed_runs.py    (lines of JSON on stdin, one answer on stdout for each)
 
     {"folder": "...", "resume": true, "kill": {...}}  ->  {"signal": 9, "events": 61, "seconds": 3.2}
 
-`kill` is {"at_event": n}: at the n-th time that the process opens, makes, renames or removes something in the folder of
-its run, which is in the middle of writing a checkpoint; or {"after": s}: so many seconds after its start. Both are
-SIGKILL, to the real process. Settings of the recipe may be given as "words".
+`kill` is {"at_event": n}: at the n-th time that the process opens, makes, renames or removes something in a checkpoint,
+which is in the middle of writing one; or {"after": s}: so many seconds after its start. Both are SIGKILL, to the real
+process. Settings of the recipe may be given as "words".
 """
 
 import json
@@ -100,9 +100,14 @@ def main() -> None:
     import a2tgpo_trl.train  # noqa: F401  # what takes seconds, once
 
     torch.set_num_threads(1)
-    print(json.dumps({"ready": True}), flush=True)
+    answer({"ready": True})
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)
+        answer(run(json.loads(line)))
+
+
+def answer(content: dict) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def launcher_words(config_file: str | None, num_processes: int | None, has_defau
     """
     if not (config_file or num_processes or has_default_config):
         return []
-    words = ["-m", "accelerate.commands.launch", "--quiet"]  # quiet: the error alone, without the launcher's own trace
+    words = ["-m", "a2tgpo_trl.cli.launcher"]
     words += ["--config_file", config_file] if config_file else []
     words += ["--num_processes", str(num_processes)] if num_processes else []
     if not (config_file or has_default_config):
@@ -60,7 +60,8 @@ def launcher_words(config_file: str | None, num_processes: int | None, has_defau
 def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
     """What a launched module does with its words.
 
-    0: done; 1: it had to stop; 2: it cannot be done so; 130: interrupted by the user.
+    0: done; 1: it had to stop; 2: it cannot be done so; 75: interrupted by SIGTERM, with a checkpoint to go on from;
+    130: interrupted by the user.
     """
     from ..failures import RunStopped
     from ..progress import quiet_libraries
