@@ -27,6 +27,7 @@ from .tasks.atlas import POLICY
 MODELS = {"atlas-tiny": str(POLICY)}
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass
@@ -236,6 +237,11 @@ def check_folder(policy: Path) -> None:
     if policy.is_dir():
         if not any((policy / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
             raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training come to an end?")
+        if (policy / ADAPTER_CONFIG).is_file() and not any((policy / file).is_file() for file in ADAPTER_WEIGHTS):
+            raise ValueError(
+                f"model_name_or_path: {policy} has an {ADAPTER_CONFIG}, but not the adapter: {ADAPTER_WEIGHTS[0]} is "
+                "missing. Copy it there, or name another folder, as a checkpoint of the same run."
+            )
     elif policy.is_absolute() or (len(policy.parts) > 1 and policy.parent.is_dir()):
         raise ValueError(f"model_name_or_path: there is no folder {policy}.")
 

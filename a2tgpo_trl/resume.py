@@ -5,6 +5,7 @@ next steps depend on as well: the batch of rollouts that several steps train on,
 since the last line of the log; and the main process a reference model that follows the policy.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -50,7 +51,8 @@ logger = get_logger(__name__)
 
 OF_A_RANK = "rank_{}.pt"
 REFERENCE = "reference_model.pt"
-# By how a name of torch begins, an error of writing: torch says so in no class of its own.
+# An error of writing: of the system, and of torch, which has no class of its own for it.
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 WRITING_FAILED = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
@@ -277,18 +279,18 @@ class Checkpoints(TrainerCallback):
         if differences(self._facts["layout"], self._layout):
             trainer._step, trainer._buffered_inputs = self._facts["windows"] * every, None
             return
-        saved = torch.load(folder / self._rank_file, map_location=device, weights_only=True)
-        trainer._step, trainer._buffered_inputs = saved["micro_step"], saved["batch"]
+        saved = torch.load(folder / self._rank_file, map_location="cpu", weights_only=True)
+        trainer._step, trainer._buffered_inputs = saved["micro_step"], send_to_device(saved["batch"], device)
         trainer._metrics["train"].clear()
         trainer._metrics["train"].update({name: list(values) for name, values in saved["metrics"].items()})
-        trainer._tr_loss += saved["loss"]
+        trainer._tr_loss += saved["loss"].to(device)
         trainer._total_loss_scalar -= saved["loss"].item()  # the parent's mean at the end is of this session's steps
         trainer._globalstep_last_logged = saved["last_logged"]
         _refill(trainer._logs, json.loads(saved["completions"]) or {})
         if saved["packing"] is not None and trainer._gain_pass is not None:
             trainer._gain_pass.packing, trainer._gain_pass.packing_tried = saved["packing"]
         if trainer.args.sync_ref_model:
-            reference = torch.load(folder / REFERENCE, map_location=device, weights_only=True)
+            reference = torch.load(folder / REFERENCE, map_location="cpu", weights_only=True)
             trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(reference)
 
     @property
@@ -413,17 +415,29 @@ class Checkpoints(TrainerCallback):
             return
         if mine is not None and not _is_about_writing(mine):
             raise mine
-        raise RunStopped(self._not_written(folder, why)) from mine
+        raise RunStopped(_not_written(f"{folder.name} could not be written", folder.parent, why)) from mine
 
-    def _not_written(self, folder: Path, error: str) -> str:
-        run = folder.parent
-        whole = [other for other in checkpoints_of(run) if fault(other) is None]
-        go_on = f"{whole[0].name} is whole: go on from it" if whole else "There is no earlier one: begin anew"
-        how = " (resume_from_checkpoint: true)" if whole else ""
-        return (
-            f"{folder} could not be written: {error.splitlines()[0]}. {run} has {_free(run)} free. Make room there, "
-            f"or make it writable. {go_on}{how}."
-        )
+
+@contextmanager
+def told_if_not_written(run: Path) -> Iterator[None]:
+    """Inside, a disk that is full or read-only ends the run with a line that says so."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_about_writing(error):
+            raise
+        raise RunStopped(_not_written("Results could not be written", run, str(error))) from error
+
+
+def _not_written(what: str, run: Path, error: str) -> str:
+    whole = [other for other in checkpoints_of(run) if fault(other) is None]
+    go_on = (
+        f"{whole[0].name} is whole: go on from it (resume_from_checkpoint: true)."
+        if whole
+        else "There is no whole checkpoint: begin anew."
+    )
+    free = math.floor(shutil.disk_usage(run).free / 2**20)
+    return f"{what}: {error.splitlines()[0]}. {run} has {free} MiB free. Make room there, or make it writable. {go_on}"
 
 
 def _instead(run: Path, faults: dict[int, str | None]) -> str:
@@ -436,12 +450,10 @@ def _is_of(run: Path, folder: Path) -> bool:
     return any(folder.samefile(own) for own in checkpoints_of(run))
 
 
-def _free(folder: Path) -> str:
-    return f"{math.floor(shutil.disk_usage(folder).free / 2**20)} MiB"
-
-
 def _is_about_writing(error: Exception) -> bool:
-    return isinstance(error, (OSError, SafetensorError)) or any(name in str(error) for name in WRITING_FAILED)
+    if isinstance(error, OSError):
+        return error.errno in NO_WRITING
+    return isinstance(error, SafetensorError) or any(name in str(error) for name in WRITING_FAILED)
 
 
 def _refill(logs: Any, saved: Any) -> None:

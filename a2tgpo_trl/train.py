@@ -21,6 +21,7 @@ from .progress import Display, StepLines
 from .recipe import Recipe
 from .recipe_file import RecipeError
 from .records import read_jsonl
+from .resume import told_if_not_written
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
@@ -79,11 +80,12 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
         trainer.remove_callback(theirs)
     start = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
-        seconds = time.perf_counter() - start
-        trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
-        trainer.save_state()
-        held_out.run("after")
+        with told_if_not_written(folder):
+            trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
+            seconds = time.perf_counter() - start
+            trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
+            trainer.save_state()
+            held_out.run("after")
     finally:
         display.close()
     if trainer.accelerator.is_main_process:

@@ -4,9 +4,9 @@ usage: killed_runs.py    (lines of JSON on stdin, one answer on stdout for each)
 
     {"folder": "...", "resume": true, "kill": {...}}  ->  {"signal": 9, "events": 61, "seconds": 3.2}
 
-`kill` is {"at_event": n}: at the n-th time that the process opens, makes, renames or removes something in a checkpoint,
-which is in the middle of writing one; or {"after": s}: so many seconds after its start. Both are SIGKILL, to the real
-process. Settings of the recipe may be given as "words".
+`kill` is {"at_event": n}: at the n-th time that the process opens, makes, renames or removes something in a
+checkpoint, which is in the middle of writing one; or {"after": s}: so many seconds after its start. Both are SIGKILL,
+to the real process. Settings of the recipe may be given as "words".
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 WORDS = [
     *("--config", "quickstart"),
-    *("--max_steps", "10"),
+    *("--max_steps", "9"),
     *("--num_generations", "4"),
     *("--per_device_train_batch_size", "4"),
     *("--gradient_accumulation_steps", "1"),
@@ -29,7 +29,7 @@ WORDS = [
     *("--steps_per_generation", "2"),
     *("--num_iterations", "2"),
     *("--gradient_checkpointing", "false"),
-    *("--max_completion_length", "96"),
+    *("--max_completion_length", "64"),
     *("--max_tool_calling_iterations", "2"),
     *("--task_kwargs", '{"train_questions": 4, "test_questions": 3}'),
     *("--beta", "0.04", "--sync_ref_model", "true", "--ref_model_sync_steps", "3"),

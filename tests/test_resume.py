@@ -24,6 +24,9 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.checkpoints import ResumeError, checkpoints_of, fault, read_manifest
 from a2tgpo_trl.failures import RunStopped
 from a2tgpo_trl.interruption import RunInterrupted
+from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.recipe_file import RecipeError
+from a2tgpo_trl.resume import told_if_not_written
 from a2tgpo_trl.tools import tool
 
 
@@ -443,6 +446,21 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_before_can_be_gone_on_from
         again = make(small, save_total_limit=1)
         again.train(resume_from_checkpoint=True)
         assert torch.equal(weights(again), weights(unbroken))
+
+
+def test_results_that_find_no_room_are_told_in_a_line_and_other_errors_keep_their_trace(saved, tmp_path):
+    with mounted(tmp_path / "small", "size=64k") as small:
+        with pytest.raises(RunStopped, match="No space left on device.*small has 0 MiB free.*no whole checkpoint"):
+            with told_if_not_written(small):
+                (small / "results").write_bytes(bytes(10**6))
+    with pytest.raises(ConnectionError, match="refused"), told_if_not_written(saved):
+        raise ConnectionError("refused")
+
+
+def test_an_adapter_without_its_weights_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="but not the adapter: adapter_model.safetensors is missing"):
+        read_recipe(["--config", "quickstart", "--model_name_or_path", str(tmp_path)])
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(make, tmp_path):
