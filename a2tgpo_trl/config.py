@@ -84,7 +84,9 @@ class A2TGPOConfig(GRPOConfig):
         "resample_limit": (0, math.inf, True, False),
     }
     _MAY_BE_NONE: ClassVar[tuple[str, ...]] = ("tool_timeout", "max_calls_per_turn", "max_result_tokens")
-    _SWITCHES: ClassVar[tuple[str, ...]] = ("rescale_accumulation", "stream_turns", "tool_replay")
+    _SWITCHES: ClassVar[tuple[str, ...]] = (
+        *("rescale_accumulation", "stream_turns", "tool_replay", "resume_changed"),
+    )
     _WHOLE_NUMBERS: ClassVar[tuple[str, ...]] = (
         *("gain_token_budget", "tool_concurrency", "max_calls_per_turn", "max_result_tokens", "max_hung_calls"),
         "resample_limit",
@@ -236,6 +238,12 @@ class A2TGPOConfig(GRPOConfig):
     tool_replay: bool = field(
         default=False,
         metadata={"help": "Whether a call that is not in `tool_cache` is an error instead of being made."},
+    )
+    resume_changed: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a run may go on from a checkpoint that was saved with other settings, data or policy."
+        },
     )
 
     def __post_init__(self):

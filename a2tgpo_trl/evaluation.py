@@ -30,16 +30,17 @@ from .progress import Display
 from .recipe import Recipe
 from .recipe_file import RecipeError
 from .records import read_jsonl, write_jsonl
+from .same_run import BOOKKEEPING
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
 
 # Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
 IRRELEVANT = (
-    "output_dir run_name report_to disable_tqdm logging_dir logging_steps logging_strategy logging_first_step project "
-    "save_strategy save_steps save_total_limit max_steps num_train_epochs learning_rate optim lr_scheduler_type "
-    "warmup_steps weight_decay overwrite tool_concurrency max_hung_calls on_outage outage_patience resample_limit"
-).split()
+    *BOOKKEEPING,
+    *("max_steps", "num_train_epochs", "learning_rate", "optim", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    "resample_limit",
+)
 
 
 # ---- rollouts

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from .checkpoints import LEFT, TORN, checkpoints_of, was_completed
 from .cli.launch import run_recipe
 from .evaluation import evaluate, from_main
 from .plots import CURVE, SCORES, STATE, plot_runs
@@ -20,13 +21,17 @@ from .progress import Display, StepLines
 from .recipe import Recipe
 from .recipe_file import RecipeError
 from .records import read_jsonl
+from .resume import told_if_not_written
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
 
 # What a run leaves in its folder. All of it goes when another writes over it: an old adapter beside new weights would
 # be loaded in their place.
-LEFT_BY_A_RUN = (STATE, CURVE, SCORES, "checkpoint-*", "*.safetensors*", "*.bin", "adapter_config.json", "completions")
+LEFT_BY_A_RUN = (
+    *(STATE, CURVE, SCORES, "checkpoint-*", f"{TORN}-checkpoint-*", f"{LEFT}-checkpoint-*"),
+    *("*.safetensors*", "*.bin", "adapter_config.json", "completions/*"),  # the trainer has made the folder already
+)
 
 
 class HeldOut(TrainerCallback):
@@ -75,11 +80,12 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
         trainer.remove_callback(theirs)
     start = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
-        seconds = time.perf_counter() - start
-        trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
-        trainer.save_state()
-        held_out.run("after")
+        with told_if_not_written(folder):
+            trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
+            seconds = time.perf_counter() - start
+            trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
+            trainer.save_state()
+            held_out.run("after")
     finally:
         display.close()
     if trainer.accelerator.is_main_process:
@@ -92,11 +98,9 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> None:
 
     What was interrupted before its first checkpoint has nothing to go on with, and gives way.
     """
-    checkpoints = any(folder.glob("checkpoint-*"))
-    if resume is True and not checkpoints:
-        raise RecipeError(f"{folder} holds no checkpoint to go on from: save_strategy and save_steps make some.")
     if resume:
-        return
+        return  # `A2TGPOTrainer.train` says from where
+    checkpoints = any(map(was_completed, checkpoints_of(folder)))
     if not overwrite and (checkpoints or (folder / STATE).exists()):
         further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.cli.processes import (
-    ACCELERATE,
+    LAUNCHER,
     NOT_SET,
     SEVERAL,
     Start,
@@ -129,7 +129,7 @@ def test_a_configuration_is_found_by_its_name_or_its_path(tmp_path):
 
 
 def words(name: str, *more: str) -> list[str]:
-    return [*ACCELERATE, "--config_file", str(find_launch_config(name)), *more]
+    return [*LAUNCHER, "--config_file", str(find_launch_config(name)), *more]
 
 
 ON_CPUS, DEEPSPEED_ON_CPUS = {"ACCELERATE_USE_CPU": "true"}, {"DS_ACCELERATOR": "cpu"}
@@ -160,8 +160,8 @@ def test_a_configuration_goes_to_accelerate_with_what_it_needs_beside(name, proc
 def test_processes_without_a_configuration_go_to_accelerate_and_one_needs_no_launcher():
     for gpus in (0, 1, 8):
         assert choose_start(None, None, gpus) == choose_start(None, 1, gpus) == Start([])
-    assert choose_start(None, 4, 8) == Start([*ACCELERATE, "--num_processes", "4", *NOT_SET])
-    assert choose_start(None, 2, 0) == Start([*ACCELERATE, "--num_processes", "2", *NOT_SET, *SEVERAL], ON_CPUS)
+    assert choose_start(None, 4, 8) == Start([*LAUNCHER, "--num_processes", "4", *NOT_SET])
+    assert choose_start(None, 2, 0) == Start([*LAUNCHER, "--num_processes", "2", *NOT_SET, *SEVERAL], ON_CPUS)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_accelerate_launch_that_starts_one_process_of_two_does_not_train(tmp_pat
 def test_accelerate_launch_that_shards_nothing_or_joins_nobody_does_not_train(name, options, said, tmp_path):
     config = ["--config_file", str(find_launch_config(name)), "--num_processes", "2"]
     launched = [
-        *ACCELERATE,
+        *LAUNCHER,
         *config,
         "-m",
         "a2tgpo_trl.train",

@@ -13,6 +13,7 @@ import torch
 from accelerate.commands import launch
 from test_trainer import captured, make, settings, spread
 from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
+from transformers import trainer as trainer_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
 from trl.generation.vllm_generation import VLLMGeneration
@@ -46,6 +47,15 @@ OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
     "_set_signature_columns_if_needed": ["self"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_run_epoch": [
+        *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ],
+    "_load_rng_state": ["self", "checkpoint"],
+    "_save_rng_state": ["self", "output_dir"],
+    "_save_checkpoint": ["self", "model", "trial"],
 }
 
 
@@ -296,6 +306,45 @@ def test_colocated_vllm_is_still_held_by_these_names():
 def test_a_checkpoint_is_saved_by_the_method_we_call():
     assert "self.is_in_train = True" in inspect.getsource(Trainer)  # also during an evaluation in between
     assert list(inspect.signature(GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
+
+
+def test_a_resumed_run_still_goes_through_these_places_in_this_order():
+    # Weights and optimizer are loaded, the sums of the log are set to 0, and then callbacks may put them back.
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    begin = [
+        loop.index(name) for name in ("_prepare_for_training(", "self._tr_loss = ", "on_train_begin(", "_run_epoch(")
+    ]
+    assert begin == sorted(begin)
+    assert "self._total_loss_scalar = 0.0" in loop and "self._globalstep_last_logged = self.state.global_step" in loop
+    # Random states are loaded before an epoch's first batch, or after it in the middle of an epoch.
+    epoch = inspect.getsource(Trainer._run_epoch)
+    places = [epoch.index(name) for name in ("skip_first_batches(", "iter(train_dataloader)", "get_batch_samples(")]
+    assert places == sorted(places) and epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
+    assert "epoch=epoch," in loop and "epochs_trained=epochs_trained," in loop  # by name, as our override takes them
+    # Older checkpoints are removed last, by the limit that our override takes away meanwhile.
+    save = inspect.getsource(Trainer._save_checkpoint)
+    assert save.index("rotate_checkpoints(") > save.index("self.state.save_to_json(")
+    assert "save_total_limit=self.args.save_total_limit" in save and "self._get_output_dir(trial=trial)" in save
+    assert list(inspect.signature(trainer_module.rotate_checkpoints).parameters)[:4] == [
+        *("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime")
+    ]
+    assert trainer_module.TRAINING_ARGS_NAME == "training_args.bin"
+    arguments = list(inspect.signature(Trainer._maybe_log_save_evaluate).parameters)
+    assert arguments[1:8] == ["tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"]
+
+
+def test_a_batch_of_rollouts_is_still_kept_and_counted_by_these_names():
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in source
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
+    assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
+    assert 'self._logs["prompt"].extend' in inspect.getsource(GRPOTrainer)
+    # A sampler made anew gives the order of the first epoch, and each pass the next: one permutation of all rows.
+    sampler = trainer_utils.RepeatSampler(range(6), mini_repeat_count=1, seed=3)
+    first, second = list(sampler), list(sampler)
+    again = trainer_utils.RepeatSampler(range(6), mini_repeat_count=1, seed=3)
+    torch.randperm(again.num_samples, generator=again.generator)
+    assert first != second == list(again)
 
 
 def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_these_arguments():

@@ -56,7 +56,8 @@ def _start(config_file: Path | None, num_processes: int | None) -> "Start":
 def run_recipe(action: Callable[["Recipe"], Any], words: Sequence[str] | None) -> int:
     """What a launched module does with its words.
 
-    0: done; 1: it had to stop; 2: it cannot be done so; 130: interrupted by the user.
+    0: done; 1: it had to stop; 2: it cannot be done so; 75: interrupted by SIGTERM, with a checkpoint to go on from;
+    130: interrupted by the user.
     """
     from ..failures import RunStopped
     from ..progress import quiet_libraries

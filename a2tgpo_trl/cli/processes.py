@@ -2,7 +2,7 @@
 
     one process that no configuration says anything about    this one, which so keeps its exit code
     a task of SLURM, one of several on its machine           this one, as the rank that it is
-    anything else                                            accelerate launch
+    anything else                                            accelerate launch, by way of `launcher.py`
 
 Accelerate starts one process where it should start several on CPUs, and says nothing, unless it is told that they are
 several GPUs and that it is to leave GPUs alone. What it would not start as it is asked to is refused here, before
@@ -23,8 +23,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from ..launched import CPU_INSTEAD, USE_CPU
 
 
-# Quiet: the error alone, without the launcher's own trace.
-ACCELERATE = ["-m", "accelerate.commands.launch", "--quiet"]
+LAUNCHER = ["-m", "a2tgpo_trl.cli.launcher"]
 NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # or it warns that they are not
 SEVERAL = ["--multi_gpu"]  # or it starts one
 WITHOUT_SHARDS = (DistributedType.NO, DistributedType.MULTI_CPU)
@@ -46,7 +45,7 @@ def choose_start(config_file: Path | None, num_processes: int | None, accelerato
     if config_file is None:
         return _without_configuration(num_processes or 1, accelerators)
     config = load_config_from_file(str(config_file))
-    words = [*ACCELERATE, "--config_file", str(config_file)]
+    words = [*LAUNCHER, "--config_file", str(config_file)]
     words += ["--num_processes", str(num_processes)] if num_processes else []
     if not isinstance(config, ClusterConfig):
         return Start(words)
@@ -63,7 +62,7 @@ def choose_start(config_file: Path | None, num_processes: int | None, accelerato
 def _without_configuration(number: int, accelerators: int) -> Start:
     if number == 1:
         return Start([])
-    words = [*ACCELERATE, "--num_processes", str(number), *NOT_SET]
+    words = [*LAUNCHER, "--num_processes", str(number), *NOT_SET]
     if accelerators == 0:
         return Start([*words, *SEVERAL], {USE_CPU: "true"})
     _check_number("--num_processes asks for", number, accelerators)

@@ -56,6 +56,7 @@ class ToolRunner:
         self._words, self.cache = settings or {}, cache
         self._coordinator = LoopThread("a2tgpo-tool-calls")
         self._attempts = Attempts(self.limits)
+        self._jitter = random.Random()  # of its own: retries must not change what training draws
         self._answers: dict[str, asyncio.Task[Outcome]] = {}  # of tools whose calls are made once
         self._recoveries: dict[str, asyncio.Task[bool]] = {}
         self._down: dict[str, str] = {}
@@ -192,7 +193,7 @@ class ToolRunner:
         for number in range(settings.retries + 1):
             if number:
                 wait = min(settings.backoff * 2 ** min(number - 1, 16), longest)
-                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+                await asyncio.sleep(wait * self._jitter.uniform(0.5, 1.5))
             found = await self._attempts.make(request, settings, lane)
             outcome = self._outcome(request, found, settings, made + number + 1)
             again = outcome.status == "timeout" or (found is not None and is_one_of(found.error, settings.retry_on))
