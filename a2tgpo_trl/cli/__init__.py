@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
+    "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
     "plot": "draw the learning curves of finished runs in one picture",
     "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
 }
