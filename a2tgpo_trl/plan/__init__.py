@@ -30,7 +30,7 @@ from .setting import Setting, setting_of, training_of
 from .sharding import Sharding
 
 
-FITS = 0.95  # of a device's memory: what allocators leave unused between blocks is not counted
+FITS = 0.9  # of a device's memory: what allocators leave unused between blocks is not counted
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def count_steps(recipe: Recipe, setting: Setting, sharding: Sharding) -> int:
     args = recipe.args
     if args.max_steps > 0:
         return args.max_steps
-    rows = recipe.task.train_dataset
+    rows: Any = recipe.task.train_dataset
     try:
-        number = len(rows)  # type: ignore[arg-type]
+        number = len(rows)
     except TypeError:
         raise ValueError(f"{recipe.where}a data set that is streamed has no length: set max_steps.") from None
     rollouts = setting.rows * setting.micro_batches * sharding.devices

@@ -56,7 +56,7 @@ class Machine:
     runtime_bytes: float = 0.0  # that the device's own software takes in each process
 
     def op_seconds(self, op: Op) -> float:
-        """max(flops / rate, bytes / bandwidth), and the cost of an operation: beside it, or if it is more than that."""
+        """max(flops / rate, bytes / bandwidth), and the cost of an operation: beside that, or where it is more."""
         cost = self.backward_op_seconds if op.backward else self.forward_op_seconds
         rate = (self.attention if op.kind == "attention" else self.matmul).at(op.flops)
         work = max(op.flops / rate, op.bytes / self.bandwidth.at(op.bytes))
@@ -140,10 +140,20 @@ def from_sheet(name: str, shares: Shares, op_seconds: float = OP_SECONDS) -> Mac
 def mean_of(machines: Sequence[Machine]) -> Machine:
     """One machine of several measurements of the same one: rates and costs averaged."""
 
-    def curve(name: str) -> Curve:
-        curves = [getattr(machine, name) for machine in machines]
-        return Curve(curves[0].sizes, tuple(sum(rates) / len(rates) for rates in zip(*(c.rates for c in curves))))  # noqa: B905
+    def number(name: str) -> float:
+        return sum(getattr(machine, name) for machine in machines) / len(machines)
 
-    costs = ("forward_op_seconds", "backward_op_seconds", "sampling_seconds")
-    numbers = {name: sum(getattr(machine, name) for machine in machines) / len(machines) for name in costs}
-    return replace(machines[0], **{name: curve(name) for name in ("matmul", "attention", "bandwidth")}, **numbers)
+    def curve(name: str) -> Curve:
+        curves: list[Curve] = [getattr(machine, name) for machine in machines]
+        rates = zip(*(curve.rates for curve in curves), strict=True)
+        return Curve(curves[0].sizes, tuple(sum(of_size) / len(curves) for of_size in rates))
+
+    return replace(
+        machines[0],
+        matmul=curve("matmul"),
+        attention=curve("attention"),
+        bandwidth=curve("bandwidth"),
+        forward_op_seconds=number("forward_op_seconds"),
+        backward_op_seconds=number("backward_op_seconds"),
+        sampling_seconds=number("sampling_seconds"),
+    )

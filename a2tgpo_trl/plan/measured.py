@@ -2,16 +2,20 @@
 
     python -m a2tgpo_trl.plan.measured FILE --config RECIPE [--key value ...]
 
-Run in a process of its own: the most memory that a process has ever had cannot be taken back. Memory is resident
-memory at its peak less what was resident after the imports and one step of a model of a few hundred weights, that is
-tensors, and what the run loads and allocates beside them.
+Run in a process of its own: the most memory that a process has ever had cannot be taken back. `tensor_bytes` is
+resident memory at its peak less what was resident after the imports and one step of a model of a few hundred weights.
+That is tensors, if the C library gives back what is freed (`GIVE_BACK`); by default it keeps much of it, which makes
+steps faster.
+
+Seconds are those of the main thread on a processor (`calibration.clock`): waiting for tools and for other processes is
+left out, but in `wall_seconds`.
 """
 
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from ..progress import quiet_libraries
 from ..recipe import read_recipe
 from ..trainer import A2TGPOTrainer
+from .calibration import clock
+
+
+# Variables of the environment under which glibc maps tensors one by one.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 @dataclass
@@ -31,6 +40,7 @@ class Run:
 
     tensor_bytes: int = 0
     step_seconds: list[float] = field(default_factory=list)
+    wall_seconds: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
     records: list[list[dict[str, Any]]] = field(default_factory=list)
 
@@ -40,55 +50,51 @@ class StepTimes(TrainerCallback):
 
     def __init__(self, run: Run):
         self._run = run
-        self._preparing = self._training = 0.0
-        self.trainer: A2TGPOTrainer | None = None
+        self._parts: dict[str, float] = {}
 
     def watch(self, trainer: A2TGPOTrainer) -> None:
-        """Time two methods of a trainer and keep the turns of its rollouts."""
-        self.trainer = trainer
-        for name, add in (("_prepare_inputs", self._add_preparing), ("training_step", self._add_training)):
-            setattr(trainer, name, _timed(getattr(trainer, name), add))
+        """Time methods of a trainer, and keep the turns of its rollouts."""
+        self._time(trainer, "_sample", "sampling")
+        self._time(trainer, "_prepare_inputs", "before the loss")
+        self._time(trainer, "training_step", "training steps")
+        if trainer._gain_pass is not None:
+            self._time(trainer._gain_pass, "run", "gain pass")
         trainer.on_rollouts = self._keep
 
-    def _add_preparing(self, seconds: float) -> None:
-        self._preparing += seconds
+    def _time(self, owner: Any, name: str, part: str) -> None:
+        method = getattr(owner, name)
 
-    def _add_training(self, seconds: float) -> None:
-        self._training += seconds
-        self._trained_until = time.perf_counter()
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = clock()
+            result = method(*args, **kwargs)
+            self._parts[part] = self._parts.get(part, 0.0) + clock() - start
+            return result
+
+        setattr(owner, name, timed)
 
     def _keep(self, records: list[dict[str, Any]]) -> None:
         self._run.records.append([{"turns": record["turns"]} for record in records])
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._start = time.perf_counter()
-        self._preparing = self._training = 0.0
+        self._start, self._wall_start = clock(), time.perf_counter()
+        self._parts = {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._optimizer_start = clock()
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        assert self.trainer is not None
-        metrics = {name: values[-1] for name, values in self.trainer._metrics["train"].items() if values}
+        now, parts = clock(), self._parts
         stages = {
-            "sampling": metrics["rollouts/sampling_seconds"],
-            "tools": metrics["rollouts/tool_seconds"],
-            "gain pass": metrics.get("gain/seconds", 0.0),
-            "loss and backward": self._training - self._preparing,
-            "optimiser": now - self._trained_until,
+            "sampling": parts["sampling"],
+            "gain pass": parts.get("gain pass", 0.0),
+            "loss and backward": parts["training steps"] - parts["before the loss"],
+            "optimiser": now - self._optimizer_start,
         }
         stages["rest"] = now - self._start - sum(stages.values())
         self._run.step_seconds.append(now - self._start)
+        self._run.wall_seconds.append(time.perf_counter() - self._wall_start)
         for stage, seconds in stages.items():
             self._run.stages.setdefault(stage, []).append(seconds)
-
-
-def _timed(method: Callable[..., Any], add: Callable[[float], None]) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = method(*args, **kwargs)
-        add(time.perf_counter() - start)
-        return result
-
-    return timed
 
 
 def resident_peak() -> int:

@@ -15,8 +15,7 @@ from .sharding import LIVE_PARAMETERS, REDUCE_BUCKET, Sharding
 
 
 FULL = 4  # bytes of float32
-# 4 bits a weight, and one float32 for each block of 64 (the constants of the constants, which bnb_4bit_use_double_quant
-# adds, are less than a hundredth of that).
+# 4 bits a weight, and one float32 for each block of 64, which use_bnb_nested_quant makes smaller still.
 QUANTIZED_BYTES = {4: 0.5 + FULL / 64, 8: 1.0}
 
 
@@ -100,11 +99,11 @@ def plan_memory(
     if engine.kind == "colocate" and not engine.sleeps:
         stays["vLLM"] = engine.memory_share * machine.memory_bytes
     accumulating = setting.micro_batches > 1 or sharding.kind != "none"
-    loss = {"activations": policy.learn(setting.rows, row, accumulating).peak_bytes}
+    loss: dict[str, float] = {"activations": policy.learn(setting.rows, row, accumulating).peak_bytes}
     if accumulating:
         loss["gradients"] = gradients
         loss["gradient buffers"] = _buffers(numbers, setting, sharding)
-    stages = {
+    stages: dict[str, dict[str, float]] = {
         "sampling": _sampling(policy, setting, sharding, lengths, machine, full, row),
         "loss": loss,
         "optimiser": {
@@ -120,7 +119,7 @@ def plan_memory(
 
 
 def _widened(policy: Policy, setting: Setting, sharding: Sharding) -> float:
-    """The optimiser was traced on weights of the forward's type; where float32 ones are updated, its state is theirs."""
+    """How much larger than traced the optimiser's state is: it was on the forward's weights, and may be on float32."""
     updates_full = sharding.deepspeed or setting.stored_bytes == FULL
     return FULL / policy.training.dtype.itemsize if updates_full and not setting.quantized_bits else 1.0
 
@@ -142,7 +141,7 @@ def _sampling(
         return {}
     if engine.kind == "colocate":
         return {"vLLM": engine.memory_share * machine.memory_bytes} if engine.sleeps else {}
-    parts = {}
+    parts: dict[str, float] = {}
     if sharding.kind == "zero3" and setting.gathers_for_generation:
         parts["gathered for generation"] = policy.parameters.all * setting.compute_bytes
     shapes = [(setting.generated, row)] if full else sampled_shapes(setting, lengths)

@@ -36,7 +36,8 @@ FASTER = {
     "gain pass": "a higher gain_token_budget; a model that packs rows",
     "old log-probabilities": "steps_per_generation that fits gradient_accumulation_steps",
     "reference log-probabilities": "beta: 0",
-    "loss and backward": "gradient_checkpointing: false where it fits, more rows at once (per_device_train_batch_size)",
+    "loss and backward": "gradient_checkpointing: false where it fits, or more rows at once "
+    "(per_device_train_batch_size)",
     "optimiser": "split it (--sharding zero2)",
     "communication": "fewer, larger micro-batches; less splitting (zero2 in place of zero3); faster links",
     "weight sync": "more rollouts for each update (steps_per_generation)",
@@ -49,8 +50,8 @@ def as_text(plan: "Plan", notes: Sequence[str]) -> Iterator[Any]:
     trained = "all trained" if numbers.frozen == 0 else f"{numbers.trained / 1e6:.1f} M of them trained"
     yield f"{plan.model}: {numbers.all / 1e9:.3g} B weights, {trained}; sampled by {setting.engine.kind}"
     yield (
-        f"{sharding.devices} x {plan.machine.name} ({plan.machine.source}), {sharding.nodes} node(s), {sharding.kind}; "
-        f"{setting.micro_batches} micro-batches of {setting.rows} rollouts a device and step"
+        f"{sharding.devices} x {plan.machine.name} ({plan.machine.source}), {sharding.nodes} node(s), "
+        f"{sharding.kind}; {setting.micro_batches} micro-batches of {setting.rows} rollouts a device and step"
     )
     yield f"\nMemory of a device, GiB ({origin(plan)}):"
     yield _memory_table(plan)
@@ -132,7 +133,8 @@ def assumptions(plan: "Plan") -> list[str]:
         lines.append(
             f"reached of the data sheet: {matmul / 1e12:.0f} TFLOP/s (attention {attention / 1e12:.0f}), "
             f"{memory / 1e9:.0f} GB/s of memory, {machine.node_link / 1e9:.0f} GB/s in a node and "
-            f"{machine.cluster_link / 1e9:.0f} a GPU between nodes; {machine.forward_op_seconds * 1e6:.0f} us an operation"
+            f"{machine.cluster_link / 1e9:.0f} a GPU between nodes; {machine.forward_op_seconds * 1e6:.0f} us an "
+            "operation"
         )
     if setting.engine.kind != "transformers":
         lines.append(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from trl.kernels import chunked_logprob
 
 
@@ -93,7 +93,7 @@ class Tracer(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, inputs: list, outputs: list, result: Any) -> None:
         packet = func.overloadpacket
-        flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+        flops = _flops(packet, args, kwargs, result)
         size = 0
         kind: Kind = "view" if func.is_view or packet in _RESERVES else "memory"
         if kind == "memory":
@@ -134,6 +134,15 @@ class Tracer(TorchDispatchMode):
         self._reserved.discard(key)
 
 
+def _flops(packet: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """By PyTorch's own formulas, which have none for attention on CPUs."""
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+    return flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+
+
 def touched_bytes(tensor: Tensor) -> int:
     """Memory in whole pages that a write to this tensor makes resident; rows far apart share no page.
 
@@ -147,12 +156,13 @@ def touched_bytes(tensor: Tensor) -> int:
 
 
 def without_values(model: nn.Module) -> FakeTensorMode:
-    """Give a model on the meta device fake parameters and buffers, as on a CPU; in the mode that is returned it runs."""
+    """Give a model on the meta device parameters and buffers without values, as on a CPU; the mode that it runs in."""
     mode = FakeTensorMode()
     made: dict[int, Tensor] = {}  # tied weights stay tied
     with mode:
         for module in model.modules():
-            for group in (module._parameters, module._buffers):
+            groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for group in groups:
                 for name, tensor in group.items():
                     if tensor is not None:
                         group[name] = made.setdefault(id(tensor), _fake(tensor))
