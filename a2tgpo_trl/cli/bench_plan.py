@@ -42,15 +42,15 @@ SHORT = [
     "--disable_tqdm",
     "true",
 ]
-FEW_ROWS = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_generations", "4"]
-MIDDLE = [*FEW_ROWS, "--max_completion_length", "192"]
+ONE_BATCH = ["--gradient_accumulation_steps", "1"]
+MIDDLE = [*ONE_BATCH, "--per_device_train_batch_size", "4", "--num_generations", "4", "--max_completion_length", "96"]
 LORA = ["--use_peft", "true", "--lora_r", "8", "--lora_target_modules", "all-linear"]
 PLAIN = ["--gradient_checkpointing", "false"]
 MODEL = "MODEL"  # stands for the folder of the random-weight model
 CASES = {
-    "quickstart": [],
-    "quickstart-plain": PLAIN,
-    "quickstart-lora": LORA,
+    "quickstart": ONE_BATCH,
+    "quickstart-plain": [*ONE_BATCH, *PLAIN],
+    "quickstart-lora": [*ONE_BATCH, *LORA],
     "middle": [*MIDDLE, "--model_name_or_path", MODEL],
     "middle-plain": [*MIDDLE, *PLAIN, "--model_name_or_path", MODEL],
     "middle-lora": [*MIDDLE, *LORA, "--model_name_or_path", MODEL],
