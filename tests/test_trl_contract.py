@@ -17,11 +17,13 @@ from transformers import trainer as trainer_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
 from trl.generation.vllm_generation import VLLMGeneration
+from trl.kernels import chunked_logprob
 from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.packed_attention import SPLIT_SDPA
+from a2tgpo_trl.plan import processes
 
 
 @pytest.fixture(scope="module")
@@ -410,3 +412,42 @@ def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_pa
     _, told = launch.prepare_deepspeed_cmd_env(args)
     assert told["ACCELERATE_USE_DEEPSPEED"] == "true" and told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "1"
     assert "ACCELERATE_USE_DEEPSPEED" not in launch.prepare_multi_gpu_env(args)
+
+
+def test_the_fused_head_folds_its_tiles_by_functions_that_a_plan_can_replace(tokenizer):
+    # Called by these names, with the tile first; what they leave in it is not looked at on tensors without values.
+    for name in ("_forward_tile", "_backward_tile"):
+        assert next(iter(inspect.signature(getattr(chunked_logprob, name)).parameters)) == "tile"
+    model = add_head(tiny.make_model(tokenizer))
+    folded = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked_logprob, "_forward_tile", lambda tile, *_, **__: folded.append("forward"))
+        patch.setattr(chunked_logprob, "_backward_tile", lambda tile, *_, **__: folded.append("backward"))
+        ids = torch.ones(1, 4, dtype=torch.long)
+        model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.sum().backward()
+    assert folded == ["forward", "backward"]
+
+
+def add_head(model: PreTrainedModel) -> PreTrainedModel:
+    add_fused_lm_head(model)
+    return model
+
+
+def test_batches_are_still_checked_against_a_number_of_processes_that_a_plan_can_set(tmp_path):
+    assert isinstance(inspect.getattr_static(GRPOConfig, "world_size"), property)
+    with processes(4):  # 1 row on each of 4 processes is a group of 4
+        sizes = {
+            "per_device_train_batch_size": 1,
+            "num_generations": 4,
+            "gradient_accumulation_steps": 1,
+            "bf16": False,
+        }
+        assert A2TGPOConfig(str(tmp_path), **sizes).generation_batch_size == 4
+    with pytest.raises(ValueError, match="divisible"):
+        A2TGPOConfig(str(tmp_path), **sizes)
+
+
+def test_the_trainer_still_names_its_optimizer_and_the_parts_of_a_step_that_are_timed(tmp_path):
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(A2TGPOConfig(str(tmp_path), bf16=False))
+    assert issubclass(kind, torch.optim.Optimizer) and kwargs["lr"] > 0
+    assert all(callable(getattr(GRPOTrainer, name)) for name in ("training_step", "_prepare_inputs"))

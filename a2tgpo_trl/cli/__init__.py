@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
     "merge": "make one policy of an adapter and its base",
+    "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
     "plot": "draw the learning curves of finished runs in one picture",
     "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
 }

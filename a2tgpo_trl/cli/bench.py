@@ -1,14 +1,17 @@
-"""`a2tgpo bench gain`, `credit`, `tools`, `stream`: options in, tables out. Each is timed in a module of its name."""
+"""`a2tgpo bench gain`, `credit`, `tools`, `stream`, `plan`: options in, tables out; each is timed in its own module."""
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     from .bench_credit import Comparison, Speed
     from .bench_gain import GainTimes
+    from .bench_plan import Comparison as PlanComparison
     from .bench_tools import ToolTimes
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
@@ -27,6 +30,9 @@ STREAM = """Times rollouts whose turns and tools are long-tailed, on one colocat
 after each turn. together: a turn of all rollouts in one call, then the slowest tool. stream: each rollout at its own
 pace."""
 
+PLAN = """Trains a few steps of small recipes on this CPU and sets what `a2tgpo plan` says of them beside what they
+took. The plan is given the turns that the rollouts had, and a measurement of this machine right before and after the run."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(metavar="BENCH", required=True)
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("credit", CREDIT, _add_credit),
         ("tools", TOOLS, _add_tools),
         ("stream", STREAM, _add_stream),
+        ("plan", PLAN, _add_plan),
     ):
         add(benches.add_parser(name, help=text.split(".")[0], description=text))
 
@@ -130,6 +137,14 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spread", type=float, default=1.0, help="of the logarithms of lengths and times (default 1)")
     parser.add_argument("--memory", type=float, default=0.5, help="share of the GPU's memory for vLLM (default 0.5)")
     parser.set_defaults(run=run_stream)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cases", nargs="+", metavar="CASE", help="quickstart, middle, each also -plain and -lora (all)"
+    )
+    _add_numbers(parser, [("--steps", 2, 4, "steps of each run; the first warms up")])
+    parser.set_defaults(run=run_plan)
 
 
 # ---- gain
@@ -287,6 +302,55 @@ def run_stream(args: argparse.Namespace) -> int:
     _print(_table(["way", "s", "vLLM\nsteps", "tools alone\ns"], lines))
     _print(f"{found.tokens} tokens sampled; together / stream: {found.ratio:.2f}")
     return 0
+
+
+# ---- plan
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    import torch
+
+    from ..progress import quiet_libraries
+    from ..recipe_file import nearest
+    from . import bench_plan
+    from .machine import device_name
+
+    quiet_libraries()
+    names = args.cases or list(bench_plan.CASES)
+    for name in names:
+        if name not in bench_plan.CASES:
+            known = ", ".join(bench_plan.CASES)
+            raise ValueError(f"--cases: there is no {name!r}.{nearest(name, bench_plan.CASES)} Known: {known}.")
+    _print(device_name(torch.device("cpu")))
+    with TemporaryDirectory() as folder:
+        comparisons = list(bench_plan.compare(names, args.steps, Path(folder)))
+    _print(_plan_table(comparisons))
+    return 0
+
+
+def _plan_table(comparisons: "list[PlanComparison]"):
+    heads = [
+        "case",
+        "",
+        "tensors\nMiB",
+        "step\ns",
+        "sampling\ns",
+        "gain pass\ns",
+        "loss and\nbackward s",
+        "optimiser\ns",
+    ]
+    lines = []
+    for found in comparisons:
+        stages = [found.stage(name) for name in ("sampling", "gain pass", "loss and backward", "optimiser")]
+        sizes = (found.planned_bytes, found.measured_bytes)
+        steps = (found.planned_seconds, found.run.step_seconds[1:])
+        for i, way in enumerate(("planned", "measured")):
+            numbers = [sizes[i] / 2**20, statistics.median(steps[i]), *(stage[i] for stage in stages)]
+            lines.append([found.name if i == 0 else "", way, *(f"{number:.3g}" for number in numbers)])
+        lines.append(["", "ratio", f"{found.memory_ratio:.2f}", f"{found.time_ratio:.2f}", *[""] * len(stages)])
+    return _table(heads, lines)
 
 
 # ---- tables

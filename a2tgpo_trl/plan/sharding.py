@@ -1,0 +1,106 @@
+"""options or an Accelerate configuration -> how weights, gradients and optimiser are spread over devices: `Sharding`.
+
+none, ddp    every device holds all
+zero1, 2, 3  DeepSpeed: optimiser; and gradients; and weights are split
+fsdp2        all three are split, layer by layer
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recipe_file import nearest
+
+
+KINDS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+# DeepSpeed's own defaults, in numbers of weights: what is reduced at once, and what is kept gathered.
+REDUCE_BUCKET, LIVE_PARAMETERS = 5e8, 1e9
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a policy lies on devices, and over how many nodes these are spread."""
+
+    kind: str = "none"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"--sharding: there is no {self.kind!r}.{nearest(self.kind, KINDS)} Known: {', '.join(KINDS)}."
+            )
+        if self.kind == "none" and self.devices > 1:
+            raise ValueError(f"--sharding none is for one device; {self.devices} need ddp, zero1-3 or fsdp2.")
+        if self.devices % self.nodes:
+            raise ValueError(f"{self.devices} GPUs do not spread evenly over {self.nodes} nodes (--gpus, --nodes).")
+
+    @property
+    def deepspeed(self) -> bool:
+        return self.kind.startswith("zero")
+
+    @property
+    def splits_weights(self) -> bool:
+        return self.kind in ("zero3", "fsdp2")
+
+    @property
+    def splits_gradients(self) -> bool:
+        return self.kind in ("zero2", "zero3", "fsdp2")
+
+    @property
+    def splits_optimizer(self) -> bool:
+        return self.deepspeed or self.kind == "fsdp2"
+
+    def link(self, node_link: float, cluster_link: float) -> float:
+        """Bytes/s of a device in a ring over all: between nodes, all ports of a node carry what one ring sends."""
+        if self.nodes == 1:
+            return node_link
+        return min(node_link, cluster_link * self.devices / self.nodes)
+
+    def gathered(self, size: float) -> float:
+        """Bytes that a device receives when so many are gathered from all; as many when they are scattered.
+
+        Example: 8 devices, 16 GB -> 14 GB
+        """
+        return size * (self.devices - 1) / self.devices
+
+
+def of_accelerate(path: Path) -> Sharding:
+    """What a configuration of Accelerate says. Offloading, which a plan does not know, is refused."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    if not path.is_file():
+        raise ValueError(f"--config_file: there is no file {path}.")
+    config: Any = load_config_from_file(str(path))
+    kind = _kind(config, path)
+    return Sharding(kind, max(config.num_processes, 1), max(config.num_machines, 1))
+
+
+def _kind(config: Any, path: Path) -> str:
+    name = str(config.distributed_type.value)
+    if name == "DEEPSPEED":
+        settings = config.deepspeed_config
+        offloads = [
+            key for key in settings if key.startswith("offload") and settings[key] not in (None, "none", False)
+        ]
+        _refuse(offloads, path)
+        if "deepspeed_config_file" in settings:
+            raise ValueError(
+                f"{path}: a deepspeed_config_file is not read. Say --sharding zero2 and --gpus N instead."
+            )
+        return {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}[int(settings["zero_stage"])]
+    if name == "FSDP":
+        settings = config.fsdp_config
+        _refuse([key for key in settings if "offload" in key and settings[key] not in (None, "none", False)], path)
+        return "fsdp2"
+    if name in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return "none" if config.num_processes == 1 else "ddp"
+    raise ValueError(f"{path}: distributed_type {name} is not planned. Known: NO, MULTI_GPU, DEEPSPEED, FSDP.")
+
+
+def _refuse(offloads: list[str], path: Path) -> None:
+    if offloads:
+        raise ValueError(
+            f"{path}: {', '.join(offloads)}: a plan knows nothing of offloading, and its figures would be wrong. "
+            "Plan without it."
+        )

@@ -1,0 +1,36 @@
+"""What a plan says beside what a few steps of real training took, on this machine."""
+
+import pytest
+
+from a2tgpo_trl.cli import bench_plan, main
+
+
+@pytest.fixture(scope="module")
+def comparisons(tmp_path_factory):
+    names = ["quickstart", "quickstart-lora", "middle", "middle-plain"]
+    return list(bench_plan.compare(names, 4, tmp_path_factory.mktemp("plan")))
+
+
+@pytest.mark.slow
+def test_planned_memory_is_within_a_quarter_of_measured_tensors(comparisons):
+    ratios = {found.name: found.memory_ratio for found in comparisons}
+    assert all(0.75 <= ratio <= 1.25 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.slow
+def test_planned_seconds_are_within_two_fifths_of_measured_ones(comparisons):
+    ratios = {found.name: found.time_ratio for found in comparisons}
+    assert all(0.6 <= ratio <= 1.4 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.slow
+def test_checkpointing_is_planned_to_save_what_it_saves(comparisons):
+    found = {comparison.name: comparison for comparison in comparisons}
+    plain, checkpointed = found["middle-plain"], found["middle"]
+    assert checkpointed.planned_bytes < plain.planned_bytes
+    assert checkpointed.measured_bytes < plain.measured_bytes
+
+
+def test_a_case_that_there_is_not_is_said(capsys):
+    assert main(["bench", "plan", "--cases", "quickstrat"]) == 2
+    assert "Did you mean 'quickstart'?" in capsys.readouterr().err
