@@ -1,4 +1,4 @@
-"""settings -> warning, metrics of each batch -> warning: where vLLM and the trainer do not mean the same probabilities.
+"""settings, metrics of each batch -> warnings: where vLLM and the trainer do not mean the same probabilities.
 
 TRL weighs what vLLM sampled by exp(trainer's log-probability - vLLM's), so that training stays right although the two
 round differently (`vllm_importance_sampling_correction`, on by default). That holds only while both speak of one
@@ -52,7 +52,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def incomparable_settings(args: A2TGPOConfig) -> dict[str, Any]:
     """The settings by which vLLM samples from another distribution than the trainer scores.
 
-    Example: top_p=0.9, generation_kwargs={"seed": 1, "presence_penalty": 0.5} -> {"top_p": 0.9, "presence_penalty": 0.5}
+    Example: top_p=0.9, generation_kwargs={"seed": 1, "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
     """
     given = {name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
     given |= args.generation_kwargs or {}

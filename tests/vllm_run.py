@@ -4,7 +4,7 @@ usage: vllm_run.py OUTPUT_FOLDER POLICY_FOLDER {full,lora,parallel,ADDRESS_OF_A_
 
 What vLLM says of the tokens that it sampled is compared with what the policy says of them (`sampler_gap/absolute`), so
 that a small gap shows two things: the tokens belong to this very context, and vLLM has the weights of the moment. In
-the last two steps vLLM is told of no update any more, which shows that a gap would be seen.
+the last step vLLM is told of no update any more, which shows that a gap would be seen.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from trl.trainer import grpo_trainer
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, parsing
 
 
-SYNCED_STEPS, STEPS = 3, 5
+SYNCED_STEPS, STEPS = 2, 3
 CALLS = (2, 1, 0, 3)  # that the prompts of a batch ask for, in turn: unequal on two ranks as well as on one
 PARENTS_CALLS = (1, 1, 1, 0)  # as many turns on both ranks, which the parent needs, and unequal numbers of rollouts
 LORA = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"])
@@ -130,12 +130,13 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
     trainer.on_rollouts = records.extend
     trainer.train()
     after = trainer.model.state_dict()
-    name = "sampler_gap/absolute" if which == "ours" else "sampling/sampling_logp_difference/mean"
+    gap = "sampling/sampling_logp_difference/max" if way.startswith("http") else "sampler_gap/absolute"
     report = {
         "rank": trainer.accelerator.process_index,
         "processes": trainer.accelerator.num_processes,
         "steps": trainer.state.global_step,
-        "gaps": [entry[name] for entry in trainer.state.log_history if name in entry],
+        "gaps": [entry[gap] for entry in trainer.state.log_history if gap in entry],
+        "ends": sorted({record["turns"][-1]["status"] for record in records}),
         "history": [entry for entry in trainer.state.log_history if "loss" in entry],
         "moved": max((tensor - before[name]).abs().max().item() for name, tensor in after.items()),
         "weights": hashlib.sha256(torch.cat([t.flatten() for t in after.values()]).numpy().tobytes()).hexdigest(),
