@@ -1,4 +1,4 @@
-"""values, gains, clip scales, ratios -> a flat dict of scalars.
+"""values, gains, clip scales, ratios, log-probabilities -> a flat dict of scalars.
 
 Turns are numbered from 1 in names (`turn_1` is the first), up to `LOGGED_TURNS`. Entries that have no data are left
 out rather than logged as 0.
@@ -13,6 +13,8 @@ from .turns import turn_means, turn_sums
 
 
 LOGGED_TURNS = 8
+GAP_FLOOR = 0.01  # nats a token: probabilities of sampler and trainer within a percent, as 16 bits bring about
+GAP_GROWTH = 2.0
 
 
 def _mean(name: str, values: Tensor) -> dict[str, float]:
@@ -96,4 +98,49 @@ def ratio_metrics(sums_3K: Tensor) -> dict[str, float]:
         if count:
             metrics[f"turn_ratio/turn_{k + 1}"] = ratios[k] / count
             metrics[f"clip_fraction/turn_{k + 1}"] = clipped[k] / count
+    return metrics
+
+
+def sampler_gap_sums(sampler_BT: Tensor, trainer_BT: Tensor, turn_BT: Tensor, num_turns: int) -> Tensor:
+    """Sums over the tokens of each turn, to add over ranks: gap, absolute gap, number of tokens: (3,K).
+
+    The gap of a sampled token is its log-probability by the sampler minus that by the trainer. A token for which
+    either has no number (NaN) counts nowhere.
+    """
+    gap_BT = (sampler_BT - trainer_BT).float()
+    known_BT = ~gap_BT.isnan()
+    gap_BT = gap_BT.masked_fill(~known_BT, 0.0)  # NaN times nothing is NaN
+    columns = (gap_BT, gap_BT.abs(), known_BT.to(gap_BT.dtype))
+    return torch.stack([turn_sums(column_BT, turn_BT, num_turns).sum(dim=0) for column_BT in columns])
+
+
+def sampler_gap_metrics(sums_3K: Tensor) -> dict[str, float]:
+    """Mean gap between sampler and trainer, over all tokens and by turn, and whether it grows, from all ranks' sums.
+
+    Where both have the same weights and the same mathematics the gap is rounding: it scatters around 0 and does not
+    care for depth. A gap that grows from turn to turn says that the two read a long context differently.
+
+        growth = mean |gap| of the tokens after the first turn / max(mean |gap| of the first turn, GAP_FLOOR)
+        alarm  = 1 if growth > GAP_GROWTH, else 0
+
+    Example: gaps of 0.02 and -0.04 in turn 1, of 0.08 and 0.10 in turn 2
+        mean 0.04, turn_1 -0.01, turn_2 0.09; absolute 0.06, absolute_turn_1 0.03, absolute_turn_2 0.09
+        growth 0.09 / 0.03 = 3, alarm 1
+    Example: gaps of 0.001 in turn 1, of 0.005 in turn 2
+        growth 0.005 / 0.01 = 0.5, alarm 0: both are rounding
+    """
+    gaps, absolutes, counts = sums_3K.tolist()
+    metrics = {}
+    if sum(counts):
+        metrics = {
+            "sampler_gap/mean": sum(gaps) / sum(counts),
+            "sampler_gap/absolute": sum(absolutes) / sum(counts),
+        }
+    for k, count in enumerate(counts[:LOGGED_TURNS]):
+        if count:
+            metrics[f"sampler_gap/turn_{k + 1}"] = gaps[k] / count
+            metrics[f"sampler_gap/absolute_turn_{k + 1}"] = absolutes[k] / count
+    if counts[0] and sum(counts[1:]):
+        growth = sum(absolutes[1:]) / sum(counts[1:]) / max(absolutes[0] / counts[0], GAP_FLOOR)
+        metrics |= {"sampler_gap/growth": growth, "sampler_gap/alarm": float(growth > GAP_GROWTH)}
     return metrics

@@ -23,6 +23,7 @@ from .tools.cache import CallCache
 from .tools.control import ControlText
 from .tools.runner import ToolRunner
 from .tools.settings import check_words
+from .vllm_engine import longest_context
 
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class ToolLoop:
         self._asked = False
         self._silent = 0
         self._files: int | None = None  # open after the batch before
+        self._longest: int | None = None  # context that the engine takes
         self._dead_batches = {"reset": 0, "get_reward": 0}
         self.rollouts: list[Rollout] = []
         self._timing = Timing()
@@ -131,10 +133,8 @@ class ToolLoop:
 
     def _rules(self, end_ids: Sequence[int], training: bool) -> Rules:
         trainer, args = self._trainer, self._trainer.args
-        if trainer.use_vllm and trainer.vllm_mode == "colocate":
-            longest = trainer.vllm_generation.llm.llm_engine.model_config.max_model_len
-        else:
-            longest = trainer.model.config.max_position_embeddings
+        if self._longest is None:
+            self._longest = longest_context(trainer, self._ranks)
         policy = args.failure_policies
         if not training:
             policy = {status: "end" if action == "exclude" else action for status, action in policy.items()}
@@ -144,7 +144,7 @@ class ToolLoop:
             self._control,
             policy,
             max_tokens=trainer.max_completion_length,
-            max_context=longest,
+            max_context=self._longest,
             end_ids=end_ids,
             max_turns=args.max_tool_calling_iterations,
             max_calls=args.max_calls_per_turn,

@@ -37,11 +37,19 @@ from .information_gain import Rollouts, TurnScores, base_model, information_gain
 from .interruption import Interruption, RunInterrupted
 from .launched import check_launch
 from .loss import ratio_reference
-from .metrics import gain_metrics, ratio_metrics, ratio_sums, turn_metrics
+from .metrics import (
+    gain_metrics,
+    ratio_metrics,
+    ratio_sums,
+    sampler_gap_metrics,
+    sampler_gap_sums,
+    turn_metrics,
+)
 from .ranks import Ranks
 from .records import make_records
 from .resampling import Resampler, teaches_nothing
 from .resume import Checkpoints
+from .sampler_gap import GapWatch, warn_of_incomparable
 from .sampling import own_draws, seed_of
 from .tally import Tally
 from .tool_loop import ToolLoop, make_runner
@@ -157,6 +165,8 @@ class A2TGPOTrainer(GRPOTrainer):
         self._interruption = Interruption(Ranks(self.accelerator))
         self.add_callback(self._checkpoints)
         self.add_callback(self._interruption)
+        self._gap_watch = GapWatch()
+        warn_of_incomparable(args)
 
     # ---- generation and scoring
 
@@ -394,6 +404,7 @@ class A2TGPOTrainer(GRPOTrainer):
         self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:
             self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
+        self._log_sampler_gap(mode, output, turn_BT, num_turns)
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
@@ -402,6 +413,16 @@ class A2TGPOTrainer(GRPOTrainer):
         output["num_items_in_batch"] = output["num_items_in_batch"].clamp(min=1)
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
+
+    def _log_sampler_gap(self, mode: str, output: dict[str, Any], turn_BT: Tensor, num_turns: int) -> None:
+        if "sampling_per_token_logps" not in output or "old_per_token_logps" not in output:
+            return
+        logps_BT = (output["sampling_per_token_logps"], output["old_per_token_logps"])
+        sums = sampler_gap_sums(*logps_BT, turn_BT, num_turns)
+        metrics = sampler_gap_metrics(self.accelerator.reduce(sums, reduction="sum"))
+        self._log_scalars(mode, metrics)
+        if mode == "train":
+            self._gap_watch.see(metrics)
 
     def _group_size(self, mode: str) -> int:
         return self.num_generations if mode == "train" else self.num_generations_eval

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trl.extras.profiling import profiling_context
 
 from .engines import Engine, LogProbs, Sample, Seeds
+from .ranks import Ranks
 
 
 if TYPE_CHECKING:
@@ -134,6 +135,31 @@ def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
             "num_generations says how many rollouts a prompt has."
         )
     return recorder.params
+
+
+def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
+    """Tokens that a rollout may have, prompt included, before the engine takes it no more.
+
+    An engine in this process samples until its context is full. A server refuses a request that might not fit, so
+    room for a whole turn must be left; it is asked by the first rank, and all ranks take part.
+
+    Example: a server that reads 8192 tokens, turns of up to 1024 -> 7169: a context of 7168 may still be continued
+    """
+    if not trainer.use_vllm:
+        return trainer.model.config.max_position_embeddings
+    generation = trainer.vllm_generation
+    if trainer.vllm_mode == "colocate":
+        return generation.llm.llm_engine.model_config.max_model_len
+    first = ranks.index == 0
+    reads = ranks.max(generation.vllm_client.get_server_info()["model_config"]["max_model_len"] if first else 0)
+    turn = generation.generation_kwargs.get("max_tokens", generation.max_completion_length)
+    if turn >= reads:
+        raise ValueError(
+            f"The vLLM server reads {reads} tokens, and a turn may have {turn} (max_completion_length), so it would "
+            "refuse every request. Start it with a --max-model-len of at least the longest prompt and twice "
+            "max_completion_length."
+        )
+    return reads - turn + 1
 
 
 # ---- weights and sleep

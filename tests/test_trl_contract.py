@@ -16,6 +16,7 @@ from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, T
 from transformers import trainer as trainer_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trainer_utils
@@ -303,6 +304,23 @@ def test_colocated_vllm_is_still_held_by_these_names():
     assert callable(VLLMGeneration.sync_weights)
     turn = inspect.getsource(GRPOTrainer._generate_single_turn)
     assert "self.state.global_step != self._last_loaded_step" in turn and "self.vllm_generation.sync_weights()" in turn
+
+
+def test_a_vllm_server_is_still_asked_by_these_names_and_for_turns_of_this_length():
+    # By the first rank alone, which has the client; a test marked `vllm` lets a rollout run into the limit.
+    assert list(inspect.signature(VLLMClient.get_server_info).parameters) == ["self"]
+    source = inspect.getsource(VLLMGeneration)
+    assert "if accelerator.is_main_process:" in source and "self.vllm_client = VLLMClient(" in source
+    assert '"max_tokens": max_completion_length' in source and "self.generation_kwargs" in source
+
+
+def test_importance_weights_still_compare_the_two_log_probabilities_we_log_the_gap_of():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert "(old_per_token_logps - sampling_per_token_logps) * mask" in source
+    for name in ("old_per_token_logps", "sampling_per_token_logps"):
+        assert f'output["{name}"] = {name}' in source
+    # What vLLM gives is what it sampled by, after every processor; the trainer knows of the temperature alone.
+    assert 'logprobs_mode="processed_logprobs"' in inspect.getsource(VLLMGeneration)
 
 
 def test_a_checkpoint_is_saved_by_the_method_we_call():

@@ -1,7 +1,8 @@
 """Streaming from vLLM: what TRL's `generate` gives, rollout by rollout, from the weights of the moment.
 
-Needs vLLM; its build for CPUs will do. Sleep mode has no CPU backend, vLLM refuses it there: a stand-in for it makes
-the real engine's weights NaN, as sleep throws them away, and fails where the engine is used while it sleeps.
+Tests marked `vllm` need vLLM, and fail without it; its build for CPUs will do. Sleep mode has no CPU backend, vLLM
+refuses it there: a stand-in for it makes the real engine's weights NaN, as sleep throws them away, and fails where the
+engine is used while it sleeps.
 """
 
 import math
@@ -24,7 +25,6 @@ TEXTS = ["question", "the capital of France is " * 3, "search", "user question a
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    pytest.importorskip("vllm")
     folder = str(tmp_path_factory.mktemp("policy"))
     tokenizer = tiny.make_tokenizer()
     tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # vLLM has no attention of smaller heads on CPU
@@ -90,7 +90,7 @@ def turn(trainer, contexts):
 # ---- the same as TRL
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "changes",
     [
@@ -114,7 +114,7 @@ def test_a_stream_gives_the_tokens_and_log_probabilities_that_trl_gives(
     assert all(type(number) is float for row in logprobs for number in row)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     "changes",
     [
@@ -140,7 +140,7 @@ def test_vllm_is_given_the_requests_that_trl_gives_it(generation, contexts, chan
     assert [request.prompt_token_ids for request in by_trl] == contexts
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -156,7 +156,7 @@ def test_what_cannot_be_streamed_raises_and_says_why(generation, changes, named,
         VLLMStream(generation)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_context_without_room_raises_as_it_does_in_trl_and_leaves_the_stream_usable(generation, contexts):
     long = [5] * 600  # of 512
     with pytest.raises(Exception, match="512") as theirs:
@@ -179,7 +179,7 @@ def test_the_number_of_a_token_is_its_own_and_none_for_nan():
 # ---- the stream
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_short_turn_comes_before_a_long_one_and_new_work_joins_in(generation, contexts):
     (alone,), _ = stream_all(generation, contexts[:1])
     assert len(alone) == LONGEST
@@ -198,7 +198,7 @@ def test_a_short_turn_comes_before_a_long_one_and_new_work_joins_in(generation, 
     assert last.key == 0 and last.ids == alone
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_stop_tokens_end_a_turn_before_others(generation, contexts, monkeypatch):
     whole, _ = stream_all(generation, contexts)
     stop = whole[0][2]
@@ -217,7 +217,7 @@ def test_stop_tokens_end_a_turn_before_others(generation, contexts, monkeypatch)
     }
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_without_waiting_the_engine_makes_one_step_at_most(generation, contexts, monkeypatch):
     llm, steps = generation.llm.llm_engine, []
     step = llm.step
@@ -232,7 +232,7 @@ def test_without_waiting_the_engine_makes_one_step_at_most(generation, contexts,
 # ---- cleaning up
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_after_an_exception_nothing_is_pending_and_the_next_batch_is_as_ever(generation, contexts):
     llm = generation.llm.llm_engine
     before = stream_all(generation, contexts)[0]
@@ -249,7 +249,7 @@ def test_after_an_exception_nothing_is_pending_and_the_next_batch_is_as_ever(gen
     assert stream_all(generation, contexts)[0] == before
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_after_a_failed_step_the_next_batch_is_as_ever(generation, contexts, monkeypatch):
     before = stream_all(generation, contexts)[0]
     with pytest.raises(MemoryError), VLLMStream(generation) as engine, pytest.MonkeyPatch.context() as patch:
@@ -285,7 +285,7 @@ def other_weights(trainer):
         trainer.state.global_step += 1
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_stream_samples_from_the_weights_of_the_moment_when_awake(trainer, generation, contexts):
     old = stream_all(generation, contexts)[0]
     with other_weights(trainer):
@@ -332,10 +332,9 @@ def sleepy(trainer, generation, monkeypatch):
     trainer._last_loaded_step = -1  # its weights are spoilt
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_has_no_sleep_mode_on_cpu():
     # When this fails, the stand-in can go.
-    pytest.importorskip("vllm")
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -343,7 +342,7 @@ def test_vllm_has_no_sleep_mode_on_cpu():
     assert not current_platform.is_sleep_mode_available()
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_awake_wakes_once_for_all_turns_where_trl_wakes_at_each(trainer, contexts, generation, sleepy):
     llm = sleepy.llm
     first, second = turn(trainer, contexts), turn(trainer, contexts)  # the control
@@ -363,7 +362,7 @@ def test_awake_wakes_once_for_all_turns_where_trl_wakes_at_each(trainer, context
     assert turn(trainer, contexts)[0] == expected  # TRL finds it as it left it
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_awake_goes_to_sleep_after_an_exception_too(trainer, contexts, sleepy):
     with pytest.raises(ConnectionError), awake(trainer), VLLMStream(sleepy) as engine:
         engine.submit(0, contexts[0])
@@ -384,7 +383,7 @@ def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
 # ---- the bench
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_the_bench_gives_both_ways_the_same_work_and_counts_fewer_steps_without_the_barrier(generation, monkeypatch):
     from a2tgpo_trl.cli import bench_stream
 
@@ -420,7 +419,7 @@ def test_the_work_of_the_bench_is_drawn_from_its_seed_within_its_bounds():
 # ---- our trainer
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.parametrize("streams", [True, False])
 def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, tmp_path, monkeypatch):
     from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
