@@ -141,6 +141,8 @@ class Checkpoints(TrainerCallback):
                 )
             return None
         chosen = self._last_whole(run, faults) if asked is True else self._named(Path(asked), run, faults)
+        if trainer.args.sync_ref_model and not (chosen / REFERENCE).is_file():
+            raise ResumeError(f"{chosen} holds no reference model, which sync_ref_model goes on from: leave it out.")
         if self._facts:
             self._check_settings(chosen)
             self._check_layout(chosen, [step for step, why in faults.items() if why is None])
@@ -236,7 +238,7 @@ class Checkpoints(TrainerCallback):
                 "Start it as it was."
             )
         if self._facts["inside_window"]:
-            run = folder.parent
+            run = self._trainer.args.output_dir
             usable = [s for s in whole if not (read_manifest(checkpoint(run, s)) or {}).get("inside_window", True)]
             instead = f"or go on from {checkpoint(run, usable[0])}" if usable else "no other checkpoint allows it"
             raise ResumeError(
@@ -276,6 +278,9 @@ class Checkpoints(TrainerCallback):
         trainer = self._trainer
         every = trainer.args.steps_per_generation * trainer.num_iterations
         device = trainer.accelerator.device
+        if trainer.args.sync_ref_model:
+            reference = torch.load(folder / REFERENCE, map_location="cpu", weights_only=True)
+            trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(reference)
         if differences(self._facts["layout"], self._layout):
             trainer._step, trainer._buffered_inputs = self._facts["windows"] * every, None
             return
@@ -289,9 +294,6 @@ class Checkpoints(TrainerCallback):
         _refill(trainer._logs, json.loads(saved["completions"]) or {})
         if saved["packing"] is not None and trainer._gain_pass is not None:
             trainer._gain_pass.packing, trainer._gain_pass.packing_tried = saved["packing"]
-        if trainer.args.sync_ref_model:
-            reference = torch.load(folder / REFERENCE, map_location="cpu", weights_only=True)
-            trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(reference)
 
     @property
     def _rank_file(self) -> str:

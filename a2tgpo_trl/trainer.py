@@ -12,20 +12,17 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checkpoints import check_writable, checkpoint
+from .checkpoints import check_writable
 from .checks import checked_rollout_func, used_answers
 from .config import A2TGPOConfig
 from .credit import a2tgpo_credit
@@ -34,7 +31,7 @@ from .environments import Environments
 from .failures import RunStopped
 from .gain_pass import GainPass
 from .information_gain import Rollouts, TurnScores, base_model, information_gain
-from .interruption import Interruption, RunInterrupted
+from .interruption import Interruption
 from .launched import check_launch
 from .loss import ratio_reference
 from .metrics import (
@@ -48,6 +45,7 @@ from .metrics import (
 from .ranks import Ranks
 from .records import make_records
 from .resampling import Resampler, teaches_nothing
+from .resumable import Resumable
 from .resume import Checkpoints
 from .sampler_gap import GapWatch, warn_of_incomparable
 from .sampling import own_draws, seed_of
@@ -57,10 +55,7 @@ from .turns import count_turns, to_tokens, turn_index
 from .vllm_engine import VLLMStream, awake, can_stream
 
 
-logger = get_logger(__name__)
-
-
-class A2TGPOTrainer(GRPOTrainer):
+class A2TGPOTrainer(Resumable):
     """
     Trainer for Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping (A2TGPO).
 
@@ -472,92 +467,3 @@ class A2TGPOTrainer(GRPOTrainer):
             )
         self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum")))
         return logps
-
-    # ---- interruptions
-
-    def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any):
-        """The parent's training, gone on with from a checkpoint that is whole and of the same run.
-
-        Args:
-            resume_from_checkpoint: True for the latest whole one in the output folder, or the folder of one.
-        """
-        chosen = self._checkpoints.choose(resume_from_checkpoint)
-        with self._interruption.heard():
-            return super().train(chosen, *args, **kwargs)
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any):
-        self._train_sampler = super()._get_train_sampler(*args, **kwargs)
-        return self._train_sampler
-
-    def _run_epoch(self, *, model, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs: Any):
-        if resume_from_checkpoint is not None and epoch == epochs_trained:
-            if self.state.global_step >= self.state.max_steps:
-                self.control.should_training_stop = True  # killed after its last step; the parent would make another
-                return
-            self._resume_epoch(model, epoch, resume_from_checkpoint, **kwargs)
-        super()._run_epoch(
-            model=model,
-            epoch=epoch,
-            epochs_trained=epochs_trained,
-            resume_from_checkpoint=resume_from_checkpoint,
-            **kwargs,
-        )
-
-    def _resume_epoch(
-        self, model, epoch: int, folder: str, *, trial, ignore_keys_for_eval, start_time: float, **_others: Any
-    ) -> None:
-        """What the parent leaves out when it goes on in an epoch."""
-        if self._train_sampler is not None and self.shuffle_dataset:
-            for _past in range(epoch):  # a sampler made anew begins with the order of the first epoch
-                torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
-        if self._checkpoints.evaluation_is_due:
-            self._load_rng_state(folder)
-            self.control.should_evaluate = True
-            self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, ignore_keys_for_eval, start_time)
-            self.control.should_evaluate = False
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if not self._checkpoints.set_draws():
-            super()._load_rng_state(checkpoint)
-        self._checkpoints.mark_draws()
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if not self.is_in_train:
-            return super().evaluate(*args, **kwargs)
-        with self._checkpoints.aside():
-            return super().evaluate(*args, **kwargs)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = self._checkpoint_now(trial)
-
-        def write() -> None:
-            # The parent would remove older checkpoints before this one is whole; `Checkpoints.save` does it after.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
-                super(A2TGPOTrainer, self)._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
-            if self.args.should_save:
-                torch.save(self.args, folder / TRAINING_ARGS_NAME)  # with the limit
-
-        self._checkpoints.save(folder, write, evaluation_is_due=self._interruption.evaluation_is_due)
-        if self._interruption.agreed:
-            self._leave(folder)
-
-    def _checkpoint_now(self, trial: Any = None) -> Path:
-        return checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        with self._checkpoints.draws_to_save():
-            super()._save_rng_state(output_dir)
-
-    def _leave(self, folder: Path) -> None:
-        """End the process before the parent ends the run as one that is done."""
-        self.callback_handler.on_save(self.args, self.state, self.control)
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-        logger.warning(
-            f"Interrupted by SIGTERM after step {self.state.global_step} of {self.state.max_steps}. To go on from "
-            f"{folder}, start the same again with resume_from_checkpoint=True (--resume_from_checkpoint true)."
-        )
-        self.accelerator.wait_for_everyone()
-        raise RunInterrupted

@@ -17,6 +17,7 @@ from pathlib import Path
 import tiny
 import torch
 import unequal_turns
+from backends import backend_settings, whole
 from transformers import TrainerCallback
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -61,14 +62,6 @@ def tear_at(rank: int, step: int) -> None:
     torch.save = killing
 
 
-def backend_settings(backend: str) -> dict:
-    if backend != "zero2":
-        return unequal_turns.backend_settings(backend)
-    settings = unequal_turns.backend_settings("zero3")
-    settings["deepspeed"]["zero_optimization"] = {"stage": 2}
-    return settings
-
-
 def main(task: dict) -> None:
     tokenizer = tiny.make_tokenizer()
     args = A2TGPOConfig(
@@ -106,7 +99,7 @@ def main(task: dict) -> None:
         callbacks=[Terminate(task.get("terminate"))],
     )
     trainer.train(resume_from_checkpoint=task.get("resume"))
-    after = torch.cat([unequal_turns.whole(parameter).flatten() for parameter in trainer.model.parameters()])
+    after = torch.cat([whole(parameter).flatten() for parameter in trainer.model.parameters()])
     rank = trainer.accelerator.process_index
     report = {
         "weights": hashlib.sha256(after.numpy().tobytes()).hexdigest(),

@@ -304,7 +304,9 @@ def test_a_checkpoint_of_plain_trl_is_accepted_with_a_warning(make, tmp_path, ca
     plain.train()
     with pytest.raises(ResumeError, match="no whole checkpoint"):
         make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
-    trainer = make(tmp_path, max_steps=3, beta=0.1, sync_ref_model=False)
+    with pytest.raises(ResumeError, match="holds no reference model, which sync_ref_model goes on from"):
+        make(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer = make(tmp_path, max_steps=3, sync_ref_model=False)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "has no manifest: plain TRL has saved it" in caplog.text

@@ -3,7 +3,6 @@
 What a wrong sampler would look like is shown in the same runs, by telling vLLM of no update in the last step.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_ranks_in_step import free_port
+from ranks import environment, free_port, reports
 
 
 pytestmark = pytest.mark.vllm
@@ -35,26 +34,19 @@ def policy(tmp_path_factory) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    # Without compiling, which takes longer than all tests together.
-    small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "TRL_EXPERIMENTAL_SILENCE": "1", **small}
+# Without compiling, which takes longer than all tests together.
+VARIABLES = {
+    "ACCELERATE_USE_CPU": "true",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def run(folder: Path, policy: Path, *words: str, processes: int = 1) -> list[dict]:
     """Train on so many processes: what each reports."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    result = subprocess.run(
-        [*launcher, str(SCRIPT), str(folder), str(policy), *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    ranks = reports(folder, [str(SCRIPT), str(folder), str(policy), *words], processes, **VARIABLES)
     assert [rank["rank"] for rank in ranks] == list(range(processes))
     assert all(rank["processes"] == processes and rank["steps"] == STEPS for rank in ranks)
     return ranks
@@ -127,7 +119,7 @@ def started(command: list[str], log):
     """A process and all that it starts, ended together."""
     process = subprocess.Popen(
         command,
-        env={**environment(), "VLLM_SERVER_DEV_MODE": "1"},
+        env={**environment(**VARIABLES), "VLLM_SERVER_DEV_MODE": "1"},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
