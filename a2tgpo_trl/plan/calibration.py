@@ -92,7 +92,7 @@ def _attention(length: int) -> tuple[Callable[[], object], float, int]:
 
 
 def _products(floats: int) -> tuple[Callable[[], object], float, int]:
-    """Elementwise, over operands that are not in a cache, with results that are kept for a while as activations are."""
+    """Elementwise, over operands that no cache holds; results are kept for a while, as activations are."""
     number = max(2, min(MOST_TENSORS, RING_FLOATS // floats))
     pairs = [(torch.randn(floats), torch.randn(floats)) for _ in range(number)]
 
