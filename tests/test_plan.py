@@ -371,6 +371,7 @@ def test_rollouts_on_record_stand_in_for_assumptions(tmp_path, capsys):
         (["--gpu", "h10"], "Did you mean 'h100'?"),
         (["--sharding", "zero4", "--gpus", "2"], "Did you mean 'zero"),
         (["--gpus", "2", "--sharding", "none"], "is for one device"),
+        (["--gpu", "this", "--gpus", "2"], "measures one processor"),
         (["--gpus", "3", "--nodes", "2"], "do not spread evenly"),
         (["--model_name_or_path", "/nowhere/model"], "there is no folder /nowhere/model"),
         (["--turns", "9", "--tokens_per_turn", "500"], "more than max_completion_length 512"),

@@ -1,4 +1,4 @@
-"""`a2tgpo bench gain`, `credit`, `tools`, `stream`, `plan`: options in, tables out; each is timed in a module."""
+"""`a2tgpo bench gain`, `credit`, `tools`, `stream`, `plan`: options in, tables out. Each has its own module."""
 
 import argparse
 import statistics
@@ -31,7 +31,7 @@ after each turn. together: a turn of all rollouts in one call, then the slowest 
 pace."""
 
 PLAN = """Trains a few steps of small recipes on this CPU and sets what `a2tgpo plan` says of them beside what they
-took. The plan is given the turns that the rollouts had, and a measurement of this machine before and after the run."""
+took. The plan is given the turns that the rollouts had, and a measurement of this machine right before and after."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

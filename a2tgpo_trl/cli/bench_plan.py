@@ -43,14 +43,15 @@ SHORT = [
     "true",
 ]
 ONE_BATCH = ["--gradient_accumulation_steps", "1"]
+QUICKSTART = [*ONE_BATCH, "--per_device_train_batch_size", "32"]
 MIDDLE = [*ONE_BATCH, "--per_device_train_batch_size", "4", "--num_generations", "4", "--max_completion_length", "96"]
 LORA = ["--use_peft", "true", "--lora_r", "8", "--lora_target_modules", "all-linear"]
 PLAIN = ["--gradient_checkpointing", "false"]
 MODEL = "MODEL"  # stands for the folder of the random-weight model
 CASES = {
-    "quickstart": ONE_BATCH,
-    "quickstart-plain": [*ONE_BATCH, *PLAIN],
-    "quickstart-lora": [*ONE_BATCH, *LORA],
+    "quickstart": QUICKSTART,
+    "quickstart-plain": [*QUICKSTART, *PLAIN],
+    "quickstart-lora": [*QUICKSTART, *LORA],
     "middle": [*MIDDLE, "--model_name_or_path", MODEL],
     "middle-plain": [*MIDDLE, *PLAIN, "--model_name_or_path", MODEL],
     "middle-lora": [*MIDDLE, *LORA, "--model_name_or_path", MODEL],

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument(
-        "--gpu", default="h100", help="kind of GPU, or 'this': this machine, measured (default h100)"
+        "--gpu", default="h100", help="kind of GPU, or 'this': the processor of this machine, measured (default h100)"
     )
     hardware.add_argument("--gpus", type=_count, help="how many in all (default 1, or those of --config_file)")
     hardware.add_argument("--nodes", type=_count, help="machines that they are in (default 1)")
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from ..progress import quiet_libraries
 
     quiet_libraries()
-    machine, sharding = _machine(args), _sharding(args)
+    sharding = _sharding(args)
+    machine = _machine(args, sharding)
     accelerated = args.gpu.lower() not in THIS
     recipe = read_for(["--config", args.recipe, *args.overrides], sharding, accelerated)
     policy = load_policy(recipe, sharding, accelerated)
@@ -96,10 +97,12 @@ def run(args: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def _machine(args: argparse.Namespace) -> "Machine":
+def _machine(args: argparse.Namespace, sharding: "Sharding") -> "Machine":
     from ..plan.hardware import THIS, Shares, from_sheet
 
     if args.gpu.lower() in THIS:
+        if sharding.devices > 1:
+            raise ValueError(f"--gpu {args.gpu} measures one processor; {sharding.devices} devices need a data sheet.")
         from ..plan.calibration import measure
 
         return measure()
@@ -163,6 +166,8 @@ def prompt_tokens(recipe: "Recipe") -> tuple[float, float, str]:
 
     from ..preflight.loading import all_tools, load_config, load_tokenizer, make_chat
 
+    if recipe.task.train_dataset is None:
+        return PROMPT_TOKENS, PROMPT_TOKENS, f"prompts of {PROMPT_TOKENS} tokens: the environment makes them"
     try:
         chat = make_chat(recipe, load_tokenizer(recipe), load_config(recipe), all_tools(recipe.task))
         prompts = [row["prompt"] for row in islice(recipe.task.train_dataset, ROWS_READ)]

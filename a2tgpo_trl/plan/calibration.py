@@ -1,6 +1,6 @@
 """the machine at hand -> `Machine`, by micro-benchmarks of a few seconds.
 
-    matrix products, attention, sums of two tensors, each at several sizes -> rates
+    matrix products, attention, products of two tensors, each at several sizes -> rates
     a model of a few hundred weights, whose arithmetic takes no time         -> cost of an operation
 
 Nothing here knows the model or the recipe that is planned.
@@ -22,7 +22,8 @@ from .tracing import Tracer
 
 MATMULS = (32, 64, 128, 256, 512, 1024)
 ATTENDED = (16, 64, 256, 512)
-FLOATS = (2**10, 2**13, 2**16, 2**19, 2**22, 2**25)
+FLOATS = (2**10, 2**13, 2**16, 2**19, 2**22, 2**24)
+RING_FLOATS, MOST_TENSORS = 2**24, 512
 SAMPLED = 12
 REPEATS = 5
 # Seconds that this thread had a processor: what other processes take meanwhile does not count. On a machine at rest it
@@ -40,7 +41,7 @@ def measure() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         matmul=_curve(_matmul, MATMULS),
         attention=_curve(_attention, ATTENDED),
-        bandwidth=_curve(_sum, FLOATS),
+        bandwidth=_curve(_products, FLOATS),
         forward_op_seconds=forward,
         backward_op_seconds=backward,
         sampling_seconds=sampling,
@@ -65,34 +66,40 @@ def median_seconds(run: Callable[[], object], least: float = 0.02) -> float:
     return statistics.median(timings)
 
 
-def _curve(make: Callable[[int], tuple[Callable[[], object], float]], sizes: tuple[int, ...]) -> Curve:
-    """Rate by amount: `make(size)` gives what is run and how much it is."""
+def _curve(make: Callable[[int], tuple[Callable[[], object], float, int]], sizes: tuple[int, ...]) -> Curve:
+    """Rate by amount: `make(size)` gives what is run, how much one operation of it is, and their number."""
     found = []
     with torch.no_grad():
         for size in sizes:
-            run, amount = make(size)
-            found.append((amount, amount / median_seconds(run)))
+            run, amount, number = make(size)
+            found.append((amount, amount * number / median_seconds(run)))
     return Curve(tuple(amount for amount, _ in found), tuple(rate for _, rate in found))
 
 
-def _matmul(size: int) -> tuple[Callable[[], object], float]:
+def _matmul(size: int) -> tuple[Callable[[], object], float, int]:
     a, b = torch.randn(size, size), torch.randn(size, size)
-    return lambda: a @ b, 2.0 * size**3
+    return lambda: a @ b, 2.0 * size**3, 1
 
 
-def _attention(length: int) -> tuple[Callable[[], object], float]:
+def _attention(length: int) -> tuple[Callable[[], object], float, int]:
     q = torch.randn(4, 8, length, 64)
     mask = torch.ones(4, 1, length, length, dtype=torch.bool).tril()
 
     def run() -> Tensor:
         return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
 
-    return run, 4.0 * 4 * 8 * length**2 * 64
+    return run, 4.0 * 4 * 8 * length**2 * 64, 1
 
 
-def _sum(floats: int) -> tuple[Callable[[], object], float]:
-    a, b = torch.randn(floats), torch.randn(floats)
-    return lambda: a + b, 3.0 * 4 * floats
+def _products(floats: int) -> tuple[Callable[[], object], float, int]:
+    """Elementwise, over operands that no cache holds; results are kept for a while, as activations are."""
+    number = max(2, min(MOST_TENSORS, RING_FLOATS // floats))
+    pairs = [(torch.randn(floats), torch.randn(floats)) for _ in range(number)]
+
+    def run() -> list[Tensor]:
+        return [a * b for a, b in pairs]
+
+    return run, 3.0 * 4 * floats, number
 
 
 def _op_costs() -> tuple[float, float, float]:

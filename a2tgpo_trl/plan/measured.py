@@ -3,9 +3,9 @@
     python -m a2tgpo_trl.plan.measured FILE --config RECIPE [--key value ...]
 
 Run in a process of its own: the most memory that a process has ever had cannot be taken back. `tensor_bytes` is
-resident memory at its peak less what was resident after the imports and one step of a model of a few hundred weights.
-That is tensors, if the C library gives back what is freed (`GIVE_BACK`); by default it keeps much of it, which makes
-steps faster.
+resident memory at its peak less what was resident after the imports, one step of a model of a few hundred weights, and
+the reading of the recipe with its data. That is tensors, if the C library gives back what is freed (`GIVE_BACK`); by
+default it keeps much of it, which makes steps faster.
 
 Seconds are those of the main thread on a processor (`calibration.clock`): waiting for tools and for other processes is
 left out, but in `wall_seconds`.
@@ -118,10 +118,11 @@ def main(words: Sequence[str]) -> None:
     file, *words = words
     quiet_libraries()
     load_libraries()
+    recipe = read_recipe(words)
     before = psutil.Process().memory_info().rss
     run = Run()
     times = StepTimes(run)
-    trainer = read_recipe(words).build_trainer([times])
+    trainer = recipe.build_trainer([times])
     times.watch(trainer)
     trainer.train()
     run.tensor_bytes = resident_peak() - before

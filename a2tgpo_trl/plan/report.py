@@ -30,7 +30,7 @@ CURES = {
     "runtime": "nothing: a driver takes it",
 }
 FASTER = {
-    "sampling": "use_vllm: true if it is not, more rollouts at once (steps_per_generation), or shorter turns",
+    "sampling": "use_vllm: true where it is not, more rollouts at once (steps_per_generation), or shorter turns",
     "tools": "faster tools, more at once (tool_concurrency), a shorter tool_timeout; vLLM in the process hides part "
     "of it (stream_turns)",
     "gain pass": "a higher gain_token_budget; a model that packs rows",
@@ -59,7 +59,7 @@ def as_text(plan: "Plan", notes: Sequence[str]) -> Iterator[Any]:
     yield f"\nSeconds of a step ({origin(plan)}):"
     yield _seconds_table(plan)
     yield f"Bottleneck: {plan.bottleneck}. What helps: {FASTER[plan.bottleneck]}."
-    yield f"{plan.steps} steps: {plan.hours:.3g} hours, without evaluations and checkpoints."
+    yield f"{plan.steps} step(s): {plan.hours:.3g} hours, without evaluations and checkpoints."
     yield "\nA step's tokens, all devices: " + ", ".join(f"{name} {n:,.0f}" for name, n in tokens(plan).items())
     yield "Assumed:"
     for note in [*notes, *assumptions(plan)]:
