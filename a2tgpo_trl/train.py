@@ -30,7 +30,8 @@ from .trainer import A2TGPOTrainer
 # be loaded in their place.
 LEFT_BY_A_RUN = (
     *(STATE, CURVE, SCORES, "checkpoint-*", f"{TORN}-checkpoint-*", f"{LEFT}-checkpoint-*"),
-    *("*.safetensors*", "*.bin", "adapter_config.json", "completions/*"),  # the trainer has made the folder already
+    *("*.safetensors*", "*.bin", "adapter_config.json", "ref/adapter_*"),
+    "completions/*",  # the trainer has made the folder already
 )
 
 

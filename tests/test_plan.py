@@ -375,7 +375,7 @@ def test_rollouts_on_record_stand_in_for_assumptions(tmp_path, capsys):
         (["--gpus", "3", "--nodes", "2"], "do not spread evenly"),
         (["--model_name_or_path", "/nowhere/model"], "there is no folder /nowhere/model"),
         (["--turns", "9", "--tokens_per_turn", "500"], "more than max_completion_length 512"),
-        (["--config_file", "nowhere.yaml"], "there is no file nowhere.yaml"),
+        (["--config_file", "nowhere.yaml"], "no configuration of Accelerate 'nowhere.yaml'"),
         (["--config_file", "a.yaml", "--gpus", "2"], "say the same thing twice"),
         (["--lerning_rate", "1"], "Did you mean 'learning_rate'?"),
     ],

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hardware.add_argument("--gpus", type=_count, help="how many in all (default 1, or those of --config_file)")
     hardware.add_argument("--nodes", type=_count, help="machines that they are in (default 1)")
     hardware.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3 or fsdp2 (default none, or ddp)")
-    hardware.add_argument("--config_file", type=Path, help="configuration of Accelerate, in place of the three above")
+    hardware.add_argument("--config_file", help="configuration of Accelerate, in place of the three above")
     hardware.add_argument("--server_gpus", type=_count, default=1, help="of a vLLM server, beside --gpus (default 1)")
     rollouts = parser.add_argument_group("rollouts, as assumed")
     rollouts.add_argument("--rollouts", type=Path, help="records of an evaluation (.jsonl), in place of assumptions")
@@ -112,12 +112,13 @@ def _machine(args: argparse.Namespace, sharding: "Sharding") -> "Machine":
 
 def _sharding(args: argparse.Namespace) -> "Sharding":
     from ..plan.sharding import Sharding, of_accelerate
+    from ..recipe_file import find_launch_config
 
     given = [f"--{name}" for name in ("gpus", "nodes", "sharding") if getattr(args, name) is not None]
     if args.config_file is not None:
         if given:
             raise ValueError(f"{', '.join(given)} and --config_file say the same thing twice. Leave one out.")
-        return of_accelerate(args.config_file)
+        return of_accelerate(find_launch_config(args.config_file))
     gpus = args.gpus or 1
     return Sharding(args.sharding or ("none" if gpus == 1 else "ddp"), gpus, args.nodes or 1)
 

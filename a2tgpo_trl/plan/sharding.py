@@ -69,8 +69,6 @@ def of_accelerate(path: Path) -> Sharding:
     """What a configuration of Accelerate says. Offloading, which a plan does not know, is refused."""
     from accelerate.commands.config.config_args import load_config_from_file
 
-    if not path.is_file():
-        raise ValueError(f"--config_file: there is no file {path}.")
     config: Any = load_config_from_file(str(path))
     kind = _kind(config, path)
     return Sharding(kind, max(config.num_processes, 1), max(config.num_machines, 1))
