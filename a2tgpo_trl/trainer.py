@@ -141,12 +141,12 @@ class A2TGPOTrainer(Resumable):
         if environments is not None and factory:
             given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
         super().__init__(*given.args[1:], **given.kwargs)
-        check_launch(self.args, self.accelerator)
         if self._is_vlm:
             raise ValueError(
                 "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "
                 "processor) as processing_class to train the text model alone."
             )
+        check_launch(self.args, self.accelerator)
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         self._tool_loop = None if environments is None else ToolLoop(self, environments)
