@@ -142,6 +142,12 @@ def test_checkpointing_holds_less_and_computes_the_forward_twice():
     assert 1.2 < checkpointed.flops / plain.flops < 4 / 3  # the head is not computed again
 
 
+def test_one_token_attends_to_the_cache_and_itself():
+    rows, context = 3, 20
+    steps = {op.flops: count for op, count in policy().decode(rows, context).ops.items() if op.kind == "step"}
+    assert steps == {2 * 2 * rows * HEADS * (context + 1) * HEAD_DIM: LAYERS}
+
+
 def test_the_cache_holds_keys_and_values_of_each_layer():
     rows, length = 2, 50
     assert policy().prefill(rows, length).kept_bytes == 4 * rows * length * LAYERS * 2 * KV_HEADS * HEAD_DIM
@@ -227,6 +233,7 @@ def machine(**changes) -> Machine:
         "memory_bytes": 1e9,
         "matmul": Curve.constant(1000.0),
         "attention": Curve.constant(500.0),
+        "step": Curve.constant(250.0),
         "bandwidth": Curve.constant(100.0),
         "forward_op_seconds": 1.0,
         "backward_op_seconds": 2.0,
@@ -243,6 +250,7 @@ def test_an_operation_takes_its_arithmetic_or_its_memory_and_its_own_cost():
     assert machine().op_seconds(computing) == 3 + 1  # 3000 / 1000 is more than 100 / 100
     assert machine().op_seconds(reading) == 4 + 2
     assert machine(asynchronous=True).op_seconds(reading) == 4  # its cost hides behind the one before
+    assert machine().op_seconds(Op("step", 1000, 100, False)) == 4 + 1
     work = Work(type(policy().score(1, 2).ops)({computing: 2, reading: 1}))
     assert machine().seconds(work) == 2 * 4 + 6
 

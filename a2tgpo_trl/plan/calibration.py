@@ -41,6 +41,7 @@ def measure() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         matmul=_curve(_matmul, MATMULS),
         attention=_curve(_attention, ATTENDED),
+        step=_curve(_step, ATTENDED),
         bandwidth=_curve(_products, FLOATS),
         forward_op_seconds=forward,
         backward_op_seconds=backward,
@@ -89,6 +90,17 @@ def _attention(length: int) -> tuple[Callable[[], object], float, int]:
         return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
 
     return run, 4.0 * 4 * 8 * length**2 * 64, 1
+
+
+def _step(length: int) -> tuple[Callable[[], object], float, int]:
+    """One token's attention to so many before it; the cache of one row of a batch is not that of the next."""
+    q, cache = torch.randn(32, 8, 1, 64), torch.randn(32, 8, length, 64)
+    mask = torch.ones(32, 1, 1, length, dtype=torch.bool)
+
+    def run() -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, cache, cache, attn_mask=mask)
+
+    return run, 4.0 * 32 * 8 * length * 64, 1
 
 
 def _products(floats: int) -> tuple[Callable[[], object], float, int]:

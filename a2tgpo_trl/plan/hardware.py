@@ -46,6 +46,7 @@ class Machine:
     memory_bytes: float
     matmul: Curve  # flops/s, by the flops of one operation
     attention: Curve
+    step: Curve  # attention of one token to those before it
     bandwidth: Curve  # bytes/s, by the bytes of one operation
     forward_op_seconds: float  # what an operation costs, however small
     backward_op_seconds: float
@@ -58,8 +59,8 @@ class Machine:
     def op_seconds(self, op: Op) -> float:
         """max(flops / rate, bytes / bandwidth), and the cost of an operation: beside that, or where it is more."""
         cost = self.backward_op_seconds if op.backward else self.forward_op_seconds
-        rate = (self.attention if op.kind == "attention" else self.matmul).at(op.flops)
-        work = max(op.flops / rate, op.bytes / self.bandwidth.at(op.bytes))
+        curve = {"attention": self.attention, "step": self.step}.get(op.kind, self.matmul)
+        work = max(op.flops / curve.at(op.flops), op.bytes / self.bandwidth.at(op.bytes))
         return max(work, cost) if self.asynchronous else work + cost
 
     def seconds(self, work: Work) -> float:
@@ -127,6 +128,7 @@ def from_sheet(name: str, shares: Shares, op_seconds: float = OP_SECONDS) -> Mac
         memory_bytes=sheet.memory * GB,
         matmul=Curve.constant(sheet.tflops * TERA * shares.flops),
         attention=Curve.constant(sheet.tflops * TERA * shares.attention),
+        step=Curve.constant(sheet.tflops * TERA * shares.attention),  # reading the cache takes longer
         bandwidth=Curve.constant(sheet.bandwidth * GB * shares.bandwidth),
         forward_op_seconds=op_seconds,
         backward_op_seconds=op_seconds,
@@ -152,6 +154,7 @@ def mean_of(machines: Sequence[Machine]) -> Machine:
         machines[0],
         matmul=curve("matmul"),
         attention=curve("attention"),
+        step=curve("step"),
         bandwidth=curve("bandwidth"),
         forward_op_seconds=number("forward_op_seconds"),
         backward_op_seconds=number("backward_op_seconds"),

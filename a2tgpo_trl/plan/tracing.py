@@ -21,8 +21,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from trl.kernels import chunked_logprob
 
 
-Kind = Literal["matmul", "attention", "memory", "view"]
+# "step": attention of one token to what is in the cache
+Kind = Literal["matmul", "attention", "step", "memory", "view"]
 PAGE = 4096
+FEW = 8  # times as many keys as queries
 _ATTENTION = "scaled_dot_product"
 # Allocates, and touches nothing.
 _RESERVES = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten.empty_strided}
@@ -93,14 +95,17 @@ class Tracer(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, inputs: list, outputs: list, result: Any) -> None:
         packet = func.overloadpacket
+        backward = torch._C._current_autograd_node() is not None
         flops = _flops(packet, args, kwargs, result)
         size = 0
         kind: Kind = "view" if func.is_view or packet in _RESERVES else "memory"
         if kind == "memory":
             size = sum(tensor.numel() * tensor.itemsize for tensor in (*inputs, *outputs))
-        if flops:
-            kind = "attention" if _ATTENTION in str(packet) else "matmul"
-        backward = torch._C._current_autograd_node() is not None
+        if flops and _ATTENTION in str(packet):
+            few = FEW * args[0].size(-2) <= args[1].size(-2)  # more than one where heads share a cache
+            kind = "step" if few and not backward else "attention"
+        elif flops:
+            kind = "matmul"
         self._ops[Op(kind, flops, size, backward)] += 1
 
     def _hold(self, tensor: Tensor, reserved: bool) -> None:
