@@ -286,6 +286,15 @@ def test_tools_that_may_not_run_at_once_wait_for_each_other():
     assert stages(1.0, tool_concurrency=3)["tools"] == 2.0  # 4 rollouts, 3 at a time
 
 
+def test_packed_rows_are_as_wide_as_the_longest_only_where_one_forward_takes_all():
+    # rows of 20 tokens on average, 30 at most, and 2 probes of 4: 4 of 38 in one forward, or one by one of 28
+    lengths = Lengths(10, 10, (Turn(1.0, 5, 5, 0, 1.0), Turn(1.0, 5, 5)), 20, probe=4)
+    found = policy()
+    for budget, forwards, shape in ((16384, 1, (4, 38)), (40, 4, (1, 28))):
+        case = Case(found, setting(gain_token_budget=budget), Sharding(), lengths, machine())
+        assert plan_seconds(case)["gain pass"] == forwards * machine().seconds(found.score(*shape))
+
+
 def test_old_log_probabilities_take_a_pass_only_where_the_gain_pass_does_not_give_them():
     assert "old log-probabilities" not in stages(0.0, old_logps=True)
     assert "old log-probabilities" in stages(0.0, old_logps=True, shares_logps=False)

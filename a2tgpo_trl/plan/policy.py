@@ -6,7 +6,7 @@ method runs one part of a step on tensors without values; `rows` and `length` ar
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -99,7 +99,7 @@ class Policy:
         return work
 
     def _update(self) -> Work:
-        """Clipping and one optimiser step, its first: what it keeps is the optimiser's state."""
+        """Clipping and an optimiser step. What the first one keeps is the optimiser's state; later ones find it."""
         with self._mode:
             for parameter in self._trained():
                 parameter.grad = torch.empty_like(parameter)
@@ -111,10 +111,10 @@ class Policy:
             optimizer.step()
             return optimizer.state
 
-        work = self._trace(run)
+        first, later = self._trace(run), self._trace(run)
         for parameter in self._trained():
             parameter.grad = None
-        return work
+        return replace(later, peak_bytes=first.peak_bytes, kept_bytes=first.kept_bytes)
 
     # ---- how
 

@@ -163,9 +163,10 @@ def _tools(case: Case) -> float:
 def _gain(case: Case) -> float:
     setting, lengths = case.setting, case.lengths
     if case.policy.packed is not None:
-        rows, width = gain_rows(setting, lengths, math.ceil(lengths.row))
-        forwards = setting.generated / rows
-        return forwards * case.machine.seconds(case.policy.score(rows, width))
+        rows, width = gain_rows(setting, lengths, case.row)
+        if rows < setting.generated:  # rows of like length go together, so that not all are as wide as the longest
+            width -= case.row - math.ceil(lengths.row)
+        return setting.generated / rows * case.machine.seconds(case.policy.score(rows, width))
     total = 0.0
     for number in range(math.ceil(lengths.contexts)):
         width = math.ceil(lengths.context(number) + lengths.probe)
@@ -213,7 +214,7 @@ def _gathering_forwards(case: Case) -> float:
     scoring = setting.generated / setting.rows
     forwards = scoring * (needs_old_logps(case) + (setting.reference != "none"))
     if setting.gain:
-        forwards += math.ceil(setting.generated / gain_rows(setting, lengths, math.ceil(lengths.row))[0])
+        forwards += math.ceil(setting.generated / gain_rows(setting, lengths, case.row)[0])
     if setting.engine.kind == "transformers":
         once = case.sharding.kind == "zero3" and setting.gathers_for_generation
         forwards += sum(1 if once else 1 + turn.longest for turn in lengths.turns)
