@@ -151,6 +151,7 @@ def test_one_token_attends_to_the_cache_and_itself():
 def test_the_cache_holds_keys_and_values_of_each_layer():
     rows, length = 2, 50
     assert policy().prefill(rows, length).kept_bytes == 4 * rows * length * LAYERS * 2 * KV_HEADS * HEAD_DIM
+    assert policy().cache_numbers == LAYERS * 2 * KV_HEADS * HEAD_DIM
 
 
 def test_an_adapter_is_all_that_is_trained():

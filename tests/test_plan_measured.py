@@ -12,18 +12,21 @@ def comparisons(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_planned_memory_is_within_a_quarter_of_measured_tensors(comparisons):
     ratios = {found.name: found.memory_ratio for found in comparisons}
     assert all(0.75 <= ratio <= 1.25 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_planned_seconds_are_within_two_fifths_of_measured_ones(comparisons):
     ratios = {found.name: found.time_ratio for found in comparisons}
     assert all(0.6 <= ratio <= 1.4 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_checkpointing_is_planned_to_save_what_it_saves(comparisons):
     found = {comparison.name: comparison for comparison in comparisons}
     plain, checkpointed = found["middle-plain"], found["middle"]

@@ -7,7 +7,7 @@ method runs one part of a step on tensors without values; `rows` and `length` ar
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -74,6 +74,17 @@ class Policy:
         """The first forward of a generation; what it keeps is the cache."""
         with self._evaluating():
             return self._trace(lambda: self._read(rows, length).past_key_values)
+
+    @cached_property
+    def cache_numbers(self) -> float:
+        """Numbers that the model's own cache keeps of a token, whatever their precision is there."""
+        lengths = (1, 65)  # what does not grow is no part of it
+        with self._evaluating(), self._mode:
+            sizes = [
+                sum(leaf.numel() for layer in self._read(1, length).past_key_values.layers for leaf in _tensors(layer))
+                for length in lengths
+            ]
+        return (sizes[1] - sizes[0]) / (lengths[1] - lengths[0])
 
     def _decode(self, rows: int, context: int) -> Work:
         """One sampled token for each row; the cache of the context counts as there before, the longer one as held."""
@@ -156,6 +167,10 @@ class Policy:
                     f"The code of {type(base_model(self._model)).__name__} cannot be run without weights, as a plan "
                     f"does: {error}"
                 ) from error
+
+
+def _tensors(layer: Any) -> list[Tensor]:
+    return [value for value in vars(layer).values() if isinstance(value, Tensor)]
 
 
 def _build(config: PreTrainedConfig, training: Training) -> nn.Module:

@@ -126,10 +126,8 @@ def _vllm_turn(case: Case, number: int) -> float:
 
 
 def _cache_bytes(case: Case) -> float:
-    """vLLM's, of a token: what the model's own cache takes, in 16 bits."""
-    length = 64
-    kept = case.policy.prefill(1, length).kept_bytes - case.policy.prefill(1, 1).kept_bytes
-    return kept / (length - 1) * VLLM_BYTES / case.setting.compute_bytes
+    """vLLM's, of a token."""
+    return case.policy.cache_numbers * VLLM_BYTES
 
 
 def _vllm_rows(case: Case) -> float:
