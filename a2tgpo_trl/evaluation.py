@@ -5,7 +5,7 @@
 `a2tgpo eval` is the short form. The rows go in batches through the trainer's own rollout code: the same tools,
 template, sampling settings and rewards as in training. Each rollout draws from a seed of its own and each batch is
 written down before the next begins, so an evaluation that was cut off goes on where it stopped, and by transformers'
-generation it ends with the same rollouts (vLLM keeps its own random state, but with `seeded_rollouts: true`).
+generation it ends with the same rollouts.
 """
 
 import hashlib
@@ -107,7 +107,11 @@ def _roll_out(trainer: A2TGPOTrainer, rows: list[dict[str, Any]], first: int, se
     repeated = [row for row in filled for _ in range(samples)]
     caught: list[dict[str, Any]] = []
     drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{rank}".encode()).digest()[:7], "big")
-    with _seeded(drawn, trainer.accelerator.device), _drawn_from(trainer, seed), _caught_in(trainer, caught):
+    with (
+        _seeded(drawn, trainer.accelerator.device),
+        _drawn_from(trainer, seed, first * samples),
+        _caught_in(trainer, caught),
+    ):
         trainer._generate_and_score_completions(repeated[trainer._local_rows(len(repeated) // processes)])
     trainer._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
     gathered = gather_object(caught)[: len(rows) * samples]
@@ -124,8 +128,9 @@ def _caught_in(trainer: A2TGPOTrainer, caught: list[dict[str, Any]]) -> Iterator
 
 
 @contextmanager
-def _drawn_from(trainer: A2TGPOTrainer, seed: int) -> Iterator[None]:
+def _drawn_from(trainer: A2TGPOTrainer, seed: int, rollouts_before: int) -> Iterator[None]:
     before, trainer.rollout_seed = trainer.rollout_seed, seed
+    trainer.evaluated_rollouts = rollouts_before
     try:
         yield
     finally:

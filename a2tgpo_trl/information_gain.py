@@ -155,7 +155,7 @@ def score_turns(
 
 
 def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
-    """Give all places of a key the value that the first of them has.
+    """Give all places of a key the value that the first of them has, of those that have one.
 
     Rollouts of a prompt often begin with the same turns. Their values there differ by rounding where they were scored
     in other forwards or on other ranks, and a z-score would blow that up: among equals there is nothing else to see.
@@ -164,7 +164,8 @@ def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
     """
     found, key_of_place = keys_NK.flatten().unique(return_inverse=True)
     places = torch.arange(keys_NK.numel(), device=keys_NK.device)
-    first = torch.full_like(found, keys_NK.numel()).scatter_reduce(0, key_of_place, places, "amin")
+    places = places + values_NK.flatten().isnan() * len(places)  # those without a value come last
+    first = torch.full_like(found, 2 * len(places)).scatter_reduce(0, key_of_place, places, "amin") % len(places)
     return values_NK.flatten()[first[key_of_place]].view_as(values_NK)
 
 

@@ -22,7 +22,9 @@ logger = get_logger(__name__)
 
 
 class RunInterrupted(SystemExit):
-    """The run was asked to leave, and has saved a checkpoint. Uncaught, it ends the process with "run me again"."""
+    """The run was asked to leave, and has saved a checkpoint. Uncaught, it ends the process with "run me again".
+
+    Whoever catches it finds SIGTERM ignored: a launcher sends it again to processes that leave late."""
 
     def __init__(self) -> None:
         super().__init__(os.EX_TEMPFAIL)

@@ -43,10 +43,10 @@ class Resumable(GRPOTrainer):
 
     def _run_epoch(self, *, model, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs: Any):
         if resume_from_checkpoint is not None and epoch == epochs_trained:
+            self._resume_epoch(model, epoch, resume_from_checkpoint, **kwargs)
             if self.state.global_step >= self.state.max_steps:
                 self.control.should_training_stop = True  # killed after its last step; the parent would make another
                 return
-            self._resume_epoch(model, epoch, resume_from_checkpoint, **kwargs)
         super()._run_epoch(
             model=model,
             epoch=epoch,

@@ -9,13 +9,14 @@ import errno
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -245,7 +246,10 @@ class Checkpoints(TrainerCallback):
                 f"{folder} was saved in the middle of a batch of rollouts, which cannot be shared out anew: "
                 f"{'; '.join(changed)}. Start it as it was, {instead}."
             )
-        logger.warning(f"{folder}: {'; '.join(changed)}. What is sampled from here on is not what it would have been.")
+        if not self._trainer.args.seeds_rollouts:
+            logger.warning(
+                f"{folder}: {'; '.join(changed)}. What is sampled from here on is not what it would have been."
+            )
 
     @property
     def _processes_differ(self) -> bool:
@@ -382,6 +386,10 @@ class Checkpoints(TrainerCallback):
             trainer.state.num_input_tokens_seen = border.tokens_seen
         try:
             write()
+        except Exception as error:
+            if self._others_wait_inside and _is_about_writing(error):
+                _leave_at_once(_not_written(f"{folder.name} could not be written", folder.parent, str(error)))
+            raise
         finally:
             trainer.state.num_input_tokens_seen = tokens_seen
         state = state_of(trainer) if border is None else border.state
@@ -390,6 +398,13 @@ class Checkpoints(TrainerCallback):
         if trainer.args.sync_ref_model and trainer.args.should_save:
             reference = trainer.accelerator.unwrap_model(trainer.ref_model)
             torch.save(reference.state_dict(), folder / REFERENCE)
+
+    @property
+    def _others_wait_inside(self) -> bool:
+        """Whether the parent's saving has collectives, in which a rank that fails leaves the others."""
+        trainer = self._trainer
+        shards = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+        return self._ranks.number > 1 and (shards or bool(trainer.state.best_global_step))
 
     def _facts_now(self, evaluation_is_due: bool) -> dict[str, Any]:
         trainer = self._trainer
@@ -422,13 +437,27 @@ class Checkpoints(TrainerCallback):
 
 @contextmanager
 def told_if_not_written(run: Path) -> Iterator[None]:
-    """Inside, a disk that is full or read-only ends the run with a line that says so."""
+    """Inside, where results are written, a disk that is full or read-only ends the run with a line that says so."""
     try:
         yield
     except Exception as error:
-        if not _is_about_writing(error):
+        elsewhere = isinstance(error, OSError) and error.filename and not _is_below(run, error.filename)
+        if elsewhere or not _is_about_writing(error):
             raise
-        raise RunStopped(_not_written("Results could not be written", run, str(error))) from error
+        line = _not_written("Results could not be written", run, str(error))
+        if os.environ.get("RANK", "0") != "0":  # the first rank, which speaks for all, may know nothing of it
+            logger.error(line, main_process_only=False)
+        raise RunStopped(line) from error
+
+
+def _is_below(run: Path, file: str | bytes | int) -> bool:
+    return not isinstance(file, int) and run.resolve() in Path(os.fsdecode(file)).resolve().parents
+
+
+def _leave_at_once(line: str) -> NoReturn:
+    """End this process and leave the others, who wait for what it will not do, to the launcher."""
+    logger.error(line, main_process_only=False)
+    os._exit(1)
 
 
 def _not_written(what: str, run: Path, error: str) -> str:

@@ -58,11 +58,12 @@ class HeldOut(TrainerCallback):
         if rows is None:
             return
         assert self.trainer is not None
-        with self._display.bar(f"evaluating {when}", len(rows) * self.trainer.num_generations_eval) as update:
+        bar = self._display.bar(f"evaluating {when}", len(rows) * self.trainer.num_generations_eval)
+        with told_if_not_written(Path(self._recipe.args.output_dir)), bar as update:
             records = evaluate(self.trainer, rows, file, seed=self._recipe.args.seed, on_progress=update)
-        self.scores[when] = Scores.of(records, self._recipe.task.group_by)
-        if self.trainer.accelerator.is_main_process:
-            self.scores[when].write(file.with_suffix(".json"))
+            self.scores[when] = Scores.of(records, self._recipe.task.group_by)
+            if self.trainer.accelerator.is_main_process:
+                self.scores[when].write(file.with_suffix(".json"))
 
 
 def _evaluation_file(recipe: Recipe, when: str) -> Path:
@@ -81,12 +82,12 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
         trainer.remove_callback(theirs)
     start = time.perf_counter()
     try:
+        trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
+        seconds = time.perf_counter() - start
         with told_if_not_written(folder):
-            trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
-            seconds = time.perf_counter() - start
             trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
             trainer.save_state()
-            held_out.run("after")
+        held_out.run("after")
     finally:
         display.close()
     if trainer.accelerator.is_main_process:

@@ -153,8 +153,13 @@ class A2TGPOTrainer(Resumable):
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
         self._gain_pass = GainPass(self) if args.uses_gain else None
+        if args.seeded_rollouts and (self.rollout_func is not None or (self.use_vllm and self._tool_loop is None)):
+            raise ValueError(
+                "seeded_rollouts=True has no effect on a rollout_func, nor on vLLM without tools. Leave it out."
+            )
         # What the draws of rollouts come from, with the step and the place of each.
         self.rollout_seed = args.seed
+        self.evaluated_rollouts = 0  # that came before, in an evaluation
         self._round = 0
         self._checkpoints = Checkpoints(self)
         self._interruption = Interruption(Ranks(self.accelerator))
@@ -162,6 +167,10 @@ class A2TGPOTrainer(Resumable):
         self.add_callback(self._interruption)
         self._gap_watch = GapWatch()
         warn_of_incomparable(args)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.evaluated_rollouts = 0
+        return super().evaluate(*args, **kwargs)
 
     # ---- generation and scoring
 
@@ -182,6 +191,8 @@ class A2TGPOTrainer(Resumable):
             multiple=self.pad_to_multiple_of,
         )
         output, metrics = resampler.run(self._roll_out, inputs)
+        if mode == "eval":
+            self.evaluated_rollouts += len(inputs) * self.accelerator.num_processes
         self._log_scalars(mode, metrics)
         return output
 
@@ -249,16 +260,17 @@ class A2TGPOTrainer(Resumable):
     def _rollout_seeds(self, prompt_ids: list[list[int]]) -> list[int] | None:
         """A seed for each of this rank's rollouts, the same on however many ranks the batch is spread.
 
-        Evaluations draw the same at every step, so that two of them differ by the policy alone.
+        Evaluations draw the same at every step, so that two of them differ by the policy alone: the place of a rollout
+        is that in the whole evaluation.
         """
         if not self.args.seeds_rollouts:
             return None
         first = self._local_rows(len(prompt_ids)).start
         places = list(range(first, first + len(prompt_ids)))
-        batch = self._step // (self.args.steps_per_generation * self.num_iterations)  # of this process's life
+        batch = self._step // (self.args.steps_per_generation * self.num_iterations)  # since the run began
         when: tuple[int, ...] = (self.state.global_step, batch, self._round)
         if self._mode == "eval":
-            when, places = (), [place % self.num_generations_eval for place in places]
+            when, places = (), [self.evaluated_rollouts + place for place in places]
         return [
             seed_of(self.rollout_seed, self._mode, *when, place, ids)
             for place, ids in zip(places, prompt_ids, strict=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trl.extras.profiling import profiling_context
 
 from .engines import Engine, LogProbs, Sample, Seeds
+from .failures import RunStopped
 from .ranks import Ranks
 
 
@@ -150,8 +151,16 @@ def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
     generation = trainer.vllm_generation
     if trainer.vllm_mode == "colocate":
         return generation.llm.llm_engine.model_config.max_model_len
-    first = ranks.index == 0
-    reads = ranks.max(generation.vllm_client.get_server_info()["model_config"]["max_model_len"] if first else 0)
+    reads, error = 0, None
+    if ranks.index == 0:
+        try:
+            reads = generation.vllm_client.get_server_info()["model_config"]["max_model_len"]
+        except Exception as raised:  # told to all ranks, and raised by all
+            error = f"The vLLM server does not say how many tokens it reads: {raised!r}."
+    error = ranks.first_text(error)
+    if error is not None:
+        raise RunStopped(error)
+    reads = ranks.max(reads)
     turn = generation.generation_kwargs.get("max_tokens", generation.max_completion_length)
     if turn >= reads:
         raise ValueError(

@@ -468,4 +468,6 @@ def test_batches_of_a_recipe_divide_over_its_processes_and_into_groups(name):
     if "vllm_max_model_length" in recipe:
         assert recipe["vllm_max_model_length"] >= recipe["max_completion_length"] + 1000
     header = (recipe_folder() / f"{name}.yaml").read_text().split("\nmodel_name_or_path")[0]
+    if recipe.get("vllm_mode") == "server":  # it refuses a turn that might not fit: prompts, and a completion twice
+        assert int(re.search(r"--max_model_len (\d+)", header)[1]) >= 2000 + 2 * recipe["max_completion_length"]
     assert "# Memory" in header and "# Time" in header and "not measured on a GPU" in header

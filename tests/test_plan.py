@@ -160,6 +160,12 @@ def test_an_adapter_is_all_that_is_trained():
     assert found.quantizable == LAYERS * LAYER_MATMULS  # the head, tied to the embedding, is not
 
 
+def test_dropout_of_an_adapter_holds_what_it_has_dropped():
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
+    dropping, off = (policy(adapter=adapter, disable_dropout=off).learn(4, 64, True) for off in (False, True))
+    assert dropping.peak_bytes > 1.1 * off.peak_bytes
+
+
 # ---- memory
 
 

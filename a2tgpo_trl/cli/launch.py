@@ -27,7 +27,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         "--config_file",
         help="configuration of Accelerate, by its path or its name in the package (zero2, cpu_ddp ...)",
     )
-    parser.add_argument("--num_processes", type=int, help="processes on this machine, one per GPU")
+    parser.add_argument("--num_processes", type=int, help="processes on all machines together, one per GPU")
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
@@ -46,10 +46,15 @@ def _start(config_file: Path | None, num_processes: int | None) -> "Start":
 
     from .processes import choose_start, count_accelerators, is_slurm_rank, rank_of_slurm
 
-    if config_file and is_slurm_rank(os.environ):
-        return rank_of_slurm(config_file, num_processes, os.environ)
     if config_file is None and Path(default_config_file).exists():
         config_file = Path(default_config_file)
+    if is_slurm_rank(os.environ):
+        if config_file is None:
+            raise ValueError(
+                "srun has started several tasks on this machine, and without a configuration each would be a run of "
+                "its own. Give --config_file (multi_gpu, zero3, ...), or srun --ntasks-per-node=1."
+            )
+        return rank_of_slurm(config_file, num_processes, os.environ)
     return choose_start(config_file, num_processes, count_accelerators())
 
 

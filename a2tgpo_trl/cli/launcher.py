@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
@@ -24,6 +25,8 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: _pass_on())
     try:
         launch_command(args)
+    except SignalException as sent:  # by the keyboard, or a terminal that is gone
+        return 128 + sent.sigval
     except subprocess.CalledProcessError as error:  # it has said why
         return _as_exit_code(error.returncode)
     except ChildFailedError as error:
@@ -36,7 +39,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _pass_on() -> None:
     """Ask the processes to leave. They finish a step and save a checkpoint, in whatever time that takes."""
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    if not children:
+        sys.exit(128 + signal.SIGTERM)  # nothing has begun
+    for child in children:
         child.terminate()
 
 

@@ -43,9 +43,10 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
         config = AutoConfig.from_pretrained(base)
     except OSError as error:
         raise ValueError(f"The base of {adapter} is not at {base!r}. Say where it is: --base FOLDER.") from error
+    tokenizer = AutoTokenizer.from_pretrained(str(adapter))  # before anything is written
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(
         safe_merge=True
     )  # refuses what is not finite
     merged.to(config.dtype or torch.float32).save_pretrained(output)
-    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(output)
+    tokenizer.save_pretrained(output)

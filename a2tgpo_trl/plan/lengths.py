@@ -79,6 +79,9 @@ def assumed(
 
     Example: 2.5 turns of 100 tokens, results of 200 -> shares 1, 1, 0.5; completions of 2.5 * 100 + 1.5 * 200 = 550
     """
+    for name, value in (("turns", turns), ("spread", spread)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1; got {value:g}.")
     number = math.ceil(turns)
     made = []
     for k in range(number):

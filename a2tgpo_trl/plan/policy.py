@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from ..information_gain import base_model
@@ -33,6 +33,7 @@ class Training:
     autocast: torch.dtype | None = None
     adapter: PeftConfig | None = None
     checkpointing: bool = False
+    disable_dropout: bool = False
     clip_gradients: bool = True
     attention: str = "sdpa"
     accelerated: bool = False  # on a GPU
@@ -185,9 +186,10 @@ def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
         add_fused_lm_head(model, outputs=("log_probs", "entropy"))
         if training.adapter is not None:
             model = get_peft_model(model, training.adapter, autocast_adapter_dtype=False)
-    disable_dropout_in_model(model)
+    if training.disable_dropout:
+        disable_dropout_in_model(model)
     if training.checkpointing:
-        cast(PreTrainedModel, base_model(model)).gradient_checkpointing_enable()
+        base_model(model).gradient_checkpointing_enable()
         if training.adapter is not None:
             model.enable_input_require_grads()
     return model
