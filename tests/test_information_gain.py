@@ -368,10 +368,11 @@ def test_answers_and_rollouts_must_be_as_many(tokenizer):
 # ---- the same context has the same value
 
 
-def test_places_of_one_key_have_the_value_of_the_first():
+def test_places_of_one_key_have_the_value_of_the_first_that_has_one():
+    # The probe of key 9 failed in the first row, and not in the second.
     values = torch.tensor([[-3.0, -1.0, torch.nan], [-3.001, -2.0, -5.0], [-2.999, torch.nan, torch.nan]])
-    keys = torch.tensor([[7, 8, NO_CONTEXT], [7, 9, 8], [7, NO_CONTEXT, NO_CONTEXT]])
-    expected = torch.tensor([[-3.0, -1.0, torch.nan], [-3.0, -2.0, -1.0], [-3.0, torch.nan, torch.nan]])
+    keys = torch.tensor([[7, 8, 9], [7, 9, 8], [7, NO_CONTEXT, NO_CONTEXT]])
+    expected = torch.tensor([[-3.0, -1.0, -2.0], [-3.0, -2.0, -1.0], [-3.0, torch.nan, torch.nan]])
     torch.testing.assert_close(one_value_each(values, keys), expected, rtol=0, atol=0, equal_nan=True)
 
 

@@ -136,6 +136,7 @@ def test_an_evaluation_draws_the_same_in_batches_of_any_size(tmp_path):
         records = evaluate(trainer, trainer.train_dataset, tmp_path / "rollouts.jsonl", seed=3)
         found.append([record["completion"] for record in records])
     assert found[0] == found[1] and found[0][0] != found[0][1]
+    assert found[0][2:4] != found[0][6:8]  # a question that is there twice is sampled anew
     trainer.rollout_seed = 3
     again = evaluate(trainer, trainer.train_dataset, tmp_path / "rollouts.jsonl", seed=4)
     assert [record["completion"] for record in again] != found[0] and trainer.rollout_seed == 3
