@@ -428,6 +428,9 @@ def test_a_job_that_was_told_to_leave_queues_itself_again_and_one_that_failed_do
 
 def test_a_job_with_a_checkpoint_goes_on_from_it(tmp_path):
     (tmp_path / "run" / "checkpoint-80").mkdir(parents=True)
+    sbatch(tmp_path, EXIT="0")
+    assert "--resume_from_checkpoint" not in (tmp_path / "started").read_text()  # it was never finished
+    (tmp_path / "run" / "checkpoint-80" / "manifest.json").touch()
     sbatch(tmp_path, "--credit", "grpo", EXIT="0")
     started = (tmp_path / "started").read_text()
     assert "a2tgpo train multi_node --config_file multi_node" in started and "--credit grpo" in started
