@@ -7,7 +7,8 @@ from a2tgpo_trl.cli import bench_plan, main
 
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory):
-    names = ["quickstart", "quickstart-lora", "middle", "middle-plain"]
+    # Not quickstart-lora: what it holds at its peak differs from run to run by half.
+    names = ["quickstart", "middle", "middle-plain"]
     return list(bench_plan.compare(names, 4, tmp_path_factory.mktemp("plan")))
 
 
