@@ -147,10 +147,11 @@ class Checkpoints(TrainerCallback):
         if self._facts:
             self._check_settings(chosen)
             self._check_layout(chosen, [step for step, why in faults.items() if why is None])
-        self._clear_away(run, chosen, faults)
         self._from = chosen
-        # What is saved at the same step would be the same, and is whole already.
-        self._saved = self._facts["step"] if self._facts and _is_of(run, chosen) else None
+        if _is_of(run, chosen):
+            self._clear_away(run, chosen, faults)
+            # What is saved at the same step would be the same, and is whole already.
+            self._saved = self._facts["step"] if self._facts else None
         return str(chosen)
 
     def _faults(self, run: Path) -> dict[int, str | None]:
@@ -257,8 +258,7 @@ class Checkpoints(TrainerCallback):
 
     def _clear_away(self, run: Path, chosen: Path, faults: dict[int, str | None]) -> None:
         """Nothing later than where a run goes on from may be taken for its own."""
-        if not _is_of(run, chosen):
-            return
+        self._trainer.accelerator.wait_for_everyone()  # a slower process may be looking at what is moved here
         for step, why in faults.items():
             if step <= step_of(chosen):
                 continue

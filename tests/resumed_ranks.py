@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import tiny
@@ -20,7 +21,7 @@ import unequal_turns
 from backends import backend_settings, whole
 from transformers import TrainerCallback
 
-from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, resume
 
 
 def echo(mark: str) -> str:
@@ -62,6 +63,18 @@ def tear_at(rank: int, step: int) -> None:
     torch.save = killing
 
 
+def be_slow_to_look() -> None:
+    """Let this process look at each checkpoint long after it has listed them, so that any other can move one."""
+    listed = resume.checkpoints_of
+
+    def listed_and_waited(run):
+        folders = listed(run)
+        time.sleep(0.5)
+        return folders
+
+    resume.checkpoints_of = listed_and_waited
+
+
 def main(task: dict) -> None:
     tokenizer = tiny.make_tokenizer()
     args = A2TGPOConfig(
@@ -87,6 +100,8 @@ def main(task: dict) -> None:
             **task.get("settings", {}),
         },
     )
+    if os.environ.get("RANK") == "1":
+        be_slow_to_look()
     if "tear" in task:
         tear_at(*task["tear"])
     trainer = A2TGPOTrainer(

@@ -71,17 +71,20 @@ def test_one_rank_that_is_asked_to_leave_takes_the_others_along(tmp_path):
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_go_on_between_windows_alone(tmp_path):
-    folder, one = tmp_path / "run", {"per_device_train_batch_size": 4}  # as many rollouts as two processes with two
-    assert run(folder, settings={"max_steps": 4})[0] == 0
+@pytest.mark.parametrize("seeded", [True, False])
+def test_other_numbers_of_processes_go_on_between_windows_alone(seeded, tmp_path):
+    folder, two = tmp_path / "run", {"seeded_rollouts": seeded}
+    one = {**two, "per_device_train_batch_size": 4}  # as many rollouts as two processes with two
+    assert run(folder, settings={**two, "max_steps": 4})[0] == 0
     shutil.copytree(folder, tmp_path / "inside")
     code, out, _ = run(tmp_path / "inside", launcher=None, settings=one, resume=str(tmp_path / "inside/checkpoint-3"))
     assert code == 1 and "processes (2, now 1)" in out and "or go on from" in out and "checkpoint-4" in out
     code, out, (report,) = run(folder, launcher=None, settings={**one, "max_steps": 8}, resume=True)
-    assert code == 0 and "processes (2, now 1)" in out, out
-    assert report["steps"] == report["micro_step"] == 8
-    code, out, reports = run(folder, settings={"max_steps": 9}, resume=True)
-    assert code == 0 and "processes (1, now 2)" in out, out
+    assert code == 0 and report["steps"] == report["micro_step"] == 8, out
+    # With a seed of its own for each rollout, nothing is sampled otherwise, and there is nothing to warn of.
+    assert ("What is sampled from here on is not what it would have been" in out) == (not seeded), out
+    code, out, reports = run(folder, settings={**two, "max_steps": 9}, resume=True)
+    assert code == 0 and ("What is sampled from here on is not what it would have been" in out) == (not seeded), out
     assert [report["micro_step"] for report in reports] == [9, 9]
 
 
