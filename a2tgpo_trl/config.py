@@ -1,21 +1,23 @@
 """A2TGPOConfig: the settings of `GRPOConfig` and the few that differ, checked at construction."""
 
+import copy
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from trl import GRPOConfig
 
+from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
 from .failures import Policy, complete_policy
-from .recipe_file import nearest
+from .recipe_file import nearest, read_yaml
 
 
 Normalization = Literal["turn_group", "pooled", "none"]
 RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
-Credit = Literal["a2tgpo", "grpo"]
 
 # The parent's aggregations around a clipped surrogate.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -25,29 +27,14 @@ LOSS_TYPES_WHY = (
 )
 ANSWER_SLOT = "{answer}"
 
-# The values that a method's paper gives to the switches below. What is set by hand wins over them.
-CREDIT: dict[str, dict[str, Any]] = {
-    "a2tgpo": {
-        "gain_weight": 0.3,
-        "clip_adaptation": 0.3,
-        "importance_sampling_level": "turn",
-        "epsilon": 3e-3,
-        "epsilon_high": 4e-3,
-    },
-    "grpo": {
-        "gain_weight": 0.0,
-        "clip_adaptation": 0.0,
-        "importance_sampling_level": "token",
-        "epsilon": 0.2,
-        "epsilon_high": 0.2,
-    },
-}
-
 
 def _by_credit(name: str, text: str) -> Any:
     """A field whose default is the preset's value; `__post_init__` puts it there."""
-    values = ", ".join(f"{values[name]!r} for {preset}" for preset, values in CREDIT.items())
-    return field(default=None, metadata={"help": f"{text} If it is not set: {values}."})
+    values = {preset: preset_of(find_method(preset)).values[name] for preset in METHODS}
+    usual = max(values.values(), key=[*values.values()].count)
+    others = [f"{value!r} for {preset}" for preset, value in values.items() if value != usual]
+    default = f"{', '.join(others)}, else {usual!r}" if others else repr(usual)
+    return field(default=None, metadata={"help": f"{text} If it is not set: {default}."})
 
 
 @dataclass
@@ -59,7 +46,6 @@ class A2TGPOConfig(GRPOConfig):
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "credit": tuple(CREDIT),
         "gain_normalization": get_args(Normalization),
         "importance_sampling_level": get_args(RatioLevel),
         "gain_measure": get_args(GainMeasure),
@@ -70,6 +56,10 @@ class A2TGPOConfig(GRPOConfig):
     # name -> (lowest, highest, lowest allowed itself, highest allowed itself)
     _VALID_RANGES: ClassVar[dict[str, tuple[float, float, bool, bool]]] = {
         "gain_weight": (0.0, math.inf, True, False),
+        "outcome_weight": (0.0, math.inf, True, False),
+        "turn_reward_weight": (0.0, math.inf, True, False),
+        "failure_shaping": (0.0, math.inf, True, False),
+        "success_reward": (-math.inf, math.inf, False, False),
         "discount": (0.0, 1.0, True, True),
         "clip_adaptation": (0.0, 1.0, True, False),
         "gain_token_budget": (1, math.inf, True, False),
@@ -92,9 +82,13 @@ class A2TGPOConfig(GRPOConfig):
         "resample_limit",
     )
 
-    credit: Credit = field(
+    credit: str = field(
         default="a2tgpo",
-        metadata={"help": "Method whose values the switches have that are not set: 'a2tgpo', or 'grpo' (TRL's)."},
+        metadata={
+            "help": "Method that credits the turns, whose paper's values the switches have that are not set: "
+            "'a2tgpo', 'grpo', 'gspo', 'atpo', 'igpo', 'igpo_joint', 'gtpo', 'mt_grpo', 'hybrid', or the import path "
+            "of a function (file.py:function, package.module:function)."
+        },
     )
     epsilon: float = _by_credit(
         "epsilon", "Width of the clip range below 1, before it is scaled per turn. Above 0, below 1."
@@ -108,23 +102,51 @@ class A2TGPOConfig(GRPOConfig):
         "Span whose tokens share one importance ratio: 'turn' (A2TGPO), 'token' (GRPO) or 'sequence' (GSPO, with the "
         "gradient kept per token).",
     )
+    loss_type: str = _by_credit(
+        "loss_type", "How the loss is summed up over tokens: 'dapo', 'grpo', 'dr_grpo' or 'bnpo', as TRL explains."
+    )
+    beta: float = _by_credit("beta", "Weight of the KL divergence from the reference model. At least 0; 0: no KL.")
+    outcome_weight: float = _by_credit(
+        "outcome_weight", "Weight of the outcome of the whole rollout beside the credit of its turns. At least 0."
+    )
     gain_weight: float = _by_credit(
         "gain_weight", "Weight of the accumulated information gain beside the outcome advantage. At least 0."
     )
-    gain_normalization: Normalization = field(
-        default="turn_group",
+    turn_reward_weight: float = _by_credit(
+        "turn_reward_weight", "Weight of the accumulated turn rewards beside gains and outcome. At least 0."
+    )
+    turn_rewards: dict[str, float] | str | None = _by_credit(
+        "turn_rewards",
+        "Rewards of single turns and what each is worth, as a mapping or a YAML file that holds it: names of "
+        "ready-made ones ('bad_format', 'failed_call', 'duplicate_call', 'read_only', 'state_changing', "
+        "'environment') or import paths of functions.",
+    )
+    gain_normalization: Normalization = _by_credit(
+        "gain_normalization",
+        "What a gain (a turn reward, a return) is compared with: 'turn_group' (turns at the same depth of the same "
+        "prompt), 'pooled' (all turns of the same prompt) or 'none'.",
+    )
+    discount: float = _by_credit(
+        "discount", "Discount of what comes later, per turn. From 0 to 1; 0 keeps what is a turn's own only."
+    )
+    rescale_accumulation: bool = _by_credit(
+        "rescale_accumulation", "Whether to divide an accumulated sum by the square root of its number of terms."
+    )
+    failure_shaping: float = _by_credit(
+        "failure_shaping",
+        "What a failed rollout earns for what it tried being just like what passing rollouts of its group did (GTPO); "
+        "in proportion where it is less like it. At least 0.",
+    )
+    shaping_embedding: str = field(
+        default="auto",
         metadata={
-            "help": "What a gain is compared with: 'turn_group' (turns at the same depth of the same prompt), "
-            "'pooled' (all turns of the same prompt) or 'none'."
+            "help": "What compares failed rollouts with passing ones: 'ngrams' (hashed n-grams of tokens), the name "
+            "of a sentence encoder, the import path of a function (list of texts -> tensor), or 'auto': a small "
+            "sentence encoder if it is on this machine, else 'ngrams'."
         },
     )
-    discount: float = field(
-        default=1.0,
-        metadata={"help": "Discount of later gains, per turn. From 0 to 1; 0 keeps a turn's own gain only."},
-    )
-    rescale_accumulation: bool = field(
-        default=True,
-        metadata={"help": "Whether to divide an accumulated gain by the square root of its number of terms."},
+    success_reward: float = field(
+        default=1.0, metadata={"help": "Reward from which on a rollout has passed, for failure_shaping."}
     )
     clip_adaptation: float = _by_credit(
         "clip_adaptation",
@@ -247,7 +269,7 @@ class A2TGPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        self._fill_in_credit()
+        preset = self._fill_in_credit()
         self._check_choices_and_ranges()
         self._check_tools()
         if not isinstance(self.probe_template, str) or self.probe_template.count(ANSWER_SLOT) != 1:
@@ -258,15 +280,34 @@ class A2TGPOConfig(GRPOConfig):
                 f"got epsilon={self.epsilon}, clip_adaptation={self.clip_adaptation}."
             )
         super().__post_init__()
+        self._check_effect(preset)
         self._check_seeds()
 
-    def _fill_in_credit(self) -> None:
-        preset = CREDIT.get(self.credit, {})  # an unknown name is reported with the other choices
+    def _fill_in_credit(self) -> Preset:
+        if self.credit not in METHODS and ":" not in str(self.credit):
+            raise ValueError(
+                f"credit must be one of {', '.join(map(repr, METHODS))}, or file.py:function, or "
+                f"package.module:function; got {self.credit!r}.{nearest(str(self.credit), METHODS)}"
+            )
+        preset = preset_of(self.credit_method)
         if self.epsilon is not None and self.epsilon_high is None:
             self.epsilon_high = self.epsilon
-        for name, value in preset.items():
+        for name, value in preset.values.items():
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                setattr(self, name, copy.deepcopy(value))
+        self.turn_rewards = _turn_rewards(self.turn_rewards)
+        return preset
+
+    def _check_effect(self, preset: Preset) -> None:
+        """Nothing is set that the method does not read."""
+        if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
+            raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
+        for name in preset.without_effect:
+            neutral = preset.values[name] if name in DEFAULTS else type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name} has no effect with credit={self.credit!r}: leave it out. It would be {neutral!r}."
+                )
 
     def _check_choices_and_ranges(self) -> None:
         for name, choices in self._VALID_CHOICES.items():
@@ -325,6 +366,16 @@ class A2TGPOConfig(GRPOConfig):
         return complete_policy(cast(dict[str, str] | None, self.failure_policy))
 
     @property
+    def credit_method(self) -> Method:
+        """What credits the turns."""
+        return find_method(self.credit)
+
+    @property
+    def credit_switches(self) -> Switches:
+        """The settings that it reads."""
+        return Switches(**{switch.name: getattr(self, switch.name) for switch in fields(Switches)})
+
+    @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0
@@ -340,6 +391,18 @@ def _mapping(name: str, value: Any) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping of names; got {value!r}.")
     return value
+
+
+def _turn_rewards(value: Any) -> dict[str, float]:
+    """Names of turn rewards and weights; from a YAML file, where its path is given."""
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        if not Path(value).is_file():
+            raise ValueError(f"turn_rewards: there is no file {value}.")
+        value = read_yaml(Path(value)).get("turn_rewards")
+    weights = _mapping("turn_rewards", value) or {}
+    for name, weight in weights.items():
+        _check_range(f"turn_rewards: {name}", weight, -math.inf, math.inf, False, False)
+    return weights
 
 
 def _check_range(name: str, value: Any, low: float, high: float, low_allowed: bool, high_allowed: bool) -> None:

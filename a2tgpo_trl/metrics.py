@@ -6,6 +6,8 @@ out rather than logged as 0.
 Shapes: N rollouts of all ranks, B of this rank, K turns, V contexts, T completion tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,19 @@ def gain_metrics(values_NV: Tensor, gains_NK: Tensor, clip_scale_NK: Tensor, gro
                 **_mean(f"clip_scale/{turn}", scale_NK[:, k]),
                 **_mean(f"turns/survivors_{turn}", members[:, k]),
             }
+    return metrics
+
+
+def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Mean of each turn reward, unweighted, over all turns that have one and by turn.
+
+    Example: failed_call of two rollouts [0, 1] and [1] -> mean 0.667, turn_1 0.5, turn_2 1
+    """
+    metrics: dict[str, float] = {}
+    for f, name in enumerate(names):
+        metrics |= _mean(f"turn_rewards/{name}/mean", scores_NFK[:, f])
+        for k in range(min(scores_NFK.size(2), LOGGED_TURNS)):
+            metrics |= _mean(f"turn_rewards/{name}/turn_{k + 1}", scores_NFK[:, f, k])
     return metrics
 
 

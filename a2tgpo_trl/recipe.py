@@ -7,7 +7,7 @@ among them) and of `RecipeArguments` is a key of the file and an option of the c
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .names import find_file, load, load_reward
 from .recipe_file import RecipeError, check_keys, find_recipe, nearest, read_yaml
 from .tasks import TASKS, Task
 from .tasks.atlas import POLICY
+from .turn_rewards import find as find_turn_reward
 
 
 MODELS = {"atlas-tiny": str(POLICY)}
@@ -145,10 +146,18 @@ class Recipe:
                 tools=list(task.tools) or None,
                 environment_factory=task.environment_factory,
                 callbacks=list(callbacks),
+                turn_reward_funcs=self._own_turn_rewards,
                 **(self._adapted_policy() if self.adapter else self._policy()),
             )
         except (ValueError, OSError) as error:  # OSError: no such model
             raise RecipeError(f"{self.where}{error}") from error
+
+    @property
+    def _own_turn_rewards(self) -> dict[str, Any]:
+        """Those that are named by import path, which may begin beside the recipe."""
+        assert isinstance(self.args.turn_rewards, dict)  # `A2TGPOConfig` has read it
+        folders = [*([self.path.parent] if self.path else []), Path.cwd()]
+        return {name: find_turn_reward(name, folders) for name in self.args.turn_rewards if ":" in name}
 
     @property
     def where(self) -> str:
@@ -210,7 +219,9 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         place = words.index("--config") + 1
         path = find_recipe(words[place])
         words[place] = str(path)
-        check_keys(path, read_yaml(path), parser)
+        content = read_yaml(path)
+        check_keys(path, content, parser)
+        words += _files_beside(path, content, words)
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
         if unknown:
@@ -232,6 +243,20 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     if args.reward_weights is None and recipe.task.reward_weights is not None:
         args.reward_weights = list(recipe.task.reward_weights)
     return recipe
+
+
+def _files_beside(recipe: Path, content: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """Options for settings that name a file which stands beside the recipe: the config knows no recipe."""
+    options = []
+    for key in ("credit", "turn_rewards"):
+        value = content.get(key)
+        if f"--{key}" in words or not isinstance(value, str):
+            continue
+        place, colon, attribute = value.partition(":")
+        file = find_file(place, [recipe.parent])
+        if file is not None:
+            options += [f"--{key}", f"{file}{colon}{attribute}"]
+    return options
 
 
 def check_folder(policy: Path) -> None:

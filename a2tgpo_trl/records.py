@@ -3,12 +3,14 @@
     {"prompt": [...], "completion": [...], "answer": "Nairobi", "hops": 2,      columns of the row, messages
      "rewards": {"exact_match": 1.0}, "tool_turns": 2, "values": [-9.1, -8.7, -0.2], "gains": [0.4, 8.5],
      "turns": [{"status": "ok", "calls": [{"name": "search", "arguments": {...}, "status": "ok", "result": "...",
-                "seconds": 0.01, "attempts": 1}], "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false}],
-     "ended": "answer", "excluded": false}
+                "seconds": 0.01, "attempts": 1, "changes_state": false}],
+                "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false, "reward": null}],
+     "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}}
 
 `turns`, `ended` and `excluded` are there where the policy had tools: how each turn ended (see failures.py), and why
-the rollout did. `values` and `gains` are there where a gain pass ran: the value of the prompt and after each tool
-turn, and the steps between them. A value that could not be computed is None.
+the rollout did; `turn_rewards` where there are any: a number a turn, the answer turn included. `values` and `gains`
+are there where a gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value
+that could not be computed is None.
 """
 
 import json

@@ -9,6 +9,7 @@ Shapes: N rollouts of all ranks, B of this rank, G groups, K turns, T completion
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from .credit import VARIANCE_FLOOR
+from .credit import VARIANCE_FLOOR, Evidence
 from .ranks import Ranks
 
 
-# What two advantages or two gains may differ by and still be equal: the scale below which z-scores fade out.
+# What two outcome advantages may differ by and still be equal: the scale below which z-scores fade out.
 TOLERANCE = math.sqrt(VARIANCE_FLOOR)
+# Advantage of a turn that is as good as none, where outcomes are equal.
+FADED = 1e-3
 
 # What a batch is made of, and what fills it up. Another name would be a new one of TRL's, of unknown meaning.
 PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -60,47 +63,27 @@ def _any_of(flags: Tensor, cell: Tensor, num_cells: int) -> Tensor:
     return torch.zeros(num_cells, device=flags.device).index_add(0, cell, flags.float()) > 0
 
 
-def teaches_nothing(
-    outcomes_N: Tensor,
-    gains_NK: Tensor,
-    in_loss_N: Tensor,
-    group_ids_N: Tensor,
-    *,
-    alpha: float = 1.0,
-    normalization: str = "turn_group",
-) -> Tensor:
-    """Which groups have neither unlike rewards nor unlike gains, in the order of their ids.
+def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor]) -> Tensor:
+    """Which groups leave every turn in the loss with an advantage of 0, in the order of their ids.
 
-    Rewards are alike if the outcome advantages of the scored rollouts are. Each may still be off 0 by the rounding of
-    the mean, but then all by the same. Gains are alike if those that `normalization` compares are: at each depth
-    ("turn_group"), in the whole group ("pooled"), or with 0 ("none").
+    Of equal rewards TRL makes outcome advantages that may be off 0 by the rounding of their mean: they count as 0.
 
     Args:
-        outcomes_N: advantage of each rollout from its reward, NaN where it was not scored.
-        gains_NK: information gain of each turn, NaN where there is none, as in a rollout out of the loss.
-        in_loss_N: whether any token of the rollout is trained on. An outcome that is not teaches nothing.
-        group_ids_N: the prompt each rollout belongs to.
-        alpha: weight of the gains. With 0 they teach nothing.
-        normalization: what a gain is compared with.
+        evidence: of the batch.
+        credit: what makes advantages of it.
 
     Example: outcomes [0, 0 | -1, 1 | 0, nan], gains [[1, 5], [1, nan] | [nan, nan] twice | [3, nan], [nan, nan]] ->
-    [True, False, True]: 5 and 3 are alone in their cells; with "pooled" [False, False, True].
+    [True, False, True] by A2TGPO: 5 and 3 are alone in their cells; with "pooled" [False, False, True].
     """
-    groups, group_N = group_ids_N.unique(return_inverse=True)
-    number, num_turns = len(groups), gains_NK.size(1)
-    outcome_differs_G = _unlike(outcomes_N, group_N, number)
-    outcome_is_used_G = _any_of(in_loss_N & (outcomes_N.abs() > TOLERANCE), group_N, number)
-    taught_G = outcome_differs_G & outcome_is_used_G
-    if alpha == 0:
-        return ~taught_G
-    group_NK = group_N.unsqueeze(1).expand_as(gains_NK)
-    if normalization == "none":
-        return ~(taught_G | _any_of((gains_NK.abs() > TOLERANCE).flatten(), group_NK.flatten(), number))
-    if normalization == "pooled":
-        return ~(taught_G | _unlike(gains_NK.flatten(), group_NK.flatten(), number))
-    cell_NK = group_NK * num_turns + torch.arange(num_turns, device=gains_NK.device)
-    gains_differ_GK = _unlike(gains_NK.flatten(), cell_NK.flatten(), number * num_turns).view(number, num_turns)
-    return ~(taught_G | gains_differ_GK.any(dim=1))
+    groups, group_N = evidence.group_ids_N.unique(return_inverse=True)
+    outcomes_N = evidence.outcome_advantages_N.masked_fill(evidence.outcomes_N.isnan(), torch.nan)
+    unlike_G = _unlike(outcomes_N, group_N, len(groups))
+    counted_N = torch.where(unlike_G[group_N], evidence.outcome_advantages_N, 0.0)
+    advantages_NK = credit(replace(evidence, outcome_advantages_N=counted_N))
+    # What gains differ by through rounding makes advantages, too, since the z-score's floor is as low as that.
+    least = torch.where(unlike_G[group_N], TOLERANCE, FADED).unsqueeze(1)
+    taught_N = ((advantages_NK.abs() > least) & evidence.is_turn_NK).any(dim=1)
+    return ~_any_of(taught_N, group_N, len(groups))
 
 
 # ---- which groups are rolled out again, and where

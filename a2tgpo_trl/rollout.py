@@ -53,6 +53,7 @@ class Call:
     result: str = ""
     seconds: float = 0.0
     attempts: int = 0
+    changes_state: bool = False  # whether its tool does more than look things up
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Turn:
     tokens_in: int = 0
     seconds: float = 0.0  # that the tools took, from the first call to the last result
     cut: bool = False  # whether the text was cut at a limit, the policy's or a tool's
+    reward: float | None = None  # that the environment gave for the step
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Rollout:
         turn.status = gravest(call.status for call in turn.calls)
         if not self._ended_by(turn):
             self.state = State.CALLING
+            if self._has_turn_rewards:
+                self.owner.turn_reward = None  # what the turn before has earned is no reward of this one
 
     def _checked(self, number: int, parsed: Mapping[str, Any]) -> Call:
         call = Call(parsed["name"], parsed["arguments"])
@@ -163,6 +167,8 @@ class Rollout:
             call.result = f"Error: there is no tool {call.name[:100]!r}. There are: {', '.join(self.tools)}."
         elif problem := problem_with(tool, call.arguments):
             call.status, call.result = "bad_arguments", f"Error: {call.name} was not called: {problem}."
+        else:
+            call.changes_state = self.runner.settings(tool).changes_state
         return call
 
     def _unreadable(self, message: Mapping[str, Any]) -> Call:
@@ -211,11 +217,17 @@ class Rollout:
             self._cut(call, settings.max_result_tokens or self.rules.max_result_tokens)
         turn.cut = any(call.status == "result_cut" for call in turn.calls)
         turn.status = gravest(call.status for call in turn.calls)
+        if self._has_turn_rewards and turn.status != "timeout":  # a call that is out may set it any time
+            turn.reward = self.owner.turn_reward
         if ends:
             self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
             self._end("final")
         elif not self._ended_by(turn):
             self._append_results(turn)
+
+    @property
+    def _has_turn_rewards(self) -> bool:
+        return self.owner is not None and hasattr(self.owner, "turn_reward")
 
     def stop(self, why: Status = "tool_error") -> None:
         """End it where it stands: the run is about to stop."""

@@ -65,6 +65,7 @@ def settings_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
         "policy": str(config._name_or_path).rstrip("/").rpartition("/")[2],
         "architecture": _digest_of_architecture(config.to_diff_dict()),
         "rewards": trainer.reward_func_names,
+        "turn rewards": trainer.turn_reward_names,
         "tools": sorted(tool.__name__ for tool in trainer.tools or []),
     }
     return json.loads(json.dumps(settings, default=str))

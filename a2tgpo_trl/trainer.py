@@ -10,7 +10,7 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,6 @@ from trl.data_utils import is_conversational
 from .checkpoints import check_writable
 from .checks import checked_rollout_func, used_answers
 from .config import A2TGPOConfig
-from .credit import a2tgpo_credit
 from .engines import Engine, LockStep, Request, Seeds
 from .environments import Environments
 from .failures import RunStopped
@@ -51,6 +50,8 @@ from .sampler_gap import GapWatch, warn_of_incomparable
 from .sampling import own_draws, seed_of
 from .tally import Tally
 from .tool_loop import ToolLoop, make_runner
+from .turn_credit import TurnCredit
+from .turn_rewards import TurnReward
 from .turns import count_turns, to_tokens, turn_index
 from .vllm_engine import VLLMStream, awake, can_stream
 
@@ -66,7 +67,11 @@ class A2TGPOTrainer(Resumable):
       gained, beside the outcome advantage of the whole rollout;
     - the importance ratio is that of the turn, and its clip range follows the turn's gain.
 
-    Takes the arguments of [`~trl.GRPOTrainer`], with an [`A2TGPOConfig`] for `args`.
+    - `A2TGPOConfig.credit` names the method: A2TGPO, or one of those it is to be compared with.
+
+    Takes the arguments of [`~trl.GRPOTrainer`], with an [`A2TGPOConfig`] for `args`, and `turn_reward_funcs`:
+    functions from the record of a rollout (see `records.py`) to one number a turn. Those without a weight in
+    `A2TGPOConfig.turn_rewards`, which goes by their names, have 1.
 
     Example:
 
@@ -108,6 +113,7 @@ class A2TGPOTrainer(Resumable):
         reward_funcs: Any = None,
         args: A2TGPOConfig | None = None,
         *positional: Any,
+        turn_reward_funcs: Sequence[TurnReward] | Mapping[str, TurnReward] = (),
         **keywords: Any,
     ):
         if args is None:
@@ -153,6 +159,7 @@ class A2TGPOTrainer(Resumable):
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
         self._gain_pass = GainPass(self) if args.uses_gain else None
+        self._credit = TurnCredit(self, turn_reward_funcs)
         if args.seeded_rollouts and (self.rollout_func is not None or (self.use_vllm and self._tool_loop is None)):
             raise ValueError(
                 "seeded_rollouts=True has no effect on a rollout_func, nor on vLLM without tools. Leave it out."
@@ -167,6 +174,11 @@ class A2TGPOTrainer(Resumable):
         self.add_callback(self._interruption)
         self._gap_watch = GapWatch()
         warn_of_incomparable(args)
+
+    @property
+    def turn_reward_names(self) -> list[str]:
+        """Of the rewards of single turns that count."""
+        return self._credit.rewards.names
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.evaluated_rollouts = 0
@@ -209,8 +221,7 @@ class A2TGPOTrainer(Resumable):
             self._tool_loop.begin_batch()
         try:
             output = super()._generate_and_score_completions(inputs)
-            if self.on_rollouts is not None:
-                self.on_rollouts(self._make_records())
+            self._read_records()
             if self._tool_loop is not None:
                 self._end_tool_loop(self._tool_loop)
             output = self._assign_credit(output)
@@ -360,8 +371,20 @@ class A2TGPOTrainer(Resumable):
             rewards_per_func_NF = rewards_per_func_NF.masked_fill(excluded_N.unsqueeze(1), torch.nan)
         # The parent gives a rollout that no reward function scored an advantage of 0; it gets no gain either.
         self._unscored_N = rewards_per_func_NF.isnan().all(dim=1)
+        weighted_NF = rewards_per_func_NF * self.reward_weights.to(rewards_per_func_NF.device)
+        self._outcomes_N = weighted_NF.nansum(dim=1).masked_fill(self._unscored_N, torch.nan)
         self._judged = (inputs, completions, rewards_per_func_NF[self._local_rows(len(inputs))])
         return rewards_per_func_NF
+
+    def _read_records(self) -> None:
+        """What happened, to those who want to know: turn rewards, and who watches."""
+        if not self._credit.reads_records and self.on_rollouts is None:
+            return
+        records = self._make_records()
+        if self._credit.reads_records:
+            self._credit.read(records)
+        if self.on_rollouts is not None:
+            self.on_rollouts(records)
 
     def _make_records(self) -> list[dict[str, Any]]:
         assert self._judged is not None
@@ -390,24 +413,17 @@ class A2TGPOTrainer(Resumable):
         in_loss_N = (num_turns_N > 0) & ~self._unscored_N
         values_NV = values_NV.masked_fill(~in_loss_N.unsqueeze(1), torch.nan)
         gains_NK = information_gain(values_NV, num_turns)
-        advantages_NK, scale_NK = a2tgpo_credit(
+        evidence, metrics = self._credit.evidence(
             gains_NK,
-            group_ids_N,
+            self._outcomes_N,
             outcome_N,
-            alpha=self.args.gain_weight,
-            gamma=self.args.discount,
-            beta=self.args.clip_adaptation,
-            normalization=self.args.gain_normalization,
-            rescale=self.args.rescale_accumulation,
-        )
-        self._dull_G = teaches_nothing(
-            outcome_N.masked_fill(self._unscored_N, torch.nan),
-            gains_NK,
-            in_loss_N,
+            num_turns_N.masked_fill(~in_loss_N, 0),
             group_ids_N,
-            alpha=self.args.gain_weight,
-            normalization=self.args.gain_normalization,
+            training=mode == "train",
         )
+        advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
+        self._dull_G = teaches_nothing(evidence, self._credit.advantages)
+        self._log_scalars(mode, metrics)
         self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:
             self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))

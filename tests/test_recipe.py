@@ -53,7 +53,7 @@ def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_
         ("max_steps:", "max_steps must not be empty"),
         ("bf16: 7", "bf16 cannot be 7"),
         ("run_name: 5", "run_name must be text; got 5"),
-        ("credit: grop", "credit cannot be 'grop'. Did you mean 'grpo'?"),
+        ("credit: grop", "got 'grop'. Did you mean 'grpo'?"),
         ("loss_type: dapoo", "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'dapoo'. Did you mean"),
         ("lr_scheduler_type: cosin", "lr_scheduler_type cannot be 'cosin'. Did you mean 'cosine'?"),
         ("dtype: float23", "dtype cannot be 'float23'. Did you mean 'float32'?"),
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path):
     [
         (["--learning_rat", "1"], "there is no option '--learning_rat'. Did you mean 'learning_rate'?"),
         (["--learning_rate", "x"], "invalid float value: 'x'"),
-        (["--credit", "grop"], "invalid choice: 'grop'"),
+        (["--credit", "grop"], "got 'grop'. Did you mean 'grpo'?"),
         (["--task_kwargs", "{seed"], "task_kwargs must be JSON"),
     ],
 )

@@ -15,10 +15,12 @@ import torch
 from datasets import Dataset
 from ranks import ON_CPU, reports
 from torch import tensor
+from torch.nn.functional import pad
 from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import Evidence, Switches, find_method, preset_of
 from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.resampling import (
     BATCH_KEYS,
@@ -39,10 +41,21 @@ SCRIPT = Path(__file__).with_name("two_rounds.py")
 PAD = 99
 
 
-def dull(outcomes, gains, groups, in_loss=None, **settings) -> list[bool]:
-    outcomes = tensor(outcomes)
+def dull(outcomes, gains, groups, in_loss=None, *, credit="a2tgpo", turn_rewards=None, rewards=None, **changes):
+    """What `teaches_nothing` says of rollouts with a turn for each gain, and an answer turn after them."""
+    outcomes, gains = tensor(outcomes), pad(tensor(gains), (0, 1), value=NAN)
     in_loss = ~outcomes.isnan() if in_loss is None else tensor(in_loss)
-    return teaches_nothing(outcomes, tensor(gains), in_loss, tensor(groups), **settings).tolist()
+    evidence = Evidence(
+        gains_NK=gains,
+        turn_rewards_NK=torch.full_like(gains, NAN) if turn_rewards is None else tensor(turn_rewards),
+        outcomes_N=outcomes if rewards is None else tensor(rewards),
+        outcome_advantages_N=outcomes,
+        num_turns_N=in_loss * gains.size(1),
+        group_ids_N=tensor(groups),
+    )
+    values = {**preset_of(find_method(credit)).values, **changes}
+    switches = Switches(**{name: values[name] for name in Switches.__dataclass_fields__})
+    return teaches_nothing(evidence, lambda it: find_method(credit)(it, switches)).tolist()
 
 
 # ---- what a group teaches
@@ -54,10 +67,10 @@ def dull(outcomes, gains, groups, in_loss=None, **settings) -> list[bool]:
         # 5 is alone at its depth, and 3 in its group; the second group has unlike rewards.
         ({}, [True, False, True]),
         # 1, 5 and 1 are compared with each other.
-        ({"normalization": "pooled"}, [False, False, True]),
+        ({"gain_normalization": "pooled"}, [False, False, True]),
         # 1 and 3 are gains, compared with nothing.
-        ({"normalization": "none"}, [False, False, False]),
-        ({"normalization": "none", "alpha": 0.0}, [True, False, True]),
+        ({"gain_normalization": "none"}, [False, False, False]),
+        ({"gain_normalization": "none", "gain_weight": 0.0}, [True, False, True]),
     ],
     ids=str,
 )
@@ -71,9 +84,22 @@ def test_gains_that_differ_at_one_depth_teach_unless_they_have_no_weight():
     # Second depth: 2 and 4. Zero is a gain: 0 and 1 differ as well.
     for gains in ([[1.0, 2.0], [1.0, 4.0]], [[0.0, NAN], [1.0, NAN]]):
         assert dull([0.0, 0.0], gains, [7, 7]) == [False]
-        assert dull([0.0, 0.0], gains, [7, 7], alpha=0.0) == [True]
-    # Rounding: 1e-6 apart.
-    assert dull([0.0, 0.0], [[1.0, 2.0], [1.0 + 1e-6, 2.0]], [7, 7]) == [True]
+        assert dull([0.0, 0.0], gains, [7, 7], gain_weight=0.0) == [True]
+    # Rounding: 2.4e-7 apart.
+    assert dull([0.0, 0.0], [[1.0, 2.0], [1.0 + 2.4e-7, 2.0]], [7, 7]) == [True]
+
+
+def test_turn_rewards_and_returns_that_differ_teach_where_rewards_are_equal():
+    nothing = [[NAN], [NAN]]
+    # The first turn of the second rollout is worth less.
+    unlike = [[0.0, 0.0], [-0.1, 0.0]]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike) == [False]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike, turn_reward_weight=0.0) == [True]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=[[-0.1, 0.0]] * 2) == [True]
+    # GTPO reads rewards themselves: both passed, in as many turns; compared with all turns, the last is worth more.
+    passed = {"credit": "gtpo", "rewards": [1.0, 1.0]}
+    assert dull([0.0, 0.0], nothing, [7, 7], **passed) == [True]
+    assert dull([0.0, 0.0], nothing, [7, 7], **passed, gain_normalization="pooled") == [False]
 
 
 def test_groups_may_stand_in_any_order_and_are_told_in_that_of_their_ids():

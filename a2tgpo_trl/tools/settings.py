@@ -35,6 +35,8 @@ class ToolSettings:
     cache: bool = False
     # Whether a call that succeeds ends the rollout, as `submit(answer)` does.
     final: bool = False
+    # Whether a call does more than look things up, as `book(flight)` does: for rewards of turns.
+    changes_state: bool = False
     # Raises if what the tool needs (a server, a file) is not there. Asked before the first step and after failures.
     check: Callable[[], Any] | None = None
     # Whether calls run in processes of their own, which can be killed: for code that may hang or crash in C.
@@ -80,6 +82,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("final", _is_switch, "true or false"),
     ("check", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
     ("process", _is_switch, "true or false"),
+    ("changes_state", _is_switch, "true or false"),
 )
 
 

@@ -1,8 +1,8 @@
-"""gains (N,K), groups (N,), outcome advantages (N,) -> advantages (N,K) and clip scale (N,K).
+"""numbers of turns (N,K), groups (N,) -> z-scores, discounted sums and clip scale (N,K).
 
-N rollouts of all ranks, K turns. NaN marks "this turn has no gain", going in and coming out: the answer turn, a turn
-that was cut off, a turn whose probe was not finite, and the columns beyond a rollout's last turn. Zero is a gain like
-any other. A cell is one turn index of one prompt.
+N rollouts of all ranks, K turns. NaN marks "this turn has none", going in and coming out: for a gain, the answer turn,
+a turn that was cut off, a turn whose probe was not finite, and the columns beyond a rollout's last turn. Zero is a
+number like any other. A cell is one turn index of one prompt.
 
 Statistics are computed in float32 at least and returned in the dtype that came in.
 """
@@ -93,6 +93,29 @@ def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
     return torch.where(present_NK, total_NK, torch.nan).to(scores_NK.dtype)
 
 
+def returns(rewards_NK: Tensor, is_turn_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
+    """What a turn and those after it earned, discounted; NaN where a rollout has no such turn.
+
+    As `discounted_sum`, but a turn that earned nothing counts as a term, and has the sum of the later ones.
+
+    Example (gamma 0.9): rewards [-0.1, 0, 1] -> [-0.1 + 0 + 0.81, 0.9, 1] = [0.71, 0.9, 1]
+    """
+    return discounted_sum(torch.where(is_turn_NK, rewards_NK, torch.nan), gamma, rescale)
+
+
+def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
+    """Sum of weighted tensors in which NaN adds nothing; NaN where none of those with a weight has a number.
+
+    Example: 0.5 x [1, nan, nan] + 2 x [3, 4, nan] -> [6.5, 8, nan]
+    """
+    of_weight = [(weight, values) for weight, values in terms if weight != 0]
+    if not of_weight:
+        return torch.full_like(terms[0][1], torch.nan)
+    total = torch.stack([weight * values.nan_to_num(nan=0.0) for weight, values in of_weight]).sum(dim=0)
+    missing = torch.stack([values.isnan() for _, values in of_weight]).all(dim=0)
+    return torch.where(missing, torch.nan, total)
+
+
 def clip_scale(zscores_NK: Tensor, beta: float) -> Tensor:
     """Widen the clip range of informative turns and narrow that of uninformative ones.
 
@@ -102,39 +125,3 @@ def clip_scale(zscores_NK: Tensor, beta: float) -> Tensor:
     """
     scale_NK = 1.0 + beta * (2.0 * zscores_NK.sigmoid() - 1.0)
     return torch.where(zscores_NK.isnan(), 1.0, scale_NK)
-
-
-def a2tgpo_credit(
-    gains_NK: Tensor,
-    group_ids_N: Tensor,
-    outcome_advantages_N: Tensor,
-    *,
-    alpha: float,
-    gamma: float,
-    beta: float,
-    normalization: str = "turn_group",
-    rescale: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Advantages and clip scale of every turn (A2TGPO, arXiv 2605.06200).
-
-        A[i,t] = A_outcome[i] + alpha D[i,t]      D = discounted_sum(Z): turns with a gain
-        A[i,t] = A_outcome[i]                     the answer turn and every other turn without one
-        c[i,t] = clip_scale(Z[i,t])               fed by Z, not by its sum
-
-    Args:
-        gains_NK: information gain of each turn, NaN where there is none.
-        group_ids_N: the prompt each rollout belongs to; any integers, in any order.
-        outcome_advantages_N: advantage of each rollout from its reward.
-        alpha: weight of the gains beside the outcome.
-        gamma: discount per turn.
-        beta: how far the clip range follows the gain.
-        normalization: "turn_group" (A2TGPO), "pooled" (IGPO) or "none".
-        rescale: divide accumulated scores by the root of their number.
-
-    Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
-    advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].
-    """
-    scores_NK = NORMALIZATIONS[normalization](gains_NK, group_ids_N)
-    credit_NK = discounted_sum(scores_NK, gamma, rescale).nan_to_num(nan=0.0)
-    advantages_NK = outcome_advantages_N.unsqueeze(1) + alpha * credit_NK
-    return advantages_NK, clip_scale(scores_NK, beta)

@@ -1,0 +1,83 @@
+"""A2TGPO (arXiv 2605.06200): what each turn gained, compared with others at its depth, beside the outcome.
+
+    A[i,t] = w A_outcome[i] + alpha D(Z(gains))[i,t] + rho D(Z(turn rewards))[i,t]
+
+Z is the z-score among the turns at the same depth of the same prompt, D the sum over this turn and later ones,
+discounted and divided by the root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
+`turn_reward_weight`; a paper's run has no turn rewards. Each signal is normalised on its own, so that their units do
+not matter.
+
+Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
+Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth.
+
+Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
+    Z: turn 1 of a and b: 1, 3 -> -1, 1; turn 2 of a is alone -> 0
+    D: a (-1 + 0)/sqrt(2) = -0.7071, then 0; b 1
+    a  1.1545 - 0.3 x 0.7071 = 0.9424, 1.1545 + 0, 1.1545
+    b  -0.5773 + 0.3 = -0.2773, -0.5773
+    c  -0.5773
+"""
+
+from torch import Tensor
+
+from .method import Evidence, Switches, method
+from .scores import NORMALIZATIONS, clip_scale, discounted_sum
+
+
+@method(
+    gain_weight=0.3,
+    clip_adaptation=0.3,
+    rescale_accumulation=True,
+    importance_sampling_level="turn",
+    epsilon=3e-3,
+    epsilon_high=4e-3,
+    without_effect=["failure_shaping"],
+)
+def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """Advantages of A2TGPO, which those of GRPO, GSPO, ATPO and MT-GRPO are with other switches."""
+    advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
+    signals = (
+        (switches.gain_weight, evidence.gains_NK),
+        (switches.turn_reward_weight, evidence.turn_rewards_NK),
+    )
+    for weight, signal_NK in signals:
+        scores_NK = switches.normalize(signal_NK, evidence.group_ids_N)
+        credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
+        advantages_NK = advantages_NK + weight * credit_NK.nan_to_num(nan=0.0)
+    return advantages_NK
+
+
+def a2tgpo_credit(
+    gains_NK: Tensor,
+    group_ids_N: Tensor,
+    outcome_advantages_N: Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+    beta: float,
+    normalization: str = "turn_group",
+    rescale: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and clip scale of every turn (A2TGPO, arXiv 2605.06200).
+
+        A[i,t] = A_outcome[i] + alpha D[i,t]      D = discounted_sum(Z): turns with a gain
+        A[i,t] = A_outcome[i]                     the answer turn and every other turn without one
+        c[i,t] = clip_scale(Z[i,t])               fed by Z, not by its sum
+
+    Args:
+        gains_NK: information gain of each turn, NaN where there is none.
+        group_ids_N: the prompt each rollout belongs to; any integers, in any order.
+        outcome_advantages_N: advantage of each rollout from its reward.
+        alpha: weight of the gains beside the outcome.
+        gamma: discount per turn.
+        beta: how far the clip range follows the gain.
+        normalization: "turn_group" (A2TGPO), "pooled" (IGPO) or "none".
+        rescale: divide accumulated scores by the root of their number.
+
+    Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
+    advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].
+    """
+    scores_NK = NORMALIZATIONS[normalization](gains_NK, group_ids_N)
+    credit_NK = discounted_sum(scores_NK, gamma, rescale).nan_to_num(nan=0.0)
+    advantages_NK = outcome_advantages_N.unsqueeze(1) + alpha * credit_NK
+    return advantages_NK, clip_scale(scores_NK, beta)

@@ -1,0 +1,44 @@
+"""GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed up from a turn to the end, then normalised.
+
+    A[i,t] = z(R)[i,t],    R[i,t] = sum over j >= t of gamma^(j-t) r[i,j]
+
+r is the reward of the turn, and on the last turn the outcome as well. z is the z-score among the turns at the same
+depth of the same prompt, or (`gain_normalization: pooled`) among all its turns: the sources leave open which is meant.
+
+A failed rollout is worth something, too: `failure_shaping` times the likeness of what it tried to what the passing
+rollouts of its group did (`shaping.py`).
+
+Meaning: a turn is worth what came of it, the more the sooner it came.
+Edge cases: with "turn_group" a turn alone at its depth has nothing to be compared with, and is worth 0.
+
+Example (the group of `a2tgpo_trl.credit`; gamma 0.9; a passes, and what b tried is like it to 0.6, c tried nothing):
+    outcomes: a 1, b 0.5 x 0.6 = 0.3, c 0
+    R: a 0.81, 0.9, 1; b -0.1 + 0.9 x 0.3 = 0.17, 0.3; c -0.1
+    z: turn 1: 0.81, 0.17, -0.1 -> 1.3540, -0.3232, -1.0308; turn 2: 0.9, 0.3 -> 1, -1; turn 3 is alone -> 0
+"""
+
+from torch import Tensor
+
+from .method import Evidence, Switches, method
+from .scores import returns, weighted_sum
+
+
+def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
+    """Discounted sums of turn rewards (and of gains, if they have a weight) with the outcome at the end, compared."""
+    signal_NK = weighted_sum(
+        (switches.gain_weight, evidence.gains_NK), (switches.turn_reward_weight, evidence.turn_rewards_NK)
+    )
+    rewards_NK = signal_NK.nan_to_num(nan=0.0) + evidence.at_last_turn(evidence.outcomes_N)
+    returns_NK = returns(rewards_NK, evidence.is_turn_NK, switches.discount, switches.rescale_accumulation)
+    return switches.normalize(returns_NK, evidence.group_ids_N).nan_to_num(nan=0.0)
+
+
+@method(
+    discount=0.9,
+    failure_shaping=0.5,
+    turn_rewards={"bad_format": -0.1},
+    without_effect=["outcome_weight", "scale_rewards", "multi_objective_aggregation"],
+)
+def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """Advantages of GTPO."""
+    return normalized_returns(evidence, switches)

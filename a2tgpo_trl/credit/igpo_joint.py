@@ -1,0 +1,42 @@
+"""IGPO's first variant (arXiv 2510.14967): gains and outcomes in one z-score, summed up from a turn to the end.
+
+    A[i,t] = sum over j >= t of gamma^(j-t) z(s)[i,j],    s: the gains of the turns, and after them the outcome
+
+z is taken over all gains and all outcomes of the prompt's rollouts together. With weights, s is
+alpha gain + rho turn reward, and w outcome.
+
+Meaning: the outcome is one more gain, measured in the same unit.
+Edge cases: gains that are many, or large beside outcomes, hide these; hence `igpo` normalises them separately.
+
+Example (the group of `a2tgpo_trl.credit`, no turn rewards; gamma 1):
+    z of 1, 2, 3, 1, 0, 0 (mean 1.1667, deviation 1.0672): gains -0.1562, 0.7809, 1.7179, outcomes -0.1562, -1.0932
+    a  -0.1562 + 0.7809 - 0.1562 = 0.4685, 0.7809 - 0.1562 = 0.6247, -0.1562
+    b  1.7179 - 1.0932 = 0.6247, -1.0932
+    c  -1.0932
+"""
+
+import torch
+from torch import Tensor
+
+from .method import Evidence, Switches, method
+from .scores import returns, weighted_sum
+
+
+@method(
+    gain_weight=1.0,
+    gain_normalization="pooled",
+    beta=0.001,
+    without_effect=["scale_rewards", "multi_objective_aggregation"],
+)
+def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
+    """Advantages of IGPO with gains and outcomes normalised together."""
+    signal_NK = weighted_sum(
+        (switches.gain_weight, evidence.gains_NK), (switches.turn_reward_weight, evidence.turn_rewards_NK)
+    )
+    outcomes_N = torch.where(evidence.num_turns_N > 0, switches.outcome_weight * evidence.outcomes_N, torch.nan)
+    together = torch.cat([signal_NK, outcomes_N.unsqueeze(1)], dim=1)
+    scores = switches.normalize(together, evidence.group_ids_N).nan_to_num(nan=0.0)
+    scores_NK = scores[:, :-1] + evidence.at_last_turn(scores[:, -1])
+    return returns(scores_NK, evidence.is_turn_NK, switches.discount, switches.rescale_accumulation).nan_to_num(
+        nan=0.0
+    )

@@ -1,0 +1,147 @@
+"""what is known of a batch, switches -> advantages (N,K): the signature that all methods share, and how one is found.
+
+A method is a function `(evidence, switches) -> advantages_NK`. `method(...)` in front of it holds the values that its
+paper gives to the settings of `A2TGPOConfig` which make it what it is; a setting that a user gives wins over them.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..names import load
+from .scores import NORMALIZATIONS, clip_scale
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to go by. N rollouts of all ranks, K turns; those of a prompt have one number in `group_ids_N`.
+
+    gains_NK              information gain, NaN where a turn has none (the answer turn); none is computed unless
+                          gain_weight or clip_adaptation is above 0
+    turn_rewards_NK       weighted sum of the turn rewards, NaN where a turn has none
+    outcomes_N            weighted sum of the rewards, shaped for what failed; NaN where nobody scored the rollout
+    outcome_advantages_N  what TRL makes of the rewards: compared with those of the group, scaled by `scale_rewards`
+    num_turns_N           turns in the loss, the answer turn included; 0 for a rollout that is out of it
+    """
+
+    gains_NK: Tensor
+    turn_rewards_NK: Tensor
+    outcomes_N: Tensor
+    outcome_advantages_N: Tensor
+    num_turns_N: Tensor
+    group_ids_N: Tensor
+
+    @property
+    def is_turn_NK(self) -> Tensor:
+        """Whether a rollout has this turn."""
+        turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
+        return turns < self.num_turns_N.unsqueeze(1)
+
+    def at_last_turn(self, values_N: Tensor) -> Tensor:
+        """Each rollout's number in the place of its last turn, 0 elsewhere: (N,K)."""
+        turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
+        return torch.where(turns == self.num_turns_N.unsqueeze(1) - 1, values_N.unsqueeze(1), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """The settings that methods read, as `A2TGPOConfig` explains them."""
+
+    outcome_weight: float = 1.0
+    gain_weight: float = 0.0
+    turn_reward_weight: float = 1.0
+    discount: float = 1.0
+    gain_normalization: str = "turn_group"
+    rescale_accumulation: bool = False
+    clip_adaptation: float = 0.0
+
+    def normalize(self, values_NK: Tensor, group_ids_N: Tensor) -> Tensor:
+        """Each turn's number compared with what `gain_normalization` says; NaN stays NaN."""
+        return NORMALIZATIONS[self.gain_normalization](values_NK, group_ids_N)
+
+
+Method = Callable[[Evidence, Switches], Tensor]
+
+# What a method has that does not say otherwise: no gain, and the ratio and the clip range of GRPO.
+DEFAULTS: dict[str, Any] = {
+    "outcome_weight": 1.0,
+    "gain_weight": 0.0,
+    "turn_reward_weight": 1.0,
+    "discount": 1.0,
+    "gain_normalization": "turn_group",
+    "rescale_accumulation": False,
+    "clip_adaptation": 0.0,
+    "failure_shaping": 0.0,
+    "importance_sampling_level": "token",
+    "epsilon": 0.2,
+    "epsilon_high": 0.2,
+    "beta": 0.0,
+    "loss_type": "dapo",
+    "turn_rewards": {},
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What `method` says of a function."""
+
+    values: dict[str, Any]  # of all settings in DEFAULTS
+    without_effect: tuple[str, ...] = ()  # settings that this method does not read, so that nobody may set them
+    needs_turn_rewards: bool = False
+
+
+_PRESET = "__a2tgpo_credit__"
+
+
+def method(
+    *, without_effect: Iterable[str] = (), needs_turn_rewards: bool = False, **values: Any
+) -> Callable[[Method], Method]:
+    """Say what a method is made of: its paper's values of settings in `DEFAULTS`, which it has in place of those.
+
+    Example: the gain of a turn as it is, and nothing else.
+
+    ```python
+    >>> @method(gain_weight=1.0, gain_normalization="none", without_effect=["discount"])
+    ... def plain_gain(evidence, switches):
+    ...     return evidence.gains_NK.nan_to_num(nan=0.0)
+    ```
+    """
+    unknown = values.keys() - DEFAULTS.keys()
+    if unknown:
+        raise ValueError(f"method(): {', '.join(sorted(unknown))} is none of {', '.join(DEFAULTS)}.")
+    preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards)
+
+    def decorate(function: Method) -> Method:
+        setattr(function, _PRESET, preset)
+        return function
+
+    return decorate
+
+
+def preset_of(function: Method) -> Preset:
+    """What `method` said of a function; the defaults if it said nothing."""
+    return getattr(function, _PRESET, Preset(DEFAULTS))
+
+
+def gain_clip_scale(evidence: Evidence, switches: Switches) -> Tensor:
+    """How far the clip range of each turn follows its gain, by whatever method the turn is credited: (N,K)."""
+    return clip_scale(switches.normalize(evidence.gains_NK, evidence.group_ids_N), switches.clip_adaptation)
+
+
+# Each stands in a module of its own name.
+METHODS = ("a2tgpo", "grpo", "gspo", "atpo", "igpo", "igpo_joint", "gtpo", "mt_grpo", "hybrid")
+
+
+def find_method(name: str) -> Method:
+    """A method of this package by its name, or a user's by import path (file.py:function, package.module:function)."""
+    if name in METHODS:
+        return getattr(importlib.import_module(f".{name}", __package__), name)
+    found = load(name, [Path.cwd()], "credit method", METHODS)
+    if not callable(found):
+        raise ValueError(f"credit: {name} is no function, but {type(found).__name__}.")
+    return found

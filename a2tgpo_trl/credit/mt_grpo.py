@@ -1,0 +1,24 @@
+"""MT-GRPO (as in arXiv 2604.02869): turn rewards, compared with others at the same depth, beside the outcome.
+
+    A[i,t] = sum over j >= t of z(r[i,j]) + A_outcome[i]                  z within the turns at depth j of the prompt
+
+Meaning: a turn is credited with its own reward and those that it made possible.
+Edge cases: it is nothing without turn rewards, and refuses to run. A turn alone at its depth adds 0.
+
+Example (the group of `a2tgpo_trl.credit`):
+    z: turn 1: 0, -0.1, -0.1 -> 1.4142, -0.7071, -0.7071; turn 2: 0, 0 -> 0, 0; turn 3 is alone -> 0
+    a  1.4142 + 0 + 0 + 1.1545 = 2.5687, 1.1545, 1.1545
+    b  -0.7071 + 0 - 0.5773 = -1.2843, -0.5773
+    c  -0.7071 - 0.5773 = -1.2843
+"""
+
+from torch import Tensor
+
+from .a2tgpo import a2tgpo
+from .method import Evidence, Switches, method
+
+
+@method(needs_turn_rewards=True, without_effect=["failure_shaping"])
+def mt_grpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """Advantages of MT-GRPO: those of A2TGPO with turn rewards in place of gains, and no rescaling."""
+    return a2tgpo(evidence, switches)

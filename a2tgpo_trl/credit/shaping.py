@@ -1,0 +1,121 @@
+"""what rollouts tried (texts), outcomes (N,), groups (N,) -> outcomes in which failures are worth something (N,).
+
+    o[i] + (a / |P|) sum over p in P of cos(e(c[i]), e(c[p]))        for a failed rollout i
+
+P are the passing rollouts of its group, c the text that a rollout handed to its tools (its code), e an embedding of
+texts (GTPO, arXiv 2511.14846: a = 0.5, with a hosted embedding; here one that runs offline).
+
+Shapes: N rollouts of all ranks, B of this rank, D numbers of an embedding.
+"""
+
+import importlib.util
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..names import load
+
+
+logger = get_logger(__name__)
+
+Embedding = Callable[[list[str]], Tensor]  # texts -> (number of texts, D)
+
+NGRAMS = 3
+DIMENSIONS = 4096
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+# Small, and what most machines that have sentence-transformers have.
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def shaped_outcomes(
+    outcomes_N: Tensor, embeddings_ND: Tensor, group_ids_N: Tensor, *, weight: float, passing: float
+) -> Tensor:
+    """Outcomes, with what failures earn by being like successes of their group. NaN stays NaN, and is neither.
+
+    Args:
+        outcomes_N: reward of each rollout, NaN where nobody scored it.
+        embeddings_ND: of what each tried; zeros where it tried nothing, which is like nothing else.
+        weight: what a failure earns that is the same as each success.
+        passing: outcome from which on a rollout has passed.
+
+    Example (one group, weight 0.5, passing 1): outcomes [1, 0, 0], cosines with the first 0.6 and 0 -> [1, 0.3, 0]
+    """
+    unit_ND = normalize(embeddings_ND.to(torch.float32), dim=1, eps=1e-12)
+    passed_N = outcomes_N >= passing - 1e-6
+    mates_NN = (group_ids_N.unsqueeze(1) == group_ids_N.unsqueeze(0)) & passed_N.unsqueeze(0)
+    likeness_N = ((unit_ND @ unit_ND.T) * mates_NN).sum(dim=1) / mates_NN.sum(dim=1).clamp(min=1)
+    return torch.where(passed_N, outcomes_N, outcomes_N + weight * likeness_N.to(outcomes_N.dtype))
+
+
+def attempted(record: dict[str, Any]) -> str:
+    """What a rollout handed to its tools: the texts among the arguments of all its calls, joined."""
+    calls = [call for turn in record["turns"] for call in turn["calls"]]
+    given = [call["arguments"] for call in calls if isinstance(call["arguments"], dict)]
+    return "\n".join(value for arguments in given for value in arguments.values() if isinstance(value, str))
+
+
+# ---- embeddings
+
+
+def ngram_embedding(texts: list[str]) -> Tensor:
+    """Square roots of the counts of each text's one to three tokens in a row, hashed to `DIMENSIONS` places.
+
+    Deterministic on every machine, needs no weights, and tells code apart that differs in a name or a number.
+
+    Example: "x = 1" has x, =, 1, "x =", "= 1", "x = 1"; beside "x = 2" it shares three of six: cosine 0.5
+    """
+    rows = torch.zeros(len(texts), DIMENSIONS)
+    for row, text in zip(rows, texts, strict=True):
+        for place, number in Counter(map(_place, _ngrams(text))).items():
+            row[place] = number**0.5
+    return rows
+
+
+def _ngrams(text: str) -> list[str]:
+    tokens = _TOKEN.findall(text)
+    return [" ".join(tokens[i : i + n]) for n in range(1, NGRAMS + 1) for i in range(len(tokens) - n + 1)]
+
+
+def _place(ngram: str) -> int:
+    return zlib.crc32(ngram.encode("utf-8", "surrogatepass")) % DIMENSIONS  # Python's own hash differs by process
+
+
+def find_embedding(name: str) -> Embedding:
+    """ "auto", "ngrams", the import path of a function, or the name of a sentence encoder."""
+    if name == "ngrams":
+        return ngram_embedding
+    if ":" in name:
+        return load(name, [Path.cwd()], "embedding", ("ngrams", "auto"))
+    if name != "auto":
+        return _encoder(name)
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        try:
+            found = _encoder(ENCODER, local_files_only=True)
+        except OSError:  # its weights are not on this machine
+            logger.info(f"{ENCODER} is not on this machine: failed rollouts are compared by hashed n-grams.")
+        else:
+            logger.info(f"Failed rollouts are compared by {ENCODER}.")
+            return found
+    return ngram_embedding
+
+
+@cache
+def _encoder(name: str, **settings: Any) -> Embedding:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError(
+            f"shaping_embedding: {name!r} needs sentence-transformers (pip install sentence-transformers). 'ngrams' "
+            "needs nothing; a function of yours is named as file.py:function."
+        ) from error
+    encoder = SentenceTransformer(name, **settings)
+    return lambda texts: encoder.encode(texts, convert_to_tensor=True)

@@ -1,0 +1,135 @@
+"""a trainer's scored rollouts -> turn rewards, evidence of all ranks -> advantages and clip scale of their turns.
+
+Shapes: N rollouts of all ranks, B of this rank, F turn rewards, K turns.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .credit import Evidence, gain_clip_scale, preset_of
+from .credit.shaping import attempted, find_embedding, shaped_outcomes
+from .metrics import turn_reward_metrics
+from .ranks import Ranks
+from .turn_rewards import TurnRewards
+
+
+if TYPE_CHECKING:
+    from .trainer import A2TGPOTrainer
+
+
+class TurnCredit:
+    """What a trainer needs to credit turns. Methods are called by all ranks together."""
+
+    def __init__(self, trainer: "A2TGPOTrainer", own: Sequence[Callable] | Mapping[str, Callable]):
+        """`own`: turn reward functions that were handed to the trainer."""
+        args, self._trainer, self._ranks = trainer.args, trainer, Ranks(trainer.accelerator)
+        self._method, self._switches = args.credit_method, args.credit_switches
+        assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has read it
+        weights = {**dict.fromkeys(["environment"] * self._environment_rewards, 1.0), **args.turn_rewards}
+        self.rewards = TurnRewards(weights, own)
+        self._embed = find_embedding(args.shaping_embedding) if args.failure_shaping else None
+        self._scores: list[dict[str, list[float | None]]] = []
+        self._texts: list[str] = []
+        self._check(args)
+
+    @property
+    def _environment_rewards(self) -> bool:
+        pools = self._trainer._environment_pool if self._trainer.environment_factories is not None else {}
+        return any(hasattr(one, "turn_reward") for pool in pools.values() for one in pool)
+
+    def _check(self, args: Any) -> None:
+        if preset_of(self._method).needs_turn_rewards and not self.rewards:
+            raise ValueError(
+                f"credit={args.credit!r} credits turn rewards, and there are none. Name some (turn_rewards: "
+                "{failed_call: -0.1}), hand over functions (turn_reward_funcs), or choose another method."
+            )
+        if "environment" in self.rewards.names and not self._environment_rewards:
+            raise ValueError("turn_rewards: no environment has an attribute turn_reward, which 'environment' reads.")
+        if self._trainer._tool_loop is not None:
+            return
+        given = "turn_rewards" if self.rewards else "failure_shaping" if self._embed else None
+        if given and args.turn_rewards != preset_of(self._method).values["turn_rewards"]:
+            raise ValueError(f"{given} needs tools or an environment: it reads how the calls of each turn went.")
+        if given:
+            raise ValueError(f"credit={args.credit!r} needs tools or an environment: it reads how the calls went.")
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether records of the rollouts are needed."""
+        return bool(self.rewards) or self._embed is not None
+
+    def read(self, records: Sequence[dict[str, Any]]) -> None:
+        """Score the turns of this rank's rollouts, whose records get the scores as well."""
+        failed: Exception | None = None
+        try:
+            self._scores = [self.rewards.score(record) for record in records]
+        except Exception as raised:  # told to all ranks, and raised below
+            failed = raised
+        why = self._ranks.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
+        if why is not None:
+            raise ValueError(f"A turn reward failed. {why}") from failed
+        for record, scores in zip(records, self._scores, strict=True):
+            record |= {"turn_rewards": scores} if scores else {}
+        self._texts = [attempted(record) for record in records] if self._embed is not None else []
+
+    def evidence(
+        self,
+        gains_NK: Tensor,
+        outcomes_N: Tensor,
+        outcome_advantages_N: Tensor,
+        num_turns_N: Tensor,
+        group_ids_N: Tensor,
+        training: bool,
+    ) -> tuple[Evidence, dict[str, float]]:
+        """What there is to credit this batch by, and metrics of it."""
+        rewards_NK, metrics = self._turn_rewards(gains_NK, num_turns_N)
+        if self._embed is not None and training:  # an evaluation learns nothing from it
+            outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
+            metrics |= of_shaping
+        gathered = (gains_NK, rewards_NK, outcomes_N, outcome_advantages_N, num_turns_N, group_ids_N)
+        return Evidence(*gathered), metrics
+
+    def advantages(self, evidence: Evidence) -> Tensor:
+        """Of all turns (N,K), by the run's method."""
+        advantages_NK = self._method(evidence, self._switches)
+        expected = evidence.gains_NK.shape
+        if advantages_NK.shape != expected or not advantages_NK[evidence.is_turn_NK].isfinite().all():
+            raise ValueError(
+                f"credit={self._trainer.args.credit!r} must return one finite number for each turn, a tensor of shape "
+                f"{tuple(expected)}; it returned one of shape {tuple(advantages_NK.shape)}, or one with NaN in it."
+            )
+        return advantages_NK
+
+    def clip_scale(self, evidence: Evidence) -> Tensor:
+        """How far the clip range of each turn follows its gain (N,K)."""
+        return gain_clip_scale(evidence, self._switches)
+
+    def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        if not self.rewards:
+            return torch.full_like(gains_NK, torch.nan), {}
+        mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
+        scores_NFK = self._trainer.accelerator.gather(mine.contiguous())
+        beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
+        scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # out of the loss, out of statistics
+        return self.rewards.weighted(scores_NFK), turn_reward_metrics(scores_NFK, self.rewards.names)
+
+    def _shape(self, outcomes_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        assert self._embed is not None
+        args = self._trainer.args
+        start = time.perf_counter()
+        embeddings_BD = self._embed(self._texts).to(outcomes_N.device, torch.float32)
+        tried_B1 = torch.tensor([bool(text) for text in self._texts], device=outcomes_N.device).unsqueeze(1)
+        embeddings_ND = self._trainer.accelerator.gather((embeddings_BD * tried_B1).contiguous())
+        shaped_N = shaped_outcomes(
+            outcomes_N, embeddings_ND, group_ids_N, weight=args.failure_shaping, passing=args.success_reward
+        )
+        earned_N = (shaped_N - outcomes_N).nan_to_num(nan=0.0)
+        return shaped_N, {
+            "shaping/seconds": self._ranks.max(time.perf_counter() - start),
+            "shaping/share": (earned_N != 0).float().mean().item(),
+            "shaping/mean": earned_N.mean().item(),
+        }
