@@ -1,5 +1,6 @@
 """The same seed and global batch is the same run: on one process, on several, and however the policy is sharded."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,32 @@ def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, proce
     for rank in ranks:
         assert rank["adapter"] == pytest.approx(alone["adapter"], abs=2e-5)
         assert rank["frozen"] == alone["frozen"]
+
+
+GTPO = {
+    "credit": "gtpo",
+    "gain_weight": 0.1,
+    "turn_rewards": {"bad_format": -0.1, "read_only": 0.05},
+    "shaping_embedding": "ngrams",
+    "max_steps": 1,
+}
+
+
+@pytest.mark.slow
+def test_turn_rewards_and_shaped_failures_of_two_ranks_are_those_of_one_process(tmp_path):
+    words = json.dumps(GTPO)
+    alone = run(tmp_path / "alone", "alone", 1, "1", "20", words)
+    ranks = run(tmp_path / "ranks", "ddp", 2, "2", "10", words)
+    one, together = rollouts_of(alone, 0), rollouts_of(ranks, 0)
+    assert together.keys() == one.keys()
+    for tokens, rows in one.items():
+        for found, wanted in zip(together[tokens], rows, strict=True):
+            assert found["advantages"] == pytest.approx(wanted["advantages"], abs=2e-4)
+    (entry,), (of_ranks,) = alone[0]["history"], ranks[0]["history"]
+    compared = [name for name in entry if name.startswith(("turn_rewards/", "shaping/")) and name != "shaping/seconds"]
+    assert entry["shaping/share"] > 0 and entry["turn_rewards/read_only/mean"] > 0 and len(compared) >= 6
+    for name in compared:
+        assert of_ranks[name] == pytest.approx(entry[name], abs=1e-5), name
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Run by test_world_sizes.py, alone or under torchrun: three steps of the embedded task with tools and LoRA.
 
 usage: three_steps.py OUTPUT_FOLDER {alone,ddp,zero2,zero3,fsdp2} PROCESSES ROLLOUTS_OF_A_RANK_AT_ONCE
+    [SETTINGS AS JSON]
 """
 
 import json
@@ -80,8 +81,8 @@ def watch(trainer: A2TGPOTrainer) -> list[dict[str, dict]]:
     return batches
 
 
-def main(folder: str, backend: str, processes: str, at_once: str) -> None:
-    trainer = make(folder, backend, int(processes), int(at_once))
+def main(folder: str, backend: str, processes: str, at_once: str, changes: str = "{}") -> None:
+    trainer = make(folder, backend, int(processes), int(at_once), **json.loads(changes))
     batches = watch(trainer)
     trainer.train()
     parameters = dict(trainer.model.named_parameters())
