@@ -2,8 +2,8 @@
 
     weight = scale x rho        rho: correlation of "the rollout has such a turn" with "it passed"; 0 below a threshold
 
-rho of two yes-or-no variables is the point-biserial correlation. A weight is of use if, once turns are credited with it,
-the turns of that kind are credited in the direction that it points to: what comes after a turn may outweigh its own
+rho of two yes-or-no variables is the point-biserial correlation. A weight is of use if, once turns are credited with
+it, those of that kind are credited in the direction that it points to: what comes after a turn may outweigh its own
 reward. A kind that fails this check is left out, and the others are looked at again (iterative reward calibration,
 arXiv 2604.02869). To iterate, train with the weights, record rollouts of the new policy, and calibrate again.
 

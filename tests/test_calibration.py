@@ -101,26 +101,19 @@ def test_the_command_writes_what_a_recipe_includes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "message"),
+    ("line", "words", "message"),
     [
         (None, [], "There is no file"),
-        ('{"prompt": "a", "rewards": {"r": 1}}\n', [], "no turns on record"),
-        ('{"prompt": "a", "rewards": {"r": 1}, "turns": [{"calls": [{}]}]}\n', [], "of an earlier version"),
-        (
-            '{"prompt": "a", "rewards": {"r": 1}, "turns": [{"calls": []}]}\n',
-            ["--success", "s"],
-            "the rollouts have r",
-        ),
-        (
-            '{"prompt": "a", "rewards": {"r": 1}, "turns": [{"calls": []}]}\n',
-            ["--scale", "0"],
-            "--scale must be above",
-        ),
+        ({}, [], "no turns on record"),
+        ({"turns": [{"calls": [{}]}]}, [], "of an earlier version"),
+        ({"turns": [{"calls": []}]}, ["--success", "s"], "the rollouts have r"),
+        ({"turns": [{"calls": []}]}, ["--scale", "0"], "--scale must be above"),
+        ({"turns": [{"calls": []}], "rewards": {"r": None}}, [], "None of the rollouts was scored by r"),
     ],
 )
-def test_what_cannot_be_calibrated_is_told(text, words, message, tmp_path, capsys):
+def test_what_cannot_be_calibrated_is_told(line, words, message, tmp_path, capsys):
     file = tmp_path / "rollouts.jsonl"
-    if text is not None:
-        file.write_text(text)
+    if line is not None:
+        file.write_text(json.dumps({"prompt": "a", "rewards": {"r": 1}, **line}) + "\n")
     assert main(["calibrate", str(file), "-o", str(tmp_path / "out.yaml"), *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out.yaml").exists()

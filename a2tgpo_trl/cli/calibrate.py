@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if success not in records[0]["rewards"]:
         raise ValueError(f"--success {success}: the rollouts have {', '.join(records[0]['rewards'])}.")
     scored = [record for record in records if record["rewards"].get(success) is not None]
+    if not scored:
+        raise ValueError(f"None of the rollouts was scored by {success}.")
     kinds = {name: kind for name, kind in KINDS.items() if name != "environment"}  # which has numbers of its own
     kinds |= {name: find(name, [Path.cwd()]) for name in args.kinds}
     method = find_method(args.credit)
@@ -91,7 +93,7 @@ def _number(value: float | None) -> str:
 
 def _as_yaml(kinds: "Sequence[Kind]", files: Sequence[Path], number: int, share: float) -> str:
     lines = [
-        f"# Weights of turn rewards, from {number} rollouts, {share:.0%} of which passed: {', '.join(map(str, files))}.",
+        f"# Weights of turn rewards, from {number} rollouts of which {share:.0%} passed: {', '.join(map(str, files))}",
         "# In a recipe: turn_rewards: this file. Behind each: correlation with success, mean advantage of such turns.",
         "turn_rewards:" if any(kind.weight for kind in kinds) else "turn_rewards: {}",
     ]

@@ -4,8 +4,8 @@
 
 Meaning: a rollout is rewarded whole, so it is clipped whole: its ratio is the geometric mean over all its tokens.
 Edge cases: such a mean moves little, so the clip range is a hundredth of GRPO's; each rollout weighs the same, however
-long it is (`loss_type` `grpo`). With a KL term, `use_bias_correction_kl` weighs each token's KL by a ratio that has the
-value of TRL's, and the gradient of the token instead of the mean's.
+long it is (`loss_type` `grpo`). With a KL term, `use_bias_correction_kl` weighs each token's KL by a ratio that has
+the value of TRL's, and the gradient of the token instead of the mean's.
 
 Example (the group of `a2tgpo_trl.credit`): a 1.1545 on all of its turns, b and c -0.5773
     (1 - 1/3) / (0.57735 + 1e-4) = 1.1545, (0 - 1/3) / 0.57745 = -0.5773
