@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
     "merge": "make one policy of an adapter and its base",
     "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
+    "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "calibrate": "say what kinds of turns go with success, and what to reward them by",
     "plot": "draw the learning curves of finished runs in one picture",
     "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",

@@ -1,0 +1,78 @@
+"""a recipe, methods and seeds -> a run for each, and the areas under their held-out learning curves side by side."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from .launch import add_recipe_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_argument(parser)
+    parser.add_argument("--credit", nargs="+", required=True, metavar="METHOD", help="the first is compared with")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--every", type=int, default=5, help="steps from one evaluation to the next; default: 5")
+    parser.add_argument("--reward", default="exact_match", help="held-out score; default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; default: 1")
+    parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: compared; 1: a run failed, and its log says why."""
+    from rich.console import Console
+
+    from ..comparison import compare, comparison_table, read_curve
+    from ..recipe_file import find_recipe
+
+    if len(set(args.credit)) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError("--credit and --seeds: each method and each seed once.")
+    recipe = find_recipe(args.recipe)
+    runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
+    with ThreadPoolExecutor(args.jobs) as jobs:
+        words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
+        failed = [log for log in jobs.map(_train, words, runs.values()) if log is not None]
+    if failed:
+        print(f"These runs failed; their logs say why: {', '.join(map(str, failed))}", file=sys.stderr)
+        return 1
+    curves = {name: {seed: read_curve(runs[name, seed], args.reward) for seed in args.seeds} for name in args.credit}
+    results = compare(curves)
+    file = args.output / "comparison.json"
+    numbers = {name: {key: asdict(spread) for key, spread in row.items()} for name, row in results.items()}
+    file.write_text(json.dumps({"results": numbers, "curves": curves}, indent=2) + "\n")
+    Console().print(comparison_table(results, f"{recipe.stem}: held-out {args.reward}, {len(args.seeds)} seeds"))
+    print(file)
+    return 0
+
+
+def _plain(name: str) -> str:
+    """A method's name in that of a folder: my_credit.py:own -> own"""
+    return name.rpartition(":")[2]
+
+
+def _words(recipe: Path, name: str, seed: int, folder: Path, every: int, overrides: Sequence[str]) -> list[str]:
+    evaluate = ["--eval_strategy", "steps", "--eval_steps", str(every), "--eval_on_start", "true"]
+    words = ["--credit", name, "--seed", str(seed), "--output_dir", str(folder), "--overwrite", "true"]
+    return [sys.executable, "-m", "a2tgpo_trl", "train", str(recipe), *evaluate, *overrides, *words]
+
+
+def _train(words: Sequence[str], folder: Path) -> Path | None:
+    """Train, unless that was done before. The log, if it failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, done = folder / "log.txt", folder / "compared.json"
+    settings = json.dumps(list(words[1:]))
+    if done.is_file() and done.read_text() == settings:
+        print(f"{folder} is there already.", flush=True)
+        return None
+    done.unlink(missing_ok=True)
+    with log.open("w") as file:
+        code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
+    print(f"{folder}: {'trained' if code == 0 else f'exit code {code}'}", flush=True)
+    if code == 0:
+        done.write_text(settings)
+    return None if code == 0 else log

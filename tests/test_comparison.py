@@ -1,0 +1,81 @@
+"""Methods side by side: areas under learning curves, intervals over seeds, and the runs that they are of."""
+
+import json
+
+import pytest
+
+from a2tgpo_trl.cli import main
+from a2tgpo_trl.comparison import Spread, area, compare, read_curve
+
+
+def test_the_area_is_the_mean_height_between_evaluations():
+    # 10 steps at 0.3 and 10 at 0.6 on average.
+    assert area([(0, 0.2), (10, 0.4), (20, 0.8)]) == pytest.approx(0.45)
+    # Uneven steps: (5 x 1 + 15 x 0) / 20
+    assert area([(0, 1.0), (5, 1.0), (5, 0.0), (20, 0.0)]) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="two evaluations at least"):
+        area([(0, 0.2)])
+
+
+def test_an_interval_over_seeds_is_students():
+    # Mean 2, deviation 1, t of two degrees of freedom 4.303: half-width 4.303 / sqrt(3) = 2.484
+    assert Spread.of([1, 2, 3]).half == pytest.approx(2.484, abs=1e-3)
+    assert str(Spread.of([1, 2, 3])) == "2.000 ± 2.484" and str(Spread.of([0.5])) == "0.500"
+
+
+def test_differences_are_taken_seed_by_seed():
+    flat = {seed: [(0, height), (10, height)] for seed, height in enumerate([0.1, 0.5, 0.9])}
+    higher = {seed: [(0, curve[0][1]), (10, curve[0][1] + 0.2)] for seed, curve in flat.items()}
+    results = compare({"grpo": flat, "gtpo": higher})
+    # The seeds lie far apart, and each gains 0.1.
+    assert results["gtpo"]["area beside grpo"].mean == pytest.approx(0.1)
+    assert results["gtpo"]["area beside grpo"].half == pytest.approx(0.0, abs=1e-9)
+    assert results["gtpo"]["area"].half > 0.5 and "area beside grpo" not in results["grpo"]
+    assert (results["gtpo"]["start"].mean, results["gtpo"]["end"].mean) == pytest.approx((0.5, 0.7))
+
+
+def test_a_curve_is_read_from_what_a_run_leaves(tmp_path):
+    history = [
+        {"step": 1, "loss": 0.1},
+        {"step": 0, "eval_rewards/f1/mean": 0.3},
+        {"step": 5, "eval_rewards/f1/mean": 0.4},
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert read_curve(tmp_path, "f1") == [(0, 0.3), (5, 0.4)]
+    with pytest.raises(ValueError, match="no eval_rewards/exact_match/mean. It has eval_rewards/f1/mean"):
+        read_curve(tmp_path, "exact_match")
+
+
+def test_methods_and_seeds_are_named_once(capsys):
+    assert main(["compare", "quickstart", "--credit", "grpo", "grpo"]) == 2
+    assert "each method and each seed once" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_methods_are_trained_and_compared_and_what_is_done_is_not_done_again(tmp_path, capfd):
+    words = [
+        "compare",
+        "quickstart",
+        "--credit",
+        "grpo",
+        "a2tgpo",
+        "--seeds",
+        "0",
+        "1",
+        "--every",
+        "1",
+        "-o",
+        str(tmp_path),
+    ]
+    small = ["--max_steps", "1", "--eval_rows", "6", "--per_device_train_batch_size", "8"]
+    small += ["--gradient_accumulation_steps", "1", "--task_kwargs", '{"train_questions": 8, "test_questions": 6}']
+    assert main([*words, *small]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [point[0] for point in found["curves"]["a2tgpo"]["0"]] == [0, 1]
+    # The same seed begins with the same policy and draws, whichever the method.
+    assert found["curves"]["a2tgpo"]["0"][0] == found["curves"]["grpo"]["0"][0]
+    assert "area beside grpo" in capfd.readouterr().out
+    assert main([*words, *small]) == 0
+    assert capfd.readouterr().out.count("is there already") == 2
+    assert main([*words, *small, "--learning_rate", "-1", "--model_name_or_path", "no/such/folder"]) == 1
+    assert "log.txt" in capfd.readouterr().err
