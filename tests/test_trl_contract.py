@@ -23,9 +23,11 @@ from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan import processes
 from a2tgpo_trl.resumable import Resumable
+from a2tgpo_trl.rewards import exact_match, f1
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,19 @@ def test_the_log_probability_helper_still_starts_with_these_arguments():
 
 def test_our_configs_fields_of_the_same_name_still_exist_in_the_parent():
     parent, ours = GRPOConfig.__dataclass_fields__, A2TGPOConfig.__annotations__
-    assert {"epsilon", "epsilon_high", "importance_sampling_level"} == set(ours) & set(parent)
+    of_the_method = {"epsilon", "epsilon_high", "importance_sampling_level", "loss_type", "beta"}
+    assert of_the_method == set(ours) & set(parent)
+    # Where a method says nothing else, they are the parent's.
+    for name in ("epsilon", "beta", "loss_type", "importance_sampling_level"):
+        assert DEFAULTS[name] == parent[name].default
+
+
+def test_outcomes_are_still_rewards_times_these_weights(tokenizer, tmp_path):
+    args = GRPOConfig(**settings(tmp_path, reward_weights=[0.5, 2.0]))
+    trainer = make(tokenizer, args, trainer=GRPOTrainer, reward_funcs=[exact_match, f1])
+    assert trainer.reward_weights.tolist() == [0.5, 2.0]
+    assert GRPOConfig.__dataclass_fields__["scale_rewards"].default == "group"
+    assert GRPOConfig.__dataclass_fields__["multi_objective_aggregation"].default == "sum_then_normalize"
 
 
 def test_generate_still_returns_prompts_completions_and_tool_mask_first(tokenizer, tmp_path):
