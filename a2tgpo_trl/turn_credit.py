@@ -49,7 +49,7 @@ class TurnCredit:
             )
         if "environment" in self.rewards.names and not self._environment_rewards:
             raise ValueError("turn_rewards: no environment has an attribute turn_reward, which 'environment' reads.")
-        if self._trainer._tool_loop is not None:
+        if self._trainer._tool_loop is not None and self._trainer.tools:  # an environment need not have any
             return
         given = "turn_rewards" if self.rewards else "failure_shaping" if self._embed else None
         if given and args.turn_rewards != preset_of(self._method).values["turn_rewards"]:
@@ -111,11 +111,18 @@ class TurnCredit:
     def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         if not self.rewards:
             return torch.full_like(gains_NK, torch.nan), {}
+        self._check_turns(num_turns_N)
         mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
         scores_NFK = self._trainer.accelerator.gather(mine.contiguous())
         beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
         scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # out of the loss, out of statistics
         return self.rewards.weighted(scores_NFK), turn_reward_metrics(scores_NFK, self.rewards.names)
+
+    def _check_turns(self, num_turns_N: Tensor) -> None:
+        """A turn of the record is a run of sampled tokens: else the wrong turn would be rewarded."""
+        mine = num_turns_N[self._trainer._local_rows(len(self._scores))].tolist()
+        recorded = [len(next(iter(of_rollout.values()))) for of_rollout in self._scores]
+        assert all(turns in (0, number) for turns, number in zip(mine, recorded, strict=True)), (mine, recorded)
 
     def _shape(self, outcomes_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         assert self._embed is not None
