@@ -24,6 +24,7 @@ from .turn_rewards import TurnReward, TurnRewards
 
 
 OUTCOME_FLOOR = 1e-4  # TRL's, beside the standard deviation
+NEGLIGIBLE = 1e-6  # advantage: where a kind is in all rollouts of a prompt, they do not differ by it
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Kind:
     @property
     def agrees(self) -> bool | None:
         """Whether its turns are credited in the direction of its weight."""
-        if self.weight == 0 or self.mean_advantage is None:
+        if self.weight == 0 or self.mean_advantage is None or abs(self.mean_advantage) < NEGLIGIBLE:
             return None
         return (self.mean_advantage > 0) == (self.weight > 0)
 
@@ -58,7 +59,7 @@ def calibrate(
     """What each kind of turn is worth, in the order of `kinds`.
 
     Args:
-        records: rollouts, those of a prompt told by their prompts being equal. Only those with turns count.
+        records: rollouts; of one group are those of the same prompt, row and `file`. Only those with turns count.
         kinds: functions that are not 0 on turns of a kind.
         method, switches: what the turns would be credited by.
         passed: whether a rollout has.
@@ -144,7 +145,8 @@ def _evidence(
     scores_NFK = rewards.to_tensor(scores, int(num_turns_N.max()))
     rewards_NK = rewards.weighted(scores_NFK)
     numbers: dict[str, int] = {}
-    prompts = [json.dumps(record["prompt"], sort_keys=True, default=str) for record in records]
+    asked = [[record.get(key) for key in ("file", "row", "prompt")] for record in records]
+    prompts = [json.dumps(words, sort_keys=True, default=str) for words in asked]
     group_ids_N = torch.tensor([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
     outcomes_N = torch.tensor(outcomes)
     advantages_N = torch.zeros_like(outcomes_N)

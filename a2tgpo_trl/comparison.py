@@ -38,7 +38,7 @@ class Spread:
         number = len(values)
         if number < 2:
             return cls(values[0], None)
-        quantile = T_QUANTILES[number - 2] if number - 2 < len(T_QUANTILES) else 1.96
+        quantile = T_QUANTILES[number - 2] if number - 2 < len(T_QUANTILES) else T_QUANTILES[-1]  # no less than it is
         return cls(fmean(values), quantile * stdev(values) / math.sqrt(number))
 
     def __str__(self) -> str:

@@ -56,9 +56,10 @@ class A2TGPOConfig(GRPOConfig):
     # name -> (lowest, highest, lowest allowed itself, highest allowed itself)
     _VALID_RANGES: ClassVar[dict[str, tuple[float, float, bool, bool]]] = {
         "gain_weight": (0.0, math.inf, True, False),
+        "beta": (0.0, math.inf, True, False),
         "outcome_weight": (0.0, math.inf, True, False),
         "turn_reward_weight": (0.0, math.inf, True, False),
-        "failure_shaping": (0.0, math.inf, True, False),
+        "failure_shaping": (0.0, 1.0, True, True),
         "success_reward": (-math.inf, math.inf, False, False),
         "discount": (0.0, 1.0, True, True),
         "clip_adaptation": (0.0, 1.0, True, False),
@@ -113,7 +114,8 @@ class A2TGPOConfig(GRPOConfig):
         "gain_weight", "Weight of the accumulated information gain beside the outcome advantage. At least 0."
     )
     turn_reward_weight: float = _by_credit(
-        "turn_reward_weight", "Weight of the accumulated turn rewards beside gains and outcome. At least 0."
+        "turn_reward_weight",
+        "Weight of the accumulated turn rewards beside gains and outcome. At least 0; 0: they are logged only.",
     )
     turn_rewards: dict[str, float] | str | None = _by_credit(
         "turn_rewards",
@@ -134,8 +136,8 @@ class A2TGPOConfig(GRPOConfig):
     )
     failure_shaping: float = _by_credit(
         "failure_shaping",
-        "What a failed rollout earns for what it tried being just like what passing rollouts of its group did (GTPO); "
-        "in proportion where it is less like it. At least 0.",
+        "Share of what it lacks to success_reward that a failed rollout earns if what it tried is just like what "
+        "passing rollouts of its group did (GTPO); less in proportion. From 0 to 1.",
     )
     shaping_embedding: str = field(
         default="auto",
@@ -398,7 +400,10 @@ def _turn_rewards(value: Any) -> dict[str, float]:
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         if not Path(value).is_file():
             raise ValueError(f"turn_rewards: there is no file {value}.")
-        value = read_yaml(Path(value)).get("turn_rewards")
+        content = read_yaml(Path(value))
+        if "turn_rewards" not in content:
+            raise ValueError(f"turn_rewards: {value} must hold the key turn_rewards, with the mapping below it.")
+        value = content["turn_rewards"]
     weights = _mapping("turn_rewards", value) or {}
     for name, weight in weights.items():
         _check_range(f"turn_rewards: {name}", weight, -math.inf, math.inf, False, False)

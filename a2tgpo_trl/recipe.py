@@ -221,7 +221,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         words[place] = str(path)
         content = read_yaml(path)
         check_keys(path, content, parser)
-        words += _files_beside(path, content, words)
+        words = [*_files_beside(path, content), *words]  # what the command line says comes later, and wins
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
         if unknown:
@@ -245,15 +245,13 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _files_beside(recipe: Path, content: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+def _files_beside(recipe: Path, content: Mapping[str, Any]) -> list[str]:
     """Options for settings that name a file which stands beside the recipe: the config knows no recipe."""
     options = []
     for key in ("credit", "turn_rewards"):
         value = content.get(key)
-        if f"--{key}" in words or not isinstance(value, str):
-            continue
-        place, colon, attribute = value.partition(":")
-        file = find_file(place, [recipe.parent])
+        place, colon, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
+        file = find_file(place, [recipe.parent]) if place.endswith((".py", ".yaml", ".yml")) else None
         if file is not None:
             options += [f"--{key}", f"{file}{colon}{attribute}"]
     return options

@@ -3,7 +3,7 @@
     {"prompt": [...], "completion": [...], "answer": "Nairobi", "hops": 2,      columns of the row, messages
      "rewards": {"exact_match": 1.0}, "tool_turns": 2, "values": [-9.1, -8.7, -0.2], "gains": [0.4, 8.5],
      "turns": [{"status": "ok", "calls": [{"name": "search", "arguments": {...}, "status": "ok", "result": "...",
-                "seconds": 0.01, "attempts": 1, "changes_state": false}],
+                "seconds": 0.01, "attempts": 1, "made": true, "changes_state": false}],
                 "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false, "reward": null}],
      "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}}
 

@@ -23,7 +23,7 @@ from .ranks import Ranks
 
 # What two outcome advantages may differ by and still be equal: the scale below which z-scores fade out.
 TOLERANCE = math.sqrt(VARIANCE_FLOOR)
-# Advantage of a turn that is as good as none, where outcomes are equal.
+# Advantage of a turn, in units of its weight, that is as good as none where outcomes are equal.
 FADED = 1e-3
 
 # What a batch is made of, and what fills it up. Another name would be a new one of TRL's, of unknown meaning.
@@ -63,7 +63,7 @@ def _any_of(flags: Tensor, cell: Tensor, num_cells: int) -> Tensor:
     return torch.zeros(num_cells, device=flags.device).index_add(0, cell, flags.float()) > 0
 
 
-def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor]) -> Tensor:
+def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor], strength: float = 1.0) -> Tensor:
     """Which groups leave every turn in the loss with an advantage of 0, in the order of their ids.
 
     Of equal rewards TRL makes outcome advantages that may be off 0 by the rounding of their mean: they count as 0.
@@ -71,6 +71,7 @@ def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor]) ->
     Args:
         evidence: of the batch.
         credit: what makes advantages of it.
+        strength: weight of what tells turns apart, beside which advantages fade.
 
     Example: outcomes [0, 0 | -1, 1 | 0, nan], gains [[1, 5], [1, nan] | [nan, nan] twice | [3, nan], [nan, nan]] ->
     [True, False, True] by A2TGPO: 5 and 3 are alone in their cells; with "pooled" [False, False, True].
@@ -81,7 +82,7 @@ def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor]) ->
     counted_N = torch.where(unlike_G[group_N], evidence.outcome_advantages_N, 0.0)
     advantages_NK = credit(replace(evidence, outcome_advantages_N=counted_N))
     # What gains differ by through rounding makes advantages, too, since the z-score's floor is as low as that.
-    least = torch.where(unlike_G[group_N], TOLERANCE, FADED).unsqueeze(1)
+    least = torch.where(unlike_G[group_N], TOLERANCE, FADED * strength).unsqueeze(1)
     taught_N = ((advantages_NK.abs() > least) & evidence.is_turn_NK).any(dim=1)
     return ~_any_of(taught_N, group_N, len(groups))
 

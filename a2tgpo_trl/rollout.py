@@ -53,6 +53,7 @@ class Call:
     result: str = ""
     seconds: float = 0.0
     attempts: int = 0
+    made: bool = False  # whether it got as far as its tool
     changes_state: bool = False  # whether its tool does more than look things up
 
 
@@ -154,7 +155,8 @@ class Rollout:
         if not self._ended_by(turn):
             self.state = State.CALLING
             if self._has_turn_rewards:
-                self.owner.turn_reward = None  # what the turn before has earned is no reward of this one
+                # What the turn before has earned is no reward of this one.
+                self.owner.turn_reward = type(self.owner).turn_reward
 
     def _checked(self, number: int, parsed: Mapping[str, Any]) -> Call:
         call = Call(parsed["name"], parsed["arguments"])
@@ -211,13 +213,14 @@ class Rollout:
         ends = False
         for call, outcome in zip(self._calls_to_make, outcomes, strict=True):
             call.status, call.seconds, call.attempts = outcome.status, outcome.seconds, outcome.attempts
-            call.result = outcome.text
+            call.result, call.made = outcome.text, True
             settings = self.runner.settings(self.tools[call.name])
             ends |= settings.final and outcome.status == "ok"
             self._cut(call, settings.max_result_tokens or self.rules.max_result_tokens)
         turn.cut = any(call.status == "result_cut" for call in turn.calls)
         turn.status = gravest(call.status for call in turn.calls)
-        if self._has_turn_rewards and turn.status != "timeout":  # a call that is out may set it any time
+        late = any(call.status == "timeout" for call in turn.calls)
+        if self._has_turn_rewards and not late:  # one that is out may set it any time
             turn.reward = self.owner.turn_reward
         if ends:
             self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
@@ -227,7 +230,14 @@ class Rollout:
 
     @property
     def _has_turn_rewards(self) -> bool:
-        return self.owner is not None and hasattr(self.owner, "turn_reward")
+        if self.owner is None or not hasattr(self.owner, "turn_reward"):
+            return False
+        if not hasattr(type(self.owner), "turn_reward"):
+            raise TypeError(
+                f"{type(self.owner).__name__} sets turn_reward, which its class must declare, outside its methods: "
+                "turn_reward: float | None = None"
+            )
+        return True
 
     def stop(self, why: Status = "tool_error") -> None:
         """End it where it stands: the run is about to stop."""

@@ -4,13 +4,16 @@ A setting that is not named here matters: a new one of TRL's is compared until s
 """
 
 import hashlib
+import inspect
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
 
 if TYPE_CHECKING:
+    from .config import A2TGPOConfig
     from .trainer import A2TGPOTrainer
 
 # Settings that change neither a rollout nor what is learnt from it: where things go, how often, and who is told.
@@ -65,10 +68,20 @@ def settings_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
         "policy": str(config._name_or_path).rstrip("/").rpartition("/")[2],
         "architecture": _digest_of_architecture(config.to_diff_dict()),
         "rewards": trainer.reward_func_names,
+        "credit": _name_of_method(args),
         "turn rewards": trainer.turn_reward_names,
         "tools": sorted(tool.__name__ for tool in trainer.tools or []),
     }
     return json.loads(json.dumps(settings, default=str))
+
+
+def _name_of_method(args: "A2TGPOConfig") -> str:
+    """A user's method by what its file says, wherever that is."""
+    if ":" not in args.credit:
+        return args.credit
+    source = Path(inspect.getfile(args.credit_method))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12] if source.is_file() else "interactive"
+    return f"{source.name}:{args.credit.rpartition(':')[2]} ({digest})"
 
 
 def layout_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:

@@ -422,7 +422,7 @@ class A2TGPOTrainer(Resumable):
             training=mode == "train",
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
-        self._dull_G = teaches_nothing(evidence, self._credit.advantages)
+        self._dull_G = teaches_nothing(evidence, self._credit.advantages, self._credit.strength)
         self._log_scalars(mode, metrics)
         self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:

@@ -8,10 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor
 
 from .credit import Evidence, gain_clip_scale, preset_of
-from .credit.shaping import attempted, find_embedding, shaped_outcomes
+from .credit.shaping import (
+    ENCODER,
+    NGRAMS_NAME,
+    PASSING_SLACK,
+    Embedding,
+    attempted,
+    find_embedding,
+    has_small_encoder,
+    shaped_outcomes,
+)
 from .metrics import turn_reward_metrics
 from .ranks import Ranks
 from .turn_rewards import TurnRewards
@@ -19,6 +29,11 @@ from .turn_rewards import TurnRewards
 
 if TYPE_CHECKING:
     from .trainer import A2TGPOTrainer
+
+logger = get_logger(__name__)
+
+# Batches without a single success, after which the user is told.
+FRUITLESS_BATCHES = 5
 
 
 class TurnCredit:
@@ -31,42 +46,79 @@ class TurnCredit:
         assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has read it
         weights = {**dict.fromkeys(["environment"] * self._environment_rewards, 1.0), **args.turn_rewards}
         self.rewards = TurnRewards(weights, own)
-        self._embed = find_embedding(args.shaping_embedding) if args.failure_shaping else None
+        self._check(args)
+        self._embed = self._agreed_embedding() if args.failure_shaping else None
         self._scores: list[dict[str, list[float | None]]] = []
         self._texts: list[str] = []
-        self._check(args)
+        self._without_success = 0  # batches in a row
 
     @property
     def _environment_rewards(self) -> bool:
         pools = self._trainer._environment_pool if self._trainer.environment_factories is not None else {}
-        return any(hasattr(one, "turn_reward") for pool in pools.values() for one in pool)
+        kinds = {type(one) for pool in pools.values() for one in pool}
+        for kind in kinds:
+            if isinstance(getattr(kind, "turn_reward", None), property):
+                raise ValueError(
+                    f"{kind.__name__}.turn_reward must be a plain attribute (turn_reward: float | None = None): it is "
+                    "set anew before the calls of each turn."
+                )
+        return any(hasattr(kind, "turn_reward") for kind in kinds)
+
+    def _agreed_embedding(self) -> Embedding:
+        """The same one on all ranks, and by its name among the settings, so that a resumed run has the same."""
+        args = self._trainer.args
+        if args.shaping_embedding == "auto":
+            has_encoder = not self._trainer._dist.is_zero3 and has_small_encoder()
+            lacking = self._ranks.max(int(not has_encoder))
+            args.shaping_embedding = NGRAMS_NAME if lacking else ENCODER
+            logger.info(f"What failed is compared with what passed by {args.shaping_embedding}.")
+        is_encoder = args.shaping_embedding != NGRAMS_NAME and ":" not in args.shaping_embedding
+        if is_encoder and self._trainer._dist.is_zero3:
+            raise ValueError(
+                f"shaping_embedding={args.shaping_embedding!r} would be split over the ranks by ZeRO-3. Name "
+                "'ngrams', or a function that asks an encoder of yours."
+            )
+        return find_embedding(args.shaping_embedding)
 
     def _check(self, args: Any) -> None:
-        if preset_of(self._method).needs_turn_rewards and not self.rewards:
+        counts = bool(self.rewards) and args.turn_reward_weight > 0
+        if preset_of(self._method).needs_turn_rewards and not counts:
             raise ValueError(
                 f"credit={args.credit!r} credits turn rewards, and there are none. Name some (turn_rewards: "
-                "{failed_call: -0.1}), hand over functions (turn_reward_funcs), or choose another method."
+                "{failed_call: -0.1}), hand over functions (turn_reward_funcs), give them a turn_reward_weight, or "
+                "choose another method."
             )
         if "environment" in self.rewards.names and not self._environment_rewards:
-            raise ValueError("turn_rewards: no environment has an attribute turn_reward, which 'environment' reads.")
-        if self._trainer._tool_loop is not None and self._trainer.tools:  # an environment need not have any
-            return
-        given = "turn_rewards" if self.rewards else "failure_shaping" if self._embed else None
-        if given and args.turn_rewards != preset_of(self._method).values["turn_rewards"]:
-            raise ValueError(f"{given} needs tools or an environment: it reads how the calls of each turn went.")
-        if given:
-            raise ValueError(f"credit={args.credit!r} needs tools or an environment: it reads how the calls went.")
+            raise ValueError(
+                "turn_rewards: no environment's class has an attribute turn_reward, which 'environment' reads."
+            )
+        if (self.rewards or args.failure_shaping) and (self._trainer._tool_loop is None or not self._trainer.tools):
+            own = self.rewards and args.turn_rewards != preset_of(self._method).values["turn_rewards"]
+            what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={args.credit!r}"
+            raise ValueError(f"{what} can only be had of a policy with tools: what is read is how its calls went.")
+        if self.rewards and args.turn_reward_weight == 0:
+            logger.warning(
+                f"Turn rewards ({', '.join(self.rewards.names)}) are logged and not learnt from: turn_reward_weight "
+                f"is 0, as credit={args.credit!r} sets it if you do not."
+            )
 
     @property
     def reads_records(self) -> bool:
         """Whether records of the rollouts are needed."""
         return bool(self.rewards) or self._embed is not None
 
+    @property
+    def strength(self) -> float:
+        """Weight of what turns are told apart by, at most 1: what is far below it is as good as no advantage."""
+        weights = [self._switches.gain_weight, self._switches.turn_reward_weight if self.rewards else 0.0]
+        return min(1.0, max(weights)) or 1.0
+
     def read(self, records: Sequence[dict[str, Any]]) -> None:
         """Score the turns of this rank's rollouts, whose records get the scores as well."""
         failed: Exception | None = None
         try:
             self._scores = [self.rewards.score(record) for record in records]
+            self._texts = [attempted(record) for record in records] if self._embed is not None else []
         except Exception as raised:  # told to all ranks, and raised below
             failed = raised
         why = self._ranks.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
@@ -74,7 +126,6 @@ class TurnCredit:
             raise ValueError(f"A turn reward failed. {why}") from failed
         for record, scores in zip(records, self._scores, strict=True):
             record |= {"turn_rewards": scores} if scores else {}
-        self._texts = [attempted(record) for record in records] if self._embed is not None else []
 
     def evidence(
         self,
@@ -102,7 +153,8 @@ class TurnCredit:
                 f"credit={self._trainer.args.credit!r} must return one finite number for each turn, a tensor of shape "
                 f"{tuple(expected)}; it returned one of shape {tuple(advantages_NK.shape)}, or one with NaN in it."
             )
-        return advantages_NK
+        # What is no turn, or was scored by nobody, is not learnt from, whatever the method makes of it.
+        return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)
 
     def clip_scale(self, evidence: Evidence) -> Tensor:
         """How far the clip range of each turn follows its gain (N,K)."""
@@ -128,15 +180,43 @@ class TurnCredit:
         assert self._embed is not None
         args = self._trainer.args
         start = time.perf_counter()
-        embeddings_BD = self._embed(self._texts).to(outcomes_N.device, torch.float32)
-        tried_B1 = torch.tensor([bool(text) for text in self._texts], device=outcomes_N.device).unsqueeze(1)
-        embeddings_ND = self._trainer.accelerator.gather((embeddings_BD * tried_B1).contiguous())
+        embeddings_ND = self._trainer.accelerator.gather(self._embeddings(outcomes_N.device))
         shaped_N = shaped_outcomes(
             outcomes_N, embeddings_ND, group_ids_N, weight=args.failure_shaping, passing=args.success_reward
         )
+        passed = (outcomes_N >= args.success_reward - PASSING_SLACK).float().mean().item()
+        self._without_success = 0 if passed else self._without_success + 1
+        if self._without_success == FRUITLESS_BATCHES:
+            logger.warning(
+                f"No rollout reached success_reward ({args.success_reward:g}) in {FRUITLESS_BATCHES} batches, so no "
+                "failure was shaped. It is compared with the weighted sum of the rewards."
+            )
         earned_N = (shaped_N - outcomes_N).nan_to_num(nan=0.0)
         return shaped_N, {
             "shaping/seconds": self._ranks.max(time.perf_counter() - start),
+            "shaping/passed": passed,
             "shaping/share": (earned_N != 0).float().mean().item(),
             "shaping/mean": earned_N.mean().item(),
         }
+
+    def _embeddings(self, device: torch.device) -> Tensor:
+        """Of what this rank's rollouts tried: zeros for nothing. All ranks raise if it fails on any."""
+        assert self._embed is not None
+        found: Tensor | None = None
+        failed: Exception | None = None
+        try:
+            found = torch.as_tensor(self._embed(self._texts)).to(device, torch.float32)
+            if found.dim() != 2 or len(found) != len(self._texts):
+                raise ValueError(f"it returned shape {tuple(found.shape)} for {len(self._texts)} texts")
+        except Exception as raised:  # told to all ranks, and raised below
+            failed = raised
+        name = self._trainer.args.shaping_embedding
+        why = self._ranks.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
+        if why is not None:
+            raise ValueError(f"shaping_embedding={name!r} failed. {why}") from failed
+        assert found is not None
+        widths = {width for (width,) in self._ranks.gather_lists([found.size(1)])}
+        if len(widths) > 1:
+            raise ValueError(f"shaping_embedding={name!r} must return as many numbers for each text; got {widths}.")
+        tried_B1 = torch.tensor([bool(text) for text in self._texts], device=device).unsqueeze(1)
+        return (found * tried_B1).contiguous()

@@ -56,7 +56,7 @@ def duplicate_call(record: Record) -> list[float]:
     flags = []
     for turn in record["turns"]:
         repeated = False
-        for call in turn["calls"]:
+        for call in (call for call in turn["calls"] if call["made"]):
             key = json.dumps([call["name"], call["arguments"]], sort_keys=True, default=str)
             repeated |= key in seen
             seen.add(key)
@@ -93,7 +93,7 @@ def _statuses(turn: Mapping[str, Any]) -> set[str]:
 
 
 def _is_good(call: Mapping[str, Any]) -> bool:
-    return call["status"] in ("ok", "result_cut")
+    return call["made"] and call["status"] in ("ok", "result_cut")
 
 
 def _flags(of_turns: Any) -> list[float]:
@@ -113,7 +113,7 @@ class TurnRewards:
         folders: Sequence[Path] = (),
     ):
         """`own`: functions that were handed over; those without a weight have 1."""
-        given = dict(own) if isinstance(own, Mapping) else {function.__name__: function for function in own}
+        given = dict(own) if isinstance(own, Mapping) else {_name_of(function): function for function in own}
         if not isinstance(own, Mapping) and len(given) < len(own):
             raise ValueError("turn_reward_funcs: two functions have the same name, which metrics go by. Rename one.")
         self.weights = {**dict.fromkeys(given, 1.0), **weights}
@@ -144,6 +144,15 @@ class TurnRewards:
         weights = torch.tensor(list(self.weights.values()), device=scores_NFK.device).view(1, -1, 1)
         total_NK = (weights * scores_NFK.nan_to_num(nan=0.0)).sum(dim=1)
         return torch.where(scores_NFK.isnan().all(dim=1), torch.nan, total_NK)
+
+
+def _name_of(function: TurnReward) -> str:
+    name = getattr(function, "__name__", None)
+    if name is None:
+        raise ValueError(
+            f"turn_reward_funcs: {function!r} has no name, which metrics go by. Hand it over as {{name: it}}."
+        )
+    return name
 
 
 def find(name: str, folders: Sequence[Path]) -> TurnReward:

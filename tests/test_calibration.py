@@ -53,23 +53,33 @@ def test_a_kind_is_worth_its_correlation_with_success_if_that_is_large_enough():
 
 
 def test_a_kind_whose_turns_would_be_credited_against_its_weight_is_left_out():
-    # State-changing calls go with failure over all prompts (prompt a is hard, and needs them); within prompt a it is
-    # those who make them that pass.
+    # Over all prompts state-changing calls go with failure, for b needs them and is hard; those of prompt a that make
+    # them pass.
     act = [call(changes_state=True)]
-    records = [
-        *[rollout("a", False, GOOD, act, []) for _ in range(3)],
-        rollout("a", True, act, act, []),
-        *[rollout("b", True, GOOD, []) for _ in range(4)],
-    ]
-    kind = found(records)["state_changing"]
-    assert kind.correlation < -0.5
     only = {"state_changing": KINDS["state_changing"]}
-    kind = found(records, kinds=only, credit="gtpo")["state_changing"]
-    assert kind.left_out == (kind.mean_advantage > 0)
     records = [rollout("a", True, act, []), rollout("a", False, GOOD, []), *[rollout("b", False, act, [])] * 4]
     records += [rollout("c", True, GOOD, [])] * 4
     kind = found(records, kinds=only, scale=0.01)["state_changing"]
     assert kind.correlation < 0 and kind.left_out and kind.weight == 0 and kind.mean_advantage > 0
+    # With a weight that outdoes the outcome, it is credited as it should be.
+    kind = found(records, kinds=only, scale=10)["state_changing"]
+    assert not kind.left_out and kind.weight < 0 and kind.mean_advantage < 0
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_kind_that_all_rollouts_of_a_prompt_have_is_compared_with_nothing(passed):
+    act = [call(changes_state=True)]
+    records = [rollout("a", passed, act, [])] * 2 + [rollout("b", not passed, GOOD, [])] * 2
+    kind = found(records)["state_changing"]
+    assert kind.weight == pytest.approx(0.2 if passed else -0.2)
+    assert kind.mean_advantage == 0 and kind.agrees is None and not kind.left_out
+
+
+def test_rollouts_of_two_files_are_no_group():
+    one, other = rollout("a", True, GOOD, []), rollout("a", False, FAILED, [])
+    assert found([one, other])["failed_call"].mean_advantage < 0
+    apart = found([{**one, "file": "before"}, {**other, "file": "after"}])["failed_call"]
+    assert apart.weight < 0 and apart.mean_advantage is None
 
 
 def test_prompts_that_were_rolled_out_once_have_nothing_to_check_signs_by():

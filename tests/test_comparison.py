@@ -5,6 +5,7 @@ import json
 import pytest
 
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.cli.compare import _digests
 from a2tgpo_trl.comparison import Spread, area, compare, read_curve
 
 
@@ -49,6 +50,34 @@ def test_a_curve_is_read_from_what_a_run_leaves(tmp_path):
 def test_methods_and_seeds_are_named_once(capsys):
     assert main(["compare", "quickstart", "--credit", "grpo", "grpo"]) == 2
     assert "each method and each seed once" in capsys.readouterr().err
+    assert main(["compare", "quickstart", "--credit", "grpo", "own.py:grpo"]) == 2
+    assert "methods of different names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--credit", "grpo", "mt_grpo"], "credit mt_grpo needs turn rewards"),
+        (["--credit", "grpo", "--reward", "bleu"], "--reward bleu: the task has exact_match, answer_format, f1"),
+        (["--credit", "grpo", "grop"], "got 'grop'. Did you mean 'grpo'?"),
+    ],
+)
+def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_path, capsys):
+    assert main(["compare", "quickstart", *words, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_another_once_the_recipe_or_a_file_that_it_names_is_edited(tmp_path):
+    recipe, own = tmp_path / "recipe.yaml", tmp_path / "own.py"
+    recipe.write_text("credit: own.py:method\ntools: ['more.py:tool']\n")
+    for file in (own, tmp_path / "more.py", tmp_path / "words.py"):
+        file.write_text("1")
+    words = ["python", "-m", "a2tgpo_trl", "train", str(recipe), "--credit", f"{tmp_path / 'words.py'}:method"]
+    seen = [_digests(words)]
+    for file in (recipe, own, tmp_path / "more.py", tmp_path / "words.py"):
+        file.write_text(file.read_text() + "# edited\n")
+        seen.append(_digests(words))
+    assert len(seen[0]) == 4 and len({str(digests) for digests in seen}) == 5
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 import tiny
@@ -19,6 +21,7 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import METHODS, Evidence, Switches, find_method, method, preset_of
 from a2tgpo_trl.credit.scores import returns, weighted_sum
 from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.same_run import settings_of
 
 
 # Rollouts a, b and c of the package's docstring: 3, 2 and 1 turns; a passes.
@@ -194,6 +197,8 @@ def test_what_a_method_does_not_read_or_is_not_there_is_refused(changes, message
 def test_a_decorator_with_an_unknown_setting_says_which_there_are():
     with pytest.raises(ValueError, match="gain_wait is none of outcome_weight, gain_weight"):
         method(gain_wait=1.0)
+    with pytest.raises(ValueError, match="discont is none of"):
+        method(without_effect=["discont"])
 
 
 # ---- in training
@@ -246,20 +251,9 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
     assert len({str(advantages[name].tolist()) for name in different}) == len(different)
 
 
-OWN = '''
-"""The last tool turn gets the outcome, and no other turn anything."""
-
-import torch
-
-from a2tgpo_trl.credit import method
-
-
-@method(importance_sampling_level="turn", epsilon=3e-3, epsilon_high=4e-3, without_effect=["discount"])
-def last_tool_turn(evidence, switches):
-    turns = torch.arange(evidence.gains_NK.size(1))
-    is_last_NK = turns == evidence.num_turns_N.unsqueeze(1) - 2
-    return is_last_NK * evidence.outcome_advantages_N.unsqueeze(1)
-'''
+# What the README shows.
+README = Path(__file__).parents[1].joinpath("README.md").read_text()
+OWN = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def last_tool_turn" in block)
 
 
 def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):  # noqa: F811
@@ -269,7 +263,7 @@ def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, mon
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="own_credit.py:last_tool_turn"))
     assert (args.importance_sampling_level, args.epsilon, args.gain_weight) == ("turn", 3e-3, 0.0)
     batch = captured(make(tokenizer, args, reward_funcs=spread))[0]
-    # Rollouts of 2, 1, 0 and 3 tool turns (in whichever order they reach the loss).
+    # The last tool turn gets the outcome, and no other turn anything.
     for row in range(4):
         turns, advantages = batch["turn_index"][row], batch["advantages"][row]
         credited = turns[advantages != 0].unique().tolist()
@@ -277,6 +271,18 @@ def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, mon
     assert (batch["advantages"] != 0).any()
     with pytest.raises(ValueError, match="discount has no effect with credit='own_credit.py:last_tool_turn'"):
         A2TGPOConfig(**run_settings(tmp_path, credit="own_credit.py:last_tool_turn", discount=0.5))
+
+
+def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "raw.py").write_text("def raw(it, _):\n    return it.outcomes_N.unsqueeze(1).expand_as(it.gains_NK)\n")
+    monkeypatch.chdir(tmp_path)
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="raw.py:raw"))
+    trainer = make(tokenizer, args, reward_funcs=lambda completions, **_: [1.0, 0.0, None, 0.5])
+    batch = captured(trainer)[0]
+    by_turns = {int(turns.max()) + 1: row for row, turns in enumerate(batch["turn_index"])}
+    earned = {turns: batch["advantages"][row].max().item() for turns, row in by_turns.items()}
+    assert earned == {3: 1.0, 2: 0.0, 1: 0.0, 4: 0.5}
+    assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
 
 
 def test_a_method_that_returns_something_else_is_told_what_it_should_have(tokenizer, tmp_path, monkeypatch):  # noqa: F811
@@ -302,4 +308,20 @@ def test_a_recipe_finds_a_method_and_turn_rewards_beside_it(tmp_path):
     assert recipe.args.credit_method.__name__ == "last_tool_turn"
     assert recipe.args.turn_rewards == {"failed_call": -0.2, "own_rewards.py:depth": 0.5}
     assert recipe._own_turn_rewards["own_rewards.py:depth"]({"turns": [{}, {}]}) == [0.0, 1.0]
-    assert read_recipe(["--config", str(file), "--credit", "grpo"]).args.credit == "grpo"
+    for words in (["--credit", "grpo"], ["--credit=grpo"]):
+        assert read_recipe(["--config", str(file), *words]).args.credit == "grpo"
+    (tmp_path / "calibrated.yaml").write_text("failed_call: -0.2\n")
+    with pytest.raises(ValueError, match="must hold the key turn_rewards"):
+        read_recipe(["--config", str(file)])
+
+
+def test_a_run_goes_on_with_the_same_method_wherever_its_file_is(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for folder, code in (("a", OWN), ("b", OWN), ("c", OWN + "\n# another\n")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "own_credit.py"
+        file.write_text(code)
+        args = A2TGPOConfig(**run_settings(tmp_path, credit=f"{file}:last_tool_turn"))
+        names.append(settings_of(make(tokenizer, args))["credit"])
+    assert names[0] == names[1] != names[2] and names[0].startswith("own_credit.py:last_tool_turn (")

@@ -93,9 +93,9 @@ def test_turn_rewards_and_returns_that_differ_teach_where_rewards_are_equal():
     nothing = [[NAN], [NAN]]
     # The first turn of the second rollout is worth less.
     unlike = [[0.0, 0.0], [-0.1, 0.0]]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike) == [False]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike, turn_reward_weight=0.0) == [True]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=[[-0.1, 0.0]] * 2) == [True]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike, turn_reward_weight=1.0) == [False]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike) == [True]
+    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=[[-0.1, 0.0]] * 2, turn_reward_weight=1.0) == [True]
     # GTPO reads rewards themselves: both passed, in as many turns; compared with all turns, the last is worth more.
     passed = {"credit": "gtpo", "rewards": [1.0, 1.0]}
     assert dull([0.0, 0.0], nothing, [7, 7], **passed) == [True]

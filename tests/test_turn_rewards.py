@@ -1,5 +1,7 @@
 """Rewards of single turns, and failures that are worth something: from records to what a policy is trained on."""
 
+import functools
+
 import pytest
 import test_trainer
 import torch
@@ -15,7 +17,8 @@ from a2tgpo_trl.turn_rewards import KINDS, TurnRewards
 
 def call(name="search", arguments=None, status="ok", changes_state=False) -> dict:
     given = {"query": "x"} if arguments is None else arguments
-    return {"name": name, "arguments": given, "status": status, "changes_state": changes_state}
+    made = status in ("ok", "tool_error", "timeout", "result_cut")
+    return {"name": name, "arguments": given, "status": status, "made": made, "changes_state": changes_state}
 
 
 def record(*turns: list[dict], cut: bool = False, rewards=()) -> dict:
@@ -47,9 +50,14 @@ def record(*turns: list[dict], cut: bool = False, rewards=()) -> dict:
         ("duplicate_call", record([call(), call()], []), [1, 0]),
         ("duplicate_call", record([call(arguments={"a": 1, "b": 2})], [call(arguments={"b": 2, "a": 1})]), [0, 1]),
         ("duplicate_call", record([call("look")], [call("search")]), [0, 0]),
+        # Two calls that cannot be read are not the same call, and none was made.
+        ("duplicate_call", record([call(status="unparsed_call")], [call(status="unparsed_call")]), [0, 0]),
         ("read_only", record([call()], [call(changes_state=True)], [call(status="tool_error")], []), [1, 0, 0, 0]),
         ("state_changing", record([call()], [call(), call(changes_state=True)], []), [0, 1, 0]),
         ("state_changing", record([call(changes_state=True, status="tool_error")]), [0]),
+        # Nothing against it, but the rollout ended before it was made.
+        ("state_changing", record([{**call(changes_state=True), "made": False}, call(status="unparsed_call")]), [0]),
+        ("read_only", record([{**call(), "made": False}]), [0]),
         ("environment", record([call()], [], rewards=[0.5]), [0.5, None]),
     ],
     ids=str,
@@ -99,10 +107,12 @@ def test_a_failure_earns_in_proportion_to_its_likeness_to_what_passed():
     outcomes, groups = torch.tensor([1.0, 0.0, 0.0, 0.0, NAN]), torch.tensor([0, 0, 0, 1, 0])
     shaped = shaped_outcomes(outcomes, embeddings, groups, weight=0.5, passing=1.0)
     assert_near(shaped, [1.0, 0.3, 0.0, 0.0, NAN])
-    # Two that passed, (1, 0) and (0, 1): the mean of 0.6 and 0.8.
+    # Two that passed, (1, 0) and (0, 1): the mean of 0.6 and 0.8, of what is missing to 1. A failure stays one.
     both = torch.tensor([[1.0, 0.0], [0.0, 5.0], [3.0, 4.0]])
     shaped = shaped_outcomes(torch.tensor([1.0, 1.1, -0.1]), both, torch.zeros(3), weight=0.5, passing=1.0)
-    assert_near(shaped, [1.0, 1.1, -0.1 + 0.35])
+    assert_near(shaped, [1.0, 1.1, -0.1 + 0.35 * 1.1])
+    shaped = shaped_outcomes(torch.tensor([1.0, 0.9]), torch.ones(2, 3), torch.zeros(2), weight=1.0, passing=1.0)
+    assert_near(shaped, [1.0, 1.0])
 
 
 def test_ngrams_tell_code_apart_by_what_it_says():
@@ -128,7 +138,7 @@ def test_an_embedding_is_named_or_a_function_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_embedding("own.py:lengths")(["abc"]).tolist() == [[3]]
     assert find_embedding("ngrams") is ngram_embedding
-    with pytest.raises(ValueError, match="needs sentence-transformers"):
+    with pytest.raises((ValueError, OSError), match="needs sentence-transformers|some/encoder"):
         find_embedding("some/encoder")
 
 
@@ -171,7 +181,7 @@ def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tm
 class Shop(test_trainer.Library):
     """An environment that rewards each step with the number of things that were asked so far."""
 
-    turn_reward: float | None = None
+    turn_reward = 0.0  # where each turn begins
 
     @tool(changes_state=True)
     def search(self, query: str) -> str:
@@ -181,7 +191,7 @@ class Shop(test_trainer.Library):
             query: What to look for.
         """
         self.asked += 1
-        self.turn_reward = float(self.asked)
+        self.turn_reward += self.asked
         return f"The {query} is Paris."
 
 
@@ -194,15 +204,15 @@ def test_an_environment_rewards_its_steps(tokenizer, tmp_path):  # noqa: F811
     seen = []
     trainer.on_rollouts = seen.extend
     batch = captured(trainer)[0]
-    # The last one makes two calls a turn: its steps earn 2, 4 and 6.
+    # The last one makes two calls a turn: its steps earn 1 + 2, 3 + 4 and 5 + 6.
     earned = [[turn["reward"] for turn in one["turns"]] for one in seen]
-    assert earned == [[1, 2, None], [1, None], [None], [2, 4, 6, None]]
+    assert earned == [[1, 2, None], [1, None], [None], [3, 7, 11, None]]
     assert [one["turn_rewards"]["state_changing"] for one in seen][3] == [1, 1, 1, 0]
     rows = batch["turn_index"].amax(dim=1).tolist()
     row = rows.index(3)
     of_turn = [batch["advantages"][row][batch["turn_index"][row] == k][0].item() for k in range(4)]
     # Sums of what came from the turn on, and what the whole rollout was worth.
-    assert [x - of_turn[3] for x in of_turn] == pytest.approx([12 + 1.5, 10 + 1.0, 6 + 0.5, 0], abs=1e-4)
+    assert [x - of_turn[3] for x in of_turn] == pytest.approx([21 + 1.5, 18 + 1.0, 11 + 0.5, 0], abs=1e-4)
 
 
 def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_again(tokenizer, tmp_path):  # noqa: F811
@@ -223,7 +233,63 @@ def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_aga
     seen = []
     trainer.on_rollouts = seen.extend
     trainer.train()
-    assert [turn["reward"] for turn in seen[0]["turns"]] == [7.0, None, None]
+    assert [turn["reward"] for turn in seen[0]["turns"]] == [7.0, 0.0, None]
+
+
+class Late(test_trainer.Library):
+    def reset(self, **row) -> str:
+        self.turn_reward = None
+        return super().reset(**row)
+
+
+class Computed(test_trainer.Library):
+    @property
+    def turn_reward(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("environment", "error", "message"),
+    [
+        (Late, TypeError, "Late sets turn_reward, which its class must declare"),
+        (Computed, ValueError, "Computed.turn_reward must be a plain attribute"),
+    ],
+)
+def test_an_environment_whose_rewards_would_be_overlooked_is_told(environment, error, message, tokenizer, tmp_path):  # noqa: F811
+    with pytest.raises(error, match=message):
+        args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1))
+        make(tokenizer, args, tools=None, environment_factory=environment, reward_funcs=None).train()
+
+
+def test_grpo_only_watches_turn_rewards(tokenizer, tmp_path, caplog):  # noqa: F811
+    common = run_settings(tmp_path, credit="grpo", max_steps=1)
+    plain = captured(make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread))[0]
+    trainer = make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread, turn_reward_funcs=[depth])
+    watched = captured(trainer)[0]
+    assert torch.equal(plain["advantages"], watched["advantages"])
+    assert logged(trainer, "turn_rewards/depth/turn_2") == [10.0]
+    assert "depth) are logged and not learnt from" in caplog.text
+
+
+def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+    code = (
+        "import torch\ndef one(texts):\n    return torch.ones(1, 3)\ndef none(texts):\n    raise OSError('no route')\n"
+    )
+    (tmp_path / "broken_embedding.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    for name, message in (("one", r"returned shape \(1, 3\) for 4 texts"), ("none", "OSError: no route")):
+        chosen = {"credit": "gtpo", "shaping_embedding": f"broken_embedding.py:{name}"}
+        with pytest.raises(ValueError, match=f"broken_embedding.py:{name}' failed.*{message}"):
+            make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread).train()
+
+
+def test_who_shapes_failures_where_nothing_passes_is_told(tokenizer, tmp_path, caplog, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("a2tgpo_trl.turn_credit.FRUITLESS_BATCHES", 2)
+    chosen = {"credit": "gtpo", "shaping_embedding": "ngrams", "success_reward": 5.0}
+    trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread)
+    trainer.train()
+    assert "No rollout reached success_reward (5) in 2 batches" in caplog.text
+    assert logged(trainer, "shaping/passed") == [0, 0]
 
 
 def test_failures_are_shaped_in_training_and_the_cost_is_logged(tokenizer, tmp_path):  # noqa: F811
@@ -241,13 +307,30 @@ def test_failures_are_shaped_in_training_and_the_cost_is_logged(tokenizer, tmp_p
     assert logged(trainer, "shaping/share") == [0.5] and logged(trainer, "shaping/seconds")[0] > 0
 
 
+NO_TOOLS = {"tools": None, "scripted": False}
+
+
 @pytest.mark.parametrize(
     ("changes", "keywords", "message"),
     [
         ({"credit": "mt_grpo"}, {}, "credits turn rewards, and there are none"),
-        ({"credit": "gtpo"}, {"tools": None, "scripted": False}, "credit='gtpo' needs tools or an environment"),
-        ({"turn_rewards": {"failed_call": -1}}, {"tools": None, "scripted": False}, "turn_rewards needs tools"),
-        ({"turn_rewards": {"environment": 1}}, {}, "no environment has an attribute turn_reward"),
+        (
+            {"credit": "mt_grpo", "turn_reward_weight": 0.0},
+            {"turn_reward_funcs": [depth]},
+            "give them a turn_reward_weight",
+        ),
+        (
+            {"credit": "gtpo"},
+            {"tools": None, "scripted": False},
+            "credit='gtpo' can only be had of a policy with tools",
+        ),
+        (
+            {"turn_rewards": {"failed_call": -1}},
+            {"tools": None, "scripted": False},
+            "Turn rewards (failed_call) can only",
+        ),
+        ({"turn_rewards": {"environment": 1}}, {}, "no environment's class has an attribute turn_reward"),
+        ({}, {"turn_reward_funcs": [functools.partial(depth)]}, "has no name, which metrics go by"),
         ({"turn_rewards": {"depht": 1}}, {"turn_reward_funcs": [depth]}, "no turn reward 'depht'"),
     ],
     ids=str,

@@ -66,11 +66,12 @@ def _read(files: Sequence[Path]) -> list[dict[str, Any]]:
     for file in files:
         if not file.is_file():
             raise ValueError(f"There is no file {file}. a2tgpo eval writes rollouts.jsonl, a2tgpo train before.jsonl.")
-    records = [record for file in files for record in read_jsonl(file)]
+    # Files may be of different policies, whose rollouts are no group.
+    records = [{**record, "file": str(file)} for file in files for record in read_jsonl(file)]
     if not any(record.get("turns") for record in records):
         raise ValueError("These rollouts have no turns on record: they are of no policy with tools.")
-    if any("changes_state" not in call for r in records for turn in r.get("turns", ()) for call in turn["calls"]):
-        raise ValueError("These rollouts are of an earlier version, which did not record what calls change.")
+    if any("made" not in call for r in records for turn in r.get("turns", ()) for call in turn["calls"]):
+        raise ValueError("These rollouts are of an earlier version, which recorded less of their calls.")
     return records
 
 

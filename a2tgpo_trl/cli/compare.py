@@ -1,7 +1,9 @@
 """a recipe, methods and seeds -> a run for each, and the areas under their held-out learning curves side by side."""
 
 import argparse
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from .. import __version__
 from .launch import add_recipe_argument
 
 
@@ -30,12 +33,13 @@ def run(args: argparse.Namespace) -> int:
     from ..comparison import compare, comparison_table, read_curve
     from ..recipe_file import find_recipe
 
-    if len(set(args.credit)) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
-        raise ValueError("--credit and --seeds: each method and each seed once.")
+    if len(set(map(_plain, args.credit))) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError("--credit and --seeds: each method and each seed once, and methods of different names.")
     recipe = find_recipe(args.recipe)
+    _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
+    words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
     with ThreadPoolExecutor(args.jobs) as jobs:
-        words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
         failed = [log for log in jobs.map(_train, words, runs.values()) if log is not None]
     if failed:
         print(f"These runs failed; their logs say why: {', '.join(map(str, failed))}", file=sys.stderr)
@@ -45,9 +49,28 @@ def run(args: argparse.Namespace) -> int:
     file = args.output / "comparison.json"
     numbers = {name: {key: asdict(spread) for key, spread in row.items()} for name, row in results.items()}
     file.write_text(json.dumps({"results": numbers, "curves": curves}, indent=2) + "\n")
-    Console().print(comparison_table(results, f"{recipe.stem}: held-out {args.reward}, {len(args.seeds)} seeds"))
+    last = next(iter(curves[args.credit[0]].values()))[-1][0]
+    title = (
+        f"{recipe.stem}: held-out {args.reward}, {len(args.seeds)} seeds, evaluated every {args.every} steps to {last}"
+    )
+    Console().print(comparison_table(results, title))
     print(file)
     return 0
+
+
+def _check(recipe: Path, args: argparse.Namespace) -> None:
+    """What would fail in one of the runs is said before the first."""
+    from ..credit import preset_of
+    from ..recipe import read_recipe
+
+    for name in args.credit:
+        words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)
+        read = read_recipe(["--config", *words[4:]])
+        if preset_of(read.args.credit_method).needs_turn_rewards and not read.args.turn_rewards:
+            raise ValueError(f"credit {name} needs turn rewards, and the recipe has none (turn_rewards).")
+        known = [getattr(reward, "__name__", str(reward)) for reward in read.task.reward_funcs]
+        if args.reward not in known and read.task.environment_factory is None:  # which may give a reward of its own
+            raise ValueError(f"--reward {args.reward}: the task has {', '.join(known)}.")
 
 
 def _plain(name: str) -> str:
@@ -62,11 +85,11 @@ def _words(recipe: Path, name: str, seed: int, folder: Path, every: int, overrid
 
 
 def _train(words: Sequence[str], folder: Path) -> Path | None:
-    """Train, unless that was done before. The log, if it failed."""
+    """Train, unless the same was done before. The log, if it failed."""
     folder.mkdir(parents=True, exist_ok=True)
     log, done = folder / "log.txt", folder / "compared.json"
-    settings = json.dumps(list(words[1:]))
-    if done.is_file() and done.read_text() == settings:
+    what = json.dumps({"version": __version__, "words": list(words[1:]), "files": _digests(words)})
+    if done.is_file() and done.read_text() == what:
         print(f"{folder} is there already.", flush=True)
         return None
     done.unlink(missing_ok=True)
@@ -74,5 +97,13 @@ def _train(words: Sequence[str], folder: Path) -> Path | None:
         code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
     print(f"{folder}: {'trained' if code == 0 else f'exit code {code}'}", flush=True)
     if code == 0:
-        done.write_text(settings)
+        done.write_text(what)
     return None if code == 0 else log
+
+
+def _digests(words: Sequence[str]) -> dict[str, str]:
+    """What the recipe says, and the files that it or the command line names: methods, rewards, tools, tasks, data."""
+    recipe = Path(words[4])
+    named = {word for text in (recipe.read_text(), *words[5:]) for word in re.split(r"[\s,:'\"{}\[\]]+", text) if word}
+    files = {recipe, *(folder / word for word in named for folder in (recipe.parent, Path.cwd()))}
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files) if file.is_file()}

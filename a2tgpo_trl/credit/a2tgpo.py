@@ -4,8 +4,8 @@
 
 Z is the z-score among the turns at the same depth of the same prompt, D the sum over this turn and later ones,
 discounted and divided by the root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
-`turn_reward_weight`; a paper's run has no turn rewards. Each signal is normalised on its own, so that their units do
-not matter.
+`turn_reward_weight`, 0 unless it is set: the paper has no turn rewards. Each signal is normalised on its own, so that
+their units do not matter.
 
 Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
 Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth.
@@ -18,14 +18,16 @@ Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
     c  -0.5773
 """
 
+import torch
 from torch import Tensor
 
-from .method import Evidence, Switches, method
-from .scores import NORMALIZATIONS, clip_scale, discounted_sum
+from .method import Evidence, Switches, gain_clip_scale, method
+from .scores import discounted_sum
 
 
 @method(
     gain_weight=0.3,
+    turn_reward_weight=0.0,
     clip_adaptation=0.3,
     rescale_accumulation=True,
     importance_sampling_level="turn",
@@ -41,10 +43,12 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
         (switches.turn_reward_weight, evidence.turn_rewards_NK),
     )
     for weight, signal_NK in signals:
+        if weight == 0:
+            continue
         scores_NK = switches.normalize(signal_NK, evidence.group_ids_N)
         credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
         advantages_NK = advantages_NK + weight * credit_NK.nan_to_num(nan=0.0)
-    return advantages_NK
+    return advantages_NK.expand_as(evidence.gains_NK)
 
 
 def a2tgpo_credit(
@@ -77,7 +81,20 @@ def a2tgpo_credit(
     Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
     advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].
     """
-    scores_NK = NORMALIZATIONS[normalization](gains_NK, group_ids_N)
-    credit_NK = discounted_sum(scores_NK, gamma, rescale).nan_to_num(nan=0.0)
-    advantages_NK = outcome_advantages_N.unsqueeze(1) + alpha * credit_NK
-    return advantages_NK, clip_scale(scores_NK, beta)
+    switches = Switches(
+        gain_weight=alpha,
+        turn_reward_weight=0.0,
+        discount=gamma,
+        gain_normalization=normalization,
+        rescale_accumulation=rescale,
+        clip_adaptation=beta,
+    )
+    evidence = Evidence(
+        gains_NK=gains_NK,
+        turn_rewards_NK=torch.full_like(gains_NK, torch.nan),
+        outcomes_N=outcome_advantages_N,
+        outcome_advantages_N=outcome_advantages_N,
+        num_turns_N=torch.full_like(group_ids_N, gains_NK.size(1)),
+        group_ids_N=group_ids_N,
+    )
+    return a2tgpo(evidence, switches), gain_clip_scale(evidence, switches)

@@ -17,7 +17,8 @@ from .method import Evidence, Switches, method
 
 
 @method(
-    rescale_accumulation=True,  # of gains, for who gives them a weight
+    turn_reward_weight=0.0,
+    rescale_accumulation=True,  # of gains and turn rewards, for who gives them a weight
     without_effect=["failure_shaping"],
 )
 def grpo(evidence: Evidence, switches: Switches) -> Tensor:

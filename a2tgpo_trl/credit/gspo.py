@@ -18,7 +18,8 @@ from .method import Evidence, Switches, method
 
 
 @method(
-    rescale_accumulation=True,  # of gains, for who gives them a weight
+    turn_reward_weight=0.0,
+    rescale_accumulation=True,  # of gains and turn rewards, for who gives them a weight
     importance_sampling_level="sequence",
     epsilon=3e-4,
     epsilon_high=4e-4,

@@ -23,6 +23,7 @@ from .scores import returns
 
 @method(
     gain_weight=1.0,
+    turn_reward_weight=0.0,
     gain_normalization="pooled",
     beta=0.001,
     without_effect=["failure_shaping"],

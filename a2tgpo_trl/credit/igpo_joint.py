@@ -24,6 +24,7 @@ from .scores import returns, weighted_sum
 
 @method(
     gain_weight=1.0,
+    turn_reward_weight=0.0,
     gain_normalization="pooled",
     beta=0.001,
     without_effect=["scale_rewards", "multi_objective_aggregation"],

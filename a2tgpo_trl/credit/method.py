@@ -85,6 +85,9 @@ DEFAULTS: dict[str, Any] = {
     "turn_rewards": {},
 }
 
+# The parent's settings of how outcome advantages are made, for methods that do not read these.
+OF_THE_OUTCOME = ("scale_rewards", "multi_objective_aggregation")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -111,9 +114,10 @@ def method(
     ...     return evidence.gains_NK.nan_to_num(nan=0.0)
     ```
     """
-    unknown = values.keys() - DEFAULTS.keys()
+    unknown = {*values, *without_effect} - {*DEFAULTS, *OF_THE_OUTCOME}
     if unknown:
-        raise ValueError(f"method(): {', '.join(sorted(unknown))} is none of {', '.join(DEFAULTS)}.")
+        known = ", ".join((*DEFAULTS, *OF_THE_OUTCOME))
+        raise ValueError(f"method(): {', '.join(sorted(unknown))} is none of {known}.")
     preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards)
 
     def decorate(function: Method) -> Method:

@@ -1,9 +1,11 @@
 """what rollouts tried (texts), outcomes (N,), groups (N,) -> outcomes in which failures are worth something (N,).
 
-    o[i] + (a / |P|) sum over p in P of cos(e(c[i]), e(c[p]))        for a failed rollout i
+    o[i] + (s - o[i]) (a / |P|) sum over p in P of cos(e(c[i]), e(c[p]))        for a failed rollout i
 
-P are the passing rollouts of its group, c the text that a rollout handed to its tools (its code), e an embedding of
-texts (GTPO, arXiv 2511.14846: a = 0.5, with a hosted embedding; here one that runs offline).
+s is the reward of success, P are the passing rollouts of its group, c the text that a rollout handed to its tools (its
+code), e an embedding of texts (GTPO, arXiv 2511.14846: a = 0.5, with a hosted embedding; here one that runs offline).
+With rewards of 0 and 1 a failure earns a times its likeness, as there; one that has earned a part of 1 already gets
+its share of the rest, so that no failure is worth as much as a success.
 
 Shapes: N rollouts of all ranks, B of this rank, D numbers of an embedding.
 """
@@ -29,6 +31,8 @@ logger = get_logger(__name__)
 
 Embedding = Callable[[list[str]], Tensor]  # texts -> (number of texts, D)
 
+PASSING_SLACK = 1e-6  # rounding of a sum of rewards
+NGRAMS_NAME = "ngrams"
 NGRAMS = 3
 DIMENSIONS = 4096
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -44,16 +48,17 @@ def shaped_outcomes(
     Args:
         outcomes_N: reward of each rollout, NaN where nobody scored it.
         embeddings_ND: of what each tried; zeros where it tried nothing, which is like nothing else.
-        weight: what a failure earns that is the same as each success.
+        weight: what a failure earns of what it lacks, if it is the same as each success.
         passing: outcome from which on a rollout has passed.
 
     Example (one group, weight 0.5, passing 1): outcomes [1, 0, 0], cosines with the first 0.6 and 0 -> [1, 0.3, 0]
     """
     unit_ND = normalize(embeddings_ND.to(torch.float32), dim=1, eps=1e-12)
-    passed_N = outcomes_N >= passing - 1e-6
+    passed_N = outcomes_N >= passing - PASSING_SLACK
     mates_NN = (group_ids_N.unsqueeze(1) == group_ids_N.unsqueeze(0)) & passed_N.unsqueeze(0)
     likeness_N = ((unit_ND @ unit_ND.T) * mates_NN).sum(dim=1) / mates_NN.sum(dim=1).clamp(min=1)
-    return torch.where(passed_N, outcomes_N, outcomes_N + weight * likeness_N.to(outcomes_N.dtype))
+    earned_N = (passing - outcomes_N) * weight * likeness_N.to(outcomes_N.dtype)
+    return torch.where(passed_N, outcomes_N, outcomes_N + earned_N)
 
 
 def attempted(record: dict[str, Any]) -> str:
@@ -90,22 +95,22 @@ def _place(ngram: str) -> int:
 
 
 def find_embedding(name: str) -> Embedding:
-    """ "auto", "ngrams", the import path of a function, or the name of a sentence encoder."""
-    if name == "ngrams":
+    """ "ngrams", the import path of a function, or the name of a sentence encoder."""
+    if name == NGRAMS_NAME:
         return ngram_embedding
-    if ":" in name:
-        return load(name, [Path.cwd()], "embedding", ("ngrams", "auto"))
-    if name != "auto":
-        return _encoder(name)
-    if importlib.util.find_spec("sentence_transformers") is not None:
-        try:
-            found = _encoder(ENCODER, local_files_only=True)
-        except OSError:  # its weights are not on this machine
-            logger.info(f"{ENCODER} is not on this machine: failed rollouts are compared by hashed n-grams.")
-        else:
-            logger.info(f"Failed rollouts are compared by {ENCODER}.")
-            return found
-    return ngram_embedding
+    return load(name, [Path.cwd()], "embedding", (NGRAMS_NAME, "auto")) if ":" in name else _encoder(name)
+
+
+def has_small_encoder() -> bool:
+    """Whether `ENCODER` can be used without a download."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return False
+    try:
+        _encoder(ENCODER, local_files_only=True)
+    except (ValueError, OSError) as error:  # it cannot be imported; its weights are not on this machine
+        logger.info(f"{ENCODER} is not used: {error}")
+        return False
+    return True
 
 
 @cache
