@@ -20,7 +20,8 @@ COMMANDS = {
     "merge": "make one policy of an adapter and its base",
     "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
     "plot": "draw the learning curves of finished runs in one picture",
-    "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
+    "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
+    "bench": "time gain pass, credit, tool calls, Python sessions and streamed turns against plain ways",
 }
 
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        import_module(f".{name}", __package__).add_arguments(
+        import_module(f".{name.replace('-', '_')}", __package__).add_arguments(
             commands.add_parser(name, help=line, description=line, allow_abbrev=False)
         )
     return parser

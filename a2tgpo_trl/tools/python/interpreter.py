@@ -71,6 +71,12 @@ def _decoded(data: bytes | bytearray) -> str:
     return data.decode("utf-8", errors="replace")
 
 
+def _is_readable(channel: socket.socket) -> bool:
+    poll = select.poll()  # `select` takes no file above number 1023
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Ends:
     """The trainer's open files of one interpreter."""
 
@@ -132,7 +138,7 @@ class Interpreter:
         self._ends.send(signal.SIGCONT)
         self._ends.channel.settimeout(timeout)
         try:
-            if select.select([self._ends.channel], [], [], 0)[0]:
+            if _is_readable(self._ends.channel):
                 return self._end(output, BROKEN)
             self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
             problem, word = self._wait(nonce, output, end)

@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the memory that an interpreter may have
 }
 
 
@@ -161,7 +162,9 @@ class Pool:
         if self._nursery is not None and self._owner == os.getpid() and self._nursery.alive:
             return self._nursery
         if self._nursery is not None and self._owner == os.getpid():
-            logger.warning(f"The process that makes interpreters has ended ({self._nursery.last_words}). One more is started.")
+            logger.warning(
+                f"The process that makes interpreters has ended ({self._nursery.last_words}). One more is started."
+            )
             self._nursery.close()
         self._warm.clear()
         self._nursery, self._owner = Nursery(self.settings), os.getpid()

@@ -103,8 +103,9 @@ class Cell:
 
     def _run(self, code: str) -> bytes:
         self._count += 1
-        stream = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-        sys.stdout = sys.stderr = stream  # anew each time: the code before may have closed or replaced it
+        # Anew each time: the code before may have closed or replaced it.
+        stream = self._stream = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        sys.stdout = sys.stderr = stream
         sys.stdin = open(0, closefd=False)
         word = RAN
         try:
@@ -123,13 +124,15 @@ class Cell:
     def _execute(self, code: str, name: str) -> None:
         tree = ast.parse(code, name)
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            del tree.body[-1]
         exec(compile(tree, name, "exec", dont_inherit=True), self._names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), self._names)
             if value is not None:
                 self._names["_"] = value
-                print(repr(value))
+                self._stream.write(f"{value!r}\n")
 
 
 def explain(error: BaseException) -> str:

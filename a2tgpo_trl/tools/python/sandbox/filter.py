@@ -166,12 +166,12 @@ def program(machine: str, own_id: int) -> bytes:
     only_for(CLONE[column], [(LOAD, 0, 0, argument(0)), (ANY_BIT, 1, 0, THREAD), refuse, allow])
     # Its arguments are in memory, where a filter cannot look; the C library then takes the older call.
     only_for(CLONE3[column], [(RETURN, 0, 0, REFUSE | ENOSYS)])
-    for numbers, place, values in REFUSED_VALUES.values():
-        tests = [one for value in values for one in ((EQUAL, 0, 1, value), refuse)]
-        only_for(numbers[column], [(LOAD, 0, 0, argument(place)), *tests, allow])
-    for numbers, values in ALLOWED_VALUES.values():
-        tests = [one for value in values for one in ((EQUAL, 0, 1, own_id if value is None else value), allow)]
-        only_for(numbers[column], [(LOAD, 0, 0, argument(0)), *tests, refuse])
+    for places, place, refused in REFUSED_VALUES.values():
+        tests = [one for value in refused for one in ((EQUAL, 0, 1, value), refuse)]
+        only_for(places[column], [(LOAD, 0, 0, argument(place)), *tests, allow])
+    for places, allowed in ALLOWED_VALUES.values():
+        tests = [one for value in allowed for one in ((EQUAL, 0, 1, own_id if value is None else value), allow)]
+        only_for(places[column], [(LOAD, 0, 0, argument(0)), *tests, refuse])
     add(RETURN, ALLOW)
     return b"".join(struct.pack("HBBI", *one) for one in code)
 

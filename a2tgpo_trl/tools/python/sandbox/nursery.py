@@ -1,9 +1,9 @@
 """requests with a channel and a pipe -> interpreters at their other ends, each in a jail of its own.
 
 The trainer starts one nursery, with an environment made from nothing, and asks it for interpreters. Code of a policy
-never runs in it. An interpreter is a fork of it, so that starting one is a matter of milliseconds and what is preloaded
-is loaded once; under bubblewrap it is a process of its own. When the trainer ends, however it does, so does the nursery,
-and the kernel ends its interpreters with it.
+never runs in it. An interpreter is a fork of it, so that starting one is a matter of milliseconds and what is
+preloaded is loaded once; under bubblewrap it is a process of its own. When the trainer ends, however it does, so does
+the nursery, and the kernel ends its interpreters with it.
 """
 
 import json
@@ -203,19 +203,28 @@ def shown_paths(options: dict) -> "list[str]":
 
 
 def bubblewrap_words(options: dict, as_root: bool) -> "list[str]":
-    """Options of bubblewrap: namespaces, and a root with what is shown. The interpreter does the rest itself, for which
-    it needs capabilities that it then gives up."""
+    """Options of bubblewrap: namespaces, and a root with what is shown. The interpreter does the rest itself, for
+    which it needs capabilities that it then gives up."""
     words = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", jail.NAME.decode()]
     if not as_root:
         words += ["--unshare-user", "--uid", str(jail.INSIDE), "--gid", str(jail.INSIDE)]
     for name in ("SYS_ADMIN", "SETPCAP", *(("SETUID", "SETGID", "CHOWN") if as_root else ())):
         words += ["--cap-add", f"CAP_{name}"]
+    devices = [f"/dev/{name}" for name in jail.DEVICES]
+    for folder in dict.fromkeys(one for path in (*options["shown"], *devices) for one in parents(path)):
+        words += ["--dir", folder]  # which would otherwise be closed to all but root
     for path in options["shown"]:
         words += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
-    for name in jail.DEVICES:
-        words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for path in devices:
+        words += ["--dev-bind", path, path]
     return [*words, "--dir", jail.SCRATCH, "--"]
+
+
+def parents(path: str) -> "list[str]":
+    """Example: "/usr/local/lib" -> ["/usr", "/usr/local"]"""
+    parts = path.split("/")[1:-1]
+    return ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def inside() -> None:
