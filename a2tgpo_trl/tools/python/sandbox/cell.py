@@ -64,8 +64,10 @@ def main(channel: socket.socket, options: "dict", scratch: str, user: "int | Non
         os._exit(1)
     socket.send_fds(channel, [READY], [own])
     os.close(own)
-    Cell(channel).serve()
-    os._exit(0)
+    try:
+        Cell(channel).serve()
+    finally:
+        os._exit(1)  # code closed a file that it needs: the trainer is told by the end of the channel
 
 
 # ---- running code
