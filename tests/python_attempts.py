@@ -649,7 +649,7 @@ PROTOCOL = [
     Attempt("abort", "protocol", "os.abort()", next_call_is_wrong),
     Attempt("a crash in C", "protocol", "ctypes.string_at(0)", next_call_is_wrong),
     Attempt("recursion without end", "protocol",
-            "sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", next_call_is_wrong),
+            "sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", next_call_is_wrong, timeout=0.5),
     Attempt("a syntax tree without end", "protocol", "eval('(' * 10**5)", next_call_is_wrong),
     Attempt("another sys.stdout", "protocol",
             "import builtins, json, io\nsys.stdout = sys.stderr = None\nbuiltins.print = None\njson.dumps = None",

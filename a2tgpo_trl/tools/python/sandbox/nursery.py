@@ -12,7 +12,6 @@ import platform
 import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 
@@ -47,7 +46,8 @@ class Nursery:
     def __init__(self, options: dict, control: socket.socket, trainer: int, as_root: bool):
         self._options, self._control, self._trainer, self._as_root = options, control, trainer, as_root
         self._made = os.getpid()  # so that the nurseries of several processes begin with different users
-        self._scratch: dict[int, str] = {}  # by process
+        self._scratch: dict[int, str] = {}  # by process, the folder on the disk that it has, if any
+        self._removing: set[int] = set()  # processes that remove such folders
         self._ended, wake = os.pipe()
         os.set_blocking(self._ended, False)
         os.set_blocking(wake, False)
@@ -70,17 +70,18 @@ class Nursery:
                     alive = False
         for process in list(self._scratch):
             os.kill(process, signal.SIGKILL)  # not reaped yet, so the id is still its own
-        while self._scratch:
+        while self._scratch or self._removing:
             self._clear_up(wait=True)
 
     def _clear_up(self, wait: bool = False) -> None:
-        while self._scratch:
+        while self._scratch or self._removing:
             process, _ = os.waitpid(-1, 0 if wait else os.WNOHANG)
             if process == 0:
                 break
+            self._removing.discard(process)
             folder = self._scratch.pop(process, "")
-            if folder:
-                subprocess.run([*REMOVE, folder], check=False)  # tries all of it, however deep it is
+            if folder:  # it may hold many files, in folders however deep, and others wait for interpreters
+                self._removing.add(os.posix_spawn(REMOVE[0], [*REMOVE, folder], {}))
 
     def _make(self) -> bool:
         """One more interpreter, or False if there is nobody to make it for."""
