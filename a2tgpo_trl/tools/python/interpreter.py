@@ -71,10 +71,13 @@ def _decoded(data: bytes | bytearray) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def _is_readable(channel: socket.socket) -> bool:
-    poll = select.poll()  # `select` takes no file above number 1023
-    poll.register(channel, select.POLLIN)
-    return bool(poll.poll(0))
+def _problem_before(channel: socket.socket) -> str | None:
+    """Why an interpreter cannot be asked anything; None if it can."""
+    channel.settimeout(0)
+    try:
+        return BROKEN if channel.recv(1) else GONE
+    except BlockingIOError:
+        return None  # nothing came since the last call, as it should be
 
 
 class Ends:
@@ -84,6 +87,7 @@ class Ends:
         self.channel, self.output = channel, output
         self.process = -1  # a file that stands for the process and no other, whatever becomes of its id
         self._lock = threading.Lock()
+        self._owner = os.getpid()  # a fork of it has the same files, and must not end what it does not use
 
     def send(self, number: int) -> None:
         """Send a signal, if there is still somebody to get it."""
@@ -93,6 +97,8 @@ class Ends:
 
     def kill(self) -> None:
         """From any thread: end the interpreter at once. Whoever waits for it is told by the end of the channel."""
+        if os.getpid() != self._owner:
+            return
         self.send(signal.SIGKILL)
         with suppress(OSError):  # it was closed, there or here
             self.channel.shutdown(socket.SHUT_RDWR)
@@ -136,12 +142,12 @@ class Interpreter:
         words = code.encode("utf-8", errors="replace")
         nonce = secrets.token_bytes(NONCE)
         self._ends.send(signal.SIGCONT)
-        self._ends.channel.settimeout(timeout)
         try:
-            if _is_readable(self._ends.channel):
-                return self._end(output, BROKEN)
-            self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
-            problem, word = self._wait(nonce, output, end)
+            problem, word = _problem_before(self._ends.channel), b""
+            if problem is None:
+                self._ends.channel.settimeout(timeout)
+                self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
+                problem, word = self._wait(nonce, output, end)
         except TimeoutError:
             problem, word = LATE.format(timeout), b""
         except OSError:  # it ended before it was asked

@@ -5,6 +5,7 @@ expect what it says.
 """
 
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -79,6 +80,8 @@ def table() -> str:
 @cache
 def problem(level: str, python: str) -> str | None:
     """Why this level does not work here; None if it does."""
+    if level == "bubblewrap" and shutil.which("bwrap") is None:
+        return "bubblewrap is not installed"
     pool = Pool(Settings(level, timeout=30.0, warm=0, python=python))
     try:
         # A module that nobody has loaded, so that it must be found in the jail.

@@ -81,7 +81,7 @@ class Nursery:
         self._kept = settings.max_output
         code = f"import sys; sys.path[0] = {str(HOME)!r}; from sandbox import nursery; del sys.path[0]; nursery.main()"
         words = [settings.python, "-s", "-B", "-c", code, json.dumps(settings.words()), str(theirs.fileno())]
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 words,
                 env=ENVIRONMENT,
@@ -92,10 +92,20 @@ class Nursery:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
+        except OSError:  # there is no such interpreter
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def ends_within(self, seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return not self.alive
 
     def make(self) -> Interpreter:
         """Ask for an interpreter; it is ready some time later."""
@@ -114,18 +124,16 @@ class Nursery:
     @property
     def last_words(self) -> str:
         """Why it ended, if it has."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(ENDING)
-            assert self._process.stderr is not None
-            said = self._process.stderr.read().decode(errors="replace").strip()
-            return said[-1000:] or f"code {self._process.returncode}"
-        return "it does not say why"
+        if not self.ends_within(ENDING):
+            return "it does not say why"
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().decode(errors="replace").strip()
+        return said[-1000:] or f"code {self._process.returncode}"
 
     def close(self) -> None:
         """End it and all its interpreters."""
         self._control.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(ENDING)
+        self.ends_within(ENDING)
         self._process.kill()
         self._process.wait()
         assert self._process.stderr is not None
@@ -153,7 +161,7 @@ class Pool:
             interpreter.wait_until_ready()
         except NotStarted as error:
             interpreter.close()
-            if nursery.alive:
+            if not nursery.ends_within(0.5):
                 raise
             raise NotStarted(f"{error}; {nursery.last_words}") from error
         return interpreter

@@ -207,7 +207,9 @@ def bubblewrap_words(options: dict, as_root: bool) -> "list[str]":
     """Options of bubblewrap: namespaces, and a root with what is shown. The interpreter does the rest itself, for
     which it needs capabilities that it then gives up."""
     words = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    words += ["--die-with-parent", "--as-pid-1", "--new-session", "--hostname", jail.NAME.decode()]
+    # Its own first process stays, of the same user as the one that waits for it: the death of that one reaches it, as
+    # it would not reach a process of another user, and takes all the others along.
+    words += ["--die-with-parent", "--new-session", "--hostname", jail.NAME.decode()]
     if not as_root:
         words += ["--unshare-user", "--uid", str(jail.INSIDE), "--gid", str(jail.INSIDE)]
     for name in ("SYS_ADMIN", "SETPCAP", *(("SETUID", "SETGID", "CHOWN") if as_root else ())):
