@@ -25,6 +25,7 @@ from a2tgpo_trl.tools.python.session import CodeFailed, LocalSession
 
 ROOT = Path(__file__).parents[1]
 NOBODY = 65534
+SHARED = Path("/dev/shm")
 SECRET = "hf_5b1tVeryUnlikelyWords"
 VICTIM = """
 import ctypes, os, sys, time
@@ -71,7 +72,8 @@ class World:
         self.level, self.secret = level, SECRET
         ordinary = user is not None or os.getuid() != 0
         self.column = PROCESS_AS_SELF if level == PROCESS and ordinary else level
-        self.base = Path(tempfile.mkdtemp(prefix="a2tgpo-world-", dir="/tmp"))
+        # In memory where that can be: attempts at the disk write much.
+        self.base = Path(tempfile.mkdtemp(prefix="a2tgpo-world-", dir="/dev/shm" if SHARED.is_dir() else "/tmp"))
         self.base.chmod(0o755)
         self.scratch = self.base / "scratch"
         self.scratch.mkdir()
@@ -180,7 +182,7 @@ class World:
         self.victim.wait()
         for one in self._sockets.values():
             one.close()
-        shutil.rmtree(self.base)
+        subprocess.run(["rm", "-rf", str(self.base)], check=True)  # the nursery may be removing folders as well
 
     # ---- eyes
 

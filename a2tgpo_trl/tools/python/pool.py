@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from .interpreter import Interpreter, NotStarted
+from .sandbox.nursery import start_words
 
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class Nursery:
     def __init__(self, settings: Settings):
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._kept = settings.max_output
-        code = f"import sys; sys.path[0] = {str(HOME)!r}; from sandbox import nursery; del sys.path[0]; nursery.main()"
-        words = [settings.python, "-s", "-B", "-c", code, json.dumps(settings.words()), str(theirs.fileno())]
+        start = start_words(str(HOME), "main")
+        words = [settings.python, *start, json.dumps(settings.words()), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 words,

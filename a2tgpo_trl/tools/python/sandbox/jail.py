@@ -97,6 +97,7 @@ def _seal(path: str, attributes: int, flags: int = 0) -> None:
 
 def build_root(machine: str, shown: "list[str]") -> None:
     """A root folder that holds these paths of the machine, read-only, four devices and nothing else."""
+    sources = {path: os.path.realpath(path) for path in shown}  # links lead elsewhere once the root is another
     _mount(None, "/", None, PRIVATE | RECURSIVE)
     _mount("root", SCRATCH, "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=1m")
     os.mkdir(f"{SCRATCH}/old")
@@ -104,10 +105,10 @@ def build_root(machine: str, shown: "list[str]") -> None:
     _pivot(machine, SCRATCH, f"{SCRATCH}/old")  # the machine's files are at /old from here on
     os.chdir("/")
     _mount("root", "/new", "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=1m")
-    for path in shown:
-        _show(path, NO_DEVICES)
+    for path, source in sources.items():
+        _show(source, path, NO_DEVICES)
     for name in DEVICES:
-        _show(f"/dev/{name}", 0)
+        _show(f"/dev/{name}", f"/dev/{name}", 0)
     os.makedirs(f"/new{SCRATCH}", exist_ok=True)
     os.mkdir("/new/.old")
     _pivot(machine, "/new", "/new/.old")
@@ -116,15 +117,10 @@ def build_root(machine: str, shown: "list[str]") -> None:
     os.rmdir("/.old")
 
 
-def _show(path: str, attributes: int) -> None:
-    """A path of the machine at the same place of the new root; a link (`/lib`) as the link that it is."""
-    source, target = f"/old{path}", f"/new{path}"
-    if os.path.lexists(target):
-        return  # within one that is shown already
+def _show(source: str, path: str, attributes: int) -> None:
+    """A file or folder of the machine, at a path of the new root."""
+    source, target = f"/old{source}", f"/new{path}"
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.islink(source):
-        os.symlink(os.readlink(source), target)
-        return
     if os.path.isdir(source):
         os.mkdir(target)
     else:

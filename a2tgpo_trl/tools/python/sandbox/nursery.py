@@ -33,7 +33,7 @@ def main() -> None:
     with open("/proc/self/statm") as file:
         options["baseline"] = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     as_root = os.getuid() == 0
-    options["shown"] = [path for path in shown_paths(options) if os.path.lexists(path)]
+    options["shown"] = shown_paths(options)
     # Before 5.14 a limit of processes counts all that the user has, wherever they are.
     release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in platform.release().split(".")[:2])
     options["counts_own"] = options["level"] != "process" and release >= (5, 14)
@@ -45,7 +45,7 @@ class Nursery:
 
     def __init__(self, options: dict, control: socket.socket, trainer: int, as_root: bool):
         self._options, self._control, self._trainer, self._as_root = options, control, trainer, as_root
-        self._made = os.getpid()  # so that the nurseries of several processes begin with different users
+        self._made = os.getpid() * 577  # so that the nurseries of several processes use different users
         self._scratch: dict[int, str] = {}  # by process, the folder on the disk that it has, if any
         self._removing: set[int] = set()  # processes that remove such folders
         self._ended, wake = os.pipe()
@@ -187,7 +187,7 @@ def shown_paths(options: dict) -> "list[str]":
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
     paths += ["/etc/ld.so.cache", "/etc/alternatives"]
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix} - {"/usr", "/usr/local"}
-    paths += [prefix for prefix in sorted(prefixes) if not prefix.startswith(tuple(f"{one}/" for one in paths))]
+    paths += prefixes
     paths += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     if options["level"] == "bubblewrap":  # where it is started anew
         paths.append(os.path.join(options["home"], "sandbox"))
@@ -197,8 +197,8 @@ def shown_paths(options: dict) -> "list[str]":
             program = os.path.normpath(os.path.join(os.path.dirname(program), os.readlink(program)))
             paths.append(program)
     shown: list[str] = []
-    for path in dict.fromkeys(paths):
-        if not any(path.startswith(f"{one}/") for one in shown if not os.path.islink(one)):
+    for path in sorted(set(paths), key=len):  # a folder before what is in it
+        if os.path.exists(path) and not any(path.startswith(f"{one}/") for one in shown):
             shown.append(path)
     return shown
 
@@ -212,13 +212,13 @@ def bubblewrap_words(options: dict, as_root: bool) -> "list[str]":
     words += ["--die-with-parent", "--new-session", "--hostname", jail.NAME.decode()]
     if not as_root:
         words += ["--unshare-user", "--uid", str(jail.INSIDE), "--gid", str(jail.INSIDE)]
-    for name in ("SYS_ADMIN", "SETPCAP", *(("SETUID", "SETGID", "CHOWN") if as_root else ())):
+    for name in ("SYS_ADMIN", "SETPCAP", *(("SETUID", "SETGID") if as_root else ())):
         words += ["--cap-add", f"CAP_{name}"]
     devices = [f"/dev/{name}" for name in jail.DEVICES]
     for folder in dict.fromkeys(one for path in (*options["shown"], *devices) for one in parents(path)):
         words += ["--dir", folder]  # which would otherwise be closed to all but root
     for path in options["shown"]:
-        words += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+        words += ["--ro-bind", os.path.realpath(path), path]
     for path in devices:
         words += ["--dev-bind", path, path]
     return [*words, "--dir", jail.SCRATCH, "--"]
