@@ -14,7 +14,11 @@ import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.tools.python.levels import LEVELS, THREATS, WEAK
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=NAMES)
+# Where root runs the tests, what an ordinary user would meet is tried as well, but not every day.
+PARAMS = [pytest.param(kind, marks=pytest.mark.slow if kind[1] is not None else ()) for kind in KINDS]
+
+
+@pytest.fixture(scope="module", params=PARAMS, ids=NAMES)
 def world(request):
     try:
         made = World(*request.param)
