@@ -31,7 +31,7 @@ class Attempt:
     code: str
     seen: Callable[[Any, Any], bool] | None = None
     timeout: float = 3.0
-    # Whether a level that does not stop it may all the same: it depends on the kernel's settings.
+    # Whether a level that does not stop it may all the same: it depends on the kernel, or on whose the files are.
     may_fail: bool = False
     machine: str | None = None  # a processor whose numbers of system calls it uses
 
@@ -207,20 +207,29 @@ FILES = [
         "writing",
         "open(SITE + '/evil.py', 'w').write('1')",
         lambda world, found: (world.site / "evil.py").exists(),
+        may_fail=True,
     ),
     Attempt(
         "a module in the package",
         "writing",
         "open(PACKAGE + '/evil.py', 'w').write('1')",
         lambda world, found: (world.package / "evil.py").exists(),
+        may_fail=True,
     ),
     Attempt(
         "rights of the standard library",
         "writing",
         "before = os.stat(os.__file__).st_mode\n"
         "try: os.chmod(os.__file__, 0o777)\nfinally:\n    if os.stat(os.__file__).st_mode != before: tell()",
+        may_fail=True,
     ),
-    Attempt("the interpreter's program", "writing", "tell(os.open(sys.executable, os.O_WRONLY))"),
+    Attempt(
+        "a file that the user who trains may change",
+        "writing",
+        "open(OWN, 'a').write(' and more')",
+        lambda world, found: world.own_file_changed(),
+    ),
+    Attempt("the interpreter's program", "writing", "tell(os.open(sys.executable, os.O_WRONLY))", may_fail=True),
     Attempt("a folder that all may write to", "traces", "open(OPEN + '/trace', 'w').write('1')", made("trace")),
     Attempt(
         "/tmp",

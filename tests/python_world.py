@@ -212,6 +212,11 @@ class World:
         time.sleep(0.25)
         return sum(self.process.cpu_times()[:2]) > before
 
+    def own_file_changed(self) -> bool:
+        text = (self.base / "own").read_text()
+        (self.base / "own").write_text(SECRET)
+        return text != SECRET
+
     def processes(self) -> int:
         """All that come from the nursery, wherever they hang in the tree."""
         found = 0

@@ -361,6 +361,15 @@ def test_a_level_that_does_not_work_says_why(monkeypatch):
     levels.problem.cache_clear()
 
 
+def test_an_interpreter_that_is_reached_through_a_link_finds_its_libraries(make, level, tmp_path):
+    (tmp_path / "link").symlink_to(Path(sys.prefix).parent)  # as /home is one to another disk
+    python = str(tmp_path / "link" / Path(sys.prefix).name / "bin" / "python")
+    if level == "process":
+        pytest.skip("it sees the links of the machine")
+    session = LocalSession(make(python=python, timeout=20.0))
+    assert session.run("import colorsys, sys; sys.executable") == repr(python)
+
+
 def test_the_code_that_runs_in_any_interpreter_needs_the_standard_library_alone():
     for file in (ROOT / "a2tgpo_trl/tools/python/sandbox").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -82,6 +82,7 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
     "lookup_dcookie": (212, 18),
+    "modify_ldt": (154, None),
     "nfsservctl": (180, 42),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
