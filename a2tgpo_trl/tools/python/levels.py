@@ -41,7 +41,9 @@ THREATS = {
     "traces": Threat("leave a file for the next rollout in a folder that all may write to", WEAK),
     "processes": Threat("see which processes there are", WEAK),
     "other environments": Threat("read the environment of a process of the user who trains", (PROCESS_AS_SELF,)),
-    "memory of others": Threat("reach the memory of a process of the user who trains by /proc", (PROCESS_AS_SELF,)),
+    "memory of others": Threat(
+        "reach memory and files of a process of the user who trains by /proc", (PROCESS_AS_SELF,)
+    ),
     "calls on others": Threat("trace another process, or take its memory or open files by system calls"),
     "signals": Threat("send signals to another process"),
     "network": Threat("open a socket: network, names, services of the machine"),

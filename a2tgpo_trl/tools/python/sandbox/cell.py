@@ -20,6 +20,7 @@ import struct
 import sys
 import traceback
 import types
+from contextlib import suppress
 
 from . import filter, jail
 
@@ -60,7 +61,7 @@ def main(channel: socket.socket, options: "dict", scratch: str, user: "int | Non
         own = os.pidfd_open(os.getpid())  # by which the trainer stops and ends this process, and no other
         enter(options, scratch, user, own_mounts)
     except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
-        channel.sendall(FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+        say_failed(channel, error)
         os._exit(1)
     socket.send_fds(channel, [READY], [own])
     os.close(own)
@@ -68,6 +69,12 @@ def main(channel: socket.socket, options: "dict", scratch: str, user: "int | Non
         Cell(channel).serve()
     finally:
         os._exit(1)  # code closed a file that it needs: the trainer is told by the end of the channel
+
+
+def say_failed(channel: socket.socket, error: BaseException) -> None:
+    """Tell the trainer why it gets no interpreter. It may have stopped listening."""
+    with suppress(OSError):
+        channel.sendall(FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
 
 
 # ---- running code

@@ -91,6 +91,15 @@ class Nursery:
         channel, output = socket.socket(fileno=files[0]), files[1]
         self._made += 1
         user = jail.FIRST_USER + self._made % jail.USERS if self._as_root else None
+        try:
+            self._start(channel, output, user)
+        except OSError as error:  # no process or no folder can be made just now; those that there are go on
+            cell.say_failed(channel, error)
+        channel.close()
+        os.close(output)
+        return True
+
+    def _start(self, channel: socket.socket, output: int, user: "int | None") -> None:
         level = self._options["level"]
         folder = self._make_scratch(user) if level == "process" else ""
         if level == "bubblewrap":
@@ -100,9 +109,6 @@ class Nursery:
             if process == 0:
                 self._become_interpreter(channel, output, folder, user)
         self._scratch[process] = folder
-        channel.close()
-        os.close(output)
-        return True
 
     def _make_scratch(self, user: "int | None") -> str:
         folder = tempfile.mkdtemp(prefix="a2tgpo-python-", dir=self._options["scratch"])
@@ -126,7 +132,7 @@ class Nursery:
                 cell.main(channel, self._options, folder, user, own_mounts=True)
             cell.main(channel, self._options, folder, user, own_mounts=False)
         except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
-            channel.sendall(cell.FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+            cell.say_failed(channel, error)
         finally:
             os._exit(1)
 
@@ -146,7 +152,7 @@ class Nursery:
                 jail.end_with_parent()
                 os.execv(words[0], words)
             except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
-                channel.sendall(cell.FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+                cell.say_failed(channel, error)
             finally:
                 os._exit(1)
         return process
