@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,7 @@ def _settings(recipe: Recipe, trainer: A2TGPOTrainer) -> dict[str, Any]:
 
 
 def _sources(things: Sequence[Any]) -> set[str]:
+    things = [thing.func if isinstance(thing, partial) else thing for thing in things]  # given arguments by a recipe
     named = [thing for thing in things if inspect.isroutine(thing) or inspect.isclass(thing)]
     return {str(inspect.getsourcefile(thing)) for thing in named}
 

@@ -7,8 +7,9 @@ among them) and of `RecipeArguments` is a key of the file and an option of the c
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class RecipeArguments:
     environment_factory: str | None = field(
         default=None, metadata={"help": "Import path of a class with a `reset` method. Replaces the task's."}
     )
+    environment_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the environment_factory."}
+    )
     group_by: str | None = field(
         default=None, metadata={"help": "Column of the test set whose values get lines of their own in the tables."}
     )
@@ -76,11 +80,21 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.task_kwargs, str):  # from the command line
-            try:
-                self.task_kwargs = json.loads(self.task_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"task_kwargs must be JSON ('{{\"seed\": 1}}'); got {self.task_kwargs!r}.") from error
+        self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
+        self.environment_kwargs = _mapping("environment_kwargs", self.environment_kwargs, '{"timeout": 2}')
+
+
+def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any] | None:
+    """From a file as it is, from the command line as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be JSON of a mapping ('{example}'); got {value!r}.")
+    return found
 
 
 class RecipeParser(TrlParser):
@@ -285,6 +299,7 @@ def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
     for needed, given, of, keys in (
         ("use_peft: true", model.use_peft, model, lora),
         ("task", run.task, run, ["task_kwargs"]),
+        ("environment_factory", run.environment_factory, run, ["environment_kwargs"]),
         ("dataset_name", run.dataset_name, run, ["dataset_config", "dataset_train_split", "dataset_test_split"]),
     ):
         defaults = type(of)()
@@ -315,10 +330,7 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
         maker = load(TASKS.get(run.task, run.task), folders, "task", TASKS)
         kwargs = run.task_kwargs or {}
         assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
-        try:
-            inspect.signature(maker).bind(**kwargs)
-        except TypeError as error:
-            raise ValueError(f"task_kwargs do not fit the task {run.task!r}: {error}.") from error
+        check_fits("task_kwargs", kwargs, maker, f"the task {run.task!r}")
         task = maker(**kwargs)
         if not isinstance(task, Task):
             raise ValueError(f"The task {run.task!r} must return an a2tgpo_trl.tasks.Task; got {type(task).__name__}.")
@@ -330,9 +342,26 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
         task.reward_funcs = [load_reward(name, folders) for name in run.reward_funcs]
         task.reward_weights = None
     if run.environment_factory is not None:
-        task.environment_factory = load(run.environment_factory, folders, "environment", ())
+        task.environment_factory = _environment(run, run.environment_factory, folders)
     task.group_by = run.group_by or task.group_by
     return task
+
+
+def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
+    """The function takes these arguments."""
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{key} do not fit {named}: {error}.") from error
+
+
+def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> Any:
+    factory, kwargs = load(name, folders, "environment", ()), run.environment_kwargs
+    if not kwargs:
+        return factory
+    assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
+    check_fits("environment_kwargs", kwargs, factory, f"the environment {name!r}")
+    return partial(factory, **kwargs)
 
 
 def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:

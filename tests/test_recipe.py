@@ -110,7 +110,7 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path):
         (["--learning_rat", "1"], "there is no option '--learning_rat'. Did you mean 'learning_rate'?"),
         (["--learning_rate", "x"], "invalid float value: 'x'"),
         (["--credit", "grop"], "got 'grop'. Did you mean 'grpo'?"),
-        (["--task_kwargs", "{seed"], "task_kwargs must be JSON"),
+        (["--task_kwargs", "{seed"], "task_kwargs must be JSON of a mapping"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_short(words, message, tmp_path):

@@ -22,7 +22,8 @@ COMMANDS = {
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "calibrate": "say what kinds of turns go with success, and what to reward them by",
     "plot": "draw the learning curves of finished runs in one picture",
-    "bench": "time gain pass, credit, tool calls and streamed turns against the plain ways to do them",
+    "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
+    "bench": "time gain pass, credit, tool calls, Python sessions and streamed turns against plain ways",
 }
 
 
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        import_module(f".{name}", __package__).add_arguments(
+        import_module(f".{name.replace('-', '_')}", __package__).add_arguments(
             commands.add_parser(name, help=line, description=line, allow_abbrev=False)
         )
     return parser

@@ -1,4 +1,4 @@
-"""`a2tgpo bench gain`, `credit`, `tools`, `stream`, `plan`: options in, tables out. Each has its own module."""
+"""`a2tgpo bench gain`, `credit`, `tools`, `stream`, `plan`, `python`: options in, tables out; a module each."""
 
 import argparse
 import statistics
@@ -33,6 +33,9 @@ pace."""
 PLAN = """Trains a few steps of small recipes on this CPU and sets what `a2tgpo plan` says of them beside what they
 took. The plan is given the turns that the rollouts had, and a measurement of this machine right before and after."""
 
+PYTHON = """Times calls of Python sessions, several at once, against a fresh `python -c` for each call, and what a
+fresh session costs with and without warm interpreters, at each level of isolation that works here."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(metavar="BENCH", required=True)
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("tools", TOOLS, _add_tools),
         ("stream", STREAM, _add_stream),
         ("plan", PLAN, _add_plan),
+        ("python", PYTHON, _add_python),
     ):
         add(benches.add_parser(name, help=text.split(".")[0], description=text))
 
@@ -145,6 +149,17 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
     _add_numbers(parser, [("--steps", 2, 4, "steps of each run; the first warms up")])
     parser.set_defaults(run=run_plan)
+
+
+def _add_python(parser: argparse.ArgumentParser) -> None:
+    numbers = (
+        ("--sessions", 1, 4, "sessions at once"),
+        ("--calls", 1, 300, "calls of each session"),
+        ("--fresh", 1, 40, "sessions of one call, one after the other"),
+        ("--programs", 1, 20, "runs of python -c"),
+    )
+    _add_numbers(parser, numbers)
+    parser.set_defaults(run=run_python)
 
 
 # ---- gain
@@ -351,6 +366,32 @@ def _plan_table(comparisons: "list[PlanComparison]"):
             lines.append([found.name if i == 0 else "", way, *(f"{number:.3g}" for number in numbers)])
         lines.append(["", "ratio", f"{found.memory_ratio:.2f}", f"{found.time_ratio:.2f}", *[""] * len(stages)])
     return _table(heads, lines)
+
+
+# ---- python
+
+
+def run_python(args: argparse.Namespace) -> int:
+    import torch
+
+    from . import bench_python
+    from .machine import device_name
+
+    load = bench_python.Load(args.sessions, args.calls, args.fresh, args.programs)
+    _print(device_name(torch.device("cpu")))
+    program = bench_python.program_seconds(load.programs)
+    heads = ["level", "calls\na second", "python -c /\na call", "fresh session,\nms", "the same,\nnone warm, ms"]
+    lines = []
+    for level, why in bench_python.levels().items():
+        if why is not None:
+            _print(f"{level}: does not work here: {why}")
+            continue
+        found = bench_python.measure(level, load)
+        numbers = (f"{found.calls_a_second:.0f}", f"{program * found.calls_a_second:.0f}")
+        lines.append([level, *numbers, f"{found.warm_seconds * 1000:.1f}", f"{found.cold_seconds * 1000:.1f}"])
+    _print(f"{load.sessions} sessions of {load.calls} calls; python -c takes {program * 1000:.1f} ms")
+    _print(_table(heads, lines))
+    return 0
 
 
 # ---- tables

@@ -160,12 +160,21 @@ class Attempts:
                 self._own_worker[request.name] = worker
             else:
                 self._workers.give_back(worker)
-        elif found is None:
+        elif found is None and not (lane is not None and await self._cancelled(request, settings, future)):
             self._abandon(request.name, future)
             self._workers.give_up(worker)
             if lane is not None:
                 lane.worker, lane.stuck = None, True
         return found
+
+    async def _cancelled(self, request: Request, settings: ToolSettings, future: "Future[Answer]") -> bool:
+        """Whether a call on an environment that can end its calls has come back since."""
+        if settings.cancel is None:
+            return False
+        settings.cancel(request.owner)
+        ended = await _done_within(future, ENDING)
+        self.abandoned += ended
+        return ended
 
     def _begin(self, worker: Worker, call: Callable[[], Any]) -> "Future[Answer]":
         return worker.submit(lambda: answer(call, self._redact))

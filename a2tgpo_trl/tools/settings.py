@@ -12,7 +12,7 @@ from ..recipe_file import nearest
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SETTINGS = "__a2tgpo_tool__"
 # What only Python can say; a recipe says the others.
-_PYTHON_ONLY = ("retry_on", "check")
+_PYTHON_ONLY = ("retry_on", "check", "cancel")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class ToolSettings:
     changes_state: bool = False
     # Raises if what the tool needs (a server, a file) is not there. Asked before the first step and after failures.
     check: Callable[[], Any] | None = None
+    # Of a method of an environment: called with it, from another thread, when a call has not come back in time. Makes
+    # the call come back, and returns at once. The environment then goes on.
+    cancel: Callable[[Any], Any] | None = None
     # Whether calls run in processes of their own, which can be killed: for code that may hang or crash in C.
     process: bool = False
 
@@ -81,6 +84,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("cache", _is_switch, "true or false"),
     ("final", _is_switch, "true or false"),
     ("check", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
+    ("cancel", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
     ("process", _is_switch, "true or false"),
     ("changes_state", _is_switch, "true or false"),
 )

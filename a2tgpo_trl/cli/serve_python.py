@@ -1,0 +1,59 @@
+"""an address and limits -> a server that runs code of policies for trainers elsewhere (`remote`)."""
+
+import argparse
+import ipaddress
+
+
+# option -> default and help; the options of `PythonSession` that are the server's
+NUMBERS = {
+    "timeout": (5.0, "seconds of a call"),
+    "memory_mb": (512, "MiB of an interpreter"),
+    "disk_mb": (16, "MiB of its files"),
+    "max_output": (8192, "bytes of a result"),
+    "threads": (32, "threads of an interpreter"),
+    "warm": (4, "interpreters that are kept ready"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
+    parser.add_argument("--port", type=int, default=8400, help="port to listen on (default 8400; 0: a free one)")
+    parser.add_argument("--isolation", default="auto", help="auto, or at least bubblewrap, namespaces or process")
+    for name, (default, text) in NUMBERS.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default:g})")
+    parser.add_argument("--preload", nargs="*", default=[], help="modules that are loaded before the first call")
+    parser.add_argument("--python", help="the interpreter whose libraries code may use (default: this one)")
+    parser.add_argument("--most-sessions", type=int, default=256, help="sessions at once (default 256)")
+    parser.add_argument("--idle", type=float, default=600.0, help="seconds until an idle session ends (default 600)")
+    parser.epilog = "Where A2TGPO_PYTHON_TOKEN is set, only trainers with the same value are served."
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..tools.python import settings_from
+    from ..tools.python.pool import describe, pool_of
+    from ..tools.python.server import PythonServer
+
+    settings = settings_from(
+        isolation=args.isolation,
+        python=args.python,
+        preload=args.preload,
+        **{name: getattr(args, name) for name in NUMBERS},
+    )
+    with PythonServer(
+        (args.host, args.port), pool_of(settings), most_sessions=args.most_sessions, idle=args.idle
+    ) as server:
+        host, port = server.server_address[:2]
+        print(f"http://{host!s}:{port} runs Python: {describe(settings)}", flush=True)
+        if not server.token and not _is_loopback(str(host)):
+            print("Whoever reaches this address can run code here: set A2TGPO_PYTHON_TOKEN.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback

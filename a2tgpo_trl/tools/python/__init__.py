@@ -1,0 +1,132 @@
+"""code of a policy -> what it prints, from an interpreter of its own that cannot reach anything else.
+
+    python_sessions(...)   an `environment_factory`; in a recipe `environment_factory:
+                           a2tgpo_trl.tools.python:PythonSession`, with `environment_kwargs`
+
+An interpreter is used by one rollout and thrown away. It is one process without a right to start others, has no
+network, sees its own libraries, and writes to a folder in memory that goes with it. Between calls it is stopped. How
+much of this holds depends on the level of isolation, of which the strongest that works is taken: `bubblewrap` (a
+program that many systems have), `namespaces` (the same by the kernel's own calls), `process` (limits, a filter of
+system calls, and another user if root trains). What they have in common: none stops code that knows of a hole in the
+kernel, or that measures how long things take. For that, `remote` runs code on another machine.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from ..settings import settings_of, tool
+from .levels import choose, table
+from .pool import Settings, pool_of
+from .remote import RemoteSession, ping
+from .session import CodeFailed, LocalSession
+
+
+__all__ = ["CodeFailed", "PythonSession", "python_sessions"]
+__doc__ = f"{__doc__}\n{table()}\n"
+
+_LOWEST = {"timeout": 0.01, "memory_mb": 16, "disk_mb": 1, "max_output": 64, "threads": 1, "warm": 0}
+
+
+class PythonSession:
+    """An environment with one tool, `python`.
+
+    isolation: "auto", or the level that it must have at least ("bubblewrap", "namespaces", "process")
+    timeout: seconds of a call, after which its interpreter is ended
+    memory_mb, disk_mb: MiB of an interpreter beside its own, and of its files, which are in memory as well
+    max_output: bytes of a result; of longer ones the first and the last half are kept
+    threads: of an interpreter
+    warm: interpreters that are kept ready on each process
+    preload: modules that are loaded before the first call, for all ("numpy", "sympy")
+    python: the interpreter whose libraries code may use; the trainer's own if it is not given
+    remote: address of `a2tgpo serve-python`, which has the settings above
+    """
+
+    def __init__(
+        self,
+        *,
+        isolation: str = "auto",
+        timeout: float = 5.0,
+        memory_mb: int = 512,
+        disk_mb: int = 16,
+        max_output: int = 8192,
+        threads: int = 32,
+        warm: int = 4,
+        preload: Sequence[str] = (),
+        python: str | None = None,
+        remote: str | None = None,
+    ):
+        given = {name: value for name, value in locals().items() if name not in ("self", "remote")}
+        self._session: LocalSession | RemoteSession
+        if remote is not None:
+            _nothing_beside_remote(given)
+            self._session = RemoteSession(remote)
+            self.python = _with_check(self.python, functools.partial(ping, remote))  # type: ignore[method-assign]
+        else:
+            self._session = LocalSession(pool_of(settings_from(**given)))
+
+    def reset(self, **row: Any) -> None:
+        """A new rollout: its interpreter has seen no code."""
+        self._session.forget()
+
+    def _cancel(self) -> None:
+        self._session.cancel()
+
+    @tool(cancel=_cancel)
+    def python(self, code: str) -> str:
+        """Run Python code, as a cell of a notebook: what it prints is returned, and the value of its last expression.
+        Variables, functions and imports are kept for later calls. There is no network.
+
+        Args:
+            code: The code to run.
+
+        Returns:
+            What the code printed, or the error that it raised.
+        """
+        return self._session.run(code)
+
+
+def python_sessions(**options: Any) -> Callable[[], PythonSession]:
+    """An `environment_factory`. The options are those of `PythonSession`; what is wrong with them is said at once.
+
+    Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="namespaces", preload=["sympy"]))`
+    """
+    PythonSession(**options)  # tries the isolation; its interpreter is not started
+    return functools.partial(PythonSession, **options)
+
+
+def settings_from(*, isolation: str, python: str | None, preload: Sequence[str], **numbers: Any) -> Settings:
+    """Options as a user gives them, checked."""
+    if isinstance(preload, str) or not all(isinstance(name, str) and name.isidentifier() for name in preload):
+        raise ValueError(f"preload must be a list of names of modules; got {preload!r}.")
+    for name, value in numbers.items():
+        whole = name != "timeout"
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < _LOWEST[name]:
+            kind = "whole number" if whole else "number of seconds"
+            raise ValueError(f"{name} must be a {kind} from {_LOWEST[name]} on; got {value!r}.")
+    python = python or sys.executable
+    return Settings(choose(isolation, python), preload=tuple(preload), python=python, **numbers)
+
+
+def _nothing_beside_remote(given: dict[str, Any]) -> None:
+    defaults = inspect.signature(PythonSession).parameters
+    idle = [name for name, value in given.items() if value != defaults[name].default]
+    if idle:
+        raise ValueError(
+            f"{', '.join(idle)} would have no effect with remote=: give them to a2tgpo serve-python, on that machine."
+        )
+
+
+def _with_check(method: Callable, check: Callable[[], Any]) -> Callable:
+    """The method of this one environment, with a check of what it needs."""
+    function = method.__func__  # type: ignore[attr-defined]
+
+    @tool(cancel=settings_of(function).cancel, check=check)
+    @functools.wraps(function)
+    def checked(self: PythonSession, code: str) -> str:
+        return function(self, code)
+
+    return MethodType(checked, method.__self__)  # type: ignore[attr-defined]

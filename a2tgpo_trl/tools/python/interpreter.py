@@ -1,0 +1,204 @@
+"""code and a time limit -> what an interpreter in its jail made of it: text of a bounded length, and how it ended.
+
+The trainer's end of an interpreter. It trusts nothing that comes from there: output is cut while it is read, the word
+that a call is done has a fixed length and must hold the call's own random bytes, and whatever else arrives ends the
+interpreter. Between calls it is stopped, with all its threads.
+"""
+
+import os
+import secrets
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import NamedTuple
+
+from .sandbox.cell import FAILED, LENGTH, NONCE, RAISED, RAN, READY
+
+
+STARTING = 60.0  # seconds that an interpreter may take to be ready: it may load much
+FLOOD = 16  # an interpreter is ended once it has printed so many times what is kept ...
+LEAST_FLOOD = 2**22  # ... and so many bytes
+BLOCK = 2**16
+MOST_IN_PIPE = 2**20
+
+# What the policy is told of the end of its interpreter.
+LATE = "the code did not end within {:g} seconds"
+FLOODED = "the code printed more than {} bytes"
+GONE = "the code ended its interpreter, or ran it out of memory"
+BROKEN = "the code wrote to the interpreter's own channel, which is for nothing but to say that a call is done"
+
+
+class NotStarted(RuntimeError):
+    """An interpreter could not be made; says why."""
+
+
+class Finished(NamedTuple):
+    """How a call ended. `ended` says why the interpreter is no more, if it is not."""
+
+    text: str
+    raised: bool
+    ended: str | None = None
+
+
+class Output:
+    """The first and the last bytes of what is printed; what lies between is only counted."""
+
+    def __init__(self, most: int):
+        self._half = most // 2
+        self._head, self._tail = bytearray(), bytearray()
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self._half - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:]
+        del self._tail[: -self._half]
+
+    def text(self) -> str:
+        """Example: of 12 bytes, 8 of which are kept -> "0123\n[4 bytes left out]\n89AB" """
+        left_out = self.total - len(self._head) - len(self._tail)
+        if not left_out:
+            return _decoded(self._head + self._tail)
+        return f"{_decoded(self._head)}\n[{left_out} bytes left out]\n{_decoded(self._tail)}"
+
+
+def _decoded(data: bytes | bytearray) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _problem_before(channel: socket.socket) -> str | None:
+    """Why an interpreter cannot be asked anything; None if it can."""
+    channel.settimeout(0)
+    try:
+        return BROKEN if channel.recv(1) else GONE
+    except BlockingIOError:
+        return None  # nothing came since the last call, as it should be
+
+
+class Ends:
+    """The trainer's open files of one interpreter."""
+
+    def __init__(self, channel: socket.socket, output: int):
+        self.channel, self.output = channel, output
+        self.process = -1  # a file that stands for the process and no other, whatever becomes of its id
+        self._lock = threading.Lock()
+        self._owner = os.getpid()  # a fork of it has the same files, and must not end what it does not use
+
+    def send(self, number: int) -> None:
+        """Send a signal, if there is still somebody to get it."""
+        with self._lock, suppress(ProcessLookupError):
+            if self.process >= 0:
+                signal.pidfd_send_signal(self.process, number)
+
+    def kill(self) -> None:
+        """From any thread: end the interpreter at once. Whoever waits for it is told by the end of the channel."""
+        if os.getpid() != self._owner:
+            return
+        self.send(signal.SIGKILL)
+        with suppress(OSError):  # it was closed, there or here
+            self.channel.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.kill()
+        with self._lock:
+            self.channel.close()
+            for file in (self.output, self.process):
+                if file >= 0:
+                    os.close(file)
+            self.output = self.process = -1
+
+
+class Interpreter:
+    """One interpreter, for one rollout. It ends when this object does."""
+
+    def __init__(self, channel: socket.socket, output: int, kept: int):
+        self._ends, self._kept = Ends(channel, output), kept
+        os.set_blocking(output, False)
+        self.kill = self._ends.kill
+        self.close = weakref.finalize(self, self._ends.close)
+
+    def wait_until_ready(self) -> None:
+        """Raises `NotStarted` with what the other end says is wrong."""
+        ends = self._ends
+        ends.channel.settimeout(STARTING)
+        try:
+            word, files, _, _ = socket.recv_fds(ends.channel, 4096, 1)
+        except OSError as error:
+            raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
+        if word != READY or not files:
+            said = _decoded(word.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
+            raise NotStarted(said.strip() or "it ended before it was ready")
+        ends.process = files[0]
+
+    def run(self, code: str, timeout: float) -> Finished:
+        """Run code, for so many seconds at most. After `ended` there is no interpreter any more."""
+        end, output = time.monotonic() + timeout, Output(self._kept)
+        self._read_rest(Output(0))  # what a thread of the call before printed after its end
+        words = code.encode("utf-8", errors="replace")
+        nonce = secrets.token_bytes(NONCE)
+        self._ends.send(signal.SIGCONT)
+        try:
+            problem, word = _problem_before(self._ends.channel), b""
+            if problem is None:
+                self._ends.channel.settimeout(timeout)
+                self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
+                problem, word = self._wait(nonce, output, end)
+        except TimeoutError:
+            problem, word = LATE.format(timeout), b""
+        except OSError:  # it ended before it was asked
+            problem, word = GONE, b""
+        if problem is not None:
+            return self._end(output, problem.format(timeout))
+        self._ends.send(signal.SIGSTOP)
+        self._read_rest(output)
+        return Finished(output.text(), word == RAISED)
+
+    def _wait(self, nonce: bytes, output: Output, end: float) -> tuple[str | None, bytes]:
+        """What is wrong, or the word that the call is done; output is read and cut meanwhile."""
+        channel, most = self._ends.channel, max(FLOOD * self._kept, LEAST_FLOOD)
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        poll.register(self._ends.output, select.POLLIN)
+        received = b""
+        while (left := end - time.monotonic()) > 0:
+            ready = [file for file, _ in poll.poll(left * 1000)]
+            if self._ends.output in ready:
+                data = os.read(self._ends.output, BLOCK)
+                output.add(data)
+                if not data:
+                    poll.unregister(self._ends.output)  # the code closed it
+                if output.total > most:
+                    return FLOODED.format(most), b""
+            if channel.fileno() in ready:
+                data = channel.recv(NONCE + 2)
+                received += data
+                if not data:
+                    return GONE, b""
+                if received in (nonce + RAN, nonce + RAISED):
+                    return None, received[NONCE:]
+                if not nonce.startswith(received):
+                    return BROKEN, b""
+        return LATE, b""
+
+    def _end(self, output: Output, why: str) -> Finished:
+        self._ends.send(signal.SIGKILL)
+        self._read_rest(output)
+        self.close()
+        return Finished(output.text(), True, why)
+
+    def _read_rest(self, output: Output) -> bytes:
+        """What is in the pipe now, as far as it holds it: another thread may go on filling it."""
+        first = b""
+        with suppress(BlockingIOError):
+            for _ in range(MOST_IN_PIPE // BLOCK):
+                data = os.read(self._ends.output, BLOCK)
+                output.add(data)
+                first = first or data
+                if not data:
+                    break
+        return first

@@ -1,0 +1,202 @@
+"""settings -> interpreters that are ready before they are asked for, each to be used by one rollout.
+
+The nursery (`sandbox/nursery.py`) makes interpreters when it is asked; a pool asks early and always keeps some. All
+environments of a process with the same settings share a pool.
+"""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from .interpreter import Interpreter, NotStarted
+from .sandbox.nursery import start_words
+
+
+logger = logging.getLogger(__name__)
+
+HOME = Path(__file__).parent
+MIB = 2**20
+CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
+ENDING = 5.0  # seconds that a nursery gets to clear up
+# The environment of all that runs here: nothing of the trainer's.
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",  # sets have the same order in every rollout and run
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the memory that an interpreter may have
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What interpreters are like. `isolation` is the level that is used, and no wish any more."""
+
+    isolation: str
+    timeout: float = 5.0
+    memory_mb: int = 512
+    disk_mb: int = 16
+    max_output: int = 8192
+    threads: int = 32
+    open_files: int = 64
+    warm: int = 4
+    preload: tuple[str, ...] = ()
+    python: str = sys.executable
+
+    def words(self) -> dict:
+        """As the nursery reads them."""
+        return {
+            "level": self.isolation,
+            "memory": self.memory_mb * MIB,
+            "disk": self.disk_mb * MIB,
+            "threads": self.threads,
+            "files": self.open_files,
+            "cpu": int(CALLS_OF_CPU * self.timeout) + 1,
+            "preload": list(self.preload),
+            "home": str(HOME),
+            "scratch": tempfile.gettempdir(),
+            "bubblewrap": shutil.which("bwrap"),
+            "trainer": os.getpid(),
+        }
+
+
+class Nursery:
+    """The trainer's end of a nursery."""
+
+    def __init__(self, settings: Settings):
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._kept = settings.max_output
+        start = start_words(str(HOME), "main")
+        words = [settings.python, *start, json.dumps(settings.words()), str(theirs.fileno())]
+        try:
+            self._process = subprocess.Popen(
+                words,
+                env=ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the trainer
+            )
+        except OSError:  # there is no such interpreter
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ends_within(self, seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return not self.alive
+
+    def make(self) -> Interpreter:
+        """Ask for an interpreter; it is ready some time later."""
+        channel, their_channel = socket.socketpair()
+        output, their_output = os.pipe()
+        interpreter = Interpreter(channel, output, self._kept)
+        try:
+            socket.send_fds(self._control, [b"i"], [their_channel.fileno(), their_output])
+        except OSError as error:
+            raise NotStarted(f"the process that makes interpreters has ended: {self.last_words}") from error
+        finally:
+            their_channel.close()
+            os.close(their_output)
+        return interpreter
+
+    @property
+    def last_words(self) -> str:
+        """Why it ended, if it has."""
+        if not self.ends_within(ENDING):
+            return "it does not say why"
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().decode(errors="replace").strip()
+        return said[-1000:] or f"code {self._process.returncode}"
+
+    def close(self) -> None:
+        """End it and all its interpreters."""
+        self._control.close()
+        self.ends_within(ENDING)
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+class Pool:
+    """Interpreters of the same settings. May be used from several threads, and in forks of the process."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._nursery: Nursery | None = None
+        self._owner = os.getpid()
+        self._warm: deque[Interpreter] = deque()
+
+    def take(self) -> Interpreter:
+        """An interpreter that nobody has used."""
+        with self._lock:
+            nursery = self._living_nursery()
+            interpreter = self._warm.popleft() if self._warm else nursery.make()
+            while len(self._warm) < self.settings.warm:
+                self._warm.append(nursery.make())
+        try:
+            interpreter.wait_until_ready()
+        except NotStarted as error:
+            interpreter.close()
+            if not nursery.ends_within(0.5):
+                raise
+            raise NotStarted(f"{error}; {nursery.last_words}") from error
+        return interpreter
+
+    def _living_nursery(self) -> Nursery:
+        if self._nursery is not None and self._owner == os.getpid() and self._nursery.alive:
+            return self._nursery
+        if self._nursery is not None and self._owner == os.getpid():
+            logger.warning(
+                f"The process that makes interpreters has ended ({self._nursery.last_words}). One more is started."
+            )
+            self._nursery.close()
+        self._warm.clear()
+        self._nursery, self._owner = Nursery(self.settings), os.getpid()
+        return self._nursery
+
+    def close(self) -> None:
+        """End all interpreters, those in use as well."""
+        with self._lock:
+            if self._nursery is not None and self._owner == os.getpid():
+                self._nursery.close()
+            self._nursery = None
+            for interpreter in self._warm:
+                interpreter.close()
+            self._warm.clear()
+
+
+@cache
+def pool_of(settings: Settings) -> Pool:
+    """The one pool of these settings."""
+    return Pool(settings)
+
+
+def describe(settings: Settings) -> str:
+    """Example: 'level namespaces, 5 s a call, 512 MiB, 16 MiB of files'"""
+    kept = asdict(settings)
+    return "level {isolation}, {timeout:g} s a call, {memory_mb} MiB, {disk_mb} MiB of files".format(**kept)

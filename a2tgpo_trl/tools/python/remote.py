@@ -1,0 +1,105 @@
+"""code -> its output, from an interpreter on another machine (`server.py`), over HTTP.
+
+    POST /run  {"session": ID, "code": CODE, "begun": BOOL}  ->  200 {"text": TEXT, "failed": BOOL}
+    POST /end  {"session": ID}                               ->  200 {}
+    GET  /health                                             ->  200 {"isolation": LEVEL, "sessions": NUMBER}
+
+A session begins with its first call. `begun` says that there were calls before: a server that knows nothing of them,
+since it was started anew or ended an idle session, says in its text that their state is gone. 401: no or another token
+(the variable A2TGPO_PYTHON_TOKEN, on both sides). 400: a request that is none. 503: as many sessions as may be. Both
+come with {"error": REASON}.
+"""
+
+import http.client
+import json
+import os
+import threading
+import uuid
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from .session import CodeFailed
+
+
+TOKEN = "A2TGPO_PYTHON_TOKEN"
+PATIENCE = 300.0  # seconds without an answer: the server ends code long before
+MOST_ANSWER = 2**26  # bytes
+
+
+class ServerDown(ConnectionError):
+    """The server does not answer, or not as one does."""
+
+
+def ping(address: str) -> dict[str, Any]:
+    """What the server says of itself. Raises `ServerDown`."""
+    return _Exchange(address).ask("GET", "/health", None)
+
+
+class RemoteSession:
+    """Runs the code of a rollout on a server."""
+
+    def __init__(self, address: str):
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+            raise ValueError(f"remote must be an address like http://sandbox:8400; got {address!r}.")
+        self._address = address
+        self._lock = threading.Lock()
+        self._exchange: _Exchange | None = None
+        self._id, self._begun = uuid.uuid4().hex, False
+
+    def run(self, code: str) -> str:
+        """What the code printed. Raises `CodeFailed`, or `ServerDown`."""
+        with self._lock:
+            exchange = self._exchange = _Exchange(self._address)
+        answer = exchange.ask("POST", "/run", {"session": self._id, "code": code, "begun": self._begun})
+        self._begun = True
+        if answer["failed"]:
+            raise CodeFailed(str(answer["text"]))
+        return str(answer["text"])
+
+    def forget(self) -> None:
+        """Before another rollout: its code finds nothing of this one's."""
+        if self._begun:
+            with suppress(ServerDown):  # it ends idle sessions itself
+                _Exchange(self._address).ask("POST", "/end", {"session": self._id})
+        self._id, self._begun = uuid.uuid4().hex, False
+
+    def cancel(self) -> None:
+        """From another thread: wait no more for the call that is being made. The server ends it in its time."""
+        with self._lock:
+            if self._exchange is not None:
+                self._exchange.close()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, address: str):
+        self._address, parts = address, urlsplit(address)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname or "", parts.port, timeout=PATIENCE)
+
+    def ask(self, method: str, path: str, content: Any) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if os.environ.get(TOKEN):
+            headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
+        try:
+            self._connection.request(method, path, None if content is None else json.dumps(content), headers)
+            response = self._connection.getresponse()
+            answer = json.loads(response.read(MOST_ANSWER))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServerDown(
+                f"the Python server at {self._address} does not answer ({type(error).__name__}: {error}). Start it "
+                "there with: a2tgpo serve-python"
+            ) from error
+        finally:
+            self._connection.close()
+        if response.status != 200:
+            raise ServerDown(f"the Python server at {self._address} refuses: {answer.get('error', answer)}")
+        return answer
+
+    def close(self) -> None:
+        with suppress(OSError):  # it was closed
+            if self._connection.sock is not None:
+                self._connection.sock.shutdown(2)

@@ -1,0 +1,168 @@
+"""code -> what it prints and the value of its last expression, on standard output; then one word to the trainer.
+
+    trainer -> cell    16 random bytes, length of the code (4 bytes), the code in UTF-8
+    cell -> trainer    the same 16 random bytes and one byte: "+" the code ran, "-" it raised
+
+What the code prints goes another way, a pipe that the trainer reads and cuts. So nothing is parsed that code could
+have written: code that finds the channel and the random bytes in its own interpreter can say that it is done before it
+is, and no more; any other byte on the channel ends the interpreter.
+"""
+
+import ast
+import builtins
+import ctypes
+import linecache
+import os
+import random
+import signal
+import socket
+import struct
+import sys
+import traceback
+import types
+from contextlib import suppress
+
+from . import filter, jail
+
+
+CHANNEL = 3  # the number of the channel's file, in every cell
+NONCE, LENGTH = 16, struct.Struct("<I")
+RAN, RAISED = b"+", b"-"
+READY, FAILED = b"R", b"E"
+FRAMES = 8  # of a traceback, the last
+
+
+# ---- closing in
+
+
+def enter(options: "dict", scratch: str, user: "int | None", own_mounts: bool) -> None:
+    """Take what an interpreter needs, and give everything else away. After this no privilege is left."""
+    baseline = options["baseline"]
+    if own_mounts:
+        jail.make_scratch(options["disk"])
+    for module in options["preload"]:
+        __import__(module)
+    os.chdir(scratch)
+    os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+    jail.become(user)
+    jail.end_with_parent()
+    jail.be_private()
+    tasks = options["threads"] + 2 if user is not None or options["counts_own"] else None
+    jail.limit(baseline + options["memory"], options["disk"], options["files"], options["cpu"], tasks)
+    filter.install()
+
+
+def main(channel: socket.socket, options: "dict", scratch: str, user: "int | None", own_mounts: bool) -> None:
+    """Be an interpreter until there is no more code. Does not return."""
+    try:
+        for number in range(1, signal.NSIG):
+            if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ, 32, 33):
+                signal.signal(number, signal.SIG_DFL)
+        own = os.pidfd_open(os.getpid())  # by which the trainer stops and ends this process, and no other
+        enter(options, scratch, user, own_mounts)
+    except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
+        say_failed(channel, error)
+        os._exit(1)
+    socket.send_fds(channel, [READY], [own])
+    os.close(own)
+    try:
+        Cell(channel).serve()
+    finally:
+        os._exit(1)  # code closed a file that it needs: the trainer is told by the end of the channel
+
+
+def say_failed(channel: socket.socket, error: BaseException) -> None:
+    """Tell the trainer why it gets no interpreter. It may have stopped listening."""
+    with suppress(OSError):
+        channel.sendall(FAILED + f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+
+
+# ---- running code
+
+
+class Cell:
+    """The state of one rollout's code, and the loop that runs it."""
+
+    def __init__(self, channel: socket.socket):
+        self._channel = channel
+        self._count = 0
+        module = types.ModuleType("__main__")
+        module.__dict__["__builtins__"] = builtins
+        sys.modules["__main__"] = module
+        self._names = module.__dict__
+        random.seed(0)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(0)
+
+    def serve(self) -> None:
+        while True:
+            head = self._receive(NONCE + LENGTH.size)
+            (size,) = LENGTH.unpack(head[NONCE:])
+            word = self._run(self._receive(size).decode())
+            self._channel.sendall(head[:NONCE] + word)
+
+    def _receive(self, size: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            part = self._channel.recv(size - len(received))
+            if not part:
+                os._exit(0)  # the rollout is over
+            received += part
+        return received
+
+    def _run(self, code: str) -> bytes:
+        self._count += 1
+        # Anew each time: the code before may have closed or replaced it.
+        stream = self._stream = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        sys.stdout = sys.stderr = stream
+        sys.stdin = open(0, closefd=False)
+        word = RAN
+        try:
+            try:
+                self._execute(code, f"Cell {self._count}")
+            except BaseException as error:  # noqa: BLE001  # SystemExit too
+                if not (isinstance(error, SystemExit) and error.code in (None, 0)):
+                    word = RAISED
+                    stream.write(explain(error))
+            stream.flush()
+            _flush_c()
+        except BaseException:  # noqa: BLE001  # the code closed its output, or its exception raises when it is printed
+            word = RAISED
+        return word
+
+    def _execute(self, code: str, name: str) -> None:
+        tree = ast.parse(code, name)
+        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            del tree.body[-1]
+        exec(compile(tree, name, "exec", dont_inherit=True), self._names)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), self._names)
+            if value is not None:
+                self._names["_"] = value
+                self._stream.write(f"{value!r}\n")
+
+
+def explain(error: BaseException) -> str:
+    """A traceback of the code's own lines.
+
+    Example: 'Traceback (most recent call last):\n  File "Cell 1", line 1, in <module>\n    1 / 0\n...'
+    """
+    found = traceback.TracebackException.from_exception(error, compact=True)
+    seen: set[int] = set()
+    waiting: list[traceback.TracebackException | None] = [found]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        mine = [frame for frame in one.stack if frame.filename.startswith("Cell ")]
+        one.stack = traceback.StackSummary.from_list(mine[-FRAMES:])
+        waiting += [one.__cause__, one.__context__]
+    return "".join(found.format())
+
+
+def _flush_c() -> None:
+    """What C code printed waits in the C library's own buffer."""
+    ctypes.CDLL(None).fflush(None)

@@ -1,0 +1,197 @@
+"""names of system calls -> a seccomp filter that refuses them, for this process and for good.
+
+Refused calls fail with EPERM, as calls that need a privilege do, so that ordinary code sees an ordinary error.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+
+
+# name: (x86_64, aarch64); None where a processor has no such call
+REFUSED: "dict[str, tuple[int | None, int | None]]" = {
+    # other programs, and processes of its own: an interpreter is one process
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
+    # the network, other machines' and this one's; pairs of sockets within the process are allowed
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "bind": (49, 200),
+    "connect": (42, 203),
+    "listen": (50, 201),
+    "socket": (41, 198),
+    # other processes: their memory, files and signals
+    "kcmp": (312, 272),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "pidfd_getfd": (438, 438),
+    "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "ptrace": (101, 117),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "tkill": (200, 130),
+    "ioprio_set": (251, 30),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "setpriority": (141, 140),
+    # memory that no limit counts
+    "io_setup": (206, 0),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "mq_open": (240, 180),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "shmget": (29, 194),
+    # other views of the machine
+    "chroot": (161, 51),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "pivot_root": (155, 41),
+    "setns": (308, 268),
+    "umount2": (166, 39),
+    "unshare": (272, 97),
+    # the machine itself: clocks, modules, keys, names
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "clock_settime": (227, 112),
+    "delete_module": (176, 106),
+    "finit_module": (313, 273),
+    "init_module": (175, 105),
+    "ioperm": (173, None),
+    "iopl": (172, None),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "lookup_dcookie": (212, 18),
+    "modify_ldt": (154, None),
+    "nfsservctl": (180, 42),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "reboot": (169, 142),
+    "request_key": (249, 218),
+    "setdomainname": (171, 162),
+    "sethostname": (170, 161),
+    "settimeofday": (164, 170),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "syslog": (103, 116),
+    "vhangup": (153, 58),
+    # parts of the kernel that ordinary code does without, and that had most of its holes
+    "bpf": (321, 280),
+    "fanotify_init": (300, 262),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425),
+    "perf_event_open": (298, 241),
+    "personality": (135, 92),
+    "userfaultfd": (323, 282),
+}
+
+# Of these, only some arguments are refused: by name, (x86_64, aarch64), the place of the argument, its values.
+REFUSED_VALUES: "dict[str, tuple[tuple[int, int], int, tuple[int, ...]]]" = {
+    # its death with its parent's, whether it can be traced, its memory map
+    "prctl": ((157, 167), 0, (1, 4, 35, 0x59616D61)),
+    # whom the kernel is to signal when a file is ready
+    "fcntl": ((72, 25), 1, (8, 15)),
+    # the same, and what is typed into a terminal
+    "ioctl": ((16, 29), 1, (0x8901, 0x8902, 0x5412, 0x541C)),
+}
+# Of these, only some: (x86_64, aarch64), and the values of the first argument that are allowed; None: its own id.
+ALLOWED_VALUES: "dict[str, tuple[tuple[int, int], tuple[int | None, ...]]]" = {
+    "kill": ((62, 129), (None,)),
+    "tgkill": ((234, 131), (None,)),
+    "prlimit64": ((302, 261), (0, None)),
+}
+CLONE, CLONE3 = (56, 220), (435, 435)
+SECCOMP = (317, 277)
+
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's word for it
+THREAD = 0x10000  # CLONE_THREAD: a thread of this process, and no process of its own
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the filter
+ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+EPERM, ENOSYS = 1, 38
+NUMBER, MACHINE = 0, 4  # where in the kernel's record the call's number stands, and its machine
+X32 = 0x40000000  # on x86_64, a second table of calls, by other numbers
+SET_FILTER, ALL_THREADS = 1, 1
+
+
+def argument(place: int) -> int:
+    """Where in the kernel's record the lower half of an argument stands."""
+    return 16 + 8 * place
+
+
+def program(machine: str, own_id: int) -> bytes:
+    """The filter, as instructions of 8 bytes."""
+    column, word = MACHINES[machine]
+    code: list[tuple[int, int, int, int]] = []
+
+    def add(operation: int, value: int, if_so: int = 0, if_not: int = 0) -> None:
+        code.append((operation, if_so, if_not, value))
+
+    def only_for(number: int, body: "list[tuple[int, int, int, int]]") -> None:
+        """Instructions that are skipped if the call is another one. They end with a verdict."""
+        add(EQUAL, number, 0, len(body))
+        code.extend(body)
+
+    refuse, allow = (RETURN, 0, 0, REFUSE | EPERM), (RETURN, 0, 0, ALLOW)
+    add(LOAD, MACHINE)
+    add(EQUAL, word, 1, 0)
+    add(RETURN, KILL)
+    add(LOAD, NUMBER)
+    if machine == "x86_64":
+        add(AT_LEAST, X32, 0, 1)
+        add(RETURN, REFUSE | EPERM)
+    for numbers in REFUSED.values():
+        number = numbers[column]
+        if number is not None:
+            only_for(number, [refuse])
+    only_for(CLONE[column], [(LOAD, 0, 0, argument(0)), (ANY_BIT, 1, 0, THREAD), refuse, allow])
+    # Its arguments are in memory, where a filter cannot look; the C library then takes the older call.
+    only_for(CLONE3[column], [(RETURN, 0, 0, REFUSE | ENOSYS)])
+    for places, place, refused in REFUSED_VALUES.values():
+        tests = [one for value in refused for one in ((EQUAL, 0, 1, value), refuse)]
+        only_for(places[column], [(LOAD, 0, 0, argument(place)), *tests, allow])
+    for places, allowed in ALLOWED_VALUES.values():
+        tests = [one for value in allowed for one in ((EQUAL, 0, 1, own_id if value is None else value), allow)]
+        only_for(places[column], [(LOAD, 0, 0, argument(0)), *tests, refuse])
+    add(RETURN, ALLOW)
+    return b"".join(struct.pack("HBBI", *one) for one in code)
+
+
+class Program(ctypes.Structure):
+    """The kernel's `sock_fprog`."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+
+def install() -> None:
+    """Refuse these calls from now on. Needs PR_SET_NO_NEW_PRIVS; there is no way back."""
+    machine = platform.machine()
+    if machine not in MACHINES:
+        raise OSError(f"the filter of system calls is written for {' and '.join(MACHINES)}, not for {machine}")
+    code = program(machine, os.getpid())
+    column, _ = MACHINES[machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    given = Program(len(code) // 8, code)
+    number = ctypes.c_long(SECCOMP[column])
+    if libc.syscall(number, ctypes.c_long(SET_FILTER), ctypes.c_long(ALL_THREADS), ctypes.byref(given)) != 0:
+        raise OSError(ctypes.get_errno(), "the kernel takes no filter of system calls (CONFIG_SECCOMP_FILTER)")
