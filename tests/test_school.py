@@ -98,3 +98,8 @@ def test_a_few_steps_lower_the_loss(capsys):
     study(model, TOKENIZER, 12, FAULTLESS, tokens=600)
     first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step"))
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
+
+
+def test_chains_grow_over_the_first_third_of_a_term():
+    assert [longest(step, 9, 4) for step in range(9)] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert longest(0, 9, 4) == 1 and longest(8, 9, 2) == 2
