@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from a2tgpo_trl import math_answers
-from a2tgpo_trl.math_answers import LONGEST, SECONDS, Judge, equal, final_answer, last_boxed, math_equal, number, plain
+from a2tgpo_trl.math_answers import LONGEST, MEMORY, Judge, equal, final_answer, last_boxed, math_equal, number, plain
 from a2tgpo_trl.names import load_reward
 
 
@@ -99,10 +99,12 @@ def test_different_answers_are_not_equal(accepted, given):
 
 
 @pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_written_to_break_the_judge_is_wrong_in_bounded_time(given):
+def test_what_is_written_to_break_the_judge_is_wrong_in_bounded_time(given, monkeypatch):
     start = time.monotonic()
-    assert math_equal([f"<answer>{given}</answer>"], ["12"]) == [0.0]
-    assert time.monotonic() - start < SECONDS + 30  # a process may have to be started: SymPy takes seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(math_answers, "SECONDS", 1.0)  # to have it sooner
+        assert math_equal([f"<answer>{given}</answer>"], ["12"]) == [0.0]
+    assert time.monotonic() - start < 30  # a process may have to be started: SymPy takes seconds
     assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is judged
 
 
@@ -110,6 +112,7 @@ def test_a_judge_that_is_killed_is_replaced_and_no_process_is_left_of_it():
     judge = Judge()
     assert judge.verdict("x+1", "1+x")
     first = psutil.Process(judge._process._process.pid)
+    assert first.rlimit(psutil.RLIMIT_AS)[0] == MEMORY
     assert not judge.verdict("12", "9**(9**(9**9))")
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
     assert judge.verdict("x+1", "1+x")
