@@ -48,7 +48,7 @@ class Habits:
 
 
 FAULTLESS = Habits()
-CLUMSY = Habits(guessing=0.12, hasty=0.15, slipping=0.2, blind=0.4, repeating=0.1)
+CLUMSY = Habits(guessing=0.1, hasty=0.12, slipping=0.15, blind=0.35, repeating=0.06)
 
 
 class Scratch:
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny policy of arithmetic from nothing.")
     parser.add_argument("output", type=Path)
     parser.add_argument("--lessons", type=int, default=800, help="of the first term")
-    parser.add_argument("--clumsy-lessons", type=int, default=80, help="of the second term")
+    parser.add_argument("--clumsy-lessons", type=int, default=200, help="of the second term")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -197,7 +197,7 @@ def main() -> None:
     study(model, tokenizer, args.lessons, FAULTLESS, seed=args.seed)
     model.save_pretrained(args.output / "faultless")
     tokenizer.save_pretrained(args.output / "faultless")
-    study(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.2, seed=args.seed)
+    study(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.6, seed=args.seed)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 
