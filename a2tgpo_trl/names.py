@@ -12,17 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import rewards
 from .recipe_file import nearest
 
 
-REWARDS = {name: getattr(rewards, name) for name in ("exact_match", "f1", "answer_format")}
+# short name -> import path. Imported when it is used: what `math_equal` stands on is not installed everywhere.
+REWARDS = {
+    "exact_match": "a2tgpo_trl.rewards:exact_match",
+    "f1": "a2tgpo_trl.rewards:f1",
+    "answer_format": "a2tgpo_trl.rewards:answer_format",
+    "math_equal": "a2tgpo_trl.math_answers:math_equal",
+}
 
 
 def load_reward(name: str, folders: Sequence[Path]) -> Any:
     """A reward function by name, or the path of a reward model as it is."""
-    if name in REWARDS:
-        return REWARDS[name]
+    name = REWARDS.get(name, name)
     return load(name, folders, "reward", REWARDS) if ":" in name else _reward_model(name)
 
 

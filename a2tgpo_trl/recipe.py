@@ -21,14 +21,14 @@ from trl.trainer.utils import create_model_from_path
 
 from .config import A2TGPOConfig
 from .launched import deepspeed_on_cpu
-from .names import find_file, load, load_reward
+from .names import REWARDS, find_file, load, load_reward
 from .recipe_file import RecipeError, check_keys, find_recipe, nearest, read_yaml
-from .tasks import TASKS, Task
-from .tasks.atlas import POLICY
+from .tasks import TASKS, Task, arithmetic, atlas
 from .turn_rewards import find as find_turn_reward
 
 
-MODELS = {"atlas-tiny": str(POLICY)}
+# Policies that come with the package.
+MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -39,7 +39,9 @@ class RecipeArguments:
 
     task: str | None = field(
         default=None,
-        metadata={"help": "Task to train on: 'atlas', or the import path of a function that returns a Task."},
+        metadata={
+            "help": f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
+        },
     )
     task_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of the task's function."}
@@ -59,7 +61,7 @@ class RecipeArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: 'exact_match', 'f1', 'answer_format', import paths of functions, or names of reward "
+            "help": f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward "
             "models. Replaces the task's."
         },
     )
@@ -243,7 +245,9 @@ def read_recipe(words: Sequence[str]) -> Recipe:
             raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, parser.valid_keys)}")
         run, args, model = parsed
         if model.model_name_or_path is None:
-            raise ValueError("model_name_or_path is missing: name a model of the hub, a folder, or 'atlas-tiny'.")
+            raise ValueError(
+                f"model_name_or_path is missing: name a model of the hub, a folder, or one of {', '.join(MODELS)}."
+            )
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         check_folder(Path(model.model_name_or_path))
         folders = [Path(path).parent] if path else []

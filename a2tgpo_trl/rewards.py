@@ -47,7 +47,7 @@ def extract_answer(completion: Completion) -> str | None:
     submitted = _submitted(completion)
     if submitted is not None:
         return submitted
-    found = _ANSWER.findall(_final_text(completion))
+    found = _ANSWER.findall(final_text(completion))
     return found[-1].strip() if found else None
 
 
@@ -74,7 +74,7 @@ def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
 
     Example: "<answer>Paris</answer>" -> 0; "Paris" -> -1; "<answer>Paris</answer> <answer>Rome</answer>" -> -1
     """
-    return [0.0 if _submitted(c) or _is_well_formed(_final_text(c)) else -1.0 for c in completions]
+    return [0.0 if _submitted(c) or _is_well_formed(final_text(c)) else -1.0 for c in completions]
 
 
 def _submitted(completion: Completion) -> str | None:
@@ -86,7 +86,8 @@ def _submitted(completion: Completion) -> str | None:
     return next((answer.strip() for answer in reversed(answers) if isinstance(answer, str)), None)
 
 
-def _final_text(completion: Completion) -> str:
+def final_text(completion: Completion) -> str:
+    """The text of the last assistant message."""
     if isinstance(completion, str):
         return completion
     written = [message for message in completion if message["role"] == "assistant"]

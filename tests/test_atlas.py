@@ -7,10 +7,10 @@ import pytest
 
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
-from a2tgpo_trl.tasks.atlas.draw import Draw
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION, atlas
 from a2tgpo_trl.tasks.atlas.tokenizer import make_tokenizer
 from a2tgpo_trl.tasks.atlas.world import ENTITIES, PARTS, library, make_part, names
+from a2tgpo_trl.tasks.draw import Draw
 from a2tgpo_trl.tools.search import NOTHING_FOUND, BM25Index, search_tool
 
 

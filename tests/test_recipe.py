@@ -1,5 +1,6 @@
 """Recipes: each that is shipped parses; a mistake is named with its file, its key and the nearest valid name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from a2tgpo_trl.rewards import exact_match
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "accelerate")
+# A row of what a recipe takes from the hub.
+DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 = 72\n#### 72"}}
 
 
 def write(folder: Path, text: str, **others: str) -> Path:
@@ -34,7 +37,12 @@ def test_there_are_recipes_and_the_package_finds_them():
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_override(file, tmp_path):
     # A recipe for GPUs asks for bfloat16, which this machine's settings object refuses.
-    recipe = read_recipe(["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)])
+    words = ["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)]
+    if file.name in DATA:
+        for split in ("train", "test"):
+            (tmp_path / f"{split}.jsonl").write_text(json.dumps(DATA[file.name]))
+        words += ["--task_kwargs", json.dumps({"path": str(tmp_path)})]
+    recipe = read_recipe(words)
     assert recipe.task.train_dataset.num_rows > 0
     header = file.read_text()
     for word in ("# Needs", "# Run", "# Override"):

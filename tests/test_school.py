@@ -5,22 +5,12 @@ import torch
 from datasets import Dataset
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.tasks.atlas.draw import Draw
-from a2tgpo_trl.tasks.atlas.school import (
-    CLUMSY,
-    FAULTLESS,
-    Habits,
-    batch,
-    loss_and_hits,
-    make_model,
-    orthogonal,
-    steps_of,
-    study,
-    transcript,
-)
+from a2tgpo_trl.tasks.atlas.school import CLUMSY, FAULTLESS, Habits, batch, steps_of, study, transcript
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION
 from a2tgpo_trl.tasks.atlas.tokenizer import make_tokenizer
 from a2tgpo_trl.tasks.atlas.world import library, make_part
+from a2tgpo_trl.tasks.draw import Draw
+from a2tgpo_trl.tasks.school import longest, loss_and_hits, make_model, orthogonal
 from a2tgpo_trl.tools.search import search_tool
 
 
@@ -86,7 +76,7 @@ def test_a_transcript_is_what_the_tool_loop_makes_of_the_same_steps(tmp_path):
 def test_the_loss_counts_what_the_policy_wrote_and_nothing_else():
     torch.manual_seed(0)
     model = make_model(TOKENIZER)
-    ids, written = batch(TOKENIZER, hops=1, size=3, habits=FAULTLESS, seed=0)
+    _, ids, written = batch(TOKENIZER, hops=1, size=3, habits=FAULTLESS, seed=0)
     loss, right = loss_and_hits(model, ids, written)
     logits = model(ids).logits[:, :-1].log_softmax(-1)
     picked = logits.gather(-1, ids[:, 1:, None]).squeeze(-1)[written[:, 1:].bool()]
@@ -108,3 +98,8 @@ def test_a_few_steps_lower_the_loss(capsys):
     study(model, TOKENIZER, 12, FAULTLESS, tokens=600)
     first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step"))
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
+
+
+def test_chains_grow_over_the_first_third_of_a_term():
+    assert [longest(step, 9, 4) for step in range(9)] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert longest(0, 9, 4) == 1 and longest(8, 9, 2) == 2

@@ -12,7 +12,12 @@ from datasets import Dataset, IterableDataset
 
 
 # short name -> import path of a function that makes the task
-TASKS = {"atlas": "a2tgpo_trl.tasks.atlas.task:atlas"}
+TASKS = {
+    "atlas": "a2tgpo_trl.tasks.atlas.task:atlas",
+    "arithmetic": "a2tgpo_trl.tasks.arithmetic.task:arithmetic",
+    "gsm8k": "a2tgpo_trl.tasks.math.task:gsm8k",
+    "math": "a2tgpo_trl.tasks.math.task:math",
+}
 
 
 @dataclass

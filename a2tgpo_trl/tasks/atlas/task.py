@@ -5,7 +5,7 @@ from datasets import Dataset
 from ...rewards import answer_format, exact_match, f1
 from ...tools.search import search_tool
 from .. import Task
-from .draw import Draw
+from ..draw import Draw
 from .world import Part, Question, library, make_part
 
 

@@ -10,7 +10,7 @@ Names are split between the parts of a world for every seed alike (`PARTS`): no 
 from dataclasses import dataclass
 from functools import cache
 
-from .draw import Draw
+from ..draw import Draw
 
 
 # kind -> relation -> kind of what it leads to

@@ -1,0 +1,206 @@
+"""From nothing to the tiny policy that is shipped: `python -m a2tgpo_trl.tasks.arithmetic.school OUTPUT_FOLDER`.
+
+    problems, drawn anew for every batch -> transcripts of solving them in Python -> weights
+
+Two terms, as in Atlas's school. In the first the transcripts are faultless: one call for each step, one more for a
+look at a number that a step depends on, then the answer. In the second they are spoilt by chance, which is what
+reinforcement learning is to undo (`Habits`). No coin is written down, so all that the policy can learn of them is how
+often they fall.
+
+The products of these problems belong to the part "school", so none is in a set to train or test on (`problems.PARTS`).
+
+Takes a quarter of an hour on two cores. The seed fixes the data, not the last bits of the weights, which differ
+between processors.
+"""
+
+import argparse
+import ast
+import linecache
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from .. import school
+from ..draw import Draw
+from ..school import Batch, Transcript
+from .problems import MAX_STEPS, Operation, Problem, Step, make_problem
+from .task import INSTRUCTION, prompt
+from .tokenizer import CALL_END, CALL_START, make_tokenizer
+
+
+LOOK = "n % 2"
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Chances of what the policy is to unlearn."""
+
+    guessing: float = 0.0  # to answer at once, with a number of the problem
+    hasty: float = 0.0  # before each step but the first: to answer with the number as it is
+    slipping: float = 0.0  # at each step: to write code that fails, which changes nothing
+    blind: float = 0.0  # at each step that depends on the number: to take either operation without a look
+    repeating: float = 0.0  # after each step: to make the same call once more, which changes the number again
+
+
+FAULTLESS = Habits()
+CLUMSY = Habits(guessing=0.1, hasty=0.12, slipping=0.15, blind=0.35, repeating=0.06)
+
+
+class Scratch:
+    """An interpreter without walls, for code of ours only: lines that end in an expression. It says what
+    `PythonSession` would say, in a thousandth of the time."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, object] = {}
+        self._calls = 0
+
+    def python(self, code: str) -> str:
+        """The value of the last expression, or what went wrong."""
+        self._calls += 1
+        cell = f"Cell {self._calls}"
+        linecache.cache[cell] = (len(code), None, [code], cell)
+        try:
+            *statements, last = ast.parse(code, cell).body
+            assert isinstance(last, ast.Expr)
+            exec(compile(ast.Module(statements, []), cell, "exec"), self._names)
+            return repr(eval(compile(ast.Expression(last.value), cell, "eval"), self._names))
+        except (SyntaxError, NameError) as error:
+            found = traceback.TracebackException.from_exception(error, compact=True)
+            own = [frame for frame in found.stack if frame.filename == cell]
+            found.stack = traceback.StackSummary.from_list(own)
+            return "".join(found.format()).removesuffix("\n")
+
+
+@cache
+def python_tool() -> Callable[[str], str]:
+    """The tool as the policy reads of it."""
+    from ...tools.python import PythonSession
+
+    return PythonSession().python
+
+
+def tokenizer_of_task() -> PreTrainedTokenizerFast:
+    """The tiny policy's tokenizer. Where the tool's description changes, only the text of one token does."""
+    return make_tokenizer(INSTRUCTION, [python_tool()])
+
+
+def slip_of(code: str, draw: Draw) -> str:
+    """A line such that it fails before it changes anything: without its semicolon, or of a variable that is not there.
+
+    Example: "n += 121; n" -> "n += 121 n" or "m += 121; m"; "n = 100 * 101; n" -> "n = 100 * 101 n"
+    """
+    is_first = code.startswith("n = ")  # which would work with another name, too
+    if code == LOOK or (not is_first and draw.chance(0.5)):
+        return code.replace("n", "m")
+    return code.replace("; n", " n")
+
+
+def work(
+    problem: Problem, python: Callable[[str], str], habits: Habits, draw: Draw
+) -> tuple[list[tuple[str, str]], str]:
+    """The calls of a transcript with their results, and its answer.
+
+    Example: faultless, for 100 times 101, then if even add 121, else add 122
+    -> [("n = 100 * 101; n", "10100"), ("n % 2", "0"), ("n += 121; n", "10221")], "10221"
+    """
+    x, y = problem.factors
+    calls: list[tuple[str, str]] = []
+
+    def call(code: str) -> str:
+        """The result of a call, which may take several attempts."""
+        while draw.chance(habits.slipping):
+            slip = slip_of(code, draw)
+            calls.append((slip, python(slip)))
+        calls.append((code, python(code)))
+        return calls[-1][1]
+
+    def take(code: str) -> str:
+        """The number after a step."""
+        result = call(code)
+        return call(code) if draw.chance(habits.repeating) else result
+
+    def choose(step: Step) -> Operation:
+        """The operation of a step, after a look at the number where it depends on that."""
+        if not step.depends:
+            return step.even
+        if draw.chance(habits.blind):
+            return draw.choice([step.even, step.odd])
+        return step.odd if call(LOOK) == "1" else step.even
+
+    if draw.chance(habits.guessing):
+        return [], str(draw.choice([x, y]))
+    number = take(f"n = {x} * {y}; n")
+    for step in problem.steps:
+        if draw.chance(habits.hasty):
+            break
+        operation = choose(step)
+        number = take(f"n {operation.sign}= {operation.number}; n")
+    return calls, number
+
+
+def transcript(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: Habits, draw: Draw) -> Transcript:
+    """A problem worked at in Python."""
+    calls, answer = work(problem, Scratch().python, habits, draw)
+    written = [(f"{CALL_START}{code}{CALL_END}", result) for code, result in calls]
+    return school.transcript(tokenizer, prompt(problem), python_tool(), written, answer)
+
+
+def batch(
+    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "school"
+) -> Batch:
+    """Transcripts of fresh problems."""
+    draw = Draw("lesson", seed)
+    rows = [transcript(tokenizer, make_problem(steps, part, draw), habits, draw) for _ in range(size)]
+    return steps, *school.padded(tokenizer, rows)
+
+
+def study(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: int,
+    habits: Habits,
+    *,
+    tokens: int = 3000,
+    slower: float = 1.0,
+    seed: object = 0,
+) -> None:
+    """One term of so many lessons. Faultless problems grow over its first third; others are of all lengths at once."""
+
+    def lesson(number: int) -> Batch:
+        longest = MAX_STEPS if habits != FAULTLESS else school.longest(number, lessons, MAX_STEPS)
+        draw = Draw("steps", seed, number)
+        steps = 1 + max(draw.below(longest), draw.below(longest))  # of long ones there is more to learn
+        return batch(tokenizer, steps, tokens // (5 + 45 * steps), habits, f"{seed}/{habits}/{number}")
+
+    def unseen(number: int, steps: int) -> Batch:
+        return batch(tokenizer, steps, 50, habits, number, part="train")
+
+    school.study(model, lessons, lesson, unseen, slower=slower)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the tiny policy of arithmetic from nothing.")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--lessons", type=int, default=800, help="of the first term")
+    parser.add_argument("--clumsy-lessons", type=int, default=200, help="of the second term")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    tokenizer = tokenizer_of_task()
+    model = school.make_model(tokenizer, heads=4, intermediate_size=384)
+    study(model, tokenizer, args.lessons, FAULTLESS, seed=args.seed)
+    model.save_pretrained(args.output / "faultless")
+    tokenizer.save_pretrained(args.output / "faultless")
+    study(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.6, seed=args.seed)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main()

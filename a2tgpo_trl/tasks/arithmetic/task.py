@@ -1,0 +1,47 @@
+"""seed -> problems -> the task of solving them with Python."""
+
+from datasets import Dataset
+
+from ...rewards import answer_format, exact_match
+from .. import Task
+from ..draw import Draw
+from .problems import Problem, make_problem
+
+
+INSTRUCTION = "Work in Python, one step a call, then reply with <answer>NUMBER</answer>."
+TRAIN_STEPS = (1, 2, 3, 4)
+TEST_STEPS = (2, 3, 4)
+
+
+def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, isolation: str = "auto") -> Task:
+    """Problems of one to four steps to train on, and of two to four steps, in equal parts, to test on.
+
+    No problem of one set is in the other, or begins with the same product. `isolation` is that of
+    `tools.python.python_sessions`.
+    """
+    from ...tools.python import python_sessions
+
+    return Task(
+        train_dataset=_questions("train", TRAIN_STEPS, train_questions, seed),
+        test_dataset=_questions("test", TEST_STEPS, test_questions, seed),
+        environment_factory=python_sessions(isolation=isolation),
+        reward_funcs=[exact_match, answer_format],
+        reward_weights=[1.0, 0.1],
+        group_by="steps",
+    )
+
+
+def prompt(problem: Problem) -> list[dict[str, str]]:
+    """A problem as the policy is asked it."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem.text}]
+
+
+def _questions(part: str, steps: tuple[int, ...], number: int, seed: int) -> Dataset:
+    draw = Draw("arithmetic", part, seed)
+    problems = [make_problem(steps[i % len(steps)], part, draw) for i in range(number)]
+    return Dataset.from_list(
+        [
+            {"prompt": prompt(problem), "answer": problem.answer, "steps": 1 + len(problem.steps)}
+            for problem in problems
+        ]
+    )

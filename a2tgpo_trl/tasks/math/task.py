@@ -1,0 +1,63 @@
+r"""GSM8K or MATH -> the task of solving its problems with Python.
+
+The answer goes into `<answer>` tags, as the gain's `probe_template` has it; a policy that writes `\boxed{}` all the
+same is understood by `math_equal`, and loses a little for the form.
+"""
+
+from pathlib import Path
+
+from ...math_answers import math_equal
+from ...rewards import answer_format
+from .. import Task
+from . import data
+
+
+# Raw, or else \b of \boxed is a backspace, and \f of \frac a form feed.
+INSTRUCTION = (
+    r"Solve the problem. Use the Python tool to compute: variables are kept from one call to the next. Then reply "
+    r"with <answer>ANSWER</answer>, where ANSWER is what you would write in \boxed{}, such as 42 or \frac{3}{4}."
+)
+
+
+def gsm8k(path: str | Path | None = None, isolation: str = "auto", timeout: float = 5.0) -> Task:
+    """GSM8K: 7,473 word problems to train on, 1,319 to test on, whose answers are whole numbers.
+
+    Args:
+        path: Folder with its files (train*, test*; .jsonl or .parquet). None: openai/gsm8k of the hub.
+        isolation: As of `tools.python.python_sessions`.
+        timeout: Seconds that a call of Python may take.
+    """
+    splits = data.load_splits(path, "openai/gsm8k", "main")
+    return _task(splits, "question", data.gsm8k_answer, isolation, timeout)
+
+
+def math(path: str | Path | None = None, isolation: str = "auto", timeout: float = 5.0) -> Task:
+    """MATH: 7,500 problems of competitions to train on, 5,000 to test on, in five levels, whose answers are LaTeX.
+
+    Args:
+        path: Folder with its files (train*, test*; .jsonl, .json or .parquet). None: its copy
+            DigitalLearningGmbH/MATH-lighteval of the hub.
+        isolation: As of `tools.python.python_sessions`.
+        timeout: Seconds that a call of Python may take.
+    """
+    splits = data.load_splits(path, "DigitalLearningGmbH/MATH-lighteval", None)
+    return _task(splits, "problem", data.math_answer, isolation, timeout)
+
+
+def prompt(problem: str) -> list[dict[str, str]]:
+    """A problem as the policy is asked it."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
+
+
+def _task(splits, column: str, answer_of, isolation: str, timeout: float) -> Task:
+    from ...tools.python import python_sessions
+
+    train, test = (data.questions(splits[split], column, answer_of, prompt) for split in data.SPLITS)
+    return Task(
+        train_dataset=train,
+        test_dataset=test,
+        environment_factory=python_sessions(isolation=isolation, timeout=timeout),
+        reward_funcs=[math_equal, answer_format],
+        reward_weights=[1.0, 0.1],
+        group_by="level" if "level" in test.column_names else None,
+    )
