@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from a2tgpo_trl.tools.python import python_sessions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from a2tgpo_trl.rewards import exact_match
@@ -27,6 +26,7 @@ from a2tgpo_trl.tasks.arithmetic.school import (
 from a2tgpo_trl.tasks.arithmetic.task import arithmetic
 from a2tgpo_trl.tasks.draw import Draw
 from a2tgpo_trl.tasks.school import make_model
+from a2tgpo_trl.tools.python import python_sessions
 
 
 ADD, SUBTRACT = Operation("+", 121), Operation("-", 122)
