@@ -9,8 +9,8 @@ often they fall.
 
 The products of these problems belong to the part "school", so none is in a set to train or test on (`problems.PARTS`).
 
-Takes a quarter of an hour on two cores. The seed fixes the data, not the last bits of the weights, which differ
-between processors.
+Took 25 minutes on one core of an AMD EPYC, which others used as well. The seed fixes the data, not the last bits of
+the weights, which differ between processors.
 """
 
 import argparse
