@@ -4,7 +4,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoints import check_writable
+from .config import A2TGPOConfig
+
+
+def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2TGPOConfig:
+    """Settings for this model, if there are none; what is wrong with those that there are."""
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = A2TGPOConfig(f"{name.split('/')[-1] or 'model'}-A2TGPO")
+    elif not isinstance(args, A2TGPOConfig):
+        raise TypeError(
+            f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
+            "A2TGPOConfig(...): it takes the same fields; epsilon, epsilon_high and importance_sampling_level "
+            "have other defaults."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
+            "processes together, and the exit code 75."
+        )
+    if args.should_save:
+        check_writable(args.output_dir)
+    return args
 
 
 def used_answers(answer: Any, aliases: str, where: str) -> list[str]:

@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checkpoints import check_writable
-from .checks import checked_rollout_func, used_answers
+from .checks import checked_rollout_func, complete_args, used_answers
 from .config import A2TGPOConfig
 from .engines import Engine, LockStep, Request, Seeds
 from .environments import Environments
@@ -116,22 +115,7 @@ class A2TGPOTrainer(Resumable):
         turn_reward_funcs: Sequence[TurnReward] | Mapping[str, TurnReward] = (),
         **keywords: Any,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            args = A2TGPOConfig(f"{name.split('/')[-1] or 'model'}-A2TGPO")
-        elif not isinstance(args, A2TGPOConfig):
-            raise TypeError(
-                f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
-                "A2TGPOConfig(...): it takes the same fields; epsilon, epsilon_high and importance_sampling_level "
-                "have other defaults."
-            )
-        if args.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
-                "processes together, and the exit code 75."
-            )
-        if args.should_save:
-            check_writable(args.output_dir)
+        args = complete_args(model, args)
         # What passes between the parent's steps. None outside them.
         self._batch_answers: list[list[str]] | None = None
         self._turn_scores: TurnScores | None = None

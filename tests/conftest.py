@@ -1,16 +1,11 @@
-import importlib.util
 import os
 
-import python_stand_in
 import torch
 from hypothesis import settings
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub, and nothing may wait for it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-if importlib.util.find_spec("a2tgpo_trl.tools.python") is None:
-    python_stand_in.register()
 
 torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
 
