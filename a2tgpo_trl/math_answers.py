@@ -9,12 +9,14 @@ judged in that time is wrong, and so is what is longer than `LONGEST` characters
 """
 
 import importlib.util
+import logging
 import os
 import re
 import resource
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache, lru_cache
 
@@ -26,7 +28,10 @@ from .tools.results import ToolFailed
 if importlib.util.find_spec("math_verify") is None:
     raise ImportError("math_equal judges answers with the library math-verify: pip install 'a2tgpo_trl[math]'.")
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 3.0  # for one answer
+ATTEMPTS = 2  # a machine may be busy
 STARTING = 120.0  # for a process to import SymPy, on a busy machine
 LONGEST = 1000
 MEMORY = 4 << 30  # bytes of address space of a process
@@ -34,9 +39,10 @@ PROCESSES = min(4, os.cpu_count() or 1)
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
-_FRACTION = re.compile(r"([-+]?\d+)/(\d+)")
+_FRACTION = re.compile(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)")  # also a mixed number: 3 1/2
 # What changes how an answer looks, and not what it says.
-_LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\?\$|\\displaystyle|\s+")
+_LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\?\$|\\displaystyle")
+_SPACE = re.compile(r"(?<![\d,])\s+|\s+(?!\d)")  # but before a digit after another, or after a comma: "1 2" is not 12
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 # Python -> LaTeX, for policies that copy what Python printed.
 _PYTHON = (
@@ -74,21 +80,26 @@ def last_boxed(text: str) -> str | None:
 
     Example: r"\boxed{\{1, 2\}} and \boxed{\frac{1}{2}}" -> r"\frac{1}{2}"; r"\boxed{1" -> None
     """
-    contents = (_up_to_closing_brace(text, start.end()) for start in reversed(list(_BOXED.finditer(text))))
-    return next((content for content in contents if content is not None), None)
+    boxes = {found.end() - 1 for found in _BOXED.finditer(text)}
+    closed = [(start, end) for start, end in _braces(text) if start in boxes]
+    if not closed:
+        return None
+    start, end = max(closed)
+    return text[start + 1 : end].strip()
 
 
-def _up_to_closing_brace(text: str, start: int) -> str | None:
-    depth, i = 1, start
+def _braces(text: str) -> Iterator[tuple[int, int]]:
+    """Where each pair of braces opens and closes, in one pass: a policy may open thousands and close none."""
+    opened: list[int] = []
+    i = 0
     while i < len(text):
         if text[i] == "\\":
             i += 1  # \{ and \} are no braces, and \\ no beginning of one
-        elif text[i] in "{}":
-            depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return text[start:i].strip()
+        elif text[i] == "{":
+            opened.append(i)
+        elif text[i] == "}" and opened:
+            yield opened.pop(), i
         i += 1
-    return None
 
 
 def _is_accepted(completion: Completion, answer: Answer) -> float:
@@ -104,20 +115,32 @@ def _is_accepted(completion: Completion, answer: Answer) -> float:
 # ---- two answers
 
 
-@lru_cache(maxsize=65_536)
 def equal(accepted: str, given: str) -> bool:
     r"""Whether two answers say the same.
 
     Example: "1,234" and "1234.0"; r"\text{ Evelyn}" and "Evelyn"; r"\frac{1}{2}" and "1/2"; "[1, 2)" is not "(1, 2)"
     """
+    for _ in range(ATTEMPTS):
+        try:
+            return _equal(accepted, given)
+        except Unjudged:
+            continue
+    logger.info(f"{given!r:.80} could not be compared with {accepted!r:.80} in {SECONDS:g} s: it counts as wrong.")
+    return False
+
+
+@lru_cache(maxsize=65_536)  # of verdicts: what raises is not kept
+def _equal(accepted: str, given: str) -> bool:
     first, second = plain(accepted), plain(given)
     if first == second:
         return True
     numbers = number(first), number(second)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    if _up_to_closing_brace(given + "}", 0) != given.strip():
-        return False  # its braces would close ours, and hide the rest of it
+    if not is_comparable(accepted, given):
+        return False
+    if numbers[0] is not None:  # a judge takes 3 1/2 for 31/2
+        accepted = rf"\frac{{{numbers[0].numerator}}}{{{numbers[0].denominator}}}"
     return _JUDGES.own.verdict(accepted, given)
 
 
@@ -128,7 +151,8 @@ def plain(text: str) -> str:
 
     Example: r"$\left( 1,\, \dfrac{1}{2} \right)$" -> r"(1,\frac{1}{2})"; r"\text{Even}." -> "even"
     """
-    text = _LOOKS.sub("", _WRAPPED.sub(r"\1", text)).replace("dfrac", "frac").replace("tfrac", "frac")
+    text = _SPACE.sub("", _LOOKS.sub("", _WRAPPED.sub(r"\1", text)).strip())
+    text = text.replace("dfrac", "frac").replace("tfrac", "frac")
     text = text.removesuffix(".")
     return text.lower() if text.isalpha() else text
 
@@ -136,15 +160,73 @@ def plain(text: str) -> str:
 def number(text: str) -> Fraction | None:
     """The number that a plain text is, if it is one as it stands.
 
-    Example: "1,234.50" -> 1234.5; "-3/6" -> -1/2; "12%", "1,23" and "x" -> None
+    Example: "1,234.50" -> 1234.5; "-3/6" -> -1/2; "3 1/2" -> 7/2; "12%", "1,23", "1 2" and "x" -> None
     """
-    quotient = _FRACTION.fullmatch(text)
-    if quotient:
-        return Fraction(int(quotient[1]), int(quotient[2])) if int(quotient[2]) else None
+    found = _FRACTION.fullmatch(text)
+    if found:
+        sign, whole, above, below = found[1], int(found[2] or 0), int(found[3]), int(found[4])
+        return (-1 if sign == "-" else 1) * (whole + Fraction(above, below)) if below else None
     return Fraction(text.replace(",", "")) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
 
 
+# ---- what no judge is to be asked, since it would be too kind
+
+_GAP = re.compile(r"[\d,] \d")
+_TIME = re.compile(r"\d:\d")
+_BASE = re.compile(r"_\{?(\w+)\}?")
+_NAME = re.compile(r"[a-zA-Z](_?\w+)?(\([\w, ]*\))?")
+# A number and what follows it, if that is no formula.
+_MEASURE = re.compile(r"[-+]?[\d.,/]+(?:[eE][-+]?\d+)?([a-zA-Z(%].*|\\%)?")
+_RESULT = re.compile(r"-?([\d.,/]+|\\frac\{?\d+\}?\{?\d+\}?)")
+_SCIENTIFIC = re.compile(r"\\(times|cdot)10\^")
+_UNDONE = re.compile(r"\\(sum|int|prod|binom|lim|cdot|times|div)|[!*×·]|\d[-+]\d")
+
+
+def is_comparable(accepted: str, given: str) -> bool:
+    r"""Whether a judge can be trusted with two answers. math-verify looks past what makes these different:
+
+    what would end the box    12}{13         for 12
+    lists                     1, 234         for 1234
+    times                     20:60          for 10:30
+    bases of numbers          5_9            for 5_8
+    kinds of brackets         \{1, 2\}       for (1, 2)
+    equations of numbers      6 = 5          for 5
+    units and percent         30 hours       for 30 minutes; 5% for 5; 5 (not 6) for 5
+    what is left to work out  123 * 456      for 56088; powers, roots and fractions are numbers as they are
+    """
+    first, second = plain(accepted), plain(given)
+    return (
+        len(list(_braces(given))) == given.count("{") - given.count(r"\{") == given.count("}") - given.count(r"\}")
+        and not (number(first) is not None and _GAP.search(second))
+        and not _TIME.search(first + " " + second)
+        and _BASE.findall(first) == _BASE.findall(second)
+        and {_kind(first), _kind(second)} != {"set", "interval"}
+        and ("=" in first or all(map(_NAME.fullmatch, second.split("=")[:-1])))
+        and _same_measure(first, second)
+        and not (_RESULT.fullmatch(first) and _UNDONE.search(_SCIENTIFIC.sub("", second)))
+    )
+
+
+def _kind(text: str) -> str | None:
+    """What its first bracket makes it, if it begins with one; a point looks like an interval."""
+    return "set" if text.startswith(r"\{") else "interval" if text.startswith(("(", "[")) else None
+
+
+def _same_measure(first: str, second: str) -> bool:
+    """Units are the same word; where only one answer has one, it is a word (5 cm for 5), or percent if it is ours."""
+    found, expected = _MEASURE.fullmatch(second), _MEASURE.fullmatch(first)
+    if found is None or expected is None or found[1] == expected[1]:
+        return True
+    if found[1] is None:
+        return True
+    return expected[1] is None and found[1].isalpha()
+
+
 # ---- judges: processes that may be killed
+
+
+class Unjudged(Exception):
+    """A process was killed, or died, before it came to a verdict."""
 
 
 class Judge:
@@ -154,31 +236,41 @@ class Judge:
         self._process: ProcessWorker | None = None
 
     def verdict(self, accepted: str, given: str) -> bool:
-        """Whether they are equal, as far as can be said in `SECONDS`."""
+        """Whether they are equal. Raises `Unjudged` if that cannot be said in `SECONDS`."""
         if self._process is None or not self._process.alive:
             self._process = _started()
         try:
             return _within(SECONDS, self._process, accepted, given) == "True"
-        except (ProcessDied, ToolFailed):  # it was killed, it died, or what was to be read was too much for it
+        except ToolFailed:  # what was to be read is no mathematics, or too much for its memory
             return False
+        except ProcessDied as error:
+            raise Unjudged from error
 
 
 def _started() -> ProcessWorker:
     process = ProcessWorker(compare)
-    process.start()
+    with _bell(STARTING, process):
+        process.start()
     if _within(STARTING, process, "x", "x") != "True":
         raise RuntimeError("math-verify does not find x equal to x: is another version installed than setup.cfg asks?")
     return process
 
 
 def _within(seconds: float, process: ProcessWorker, accepted: str, given: str) -> str:
-    bell = threading.Timer(seconds, process.kill)
-    bell.daemon = True
-    bell.start()
-    try:
+    with _bell(seconds, process):
         return process.call({"accepted": accepted, "given": given})
+
+
+@contextmanager
+def _bell(seconds: float, process: ProcessWorker) -> Iterator[None]:
+    """Kill it, if what is inside takes longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        bell.cancel()
+        timer.cancel()
 
 
 @cache

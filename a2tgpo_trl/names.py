@@ -18,6 +18,7 @@ from .recipe_file import nearest
 # short name -> import path. Imported when it is used: what `math_equal` stands on is not installed everywhere.
 REWARDS = {
     "exact_match": "a2tgpo_trl.rewards:exact_match",
+    "exact_number": "a2tgpo_trl.rewards:exact_number",
     "f1": "a2tgpo_trl.rewards:f1",
     "answer_format": "a2tgpo_trl.rewards:answer_format",
     "math_equal": "a2tgpo_trl.math_answers:math_equal",

@@ -14,9 +14,9 @@ STATE = "trainer_state.json"
 CURVE = "learning_curve.png"
 SCORES = "evaluation"  # folder of a run's held-out scores
 WINDOW = 5  # steps over which the training curve is averaged
-EXACT_MATCH = "rewards/exact_match/mean"
+SHARES = {f"rewards/{name}/mean": name.replace("_", " ") for name in ("exact_match", "exact_number", "math_equal")}
 PANELS = (
-    (EXACT_MATCH, "exact match"),
+    *SHARES.items(),
     ("reward", "reward"),
     ("turns/mean", "turns per rollout"),
     ("gain/mean", "gain per turn"),
@@ -27,17 +27,16 @@ def plot_runs(runs: Mapping[str, Path], file: Path) -> None:
     """One panel per metric that any run logged: its course in training, and held-out scores with their intervals."""
     histories = {name: _history(folder) for name, folder in runs.items()}
     logged = {key for steps in histories.values() for step in steps for key in step}
-    # The reward stands in where there is no exact match.
-    panels = [
-        (key, title) for key, title in PANELS if key in logged and not (key == "reward" and EXACT_MATCH in logged)
-    ]
+    # The reward stands in where there is no share of right answers.
+    without = {"reward"} if logged & SHARES.keys() else set()
+    panels = [(key, title) for key, title in PANELS if key in logged - without]
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (name, folder) in enumerate(runs.items()):
             _draw(axes, histories[name], key, f"C{colour}", name)
             if key.startswith("rewards/"):
                 _draw_held_out(axes, folder, key.split("/")[1], histories[name][-1]["step"], f"C{colour}", name)
-        if key == EXACT_MATCH:
+        if key in SHARES:
             axes.set_ylim(0, 1)
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)

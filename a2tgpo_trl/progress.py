@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 SHOWN = {
     "reward": ("reward", "{:.2f}"),
     "rewards/exact_match/mean": ("exact match", "{:.2f}"),
+    "rewards/exact_number/mean": ("exact number", "{:.2f}"),
+    "rewards/math_equal/mean": ("math equal", "{:.2f}"),
     "turns/mean": ("turns", "{:.1f}"),
     "gain/mean": ("gain", "{:+.2f}"),
     "loss": ("loss", "{:+.4f}"),

@@ -13,6 +13,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 
@@ -22,6 +23,7 @@ Answer = str | Sequence[str]
 # An opening tag inside an answer starts it anew: what is cut off or repeated before it is no part of the answer.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
+_NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", re.ASCII)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -57,6 +59,26 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **k
     Example: "<answer>the Eiffel Tower!</answer>" for ["Tour Eiffel", "Eiffel Tower"] -> 1; no answer tag -> 0
     """
     return [_best(_equal, *pair) for pair in zip(completions, answer, strict=True)]
+
+
+def exact_number(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
+    """1 where the final answer is the accepted number, however it is written, else 0. Nothing but a number is one.
+
+    `exact_match` compares words, to which a sign and a point are punctuation.
+
+    Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0
+    """
+    pairs = zip(map(extract_answer, completions), answer, strict=True)
+    return [float(_is_number(given, [right] if isinstance(right, str) else right)) for given, right in pairs]
+
+
+def _is_number(given: str | None, accepted: Sequence[str]) -> bool:
+    found = None if given is None else _number(given)
+    return found is not None and found in map(_number, accepted)
+
+
+def _number(text: str) -> Fraction | None:
+    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
 
 
 def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:

@@ -15,7 +15,7 @@ from rich.table import Table
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 TURNS = "tool turns"
-SHARES = ("exact_match",)  # rewards that are 0 or 1 by their meaning, and not by chance
+SHARES = ("exact_match", "exact_number", "math_equal")  # rewards that are 0 or 1 by their meaning, and not by chance
 
 
 @dataclass(frozen=True)

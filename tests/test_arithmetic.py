@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from a2tgpo_trl.rewards import exact_match
+from a2tgpo_trl.rewards import exact_number
 from a2tgpo_trl.tasks.arithmetic import POLICY
 from a2tgpo_trl.tasks.arithmetic.problems import NOUNS, PARTS, Operation, Problem, Step, make_problem
 from a2tgpo_trl.tasks.arithmetic.school import (
@@ -222,6 +222,6 @@ def test_the_shipped_policy_cannot_do_it_in_its_head(task):
     given = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
     ids = model.generate(**given, max_new_tokens=5, do_sample=False)[:, given["input_ids"].size(1) :]
     written = [f"<answer>{text}" for text in tokenizer.batch_decode(ids)]
-    right = exact_match(written, task.test_dataset["answer"])
+    right = exact_number(written, task.test_dataset["answer"])
     assert sum("</answer>" in text for text in written) > 0.9 * len(written)
     assert sum(right) / len(right) <= 0.05

@@ -10,7 +10,18 @@ import psutil
 import pytest
 
 from a2tgpo_trl import math_answers
-from a2tgpo_trl.math_answers import LONGEST, MEMORY, Judge, equal, final_answer, last_boxed, math_equal, number, plain
+from a2tgpo_trl.math_answers import (
+    LONGEST,
+    MEMORY,
+    Judge,
+    Unjudged,
+    equal,
+    final_answer,
+    last_boxed,
+    math_equal,
+    number,
+    plain,
+)
 from a2tgpo_trl.names import load_reward
 
 
@@ -45,6 +56,18 @@ SAME = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} \frac{2}{2} \\ 2 \end{pmatrix}"),
     ("x=5", "5"),
     ("10!", "3628800"),
+    ("3 1/2", "3.5"),
+    ("3.5", "3 1/2"),
+    ("3 1/2", r"\frac{7}{2}"),
+    ("-3 1/2", "-7/2"),
+    ("5", "5 apples"),
+    ("5", "x = 5"),
+    ("5", "f(2) = 5"),
+    ("1,2", "1, 2"),
+    ("150000", r"1.5 \times 10^5"),
+    ("1024", "2^{10}"),
+    ("5_8", "5_8"),
+    ("10:30", "10:30"),
 ]
 DIFFERENT = [
     ("72", "73"),
@@ -66,6 +89,31 @@ DIFFERENT = [
     ("12", "12}{13"),
     ("12", r"12}\boxed{13"),
     ("12", r"\frac{1}{0}"),
+    # What math-verify would take for the same.
+    ("12", "1 2"),
+    ("12", "1\n2"),
+    ("31/2", "3 1/2"),
+    ("3 1/2", "15.5"),
+    ("3 1/2", r"\frac{31}{2}"),
+    ("1234", "1, 234"),
+    (r"5\text{ cm}", r"5\text{ m}"),
+    ("30 minutes", "30 hours"),
+    ("18", "18%"),
+    ("5", r"5\%"),
+    ("5", r"5 \text{(not 6)}"),
+    ("5", "5 or 6"),
+    ("5_8", "5_9"),
+    ("10:30", "20:60"),
+    ("(1,2)", r"\{1,2\}"),
+    (r"\{1,2\}", "(1,2)"),
+    ("5", "6=5"),
+    ("5", "4=5"),
+    ("5050", r"\sum_{k=1}^{100} k"),
+    (r"\frac{1}{3}", r"\int_0^1 x^2 dx"),
+    ("56088", "123*456"),
+    ("12", r"\binom{12}{1}"),
+    ("12", "5+7"),
+    ("24", "4!"),
 ]
 # Each of these hangs, kills or fills something in a naive judge.
 HOSTILE = {
@@ -108,12 +156,29 @@ def test_what_is_written_to_break_the_judge_is_wrong_in_bounded_time(given, monk
     assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is judged
 
 
+def test_boxes_that_are_opened_and_never_closed_cost_no_time():
+    start = time.monotonic()
+    assert last_boxed(r"\boxed{" * 20_000) is None
+    assert last_boxed(r"\boxed{1} " + r"\boxed{" * 20_000) == "1"
+    assert time.monotonic() - start < 2
+
+
+def test_a_verdict_that_a_busy_machine_has_not_reached_is_asked_for_again_and_not_kept(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch:
+        patch.setattr(math_answers, "SECONDS", 1e-6)
+        assert not equal("y+17", "17+y")
+    assert "could not be compared" in caplog.text
+    assert equal("y+17", "17+y")
+
+
 def test_a_judge_that_is_killed_is_replaced_and_no_process_is_left_of_it():
     judge = Judge()
     assert judge.verdict("x+1", "1+x")
     first = psutil.Process(judge._process._process.pid)
     assert first.rlimit(psutil.RLIMIT_AS)[0] == MEMORY
-    assert not judge.verdict("12", "9**(9**(9**9))")
+    with pytest.raises(Unjudged):
+        judge.verdict("12", "9**(9**(9**9))")
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
     assert judge.verdict("x+1", "1+x")
     judge._process.close()

@@ -1,6 +1,7 @@
 r"""GSM8K and MATH from files as they are published: answers found, prompts whole, and errors that say what to do."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -8,7 +9,7 @@ from datasets import Dataset
 from a2tgpo_trl.math_answers import math_equal
 from a2tgpo_trl.recipe import read_recipe
 from a2tgpo_trl.recipe_file import RecipeError
-from a2tgpo_trl.tasks.math.data import gsm8k_answer, math_answer
+from a2tgpo_trl.tasks.math.data import gsm8k_answer, math_answer, split_of
 from a2tgpo_trl.tasks.math.task import INSTRUCTION, gsm8k, math, prompt
 
 
@@ -96,6 +97,26 @@ def test_what_is_wrong_with_the_files_is_said(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="files of several kinds"):
         gsm8k(tmp_path)
+
+
+def test_the_nearest_name_tells_the_split_and_another_version_is_not_mixed_in(tmp_path, caplog):
+    for name, split in (("train_test/train.jsonl", "train"), ("train/test.jsonl", "test"), ("training/1.json", None)):
+        assert split_of(Path(name)) == split
+    nested = tmp_path / "train_test_split"
+    nested.mkdir()
+    assert len(gsm8k(write(nested, GSM8K).parent).train_dataset) == len(GSM8K)
+    assert "2 questions of the test set are in the training set" in caplog.text
+    for split in ("train", "test"):
+        (nested / f"{split}_socratic.jsonl").write_text((nested / f"{split}.jsonl").read_text())
+    with pytest.raises(ValueError, match="several files for the split 'train': train.jsonl, train_socratic.jsonl"):
+        gsm8k(nested)
+    # The hub's folder has two versions, of which GSM8K is one.
+    (tmp_path / "hub").mkdir()
+    both = write(tmp_path / "hub", GSM8K, "parquet")
+    (both / "socratic").mkdir()
+    for file in (both / "main").iterdir():
+        (both / "socratic" / file.name).write_bytes(file.read_bytes())
+    assert len(gsm8k(both).train_dataset) == len(GSM8K)
 
 
 def test_without_a_connection_it_is_said_how_to_get_the_files(tmp_path):

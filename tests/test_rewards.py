@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2tgpo_trl.rewards import answer_format, exact_match, extract_answer, f1, normalize_answer
+from a2tgpo_trl.rewards import answer_format, exact_match, exact_number, extract_answer, f1, normalize_answer
 
 
 def tagged(answer: str) -> str:
@@ -145,3 +145,12 @@ def test_a_long_completion_of_tags_is_read_in_linear_time():
     start = time.perf_counter()
     assert extract_answer("".join(tags)) is None
     assert time.perf_counter() - start < 2.0
+
+
+def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
+    # exact_match would take the first three for 1234 and 12: signs and points are punctuation to it.
+    wrong = ["-1234", "12.34", "1/2", "%12", "1234 or 5", "", "٣"]
+    assert exact_number([tagged(text) for text in wrong], ["1234", "1234", "12", "12", "1234", "0", "3"]) == [0] * 7
+    right = ["1234", "1,234", "1234.0", "+1234"]
+    assert exact_number([tagged(text) for text in right], ["1234"] * 4) == [1] * 4
+    assert exact_number(["<answer>7</answer>", "7"], [["8", "7"], "7"]) == [1, 0]

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--credit", nargs="+", required=True, metavar="METHOD", help="the first is compared with")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--every", type=int, default=5, help="steps from one evaluation to the next; default: 5")
-    parser.add_argument("--reward", default="exact_match", help="held-out score; default: %(default)s")
+    parser.add_argument("--reward", help="held-out score; default: the task's first reward")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; default: 1")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
     parser.set_defaults(run=run)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(map(_plain, args.credit))) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
         raise ValueError("--credit and --seeds: each method and each seed once, and methods of different names.")
     recipe = find_recipe(args.recipe)
-    _check(recipe, args)
+    args.reward = _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
     words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
     with ThreadPoolExecutor(args.jobs) as jobs:
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(recipe: Path, args: argparse.Namespace) -> None:
-    """What would fail in one of the runs is said before the first."""
+def _check(recipe: Path, args: argparse.Namespace) -> str:
+    """What would fail in one of the runs is said before the first. The reward to compare by."""
     from ..credit import preset_of
     from ..recipe import read_recipe
 
@@ -69,8 +69,12 @@ def _check(recipe: Path, args: argparse.Namespace) -> None:
         if preset_of(read.args.credit_method).needs_turn_rewards and not read.args.turn_rewards:
             raise ValueError(f"credit {name} needs turn rewards, and the recipe has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in read.task.reward_funcs]
-        if args.reward not in known and read.task.environment_factory is None:  # which may give a reward of its own
-            raise ValueError(f"--reward {args.reward}: the task has {', '.join(known)}.")
+        if args.reward is None and not known:
+            raise ValueError("--reward: the task has no reward function. Name the environment's reward: its class.")
+        reward = args.reward or known[0]
+        if reward not in known and read.task.environment_factory is None:  # which may give a reward of its own
+            raise ValueError(f"--reward {reward}: the task has {', '.join(known)}.")
+    return reward
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from ...rewards import answer_format, exact_match
+from ...rewards import answer_format, exact_number
 from .. import Task
 from ..draw import Draw
 from .problems import Problem, make_problem
@@ -25,7 +25,7 @@ def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int =
         train_dataset=_questions("train", TRAIN_STEPS, train_questions, seed),
         test_dataset=_questions("test", TEST_STEPS, test_questions, seed),
         environment_factory=python_sessions(isolation=isolation),
-        reward_funcs=[exact_match, answer_format],
+        reward_funcs=[exact_number, answer_format],
         reward_weights=[1.0, 0.1],
         group_by="steps",
     )

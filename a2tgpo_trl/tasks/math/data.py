@@ -4,8 +4,9 @@ GSM8K's columns are `question` and `answer`, which ends in "#### 42"; MATH's are
 answer in the last `\boxed{}`, or in a column `answer` of its own.
 """
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from datasets import Dataset, load_dataset
 
 from ...math_answers import last_boxed
 
+
+logger = logging.getLogger(__name__)
 
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SPLITS = ("train", "test")
@@ -22,7 +25,12 @@ _UNBRACED = re.compile(r"\\(?:boxed|fbox)\s+([^\s$.]+)")
 
 def load_splits(path: str | Path | None, hub_name: str, config: str | None) -> Mapping[str, Dataset]:
     """The splits "train" and "test": from the files below a folder, or from the hub where no folder is named."""
-    return _of_hub(hub_name, config) if path is None else _of_folder(Path(path).expanduser())
+    if path is None:
+        return _of_hub(hub_name, config)
+    folder = Path(path).expanduser()
+    if config is not None and (folder / config).is_dir():
+        folder = folder / config  # as the hub's folder has it, beside another version of the same questions
+    return _of_folder(folder)
 
 
 def _of_hub(name: str, config: str | None) -> Mapping[str, Dataset]:
@@ -47,20 +55,44 @@ def _of_folder(folder: Path) -> Mapping[str, Dataset]:
 
 
 _WANTED = f"{' and '.join(f'{split}*' for split in SPLITS)}, in {', '.join(KINDS)}, or in folders of these names"
+_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?=[-_.]|$)")
+_SHARD = re.compile(r"-\d+-of-\d+")
+
+
+def split_of(file: Path) -> str | None:
+    """What the name of a file begins with, or else that of the nearest folder: a split, or nothing of use.
+
+    Example: main/train-00000-of-00001.parquet, train/algebra/1.json, train_test/train.jsonl -> "train"
+    """
+    found = (_SPLIT.match(part) for part in reversed(file.parts))
+    return next((match[1] for match in found if match), None)
 
 
 def _of_files(folder: Path, split: str) -> Dataset:
-    """All files whose name, or that of a folder which they are in, begins with the name of the split."""
+    """All files of a split."""
     files = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix in KINDS and any(part.startswith(split) for part in file.relative_to(folder).parts)
+        if file.suffix in KINDS and split_of(file.relative_to(folder)) == split
     ]
     kinds = {KINDS[file.suffix] for file in files}
     if len(kinds) != 1:
         found = "no file" if not kinds else f"files of several kinds ({', '.join(sorted(kinds))})"
         raise ValueError(f"{folder} has {found} for the split {split!r}. Wanted are {_WANTED}.")
+    # Files of many problems are one file a split, or its shards; others are another version of the same questions.
+    whole = sorted({_SHARD.sub("", str(file.relative_to(folder))) for file in files if file.suffix != ".json"})
+    if len(whole) > 1:
+        raise ValueError(
+            f"{folder} has several files for the split {split!r}: {', '.join(whole)}. Keep one of them there."
+        )
     return load_dataset(kinds.pop(), data_files=[str(file) for file in files], split="train")
+
+
+def warn_of_overlap(train: Iterable[str], test: Iterable[str]) -> None:
+    """Questions of the test set that are trained on make its scores look better than they are."""
+    common = len(set(train) & set(test))
+    if common:
+        logger.warning(f"{common} questions of the test set are in the training set as well.")
 
 
 def questions(rows: Dataset, column: str, answer_of: Callable[[Mapping[str, Any]], str | None], prompt: Callable):

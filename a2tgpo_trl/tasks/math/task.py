@@ -53,6 +53,7 @@ def _task(splits, column: str, answer_of, isolation: str, timeout: float) -> Tas
     from ...tools.python import python_sessions
 
     train, test = (data.questions(splits[split], column, answer_of, prompt) for split in data.SPLITS)
+    data.warn_of_overlap(splits["train"][column], splits["test"][column])
     return Task(
         train_dataset=train,
         test_dataset=test,
