@@ -80,7 +80,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, dict[str, Sp
         }
         if name != first:
             differences = [areas[seed] - area(curves[first][seed]) for seed in by_seed]
-            results[name][f"area beside {first}"] = Spread.of(differences)
+            results[name][f"area, less that of {first}"] = Spread.of(differences)
     return results
 
 

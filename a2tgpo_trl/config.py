@@ -399,7 +399,7 @@ def _turn_rewards(value: Any) -> dict[str, float]:
     """Names of turn rewards and weights; from a YAML file, where its path is given."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         if not Path(value).is_file():
-            raise ValueError(f"turn_rewards: there is no file {value}.")
+            raise ValueError(f"turn_rewards: there is no file {value}, beside the recipe or in {Path.cwd()}.")
         content = read_yaml(Path(value))
         if "turn_rewards" not in content:
             raise ValueError(f"turn_rewards: {value} must hold the key turn_rewards, with the mapping below it.")

@@ -147,11 +147,17 @@ class TurnCredit:
     def advantages(self, evidence: Evidence) -> Tensor:
         """Of all turns (N,K), by the run's method."""
         advantages_NK = self._method(evidence, self._switches)
-        expected = evidence.gains_NK.shape
-        if advantages_NK.shape != expected or not advantages_NK[evidence.is_turn_NK].isfinite().all():
+        expected, name = tuple(evidence.gains_NK.shape), self._trainer.args.credit
+        if tuple(advantages_NK.shape) != expected:
+            found = tuple(advantages_NK.shape)
+            raise ValueError(f"credit={name!r} must return a tensor of shape {expected}; it returned one of {found}.")
+        if not advantages_NK[evidence.is_turn_NK].isfinite().all():
+            why = (
+                "" if self._trainer.args.uses_gain else " No gains are computed: set gain_weight above 0 to have them."
+            )
             raise ValueError(
-                f"credit={self._trainer.args.credit!r} must return one finite number for each turn, a tensor of shape "
-                f"{tuple(expected)}; it returned one of shape {tuple(advantages_NK.shape)}, or one with NaN in it."
+                f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a turn "
+                f"has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
             )
         # What is no turn, or was scored by nobody, is not learnt from, whatever the method makes of it.
         return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)

@@ -146,6 +146,10 @@ class TurnRewards:
         return torch.where(scores_NFK.isnan().all(dim=1), torch.nan, total_NK)
 
 
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and math.isfinite(number)
+
+
 def _name_of(function: TurnReward) -> str:
     name = getattr(function, "__name__", None)
     if name is None:
@@ -169,6 +173,10 @@ def find(name: str, folders: Sequence[Path]) -> TurnReward:
 
 def _checked(name: str, numbers: Any, record: Record) -> list[float | None]:
     turns = len(record["turns"])
+    if name == "environment" and not all(number is None or _is_finite(number) for number in numbers):
+        raise ValueError(
+            f"An environment's turn_reward must be a finite number or None; over the turns it was {numbers}."
+        )
     expected = f"The turn reward {name} must return one number a turn, {turns} for this rollout"
     try:
         row = [None if number is None else float(number) for number in numbers]

@@ -29,9 +29,9 @@ def test_differences_are_taken_seed_by_seed():
     higher = {seed: [(0, curve[0][1]), (10, curve[0][1] + 0.2)] for seed, curve in flat.items()}
     results = compare({"grpo": flat, "gtpo": higher})
     # The seeds lie far apart, and each gains 0.1.
-    assert results["gtpo"]["area beside grpo"].mean == pytest.approx(0.1)
-    assert results["gtpo"]["area beside grpo"].half == pytest.approx(0.0, abs=1e-9)
-    assert results["gtpo"]["area"].half > 0.5 and "area beside grpo" not in results["grpo"]
+    assert results["gtpo"]["area, less that of grpo"].mean == pytest.approx(0.1)
+    assert results["gtpo"]["area, less that of grpo"].half == pytest.approx(0.0, abs=1e-9)
+    assert results["gtpo"]["area"].half > 0.5 and "area, less that of grpo" not in results["grpo"]
     assert (results["gtpo"]["start"].mean, results["gtpo"]["end"].mean) == pytest.approx((0.5, 0.7))
 
 
@@ -60,6 +60,7 @@ def test_methods_and_seeds_are_named_once(capsys):
         (["--credit", "grpo", "mt_grpo"], "credit mt_grpo needs turn rewards"),
         (["--credit", "grpo", "--reward", "bleu"], "--reward bleu: the task has exact_match, answer_format, f1"),
         (["--credit", "grpo", "grop"], "got 'grop'. Did you mean 'grpo'?"),
+        (["--credit", "grpo", "--output_dir", "elsewhere"], "--output_dir: each run has its own"),
     ],
 )
 def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_path, capsys):
@@ -103,7 +104,7 @@ def test_two_methods_are_trained_and_compared_and_what_is_done_is_not_done_again
     assert [point[0] for point in found["curves"]["a2tgpo"]["0"]] == [0, 1]
     # The same seed begins with the same policy and draws, whichever the method.
     assert found["curves"]["a2tgpo"]["0"][0] == found["curves"]["grpo"]["0"][0]
-    assert "area beside grpo" in capfd.readouterr().out
+    assert "area, less that of grpo" in capfd.readouterr().out
     assert main([*words, *small]) == 0
     assert capfd.readouterr().out.count("is there already") == 2
     assert main([*words, *small, "--learning_rate", "-1", "--model_name_or_path", "no/such/folder"]) == 1

@@ -185,7 +185,7 @@ def test_a_preset_sets_its_papers_values_and_a_users_value_wins(name):
         ({"credit": "math:pi"}, "credit: math:pi is no function"),
         ({"credit": "math:floo"}, "math has no 'floo'. Did you mean 'floor'?"),
         ({"turn_rewards": {"bad_format": "much"}}, "turn_rewards: bad_format must be a number"),
-        ({"turn_rewards": "no_such_file.yaml"}, "there is no file no_such_file.yaml"),
+        ({"turn_rewards": "no_such_file.yaml"}, "there is no file no_such_file.yaml, beside the recipe"),
     ],
     ids=str,
 )
@@ -290,7 +290,14 @@ def test_a_method_that_returns_something_else_is_told_what_it_should_have(tokeni
     (tmp_path / "holes.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="holes.py:sums"))
-    with pytest.raises(ValueError, match=r"must return one finite number for each turn, a tensor of shape \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match="must return a finite number for each turn.*No gains are computed: set gain_"
+    ):
+        make(tokenizer, args).train()
+    code = "def flat(evidence, switches):\n    return evidence.outcomes_N\n"
+    (tmp_path / "flat.py").write_text(code)
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="flat.py:flat"))
+    with pytest.raises(ValueError, match=r"must return a tensor of shape \(4, 4\); it returned one of \(4,\)"):
         make(tokenizer, args).train()
 
 

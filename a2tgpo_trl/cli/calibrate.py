@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from ..calibration import Kind
 
 
+FEW = 300  # the standard error of a correlation near 0 is 1 / sqrt(number)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rollouts", nargs="+", type=Path, help="what a2tgpo eval and a2tgpo train wrote (.jsonl)")
     parser.add_argument("-o", "--output", type=Path, default=Path("turn_rewards.yaml"), help="default: %(default)s")
@@ -52,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
     )
     share = sum(record["rewards"][success] >= args.passing - 1e-6 for record in scored) / len(scored)
+    if len(scored) < FEW:
+        print(
+            f"{len(scored)} rollouts tell little: of {FEW} and more, correlations are known to about 0.1 either way."
+        )
     Console().print(_table(found, f"{len(scored)} rollouts, {share:.0%} with {success} of {args.passing:g}"))
     if all(kind.mean_advantage is None for kind in found):
         print("Each prompt was rolled out once, so signs could not be checked: record several (num_generations_eval).")
@@ -80,7 +87,7 @@ def _table(kinds: "Sequence[Kind]", title: str) -> Any:
 
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("kind of turn")
-    for column in ("rollouts", "correlation", "weight", "mean advantage", ""):
+    for column in ("rollouts", "correlation", "weight", "mean advantage", "remark"):
         table.add_column(column, justify="right")
     for kind in kinds:
         cells = [_number(kind.correlation), _number(kind.weight), _number(kind.mean_advantage)]

@@ -15,6 +15,10 @@ from .. import __version__
 from .launch import add_recipe_argument
 
 
+# What is not for the user to say: by the name of the option with its dashes as the parser takes them.
+SET_BY_RUN = ("__output_dir", "__overwrite", "__eval_strategy", "__eval_steps", "__eval_on_start")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
     parser.add_argument("--credit", nargs="+", required=True, metavar="METHOD", help="the first is compared with")
@@ -24,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; default: 1")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
     parser.set_defaults(run=run)
+    parser.epilog = "Any key of the recipe may follow, for all runs alike: --max_steps 20 --learning_rate 1e-5"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from ..comparison import compare, comparison_table, read_curve
     from ..recipe_file import find_recipe
 
+    taken = [word for word in args.overrides if word.partition("=")[0].replace("-", "_") in SET_BY_RUN]
+    if taken:
+        raise ValueError(
+            f"{taken[0]}: each run has its own. Where they all go is --output, and --every how they are evaluated."
+        )
     if len(set(map(_plain, args.credit))) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
         raise ValueError("--credit and --seeds: each method and each seed once, and methods of different names.")
     recipe = find_recipe(args.recipe)

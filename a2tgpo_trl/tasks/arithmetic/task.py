@@ -1,5 +1,7 @@
 """seed -> problems -> the task of solving them with Python."""
 
+from typing import Any
+
 from datasets import Dataset
 
 from ...rewards import answer_format, exact_number
@@ -13,18 +15,18 @@ TRAIN_STEPS = (1, 2, 3, 4)
 TEST_STEPS = (2, 3, 4)
 
 
-def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, isolation: str = "auto") -> Task:
+def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, **python: Any) -> Task:
     """Problems of one to four steps to train on, and of two to four steps, in equal parts, to test on.
 
-    No problem of one set is in the other, or begins with the same product. `isolation` is that of
-    `tools.python.python_sessions`.
+    No problem of one set is in the other, or begins with the same product. `python`: settings of
+    `tools.python.python_sessions`, as isolation="namespaces" or remote="http://sandbox:8400".
     """
     from ...tools.python import python_sessions
 
     return Task(
         train_dataset=_questions("train", TRAIN_STEPS, train_questions, seed),
         test_dataset=_questions("test", TEST_STEPS, test_questions, seed),
-        environment_factory=python_sessions(isolation=isolation),
+        environment_factory=python_sessions(**python),
         reward_funcs=[exact_number, answer_format],
         reward_weights=[1.0, 0.1],
         group_by="steps",

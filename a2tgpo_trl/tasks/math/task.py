@@ -5,6 +5,7 @@ same is understood by `math_equal`, and loses a little for the form.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ...math_answers import math_equal
 from ...rewards import answer_format
@@ -19,29 +20,27 @@ INSTRUCTION = (
 )
 
 
-def gsm8k(path: str | Path | None = None, isolation: str = "auto", timeout: float = 5.0) -> Task:
+def gsm8k(path: str | Path | None = None, **python: Any) -> Task:
     """GSM8K: 7,473 word problems to train on, 1,319 to test on, whose answers are whole numbers.
 
     Args:
         path: Folder with its files (train*, test*; .jsonl or .parquet). None: openai/gsm8k of the hub.
-        isolation: As of `tools.python.python_sessions`.
-        timeout: Seconds that a call of Python may take.
+        python: Settings of `tools.python.python_sessions`, as timeout=10 or remote="http://sandbox:8400".
     """
     splits = data.load_splits(path, "openai/gsm8k", "main")
-    return _task(splits, "question", data.gsm8k_answer, isolation, timeout)
+    return _task(splits, "question", data.gsm8k_answer, python)
 
 
-def math(path: str | Path | None = None, isolation: str = "auto", timeout: float = 5.0) -> Task:
+def math(path: str | Path | None = None, **python: Any) -> Task:
     """MATH: 7,500 problems of competitions to train on, 5,000 to test on, in five levels, whose answers are LaTeX.
 
     Args:
         path: Folder with its files (train*, test*; .jsonl, .json or .parquet). None: its copy
             DigitalLearningGmbH/MATH-lighteval of the hub.
-        isolation: As of `tools.python.python_sessions`.
-        timeout: Seconds that a call of Python may take.
+        python: Settings of `tools.python.python_sessions`, as timeout=10 or remote="http://sandbox:8400".
     """
     splits = data.load_splits(path, "DigitalLearningGmbH/MATH-lighteval", None)
-    return _task(splits, "problem", data.math_answer, isolation, timeout)
+    return _task(splits, "problem", data.math_answer, python)
 
 
 def prompt(problem: str) -> list[dict[str, str]]:
@@ -49,7 +48,7 @@ def prompt(problem: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
 
 
-def _task(splits, column: str, answer_of, isolation: str, timeout: float) -> Task:
+def _task(splits, column: str, answer_of, python: dict[str, Any]) -> Task:
     from ...tools.python import python_sessions
 
     train, test = (data.questions(splits[split], column, answer_of, prompt) for split in data.SPLITS)
@@ -57,7 +56,7 @@ def _task(splits, column: str, answer_of, isolation: str, timeout: float) -> Tas
     return Task(
         train_dataset=train,
         test_dataset=test,
-        environment_factory=python_sessions(isolation=isolation, timeout=timeout),
+        environment_factory=python_sessions(**python),
         reward_funcs=[math_equal, answer_format],
         reward_weights=[1.0, 0.1],
         group_by="level" if "level" in test.column_names else None,
