@@ -156,8 +156,8 @@ class TurnCredit:
                 "" if self._trainer.args.uses_gain else " No gains are computed: set gain_weight above 0 to have them."
             )
             raise ValueError(
-                f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a turn "
-                f"has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
+                f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a "
+                f"turn has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
             )
         # What is no turn, or was scored by nobody, is not learnt from, whatever the method makes of it.
         return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)
