@@ -374,7 +374,8 @@ TELLING = [
         "what is in memory of a library",
         "telling",
         "file = open(os.__file__, 'rb')\n"
-        "if call(451, file.fileno(), ctypes.create_string_buffer(16), ctypes.create_string_buffer(40), 0) == 0: tell()",
+        "whole, found = ctypes.create_string_buffer(16), ctypes.create_string_buffer(40)\n"
+        "if call(451, file.fileno(), whole, found, 0) == 0: tell(found.raw)",
     ),
 ]
 
