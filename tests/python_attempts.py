@@ -4,7 +4,9 @@ Code calls `tell(...)` where it got what it wanted; where that can be seen from 
 The names in capitals are set by the test: a victim process of the user who trains, files, sockets, folders.
 """
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,14 @@ def read(path):
         print(file.read(100_000).decode(errors="replace"))
 def call(number, *words):
     return libc.syscall(ctypes.c_long(number), *(w if not isinstance(w, int) else ctypes.c_long(w) for w in words))
+"""
+
+
+# The first page of a library, as all processes share it.
+PAGE = """
+libc.mmap.restype = ctypes.c_void_p
+file = open(os.__file__, "rb")
+at = ctypes.c_void_p(libc.mmap(None, ctypes.c_size_t(4096), 1, 1, file.fileno(), ctypes.c_long(0)))
 """
 
 
@@ -75,6 +85,43 @@ def next_call_is_wrong(world, found) -> bool:
 def found_by_next(code: str) -> Callable[[Any, Any], bool]:
     """Whether code of the next rollout finds something."""
     return lambda world, found: "FOUND" in world.fresh_text(f"print('FO' + 'UND' if ({code}) else 'clean')")
+
+
+def heard_by_other(code: str) -> Callable[[Any, Any], bool]:
+    """Whether another rollout's code learns of what this one's does, while this one's interpreter lives."""
+    return lambda world, found: "ESCAPED" in heard(world, f"{PRELUDE}\nimport fcntl\n{code}")
+
+
+def heard(world, code: str) -> str:
+    """What another rollout's code prints, whether or not it raises."""
+    try:
+        return world.fresh_text(code)
+    except CodeFailed as failed:
+        return str(failed)
+
+
+def is_woken(world, found) -> bool:
+    """Whether code of this rollout, which waits for it, is woken by another one's."""
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(world.session.run, "wait()")
+        time.sleep(0.2)
+        world.fresh_text(f"{PRELUDE}\n{PAGE}\ncall(202, at, 1, 9, 0, 0, 0)")
+        return "ESCAPED" in waiting.result()
+
+
+def hears_other(then: str) -> Callable[[Any, Any], bool]:
+    """Whether code of this rollout learns that another one's has opened a file of the library."""
+
+    def hears(world, found) -> bool:
+        if found.raised:
+            return False
+        world.fresh_text("open(__import__('os').__file__).read(10)")
+        try:
+            return "ESCAPED" in world.session.run(then)
+        except CodeFailed:
+            return False
+
+    return hears
 
 
 ENVIRONMENT = [
@@ -145,6 +192,26 @@ MEMORY_OF_OTHERS = [
         "taking an open file of the victim",
         "calls on others",
         "pidfd = call(434, VICTIM, 0)\nfd = call(438, pidfd, 0, 0)\nif fd >= 0: tell(fd)",
+    ),
+    Attempt(
+        "the processors of the victim",
+        "calls on others",
+        "os.sched_setaffinity(VICTIM, {min(os.sched_getaffinity(VICTIM))})",
+        lambda world, found: world.victim_affinity_changed(),
+    ),
+    Attempt(
+        "the scheduling of the victim",
+        "calls on others",
+        "for give in (lambda: os.sched_setscheduler(VICTIM, os.SCHED_IDLE, os.sched_param(0)),\n"
+        "             lambda: os.sched_setparam(VICTIM, os.sched_param(0))):\n"
+        "    try:\n        give()\n        tell()\n    except OSError as error: print(error)",
+    ),
+    Attempt(
+        "memory of others by its number",
+        "calls on others",
+        "libc.shmat.restype = ctypes.c_long\n"
+        "if libc.shmat(0, None, 0o10000) != -1: tell()\nprint(os.strerror(ctypes.get_errno()))\n"
+        "if ctypes.get_errno() not in (1, 13): tell('not refused')",
     ),
     Attempt(
         "files that it inherited",
@@ -251,6 +318,67 @@ FILES = [
     ),
 ]
 
+LOCK = "import fcntl\nfile = open(os.__file__, 'rb')\n"
+TELLING = [
+    Attempt(
+        "a lock of a whole file",
+        "telling",
+        f"{LOCK}fcntl.flock(file, fcntl.LOCK_EX)",
+        heard_by_other(
+            "try: fcntl.flock(open(os.__file__, 'rb'), fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: tell()"
+        ),
+    ),
+    Attempt(
+        "a lock of bytes, of the process",
+        "telling",
+        f"{LOCK}fcntl.lockf(file, fcntl.LOCK_SH, 1, 7)",
+        heard_by_other(
+            "held = fcntl.fcntl(open(os.__file__, 'rb'), fcntl.F_GETLK, struct.pack('hhqqi4x', 1, 0, 7, 1, 0))\n"
+            "if struct.unpack('hhqqi4x', held)[0] != fcntl.F_UNLCK: tell(held)"
+        ),
+    ),
+    Attempt(
+        "a lock of bytes, of the open file",
+        "telling",
+        f"{LOCK}fcntl.fcntl(file, 37, struct.pack('hhqqi4x', 0, 0, 7, 1, 0))",
+        heard_by_other(
+            "held = fcntl.fcntl(open(os.__file__, 'rb'), 36, struct.pack('hhqqi4x', 1, 0, 7, 1, 0))\n"
+            "if struct.unpack('hhqqi4x', held)[0] != fcntl.F_UNLCK: tell(held)"
+        ),
+    ),
+    Attempt("a lease", "telling", f"{LOCK}fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)\ntell()"),
+    Attempt(
+        "a signal when a folder changes",
+        "telling",
+        "import fcntl\nfcntl.fcntl(os.open(os.path.dirname(os.__file__), 0), fcntl.F_NOTIFY, 1)\ntell()",
+    ),
+    Attempt(
+        "a watch of a library",
+        "telling",
+        "fd = libc.inotify_init1(0o4000)\nif fd < 0: raise OSError\n"
+        "if libc.inotify_add_watch(fd, os.__file__.encode(), 0x20) < 0: raise OSError",
+        hears_other("tell(os.read(fd, 4096))"),
+    ),
+    Attempt("fanotify", "telling", "if libc.fanotify_init(0x200, 0) >= 0: tell()"),
+    Attempt(
+        "a wait on a page of a library",
+        "telling",
+        f"{PAGE}\nword = int.from_bytes(open(os.__file__, 'rb').read(4), 'little')\n"
+        "def wait():\n"
+        "    second = ctypes.create_string_buffer(struct.pack('qq', 1, 0))\n"
+        "    if call(202, at, 0, word, second, 0, 0) == 0: tell('woken')",
+        is_woken,
+        machine="x86_64",
+    ),
+    Attempt(
+        "what is in memory of a library",
+        "telling",
+        "file = open(os.__file__, 'rb')\n"
+        "whole, found = ctypes.create_string_buffer(16), ctypes.create_string_buffer(40)\n"
+        "if call(451, file.fileno(), whole, found, 0) == 0: tell(found.raw)",
+    ),
+]
+
 SIGNALS = [
     Attempt("kill of the victim", "signals", "os.kill(VICTIM, signal.SIGKILL)", victim_ended),
     Attempt("kill of the parent", "signals", "os.kill(os.getppid(), signal.SIGKILL)", victim_ended),
@@ -335,6 +463,23 @@ NETWORK = [
         "network",
         "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.connect('\\0' + ABSTRACT)",
         lambda world, found: world.reached("abstract"),
+    ),
+    Attempt(
+        "a datagram of a pair",
+        "network",
+        "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.sendto(b'x', '\\0' + ABSTRACT + '-datagrams')",
+        lambda world, found: world.reached("abstract datagrams"),
+    ),
+    Attempt(
+        "a name for one of a pair of sockets",
+        "network",
+        "for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM):\n"
+        "    try:\n"
+        "        a, b = socket.socketpair(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)\n"
+        "        a.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)\n"
+        "        a.send(b'x')\n"
+        "        if a.getsockname(): tell(a.getsockname())\n"
+        "    except OSError as error: print(error)",
     ),
     Attempt("netlink", "network", "tell(socket.socket(16, socket.SOCK_RAW, 0))"),
     Attempt("raw packets", "network", "tell(socket.socket(17, socket.SOCK_RAW, 0))"),
@@ -686,6 +831,7 @@ ATTEMPTS = [
     *ENVIRONMENT,
     *MEMORY_OF_OTHERS,
     *FILES,
+    *TELLING,
     *SIGNALS,
     *NETWORK,
     *PROGRAMS,

@@ -119,11 +119,13 @@ class World:
             "udp": socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
             "unix": socket.socket(socket.AF_UNIX),
             "abstract": socket.socket(socket.AF_UNIX),
+            "abstract datagrams": socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
         }
         self._sockets["udp"].bind(("127.0.0.1", 0))
         self._sockets["unix"].bind(str(self.base / "socket"))
         (self.base / "socket").chmod(0o777)
         self._sockets["abstract"].bind(f"\0{self.base}")
+        self._sockets["abstract datagrams"].bind(f"\0{self.base}-datagrams")
         for one in self._sockets.values():
             one.setblocking(False)
             if one.type == socket.SOCK_STREAM:
@@ -237,6 +239,9 @@ class World:
     def victim_nice(self) -> int:
         return psutil.Process(self.victim.pid).nice()
 
+    def victim_affinity_changed(self) -> bool:
+        return psutil.Process(self.victim.pid).cpu_affinity() != psutil.Process().cpu_affinity()
+
     def victim_files(self) -> int:
         text = Path(f"/proc/{self.victim.pid}/limits").read_text()
         return int(re.search(r"^Max open files\s+(\d+)", text, re.MULTILINE)[1])
@@ -248,7 +253,7 @@ class World:
         """Whether something came to one of the sockets."""
         time.sleep(0.02)
         try:
-            if name == "udp":
+            if self._sockets[name].type == socket.SOCK_DGRAM:
                 self._sockets[name].recv(100)
             else:
                 self._sockets[name].accept()[0].close()

@@ -98,6 +98,19 @@ def until(condition, seconds: float = 10.0) -> bool:
         ("exit()", SILENT),
         ("import asyncio\nasync def f(): return 5\nasyncio.run(f())", "5"),
         ("import tempfile; tempfile.TemporaryFile().write(b'abc')", "3"),
+        ("import socket\na, b = socket.socketpair()\na.send(b'x')\nb.recv(1)", "b'x'"),
+        ("import os; os.sched_setaffinity(0, os.sched_getaffinity(0))", SILENT),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as T\nwith T(4) as pool: sum(pool.map(abs, range(9)))\n"
+            "7",
+            "7",
+        ),
+        (
+            "import sqlite3\nfile = sqlite3.connect('file:a.db?nolock=1', uri=True)\n"
+            "file.execute('create table t(x)')\nfile.execute('insert into t values (5)')\nfile.commit()\n"
+            "file.execute('select x from t').fetchall()",
+            "[(5,)]",
+        ),
     ],
 )
 def test_a_call_returns_what_is_printed_and_the_value_of_its_last_expression(code, text, session):

@@ -7,7 +7,9 @@ An interpreter is used by one rollout and thrown away. It is one process without
 network, sees its own libraries, and writes to a folder in memory that goes with it. Between calls it is stopped. How
 much of this holds depends on the level of isolation, of which the strongest that works is taken: `bubblewrap` (a
 program that many systems have), `namespaces` (the same by the kernel's own calls), `process` (limits, a filter of
-system calls, and another user if root trains). What they have in common: none stops code that knows of a hole in the
+system calls, and another user if root trains). Locks of files are refused at all of them, since rollouts could talk by
+locks on the libraries that they share: sqlite3 works on files with "file:NAME?nolock=1" (and uri=True). What they have
+in common: none stops code that knows of a hole in the
 kernel, or that measures how long things take. For that, `remote` runs code on another machine.
 """
 

@@ -44,7 +44,8 @@ THREATS = {
     "memory of others": Threat(
         "reach memory and files of a process of the user who trains by /proc", (PROCESS_AS_SELF,)
     ),
-    "calls on others": Threat("trace another process, or take its memory or open files by system calls"),
+    "calls on others": Threat("trace or schedule another process, or take its memory or open files by system calls"),
+    "telling": Threat("tell another rollout, or learn from it, by locks or watches on shared files"),
     "signals": Threat("send signals to another process"),
     "network": Threat("open a socket: network, names, services of the machine"),
     "programs": Threat("start a process or another program"),

@@ -16,7 +16,7 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "execveat": (322, 281),
     "fork": (57, None),
     "vfork": (58, None),
-    # the network, other machines' and this one's; pairs of sockets within the process are allowed
+    # the network, other machines' and this one's; pairs of streams within the process are allowed, see below
     "accept": (43, 202),
     "accept4": (288, 242),
     "bind": (49, 200),
@@ -43,6 +43,27 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "setpriority": (141, 140),
+    # what one process can tell another by a file that both may only read: locks, watches, what is in memory of it
+    "cachestat": (451, 451),
+    "fanotify_mark": (301, 263),
+    "flock": (73, 32),
+    "inotify_add_watch": (254, 27),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "futex_requeue": (456, 456),
+    "futex_wait": (455, 455),
+    "futex_waitv": (449, 449),
+    "futex_wake": (454, 454),
+    # what another process has made, by its number
+    "mq_unlink": (241, 181),
+    "msgctl": (71, 187),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
+    "semctl": (66, 191),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     # memory that no limit counts
     "io_setup": (206, 0),
     "memfd_create": (319, 279),
@@ -110,8 +131,8 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
 REFUSED_VALUES: "dict[str, tuple[tuple[int, int], int, tuple[int, ...]]]" = {
     # its death with its parent's, whether it can be traced, its memory map
     "prctl": ((157, 167), 0, (1, 4, 35, 0x59616D61)),
-    # whom the kernel is to signal when a file is ready
-    "fcntl": ((72, 25), 1, (8, 15)),
+    # whom the kernel is to signal when a file is ready; locks of a process and of an open file, leases, watches, hints
+    "fcntl": ((72, 25), 1, (8, 15, 5, 6, 7, 36, 37, 38, 1024, 1025, 1026, 1036, 1038)),
     # the same, and what is typed into a terminal
     "ioctl": ((16, 29), 1, (0x8901, 0x8902, 0x5412, 0x541C)),
 }
@@ -120,15 +141,23 @@ ALLOWED_VALUES: "dict[str, tuple[tuple[int, int], tuple[int | None, ...]]]" = {
     "kill": ((62, 129), (None,)),
     "tgkill": ((234, 131), (None,)),
     "prlimit64": ((302, 261), (0, None)),
+    "sched_setaffinity": ((203, 122), (0, None)),
 }
+# Waits for a word that other processes may see too, a page of a library, by their names in the kernel: WAIT,
+# WAIT_BITSET and WAIT_REQUEUE_PI, without FUTEX_PRIVATE_FLAG, by either clock. The C library waits so for a thread
+# that ends. It is told to look again, and does.
+FUTEX, SHARED_WAITS = (202, 98), (0, 9, 11, 256, 265, 267)
+# Pairs of datagrams reach any socket that has a name, and a name is given to packets in sequence when they are sent:
+# only pairs of streams are left, which heed no address.
+SOCKETPAIR, LOCAL, STREAM, KIND = (53, 199), 1, 1, 0xF
 CLONE, CLONE3 = (56, 220), (435, 435)
 SECCOMP = (317, 277)
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's word for it
 THREAD = 0x10000  # CLONE_THREAD: a thread of this process, and no process of its own
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the filter
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # instructions of the filter
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
-EPERM, ENOSYS = 1, 38
+EPERM, EAGAIN, ENOSYS = 1, 11, 38
 NUMBER, MACHINE = 0, 4  # where in the kernel's record the call's number stands, and its machine
 X32 = 0x40000000  # on x86_64, a second table of calls, by other numbers
 SET_FILTER, ALL_THREADS = 1, 1
@@ -167,6 +196,12 @@ def program(machine: str, own_id: int) -> bytes:
     only_for(CLONE[column], [(LOAD, 0, 0, argument(0)), (ANY_BIT, 1, 0, THREAD), refuse, allow])
     # Its arguments are in memory, where a filter cannot look; the C library then takes the older call.
     only_for(CLONE3[column], [(RETURN, 0, 0, REFUSE | ENOSYS)])
+    pair = [(LOAD, 0, 0, argument(0)), (EQUAL, 1, 0, LOCAL), refuse]
+    pair += [(LOAD, 0, 0, argument(1)), (AND, 0, 0, KIND), (EQUAL, 0, 1, STREAM), allow, refuse]
+    only_for(SOCKETPAIR[column], pair)
+    again = (RETURN, 0, 0, REFUSE | EAGAIN)
+    waits = [one for value in SHARED_WAITS for one in ((EQUAL, 0, 1, value), again)]
+    only_for(FUTEX[column], [(LOAD, 0, 0, argument(1)), *waits, allow])
     for places, place, refused in REFUSED_VALUES.values():
         tests = [one for value in refused for one in ((EQUAL, 0, 1, value), refuse)]
         only_for(places[column], [(LOAD, 0, 0, argument(place)), *tests, allow])
