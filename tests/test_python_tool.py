@@ -1,6 +1,7 @@
 """Python sessions as a tool: state of a rollout, failures, time limits, ends, other machines, and what they cost."""
 
 import ast
+import functools
 import json
 import logging
 import os
@@ -593,7 +594,9 @@ def test_requests_that_are_none_are_refused(method, path, body, code, server):
 
 def test_the_server_is_a_command(level):
     words = [sys.executable, "-m", "a2tgpo_trl", "serve-python", "--port", "0", "--timeout", "7", "--warm", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    # What is started in the background may have been told to ignore the interrupt, and hands that on.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     try:
         line = process.stdout.readline()
         assert f"level {level}, 7 s a call, 512 MiB, 16 MiB of files" in line
