@@ -548,7 +548,7 @@ def test_the_answer_column_survives_removing_unused_columns(tokenizer, tmp_path)
 def test_a_default_config_is_made_from_the_model_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     on_cpu = functools.partial(A2TGPOConfig, use_cpu=True, bf16=False)
-    monkeypatch.setattr("a2tgpo_trl.trainer.A2TGPOConfig", on_cpu)
+    monkeypatch.setattr("a2tgpo_trl.checks.A2TGPOConfig", on_cpu)
     model = tiny.make_model(tokenizer)
     model.config._name_or_path = "someone/tiny"
     trainer = A2TGPOTrainer(model, exact_match, train_dataset=questions(), processing_class=tokenizer)
