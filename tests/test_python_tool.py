@@ -623,6 +623,11 @@ def test_the_bench_prints_a_row_for_each_level(capsys, level):
     assert any(line.split()[:1] == [level] for line in capsys.readouterr().out.splitlines())
 
 
+def test_settings_with_which_nothing_runs_are_refused_before_a_policy_calls():
+    with pytest.raises(ValueError, match="No interpreter starts with these settings.*numpi"):
+        python_tool.python_sessions(preload=["numpi"])
+
+
 def test_environments_with_equal_settings_share_a_pool():
     assert pool_of(Settings("namespaces")) is pool_of(Settings("namespaces"))
     assert python_tool.PythonSession.python.__doc__

@@ -21,6 +21,7 @@ from types import MethodType
 from typing import Any
 
 from ..settings import settings_of, tool
+from .interpreter import NotStarted
 from .levels import choose, table
 from .pool import Settings, pool_of
 from .remote import RemoteSession, ping
@@ -30,6 +31,7 @@ from .session import CodeFailed, LocalSession
 __all__ = ["CodeFailed", "PythonSession", "python_sessions"]
 __doc__ = f"{__doc__}\n{table()}\n"
 
+TRIAL = 10.0  # seconds that the first call of all may take
 _LOWEST = {"timeout": 0.01, "memory_mb": 16, "disk_mb": 1, "max_output": 64, "threads": 1, "warm": 0}
 
 
@@ -68,7 +70,9 @@ class PythonSession:
             self._session = RemoteSession(remote)
             self.python = _with_check(self.python, functools.partial(ping, remote))  # type: ignore[method-assign]
         else:
-            self._session = LocalSession(pool_of(settings_from(**given)))
+            settings = settings_from(**given)
+            _try_out(settings)
+            self._session = LocalSession(pool_of(settings))
 
     def reset(self, **row: Any) -> None:
         """A new rollout: its interpreter has seen no code."""
@@ -96,7 +100,7 @@ def python_sessions(**options: Any) -> Callable[[], PythonSession]:
 
     Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="namespaces", preload=["sympy"]))`
     """
-    PythonSession(**options)  # tries the isolation; its interpreter is not started
+    PythonSession(**options)  # tries them
     return functools.partial(PythonSession, **options)
 
 
@@ -111,6 +115,24 @@ def settings_from(*, isolation: str, python: str | None, preload: Sequence[str],
             raise ValueError(f"{name} must be a {kind} from {_LOWEST[name]} on; got {value!r}.")
     python = python or sys.executable
     return Settings(choose(isolation, python), preload=tuple(preload), python=python, **numbers)
+
+
+@functools.cache
+def _try_out(settings: Settings) -> None:
+    """Settings with which no interpreter runs are a mistake of the user's, not of a call of the policy."""
+    pool = pool_of(settings)
+    try:
+        interpreter = pool.take()
+    except NotStarted as error:
+        pool.close()
+        why = str(error).splitlines()[-1]  # before it may be the trace of an import
+        raise ValueError(f"No interpreter starts with these settings of Python: {why}") from error
+    found = interpreter.run("1 + 1", max(settings.timeout, TRIAL))
+    interpreter.close()
+    if found.text.strip() != "2":
+        raise ValueError(
+            f"An interpreter with these settings of Python cannot add: {found.ended or found.text.strip()}"
+        )
 
 
 def _nothing_beside_remote(given: dict[str, Any]) -> None:
