@@ -1,5 +1,6 @@
 """What the ranks tell each other about their rollouts: a few numbers, and lists."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +9,7 @@ from accelerate.utils import gather_object
 
 
 Number = TypeVar("Number", int, float)
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -30,6 +32,18 @@ class Ranks:
     def gather_lists(self, items: list[Any]) -> list[list[Any]]:
         """Each rank's list, which may be of any length, in the order of ranks."""
         return gather_object([items])
+
+    def attempt(self, what: str, act: Callable[[], Result]) -> Result:
+        """What it returns on this rank. Where it fails on any, all raise: none is left waiting for the others."""
+        failed: Exception | None = None
+        try:
+            result = act()
+        except Exception as raised:  # told to all ranks, and raised below
+            failed = raised
+        why = self.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
+        if why is not None:
+            raise ValueError(f"{what} failed. {why}") from failed
+        return result
 
     def first_text(self, text: str | None) -> str | None:
         """The text of the first rank that has one."""

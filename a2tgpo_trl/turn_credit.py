@@ -15,10 +15,10 @@ from .credit import Evidence, gain_clip_scale, preset_of
 from .credit.shaping import (
     ENCODER,
     NGRAMS_NAME,
-    PASSING_SLACK,
     Embedding,
     attempted,
     find_embedding,
+    has_passed,
     has_small_encoder,
     shaped_outcomes,
 )
@@ -115,15 +115,12 @@ class TurnCredit:
 
     def read(self, records: Sequence[dict[str, Any]]) -> None:
         """Score the turns of this rank's rollouts, whose records get the scores as well."""
-        failed: Exception | None = None
-        try:
+
+        def read() -> None:
             self._scores = [self.rewards.score(record) for record in records]
             self._texts = [attempted(record) for record in records] if self._embed is not None else []
-        except Exception as raised:  # told to all ranks, and raised below
-            failed = raised
-        why = self._ranks.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
-        if why is not None:
-            raise ValueError(f"A turn reward failed. {why}") from failed
+
+        self._ranks.attempt("A turn reward", read)
         for record, scores in zip(records, self._scores, strict=True):
             record |= {"turn_rewards": scores} if scores else {}
 
@@ -190,7 +187,7 @@ class TurnCredit:
         shaped_N = shaped_outcomes(
             outcomes_N, embeddings_ND, group_ids_N, weight=args.failure_shaping, passing=args.success_reward
         )
-        passed = (outcomes_N >= args.success_reward - PASSING_SLACK).float().mean().item()
+        passed = has_passed(outcomes_N, args.success_reward).float().mean().item()
         self._without_success = 0 if passed else self._without_success + 1
         if self._without_success == FRUITLESS_BATCHES:
             logger.warning(
@@ -208,21 +205,17 @@ class TurnCredit:
     def _embeddings(self, device: torch.device) -> Tensor:
         """Of what this rank's rollouts tried: zeros for nothing. All ranks raise if it fails on any."""
         assert self._embed is not None
-        found: Tensor | None = None
-        failed: Exception | None = None
-        try:
-            found = torch.as_tensor(self._embed(self._texts)).to(device, torch.float32)
+        embed, name = self._embed, f"shaping_embedding={self._trainer.args.shaping_embedding!r}"
+
+        def made() -> Tensor:
+            found = torch.as_tensor(embed(self._texts)).to(device, torch.float32)
             if found.dim() != 2 or len(found) != len(self._texts):
                 raise ValueError(f"it returned shape {tuple(found.shape)} for {len(self._texts)} texts")
-        except Exception as raised:  # told to all ranks, and raised below
-            failed = raised
-        name = self._trainer.args.shaping_embedding
-        why = self._ranks.first_text(None if failed is None else f"{type(failed).__name__}: {failed}")
-        if why is not None:
-            raise ValueError(f"shaping_embedding={name!r} failed. {why}") from failed
-        assert found is not None
+            return found
+
+        found = self._ranks.attempt(name, made)
         widths = {width for (width,) in self._ranks.gather_lists([found.size(1)])}
         if len(widths) > 1:
-            raise ValueError(f"shaping_embedding={name!r} must return as many numbers for each text; got {widths}.")
+            raise ValueError(f"{name} must return as many numbers for each text; got {widths}.")
         tried_B1 = torch.tensor([bool(text) for text in self._texts], device=device).unsqueeze(1)
         return (found * tried_B1).contiguous()

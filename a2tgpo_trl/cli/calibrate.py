@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..calibration import calibrate
-    from ..credit import Switches, find_method, preset_of
+    from ..credit import find_method, preset_of
+    from ..credit.shaping import has_passed
     from ..turn_rewards import KINDS, find
 
     if args.scale <= 0 or not 0 <= args.threshold <= 1:
@@ -44,17 +45,20 @@ def run(args: argparse.Namespace) -> int:
     kinds = {name: kind for name, kind in KINDS.items() if name != "environment"}  # which has numbers of its own
     kinds |= {name: find(name, [Path.cwd()]) for name in args.kinds}
     method = find_method(args.credit)
-    values = preset_of(method).values
+
+    def passed(record: dict[str, Any]) -> bool:
+        return has_passed(record["rewards"][success], args.passing)
+
     found = calibrate(
         scored,
         kinds,
         method,
-        Switches(**{name: values[name] for name in Switches.__dataclass_fields__}),
-        passed=lambda record: record["rewards"][success] >= args.passing - 1e-6,
+        preset_of(method).switches,
+        passed=passed,
         scale=args.scale,
         threshold=args.threshold,
     )
-    share = sum(record["rewards"][success] >= args.passing - 1e-6 for record in scored) / len(scored)
+    share = sum(map(passed, scored)) / len(scored)
     if len(scored) < FEW:
         print(
             f"{len(scored)} rollouts tell little: of {FEW} and more, correlations are known to about 0.1 either way."

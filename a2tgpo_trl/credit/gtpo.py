@@ -20,17 +20,12 @@ Example (the group of `a2tgpo_trl.credit`; gamma 0.9; a passes, and what b tried
 from torch import Tensor
 
 from .method import Evidence, Switches, method
-from .scores import returns, weighted_sum
 
 
 def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
     """Discounted sums of turn rewards (and of gains, if they have a weight) with the outcome at the end, compared."""
-    signal_NK = weighted_sum(
-        (switches.gain_weight, evidence.gains_NK), (switches.turn_reward_weight, evidence.turn_rewards_NK)
-    )
-    rewards_NK = signal_NK.nan_to_num(nan=0.0) + evidence.at_last_turn(evidence.outcomes_N)
-    returns_NK = returns(rewards_NK, evidence.is_turn_NK, switches.discount, switches.rescale_accumulation)
-    return switches.normalize(returns_NK, evidence.group_ids_N).nan_to_num(nan=0.0)
+    rewards_NK = switches.signal(evidence).nan_to_num(nan=0.0) + evidence.at_last_turn(evidence.outcomes_N)
+    return switches.normalize(switches.returns(rewards_NK, evidence), evidence.group_ids_N).nan_to_num(nan=0.0)
 
 
 @method(

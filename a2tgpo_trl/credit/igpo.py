@@ -18,7 +18,6 @@ Example (the group of `a2tgpo_trl.credit`, no turn rewards; gamma 1):
 from torch import Tensor
 
 from .method import Evidence, Switches, method
-from .scores import returns
 
 
 @method(
@@ -35,6 +34,4 @@ def igpo(evidence: Evidence, switches: Switches) -> Tensor:
     rewards_NK = switches.normalize(evidence.turn_rewards_NK, groups).nan_to_num(nan=0.0)
     scores_NK = switches.gain_weight * gains_NK + switches.turn_reward_weight * rewards_NK
     scores_NK = scores_NK + evidence.at_last_turn(switches.outcome_weight * evidence.outcome_advantages_N)
-    return returns(scores_NK, evidence.is_turn_NK, switches.discount, switches.rescale_accumulation).nan_to_num(
-        nan=0.0
-    )
+    return switches.returns(scores_NK, evidence).nan_to_num(nan=0.0)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from .method import Evidence, Switches, method
-from .scores import returns, weighted_sum
 
 
 @method(
@@ -31,13 +30,8 @@ from .scores import returns, weighted_sum
 )
 def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
     """Advantages of IGPO with gains and outcomes normalised together."""
-    signal_NK = weighted_sum(
-        (switches.gain_weight, evidence.gains_NK), (switches.turn_reward_weight, evidence.turn_rewards_NK)
-    )
     outcomes_N = torch.where(evidence.num_turns_N > 0, switches.outcome_weight * evidence.outcomes_N, torch.nan)
-    together = torch.cat([signal_NK, outcomes_N.unsqueeze(1)], dim=1)
+    together = torch.cat([switches.signal(evidence), outcomes_N.unsqueeze(1)], dim=1)
     scores = switches.normalize(together, evidence.group_ids_N).nan_to_num(nan=0.0)
     scores_NK = scores[:, :-1] + evidence.at_last_turn(scores[:, -1])
-    return returns(scores_NK, evidence.is_turn_NK, switches.discount, switches.rescale_accumulation).nan_to_num(
-        nan=0.0
-    )
+    return switches.returns(scores_NK, evidence).nan_to_num(nan=0.0)

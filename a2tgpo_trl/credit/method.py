@@ -6,7 +6,7 @@ paper gives to the settings of `A2TGPOConfig` which make it what it is; a settin
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..names import load
-from .scores import NORMALIZATIONS, clip_scale
+from .scores import NORMALIZATIONS, clip_scale, returns, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ class Switches:
         """Each turn's number compared with what `gain_normalization` says; NaN stays NaN."""
         return NORMALIZATIONS[self.gain_normalization](values_NK, group_ids_N)
 
+    def signal(self, evidence: Evidence) -> Tensor:
+        """Gains and turn rewards by their weights, in their own units; NaN where a turn has neither."""
+        return weighted_sum((self.gain_weight, evidence.gains_NK), (self.turn_reward_weight, evidence.turn_rewards_NK))
+
+    def returns(self, rewards_NK: Tensor, evidence: Evidence) -> Tensor:
+        """What each turn and those after it earned; NaN where a rollout has no such turn."""
+        return returns(rewards_NK, evidence.is_turn_NK, self.discount, self.rescale_accumulation)
+
 
 Method = Callable[[Evidence, Switches], Tensor]
 
@@ -96,6 +104,11 @@ class Preset:
     values: dict[str, Any]  # of all settings in DEFAULTS
     without_effect: tuple[str, ...] = ()  # settings that this method does not read, so that nobody may set them
     needs_turn_rewards: bool = False
+
+    @property
+    def switches(self) -> Switches:
+        """Those of its values that the method itself reads."""
+        return Switches(**{switch.name: self.values[switch.name] for switch in fields(Switches)})
 
 
 _PRESET = "__a2tgpo_credit__"

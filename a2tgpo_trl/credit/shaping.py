@@ -54,11 +54,16 @@ def shaped_outcomes(
     Example (one group, weight 0.5, passing 1): outcomes [1, 0, 0], cosines with the first 0.6 and 0 -> [1, 0.3, 0]
     """
     unit_ND = normalize(embeddings_ND.to(torch.float32), dim=1, eps=1e-12)
-    passed_N = outcomes_N >= passing - PASSING_SLACK
+    passed_N = has_passed(outcomes_N, passing)
     mates_NN = (group_ids_N.unsqueeze(1) == group_ids_N.unsqueeze(0)) & passed_N.unsqueeze(0)
     likeness_N = ((unit_ND @ unit_ND.T) * mates_NN).sum(dim=1) / mates_NN.sum(dim=1).clamp(min=1)
     earned_N = (passing - outcomes_N) * weight * likeness_N.to(outcomes_N.dtype)
     return torch.where(passed_N, outcomes_N, outcomes_N + earned_N)
+
+
+def has_passed(outcome: Any, passing: float) -> Any:
+    """Whether an outcome, or each of a tensor's, is as good as `passing`."""
+    return outcome >= passing - PASSING_SLACK
 
 
 def attempted(record: dict[str, Any]) -> str:
