@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -186,8 +187,10 @@ def test_libraries_can_be_loaded_ahead_of_time(make):
         LocalSession(make(preload=("no_such_module",))).run("1")
 
 
-def test_numpy_and_sympy_work_where_the_trainer_has_them(make):
+def test_numpy_and_sympy_work_where_the_trainer_has_them(make, level):
     pytest.importorskip("sympy")
+    if closed := levels.try_level(level, sys.executable).closed:
+        pytest.skip(f"{closed} is closed to other users, which a warning says at the level {level}")
     session = LocalSession(make(timeout=60.0))
     assert session.run("import numpy as np\nint(np.linalg.det(np.array([[2.0, 0], [0, 3]])).round())") == "6"
     assert session.run("import sympy\nx = sympy.Symbol('x')\nsympy.integrate(2 * x, x)") == "x**2"
@@ -356,23 +359,62 @@ def test_options_that_cannot_be_are_refused_by_name(options, message):
 
 
 def test_less_isolation_than_asked_for_is_refused_and_what_is_taken_is_said(monkeypatch, caplog):
-    monkeypatch.setattr(levels, "problem", lambda level, python: None if level == "process" else f"no {level}")
-    levels._say_once.cache_clear()
+    tried = {"process": levels.Tried(None)}
+    monkeypatch.setattr(levels, "try_level", lambda level, python: tried.get(level, levels.Tried(f"no {level}")))
+    levels._tell.cache_clear()
     with pytest.raises(ValueError, match="namespaces: no namespaces.*Install bubblewrap.*serve-python"):
         levels.choose("namespaces")
     with caplog.at_level(logging.INFO, logger="a2tgpo_trl"):
         assert levels.choose("auto") == levels.choose("auto") == "process"
     (record,) = [record for record in caplog.records if "isolat" in record.message.lower()]
     assert record.levelname == "WARNING" and "a file of the machine that every user may read" in record.message
-    monkeypatch.setattr(levels, "problem", lambda level, python: None)
+    tried["bubblewrap"] = levels.Tried(None)
     assert levels.choose("namespaces") == "bubblewrap"  # at least
 
 
 def test_a_level_that_does_not_work_says_why(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    levels.problem.cache_clear()
-    assert "bubblewrap is not installed" in levels.problem("bubblewrap", sys.executable)
-    levels.problem.cache_clear()
+    levels.try_level.cache_clear()
+    assert levels.try_level("bubblewrap", sys.executable).problem == "bubblewrap is not installed"
+    levels.try_level.cache_clear()
+
+
+def an_environment(place: Path, base: str) -> str:
+    """Where nobody else may enter, as in /root; and on many machines, in the folder that is the scratch folder."""
+    subprocess.run([base, "-m", "venv", "--without-pip", "--symlinks", place], check=True)
+    (library,) = place.glob("lib/*/site-packages")
+    (library / "installed_here.py").write_text("answer = 42\n")
+    place.parent.chmod(0o700)
+    return str(place / "bin" / "python")
+
+
+@pytest.mark.parametrize("level", levels.LEVELS)
+def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(level, caplog):
+    base = next(
+        (base for base in (sys.executable, "/usr/bin/python3") if not levels.try_level(level, base).problem), None
+    )
+    if base is None:
+        pytest.skip(f"{level} does not work here")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        python = an_environment(Path(folder) / "own", base)
+        pool = Pool(Settings(level, warm=0, python=python, timeout=20.0))
+        tried = levels.try_level(level, python)
+        try:
+            session = LocalSession(pool)
+            if tried.closed:
+                assert level == "process" and os.getuid() == 0
+                with pytest.raises(CodeFailed, match="No module named 'installed_here'"):
+                    session.run("import installed_here")
+            else:
+                assert session.run("import installed_here; installed_here.answer") == "42"
+                assert session.run("import tempfile; tempfile.TemporaryFile().write(b'abc')") == "3"
+        finally:
+            pool.close()
+        levels._tell_of_closed_libraries.cache_clear()
+        with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+            levels._tell_of_closed_libraries(tried.closed)
+    said = [record.message for record in caplog.records if "is closed to it" in record.message]
+    assert len(said) == bool(tried.closed) and all(f"{folder}/own/lib" in message for message in said)
 
 
 def test_an_interpreter_that_is_reached_through_a_link_finds_its_libraries(make, level, tmp_path):

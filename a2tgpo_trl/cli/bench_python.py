@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..tools.python.levels import LEVELS, problem
+from ..tools.python.levels import LEVELS, try_level
 from ..tools.python.pool import Pool, Settings
 from ..tools.python.session import LocalSession
 
@@ -34,7 +34,7 @@ class PythonTimes:
 
 def levels() -> dict[str, str | None]:
     """The levels of isolation, and why one does not work here."""
-    return {level: problem(level, sys.executable) for level in LEVELS}
+    return {level: try_level(level, sys.executable).problem for level in LEVELS}
 
 
 def measure(level: str, load: Load) -> PythonTimes:

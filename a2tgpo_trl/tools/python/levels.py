@@ -80,25 +80,46 @@ def table() -> str:
     )
 
 
+# A module that nobody has loaded, so that it must be found in the jail; and the folders of libraries closed to it.
+LOOK = """
+import colorsys, os, sys
+def is_closed(path):
+    try:
+        os.listdir(path)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+print(*filter(is_closed, (path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages"))))
+"""
+
+
+class Tried(NamedTuple):
+    """Why a level does not work here, or None if it does; and the libraries that code cannot read at it."""
+
+    problem: str | None
+    closed: str = ""
+
+
 @cache
-def problem(level: str, python: str) -> str | None:
-    """Why this level does not work here; None if it does."""
+def try_level(level: str, python: str) -> Tried:
+    """Start an interpreter at this level, and let it look around."""
     if level == "bubblewrap" and shutil.which("bwrap") is None:
-        return "bubblewrap is not installed"
+        return Tried("bubblewrap is not installed")
     pool = Pool(Settings(level, timeout=30.0, warm=0, python=python))
     try:
-        # A module that nobody has loaded, so that it must be found in the jail.
-        found = pool.take().run("import colorsys", 30.0)
+        found = pool.take().run(LOOK, 30.0)
     except (NotStarted, OSError) as error:
-        return str(error)
+        return Tried(str(error))
     finally:
         pool.close()
     if found.raised:
-        return (
+        return Tried(
             f"in it, the libraries of {python} cannot be read. Are they below a folder that is closed to other users? "
             f"{' '.join(found.text.split())[-200:]}"
         )
-    return None
+    return Tried(None, found.text.strip())
 
 
 def choose(isolation: str, python: str = sys.executable) -> str:
@@ -110,11 +131,12 @@ def choose(isolation: str, python: str = sys.executable) -> str:
     enough: Sequence[str] = LEVELS if isolation == "auto" else LEVELS[: LEVELS.index(isolation) + 1]
     problems: dict[str, str] = {}
     for level in enough:
-        reason = problem(level, python)
-        if reason is None:
-            _tell(level, problems)
+        tried = try_level(level, python)
+        if tried.problem is None:
+            _tell(level, _listed(problems))
+            _tell_of_closed_libraries(tried.closed)
             return level
-        problems[level] = reason
+        problems[level] = tried.problem
     raise ValueError(
         f"isolation={isolation!r}: no such isolation here. {_listed(problems)} Install bubblewrap, allow user "
         "namespaces (sysctl kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns; in a "
@@ -127,17 +149,22 @@ def _listed(problems: dict[str, str]) -> str:
 
 
 @cache
-def _say_once(level: str, text: str) -> None:
-    logger.log(logging.WARNING if level == PROCESS else logging.INFO, text)
-
-
-def _tell(level: str, problems: dict[str, str]) -> None:
+def _tell(level: str, problems: str) -> None:
     if level == PROCESS:
         open_doors = "; ".join(threat.what for threat in THREATS.values() if threat.not_stopped_at)
-        _say_once(
-            level,
+        logger.warning(
             "THE CODE OF THE POLICY IS ONLY WEAKLY ISOLATED (level process). Depending on who trains, it can "
-            f"{open_doors}. Stronger levels do not work here: {_listed(problems)}",
+            f"{open_doors}. Stronger levels do not work here: {problems}"
         )
     else:
-        _say_once(level, f"The code of the policy is isolated at the level {level}.")
+        logger.info(f"The code of the policy is isolated at the level {level}.")
+
+
+@cache
+def _tell_of_closed_libraries(closed: str) -> None:
+    if closed:
+        logger.warning(
+            f"Code of the policy has the standard library alone: what is installed in {closed} is closed to it, since "
+            "it runs as a user of its own. Let others read that folder and pass through those above it (chmod o+x), "
+            "or name an interpreter elsewhere: python=."
+        )

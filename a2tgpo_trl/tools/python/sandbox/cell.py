@@ -39,7 +39,7 @@ def enter(options: "dict", scratch: str, user: "int | None", own_mounts: bool) -
     """Take what an interpreter needs, and give everything else away. After this no privilege is left."""
     baseline = options["baseline"]
     if own_mounts:
-        jail.make_scratch(options["disk"])
+        jail.make_scratch(options["disk"], options["shown"])
     for module in options["preload"]:
         __import__(module)
     os.chdir(scratch)

@@ -11,6 +11,7 @@ import struct
 
 
 SCRATCH = "/tmp"
+NEXT_SCRATCH = "/.scratch"  # where it is made ready
 DEVICES = ("null", "zero", "random", "urandom")
 FIRST_USER, USERS = 61184, 4336  # ids that systemd hands out to services for a while: no person has them
 INSIDE = 1000  # the id that an interpreter sees of itself where users are mapped
@@ -26,13 +27,14 @@ NEW_MOUNTS, NEW_CGROUP, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     0x20000000,
     0x40000000,
 )
-READ_ONLY, NO_SUID, NO_DEVICES, NO_PROGRAMS, REMOUNT, BIND, RECURSIVE, PRIVATE = (
+READ_ONLY, NO_SUID, NO_DEVICES, NO_PROGRAMS, REMOUNT, BIND, MOVE, RECURSIVE, PRIVATE = (
     0x1,
     0x2,
     0x4,
     0x8,
     0x20,
     0x1000,
+    0x2000,
     0x4000,
     0x40000,
 )
@@ -106,10 +108,11 @@ def build_root(machine: str, shown: "list[str]") -> None:
     os.chdir("/")
     _mount("root", "/new", "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=1m")
     for path, source in sources.items():
-        _show(source, path, NO_DEVICES)
+        _show(f"/old{source}", f"/new{path}", NO_DEVICES)
     for name in DEVICES:
-        _show(f"/dev/{name}", f"/dev/{name}", 0)
-    os.makedirs(f"/new{SCRATCH}", exist_ok=True)
+        _show(f"/old/dev/{name}", f"/new/dev/{name}", 0)
+    for folder in (SCRATCH, NEXT_SCRATCH):
+        os.makedirs(f"/new{folder}", exist_ok=True)
     os.mkdir("/new/.old")
     _pivot(machine, "/new", "/new/.old")
     os.chdir("/")
@@ -117,9 +120,8 @@ def build_root(machine: str, shown: "list[str]") -> None:
     os.rmdir("/.old")
 
 
-def _show(source: str, path: str, attributes: int) -> None:
-    """A file or folder of the machine, at a path of the new root."""
-    source, target = f"/old{source}", f"/new{path}"
+def _show(source: str, target: str, attributes: int) -> None:
+    """A file or folder, to be read at another path as well."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.isdir(source):
         os.mkdir(target)
@@ -129,10 +131,16 @@ def _show(source: str, path: str, attributes: int) -> None:
     _seal(target, READ_ONLY | NO_SUID | attributes, AT_RECURSIVE)
 
 
-def make_scratch(size: int) -> None:
-    """An empty folder in memory, of a bounded size, and a root in which nothing else can be written."""
+def make_scratch(size: int, shown: "list[str]") -> None:
+    """A folder in memory, of a bounded size, and a root in which nothing else can be written. It is empty but for what
+    is shown of the machine's folder of that name: some environments live in /tmp."""
     options = f"size={size},nr_inodes={MOST_FILES},mode=1777"
-    _mount("scratch", SCRATCH, "tmpfs", NO_SUID | NO_DEVICES | NO_PROGRAMS, options)
+    _mount("scratch", NEXT_SCRATCH, "tmpfs", NO_SUID | NO_DEVICES | NO_PROGRAMS, options)
+    for path in shown:
+        if path.startswith(f"{SCRATCH}/"):
+            _show(path, path.replace(SCRATCH, NEXT_SCRATCH, 1), NO_DEVICES)
+    _mount(NEXT_SCRATCH, SCRATCH, None, MOVE)
+    os.rmdir(NEXT_SCRATCH)
     _seal("/", READ_ONLY)
 
 

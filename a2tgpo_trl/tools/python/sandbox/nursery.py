@@ -227,7 +227,7 @@ def bubblewrap_words(options: dict, as_root: bool) -> "list[str]":
         words += ["--ro-bind", os.path.realpath(path), path]
     for path in devices:
         words += ["--dev-bind", path, path]
-    return [*words, "--dir", jail.SCRATCH, "--"]
+    return [*words, "--dir", jail.SCRATCH, "--dir", jail.NEXT_SCRATCH, "--"]
 
 
 def parents(path: str) -> "list[str]":
