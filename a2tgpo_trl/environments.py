@@ -7,14 +7,18 @@ rollout out of the batch, and one whose `get_reward` fails gets no reward at all
 
 import asyncio
 import inspect
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from .tools.attempts import Request
 from .tools.runner import ToolRunner
 from .tools.settings import settings_of
+
+
+logger = logging.getLogger(__name__)
 
 
 class Environments:
@@ -79,6 +83,14 @@ class Environments:
             pool[:] = [one for one in pool if not self.runner.is_stuck(one)]  # by identity: some compare by value
             for environment in stuck:
                 self.runner.forget(environment)
+
+    def release(self, environments: Iterable[Any]) -> None:
+        """After a batch: let those that hold much of the machine for a rollout (`_release`) give it back."""
+        able = [one for one in environments if callable(getattr(type(one), "_release", None))]
+        calls = [self._call(one, one._release, {}) for one in able if not self.runner.is_stuck(one)]
+        for _, error in [call.result() for call in calls]:
+            if error is not None:
+                logger.warning(f"An environment did not give back what its rollout held: {error}")
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         def watched(**row: Any) -> Any:

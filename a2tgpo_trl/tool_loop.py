@@ -152,8 +152,9 @@ class ToolLoop:
         )
 
     def end_batch(self) -> str | None:
-        """After the rewards: let go of what is stuck. Why the run should stop, if any rank says so."""
+        """After the rewards: let go of what is stuck or held. Why the run should stop, if any rank says so."""
         if self._trainer.environment_factories is not None:
+            self.environments.release(self._trainer.environments or [])
             self.environments.drop_stuck(self._trainer._environment_pool)
         nothing_works = self._nothing_works() if self._trainer.environment_factories is not None else None
         return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())

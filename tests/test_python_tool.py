@@ -1,18 +1,24 @@
 """Python sessions as a tool: state of a rollout, failures, time limits, ends, other machines, and what they cost."""
 
 import ast
+import asyncio
 import functools
 import json
 import logging
 import os
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import venv
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,15 +31,16 @@ import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.cli import bench_python, main
 from a2tgpo_trl.recipe import read_recipe
 from a2tgpo_trl.recipe_file import RecipeError
-from a2tgpo_trl.tools.attempts import Limits, Request
+from a2tgpo_trl.tools.attempts import Attempts, Limits, Request
 from a2tgpo_trl.tools.control import WITHHELD
-from a2tgpo_trl.tools.python import CodeFailed, PythonSession, levels, python_sessions
+from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions, remote
 from a2tgpo_trl.tools.python.interpreter import Output
 from a2tgpo_trl.tools.python.pool import Pool, Settings, pool_of
 from a2tgpo_trl.tools.python.remote import TOKEN, ServerDown, ping
 from a2tgpo_trl.tools.python.server import PythonServer
 from a2tgpo_trl.tools.python.session import LOST, SILENT, LocalSession
 from a2tgpo_trl.tools.runner import ToolRunner
+from a2tgpo_trl.tools.settings import ToolSettings
 
 
 ROOT = Path(__file__).parents[1]
@@ -183,8 +190,8 @@ def test_a_long_result_keeps_its_beginning_and_its_end(session):
 def test_libraries_can_be_loaded_ahead_of_time(make):
     pool = make(preload=("decimal",), timeout=10.0)
     assert LocalSession(pool).run("import sys; 'decimal' in sys.modules") == "True"
-    with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
-        LocalSession(make(preload=("no_such_module",))).run("1")
+    with pytest.raises(ValueError, match="No interpreter runs code.*No module named 'no_such_module'"):
+        python_sessions(preload=["no_such_module"])
 
 
 def test_numpy_and_sympy_work_where_the_trainer_has_them(make, level):
@@ -211,7 +218,7 @@ def test_a_call_over_its_time_is_ended_and_the_next_is_told_that_nothing_is_left
 
 
 def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_environment(level):
-    runner = ToolRunner(Limits(timeout=1.0))
+    runner = ToolRunner(Limits(timeout=4.0))
     environment = runner.construct(python_sessions(timeout=300.0, warm=0))
 
     def call(code: str):
@@ -228,6 +235,19 @@ def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_envi
     finally:
         environment.reset()
         runner.close()
+
+
+def test_a_call_that_has_come_back_is_not_cancelled_nor_is_what_the_next_one_needs(session):
+    session.run("x = 1")
+    session.cancel()
+    assert session.run("x") == "1"
+    cancelled: list = []
+    request = Request(session.run, {"code": "1"}, session)
+    done: Future = Future()
+    done.set_result(None)
+    attempts = Attempts(Limits())
+    assert asyncio.run(attempts._cancelled(request, ToolSettings(cancel=cancelled.append), done)) and not cancelled
+    attempts.close()
 
 
 def _has_ended(process: int) -> bool:
@@ -315,11 +335,71 @@ def test_a_nursery_that_was_killed_is_replaced_and_that_is_said(make, caplog):
     pool._nursery._process.wait()
     assert until(lambda: _has_ended(process))  # the interpreter with it
     os.close(process)
-    with pytest.raises(CodeFailed, match="variables are gone"):
+    with pytest.raises(Unavailable, match="not the code. Its variables are gone"):
         session.run("1")
     with caplog.at_level(logging.WARNING):
         assert session.run("1") == f"{LOST}1"
     assert "One more is started" in caplog.text
+
+
+@contextmanager
+def no_more_files(but: int):
+    """A process that can open so many more files, and not one beyond."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    files: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(but):
+            os.close(files.pop())
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("but", range(4))
+def test_a_process_without_open_files_left_is_no_fault_of_the_code(but, make):
+    pool = make(timeout=10.0)
+    pool.take().close()
+    session = LocalSession(pool)
+    with no_more_files(but), pytest.raises(Unavailable) as failed:
+        session.run("1")
+    assert str(failed.value) == "the machine can start no Python interpreter now. The code was not run."
+    assert session.run("1") == "1"
+
+
+def test_an_interpreter_that_is_ready_is_used_even_if_no_other_can_be_made_in_its_place(make):
+    pool = make(timeout=10.0, warm=1)
+    pool.take().close()
+    with no_more_files(but=1):
+        assert LocalSession(pool).run("6 * 7") == "42"
+
+
+def test_a_machine_that_can_start_no_interpreter_is_waited_for(level):
+    runner = ToolRunner(Limits(timeout=20.0, patience=20.0))
+    environment = runner.construct(python_sessions(timeout=10.0, warm=0, disk_mb=15))
+    call = Request(environment.python, {"code": "6 * 7"}, environment)
+    assert runner.run([call])[0].text == "42"
+    environment.reset()
+    with no_more_files(but=0):
+        waiting = runner.submit([call])
+        time.sleep(0.5)
+        assert not waiting.done()
+    (outcome,) = waiting.result(20)
+    assert (outcome.status, outcome.text) == ("ok", "42")
+    environment.reset()
+    runner.close()
+
+
+def test_a_machine_out_of_memory_ends_an_interpreter_before_the_trainer(session):
+    session.run("1")
+    text = Path(f"/proc/self/fdinfo/{session._interpreter._ends.process}").read_text()
+    (process,) = re.findall(r"^Pid:\s*(\d+)", text, re.MULTILINE)
+    assert Path(f"/proc/{process}/oom_score_adj").read_text() == "1000\n"
 
 
 def test_processes_that_are_forked_make_interpreters_of_their_own(make):
@@ -426,6 +506,30 @@ def test_an_interpreter_that_is_reached_through_a_link_finds_its_libraries(make,
     assert session.run("import colorsys, sys; sys.executable") == repr(python)
 
 
+def test_settings_that_lie_beside_the_libraries_cannot_be_read(make, level, tmp_path):
+    if level == "process":
+        pytest.skip("it sees what all users may read")
+    venv.create(tmp_path / "venv", symlinks=True)
+    (tmp_path / "venv/pip.conf").write_text("[global]\nindex-url = https://me:password@index/")
+    session = LocalSession(make(python=str(tmp_path / "venv/bin/python"), timeout=20.0))
+    assert session.run("import sys; sys.prefix") == repr(str(tmp_path / "venv"))
+    with pytest.raises(CodeFailed, match="FileNotFoundError"):
+        session.run("open(sys.prefix + '/pip.conf').read()")
+
+
+def test_what_a_rollout_draws_and_where_its_objects_lie_does_not_differ_from_run_to_run(make):
+    pytest.importorskip("numpy")
+    pool = make(timeout=60.0)
+    draw = "import numpy as np\nnp.random.rand(3).tolist()"
+    texts = {LocalSession(pool).run(code) for code in (draw, f"import random\n{draw}")}
+    assert texts == {LocalSession(make(timeout=60.0, preload=("numpy",))).run(draw)}
+    session = LocalSession(pool)
+    assert session.run("class A: pass\nlambda: 1, A()") == (
+        "(<function <lambda> at 0x...>, <__main__.A object at 0x...>)"
+    )
+    assert session.run("print('a page at 0x7fff0000')") == "a page at 0x7fff0000"
+
+
 def test_the_code_that_runs_in_any_interpreter_needs_the_standard_library_alone():
     for file in (ROOT / "a2tgpo_trl/tools/python/sandbox").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -433,7 +537,8 @@ def test_the_code_that_runs_in_any_interpreter_needs_the_standard_library_alone(
                 assert {one.name for one in node.names} <= sys.stdlib_module_names
             if isinstance(node, ast.ImportFrom):
                 beside_it = node.level == 1 and node.module is None
-                assert beside_it or (node.level == 0 and node.module in sys.stdlib_module_names)
+                package = (node.module or "").split(".")[0]
+                assert beside_it or (node.level == 0 and package in sys.stdlib_module_names)
 
 
 # ---- in training
@@ -466,7 +571,9 @@ def test_training_with_sessions_keeps_rollouts_apart_and_text_of_tools_text(leve
 
     factory = python_sessions(timeout=20.0, warm=1)
     config = args(tmp_path, tool_timeout=60.0, max_completion_length=3000)
-    _, batch, records = train(tokenizer, config, write, tools=None, environment_factory=factory)
+    trainer, batch, records = train(tokenizer, config, write, tools=None, environment_factory=factory)
+    # Nothing of the machine is held while the policy learns.
+    assert all(one._session._interpreter is None for one in trainer.environments)
     statuses = [[turn["status"] for turn in record["turns"]] for record in records]
     assert [found[:2] for found in statuses] == [
         ["ok", "ok"],
@@ -598,6 +705,25 @@ def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make)
         runner.close()
 
 
+def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch):
+    monkeypatch.setattr(remote, "CONNECTING", 0.3)
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = [socket.socket() for _ in range(4)]
+    for one in waiting:
+        one.setblocking(False)
+        one.connect_ex(full.getsockname())
+    start = time.monotonic()
+    with pytest.raises(ServerDown, match="TimeoutError"):
+        PythonSession(remote=f"http://127.0.0.1:{full.getsockname()[1]}").python("1")
+    assert time.monotonic() - start < 3
+    for one in (full, *waiting):
+        one.close()
+    exchange = remote._Exchange(server.address)
+    exchange.close()  # before it is connected
+    with pytest.raises(ServerDown, match="given up"):
+        exchange.ask("GET", "/health", None)
+
+
 def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
     monkeypatch.setenv(TOKEN, "one")
     server = PythonServer(("127.0.0.1", 0), make())
@@ -666,7 +792,7 @@ def test_the_bench_prints_a_row_for_each_level(capsys, level):
 
 
 def test_settings_with_which_nothing_runs_are_refused_before_a_policy_calls():
-    with pytest.raises(ValueError, match="No interpreter starts with these settings.*numpi"):
+    with pytest.raises(ValueError, match="No interpreter runs code with these settings.*numpi"):
         python_tool.python_sessions(preload=["numpi"])
 
 

@@ -171,7 +171,8 @@ class Attempts:
         """Whether a call on an environment that can end its calls has come back since."""
         if settings.cancel is None:
             return False
-        settings.cancel(request.owner)
+        if not future.done():  # it never began, or has come back just now: what it used is for the next call
+            settings.cancel(request.owner)
         ended = await _done_within(future, ENDING)
         self.abandoned += ended
         return ended

@@ -9,8 +9,8 @@ much of this holds depends on the level of isolation, of which the strongest tha
 program that many systems have), `namespaces` (the same by the kernel's own calls), `process` (limits, a filter of
 system calls, and another user if root trains). Locks of files are refused at all of them, since rollouts could talk by
 locks on the libraries that they share: sqlite3 works on files with "file:NAME?nolock=1" (and uri=True). What they have
-in common: none stops code that knows of a hole in the
-kernel, or that measures how long things take. For that, `remote` runs code on another machine.
+in common: none stops code that knows of a hole in the kernel, or that measures how long things take. For that,
+`remote` runs code on another machine.
 """
 
 import functools
@@ -23,15 +23,14 @@ from typing import Any
 from ..settings import settings_of, tool
 from .interpreter import NotStarted
 from .levels import choose, table
-from .pool import Settings, pool_of
+from .pool import Pool, Settings, pool_of
 from .remote import RemoteSession, ping
-from .session import CodeFailed, LocalSession
+from .session import CodeFailed, LocalSession, Unavailable
 
 
-__all__ = ["CodeFailed", "PythonSession", "python_sessions"]
+__all__ = ["CodeFailed", "PythonSession", "Unavailable", "python_sessions"]
 __doc__ = f"{__doc__}\n{table()}\n"
 
-TRIAL = 10.0  # seconds that the first call of all may take
 _LOWEST = {"timeout": 0.01, "memory_mb": 16, "disk_mb": 1, "max_output": 64, "threads": 1, "warm": 0}
 
 
@@ -68,11 +67,12 @@ class PythonSession:
         if remote is not None:
             _nothing_beside_remote(given)
             self._session = RemoteSession(remote)
-            self.python = _with_check(self.python, functools.partial(ping, remote))  # type: ignore[method-assign]
+            check: Callable[[], Any] = functools.partial(ping, remote)
         else:
-            settings = settings_from(**given)
-            _try_out(settings)
-            self._session = LocalSession(pool_of(settings))
+            pool = pool_of(settings_from(**given))
+            _try_out(pool)
+            self._session, check = LocalSession(pool), pool.check
+        self.python = _with_check(self.python, check)  # type: ignore[method-assign]
 
     def reset(self, **row: Any) -> None:
         """A new rollout: its interpreter has seen no code."""
@@ -80,6 +80,10 @@ class PythonSession:
 
     def _cancel(self) -> None:
         self._session.cancel()
+
+    def _release(self) -> None:
+        """The rollout is over, and the next may be long in coming: its interpreter's memory is free until then."""
+        self._session.forget()
 
     @tool(cancel=_cancel)
     def python(self, code: str) -> str:
@@ -117,22 +121,14 @@ def settings_from(*, isolation: str, python: str | None, preload: Sequence[str],
     return Settings(choose(isolation, python), preload=tuple(preload), python=python, **numbers)
 
 
-@functools.cache
-def _try_out(settings: Settings) -> None:
+def _try_out(pool: Pool) -> None:
     """Settings with which no interpreter runs are a mistake of the user's, not of a call of the policy."""
-    pool = pool_of(settings)
     try:
-        interpreter = pool.take()
+        pool.check()
     except NotStarted as error:
         pool.close()
         why = str(error).splitlines()[-1]  # before it may be the trace of an import
-        raise ValueError(f"No interpreter starts with these settings of Python: {why}") from error
-    found = interpreter.run("1 + 1", max(settings.timeout, TRIAL))
-    interpreter.close()
-    if found.text.strip() != "2":
-        raise ValueError(
-            f"An interpreter with these settings of Python cannot add: {found.ended or found.text.strip()}"
-        )
+        raise ValueError(f"No interpreter runs code with these settings of Python: {why}") from error
 
 
 def _nothing_beside_remote(given: dict[str, Any]) -> None:

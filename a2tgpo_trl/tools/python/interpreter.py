@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -116,8 +117,8 @@ class Ends:
 class Interpreter:
     """One interpreter, for one rollout. It ends when this object does."""
 
-    def __init__(self, channel: socket.socket, output: int, kept: int):
-        self._ends, self._kept = Ends(channel, output), kept
+    def __init__(self, channel: socket.socket, output: int, kept: int, maker_has_ended: Callable[[], bool]):
+        self._ends, self._kept, self.maker_has_ended = Ends(channel, output), kept, maker_has_ended
         os.set_blocking(output, False)
         self.kill = self._ends.kill
         self.close = weakref.finalize(self, self._ends.close)
@@ -130,7 +131,9 @@ class Interpreter:
             word, files, _, _ = socket.recv_fds(ends.channel, 4096, 1)
         except OSError as error:
             raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
-        if word != READY or not files:
+        if word == READY and not files:  # the kernel drops a file that there is no number for
+            raise NotStarted("this process has as many files open as it may have (ulimit -n)")
+        if word != READY:
             said = _decoded(word.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
             raise NotStarted(said.strip() or "it ended before it was ready")
         ends.process = files[0]

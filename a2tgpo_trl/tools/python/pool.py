@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from .interpreter import Interpreter, NotStarted
+from .interpreter import STARTING, Interpreter, NotStarted
 from .sandbox.nursery import start_words
 
 
@@ -108,11 +108,20 @@ class Nursery:
             self._process.wait(seconds)
         return not self.alive
 
+    def _has_ended(self) -> bool:
+        # The kernel ends its interpreters a moment before its end can be seen.
+        return self.ends_within(0.1)
+
     def make(self) -> Interpreter:
         """Ask for an interpreter; it is ready some time later."""
-        channel, their_channel = socket.socketpair()
         output, their_output = os.pipe()
-        interpreter = Interpreter(channel, output, self._kept)
+        try:
+            channel, their_channel = socket.socketpair()
+        except OSError:  # there are files left for the pipe only
+            os.close(output)
+            os.close(their_output)
+            raise
+        interpreter = Interpreter(channel, output, self._kept, self._has_ended)
         try:
             socket.send_fds(self._control, [b"i"], [their_channel.fileno(), their_output])
         except OSError as error:
@@ -150,14 +159,46 @@ class Pool:
         self._nursery: Nursery | None = None
         self._owner = os.getpid()
         self._warm: deque[Interpreter] = deque()
+        self._doubted = True  # whether its last interpreter could not be made, or none was yet
 
     def take(self) -> Interpreter:
-        """An interpreter that nobody has used."""
+        """An interpreter that nobody has used. Raises `NotStarted`."""
+        try:
+            return self._take()
+        except NotStarted:
+            with self._lock:
+                self._warm.clear()  # made at the same time, they may have failed alike
+        try:
+            return self._take()
+        except NotStarted:
+            self.doubt()
+            raise
+
+    def doubt(self) -> None:
+        """The machine has failed a call: the next check is to look."""
+        self._doubted = True
+
+    def check(self) -> None:
+        """Whether code runs, if there is doubt. Raises `NotStarted` if it does not."""
+        if not self._doubted:
+            return  # it is asked after each error that a policy makes
+        interpreter = self._take()
+        found = interpreter.run("1 + 1", STARTING)
+        interpreter.close()
+        if found.text != "2\n":
+            raise NotStarted(f"1 + 1 gives {found.text[-500:]!r}{f' ({found.ended})' if found.ended else ''}")
+        self._doubted = False
+
+    def _take(self) -> Interpreter:
         with self._lock:
-            nursery = self._living_nursery()
-            interpreter = self._warm.popleft() if self._warm else nursery.make()
-            while len(self._warm) < self.settings.warm:
-                self._warm.append(nursery.make())
+            try:
+                nursery = self._living_nursery()
+                interpreter = self._warm.popleft() if self._warm else nursery.make()
+            except OSError as error:  # no files, no memory
+                raise NotStarted(f"{type(error).__name__}: {error}") from error
+            with suppress(OSError, NotStarted):  # it is no failure of this call: one that finds none says so
+                while len(self._warm) < self.settings.warm:
+                    self._warm.append(nursery.make())
         try:
             interpreter.wait_until_ready()
         except NotStarted as error:
@@ -176,6 +217,7 @@ class Pool:
             )
             self._nursery.close()
         self._warm.clear()
+        self._nursery = None
         self._nursery, self._owner = Nursery(self.settings), os.getpid()
         return self._nursery
 

@@ -23,6 +23,7 @@ from .session import CodeFailed
 
 
 TOKEN = "A2TGPO_PYTHON_TOKEN"
+CONNECTING = 5.0  # seconds
 PATIENCE = 300.0  # seconds without an answer: the server ends code long before
 MOST_ANSWER = 2**26  # bytes
 
@@ -78,13 +79,15 @@ class _Exchange:
     def __init__(self, address: str):
         self._address, parts = address, urlsplit(address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=PATIENCE)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECTING)
+        self._closed = False
 
     def ask(self, method: str, path: str, content: Any) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Connection": "close"}
         if os.environ.get(TOKEN):
             headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
         try:
+            self._connect()
             self._connection.request(method, path, None if content is None else json.dumps(content), headers)
             response = self._connection.getresponse()
             answer = json.loads(response.read(MOST_ANSWER))
@@ -99,7 +102,15 @@ class _Exchange:
             raise ServerDown(f"the Python server at {self._address} refuses: {answer.get('error', answer)}")
         return answer
 
+    def _connect(self) -> None:
+        self._connection.connect()
+        if self._closed:  # while there was no socket yet to close
+            raise ConnectionAbortedError("the call was given up")
+        self._connection.sock.settimeout(PATIENCE)
+
     def close(self) -> None:
+        """From another thread: have the request fail."""
+        self._closed = True
         with suppress(OSError):  # it was closed
             if self._connection.sock is not None:
                 self._connection.sock.shutdown(2)

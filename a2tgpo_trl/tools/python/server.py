@@ -118,6 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.token and not hmac.compare_digest(expected.encode(), given.encode()):
             raise Refused(401, f"the token is missing or another; set {TOKEN} where the trainer runs")
         if (method, self.path) == ("GET", "/health"):
+            self.server.pool.check()
             return {"isolation": self.server.pool.settings.isolation, "sessions": self.server.sessions}
         content = self._content()
         name = content.get("session")

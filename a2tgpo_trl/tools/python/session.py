@@ -1,14 +1,20 @@
 """code of one rollout, call after call -> its output, or what went wrong; its variables are kept in between."""
 
+import logging
+import re
 import threading
 
 from ..results import ToolFailed
-from .interpreter import Interpreter
+from .interpreter import GONE, Interpreter, NotStarted
 from .pool import Pool
 
 
+logger = logging.getLogger(__name__)
+
 MOST_CODE = 2**20  # bytes
 SILENT = "(The code printed nothing, and its last line has no value.)"
+# Where an object lies in memory differs from run to run.
+ADDRESS = re.compile(r"(?<= at 0x)[0-9a-f]{8,16}(?=[>,])")
 LOST = "(The interpreter is a new one: variables and imports of earlier calls are gone.)\n"
 
 
@@ -19,40 +25,60 @@ class CodeFailed(ToolFailed):
         super().__init__(text, [f"{__name__}.CodeFailed"])
 
 
+class Unavailable(RuntimeError):
+    """Code could not be run, which is no fault of it. What is wrong is for the log, and not for the policy to read."""
+
+
 class LocalSession:
     """Runs the code of a rollout in an interpreter of this machine, taken from a pool at the first call."""
 
     def __init__(self, pool: Pool):
         self._pool = pool
-        self._lock = threading.Lock()  # of the two below: a call may be cancelled while it waits for its interpreter
+        self._lock = threading.Lock()  # of the three below: a call may be cancelled while it waits for its interpreter
         self._interpreter: Interpreter | None = None
-        self._cancelled = False
+        self._running = self._cancelled = False
         self._lost = False
 
     def run(self, code: str) -> str:
-        """What the code printed. Raises `CodeFailed`."""
+        """What the code printed. Raises `CodeFailed`, or `Unavailable`."""
         size = len(code.encode("utf-8", errors="replace"))
         if size > MOST_CODE:
             raise CodeFailed(f"Error: the code has {size} bytes, and {MOST_CODE} is the most.")
-        self._cancelled = False
-        if self._interpreter is None:
-            taken = self._pool.take()
+        with self._lock:
+            self._running, self._cancelled = True, False
+        try:
+            return self._run(code)
+        finally:
             with self._lock:
-                self._interpreter = taken
-                if self._cancelled:
-                    taken.kill()
-        note, self._lost = LOST if self._lost else "", False
-        assert self._interpreter is not None
-        found = self._interpreter.run(code, self._pool.settings.timeout)
-        text = note + found.text.removesuffix("\n")
+                self._running = False
+
+    def _run(self, code: str) -> str:
+        interpreter = self._interpreter or self._take()
+        found = interpreter.run(code, self._pool.settings.timeout)
+        note, self._lost = LOST if self._lost else "", found.ended is not None
+        text = note + ADDRESS.sub("...", found.text.removesuffix("\n"))
         if found.ended is not None:
             self._drop()
-            self._lost = True
+            if found.ended == GONE and interpreter.maker_has_ended():
+                self._pool.doubt()
+                raise Unavailable("the machine has ended the interpreter, not the code. Its variables are gone.")
             gap = "\n" if found.text else ""
             raise CodeFailed(f"{text}{gap}Error: {found.ended}. It was ended, and its variables are gone.")
         if found.raised:
             raise CodeFailed(text)
         return text if found.text else note + SILENT
+
+    def _take(self) -> Interpreter:
+        try:
+            taken = self._pool.take()
+        except NotStarted as error:
+            logger.warning(f"No Python interpreter can be started for a call: {error}")
+            raise Unavailable("the machine can start no Python interpreter now. The code was not run.") from error
+        with self._lock:
+            self._interpreter = taken
+            if self._cancelled:
+                taken.kill()
+        return taken
 
     def forget(self) -> None:
         """Before another rollout: its code finds nothing of this one's."""
@@ -64,10 +90,10 @@ class LocalSession:
         self._lost = True
 
     def cancel(self) -> None:
-        """From another thread: end the call that is being made, and its interpreter."""
+        """From another thread: end the call that is being made, if one is, and its interpreter."""
         with self._lock:
             self._cancelled = True
-            if self._interpreter is not None:
+            if self._running and self._interpreter is not None:
                 self._interpreter.kill()
 
     def _drop(self) -> None:

@@ -21,6 +21,7 @@ import sys
 import traceback
 import types
 from contextlib import suppress
+from importlib.machinery import PathFinder
 
 from . import filter, jail
 
@@ -91,8 +92,10 @@ class Cell:
         sys.modules["__main__"] = module
         self._names = module.__dict__
         random.seed(0)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(0)
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed(0)
+        else:
+            sys.meta_path.insert(0, SeedsNumpy())
 
     def serve(self) -> None:
         while True:
@@ -142,6 +145,25 @@ class Cell:
             if value is not None:
                 self._names["_"] = value
                 self._stream.write(f"{value!r}\n")
+
+
+class SeedsNumpy(PathFinder):
+    """Finds `numpy.random`, once, and gives it the same state in all rollouts as soon as it is loaded."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[override]
+        if name != "numpy.random":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_seed(module: types.ModuleType) -> None:
+                load(module)
+                module.seed(0)
+
+            spec.loader.exec_module = load_and_seed  # type: ignore[method-assign]
+        return spec
 
 
 def explain(error: BaseException) -> str:

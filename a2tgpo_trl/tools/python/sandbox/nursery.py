@@ -124,6 +124,7 @@ class Nursery:
             os.setsid()
             channel = take_files(channel, output)
             jail.end_with_parent()
+            jail.be_first_to_end()
             if folder == "":
                 self._leave()
                 folder = jail.SCRATCH
@@ -150,6 +151,7 @@ class Nursery:
                 signal.set_wakeup_fd(-1)
                 channel = take_files(channel, output, inheritable=True)
                 jail.end_with_parent()
+                jail.be_first_to_end()
                 os.execv(words[0], words)
             except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
                 cell.say_failed(channel, error)
@@ -193,7 +195,9 @@ def shown_paths(options: dict) -> "list[str]":
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
     paths += ["/etc/ld.so.cache", "/etc/alternatives"]
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix} - {"/usr", "/usr/local"}
-    paths += prefixes
+    # Not all of them: beside these lie settings, such as a pip.conf with the password of an index.
+    parts = ("bin", "lib", "lib64", "share/zoneinfo", "pyvenv.cfg")
+    paths += [os.path.join(prefix, part) for prefix in prefixes for part in parts]
     paths += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     if options["level"] == "bubblewrap":  # where it is started anew
         paths.append(os.path.join(options["home"], "sandbox"))
