@@ -120,6 +120,7 @@ class Recipe:
     """A recipe that was read: settings in three groups, and the task they name."""
 
     path: Path | None
+    where: str  # what messages about it begin with
     run: RecipeArguments
     args: A2TGPOConfig
     model: ModelConfig
@@ -176,11 +177,6 @@ class Recipe:
         return {name: find_turn_reward(name, folders) for name in self.args.turn_rewards if ":" in name}
 
     @property
-    def where(self) -> str:
-        """What messages about the recipe begin with."""
-        return f"{self.path}: " if self.path else ""
-
-    @property
     def adapter(self) -> Path | None:
         """The policy's folder, if an adapter is in it: what training with LoRA saves."""
         folder = Path(self.model.model_name_or_path)
@@ -230,11 +226,12 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     """What `--config FILE --key value ...` says, checked. Errors name the file, the key and the nearest valid name."""
     words = list(words)
     parser = RecipeParser()
-    path = None
+    path, where = None, ""
     if "--config" in words[:-1]:
         place = words.index("--config") + 1
         path = find_recipe(words[place])
         words[place] = str(path)
+        where = f"{path} and the command line: " if len(words) > 2 else f"{path}: "
         content = read_yaml(path)
         check_keys(path, content, parser)
         words = [*_files_beside(path, content), *words]  # what the command line says comes later, and wins
@@ -252,10 +249,10 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         check_folder(Path(model.model_name_or_path))
         folders = [Path(path).parent] if path else []
         check_partners(run, model)
-        recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]))
+        recipe = Recipe(path, where, run, args, model, make_task(run, [*folders, Path.cwd()]))
         check_test_set(recipe)
     except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
-        raise RecipeError(f"{path}: {error}" if path else str(error)) from error
+        raise RecipeError(f"{where}{error}") from error
     if str(args.resume_from_checkpoint).lower() == "true":
         args.resume_from_checkpoint = True  # the last one in the output folder
     if args.reward_weights is None and recipe.task.reward_weights is not None:
@@ -353,10 +350,12 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
 
 def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
     """The function takes these arguments."""
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(**kwargs)
+        signature.bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{key} do not fit {named}: {error}.") from error
+        hints = (nearest(name, signature.parameters) for name in kwargs if name not in signature.parameters)
+        raise ValueError(f"{key} do not fit {named}: {error}.{''.join(hints)}") from error
 
 
 def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> Any:

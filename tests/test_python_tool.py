@@ -425,6 +425,7 @@ def test_processes_that_are_forked_make_interpreters_of_their_own(make):
     ("options", "message"),
     [
         ({"isolation": "namespace"}, "isolation must be auto.*Did you mean 'namespaces'"),
+        ({"time_out": 3}, "Python sessions have no setting 'time_out'. Did you mean 'timeout'"),
         ({"timeout": 0}, "timeout must be a number of seconds from 0.01 on; got 0"),
         ({"memory_mb": 0.5}, "memory_mb must be a whole number from 16 on; got 0.5"),
         ({"preload": "numpy"}, "preload must be a list"),
@@ -618,7 +619,10 @@ def test_a_recipe_names_the_environment_and_its_arguments(level, tmp_path):
         assert environment._session._pool.settings.timeout == 7
         environment.reset()
     for more, message in (
-        (f"{named}environment_kwargs: {{time: 7}}", "environment_kwargs do not fit the environment.*'time'"),
+        (
+            f"{named}environment_kwargs: {{time: 7}}",
+            "kwargs do not fit the environment.*'time'.*Did you mean 'timeout'",
+        ),
         ("environment_kwargs: {timeout: 7}", "environment_kwargs would have no effect without environment_factory"),
         (f"{named}environment_kwargs: 7", "environment_kwargs"),
     ):

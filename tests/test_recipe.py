@@ -74,7 +74,10 @@ def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_
         ("dataset_test_split: test", "dataset_test_split would have no effect without dataset_name"),
         ("eval_rows: -1", "eval_rows must be at least 0"),
         ("group_by: hop", "the test set has no column 'hop'. Did you mean 'hops'?"),
-        ("task_kwargs: {sed: 1}", "task_kwargs do not fit the task 'atlas'"),
+        (
+            "task_kwargs: {sed: 1}",
+            "an unexpected keyword argument 'sed'. Did you mean 'seed'?",
+        ),
         ("tools: [nowhere.py:search]", "There is no file 'nowhere.py'"),
         ("tools: [no_such_module_here:search]", "No module named 'no_such_module_here'"),
         ("tools: [json:dump5]", "json has no 'dump5'. Did you mean 'dump'?"),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
+from ...recipe_file import nearest
 from ..settings import settings_of, tool
 from .interpreter import NotStarted
 from .levels import choose, table
@@ -104,6 +105,9 @@ def python_sessions(**options: Any) -> Callable[[], PythonSession]:
 
     Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="namespaces", preload=["sympy"]))`
     """
+    known = inspect.signature(PythonSession).parameters
+    for name in options.keys() - known.keys():
+        raise ValueError(f"Python sessions have no setting {name!r}.{nearest(name, known)}")
     PythonSession(**options)  # tries them
     return functools.partial(PythonSession, **options)
 
