@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from types import MethodType
 from typing import Any
 
 from .tools.attempts import Request
@@ -85,12 +86,16 @@ class Environments:
                 self.runner.forget(environment)
 
     def release(self, environments: Iterable[Any]) -> None:
-        """After a batch: let those that hold much of the machine for a rollout (`_release`) give it back."""
-        able = [one for one in environments if callable(getattr(type(one), "_release", None))]
-        calls = [self._call(one, one._release, {}) for one in able if not self.runner.is_stuck(one)]
-        for _, error in [call.result() for call in calls]:
-            if error is not None:
-                logger.warning(f"An environment did not give back what its rollout held: {error}")
+        """After a batch: have them give back what a rollout held, if a tool of theirs says how."""
+        calls = [
+            self._call(environment, MethodType(release, environment), {})
+            for environment in environments
+            if not self.runner.is_stuck(environment)
+            for release in _releases(type(environment))
+        ]
+        errors = [error for _, error in [call.result() for call in calls] if error is not None]
+        if errors:
+            logger.warning(f"{len(errors)} environments did not give back what their rollouts held. {errors[0]}")
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         def watched(**row: Any) -> Any:
@@ -158,6 +163,12 @@ class Environments:
 
         self.runner.submit([request]).add_done_callback(hand_over)
         return result
+
+
+def _releases(kind: type) -> list[Callable]:
+    """What the tools of a class of environments say gives back what a rollout held."""
+    found = [settings_of(method).release for _, method in inspect.getmembers(kind, inspect.isfunction)]
+    return [release for release in dict.fromkeys(found) if release is not None]
 
 
 def _is_finite(value: Any) -> bool:

@@ -29,6 +29,7 @@ from transformers.utils import get_json_schema
 
 import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.cli import bench_python, main
+from a2tgpo_trl.environments import Environments
 from a2tgpo_trl.recipe import read_recipe
 from a2tgpo_trl.recipe_file import RecipeError
 from a2tgpo_trl.tools.attempts import Attempts, Limits, Request
@@ -36,7 +37,7 @@ from a2tgpo_trl.tools.control import WITHHELD
 from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions, remote
 from a2tgpo_trl.tools.python.interpreter import Output
 from a2tgpo_trl.tools.python.pool import Pool, Settings, pool_of
-from a2tgpo_trl.tools.python.remote import TOKEN, ServerDown, ping
+from a2tgpo_trl.tools.python.remote import TOKEN, RemoteSession, ServerDown, ping
 from a2tgpo_trl.tools.python.server import PythonServer
 from a2tgpo_trl.tools.python.session import LOST, SILENT, LocalSession
 from a2tgpo_trl.tools.runner import ToolRunner
@@ -335,11 +336,39 @@ def test_a_nursery_that_was_killed_is_replaced_and_that_is_said(make, caplog):
     pool._nursery._process.wait()
     assert until(lambda: _has_ended(process))  # the interpreter with it
     os.close(process)
-    with pytest.raises(Unavailable, match="not the code. Its variables are gone"):
-        session.run("1")
     with caplog.at_level(logging.WARNING):
         assert session.run("1") == f"{LOST}1"
-    assert "One more is started" in caplog.text
+    assert "The machine has ended a Python interpreter" in caplog.text and "One more is started" in caplog.text
+
+
+def test_a_nursery_that_is_killed_while_many_wait_for_it_fails_none_of_them(make):
+    pool = make(timeout=20.0)
+    pool.take().close()
+    os.kill(pool._nursery._process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(12) as threads:
+        found = [threads.submit(LocalSession(pool).run, "1") for _ in range(12)]
+        time.sleep(0.3)
+        os.kill(pool._nursery._process.pid, signal.SIGKILL)
+        assert [one.result() for one in found] == ["1"] * 12
+
+
+def test_an_interpreter_that_the_machine_ends_between_calls_is_no_fault_of_the_code(session):
+    session.run("x = 1")
+    signal.pidfd_send_signal(session._interpreter._ends.process, signal.SIGKILL)  # as the kernel does, out of memory
+    assert until(lambda: _has_ended(session._interpreter._ends.process))
+    assert session.run("'x' in globals()") == f"{LOST}False"
+
+
+def test_an_environment_that_is_made_while_the_machine_is_in_need_ends_nothing(level):
+    options = {"timeout": 10.0, "warm": 0, "disk_mb": 14}
+    one = python_sessions(**options)()
+    one.python("y = 5")
+    pool_of(one._session._pool.settings).doubt()
+    with no_more_files(but=0):
+        another = PythonSession(**options)
+    assert one.python("y") == "5" and another.python("1") == "1"
+    one.reset()
+    another.reset()
 
 
 @contextmanager
@@ -465,6 +494,9 @@ def an_environment(place: Path, base: str) -> str:
     subprocess.run([base, "-m", "venv", "--without-pip", "--symlinks", place], check=True)
     (library,) = place.glob("lib/*/site-packages")
     (library / "installed_here.py").write_text("answer = 42\n")
+    for folder in (place, *place.glob("**/")):
+        folder.chmod(0o755)
+    (library / "installed_here.py").chmod(0o644)
     place.parent.chmod(0o700)
     return str(place / "bin" / "python")
 
@@ -476,6 +508,7 @@ def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(lev
     )
     if base is None:
         pytest.skip(f"{level} does not work here")
+    before = os.umask(0o077)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         python = an_environment(Path(folder) / "own", base)
         pool = Pool(Settings(level, warm=0, python=python, timeout=20.0))
@@ -491,6 +524,7 @@ def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(lev
                 assert session.run("import tempfile; tempfile.TemporaryFile().write(b'abc')") == "3"
         finally:
             pool.close()
+            os.umask(before)
         levels._tell_of_closed_libraries.cache_clear()
         with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
             levels._tell_of_closed_libraries(tried.closed)
@@ -511,24 +545,22 @@ def test_settings_that_lie_beside_the_libraries_cannot_be_read(make, level, tmp_
     if level == "process":
         pytest.skip("it sees what all users may read")
     venv.create(tmp_path / "venv", symlinks=True)
-    (tmp_path / "venv/pip.conf").write_text("[global]\nindex-url = https://me:password@index/")
+    for name in ("pip.conf", "bin/activate"):
+        (tmp_path / "venv" / name).write_text("export PASSWORD=letmein")
     session = LocalSession(make(python=str(tmp_path / "venv/bin/python"), timeout=20.0))
     assert session.run("import sys; sys.prefix") == repr(str(tmp_path / "venv"))
-    with pytest.raises(CodeFailed, match="FileNotFoundError"):
-        session.run("open(sys.prefix + '/pip.conf').read()")
+    for name in ("pip.conf", "bin/activate"):
+        with pytest.raises(CodeFailed, match="FileNotFoundError"):
+            session.run(f"open(sys.prefix + '/{name}').read()")
 
 
-def test_what_a_rollout_draws_and_where_its_objects_lie_does_not_differ_from_run_to_run(make):
+def test_what_a_rollout_draws_does_not_differ_from_run_to_run(make):
     pytest.importorskip("numpy")
     pool = make(timeout=60.0)
     draw = "import numpy as np\nnp.random.rand(3).tolist()"
-    texts = {LocalSession(pool).run(code) for code in (draw, f"import random\n{draw}")}
+    looked = f"import importlib.util\nimportlib.util.find_spec('numpy.random')\n{draw}"
+    texts = {LocalSession(pool).run(code) for code in (draw, f"import random\n{draw}", looked)}
     assert texts == {LocalSession(make(timeout=60.0, preload=("numpy",))).run(draw)}
-    session = LocalSession(pool)
-    assert session.run("class A: pass\nlambda: 1, A()") == (
-        "(<function <lambda> at 0x...>, <__main__.A object at 0x...>)"
-    )
-    assert session.run("print('a page at 0x7fff0000')") == "a page at 0x7fff0000"
 
 
 def test_the_code_that_runs_in_any_interpreter_needs_the_standard_library_alone():
@@ -707,6 +739,26 @@ def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make)
     finally:
         stop()
         runner.close()
+
+
+def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, caplog):
+    monkeypatch.setattr(remote, "ENDING", 0.3)
+    silent = socket.create_server(("127.0.0.1", 0), backlog=64)
+    runner = ToolRunner(Limits(timeout=10.0))
+    environments = Environments(runner)
+    sessions = [PythonSession(remote=f"http://127.0.0.1:{silent.getsockname()[1]}") for _ in range(20)]
+    for one in sessions:
+        one._session._begun = True
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        environments.release(sessions)
+        assert runner.trouble is None and not any(map(runner.is_stuck, sessions)) and not caplog.records
+        monkeypatch.setattr(RemoteSession, "forget", lambda self: 1 / 0)
+        environments.release(sessions)
+    assert [record.message for record in caplog.records] == [
+        "20 environments did not give back what their rollouts held. ZeroDivisionError: division by zero"
+    ]
+    runner.close()
+    silent.close()
 
 
 def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch):

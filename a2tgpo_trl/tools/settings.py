@@ -12,7 +12,7 @@ from ..recipe_file import nearest
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SETTINGS = "__a2tgpo_tool__"
 # What only Python can say; a recipe says the others.
-_PYTHON_ONLY = ("retry_on", "check", "cancel")
+_PYTHON_ONLY = ("retry_on", "check", "cancel", "release")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class ToolSettings:
     # Of a method of an environment: called with it, from another thread, when a call has not come back in time. Makes
     # the call come back, and returns at once. The environment then goes on.
     cancel: Callable[[Any], Any] | None = None
+    # Of a method of an environment: called with it after the rewards of each batch, to give back what a rollout held.
+    release: Callable[[Any], Any] | None = None
     # Whether calls run in processes of their own, which can be killed: for code that may hang or crash in C.
     process: bool = False
 
@@ -85,6 +87,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("final", _is_switch, "true or false"),
     ("check", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
     ("cancel", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
+    ("release", lambda value: value is None or _is_check(value), "a function (not async) that can be called"),
     ("process", _is_switch, "true or false"),
     ("changes_state", _is_switch, "true or false"),
 )

@@ -86,7 +86,7 @@ class PythonSession:
         """The rollout is over, and the next may be long in coming: its interpreter's memory is free until then."""
         self._session.forget()
 
-    @tool(cancel=_cancel)
+    @tool(cancel=_cancel, release=_release)
     def python(self, code: str) -> str:
         """Run Python code, as a cell of a notebook: what it prints is returned, and the value of its last expression.
         Variables, functions and imports are kept for later calls. There is no network.
@@ -126,7 +126,10 @@ def settings_from(*, isolation: str, python: str | None, preload: Sequence[str],
 
 
 def _try_out(pool: Pool) -> None:
-    """Settings with which no interpreter runs are a mistake of the user's, not of a call of the policy."""
+    """Settings with which no interpreter runs are a mistake of the user's, not of a call of the policy. If some have
+    run, it is the machine's, which is waited for."""
+    if pool.has_worked:
+        return
     try:
         pool.check()
     except NotStarted as error:

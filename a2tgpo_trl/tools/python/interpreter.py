@@ -29,7 +29,8 @@ MOST_IN_PIPE = 2**20
 # What the policy is told of the end of its interpreter.
 LATE = "the code did not end within {:g} seconds"
 FLOODED = "the code printed more than {} bytes"
-GONE = "the code ended its interpreter, or ran it out of memory"
+GONE = "the code ended its interpreter, or memory ran out"
+KILLED = "it was ended between two calls"
 BROKEN = "the code wrote to the interpreter's own channel, which is for nothing but to say that a call is done"
 
 
@@ -76,9 +77,11 @@ def _problem_before(channel: socket.socket) -> str | None:
     """Why an interpreter cannot be asked anything; None if it can."""
     channel.settimeout(0)
     try:
-        return BROKEN if channel.recv(1) else GONE
+        return BROKEN if channel.recv(1) else KILLED
     except BlockingIOError:
         return None  # nothing came since the last call, as it should be
+    except OSError:
+        return KILLED
 
 
 class Ends:
@@ -144,9 +147,9 @@ class Interpreter:
         self._read_rest(Output(0))  # what a thread of the call before printed after its end
         words = code.encode("utf-8", errors="replace")
         nonce = secrets.token_bytes(NONCE)
+        problem, word = _problem_before(self._ends.channel), b""
         self._ends.send(signal.SIGCONT)
         try:
-            problem, word = _problem_before(self._ends.channel), b""
             if problem is None:
                 self._ends.channel.settimeout(timeout)
                 self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)

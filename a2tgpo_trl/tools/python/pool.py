@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,11 @@ HOME = Path(__file__).parent
 MIB = 2**20
 CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
 ENDING = 5.0  # seconds that a nursery gets to clear up
+WAITS = (
+    0.0,
+    0.2,
+    1.0,
+)  # seconds before each attempt to get an interpreter: a machine may be short of files for a moment
 # The environment of all that runs here: nothing of the trainer's.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -80,6 +86,7 @@ class Nursery:
     def __init__(self, settings: Settings):
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._kept = settings.max_output
+        self._lock, self._said = threading.Lock(), ""
         start = start_words(str(HOME), "main")
         words = [settings.python, *start, json.dumps(settings.words()), str(theirs.fileno())]
         try:
@@ -133,12 +140,14 @@ class Nursery:
 
     @property
     def last_words(self) -> str:
-        """Why it ended, if it has."""
+        """Why it ended, if it has. For many threads: each may wait for an interpreter."""
         if not self.ends_within(ENDING):
             return "it does not say why"
         assert self._process.stderr is not None
-        said = self._process.stderr.read().decode(errors="replace").strip()
-        return said[-1000:] or f"code {self._process.returncode}"
+        with self._lock:
+            if not self._process.stderr.closed:
+                self._said += self._process.stderr.read().decode(errors="replace")
+        return self._said.strip()[-1000:] or f"code {self._process.returncode}"
 
     def close(self) -> None:
         """End it and all its interpreters."""
@@ -147,7 +156,8 @@ class Nursery:
         self._process.kill()
         self._process.wait()
         assert self._process.stderr is not None
-        self._process.stderr.close()
+        with self._lock:
+            self._process.stderr.close()
 
 
 class Pool:
@@ -160,19 +170,20 @@ class Pool:
         self._owner = os.getpid()
         self._warm: deque[Interpreter] = deque()
         self._doubted = True  # whether its last interpreter could not be made, or none was yet
+        self.has_worked = False
 
     def take(self) -> Interpreter:
         """An interpreter that nobody has used. Raises `NotStarted`."""
-        try:
-            return self._take()
-        except NotStarted:
-            with self._lock:
-                self._warm.clear()  # made at the same time, they may have failed alike
-        try:
-            return self._take()
-        except NotStarted:
-            self.doubt()
-            raise
+        for wait in WAITS:
+            time.sleep(wait)
+            try:
+                return self._take()
+            except NotStarted as raised:
+                error = raised
+                with self._lock:
+                    self._warm.clear()  # made at the same time, they may have failed alike
+        self.doubt()
+        raise error
 
     def doubt(self) -> None:
         """The machine has failed a call: the next check is to look."""
@@ -182,12 +193,17 @@ class Pool:
         """Whether code runs, if there is doubt. Raises `NotStarted` if it does not."""
         if not self._doubted:
             return  # it is asked after each error that a policy makes
-        interpreter = self._take()
-        found = interpreter.run("1 + 1", STARTING)
-        interpreter.close()
-        if found.text != "2\n":
-            raise NotStarted(f"1 + 1 gives {found.text[-500:]!r}{f' ({found.ended})' if found.ended else ''}")
-        self._doubted = False
+        self._doubted = False  # unless somebody doubts while it looks
+        try:
+            interpreter = self._take()
+            found = interpreter.run("1 + 1", STARTING)
+            interpreter.close()
+            if found.text != "2\n":
+                raise NotStarted(f"1 + 1 gives {found.text[-500:]!r}{f' ({found.ended})' if found.ended else ''}")
+        except NotStarted:
+            self.doubt()
+            raise
+        self.has_worked = True
 
     def _take(self) -> Interpreter:
         with self._lock:

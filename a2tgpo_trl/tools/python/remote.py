@@ -25,6 +25,7 @@ from .session import CodeFailed
 TOKEN = "A2TGPO_PYTHON_TOKEN"
 CONNECTING = 5.0  # seconds
 PATIENCE = 300.0  # seconds without an answer: the server ends code long before
+ENDING = 2.0  # seconds to connect, and for the answer, at the end of a session
 MOST_ANSWER = 2**26  # bytes
 
 
@@ -63,7 +64,7 @@ class RemoteSession:
         """Before another rollout: its code finds nothing of this one's."""
         if self._begun:
             with suppress(ServerDown):  # it ends idle sessions itself
-                _Exchange(self._address).ask("POST", "/end", {"session": self._id})
+                _Exchange(self._address, ENDING, ENDING).ask("POST", "/end", {"session": self._id})
         self._id, self._begun = uuid.uuid4().hex, False
 
     def cancel(self) -> None:
@@ -76,10 +77,10 @@ class RemoteSession:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, address: str):
-        self._address, parts = address, urlsplit(address)
+    def __init__(self, address: str, connecting: float | None = None, patience: float = PATIENCE):
+        self._address, self._patience, parts = address, patience, urlsplit(address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECTING)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=connecting or CONNECTING)
         self._closed = False
 
     def ask(self, method: str, path: str, content: Any) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class _Exchange:
         self._connection.connect()
         if self._closed:  # while there was no socket yet to close
             raise ConnectionAbortedError("the call was given up")
-        self._connection.sock.settimeout(PATIENCE)
+        self._connection.sock.settimeout(self._patience)
 
     def close(self) -> None:
         """From another thread: have the request fail."""

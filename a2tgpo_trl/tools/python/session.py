@@ -1,20 +1,18 @@
 """code of one rollout, call after call -> its output, or what went wrong; its variables are kept in between."""
 
 import logging
-import re
 import threading
 
 from ..results import ToolFailed
-from .interpreter import GONE, Interpreter, NotStarted
+from .interpreter import GONE, KILLED, Finished, Interpreter, NotStarted
 from .pool import Pool
 
 
 logger = logging.getLogger(__name__)
 
 MOST_CODE = 2**20  # bytes
+ATTEMPTS = 3
 SILENT = "(The code printed nothing, and its last line has no value.)"
-# Where an object lies in memory differs from run to run.
-ADDRESS = re.compile(r"(?<= at 0x)[0-9a-f]{8,16}(?=[>,])")
 LOST = "(The interpreter is a new one: variables and imports of earlier calls are gone.)\n"
 
 
@@ -53,20 +51,31 @@ class LocalSession:
                 self._running = False
 
     def _run(self, code: str) -> str:
-        interpreter = self._interpreter or self._take()
-        found = interpreter.run(code, self._pool.settings.timeout)
+        found = self._found(code)
         note, self._lost = LOST if self._lost else "", found.ended is not None
-        text = note + ADDRESS.sub("...", found.text.removesuffix("\n"))
+        text = note + found.text.removesuffix("\n")
         if found.ended is not None:
-            self._drop()
-            if found.ended == GONE and interpreter.maker_has_ended():
-                self._pool.doubt()
-                raise Unavailable("the machine has ended the interpreter, not the code. Its variables are gone.")
             gap = "\n" if found.text else ""
             raise CodeFailed(f"{text}{gap}Error: {found.ended}. It was ended, and its variables are gone.")
         if found.raised:
             raise CodeFailed(text)
         return text if found.text else note + SILENT
+
+    def _found(self, code: str) -> Finished:
+        """What an interpreter made of it: of this session, or a new one if the machine, and no code, ended that."""
+        for _ in range(ATTEMPTS):
+            interpreter = self._interpreter or self._take()
+            found = interpreter.run(code, self._pool.settings.timeout)
+            if found.ended is None:
+                return found
+            self._drop()
+            by_machine = found.ended == KILLED or (found.ended == GONE and interpreter.maker_has_ended())
+            if not by_machine or self._cancelled:
+                return found
+            logger.warning("The machine has ended a Python interpreter. Its rollout gets a new one, and is told.")
+            self._lost = True
+        self._pool.doubt()
+        raise Unavailable("the machine ends Python interpreters. The code was not run to its end.")
 
     def _take(self) -> Interpreter:
         try:

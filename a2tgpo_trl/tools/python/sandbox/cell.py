@@ -147,20 +147,18 @@ class Cell:
                 self._stream.write(f"{value!r}\n")
 
 
-class SeedsNumpy(PathFinder):
-    """Finds `numpy.random`, once, and gives it the same state in all rollouts as soon as it is loaded."""
+class SeedsNumpy:
+    """Finds `numpy.random`, and gives it the same state in all rollouts as soon as it is loaded."""
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[override]
-        if name != "numpy.random":
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path)
+    def find_spec(self, name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path) if name == "numpy.random" else None
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_seed(module: types.ModuleType) -> None:
                 load(module)
                 module.seed(0)
+                sys.meta_path.remove(self)
 
             spec.loader.exec_module = load_and_seed  # type: ignore[method-assign]
         return spec

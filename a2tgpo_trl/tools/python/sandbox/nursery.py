@@ -23,6 +23,7 @@ REMOVE = ("/bin/rm", "-rf", "--one-file-system", "--")
 
 def main() -> None:
     """Serve until the trainer ends. The words of the command line are the options, as JSON, and a control socket."""
+    os.umask(0o022)  # another user passes through the folders that are made
     options = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     trainer = os.pidfd_open(options["trainer"])
@@ -195,8 +196,8 @@ def shown_paths(options: dict) -> "list[str]":
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
     paths += ["/etc/ld.so.cache", "/etc/alternatives"]
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix} - {"/usr", "/usr/local"}
-    # Not all of them: beside these lie settings, such as a pip.conf with the password of an index.
-    parts = ("bin", "lib", "lib64", "share/zoneinfo", "pyvenv.cfg")
+    # Not all of them: beside these lie settings, such as a pip.conf with the password of an index, or bin/activate.
+    parts = ("lib", "lib64", "share/zoneinfo", "pyvenv.cfg")
     paths += [os.path.join(prefix, part) for prefix in prefixes for part in parts]
     paths += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     if options["level"] == "bubblewrap":  # where it is started anew
