@@ -1,7 +1,10 @@
 import os
 
+import pytest
 import torch
 from hypothesis import settings
+
+from a2tgpo_trl.tools.runner import Limits, ToolRunner
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub, and nothing may wait for it
@@ -12,3 +15,17 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 # The first example of a test pays for imports and kernels, so a time limit per example would fail on slow machines.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture
+def make_runner():
+    """Makes runners, and closes them."""
+    made = []
+
+    def make(settings=None, **limits):
+        made.append(ToolRunner(Limits(**limits), settings))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.close()
