@@ -89,7 +89,7 @@ def comparison_table(results: Mapping[str, Mapping[str, Spread]], title: str) ->
     table = Table(title=title, title_justify="left", title_style="bold")
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     for column in ("method", *columns):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     for name, row in results.items():
         table.add_row(name, *(str(row.get(column, "")) for column in columns))
     return table

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.cli.compare import _digests
-from a2tgpo_trl.comparison import Spread, area, compare, read_curve
+from a2tgpo_trl.comparison import Spread, area, compare, comparison_table, read_curve
 
 
 def test_the_area_is_the_mean_height_between_evaluations():
@@ -33,6 +34,14 @@ def test_differences_are_taken_seed_by_seed():
     assert results["gtpo"]["area, less that of grpo"].half == pytest.approx(0.0, abs=1e-9)
     assert results["gtpo"]["area"].half > 0.5 and "area, less that of grpo" not in results["grpo"]
     assert (results["gtpo"]["start"].mean, results["gtpo"]["end"].mean) == pytest.approx((0.5, 0.7))
+
+
+def test_names_are_whole_in_a_table_of_any_width(capsys):
+    names = ["grpo", "my_own_methods_of_credit.py:discounted_turns_of_the_search"]
+    results = compare({name: {0: [(0, 0.1), (5, 0.2)], 1: [(0, 0.1), (5, 0.2)]} for name in names})
+    Console(width=60).print(comparison_table(results, "held-out"))
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(rows).endswith(names[1])
 
 
 def test_a_curve_is_read_from_what_a_run_leaves(tmp_path):
