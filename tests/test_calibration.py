@@ -9,7 +9,7 @@ from test_turn_rewards import call, record
 from a2tgpo_trl.calibration import calibrate, correlation
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.config import A2TGPOConfig
-from a2tgpo_trl.credit import Switches, find_method, preset_of
+from a2tgpo_trl.credit import find_method, preset_of
 from a2tgpo_trl.turn_rewards import KINDS
 
 
@@ -21,8 +21,7 @@ def rollout(prompt: str, passed: bool, *turns: list[dict]) -> dict:
 
 
 def found(records, credit="hybrid", scale=0.2, threshold=0.1, kinds=KINDS) -> dict:
-    values = preset_of(find_method(credit)).values
-    switches = Switches(**{name: values[name] for name in Switches.__dataclass_fields__})
+    switches = preset_of(find_method(credit)).switches
     chosen = {name: kind for name, kind in kinds.items() if name != "environment"}
     passed = {"passed": lambda one: one["rewards"]["exact_match"] >= 1}
     result = calibrate(records, chosen, find_method(credit), switches, **passed, scale=scale, threshold=threshold)

@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,7 @@ def the_group(turn_rewards: bool = True, outcomes=(1.0, 0.0, 0.0)) -> Evidence:
 
 
 def switches_of(name: str, **changes) -> Switches:
-    values = {**preset_of(find_method(name)).values, **changes}
-    return Switches(**{key: values[key] for key in Switches.__dataclass_fields__})
+    return replace(preset_of(find_method(name)).switches, **changes)
 
 
 # ---- by hand

@@ -6,6 +6,7 @@ import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.credit import Evidence, Switches, find_method, preset_of
+from a2tgpo_trl.credit import Evidence, find_method, preset_of
 from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.resampling import (
     BATCH_KEYS,
@@ -53,8 +54,7 @@ def dull(outcomes, gains, groups, in_loss=None, *, credit="a2tgpo", turn_rewards
         num_turns_N=in_loss * gains.size(1),
         group_ids_N=tensor(groups),
     )
-    values = {**preset_of(find_method(credit)).values, **changes}
-    switches = Switches(**{name: values[name] for name in Switches.__dataclass_fields__})
+    switches = replace(preset_of(find_method(credit)).switches, **changes)
     return teaches_nothing(evidence, lambda it: find_method(credit)(it, switches)).tolist()
 
 
