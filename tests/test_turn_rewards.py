@@ -333,7 +333,6 @@ NO_TOOLS = {"tools": None, "scripted": False}
         ({}, {"turn_reward_funcs": [functools.partial(depth)]}, "has no name, which metrics go by"),
         ({"turn_rewards": {"depht": 1}}, {"turn_reward_funcs": [depth]}, "no turn reward 'depht'"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_rewarded_is_refused_before_the_first_step(changes, keywords, message, tokenizer, tmp_path):  # noqa: F811
     with pytest.raises(ValueError) as error:
