@@ -120,11 +120,11 @@ class Recipe:
     """A recipe that was read: settings in three groups, and the task they name."""
 
     path: Path | None
-    where: str  # what messages about it begin with
     run: RecipeArguments
     args: A2TGPOConfig
     model: ModelConfig
     task: Task
+    where: str = ""  # what messages about it begin with
 
     @property
     def test_dataset(self):
@@ -249,7 +249,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         check_folder(Path(model.model_name_or_path))
         folders = [Path(path).parent] if path else []
         check_partners(run, model)
-        recipe = Recipe(path, where, run, args, model, make_task(run, [*folders, Path.cwd()]))
+        recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]), where)
         check_test_set(recipe)
     except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
         raise RecipeError(f"{where}{error}") from error

@@ -21,7 +21,9 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "alone", processes=1)[0]
 
 
-@pytest.mark.parametrize(("processes", "token_budget"), [(2, 10**6), (4, 10**6), (2, 1)])
+@pytest.mark.parametrize(
+    ("processes", "token_budget"), [(2, 10**6), (2, 1), pytest.param(4, 10**6, marks=pytest.mark.slow)]
+)
 def test_ranks_together_credit_as_one_process_does(processes, token_budget, alone, tmp_path):
     # With four processes each rank holds half a group. With a budget of one token every rollout is a forward.
     ranks = run(tmp_path / "run", processes, token_budget)
@@ -44,7 +46,8 @@ def test_ranks_together_credit_as_one_process_does(processes, token_budget, alon
 
 def launched(folder: Path, module: str, *words: str) -> str:
     """The short recipe on two ranks, as a launcher starts it; what it printed."""
-    small = ["--config", "quickstart", "--per_device_train_batch_size", "8", "--max_steps", "1"]
+    small = ["--config", "quickstart", "--max_steps", "1"]
+    small += ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]
     kwargs = ["--task_kwargs", '{"train_questions": 8, "test_questions": 12}']
     return printed(folder, ["-m", module, *small, *kwargs, *words], **ON_CPU)
 

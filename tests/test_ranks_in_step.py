@@ -84,7 +84,9 @@ def check_rollout(rollout: dict, rank: int) -> None:
 # ---- every rank is done when all are
 
 
-@pytest.mark.parametrize("backend", SHARDED)
+@pytest.mark.parametrize(
+    "backend", ["ddp", *(pytest.param(one, marks=pytest.mark.slow) for one in SHARDED if one != "ddp")]
+)
 def test_a_rank_without_calls_waits_for_one_with_six(backend, tmp_path):
     check(run(tmp_path / "run", "ours", backend, "one_side"), backend)
 

@@ -57,6 +57,7 @@ def test_the_wheel_brings_recipes_world_and_policy(tmp_path):
     )
     # An installed package beside this environment's libraries, and away from the checkout.
     words = ["train", "quickstart", "--max_steps", "1", "--eval_rows", "4", "--per_device_train_batch_size", "8"]
+    words += ["--gradient_accumulation_steps", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "a2tgpo_trl", *words],
         cwd=tmp_path,

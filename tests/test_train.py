@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = [
     *("--max_steps", "2"),
     *("--per_device_train_batch_size", "16"),
+    *("--gradient_accumulation_steps", "1"),
     *("--per_device_eval_batch_size", "12"),
     *("--eval_rows", "12"),
     *("--task_kwargs", '{"train_questions": 16, "test_questions": 12}'),
@@ -160,14 +161,7 @@ def reward(completions, trainer_state, **_):
 def test_a_run_that_a_tool_has_stopped_says_so_in_a_line_and_goes_on_when_it_is_mended(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     words = ["--config", "quickstart", *SHORT, "--max_steps", "3", "--eval_rows", "0", "--outage_patience", "0.1"]
-    words += [
-        "--per_device_train_batch_size",
-        "8",
-        "--gradient_accumulation_steps",
-        "1",
-        "--max_completion_length",
-        "160",
-    ]
+    words += ["--per_device_train_batch_size", "8", "--max_completion_length", "160"]
     words += ["--tools", str(tmp_path / "mine.py:search"), "--reward_funcs", str(tmp_path / "mine.py:reward")]
     words += ["--output_dir", str(tmp_path / "run"), "--save_strategy", "steps", "--save_steps", "100"]
     assert train(words) == 1
