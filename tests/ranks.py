@@ -25,8 +25,9 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of the tests, without what a launcher may have left in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
+    """That of the tests, without what a launcher may have left in it, or TRL where it started vLLM in this process."""
+    left = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left)}
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
