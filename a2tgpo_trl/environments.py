@@ -147,7 +147,7 @@ class Environments:
             found.append(await method(**arguments))
 
         function = keep_async if inspect.iscoroutinefunction(method) else keep
-        label = f"{type(environment).__name__}.{method.__name__}"
+        label = f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
         request = Request(function, {}, environment, settings=settings_of(method), label=label)
         result: Future[tuple[Any, str | None]] = Future()
 

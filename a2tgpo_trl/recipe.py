@@ -350,11 +350,13 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
 
 def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
     """The function takes these arguments."""
-    signature = inspect.signature(function)
+    known: list[str] = []
     try:
+        signature = inspect.signature(function)
+        known = [name for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD]
         signature.bind(**kwargs)
     except TypeError as error:
-        hints = (nearest(name, signature.parameters) for name in kwargs if name not in signature.parameters)
+        hints = (nearest(name, known) for name in kwargs if name not in known)
         raise ValueError(f"{key} do not fit {named}: {error}.{''.join(hints)}") from error
 
 

@@ -32,16 +32,17 @@ from a2tgpo_trl.cli import bench_python, main
 from a2tgpo_trl.environments import Environments
 from a2tgpo_trl.recipe import read_recipe
 from a2tgpo_trl.recipe_file import RecipeError
+from a2tgpo_trl.tools import tool
 from a2tgpo_trl.tools.attempts import Attempts, Limits, Request
 from a2tgpo_trl.tools.control import WITHHELD
 from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions, remote
-from a2tgpo_trl.tools.python.interpreter import Output
+from a2tgpo_trl.tools.python.interpreter import NotStarted, Output
 from a2tgpo_trl.tools.python.pool import Pool, Settings, pool_of
 from a2tgpo_trl.tools.python.remote import TOKEN, RemoteSession, ServerDown, ping
 from a2tgpo_trl.tools.python.server import PythonServer
 from a2tgpo_trl.tools.python.session import LOST, SILENT, LocalSession
 from a2tgpo_trl.tools.runner import ToolRunner
-from a2tgpo_trl.tools.settings import ToolSettings
+from a2tgpo_trl.tools.settings import ToolSettings, settings_of
 
 
 ROOT = Path(__file__).parents[1]
@@ -424,6 +425,53 @@ def test_a_machine_that_can_start_no_interpreter_is_waited_for(level):
     runner.close()
 
 
+def test_whoever_asks_while_somebody_looks_is_told_what_is_found(make, monkeypatch):
+    pool = make()
+
+    def fails_slowly():
+        time.sleep(0.5)
+        raise NotStarted("no memory")
+
+    monkeypatch.setattr(pool, "_take", fails_slowly)
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(pool.check) for _ in range(3)]
+        assert [str(one.exception()) for one in asked] == ["no memory"] * 3
+
+
+def test_a_shortage_that_is_over_when_it_is_looked_for_is_no_fault_of_the_code(level, monkeypatch):
+    runner = ToolRunner(Limits(timeout=20.0))
+    environment = runner.construct(python_sessions(timeout=10.0, warm=0, disk_mb=13))
+    pool, failures = environment._session._pool, iter([NotStarted("no memory")] * 3)
+    take = pool._take
+
+    def at_first_not():
+        for failure in failures:
+            raise failure
+        return take()
+
+    monkeypatch.setattr(pool, "_take", at_first_not)
+    (outcome,) = runner.run([Request(environment.python, {"code": "6 * 7"}, environment)])
+    assert (outcome.status, outcome.text) == ("ok", "42")
+    environment.reset()
+    runner.close()
+
+
+def test_what_a_subclass_says_of_its_tool_holds(level):
+    class Slow(PythonSession):
+        @tool(timeout=77.0, concurrency=2, release=functools.partial(PythonSession._release))
+        def python(self, code: str) -> str:
+            return super().python(code)
+
+    made = Slow(timeout=10.0)
+    settings = settings_of(made.python)
+    assert (settings.timeout, settings.concurrency) == (77.0, 2) and settings.check is not None
+    assert made.python("1") == "1"
+    runner = ToolRunner(Limits())
+    Environments(runner).release([made])
+    assert made._session._interpreter is None
+    runner.close()
+
+
 def test_a_machine_out_of_memory_ends_an_interpreter_before_the_trainer(session):
     session.run("1")
     text = Path(f"/proc/self/fdinfo/{session._interpreter._ends.process}").read_text()
@@ -778,6 +826,21 @@ def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch
     exchange.close()  # before it is connected
     with pytest.raises(ServerDown, match="given up"):
         exchange.ask("GET", "/health", None)
+
+
+def test_a_session_whose_only_call_failed_leaves_none_on_the_server(make, monkeypatch):
+    pool = make()
+    monkeypatch.setattr(pool, "take", lambda: (_ for _ in ()).throw(NotStarted("no memory")))
+    server = PythonServer(("127.0.0.1", 0), pool)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    session = RemoteSession(f"http://127.0.0.1:{server.server_address[1]}")
+    with pytest.raises(ServerDown, match="can start no Python interpreter"):
+        session.run("1")
+    assert server.sessions == 1
+    session.forget()
+    assert server.sessions == 0
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):

@@ -31,6 +31,11 @@ class ToolFailed(Exception):
         self.kinds = frozenset(kinds)
 
 
+class ToolDown(Exception):
+    """For tools to raise: what the call needs is not there just now, which is no fault of the call. If the tool has a
+    `check`, it is waited for, and the call made once more."""
+
+
 def as_text(value: Any) -> str:
     r"""What the policy reads: text as it is, bytes as UTF-8, blocks of text one below the other, the rest as `str`.
 

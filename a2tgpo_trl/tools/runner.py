@@ -21,7 +21,7 @@ from ..failures import Status
 from .attempts import Answer, Attempts, Lane, Limits, Request
 from .cache import CallCache, ReplayMiss, call_key
 from .process import import_words, is_one_of
-from .results import describe
+from .results import ToolDown, describe
 from .settings import ToolSettings, with_words
 from .workers import LoopThread
 
@@ -41,6 +41,7 @@ class Outcome:
     text: str
     seconds: float = 0.0
     attempts: int = 0  # 0: the result was there already
+    down: bool = False  # the tool says that it is no fault of the call
 
 
 class ToolRunner:
@@ -184,7 +185,10 @@ class ToolRunner:
         outcome = await self._repeat(request, settings, lane)
         if outcome.status == "ok" or settings.check is None or (lane is not None and lane.stuck):
             return outcome
-        if request.name in self._down or not await self._was_down_and_is_up(request.function):
+        if request.name in self._down:
+            return outcome
+        is_up_again = await self._was_down_and_is_up(request.function)
+        if not is_up_again and (not outcome.down or request.name in self._down):
             return outcome
         return await self._repeat(request, settings, lane, outcome.attempts)
 
@@ -207,7 +211,8 @@ class ToolRunner:
             text = f"Error: {request.name} did not answer within {limit:g} seconds."
             return Outcome("timeout", text, found.seconds if found else limit, attempts)
         assert found is not None, "without a limit, it was waited for"
-        return Outcome("ok" if found.error is None else "tool_error", found.text, found.seconds, attempts)
+        status: Status = "ok" if found.error is None else "tool_error"
+        return Outcome(status, found.text, found.seconds, attempts, is_one_of(found.error, (ToolDown,)))
 
     # ---- what is down
 

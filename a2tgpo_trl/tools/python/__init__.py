@@ -17,6 +17,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import MethodType
 from typing import Any
 
@@ -150,8 +151,9 @@ def _nothing_beside_remote(given: dict[str, Any]) -> None:
 def _with_check(method: Callable, check: Callable[[], Any]) -> Callable:
     """The method of this one environment, with a check of what it needs."""
     function = method.__func__  # type: ignore[attr-defined]
+    settings = settings_of(function)
 
-    @tool(cancel=settings_of(function).cancel, check=check)
+    @tool(**{**asdict(settings), "check": settings.check or check})
     @functools.wraps(function)
     def checked(self: PythonSession, code: str) -> str:
         return function(self, code)

@@ -165,7 +165,7 @@ class Pool:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         self._nursery: Nursery | None = None
         self._owner = os.getpid()
         self._warm: deque[Interpreter] = deque()
@@ -191,19 +191,23 @@ class Pool:
 
     def check(self) -> None:
         """Whether code runs, if there is doubt. Raises `NotStarted` if it does not."""
-        if not self._doubted:
-            return  # it is asked after each error that a policy makes
-        self._doubted = False  # unless somebody doubts while it looks
-        try:
-            interpreter = self._take()
-            found = interpreter.run("1 + 1", STARTING)
-            interpreter.close()
-            if found.text != "2\n":
-                raise NotStarted(f"1 + 1 gives {found.text[-500:]!r}{f' ({found.ended})' if found.ended else ''}")
-        except NotStarted:
-            self.doubt()
-            raise
-        self.has_worked = True
+        with self._looking:  # others wait for what it finds
+            if not self._doubted:
+                return  # it is asked after each error that a policy makes
+            self._doubted = False  # unless somebody doubts while it looks
+            try:
+                self._look()
+            except NotStarted:
+                self.doubt()
+                raise
+            self.has_worked = True
+
+    def _look(self) -> None:
+        interpreter = self._take()
+        found = interpreter.run("1 + 1", STARTING)
+        interpreter.close()
+        if found.text != "2\n":
+            raise NotStarted(f"1 + 1 gives {found.text[-500:]!r}{f' ({found.ended})' if found.ended else ''}")
 
     def _take(self) -> Interpreter:
         with self._lock:

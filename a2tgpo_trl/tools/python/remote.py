@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..results import ToolDown
 from .session import CodeFailed
 
 
@@ -29,7 +30,7 @@ ENDING = 2.0  # seconds to connect, and for the answer, at the end of a session
 MOST_ANSWER = 2**26  # bytes
 
 
-class ServerDown(ConnectionError):
+class ServerDown(ConnectionError, ToolDown):
     """The server does not answer, or not as one does."""
 
 
@@ -48,12 +49,13 @@ class RemoteSession:
         self._address = address
         self._lock = threading.Lock()
         self._exchange: _Exchange | None = None
-        self._id, self._begun = uuid.uuid4().hex, False
+        self._id, self._asked, self._begun = uuid.uuid4().hex, False, False
 
     def run(self, code: str) -> str:
         """What the code printed. Raises `CodeFailed`, or `ServerDown`."""
         with self._lock:
             exchange = self._exchange = _Exchange(self._address)
+        self._asked = True
         answer = exchange.ask("POST", "/run", {"session": self._id, "code": code, "begun": self._begun})
         self._begun = True
         if answer["failed"]:
@@ -62,10 +64,10 @@ class RemoteSession:
 
     def forget(self) -> None:
         """Before another rollout: its code finds nothing of this one's."""
-        if self._begun:
+        if self._asked:  # the server may keep a session of it, even if nothing came of the call
             with suppress(ServerDown):  # it ends idle sessions itself
                 _Exchange(self._address, ENDING, ENDING).ask("POST", "/end", {"session": self._id})
-        self._id, self._begun = uuid.uuid4().hex, False
+        self._id, self._asked, self._begun = uuid.uuid4().hex, False, False
 
     def cancel(self) -> None:
         """From another thread: wait no more for the call that is being made. The server ends it in its time."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from ..results import ToolFailed
+from ..results import ToolDown, ToolFailed
 from .interpreter import GONE, KILLED, Finished, Interpreter, NotStarted
 from .pool import Pool
 
@@ -23,7 +23,7 @@ class CodeFailed(ToolFailed):
         super().__init__(text, [f"{__name__}.CodeFailed"])
 
 
-class Unavailable(RuntimeError):
+class Unavailable(ToolDown):
     """Code could not be run, which is no fault of it. What is wrong is for the log, and not for the policy to read."""
 
 

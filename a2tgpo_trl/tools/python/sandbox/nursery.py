@@ -48,6 +48,7 @@ class Nursery:
         self._options, self._control, self._trainer, self._as_root = options, control, trainer, as_root
         self._made = os.getpid() * 577  # so that the nurseries of several processes use different users
         self._scratch: dict[int, str] = {}  # by process, the folder on the disk that it has, if any
+        self._to_remove: list[str] = []
         self._removing: set[int] = set()  # processes that remove such folders
         self._ended, wake = os.pipe()
         os.set_blocking(self._ended, False)
@@ -73,6 +74,9 @@ class Nursery:
             os.kill(process, signal.SIGKILL)  # not reaped yet, so the id is still its own
         while self._scratch or self._removing:
             self._clear_up(wait=True)
+        self._remove()
+        while self._removing:
+            self._clear_up(wait=True)
 
     def _clear_up(self, wait: bool = False) -> None:
         while self._scratch or self._removing:
@@ -81,8 +85,18 @@ class Nursery:
                 break
             self._removing.discard(process)
             folder = self._scratch.pop(process, "")
-            if folder:  # it may hold many files, in folders however deep, and others wait for interpreters
-                self._removing.add(os.posix_spawn(REMOVE[0], [*REMOVE, folder], {}))
+            if folder:
+                self._to_remove.append(folder)
+            self._remove()
+
+    def _remove(self) -> None:
+        """Folders may hold many files, in folders however deep, and others wait for interpreters."""
+        while self._to_remove:
+            try:
+                self._removing.add(os.posix_spawn(REMOVE[0], [*REMOVE, self._to_remove[-1]], {}))
+            except OSError:
+                return  # no process can be made just now: when the next one ends
+            self._to_remove.pop()
 
     def _make(self) -> bool:
         """One more interpreter, or False if there is nobody to make it for."""
@@ -106,10 +120,18 @@ class Nursery:
         if level == "bubblewrap":
             process = self._bubblewrap(channel, output, user)
         else:
-            process = os.fork()
+            process = self._fork(folder)
             if process == 0:
                 self._become_interpreter(channel, output, folder, user)
         self._scratch[process] = folder
+
+    def _fork(self, folder: str) -> int:
+        try:
+            return os.fork()
+        except OSError:
+            if folder:
+                self._to_remove.append(folder)
+            raise
 
     def _make_scratch(self, user: "int | None") -> str:
         folder = tempfile.mkdtemp(prefix="a2tgpo-python-", dir=self._options["scratch"])
