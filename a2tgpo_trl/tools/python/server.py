@@ -11,9 +11,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from .interpreter import NotStarted
 from .pool import Pool
 from .remote import TOKEN
-from .session import MOST_CODE, CodeFailed, LocalSession
+from .session import MOST_CODE, CodeFailed, LocalSession, Unavailable
 
 
 MOST_REQUEST = 8 * MOST_CODE  # bytes: JSON writes some characters in six
@@ -104,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             code, content = 200, self._serve(method)
         except Refused as refusal:
             code, content = refusal.code, {"error": str(refusal)}
-        except RuntimeError as error:  # no interpreter could be made
+        except (NotStarted, Unavailable) as error:  # no interpreter could be made
             code, content = 503, {"error": str(error)}
         words = json.dumps(content).encode()
         self.send_response(code)
