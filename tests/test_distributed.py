@@ -52,6 +52,7 @@ def launched(folder: Path, module: str, *words: str) -> str:
     return printed(folder, ["-m", module, *small, *kwargs, *words], **ON_CPU)
 
 
+@pytest.mark.slow
 def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
     # 7 rows of 3 rollouts over 2 ranks: an odd row has to be filled up to a pair, so that each rank has as many.
     words = ["--eval_rows", "7", "--num_generations_eval", "3", "--per_device_eval_batch_size", "6"]

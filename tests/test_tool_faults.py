@@ -13,6 +13,7 @@ import psutil
 import pytest
 import tiny
 import torch
+from test_tool_runner import becomes
 from test_trainer import captured, logged, make, questions, settings, weights
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -722,4 +723,5 @@ def test_trainers_that_are_gone_leave_no_threads(tokenizer, tmp_path):
     for _ in range(3):
         train(tokenizer, args(tmp_path))
     gc.collect()
-    assert threading.active_count() <= before + 2  # the last one may still be referred to
+    # The last one may still be referred to; and a thread that is told to end takes its time on a busy machine.
+    assert becomes(lambda: threading.active_count() <= before + 2)

@@ -284,7 +284,9 @@ def test_a_users_own_tool_reward_and_questions_train_through_the_command_line(tm
     assert 0 <= step["rewards/brevity/mean"] <= 1 and "rewards/exact_match/mean" in step
 
 
-@pytest.mark.parametrize("tracker", ["wandb", "trackio", "tensorboard"])
+@pytest.mark.parametrize(
+    "tracker", ["tensorboard", *(pytest.param(one, marks=pytest.mark.slow) for one in ("wandb", "trackio"))]
+)
 def test_trackers_get_the_metrics_of_each_turn(tracker, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setenv("WANDB_MODE", "offline")
