@@ -30,11 +30,8 @@ HOME = Path(__file__).parent
 MIB = 2**20
 CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
 ENDING = 5.0  # seconds that a nursery gets to clear up
-WAITS = (
-    0.0,
-    0.2,
-    1.0,
-)  # seconds before each attempt to get an interpreter: a machine may be short of files for a moment
+# Seconds before each attempt to get an interpreter: a machine may be short of files for a moment.
+WAITS = (0.0, 0.2, 1.0)
 # The environment of all that runs here: nothing of the trainer's.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

@@ -66,7 +66,7 @@ class RemoteSession:
         """Before another rollout: its code finds nothing of this one's."""
         if self._asked:  # the server may keep a session of it, even if nothing came of the call
             with suppress(ServerDown):  # it ends idle sessions itself
-                _Exchange(self._address, ENDING, ENDING).ask("POST", "/end", {"session": self._id})
+                _Exchange(self._address, ENDING).ask("POST", "/end", {"session": self._id})
         self._id, self._asked, self._begun = uuid.uuid4().hex, False, False
 
     def cancel(self) -> None:
@@ -79,10 +79,10 @@ class RemoteSession:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, address: str, connecting: float | None = None, patience: float = PATIENCE):
+    def __init__(self, address: str, patience: float = PATIENCE):
         self._address, self._patience, parts = address, patience, urlsplit(address)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=connecting or CONNECTING)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECTING, patience))
         self._closed = False
 
     def ask(self, method: str, path: str, content: Any) -> dict[str, Any]:
