@@ -43,6 +43,10 @@ class A2TGPOConfig(GRPOConfig):
     differ, and one switch for each component of the method.
 
     `credit="grpo"` is TRL's GRPO, bit for bit on the same rollouts, and no information gain is computed.
+
+    Where a turn or a sequence shares a ratio, the policy's dropout is off, `disable_dropout` or not. With
+    `disable_dropout` it is off throughout: TRL leaves those rates that a model hands to a function, such as
+    `attention_dropout`.
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -24,6 +24,7 @@ from trl.data_utils import is_conversational
 
 from .checks import checked_rollout_func, complete_args, used_answers
 from .config import A2TGPOConfig
+from .dropout import settle_dropout
 from .engines import Engine, LockStep, Request, Seeds
 from .environments import Environments
 from .failures import RunStopped
@@ -137,6 +138,7 @@ class A2TGPOTrainer(Resumable):
                 "processor) as processing_class to train the text model alone."
             )
         check_launch(self.args, self.accelerator)
+        settle_dropout(self.model, args)
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         self._tool_loop = None if environments is None else ToolLoop(self, environments)

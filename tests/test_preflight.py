@@ -424,14 +424,18 @@ def test_positions_that_count_padding_are_found():
 
 
 def test_dropout_while_training_is_found_and_disabling_it_helps():
-    args = A2TGPOConfig("out", bf16=False)
+    args = A2TGPOConfig("out", bf16=False, credit="grpo")
     model = tiny.make_model(tiny.make_tokenizer(), attention_dropout=0.5)
     prompts = [[5, 6, 7], [8] * 9]
     assert preflight.sampling.logp_difference(model, prompts, 0, [2], args) > 1e-2
-    model.config.attention_dropout = 0.0
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.0
+    args.disable_dropout = True
     assert preflight.sampling.logp_difference(model, prompts, 0, [2], args) < 1e-4
+
+
+def test_dropout_that_a_shared_ratio_switches_off_is_not_complained_of():
+    model = tiny.make_model(tiny.make_tokenizer(), attention_dropout=0.5)
+    args = A2TGPOConfig("out", bf16=False)
+    assert preflight.sampling.logp_difference(model, [[5, 6, 7], [8] * 9], 0, [2], args) < 1e-4
 
 
 def test_bfloat16_has_its_own_tolerance(make):

@@ -390,7 +390,6 @@ def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_t
         assert first(getattr(chat_template_utils, name), 1) == ["processing_class"]
     assert first(chat_template_utils.add_response_schema, 1) == ["processing_class"]
     assert {"prefix", "tools"} <= set(inspect.signature(chat_template_utils.parse_response).parameters)
-    assert first(trainer_utils.disable_dropout_in_model, 1) == ["model"]
     assert len(first(trainer_utils.create_model_from_path, 1)) == 1
 
 

@@ -15,8 +15,9 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head
 
+from ..dropout import switch_off_dropout
 from ..information_gain import base_model
 from ..packed_attention import packed_implementation
 from .tracing import Work, one_kernel_a_tile, trace, without_values
@@ -187,7 +188,7 @@ def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
         if training.adapter is not None:
             model = get_peft_model(model, training.adapter, autocast_adapter_dtype=False)
     if training.disable_dropout:
-        disable_dropout_in_model(model)
+        switch_off_dropout(model)
     if training.checkpointing:
         base_model(model).gradient_checkpointing_enable()
         if training.adapter is not None:

@@ -8,6 +8,7 @@ from peft import PeftConfig
 from transformers import PreTrainedConfig
 from trl import get_peft_config
 
+from ..dropout import goes_without
 from ..recipe import Recipe
 from .policy import Training
 from .sharding import Sharding
@@ -115,7 +116,7 @@ def training_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, ac
         autocast=half if casts else None,
         adapter=PeftConfig.from_pretrained(str(recipe.adapter)) if recipe.adapter else get_peft_config(recipe.model),
         checkpointing=args.gradient_checkpointing,
-        disable_dropout=args.disable_dropout,
+        disable_dropout=goes_without(args),
         clip_gradients=args.max_grad_norm is not None and args.max_grad_norm > 0,
         attention="sdpa",
         accelerated=accelerated,

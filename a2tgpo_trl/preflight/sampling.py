@@ -10,9 +10,10 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head
 
 from ..config import A2TGPOConfig
+from ..dropout import goes_without, switch_off_dropout
 from .chat import Chat, Datasets, Verdict
 from .data import ROWS_TOKENIZED, first_row
 
@@ -80,8 +81,8 @@ def logp_difference(
     model: PreTrainedModel, prompts: list[list[int]], pad_id: int, end_ids: Sequence[int], args: A2TGPOConfig
 ) -> float:
     """Sample a few tokens after left-padded prompts; the largest difference from the trainer's forward over them."""
-    if args.disable_dropout:
-        disable_dropout_in_model(model)
+    if goes_without(args):
+        switch_off_dropout(model)
     settings = sampling(args)
     width = max(map(len, prompts)) + 1  # both rows are padded
     prompt_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)

@@ -1,0 +1,94 @@
+"""policy -> the same policy without dropout, so that two forwards over the same tokens agree while it trains.
+
+The ratio of a turn is a mean over its tokens, in a clip range of a few thousandths. With dropout, old and new
+log-probabilities come from two random subnetworks, and that alone puts most turns outside of it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate.logging import get_logger
+from torch import nn
+
+from .config import A2TGPOConfig
+from .information_gain import base_model
+
+
+logger = get_logger(__name__)
+
+# The noise that some mixtures of experts put on what they route; the other attributes in question have "drop" in them.
+NOISE = ("jitter_noise", "input_jitter_noise")
+# Of heads that a policy does not have, although its config gives their rates.
+OTHER_HEADS = ("summary_first_dropout", "classifier_dropout", "classifier_dropout_prob")
+
+
+def settle_dropout(model: nn.Module, args: A2TGPOConfig) -> None:
+    """Switch dropout off where it would drown the ratio, and say so unless that was asked for."""
+    rates = dropout_rates(model)
+    named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items())
+    if goes_without(args):
+        switch_off_dropout(model)
+        if rates and not args.disable_dropout:
+            logger.warning(
+                f"Dropout is off ({named} are 0 now): old and new log-probabilities would differ by what each has "
+                f"dropped, and most ratios of a {args.importance_sampling_level} would be clipped before anything is "
+                "learnt. Set these rates to 0, or disable_dropout=True, and this line goes away."
+            )
+    elif rates and args.use_vllm and args.vllm_importance_sampling_correction:
+        logger.warning(
+            f"The policy has dropout ({named}) and vLLM samples without: the weights that correct for vLLM follow "
+            "what was dropped, above all where a rollout has one weight (vllm_importance_sampling_mode="
+            "'sequence_...'). Set these rates to 0."
+        )
+
+
+def goes_without(args: A2TGPOConfig) -> bool:
+    """Whether a policy trains without dropout: where it is asked for, and where more than a token shares a ratio."""
+    return args.disable_dropout or args.importance_sampling_level != "token"
+
+
+def dropout_rates(model: nn.Module) -> dict[str, float]:
+    """What draws at random while this model trains: names, and the highest rate of each.
+
+    Example: a GPT-2 with LoRA -> {"attn_dropout": 0.1, "attn_pdrop": 0.1, ..., "lora_dropout": 0.05}
+    """
+    rates: dict[str, float] = {}
+    for name, holder, key in _places(model):
+        rates[name] = max(holder[key], rates.get(name, 0.0))
+    return dict(sorted(rates.items()))
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set each rate to 0: of modules, of attributes that functions are called with, and of the config.
+
+    TRL's `disable_dropout` reaches the modules. Most models hand a number to their attention instead, and some read
+    it from the config at each forward.
+    """
+    for _, holder, key in _places(model):
+        holder[key] = 0.0
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each rate above 0: its name, and the dictionary and the key that hold it."""
+    candidates = [place for path, module in model.named_modules() for place in _candidates(path, module)]
+    config = vars(base_model(model).config.get_text_config())
+    candidates += [(name, config, name) for name in config if _is_rate(name) and name not in OTHER_HEADS]
+    for name, holder, key in candidates:
+        if isinstance(holder.get(key), float) and holder[key] > 0:
+            yield name, holder, key
+
+
+def _candidates(path: str, module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    own = vars(module)
+    if "Dropout" in type(module).__name__:
+        parts = [part for part in path.split(".") if _is_rate(part)]
+        yield (parts or [type(module).__name__])[-1], own, "p"
+    for name, value in own.items():
+        if _is_rate(name):
+            yield name, own, name
+            if isinstance(value, dict):  # of each adapter
+                yield from ((name, value, adapter) for adapter in value)
+
+
+def _is_rate(name: str) -> bool:
+    return "drop" in name or name in NOISE

@@ -1,0 +1,212 @@
+"""Old and new log-probabilities of one policy are the same: nothing is clipped before anything is learnt."""
+
+import copy
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from peft import LoHaConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from test_recipe import SHIPPED
+from test_trainer import logged, questions, settings, write
+from torch.optim.lr_scheduler import LambdaLR
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.dropout import dropout_rates, settle_dropout, switch_off_dropout
+from a2tgpo_trl.rewards import exact_match
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def with_dropout(name: str):
+    """A tiny model of this architecture that drops half of everything its config knows of."""
+    config = copy.deepcopy(tiny.architectures()[name]().config)
+    for key in vars(config):
+        if "drop" in key and isinstance(getattr(config, key), (int, float)):
+            setattr(config, key, 0.5)
+    return tiny.build(config, attention=config._attn_implementation).train()
+
+
+def draws(model) -> bool:
+    """Whether two forwards over the same tokens differ."""
+    ids = torch.arange(3, 43).unsqueeze(0)
+    with torch.no_grad():
+        return not torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", tiny.architectures())
+def test_no_architecture_draws_anything_once_its_dropout_is_off(name):
+    model = with_dropout(name)
+    assert draws(model) == bool(dropout_rates(model))
+    switch_off_dropout(model)
+    assert not draws(model) and not dropout_rates(model)
+
+
+ADAPTERS = {
+    "lora": LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False),
+    "dora": LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False, use_dora=True),
+    "lora beside a whole copy": LoraConfig(
+        r=4, target_modules=["up_proj"], modules_to_save=["self_attn"], lora_dropout=0.5, init_lora_weights=False
+    ),
+    "loha": LoHaConfig(
+        r=4, target_modules=["q_proj", "v_proj"], module_dropout=0.5, rank_dropout=0.5, init_weights=False
+    ),
+    "oft": OFTConfig(target_modules=["q_proj"], oft_block_size=8, module_dropout=0.5, init_weights=False),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_draw_nothing_either(name, tokenizer):
+    torch.manual_seed(0)
+    model = get_peft_model(tiny.make_model(tokenizer, attention_dropout=0.5), ADAPTERS[name]).train()
+    assert draws(model)
+    switch_off_dropout(model)
+    assert not draws(model)
+
+
+def test_the_rates_are_named_as_users_know_them(tokenizer):
+    model = get_peft_model(with_dropout("gpt2"), LoraConfig(lora_dropout=0.5))
+    assert dropout_rates(model).keys() >= {"attn_pdrop", "resid_pdrop", "embd_pdrop", "lora_dropout"}
+    assert "summary_first_dropout" not in dropout_rates(model)  # of a head for classification
+    assert dropout_rates(tiny.make_model(tokenizer)) == {}
+
+
+# ---- in training
+
+
+LORA = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.05)
+# Of batches of two steps each; what is clipped, whoever counts it.
+CLIPPED = ("clip_fraction/mean", "clip_ratio/region_mean", "clip_ratio/high_max")
+
+
+def make(tokenizer, tmp_path, model=None, peft_config=None, **changes) -> A2TGPOTrainer:
+    """A trainer that makes two steps on the rollouts of each batch, of two micro-batches each."""
+    layout = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=4, **layout, **changes))
+    model = model or tiny.make_model(tokenizer)
+    tiny.script(model, tokenizer, write)
+    return A2TGPOTrainer(
+        model,
+        exact_match,
+        args,
+        questions(),
+        processing_class=tokenizer,
+        tools=[tiny.search],
+        peft_config=peft_config,
+    )
+
+
+def learn_and_stand_still(trainer: A2TGPOTrainer) -> None:
+    """A batch that is learnt from, and one at learning rate 0."""
+    trainer.create_optimizer()
+    trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: float(step < 2))
+    trainer.train()
+
+
+def check_that_nothing_is_clipped_at_a_standstill(trainer) -> None:
+    for name in CLIPPED:
+        _, learning, *standing_still = logged(trainer, name)
+        assert learning > 0 and standing_still == [0.0, 0.0], name
+    assert logged(trainer, "turn_ratio/mean")[2:] == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+# Of a recipe: what the layout above, the test or the machine decides, and what has no part in the ratio.
+NOT_TRIED = {
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "num_generations"),
+    *("output_dir", "learning_rate", "bf16", "max_steps", "max_completion_length", "chat_template_kwargs"),
+    *("lr_scheduler_type", "warmup_steps", "report_to", "save_strategy", "save_steps", "logging_steps"),
+}
+
+
+def method_of(recipe: Path) -> dict:
+    given = yaml.safe_load(recipe.read_text())
+    ours = {field.name for field in fields(A2TGPOConfig)} - NOT_TRIED
+    return {
+        name: value
+        for name, value in given.items()
+        if name in ours and not name.startswith("vllm_") and name != "use_vllm"
+    }
+
+
+EVERYDAY = {
+    ("quickstart", "bfloat16", "lora"),
+    ("gtpo_math_tiny", "bfloat16", "lora"),
+    ("quickstart", "float32", "full"),
+}
+
+
+def runs():
+    """Each shipped recipe in each precision, with and without adapters; most of them slow."""
+    for recipe in SHIPPED:
+        for precision in ("float32", "bfloat16", "weights in bfloat16"):
+            for how in ("full", "lora"):
+                marks = [] if (recipe.stem, precision, how) in EVERYDAY else [pytest.mark.slow]
+                yield pytest.param(recipe, precision, how, marks=marks, id=f"{recipe.stem}-{precision}-{how}")
+
+
+@pytest.mark.parametrize(("recipe", "precision", "how"), [*runs()])
+def test_a_policy_that_stands_still_is_clipped_nowhere(recipe, precision, how, tokenizer, tmp_path):
+    model = tiny.make_model(tokenizer)
+    if precision == "weights in bfloat16":
+        model.to(torch.bfloat16)
+    adapter = LORA if how == "lora" else None
+    trainer = make(tokenizer, tmp_path, model, adapter, bf16=precision != "float32", **method_of(recipe))
+    learn_and_stand_still(trainer)
+    check_that_nothing_is_clipped_at_a_standstill(trainer)
+
+
+def said(caplog) -> list[str]:
+    return [record.message for record in caplog.records if "ropout" in record.message]
+
+
+def test_an_adapter_that_is_trained_on_and_a_model_of_ones_own_lose_their_dropout_and_it_is_said_once(
+    tokenizer, tmp_path, caplog
+):
+    get_peft_model(tiny.make_model(tokenizer), ADAPTERS["lora"]).save_pretrained(tmp_path / "adapter")
+    base = tiny.make_model(tokenizer, attention_dropout=0.25)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    trainer = make(tokenizer, tmp_path, model, beta=0.05)  # with a copy as the reference
+    assert dropout_rates(trainer.model) == {} and "ref" in trainer.model.peft_config
+    (line,) = said(caplog)
+    assert "Dropout is off (attention_dropout=0.25, lora_dropout=0.5 are 0 now)" in line
+    learn_and_stand_still(trainer)
+    check_that_nothing_is_clipped_at_a_standstill(trainer)
+
+
+@pytest.mark.parametrize("level", ["turn", "sequence"])
+def test_whoever_asks_for_it_is_not_told(level, tokenizer, tmp_path, caplog):
+    trainer = make(tokenizer, tmp_path, peft_config=LORA, importance_sampling_level=level, disable_dropout=True)
+    assert dropout_rates(trainer.model) == {} and said(caplog) == []
+
+
+def test_token_ratios_keep_the_dropout_that_trl_gives_them(tokenizer, tmp_path, caplog):
+    model = tiny.make_model(tokenizer, attention_dropout=0.1)
+    trainer = make(tokenizer, tmp_path, model, LORA, credit="grpo")
+    assert dropout_rates(trainer.model) == {"attention_dropout": 0.1, "lora_dropout": 0.05}
+    assert said(caplog) == []
+
+
+def test_disabling_dropout_reaches_what_a_model_hands_to_functions(tokenizer, tmp_path, caplog):
+    model = tiny.make_model(tokenizer, attention_dropout=0.1)
+    trainer = make(tokenizer, tmp_path, model, LORA, credit="grpo", disable_dropout=True)
+    assert dropout_rates(trainer.model) == {} and said(caplog) == []
+
+
+def test_token_ratios_with_dropout_are_warned_of_where_vllm_is_corrected_for(tokenizer, tmp_path, caplog):
+    args = A2TGPOConfig(**settings(tmp_path, credit="grpo"))
+    args.use_vllm = True  # set here, since the setting itself asks for the package
+    model = tiny.make_model(tokenizer, attention_dropout=0.1)
+    settle_dropout(model, args)
+    (line,) = said(caplog)
+    assert "attention_dropout=0.1" in line and "vLLM" in line and dropout_rates(model)
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
+def test_a_recipe_says_that_it_has_no_dropout(recipe):
+    given = yaml.safe_load(recipe.read_text())
+    assert given.get("lora_dropout") == 0.0 if given.get("use_peft") else given.get("disable_dropout")
