@@ -235,8 +235,8 @@ class A2TGPOConfig(GRPOConfig):
     max_hung_calls: int = field(
         default=16,
         metadata={
-            "help": "Calls that may be out beyond their time at once. With more, the run saves a checkpoint and "
-            "stops. At least 0."
+            "help": "Calls that may be out beyond their time at once. With more, further calls wait until some have "
+            "come back; if they do not within outage_patience, the run saves a checkpoint and stops. At least 0."
         },
     )
     on_outage: Literal["stop", "continue"] = field(
@@ -247,7 +247,8 @@ class A2TGPOConfig(GRPOConfig):
         },
     )
     outage_patience: float = field(
-        default=300.0, metadata={"help": "Seconds that a tool which is down is waited for. At least 0."}
+        default=300.0,
+        metadata={"help": "Seconds that a tool which is down, or calls that hang, are waited for. At least 0."},
     )
     stream_turns: bool = field(
         default=True,

@@ -206,7 +206,8 @@ def test_calls_that_never_come_back_stop_the_run_with_a_checkpoint(tokenizer, tm
             never.wait()
         return query
 
-    config = args(tmp_path, max_steps=5, tool_timeout=0.2, max_hung_calls=3, save_strategy="steps", save_steps=100)
+    limits = {"tool_timeout": 0.2, "max_hung_calls": 3, "outage_patience": 0.0}
+    config = args(tmp_path, max_steps=5, save_strategy="steps", save_steps=100, **limits)
     trainer = make(tokenizer, config, scripted=False, reward_funcs=spread, tools=[search])
 
     def write(turn: int, row: int) -> str:

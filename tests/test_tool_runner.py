@@ -234,7 +234,7 @@ def test_many_calls_behind_one_that_blocks_are_one_hung_call_under_its_name(make
         release.wait(20)
         return "late"
 
-    runner = make_runner({"block": {"timeout": 5}}, timeout=0.2, hung=0)
+    runner = make_runner({"block": {"timeout": 5}}, timeout=0.2, hung=0, patience=0)
     blocked = runner.submit(requests(block))
     runner.run(requests(anap, 20))
     assert runner.hung == 1 and "block (1)" in runner.trouble
@@ -297,7 +297,7 @@ def test_a_tool_that_hangs_is_a_timeout_and_counted_until_it_comes_back(make_run
         release.wait(20)
         return "late"
 
-    runner = make_runner(timeout=0.1, hung=2)
+    runner = make_runner(timeout=0.1, hung=2, patience=0)
     outcome, seconds = timed(lambda: call(runner, hang))
     assert (outcome.status, outcome.text) == ("timeout", "Error: hang did not answer within 0.1 seconds.")
     assert 0.1 <= seconds < 2.0

@@ -5,15 +5,14 @@ What does not come back is abandoned and counted: its thread is held until the c
 
 import asyncio
 import inspect
-import threading
 import weakref
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from .hung import HungCalls
 from .process import ProcessWorker
 from .results import Redaction
 from .settings import ToolSettings
@@ -55,9 +54,10 @@ class Limits:
 
     concurrency: int = 64
     timeout: float | None = 60.0
-    # Calls that may be out at once without having come back in time.
+    # Calls that may be out at once without having come back in time, before further ones wait.
     hung: int = 16
-    # Seconds that a tool which is down is waited for, and whether the run is to stop if it stays down.
+    # Seconds that a tool which is down, or calls that do not come back, are waited for; and whether the run is to stop
+    # if the tool stays down.
     patience: float = 300.0
     stop_when_down: bool = True
 
@@ -77,17 +77,10 @@ class Attempts:
         self._slots_of_tool: dict[str, asyncio.Semaphore] = {}
         # By id of an environment, as long as that lives: some cannot be hashed.
         self._lanes: dict[int, tuple[weakref.ref, Lane]] = {}
-        self._hung: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self.hung = HungCalls(limits.hung)
         self.abandoned = 0  # calls so far that did not come back in time
         # Why the run should stop, or None.
         self.trouble: str | None = None
-
-    @property
-    def hung(self) -> int:
-        """Calls that are out and have not come back in time."""
-        with self._lock:
-            return self._hung.total()
 
     def timeout(self, settings: ToolSettings) -> float | None:
         """Seconds that an attempt may take."""
@@ -132,18 +125,23 @@ class Attempts:
         for process in self._processes:
             process.close()
 
-    async def make(self, request: Request, settings: ToolSettings, lane: Lane | None) -> Answer | None:
-        """What the tool answered; None if it did not within its time."""
+    @asynccontextmanager
+    async def place(self, request: Request, settings: ToolSettings) -> AsyncIterator[None]:
+        """One of the places that there are for calls at once: of the tool's own, if it has a limit, and of all."""
         async with AsyncExitStack() as slots:
             if settings.concurrency is not None:
                 fresh = asyncio.Semaphore(settings.concurrency)
                 await slots.enter_async_context(self._slots_of_tool.setdefault(request.name, fresh))
             await slots.enter_async_context(self._slots)
-            if inspect.iscoroutinefunction(request.function):
-                return await self._in_loop(request, settings, lane)
-            if settings.process:
-                return await self._in_process(request, settings)
-            return await self.in_thread(request, settings, lane)
+            yield
+
+    async def make(self, request: Request, settings: ToolSettings, lane: Lane | None) -> Answer | None:
+        """What the tool answered; None if it did not within its time."""
+        if inspect.iscoroutinefunction(request.function):
+            return await self._in_loop(request, settings, lane)
+        if settings.process:
+            return await self._in_process(request, settings)
+        return await self.in_thread(request, settings, lane)
 
     async def in_thread(self, request: Request, settings: ToolSettings, lane: Lane | None = None) -> Answer | None:
         """As `make`, in a thread whatever the settings say, and at once however many calls are out."""
@@ -249,25 +247,11 @@ class Attempts:
 
     def _abandon(self, name: str, future: "Future[Any]") -> None:
         self.abandoned += 1
-        with self._lock:
-            self._hung[name] += 1
-            number = self._hung.total()
-        future.add_done_callback(lambda _: self._came_back(name))
-        if number > self.limits.hung:
-            named = ", ".join(f"{tool} ({count})" for tool, count in self._hung.most_common() if count)
-            self.ask_to_stop(
-                f"{number} calls have not come back: {named}. More than max_hung_calls={self.limits.hung} threads are "
-                "held by them. Give the tool limits of its own (of its sockets, say), or processes that can be killed "
-                "(process=True)."
-            )
+        self.hung.add(name, future)
 
     def ask_to_stop(self, why: str) -> None:
         """Leave the first reason for whoever runs the rollouts."""
         self.trouble = self.trouble or why
-
-    def _came_back(self, name: str) -> None:
-        with self._lock:
-            self._hung[name] -= 1
 
 
 async def _done_within(future: "Future[Any]", seconds: float | None) -> bool:

@@ -3,8 +3,8 @@
     submit([Request, ...]) -> future of [Outcome, ...]
 
 A coordinating event loop, in a thread of its own, decides who runs when: sync tools in worker threads (or processes),
-async tools on a second event loop (`attempts.py`). Past a limit of calls that do not come back, or when a tool is down
-for good, the run is asked to stop (`trouble`).
+async tools on a second event loop (`attempts.py`). A tool that is down is waited for, and so are calls that do not
+come back, where there are too many of them (`hung.py`); after `patience`, the run is asked to stop (`trouble`).
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..failures import Status
@@ -60,6 +61,7 @@ class ToolRunner:
         self._jitter = random.Random()  # of its own: retries must not change what training draws
         self._answers: dict[str, asyncio.Task[Outcome]] = {}  # of tools whose calls are made once
         self._recoveries: dict[str, asyncio.Task[bool]] = {}
+        self._rooms: dict[str, asyncio.Task[bool]] = {}
         self._down: dict[str, str] = {}
         # A trainer that nobody holds any more leaves no threads behind.
         self.close = weakref.finalize(self, _close, self._coordinator, self._attempts)
@@ -112,7 +114,7 @@ class ToolRunner:
     @property
     def hung(self) -> int:
         """Calls that are out and have not come back in time."""
-        return self._attempts.hung
+        return len(self._attempts.hung)
 
     @property
     def trouble(self) -> str | None:
@@ -187,7 +189,7 @@ class ToolRunner:
             return outcome
         if request.name in self._down:
             return outcome
-        is_up_again = await self._was_down_and_is_up(request.function)
+        is_up_again = await self._was_down_and_is_up(request.name, settings)
         if not is_up_again and (not outcome.down or request.name in self._down):
             return outcome
         return await self._repeat(request, settings, lane, outcome.attempts)
@@ -198,12 +200,22 @@ class ToolRunner:
             if number:
                 wait = min(settings.backoff * 2 ** min(number - 1, 16), longest)
                 await asyncio.sleep(wait * self._jitter.uniform(0.5, 1.5))
-            found = await self._attempts.make(request, settings, lane)
+            found = await self._attempt(request, settings, lane)
             outcome = self._outcome(request, found, settings, made + number + 1)
             again = outcome.status == "timeout" or (found is not None and is_one_of(found.error, settings.retry_on))
-            if not again or (lane is not None and lane.stuck):
+            if not again or self.trouble is not None or (lane is not None and lane.stuck):
                 break
         return outcome
+
+    async def _attempt(self, request: Request, settings: ToolSettings, lane: Lane | None) -> Answer | None:
+        while await self._has_room(request.name, settings):
+            async with self._attempts.place(request, settings):
+                if self._attempts.hung.crowd(request.name):
+                    continue  # so it became while this call waited for its place
+                found = await self._attempts.make(request, settings, lane)
+                self._watch_hung()
+                return found
+        return Answer(f"Error: {request.name} was not called: earlier calls have not come back.", TimeoutError(), 0.0)
 
     def _outcome(self, request: Request, found: Answer | None, settings: ToolSettings, attempts: int) -> Outcome:
         limit = self._attempts.timeout(settings)
@@ -214,43 +226,76 @@ class ToolRunner:
         status: Status = "ok" if found.error is None else "tool_error"
         return Outcome(status, found.text, found.seconds, attempts, is_one_of(found.error, (ToolDown,)))
 
+    # ---- calls that do not come back
+
+    async def _has_room(self, name: str, settings: ToolSettings) -> bool:
+        """Whether the tool may be called. Where too many calls are out, those that want to call it wait together."""
+        if not self._attempts.hung.crowd(name):
+            return True
+        if settings.check is not None and name not in self._down:
+            await self._was_down_and_is_up(name, settings)  # if so, the calls that were lost are excused
+        self._watch_hung()
+        return self.trouble is None and (name not in self._rooms or await asyncio.shield(self._rooms[name]))
+
+    def _watch_hung(self) -> None:
+        """The time runs from when there are too many, whether or not another call wants to be made."""
+        for name in self._attempts.hung.crowding():
+            if name not in self._rooms:
+                self._rooms[name] = asyncio.ensure_future(self._make_room(name))
+                self._rooms[name].add_done_callback(partial(self._rooms.pop, name))
+
+    async def _make_room(self, name: str) -> bool:
+        hung, patience = self._attempts.hung, self.limits.patience
+        logger.warning(f"{hung}. Further calls of {name} wait for them, {patience:g} seconds at most.")
+        has_room = await hung.make_room(name, patience)
+        if not has_room and name in self._recoveries:
+            await asyncio.shield(self._recoveries[name])
+            has_room = not hung.crowd(name)
+        if not has_room and name not in self._down:  # what is to be done then, is said already
+            self._attempts.ask_to_stop(
+                f"{hung}. More than max_hung_calls={self.limits.hung} threads are held by them, and were not free "
+                f"again within {patience:g} s. Give the tool limits of its own (of its sockets, say), or processes "
+                "that can be killed (process=True)."
+            )
+        return has_room
+
     # ---- what is down
 
     async def _ask_all(self, functions: list[Callable]) -> list[str | None]:
-        return list(await asyncio.gather(*map(self._ask, functions)))
+        return list(await asyncio.gather(*(self._ask(one.__name__, self.settings(one)) for one in functions)))
 
-    async def _ask(self, function: Callable) -> str | None:
+    async def _ask(self, name: str, settings: ToolSettings) -> str | None:
         """What is wrong with what the tool needs; None if nothing is, or it cannot tell."""
-        settings = self.settings(function)
         if settings.check is None:
             return None
-        check = Request(settings.check, {}, label=f"the check of {function.__name__}")
+        check = Request(settings.check, {}, label=f"the check of {name}")
         found = await self._attempts.in_thread(check, settings)
         if found is None:
+            self._attempts.hung.excuse(check.name)  # it is asked a few times an outage, and holds up nothing
             return f"its check did not answer within {self._attempts.timeout(settings):g} seconds"
         return None if found.error is None else found.text.removeprefix("Error: ")
 
-    async def _was_down_and_is_up(self, function: Callable) -> bool:
+    async def _was_down_and_is_up(self, name: str, settings: ToolSettings) -> bool:
         """Wait for a tool, if it is down; calls that failed meanwhile wait together."""
-        name = function.__name__
         if name not in self._recoveries:
-            task = self._recoveries[name] = asyncio.ensure_future(self._wait_for(function))
+            task = self._recoveries[name] = asyncio.ensure_future(self._wait_for(name, settings))
             task.add_done_callback(lambda _: self._recoveries.pop(name))
         return await asyncio.shield(self._recoveries[name])
 
-    async def _wait_for(self, function: Callable) -> bool:
-        name, patience = function.__name__, self.limits.patience
-        error = await self._ask(function)
+    async def _wait_for(self, name: str, settings: ToolSettings) -> bool:
+        patience = self.limits.patience
+        error = await self._ask(name, settings)
         if error is None:
             return False  # it is up, and calls fail all the same
         logger.warning(f"The tool {name} is down. It is asked again for {patience:g} seconds.")
         loop = asyncio.get_running_loop()
-        end, wait = loop.time() + patience, max(self.settings(function).backoff, 0.05)
+        end, wait = loop.time() + patience, max(settings.backoff, 0.05)
         while error is not None and (left := end - loop.time()) > 0:
             await asyncio.sleep(min(wait, LONGEST_WAIT, left))
             wait *= 2
-            error = await self._ask(function)
+            error = await self._ask(name, settings)
         if error is None:
+            self._attempts.hung.excuse(name)
             return True
         self._down[name] = error
         why = f"The tool {name} is down, and was not up again within {patience:g} s: {error}"

@@ -1,0 +1,78 @@
+"""calls that are out beyond their time -> whether another may join them, or has to wait until some have come back.
+
+Each holds a thread. A server that stalls for a while holds many, and lets go of them all; a tool that hangs for good
+never does. Only time tells the two apart, so too many are a reason to wait first, and to stop after that.
+"""
+
+import asyncio
+import threading
+from collections import Counter
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+
+# Calls lost in outages that are over are not held against the tool; so many at most, as each has a thread.
+MOST_EXCUSED = 256
+
+
+class HungCalls:
+    """The calls that have not come back in time, by tool. `most` of them may be out; used from one event loop."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._out: dict[Future[Any], str] = {}
+        self._excused: set[Future[Any]] = set()
+        self._lock = threading.Lock()  # calls come back on threads of their own
+        self._came_back = asyncio.Event()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._out)
+
+    def add(self, name: str, future: "Future[Any]") -> None:
+        with self._lock:
+            self._out[future] = name
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda done: self._remove(done, loop))
+
+    def _remove(self, future: "Future[Any]", loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            del self._out[future]
+            self._excused.discard(future)
+        with suppress(RuntimeError):  # the runner was closed, and nobody waits any more
+            loop.call_soon_threadsafe(self._came_back.set)
+
+    def excuse(self, name: str) -> None:
+        """The calls of this tool that are out are no sign of one that hangs: an outage took them, which is over."""
+        with self._lock:
+            lost = [future for future, tool in self._out.items() if tool == name and future not in self._excused]
+            self._excused.update(lost[: MOST_EXCUSED - len(self._excused)])
+
+    def crowding(self) -> set[str]:
+        """The tools whose calls are out, if these are too many."""
+        with self._lock:
+            counted = [name for future, name in self._out.items() if future not in self._excused]
+        return set(counted) if len(counted) > self._most else set()
+
+    def crowd(self, name: str) -> bool:
+        """Whether too many are out for this tool, which has a part in it, to be called."""
+        return name in self.crowding()
+
+    async def make_room(self, name: str, seconds: float) -> bool:
+        """Wait until enough have come back. False: they have not within this time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self.crowd(name):
+            if (left := end - loop.time()) <= 0:
+                return False
+            self._came_back.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._came_back.wait(), left)
+        return True
+
+    def __str__(self) -> str:
+        """Example: 3 calls have not come back: search (2), load (1)"""
+        with self._lock:
+            counts = Counter(self._out.values())
+        return f"{counts.total()} calls have not come back: {', '.join(f'{t} ({n})' for t, n in counts.most_common())}"
