@@ -91,6 +91,36 @@ def test_returns_give_each_turn_of_a_rollout_what_came_after_it():
     assert_near(returns(rewards, is_turn, 0.9, False), [[0.71, 0.9, 1.0], [0.5, NAN, NAN], [NAN, NAN, NAN]])
     assert_near(returns(rewards, is_turn, 1.0, True)[0], [0.9 / math.sqrt(3), 1 / math.sqrt(2), 1.0])
 
+    # A turn without a reward adds no term, and has the later ones: (2 + 1) / sqrt(2) twice, then 1.
+    late = torch.tensor([[NAN, 2.0, 1.0]])
+    assert_near(returns(late, torch.ones(1, 3, dtype=torch.bool), 1.0, True), [[3 / math.sqrt(2)] * 2 + [1.0]])
+
+
+def test_a_turn_without_a_reward_of_its_own_has_those_of_the_turns_after_it():
+    # Second turns alone have a reward: a 1, b 0 -> z 1, -1. Their first turns led there; c never came so far.
+    rewards = torch.tensor([[NAN, 1, NAN], [NAN, 0, NAN], [NAN, NAN, NAN]])
+    evidence = replace(the_group(), turn_rewards_NK=rewards)
+    late = torch.tensor([[1, 1, 0], [-1, -1, 0], [0, 0, 0]])
+    plain = torch.tensor([[HIGH], [LOW], [LOW]]).expand(3, 3)
+    assert_near(find_method("mt_grpo")(evidence, switches_of("mt_grpo")), plain + late, 1e-3)
+    for name in ("grpo", "gspo", "atpo"):
+        credited = find_method(name)(evidence, switches_of(name, turn_reward_weight=0.5))
+        assert_near(credited, plain + 0.5 * late, 1e-3)
+    # Paid with the answer alone, compared with all turns: 1, 0, 0 -> sqrt(2), -1/sqrt(2) twice, one term each.
+    paid = torch.tensor([[NAN, NAN, 1], [NAN, 0, NAN], [0, NAN, NAN]])
+    evidence = replace(the_group(), turn_rewards_NK=paid)
+    switches = switches_of("a2tgpo", gain_weight=0.0, turn_reward_weight=1.0, gain_normalization="pooled")
+    credited = find_method("a2tgpo")(evidence, switches)
+    expected = torch.tensor([[2.5687] * 3, [-1.2843] * 3, [-1.2843] * 3])
+    assert_near(credited[evidence.is_turn_NK], expected[evidence.is_turn_NK], 1e-3)
+
+
+def test_a_turn_whose_gain_is_not_known_lives_on_the_outcome():
+    # a's first probe failed: its second turn has its own score, and the first one is not credited with that of others.
+    gains = torch.tensor([[NAN, 2, NAN], [3, 4, NAN], [NAN, NAN, NAN]])
+    credited = find_method("a2tgpo")(replace(the_group(False), gains_NK=gains), switches_of("a2tgpo"))
+    assert_near(credited[0], [HIGH, HIGH - 0.3, HIGH], 1e-3)
+
 
 def test_a_weighted_sum_has_what_any_of_its_terms_has():
     # 0.5 x 1 + 2 x 3; 2 x 4; nothing. A term of weight 0 has no say, not even on what is there.

@@ -8,7 +8,8 @@ discounted and divided by the root of its number of terms. w is `outcome_weight`
 their units do not matter.
 
 Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
-Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth.
+Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth. A
+turn without a turn reward has those of the turns after it: what is paid at the end was earned on the way.
 
 Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
     Z: turn 1 of a and b: 1, 3 -> -1, 1; turn 2 of a is alone -> 0
@@ -16,6 +17,10 @@ Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
     a  1.1545 - 0.3 x 0.7071 = 0.9424, 1.1545 + 0, 1.1545
     b  -0.5773 + 0.3 = -0.2773, -0.5773
     c  -0.5773
+
+Example (rho 1 and no gains: the group's turn rewards are paid at the end, a -, -, 1, b -, 0, c 0, "pooled"):
+    z of 1, 0, 0: 1.4142, -0.7071, -0.7071; each is the one term of all turns before it, so sqrt(1)
+    a  1.1545 + 1.4142 = 2.5687 on all turns;  b, c  -0.5773 - 0.7071 = -1.2843
 """
 
 import torch
@@ -38,16 +43,14 @@ from .scores import discounted_sum
 def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
     """Advantages of A2TGPO, which those of GRPO, GSPO, ATPO and MT-GRPO are with other switches."""
     advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
-    signals = (
-        (switches.gain_weight, evidence.gains_NK),
-        (switches.turn_reward_weight, evidence.turn_rewards_NK),
-    )
-    for weight, signal_NK in signals:
-        if weight == 0:
-            continue
-        scores_NK = switches.normalize(signal_NK, evidence.group_ids_N)
+    if switches.gain_weight > 0:
+        scores_NK = switches.normalize(evidence.gains_NK, evidence.group_ids_N)
         credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
-        advantages_NK = advantages_NK + weight * credit_NK.nan_to_num(nan=0.0)
+        advantages_NK = advantages_NK + switches.gain_weight * credit_NK.nan_to_num(nan=0.0)
+    if switches.turn_reward_weight > 0:
+        scores_NK = switches.normalize(evidence.turn_rewards_NK, evidence.group_ids_N)
+        credit_NK = switches.returns(scores_NK, evidence)
+        advantages_NK = advantages_NK + switches.turn_reward_weight * credit_NK.nan_to_num(nan=0.0)
     return advantages_NK.expand_as(evidence.gains_NK)
 
 

@@ -72,7 +72,7 @@ NORMALIZATIONS = {"turn_group": turn_group_zscore, "pooled": pooled_zscore, "non
 
 
 def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
-    """Credit a turn with its own score and, discounted, with those of the turns after it.
+    """Credit a turn that has a score with it and, discounted, with those of the turns after it.
 
         D[i,t] = sum_{j>=t} gamma^(j-t) Z[i,j] / sqrt(n)          n = number of terms where rescale, else 1
 
@@ -81,26 +81,27 @@ def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
 
     Example (gamma 1): scores [2, nan, 1] -> [3/sqrt(2), nan, 1]
     """
-    wide_NK = scores_NK.to(torch.promote_types(scores_NK.dtype, torch.float32))
-    present_NK = ~wide_NK.isnan()
-    step = torch.arange(wide_NK.size(1), device=wide_NK.device)
-    lag_KK = step.unsqueeze(0) - step.unsqueeze(1)  # [t, j] -> j - t
-    weight_KK = (gamma ** lag_KK.clamp(min=0).to(wide_NK.dtype)) * (lag_KK >= 0)
-    total_NK = torch.where(present_NK, wide_NK, 0.0) @ weight_KK.T
-    if rescale:
-        terms_NK = present_NK.to(wide_NK.dtype) @ (lag_KK >= 0).to(wide_NK.dtype).T
-        total_NK = total_NK / terms_NK.clamp(min=1.0).sqrt()
-    return torch.where(present_NK, total_NK, torch.nan).to(scores_NK.dtype)
+    return returns(scores_NK, ~scores_NK.isnan(), gamma, rescale)
 
 
 def returns(rewards_NK: Tensor, is_turn_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
     """What a turn and those after it earned, discounted; NaN where a rollout has no such turn.
 
-    As `discounted_sum`, but a turn that earned nothing counts as a term, and has the sum of the later ones.
+    As `discounted_sum`, but a turn without a reward of its own has the sum of the later ones all the same.
 
     Example (gamma 0.9): rewards [-0.1, 0, 1] -> [-0.1 + 0 + 0.81, 0.9, 1] = [0.71, 0.9, 1]
+    Example (gamma 1, rescale): rewards [nan, 2, 1] -> [3/sqrt(2), 3/sqrt(2), 1]: the first turn adds no term
     """
-    return discounted_sum(torch.where(is_turn_NK, rewards_NK, torch.nan), gamma, rescale)
+    wide_NK = rewards_NK.to(torch.promote_types(rewards_NK.dtype, torch.float32))
+    earned_NK = is_turn_NK & ~wide_NK.isnan()
+    step = torch.arange(wide_NK.size(1), device=wide_NK.device)
+    lag_KK = step.unsqueeze(0) - step.unsqueeze(1)  # [t, j] -> j - t
+    weight_KK = (gamma ** lag_KK.clamp(min=0).to(wide_NK.dtype)) * (lag_KK >= 0)
+    total_NK = torch.where(earned_NK, wide_NK, 0.0) @ weight_KK.T
+    if rescale:
+        terms_NK = earned_NK.to(wide_NK.dtype) @ (lag_KK >= 0).to(wide_NK.dtype).T
+        total_NK = total_NK / terms_NK.clamp(min=1.0).sqrt()
+    return torch.where(is_turn_NK, total_NK, torch.nan).to(rewards_NK.dtype)
 
 
 def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
