@@ -95,6 +95,7 @@ class GainPass:
             measure=args.gain_measure,
             want_logps=want_logps and self._can_share_logps,
             agree=self._ranks.max_each,
+            device=self._trainer.accelerator.device,
         )
         scores = replace(scores, values_BK=self._agreed(scores))
         slowest = self._ranks.max(time.perf_counter() - start)
@@ -113,7 +114,8 @@ class GainPass:
         tolerance = PACKING_TOLERANCE.get(self._dtype, PACKING_TOLERANCE_16_BIT)
         model = self._trainer.model
         vocabulary = model.get_input_embeddings().num_embeddings
-        error = self._ranks.max(packing_error(model, self._score, implementation, vocabulary))
+        device = self._trainer.accelerator.device
+        error = self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
         if error > tolerance:
             self.packing = None
             logger.warning(

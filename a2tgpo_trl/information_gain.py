@@ -115,10 +115,12 @@ def score_turns(
     measure: str = "logprob",
     want_logps: bool = False,
     agree: Agree = list,
+    device: torch.device | None = None,
 ) -> TurnScores:
     """Score every probe of every rollout; the log-probabilities of the completions too, where asked for and packed.
 
-    Every rank runs the same number of forwards, so that sharded models stay in step.
+    Every rank runs the same number of forwards, so that sharded models stay in step. `device` is where forwards
+    compute, and where the scores are put; None: where the weights are, which may be elsewhere if they are offloaded.
     """
     contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
     shape = (len(rollouts), *agree([max(map(len, contexts)), max(map(len, probes))]))
@@ -130,12 +132,13 @@ def score_turns(
     sums, counts = torch.zeros(shape).flatten(), torch.zeros(shape).flatten()
     logps = [torch.zeros(len(ids)) for ids in rollouts.completion_ids]
     base, collate = base_model(model), collate_packed if implementation else collate_single
+    device = device or base.device
     implementation_in_use = implementation or base.config.get_text_config()._attn_implementation
     block = FLEX_BLOCK if implementation_in_use == "flex_attention" else 1
     forwards = 0
     with evaluation_mode(model), attention_implementation(base.config, implementation_in_use):
         for chunk, wanted in chunks(rows, 1 if length_matters(base) else token_budget, agree):
-            batch = collate(chunk, base, block)
+            batch = collate(chunk, base, block, device)
             scored = scorer(*batch.inputs).float().cpu()
             forwards += 1
             if not wanted:
@@ -147,11 +150,11 @@ def score_turns(
                 if row.scored_from < len(row.tokens):
                     logps[row.rollout] = row_scores[row.scored_from - 1 : len(row.tokens) - 1]
     values_BK, failed = _reduce_aliases(sums.view(shape), counts.view(shape), aliases, measure)
-    kept = [scores.to(base.device) for scores in logps] if want_logps and implementation else None
+    kept = [scores.to(device) for scores in logps] if want_logps and implementation else None
     keys_BK = torch.full(shape[:2], NO_CONTEXT)
     for i, lengths in enumerate(contexts):
         keys_BK[i, : len(lengths)] = torch.tensor(_context_keys(i, rollouts, lengths, probes[i]))
-    return TurnScores(values_BK.to(base.device), keys_BK.to(base.device), failed, forwards, kept)
+    return TurnScores(values_BK.to(device), keys_BK.to(device), failed, forwards, kept)
 
 
 def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
@@ -180,7 +183,9 @@ def _context_keys(i: int, rollouts: Rollouts, lengths: list[int], probes: Sequen
     return keys
 
 
-def packing_error(model: nn.Module, scorer: Scorer, implementation: str, vocabulary: int) -> float:
+def packing_error(
+    model: nn.Module, scorer: Scorer, implementation: str, vocabulary: int, device: torch.device | None = None
+) -> float:
     """Largest difference between packed and single rows on a small random example: the proof by trial.
 
     Knowing a model's attention is not knowing its code. A model that ignores explicit positions or changes the mask
@@ -195,7 +200,7 @@ def packing_error(model: nn.Module, scorer: Scorer, implementation: str, vocabul
     rollouts = Rollouts([tokens(9), tokens(4)], [tokens(len(mask)) for mask in masks], masks)
     probes = [[Probe(tuple(tokens(4)), (False, True, True, True))] for _ in masks]
     packed, single = (
-        score_turns(model, rollouts, probes, scorer, implementation=how, token_budget=2**20).values_BK
+        score_turns(model, rollouts, probes, scorer, implementation=how, token_budget=2**20, device=device).values_BK
         for how in (implementation, None)
     )
     exists = ~single.isnan()

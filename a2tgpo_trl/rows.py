@@ -132,7 +132,7 @@ def _gold(probe: Probe, slot: int) -> tuple[list[int], list[int]]:
     return next_ids, [slot if is_gold else -1 for is_gold in probe.gold]
 
 
-def collate_single(rows: list[Row], model: PreTrainedModel, block: int) -> Batch:
+def collate_single(rows: list[Row], model: PreTrainedModel, block: int, device: torch.device) -> Batch:
     """Context and probe one after the other, padded on the right: what any causal model reads without help."""
     ids, next_ids, slots = [], [], []
     for row in rows:
@@ -142,12 +142,12 @@ def collate_single(rows: list[Row], model: PreTrainedModel, block: int) -> Batch
         next_ids.append([NOT_SCORED] * (length - 1) + probe_next)
         slots.append([-1] * (length - 1) + probe_slots)
     width = _whole_blocks(max(map(len, ids)), block)
-    inputs = _pad(ids, 0, width).to(model.device), _pad(next_ids, NOT_SCORED, width).to(model.device)
-    real = _pad([[1] * len(row) for row in ids], 0, width).to(model.device)
+    inputs = _pad(ids, 0, width).to(device), _pad(next_ids, NOT_SCORED, width).to(device)
+    real = _pad([[1] * len(row) for row in ids], 0, width).to(device)
     return Batch((*inputs, real, None), _pad(slots, -1, width))
 
 
-def collate_packed(rows: list[Row], model: PreTrainedModel, block: int) -> Batch:
+def collate_packed(rows: list[Row], model: PreTrainedModel, block: int, device: torch.device) -> Batch:
     """Rollouts, then their probes. Each probe starts with a copy of its last context token, which predicts it.
 
     The copy has that token's position and sees what it saw, so it computes the same; the original's own prediction
@@ -172,7 +172,7 @@ def collate_packed(rows: list[Row], model: PreTrainedModel, block: int) -> Batch
         name: torch.cat([rollout[name], _pad([column[name] for column in columns], fill, probe_width)], dim=1)
         for name, fill in fills.items()
     }
-    on_device = {name: tensor.to(model.device) for name, tensor in both.items()}
+    on_device = {name: tensor.to(device) for name, tensor in both.items()}
     layout = Layout(on_device["block"], on_device["seen"], on_device["position"], width)
     mask = attention_mask(model.config.get_text_config(), layout, model.dtype)
     return Batch((on_device["id"], on_device["next"], mask, on_device["position"]), both["slot"])

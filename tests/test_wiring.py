@@ -145,6 +145,22 @@ def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tm
     assert (trainer._gain_pass.packing is not None) == kept
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_step_computes_where_the_ranks_talk_though_the_weights_lie_elsewhere(packs, tokenizer, tmp_path):
+    # Weights that FSDP has offloaded lie on the CPU between forwards, where no GPU's collective finds a tensor.
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, num_iterations=2)))
+    if not packs:
+        trainer._gain_pass.packing = None
+
+    class Offloaded(type(trainer.model)):
+        device = torch.device("meta")
+
+    trainer.model.__class__ = Offloaded
+    batch = captured(trainer)[0]
+    assert {values.device.type for values in batch.values()} == {"cpu"}
+    assert trainer.state.log_history[0]["turns/survivors_turn_1"] == 3  # all values were found
+
+
 def test_a_sampler_of_its_own_always_needs_old_log_probabilities_unless_uncorrected(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     assert not trainer._parent_wants_old_logps
