@@ -13,11 +13,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from transformers import PreTrainedConfig
+
 from .ranks import Ranks
 from .sampling import seed_of
 
 
 LogProbs = list[float | None]  # None where the engine has no number for a token
+# Under which name a config says how many tokens its model reads. MPT makes its biases for so many.
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model of this config reads at most; None where nothing limits them, as in Bloom and Mamba.
+
+    Of a multimodal model, what counts is its text model.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in CONTEXT_NAMES]
+    return next((limit for limit in limits if limit is not None), None)
 
 
 class Request(NamedTuple):

@@ -139,6 +139,7 @@ class A2TGPOTrainer(Resumable):
             )
         check_launch(self.args, self.accelerator)
         settle_dropout(self.model, args)
+        self._let_ddp_miss_gradients()
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         self._tool_loop = None if environments is None else ToolLoop(self, environments)
@@ -160,6 +161,13 @@ class A2TGPOTrainer(Resumable):
         self.add_callback(self._interruption)
         self._gap_watch = GapWatch()
         warn_of_incomparable(args)
+
+    def _let_ddp_miss_gradients(self) -> None:
+        """Of a multimodal checkpoint the text model is trained: what reads images gets no gradient, and DDP waits."""
+        multimodal = self.model.config.get_text_config() is not self.model.config
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")  # fails with such a search
+        if multimodal and self.args.ddp_find_unused_parameters is None and not reentrant:
+            self.accelerator.ddp_handler.find_unused_parameters = True
 
     @property
     def turn_reward_names(self) -> list[str]:

@@ -11,13 +11,14 @@ a batch, by `awake`.
 
 import copy
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trl.extras.profiling import profiling_context
 
-from .engines import Engine, LogProbs, Sample, Seeds
+from .engines import Engine, LogProbs, Sample, Seeds, context_of
 from .failures import RunStopped
 from .ranks import Ranks
 
@@ -147,7 +148,7 @@ def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
     Example: a server that reads 8192 tokens, turns of up to 1024 -> 7169: a context of 7168 may still be continued
     """
     if not trainer.use_vllm:
-        return trainer.model.config.max_position_embeddings
+        return context_of(trainer.model.config) or sys.maxsize
     generation = trainer.vllm_generation
     if trainer.vllm_mode == "colocate":
         return generation.llm.llm_engine.model_config.max_model_len

@@ -268,6 +268,36 @@ def test_a_model_that_cannot_be_packed_trains_by_single_passes_and_says_so(token
     assert logged(trainer, "gain/turn_3/mean") and "old_per_token_logps" in trainer._buffered_inputs[0]
 
 
+@pytest.mark.parametrize("name", tiny.multimodal())
+def test_the_text_model_of_a_multimodal_checkpoint_trains_with_tools(name, tokenizer, tmp_path):
+    model = tiny.multimodal()[name]()
+    tiny.script(model, tokenizer, write)
+    trainer = A2TGPOTrainer(
+        model,
+        exact_match,
+        A2TGPOConfig(**settings(tmp_path, max_steps=1)),
+        questions(),
+        processing_class=tokenizer,
+        tools=[tiny.search],
+    )
+    start = weights(trainer)
+    trainer.train()
+    changed = {name for name, before in start.items() if not torch.equal(before, weights(trainer)[name])}
+    assert any("language_model" in name for name in changed) and not any("vision" in name for name in changed)
+    assert logged(trainer, "turns/survivors_turn_3") == [1] and trainer._gain_pass.packing is not None
+    # What reads images has no gradient, for which DDP would wait forever.
+    assert trainer.accelerator.ddp_handler.find_unused_parameters
+
+
+def test_a_model_whose_context_has_no_limit_trains_with_tools(tokenizer, tmp_path):
+    model = tiny.architectures()["bloom"]()
+    tiny.script(model, tokenizer, write)
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
+    trainer.train()
+    assert logged(trainer, "turns/context_full") == [0] and logged(trainer, "turns/max") == [4]
+
+
 def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     monkeypatch.setattr("a2tgpo_trl.gain_pass.packing_error", lambda *_: 0.5)

@@ -217,6 +217,7 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert isinstance(trainer.chat_template_kwargs, dict) and trainer.environment_factories is None
     assert trainer.eos_token_ids == [tokenizer.eos_token_id] and trainer.max_completion_length == 700
     assert not trainer._dist.is_zero3 and not trainer._dist.is_fsdp
+    assert trainer.accelerator.ddp_handler.find_unused_parameters is False  # under gradient checkpointing
     assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
         A2TGPOTrainer._paper
     )

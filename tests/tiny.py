@@ -247,3 +247,52 @@ def architectures() -> dict[str, Callable[[], PreTrainedModel]]:
 
 
 UNPACKABLE = ("bloom", "falcon-alibi", "mamba", "lfm2-hybrid", "qwen3-next-hybrid")
+
+
+def multimodal() -> dict[str, Callable[[], PreTrainedModel]]:
+    """Tiny random models that read images, too, by name. Their text models read 2048 tokens."""
+    from transformers import (
+        AutoModelForImageTextToText,
+        CLIPVisionConfig,
+        Gemma3Config,
+        LlamaConfig,
+        LlavaConfig,
+        Qwen2_5_VLConfig,
+    )
+
+    text = {
+        "vocab_size": 384,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.2,
+    }
+    sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    images = {"image_size": 8, "patch_size": 4}
+
+    def build(config) -> PreTrainedModel:
+        torch.manual_seed(0)
+        return AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+
+    return {
+        "qwen2.5-vl": lambda: build(
+            Qwen2_5_VLConfig(
+                text_config={**text, "rope_parameters": sections},
+                vision_config={
+                    **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2},
+                    **{"out_hidden_size": 32, "patch_size": 4, "fullatt_block_indexes": [0]},
+                },
+            )
+        ),
+        "gemma3": lambda: build(
+            Gemma3Config(text_config={**text, **layers}, vision_config={**vision, **images}, mm_tokens_per_image=4)
+        ),
+        "llava": lambda: build(
+            LlavaConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision, **images))
+        ),
+    }

@@ -7,6 +7,7 @@ from transformers import (
 )
 
 from ..config import A2TGPOConfig
+from ..engines import context_of
 from .chat import Chat, Datasets, Verdict
 from .data import ROWS_READ, ROWS_TOKENIZED
 
@@ -14,11 +15,6 @@ from .data import ROWS_READ, ROWS_TOKENIZED
 def check_fit(chat: Chat, args: A2TGPOConfig, data: Datasets, config: PreTrainedConfig, resets: bool) -> Verdict:
     """The longest prompt and a completion of full length have room in the model's context."""
     limit, name = context_length(args, config)
-    if limit is None and chat.tools:
-        return "fail", (
-            "The model's config has no max_position_embeddings, which the tool loop of training reads. Set it in the "
-            "model's config.json to the longest context the model takes."
-        )
     longest, where = longest_prompt(chat, data)
     budget = args.max_completion_length
     numbers = f"the longest prompt ({longest} tokens, {where}) + max_completion_length {budget} = {longest + budget}"
@@ -48,8 +44,7 @@ def context_length(args: A2TGPOConfig, config: PreTrainedConfig) -> tuple[int | 
     """Most tokens of prompt and completion, and the name of what says so."""
     if args.use_vllm and args.vllm_max_model_length is not None:
         return args.vllm_max_model_length, "vllm_max_model_length"
-    # Not every architecture has one: those without positions have no limit.
-    return getattr(config, "max_position_embeddings", None), "the model's max_position_embeddings"
+    return context_of(config), "the model's max_position_embeddings"
 
 
 def longest_prompt(chat: Chat, data: Datasets) -> tuple[int, str]:
