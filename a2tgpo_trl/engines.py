@@ -10,8 +10,8 @@ a rollout whose tools have answered need not wait for the others.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedConfig
 
@@ -50,6 +50,32 @@ class Sample(NamedTuple):
     key: int
     ids: list[int]
     logprobs: LogProbs | None
+
+
+class Ends(NamedTuple):
+    """What ends a turn: tokens, of which the first is the policy's own, and texts."""
+
+    ids: list[int]
+    texts: list[str]
+
+    @classmethod
+    def of(cls, eos_ids: Sequence[int], pad_id: int, generation_kwargs: Mapping[str, Any] | None) -> "Ends":
+        """Those of the model, and those that `generation_kwargs` adds, by the names that vLLM or transformers reads.
+
+        Padding stands behind a turn that ended while others went on.
+
+        Example: [2], 0, {"stop": "</call>", "stop_token_ids": [7]} -> Ends([2, 0, 7], ["</call>"])
+        """
+        given = generation_kwargs or {}
+        ids = [*eos_ids, pad_id, *_listed(given.get("eos_token_id")), *_listed(given.get("stop_token_ids"))]
+        return cls(list(dict.fromkeys(ids)), _listed(given.get("stop")))
+
+
+def _listed(value: Any) -> list:
+    """vLLM and transformers take one, several or None."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, (int, str)) else list(value)
 
 
 class Engine(ABC):

@@ -7,7 +7,7 @@
     tool_error     the tool raised
     timeout        the tool did not answer in time
     result_cut     the result was longer than `max_result_tokens`
-    over_budget    a call beyond the limits on turns or calls, or text beyond `max_completion_length`
+    over_budget    a call beyond the limits on turns or calls, or text that a limit cut before the policy ended it
     context_full   the results do not fit into what is left of `max_completion_length` or of the model's context
 
 A turn of several calls ends as its gravest call, in this order.

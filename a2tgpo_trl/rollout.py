@@ -80,7 +80,8 @@ class Rules:
     policy: Mapping[str, Policy]
     max_tokens: int  # of a rollout without its prompt
     max_context: int  # of the model, the prompt included
-    end_ids: Sequence[int] = ()
+    end_ids: Sequence[int] = ()  # tokens that end a turn
+    stop_texts: Sequence[str] = ()  # texts that end one as well
     max_turns: int | None = None
     max_calls: int | None = None
     max_result_tokens: int | None = None
@@ -133,8 +134,7 @@ class Rollout:
         assert self.state is State.SAMPLING
         room = self.room
         ids, prefix = sample.ids[:room] or list(self.rules.end_ids[:1]), self.context  # no token: it ended at once
-        full = len(ids) == room or len(prefix) + len(ids) >= self.rules.max_context
-        turn = Turn(tokens_out=len(ids), cut=full and ids[-1] not in self.rules.end_ids)
+        turn = Turn(tokens_out=len(ids), cut=not self._ends(ids))
         self.turns.append(turn)
         self.completion_ids += ids
         self.mask += [1] * len(ids)
@@ -157,6 +157,13 @@ class Rollout:
             if self._has_turn_rewards:
                 # What the turn before has earned is no reward of this one.
                 self.owner.turn_reward = type(self.owner).turn_reward
+
+    def _ends(self, ids: list[int]) -> bool:
+        """Whether the policy ended the turn; if not, a limit did: the rollout's, the model's, or one of the engine."""
+        if ids[-1] in self.rules.end_ids:
+            return True
+        text = self.rules.tokenizer.decode(ids, skip_special_tokens=False) if self.rules.stop_texts else ""
+        return any(stop in text for stop in self.rules.stop_texts)
 
     def _checked(self, number: int, parsed: Mapping[str, Any]) -> Call:
         call = Call(parsed["name"], parsed["arguments"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 from accelerate.logging import get_logger
 
-from .engines import Engine
+from .engines import Ends, Engine
 from .environments import Environments
 from .failures import RunStopped
 from .parsing import TurnParser
@@ -111,15 +111,13 @@ class ToolLoop:
             raise RunStopped(error)
         self._asked = True
 
-    def run(
-        self, prompt_ids: Sequence[list[int]], engine: Engine, end_ids: Sequence[int], training: bool
-    ) -> list[Rollout]:
+    def run(self, prompt_ids: Sequence[list[int]], engine: Engine, ends: Ends, training: bool) -> list[Rollout]:
         """Roll all prompts out to their end. An evaluation leaves none out: its scores are of all questions."""
-        rules = self._rules(end_ids, training)
+        rules = self._rules(ends, training)
         self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
         for rollout in self.rollouts:
             if rollout.owner is not None and self.environments.failed(rollout.owner) is not None:
-                rollout.skip(end_ids[0])
+                rollout.skip(ends.ids[0])
         self._timing = roll_out(self.rollouts, engine, self.runner)
         return self.rollouts
 
@@ -131,7 +129,7 @@ class ToolLoop:
         shown = trainer._env_tools[trainer._batch_environments[i]]
         return Rollout(prompt_ids, rules, self.runner, tools, shown, trainer.environments[i])
 
-    def _rules(self, end_ids: Sequence[int], training: bool) -> Rules:
+    def _rules(self, ends: Ends, training: bool) -> Rules:
         trainer, args = self._trainer, self._trainer.args
         if self._longest is None:
             self._longest = longest_context(trainer, self._ranks)
@@ -145,7 +143,8 @@ class ToolLoop:
             policy,
             max_tokens=trainer.max_completion_length,
             max_context=self._longest,
-            end_ids=end_ids,
+            end_ids=ends.ids,
+            stop_texts=ends.texts,
             max_turns=args.max_tool_calling_iterations,
             max_calls=args.max_calls_per_turn,
             max_result_tokens=args.max_result_tokens,

@@ -25,7 +25,7 @@ from trl.data_utils import is_conversational
 from .checks import checked_rollout_func, complete_args, used_answers
 from .config import A2TGPOConfig
 from .dropout import settle_dropout
-from .engines import Engine, LockStep, Request, Seeds
+from .engines import Ends, Engine, LockStep, Request, Seeds
 from .environments import Environments
 from .failures import RunStopped
 from .gain_pass import GainPass
@@ -209,8 +209,7 @@ class A2TGPOTrainer(Resumable):
         if self.args.uses_gain:
             where = f"Column {column!r} of a row that arrived for generation"
             self._batch_answers = [used_answers(row.get(column), self.args.answer_aliases, where) for row in inputs]
-        # The rewards of this package read "answer", whatever the data set calls it.
-        inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
+        inputs = [dict(row) for row in inputs]  # the parent writes what a rollout function returns into them
         if self._tool_loop is not None:
             self._tool_loop.begin_batch()
         try:
@@ -249,8 +248,9 @@ class A2TGPOTrainer(Resumable):
                 "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
                 "texts with dataset.map, or train without tools."
             )
+        ends = Ends.of(self.eos_token_ids, self._tokenizer.pad_token_id, self.args.generation_kwargs)
         with self._engine(self._rollout_seeds(prompt_ids)) as engine:
-            rollouts = self._tool_loop.run(prompt_ids, engine, self.eos_token_ids, self._mode == "train")
+            rollouts = self._tool_loop.run(prompt_ids, engine, ends, self._mode == "train")
         tally = Tally.of(rollouts)
         return (
             [rollout.mask for rollout in rollouts],
@@ -355,6 +355,9 @@ class A2TGPOTrainer(Resumable):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
+        # The rewards of this package read "answer", whatever the data set calls it. `reset` takes the row as it is.
+        column = self.args.answer_column
+        inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
         rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if rewards_per_func_NF.isinf().any():
             named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]

@@ -8,7 +8,7 @@ import tiny
 from tokenizers import AddedToken
 from trl.chat_template_utils import add_response_schema
 
-from a2tgpo_trl.engines import Engine, LockStep, Sample
+from a2tgpo_trl.engines import Ends, Engine, LockStep, Sample
 from a2tgpo_trl.failures import DEFAULT_POLICY
 from a2tgpo_trl.parsing import TurnParser
 from a2tgpo_trl.preflight.chat import Chat
@@ -424,6 +424,23 @@ def test_text_beyond_the_tokens_of_a_rollout_is_cut_and_ends_it(stage):
     rollout = stage.play("a b c d e f g h", max_tokens=5)
     assert (rollout.ended, statuses(rollout), len(rollout.completion_ids)) == ("over_budget", ["over_budget"], 5)
     assert rollout.turns[0].cut and not rollout.excluded
+
+
+def test_a_turn_that_the_policy_did_not_end_was_cut_whatever_the_limit(stage):
+    # There is room for thousands of tokens: the engine has a limit of its own.
+    rollout = stage.play(tiny.call("x"), "Paris, I would say, si")
+    assert (rollout.ended, statuses(rollout)) == ("over_budget", ["ok", "over_budget"])
+    assert rollout.turns[1].cut and rollout.mask[-1] == 1
+    assert stage.play("Paris, I", policy={"over_budget": "exclude"}).excluded
+
+
+def test_a_turn_ends_at_what_the_engine_was_told_to_stop_at_as_well(stage):
+    eos, pad = stage.tokenizer.eos_token_id, stage.tokenizer.pad_token_id
+    ends = Ends.of([eos], pad, {"stop": "</answer>", "stop_token_ids": [7, eos], "max_tokens": 9})
+    assert ends == Ends([eos, pad, 7], ["</answer>"]) and Ends.of([eos], eos, None) == Ends([eos], [])
+    for text in ("<answer>Paris</answer>", "Paris<|endoftext|>", tiny.final("Paris")):
+        assert stage.play(text, end_ids=ends.ids, stop_texts=ends.texts).ended == "answer"
+    assert stage.play("<answer>Paris</ans", end_ids=ends.ids, stop_texts=ends.texts).ended == "over_budget"
 
 
 def test_fifty_calls_in_a_turn_are_answered_and_those_beyond_the_limit_not_made(tokenizer, runner):

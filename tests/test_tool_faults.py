@@ -80,6 +80,20 @@ def test_a_failure_is_told_logged_by_tool_and_status_and_trained_on(tokenizer, t
     assert min(trained_tokens(batch)) > 0 and (batch["advantages"] != 0).any(dim=1).all()
 
 
+def test_a_turn_cut_by_a_limit_of_its_own_is_over_budget_as_the_clipped_ratio_says(tokenizer, tmp_path):
+    # The policy is not scripted: it samples to a limit far below the 700 tokens of a rollout, or ends before.
+    config = args(tmp_path, generation_kwargs={"max_new_tokens": 6}, failure_policy={"over_budget": "exclude"})
+    trainer = make(tokenizer, config, scripted=False, reward_funcs=spread)
+    records = []
+    trainer.on_rollouts = records.extend
+    trainer.train()
+    cut = [record for record in records if record["ended"] == "over_budget"]
+    assert all(record["turns"][0]["tokens_out"] == 6 and record["excluded"] for record in cut)
+    log = trainer.state.log_history[0]
+    assert 0 < log["completions/clipped_ratio"] < 1
+    assert log["turns/over_budget"] == log["rollouts/excluded"] == log["completions/clipped_ratio"] == len(cut) / 4
+
+
 def test_an_excluded_rollout_is_out_of_the_statistics_and_out_of_the_loss(tokenizer, tmp_path):
     config = args(tmp_path, failure_policy={"tool_error": "exclude"}, credit="grpo", max_steps=2)
     trainer, batch, records = train(tokenizer, config, tools=[failing_for({"3"})])

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from test_trainer import captured, make, questions, settings, spread
+from test_trainer import Library, captured, make, questions, settings, spread
 from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
@@ -186,6 +186,23 @@ def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_pa
         )
         trainer.train()
         assert trainer.state.log_history[0]["rewards/exact_match/mean"] == 0.5
+
+
+def test_reset_is_given_the_row_as_it_is_and_rewards_the_answer_all_the_same(tokenizer, tmp_path):
+    class Strict(Library):
+        def reset(self, prompt: list, gold: str) -> str:
+            return super().reset()
+
+    trainer = make(
+        tokenizer,
+        A2TGPOConfig(**settings(tmp_path, max_steps=1, answer_column="gold")),
+        train_dataset=questions().rename_column("answer", "gold"),
+        tools=None,
+        environment_factory=Strict,
+    )
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["rollouts/excluded"] == 0 and entry["rewards/exact_match/mean"] == 0.5
 
 
 def test_in_16_bits_no_turn_is_clipped_before_the_first_update(tokenizer, tmp_path):
