@@ -42,14 +42,17 @@ class OwnDraws(LogitsProcessor):
                 f"{len(scores)} rows are sampled for {len(self._streams)} rollouts. Beams and several sequences for "
                 "one prompt (generation_kwargs) need seeded_rollouts=False."
             )
-        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device=scores.device)
-        cumulated = scores.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
+        # In float64, or a vocabulary's sum would swallow rare tokens. MPS has none, so there the CPU draws.
+        where = torch.device("cpu") if scores.device.type == "mps" else scores.device
+        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device=where)
+        cumulated = scores.to(where).softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
         total = cumulated[:, -1:]
         # Below the total, which a product may be rounded to, since only impossible tokens lie above it.
         places = torch.minimum(draws.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cumulated, places, right=True).clamp(max=scores.size(1) - 1)
-        drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
-        return torch.where(total.isnan(), scores, drawn)  # which `generate` refuses to draw from, rightly
+        drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens.to(scores.device), 0.0)
+        # What is not a number stays so: `generate` refuses to draw from it, rightly.
+        return torch.where(total.isnan().to(scores.device), scores, drawn)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from torch.overrides import TorchFunctionMode
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.evaluation import evaluate
@@ -38,6 +39,34 @@ def test_what_is_certain_is_drawn_also_as_the_last_of_many_tokens():
 def test_scores_that_are_not_finite_stay_so_and_generation_refuses_them():
     left = OwnDraws([1, 2])(torch.zeros(2, 1), torch.tensor([[torch.nan, 0.0], [0.0, 0.0]]))
     assert left[0].isnan().any() and not left[1].isnan().any()
+
+
+class OnApple(torch.Tensor):
+    """A tensor that says it lies on Apple's MPS."""
+
+    device = property(lambda self: torch.device("mps"))
+
+
+class Apple(TorchFunctionMode):
+    """Tensors go to and from MPS, and what is computed of those there may not be in float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to and args[1] in (torch.device("mps"), torch.device("cpu")):
+            return args[0].as_subclass(OnApple if args[1].type == "mps" else torch.Tensor)
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, OnApple) and result.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return result
+
+
+def test_on_a_device_without_float64_the_same_tokens_are_drawn():
+    scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    expected = drawn(scores, [1, 2, 3, 4, 5])
+    with Apple():
+        there = scores.to(torch.device("mps"))
+        with pytest.raises(TypeError, match="float64"):
+            there.cumsum(dim=-1, dtype=torch.float64)
+        assert drawn(there, [1, 2, 3, 4, 5]) == expected
 
 
 def test_more_rows_than_rollouts_are_refused_by_name():
