@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from a2tgpo_trl.config import A2TGPOConfig
 from a2tgpo_trl.recipe import RecipeParser, read_recipe
 from a2tgpo_trl.recipe_file import check_keys, find_recipe, recipe_folder
 from a2tgpo_trl.rewards import exact_match
@@ -47,6 +48,25 @@ def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_
     header = file.read_text()
     for word in ("# Needs", "# Run", "# Override"):
         assert word in header.split("\nmodel_name_or_path")[0]
+
+
+def shipped(name: str, folder: Path) -> A2TGPOConfig:
+    return read_recipe(["--config", name, "--bf16", "false", "--output_dir", str(folder)]).args
+
+
+@pytest.mark.parametrize(
+    "name", ["colocate_80gb", "lora_24gb", "multi_node", "paper_8gpu_colocate", "paper_8gpu_server"]
+)
+def test_a_recipe_for_long_rollouts_weighs_tokens_and_not_the_product_over_a_rollout(name, tmp_path):
+    # Tokens off by a log-probability of 0.001 each, all to one side: 1.001 a token, exp(6.192) = 489 a rollout, which
+    # is left out of the loss above 3.
+    args = shipped(name, tmp_path)
+    assert args.vllm_importance_sampling_correction and args.vllm_importance_sampling_mode == "token_truncate"
+
+
+def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
+    # Its policy has never read an error, and one rollout that babbles to its limit holds up the 63 beside it.
+    assert shipped("quickstart", tmp_path).failure_policies["unparsed_call"] == "end"
 
 
 @pytest.mark.parametrize(
