@@ -14,6 +14,7 @@ from accelerate.logging import get_logger
 from .engines import Ends, Engine
 from .environments import Environments
 from .failures import RunStopped
+from .open_files import WARN, OpenFiles
 from .parsing import TurnParser
 from .ranks import Ranks
 from .rollout import Rollout, Rules, Timing, roll_out
@@ -38,8 +39,6 @@ SILENT_BATCHES = 5
 MANY_CALLS = 4
 # Batches in a row in which every environment fails, after which the run stops.
 DEAD_BATCHES = 2
-# Share of the files that the system lets a process open.
-MOST_FILES = 0.7
 
 
 def make_runner(args: "A2TGPOConfig") -> ToolRunner:
@@ -79,7 +78,7 @@ class ToolLoop:
         self.runner.prepare(trainer.tools)
         self._asked = False
         self._silent = 0
-        self._files: int | None = None  # open after the batch before
+        self._files = OpenFiles(psutil.Process().num_fds())
         self._longest: int | None = None  # context that the engine takes
         self._dead_batches = {"reset": 0, "get_reward": 0}
         self.rollouts: list[Rollout] = []
@@ -181,16 +180,20 @@ class ToolLoop:
 
     def _too_many_files(self) -> str | None:
         """Tools that never close their sockets or files, noticed while a checkpoint can still be opened."""
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        before, self._files = self._files, psutil.Process().num_fds()
-        if before is None or self._files < allowed * MOST_FILES or self._files <= before:
-            return None  # the first batch opens what environments hold for good
-        called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
-        return (
-            f"The process has {self._files} files and sockets open, of {allowed} that it may have open: "
-            f"{', '.join(sorted(called))} may leave theirs open. Close them, let the tool run in a process of its own "
-            "(process=True), or allow more (ulimit -n)."
-        )
+        files, was_full = self._files, self._files.is_full
+        files.see(psutil.Process().num_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if files.batches_left < WARN:
+            called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
+            why = (
+                f"{files}: {', '.join(sorted(called)) or 'the environments'} may leave theirs open. Close them, let "
+                "the tool run in a process of its own (process=True), or allow more (ulimit -n)."
+            )
+            if files.batches_left < 1:
+                return why
+            logger.warning(f"{why} In {files.batches_left:.0f} batches the run would have to stop.")
+        elif files.is_full and not was_full:
+            logger.warning(f"{files}. If it needs more, allow more (ulimit -n).")
+        return None
 
     def unscored(self, number: int) -> list[bool]:
         """Which of so many rollouts get no reward at all: those left out, and those whose environment has failed.

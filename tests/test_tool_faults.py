@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.failures import RunStopped
+from a2tgpo_trl.open_files import OpenFiles
 from a2tgpo_trl.tool_loop import SILENT_BATCHES
 from a2tgpo_trl.tools import tool
 
@@ -206,6 +207,68 @@ def test_a_tool_that_never_closes_its_sockets_stops_the_run_while_it_can_still_s
         for one in kept:
             one.close()
     assert len(kept) == 800  # 400 a batch: the second was the last
+
+
+def test_one_more_open_file_in_each_batch_stops_no_run_that_has_room(tokenizer, tmp_path):
+    kept = []
+
+    @tiny.searches
+    def search(query):
+        if query == "0":
+            kept.append(socket.socket())
+        return query
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Above 70 % when it begins, and some 4 of 10 more are left when it ends.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int((psutil.Process().num_fds() + 10) / 0.75), hard))
+    try:
+        trainer, _, _ = train(tokenizer, args(tmp_path, max_steps=4), tools=[search])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in kept:
+            one.close()
+    assert trainer.state.global_step == len(kept) == 4
+
+
+def files_after(*counts: int, allowed: int = 1000) -> OpenFiles:
+    files = OpenFiles(counts[0])
+    for count in counts[1:]:
+        files.see(count, allowed)
+    return files
+
+
+def test_a_leak_is_files_that_become_more_with_batch_after_batch():
+    # 40 a batch since the third count, 5 times: (900 - 300) / 40
+    assert files_after(150, 160, 100, 140, 180, 220, 260, 300).batches_left == 15.0
+    assert files_after(100, 140, 180, 220, 260).batches_left == math.inf
+    assert files_after(719, 720, 720, 721, 721, 722, 721).batches_left == math.inf
+    # 300 a batch, twice, is more than a quarter of all: (900 - 700) / 300. Once, it may be what is held for good.
+    assert files_after(100, 400, 700).batches_left == pytest.approx(2 / 3)
+    assert files_after(100, 400, 400, 700).batches_left == math.inf
+    assert files_after(100, 899).is_full is False and files_after(100, 900).is_full is True
+
+
+def test_a_slow_leak_is_told_before_it_stops_the_run(tokenizer, tmp_path, caplog):
+    kept = []
+
+    @tiny.searches
+    def search(query):
+        kept.extend(socket.socket() for _ in range(3))
+        return query
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # 12 a batch; of the 120 more that may be open, and the tenth of all that is left for saving.
+    allowed = int((psutil.Process().num_fds() + 120) / 0.9)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        with pytest.raises(RunStopped, match="search may leave theirs open"):
+            train(tokenizer, args(tmp_path, max_steps=20), tools=[search])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in kept:
+            one.close()
+    told = [record.message for record in caplog.records if "the run would have to stop" in record.message]
+    assert len(told) >= 2 and "search may leave theirs open" in told[0]
 
 
 # ---- tools that hang, and tools that are down
