@@ -6,7 +6,7 @@ out rather than logged as 0.
 Shapes: N rollouts of all ranks, B of this rank, K turns, V contexts, T completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from .turns import turn_means, turn_sums
 LOGGED_TURNS = 8
 GAP_FLOOR = 0.01  # nats a token: probabilities of sampler and trainer within a percent, as 16 bits bring about
 GAP_GROWTH = 2.0
+# What adds up over the rounds of a batch.
+TOTALS = (
+    *("gain/seconds", "gain/forwards", "gain/failed_probes", "shaping/seconds", "tools/retries"),
+    *("rollouts/sampling_seconds", "rollouts/tool_seconds"),
+)
 
 
 def _mean(name: str, values: Tensor) -> dict[str, float]:
@@ -159,3 +164,31 @@ def sampler_gap_metrics(sums_3K: Tensor) -> dict[str, float]:
         growth = sum(absolutes[1:]) / sum(counts[1:]) / max(absolutes[0] / counts[0], GAP_FLOOR)
         metrics |= {"sampler_gap/growth": growth, "sampler_gap/alarm": float(growth > GAP_GROWTH)}
     return metrics
+
+
+def over_rounds(rounds: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Scalars of rounds of so many rollouts each, as those of all their rollouts.
+
+    A mean weighs as many as the rollouts of its round; a maximum ("max" in its last word) is that of all, a minimum
+    likewise; seconds and counts of work (`TOTALS`) add up. What a round does not know (NaN, or no entry) is left out.
+
+    Example: 16 rollouts with reward 0.375, gain/seconds 2; then 4 with 0, 1 -> reward 0.3, gain/seconds 3
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for rollouts, scalars in rounds:
+        for name, value in scalars.items():
+            if value == value:
+                found.setdefault(name, []).append((rollouts, value))
+    return {name: _together(name, entries) for name, entries in found.items()}
+
+
+def _together(name: str, entries: Sequence[tuple[int, float]]) -> float:
+    words = name.split("/")[-1].split("_")
+    values = [value for _, value in entries]
+    if name in TOTALS:
+        return sum(values)
+    if "max" in words or name in ("num_tokens", "tools/hung"):  # these two are counted up by the run itself
+        return max(values)
+    if "min" in words:
+        return min(values)
+    return sum(rollouts * value for rollouts, value in entries) / sum(rollouts for rollouts, _ in entries)

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from .credit import VARIANCE_FLOOR, Evidence
+from .metrics import over_rounds
 from .ranks import Ranks
 
 
@@ -153,6 +154,38 @@ def to_batch(rows: Sequence[dict[str, Tensor]], pad_id: int, multiple: int | Non
     return batch
 
 
+# ---- what is logged of the rounds
+
+
+class RoundLog:
+    """What the rounds of a batch add to a log, round by round -> one entry of each name for the batch.
+
+    A log averages over its entries, and a round of a few groups must not weigh as much as that of all.
+    """
+
+    def __init__(self, log: dict[str, list[float]]):
+        self._log = log
+        self._begun = {name: len(entries) for name, entries in log.items()}
+        self._rounds: list[tuple[int, dict[str, list[float]]]] = []
+
+    def end_round(self, rollouts: int) -> None:
+        """Take out what this round has added, a round of so many rollouts."""
+        added = {name: entries[self._begun.get(name, 0) :] for name, entries in self._log.items()}
+        for name in added:
+            del self._log[name][self._begun.get(name, 0) :]
+        self._rounds.append((rollouts, {name: entries for name, entries in added.items() if entries}))
+
+    def end_batch(self) -> None:
+        """Put in what the rounds say together; of a single round, what it said."""
+        if len(self._rounds) == 1:
+            ((_, together),) = self._rounds
+        else:
+            means = [(n, {name: sum(of) / len(of) for name, of in added.items()}) for n, added in self._rounds]
+            together = {name: [value] for name, value in over_rounds(means).items()}
+        for name, entries in together.items():
+            self._log[name].extend(entries)
+
+
 # ---- the ranks together
 
 
@@ -162,9 +195,12 @@ class Resampler:
     `run` is a collective: the ranks agree on the groups, each rolls out as many rows as the others, and each ends with
     as many rows as it began with. Groups that taught something are left as they are.
 
-    What is logged of rollouts and rewards is of all rounds, averaged over them, since all of it happened; so are the
-    records of rollouts. With `scale_rewards="batch"` an advantage is scaled by the rewards of its own round.
+    What is logged of rollouts and rewards is of all rounds, each rollout counted once (`RoundLog`), since all of it
+    happened; so are the records of rollouts. `sources` tells what the batch that is trained on is made of. With
+    `scale_rewards="batch"` an advantage is scaled by the rewards of its own round.
     """
+
+    sources: list[tuple[int, int]]  # of each group of the batch: the round that it is from, and its place there
 
     def __init__(self, ranks: Ranks, *, limit: int, group_size: int, pad_id: int, multiple: int | None):
         self._ranks, self._limit, self._group_size = ranks, limit, group_size
@@ -175,8 +211,9 @@ class Resampler:
         kept = copy.deepcopy(rows) if self._limit else []  # rewards and rollout functions write into rows
         batch, dull_G = roll_out(rows)
         dull, rolled_out = self._agreed(dull_G), 0
+        self.sources = [(0, group) for group in range(len(dull_G))]
         prompts = self._prompts_of(dull, kept) if self._limit and dull else {}
-        for _ in range(self._limit):
+        for number in range(1, self._limit + 1):
             if not dull:
                 break
             dealt = deal(dull, self._group_size, self._ranks.number)
@@ -185,6 +222,8 @@ class Resampler:
             taken = first_lessons(dealt, self._agreed(dull_again_G))
             if taken:
                 batch = self._merged(batch, again, taken)
+            for group, place in taken.items():
+                self.sources[group] = number, place
             dull = [group for group in dull if group not in taken]
         metrics = {}
         if self._group_size > 1:  # alone, as in an evaluation, a rollout has nothing to be compared with

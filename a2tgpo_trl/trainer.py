@@ -43,7 +43,7 @@ from .metrics import (
 )
 from .ranks import Ranks
 from .records import make_records
-from .resampling import Resampler, teaches_nothing
+from .resampling import Resampler, RoundLog, teaches_nothing
 from .resumable import Resumable
 from .resume import Checkpoints
 from .sampler_gap import GapWatch, warn_of_incomparable
@@ -196,9 +196,21 @@ class A2TGPOTrainer(Resumable):
             pad_id=self._tokenizer.pad_token_id,
             multiple=self.pad_to_multiple_of,
         )
-        output, metrics = resampler.run(self._roll_out, inputs)
+        log, outcomes = RoundLog(self._metrics[mode]), []
+
+        def roll_out(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
+            rolled_out = self._roll_out(rows)
+            log.end_round(len(rows))
+            outcomes.append(self._outcomes_N)
+            return rolled_out
+
+        output, metrics = resampler.run(roll_out, inputs)
+        log.end_batch()
         if mode == "eval":
             self.evaluated_rollouts += len(inputs) * self.accelerator.num_processes
+        elif self.args.resample_limit:
+            of_groups = [outcomes[number].view(-1, self._group_size(mode))[i] for number, i in resampler.sources]
+            metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars(mode, metrics)
         return output
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from a2tgpo_trl.metrics import LOGGED_TURNS, gain_metrics, ratio_metrics, ratio_sums, turn_metrics
+from a2tgpo_trl.metrics import LOGGED_TURNS, gain_metrics, over_rounds, ratio_metrics, ratio_sums, turn_metrics
 
 
 NAN = float("nan")
@@ -71,3 +71,19 @@ def test_only_the_first_turns_are_logged_by_index():
 
 def test_turn_metrics():
     assert turn_metrics(torch.tensor([1, 4, 0, 3])) == {"turns/mean": 2.0, "turns/max": 4.0}
+
+
+def test_rounds_of_unlike_size_weigh_by_their_rollouts():
+    first = {"reward": 0.375, "completions/max_length": 9.0, "gain/seconds": 2.0, "completions/min_length": 3.0}
+    again = {"reward": 0.0, "completions/max_length": 5.0, "gain/seconds": 1.0, "completions/min_length": 2.0}
+    # 16 and twice 4 rollouts: 16 x 0.375 / 24 = 0.25. The last round alone had a tool turn; its second metric none.
+    last = {**again, "gain/mean": 0.5, "reward_std": NAN}
+    assert over_rounds([(16, first), (4, again), (4, last)]) == pytest.approx(
+        {
+            "reward": 0.25,
+            "completions/max_length": 9.0,
+            "completions/min_length": 2.0,
+            "gain/seconds": 4.0,
+            "gain/mean": 0.5,
+        }
+    )

@@ -433,6 +433,32 @@ def test_a_prompt_that_never_teaches_is_rolled_out_as_often_as_the_limit_allows(
         assert row["completion_ids"][1] == {0: 50, 1: 52, 2: 50}[(first - 100) // 10]
 
 
+def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_trained_on_earned(tmp_path):
+    # Rewards 0 to 3, 0 to 6 and 0 to 9 by prompt; the second one's are 0.5 in the three rounds in which it is dull.
+    # All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, and not the mean over rounds,
+    # (2.1667 + 0.5 + 0.5 + 3) / 4. The batch: (1.5 + 3 + 4.5) / 3.
+    trainer = make(tmp_path, Rollouts({1: {0, 1, 2}}), resample_limit=3)
+    records = []
+    trainer.on_rollouts = records.extend
+    trainer.train()
+    earned = [value for record in records for value in record["rewards"].values()]
+    assert len(earned) == 24 and sum(earned) / 24 == 1.75
+    assert logged(trainer, "reward") == [pytest.approx(1.75)]
+    assert logged(trainer, "groups/reward") == [3.0]
+    assert logged(trainer, "turns/max") == [2.0] and logged(trainer, "groups/resampled") == [3.0]
+
+
+def test_a_batch_whose_later_rounds_teach_nothing_logs_its_own_reward_as_well(tmp_path):
+    # A prompt that stays dull to the end: the batch is the first round's, and so is its reward, (1.5 + 0.5 + 4.5) / 3.
+    trainer = make(tmp_path, Rollouts({1: set(range(9))}), resample_limit=3)
+    trainer.train()
+    assert logged(trainer, "groups/reward") == [pytest.approx(6.5 / 3)]
+    assert logged(trainer, "reward") == [pytest.approx((6 + 2 + 18 + 3 * 2) / 24)]
+    plain = make(tmp_path, Rollouts({}), resample_limit=3)
+    plain.train()
+    assert logged(plain, "reward") == logged(plain, "groups/reward") == [3.0]  # a single round
+
+
 def test_equal_rewards_with_unlike_gains_are_not_rolled_out_again(tmp_path):
     rollouts = Rollouts({})
     trainer = make(tmp_path, rollouts)
@@ -519,7 +545,8 @@ def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, al
         assert found["norm"] == ranks[0]["norm"]
         assert found["weights"] == pytest.approx(alone["weights"], abs=1e-5)
         assert found["items"] == alone["items"]
-        assert found["logged"] == {"groups/teach_nothing": 0.0, "groups/resampled": rolled_out}
+        # All ranks' rollouts: (1.5 + 3 + 4.5) / 3.
+        assert found["logged"] == {"groups/teach_nothing": 0.0, "groups/resampled": rolled_out, "groups/reward": 3.0}
     trained = {name: row for found in ranks for name, row in found["rows"].items()}
     assert trained.keys() == alone["rows"].keys() and len(trained) == 12
     for name, row in alone["rows"].items():
