@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from .import_lines import drop_import_lines
+
 
 if TYPE_CHECKING:
     from .config import A2TGPOConfig
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["A2TGPOConfig", "A2TGPOTrainer"]
+
+drop_import_lines()  # the first thing that each command and script imports of this package
 
 
 def __getattr__(name: str):

@@ -3,6 +3,10 @@
 from configparser import ConfigParser
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +29,23 @@ def test_each_kind_of_file_among_the_recipes_is_packaged():
         if file.is_file() and file.suffix not in (".png", ".pyc") and not any(map(file.match, patterns))
     ]
     assert not left_out
+
+
+@pytest.mark.parametrize(("extra", "file"), [("test", "constraints.txt")])
+def test_each_library_that_the_tests_ask_for_is_held_to_one_version_of_its_range(extra, file):
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"] + setup["options.extras_require"][extra]
+    pinned = (line.split("==") for line in (ROOT / "tests" / file).read_text().splitlines())
+    versions = {canonicalize_name(name): version for name, version in pinned}
+    for library in map(Requirement, filter(None, asked.splitlines())):
+        assert library.specifier.contains(versions[canonicalize_name(library.name)]), library
+
+
+def test_the_range_of_each_library_ends():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    asked = "".join([setup["options"]["install_requires"], *extras.values()])
+    for library in map(Requirement, filter(None, asked.splitlines())):
+        assert any(bound.operator in ("<", "<=", "==") for bound in library.specifier), library

@@ -378,6 +378,18 @@ def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr == f"a2tgpo: error: {file}: there is no key 'learning_rat'. Did you mean 'learning_rate'?\n"
 
 
+def test_a_line_that_a_library_logs_on_import_is_dropped_and_its_other_warnings_are_not():
+    code = (
+        "import logging, a2tgpo_trl\n"
+        "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+        "log.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s.', 'no kernels')\n"
+        "log.warning('this base is slow')\n"
+        "log.error('this base is broken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines() == ["this base is slow", "this base is broken"]
+
+
 def test_a_trainer_that_cannot_be_built_is_one_line_too(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "solution": "a"}\n')
