@@ -1,6 +1,7 @@
 """What a user can get wrong, found before the first step: each error says what, where, and what to do."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import isfunction
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -29,6 +30,48 @@ def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2
     if args.should_save:
         check_writable(args.output_dir)
     return args
+
+
+def check_tools(tools: Any) -> None:
+    """Each tool is a function that can be called, and not what describes one."""
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise TypeError(f"tools must be a list of functions; got {type(tools).__name__}. Write tools=[search].")
+    for i, tool in enumerate(tools):
+        if callable(tool) and hasattr(tool, "__name__") and not isinstance(tool, type):
+            continue
+        name = tool.get("function", tool).get("name") if isinstance(tool, Mapping) else None
+        what = f"{tool!r:.80}" if name is None else f"the schema of {name!r}"
+        raise TypeError(
+            f"tools[{i}] must be a function; got {type(tool).__name__}, {what}. The trainer makes the calls itself: "
+            "hand over the function (or the method of an object), with type hints and a docstring, of which its "
+            "schema is made."
+        )
+
+
+def check_factory(factory: Any, where: str = "environment_factory") -> None:
+    """What makes environments can be called: it is a class or a function, or several by name."""
+    if isinstance(factory, Mapping):
+        for name, one in factory.items():
+            check_factory(one, f"{where}[{name!r}]")
+    elif not callable(factory):
+        kind = type(factory).__name__
+        raise TypeError(
+            f"{where} must make a new environment each time that it is called, since each rollout has its own; got "
+            f"an object of class {kind}. Hand over the class itself ({where}={kind}), or a function that returns a "
+            "new one."
+        )
+
+
+def checked_environment(environment: Any) -> Any:
+    """The environment, which has what the trainer calls before each rollout."""
+    kind = type(environment)
+    if not isfunction(getattr(kind, "reset", None)):
+        raise TypeError(
+            f"Environments of class {kind.__name__} have no method reset. Each rollout begins with it: define "
+            "reset(self, **row), which gets the columns of the row and returns what the policy reads behind the "
+            "prompt, or None."
+        )
+    return environment
 
 
 def used_answers(answer: Any, aliases: str, where: str) -> list[str]:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from types import MethodType
 from typing import Any
 
+from .checks import check_factory, checked_environment
 from .tools.attempts import Request
 from .tools.runner import ToolRunner
 from .tools.settings import settings_of
@@ -42,9 +43,10 @@ class Environments:
 
         They are made on the thread that will make their calls.
         """
+        check_factory(factory)
         if isinstance(factory, Mapping):
             return {name: self.guarded(one) for name, one in factory.items()}
-        return lambda: self._guard(self.runner.construct(factory))
+        return lambda: self._guard(self.runner.construct(lambda: checked_environment(factory())))
 
     def _guard(self, environment: Any) -> Any:
         """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""

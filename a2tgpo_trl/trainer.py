@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checks import checked_rollout_func, complete_args, used_answers
+from .checks import check_tools, checked_rollout_func, complete_args, used_answers
 from .config import A2TGPOConfig
 from .dropout import settle_dropout
 from .engines import Ends, Engine, LockStep, Request, Seeds
@@ -128,8 +128,10 @@ class A2TGPOTrainer(Resumable):
         self.on_rollouts: Callable[[list[dict[str, Any]]], None] | None = None
         given = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
         tools, factory = given.arguments.get("tools"), given.arguments.get("environment_factory")
-        environments = Environments(make_runner(args)) if tools or factory else None
-        if environments is not None and factory:
+        if tools:
+            check_tools(tools)
+        environments = Environments(make_runner(args)) if tools or factory is not None else None
+        if environments is not None and factory is not None:
             given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
         super().__init__(*given.args[1:], **given.kwargs)
         if self._is_vlm:

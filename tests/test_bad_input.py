@@ -1,10 +1,12 @@
 """What a user can get wrong, and that it is said before the first step."""
 
+import functools
+
 import pytest
 import tiny
 from datasets import Dataset, IterableDataset
 from peft import PromptTuningConfig
-from test_trainer import make, questions, rollouts_of_tokens, settings, spread
+from test_trainer import Library, make, questions, rollouts_of_tokens, settings, spread
 from trl import GRPOConfig
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -148,3 +150,33 @@ def test_an_adapter_of_virtual_tokens_is_an_error(tokenizer, tmp_path):
     adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(ValueError, match="PROMPT_TUNING adapters put virtual tokens"):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path)), peft_config=adapter)
+
+
+SCHEMA = {"type": "function", "function": {"name": "search", "parameters": {}}}
+
+
+class Frozen:
+    """An environment that cannot be begun."""
+
+    def look(self) -> str:
+        """Look around."""
+        return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"tools": [tiny.search, SCHEMA]}, r"tools\[1\] must be a function; got dict, the schema of 'search'"),
+        ({"tools": ["search"]}, r"tools\[0\] must be a function; got str, 'search'"),
+        ({"tools": [functools.partial(tiny.search)]}, r"tools\[0\] must be a function; got partial"),
+        ({"tools": [Library]}, r"tools\[0\] must be a function; got type, <class .*Library"),
+        ({"tools": tiny.search}, r"tools must be a list of functions; got function. Write tools=\[search\]"),
+        ({"environment_factory": Frozen}, "class Frozen have no method reset.*define reset"),
+        ({"environment_factory": Library()}, r"got an object of class Library.*\(environment_factory=Library\)"),
+        ({"environment_factory": {"room": Library()}}, r"environment_factory\['room'\] must make a new environment"),
+        ({"environment_factory": lambda: None}, "class NoneType have no method reset"),
+    ],
+)
+def test_what_is_no_tool_and_no_environment_is_named_and_told_what_it_should_be(keywords, words, tokenizer, tmp_path):
+    with pytest.raises(TypeError, match=words):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), **{"tools": None, **keywords})
