@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .packed_attention import attention_implementation, length_matters, packed_implementation
 from .probes import Probe, ProbeMaker
-from .rows import FLEX_BLOCK, Agree, Rollouts, chunks, collate_packed, collate_single, packed_rows, single_rows
+from .rows import FLEX_BLOCK, NOT_SCORED, Agree, Rollouts, chunks, collate_packed, collate_single, packed_rows, single_rows
 
 
 # (input_ids, next_ids, attention_mask, position_ids) -> log-probability of each next id, anything where NOT_SCORED
@@ -224,17 +224,39 @@ def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure:
 
 
 def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
-    """Score by the model's own logits. The trainer scores by TRL's fused head instead, which never holds them all."""
+    """Score by the model's own logits. The trainer scores by TRL's fused head instead.
 
+    Logits are made of the tokens that are scored, and of no others: there is one for each word of the vocabulary.
+    """
     quiet = _without_router_loss(model)
 
     def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
         options = quiet if position_ids is None else {**quiet, "position_ids": position_ids}
-        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
+        scored = next_ids != NOT_SCORED
+        with _logits_of(model, scored):
+            (logits,) = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
         logps = (logits.float() / temperature).log_softmax(dim=-1)
-        return logps.gather(2, next_ids.clamp(min=0).unsqueeze(2)).squeeze(2)
+        found = logps.gather(1, next_ids[scored].to(logps.device).unsqueeze(1)).squeeze(1)
+        return torch.zeros_like(next_ids, dtype=found.dtype, device=found.device).masked_scatter(scored, found)
 
     return score
+
+
+@contextmanager
+def _logits_of(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Give the model's head the hidden states of these tokens only, as one row. What follows it treats tokens alike.
+
+    `logits_to_keep` would keep the same columns of all rows, and not every model has it.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0][wanted.to(inputs[0].device)].unsqueeze(0)
+
+    hook = base_model(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> Scorer:

@@ -99,15 +99,27 @@ def _slots(i: int, lengths: list[int], probes: Sequence[Probe], shape) -> Iterat
 
 
 def chunks(rows: list[Row], token_budget: int, agree: Agree) -> Iterator[tuple[list[Row], bool]]:
-    """Rows of like length for one forward each, as many forwards as any rank needs; False for a stand-in."""
+    """Rows of like length for one forward each, as many forwards as any rank needs; False for a stand-in.
+
+    A forward takes rows while they fit the budget, each as wide as the widest among them, and at least one. From the
+    longest row down, so that a long one costs those of its own forward their padding, and no other.
+
+    Example: rows of 10, 4, 4, 4 and 3 tokens, budget 12 -> [10], [4, 4, 4], [3]
+    """
     rows = sorted(rows, key=lambda row: len(row.tokens) + row.probe_length, reverse=True)
-    most, rollout_width, probe_width = agree(
-        [len(rows), max(len(row.tokens) for row in rows), max(row.probe_length for row in rows)]
-    )
-    per_forward = max(1, token_budget // (rollout_width + probe_width))
-    for start in range(0, most, per_forward):
-        chunk = rows[start : start + per_forward]
-        yield (chunk, True) if chunk else (rows[-1:], False)
+    packs: list[list[Row]] = []
+    for row in rows:
+        if packs and _padded_tokens([*packs[-1], row]) <= token_budget:
+            packs[-1].append(row)
+        else:
+            packs.append([row])
+    (most,) = agree([len(packs)])
+    yield from ((pack, True) for pack in packs)
+    yield from [(rows[-1:], False)] * (most - len(packs))
+
+
+def _padded_tokens(rows: list[Row]) -> int:
+    return len(rows) * (max(len(row.tokens) for row in rows) + max(row.probe_length for row in rows))
 
 
 @dataclass(frozen=True)

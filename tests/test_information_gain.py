@@ -161,6 +161,38 @@ def test_the_token_budget_changes_the_number_of_forwards_only(token_budget, pack
     assert largest_difference(values, plain) < TOLERANCE
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_one_long_rollout_does_not_make_a_forward_of_each_short_one(packed, tokenizer):
+    # With its probe of 11 tokens the long row has 411 tokens, and 15 short ones have 51 each, of which 9 fit in 500:
+    # 1 + 2 forwards. As wide as the longest row, one would fit, and it would take 16.
+    model = ARCHITECTURES["llama"]()
+    rollouts = Rollouts([[5] * 400, *([6] * 40 for _ in range(15))], [[]] * 16, [[]] * 16)
+    probes = [ProbeMaker(tokenizer, TEMPLATE).make_all("QXZJKVWY", "first")] * 16
+    scores = score_turns(
+        model,
+        rollouts,
+        probes,
+        logits_scorer(model),
+        implementation=packed_implementation(model)[0] if packed else None,
+        token_budget=500,
+    )
+    assert scores.forwards == 3
+    alone = score_turns(model, rollouts, probes, logits_scorer(model), implementation=None, token_budget=1)
+    torch.testing.assert_close(scores.values_BK, alone.values_BK, atol=TOLERANCE, rtol=0)
+
+
+def test_logits_are_made_of_answer_tokens_alone(tokenizer):
+    # 2 rollouts of 3 contexts each, and an answer of 3 tokens: 18 tokens are scored, of 2 * (32 + 3 * 6) read.
+    model = ARCHITECTURES["llama"]()
+    made = []
+    model.lm_head.register_forward_hook(lambda _, __, logits: made.append(tuple(logits.shape)))
+    rollouts = Rollouts([[1] * 20] * 2, [list(range(12))] * 2, [[1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]] * 2)
+    answer_values(model, rollouts, ["QXZ"] * 2, tokenizer=tokenizer)
+    assert made == [(1, 18, 384)]
+    model(torch.tensor([[1, 2]]))
+    assert made[1] == (1, 2, 384)  # and the head is itself again
+
+
 def off_by_one(order: int = 0, **shifts: int):
     """The visibility rule with one entry of each row wrong."""
     right = packed_attention.sees
