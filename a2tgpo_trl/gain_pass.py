@@ -22,7 +22,7 @@ from .information_gain import (
     score_turns,
 )
 from .packed_attention import packed_implementation, positions_are_relative
-from .probes import ProbeMaker, check_seam
+from .probes import ProbeMaker, check_seam, thought_before_answer
 from .ranks import Ranks
 
 
@@ -66,15 +66,24 @@ class GainPass:
         conversational = is_conversational(first) or trainer.environment_factories is not None
         if trainer._tokenizer.chat_template is None or not conversational or trainer.rollout_func is not None:
             return  # the user's own template is in texts, and in what a rollout function writes
-        context = trainer._tokenizer.apply_chat_template(
+        prompt = self._rendered_prompt()
+        check_seam(trainer._tokenizer, trainer.args.probe_template, prompt)
+        problem = thought_before_answer(
+            trainer.args.probe_template, prompt, self._rendered_prompt(enable_thinking=False)
+        )
+        if problem is not None:
+            logger.warning(problem)
+
+    def _rendered_prompt(self, **template_kwargs: Any) -> str:
+        trainer = self._trainer
+        return trainer._tokenizer.apply_chat_template(
             [{"role": "user", "content": "question"}],
             tools=trainer.tools or None,
             chat_template=trainer.chat_template,
             add_generation_prompt=True,
             tokenize=False,
-            **trainer.chat_template_kwargs,
+            **{**trainer.chat_template_kwargs, **template_kwargs},
         )
-        check_seam(trainer._tokenizer, trainer.args.probe_template, context)
 
     def run(
         self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool

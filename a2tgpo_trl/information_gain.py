@@ -26,7 +26,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .packed_attention import attention_implementation, length_matters, packed_implementation
 from .probes import Probe, ProbeMaker
-from .rows import FLEX_BLOCK, NOT_SCORED, Agree, Rollouts, chunks, collate_packed, collate_single, packed_rows, single_rows
+from .rows import (
+    FLEX_BLOCK,
+    NOT_SCORED,
+    Agree,
+    Rollouts,
+    chunks,
+    collate_packed,
+    collate_single,
+    packed_rows,
+    single_rows,
+)
 
 
 # (input_ids, next_ids, attention_mask, position_ids) -> log-probability of each next id, anything where NOT_SCORED

@@ -90,3 +90,21 @@ def check_seam(tokenizer: PreTrainedTokenizerBase, template: str, context: str) 
             f"({last_line!r}): characters on the two sides of the border merge, so the policy would never write "
             "this probe. Let probe_template begin with other characters (without a leading space or line break, say)."
         )
+
+
+def thought_before_answer(template: str, prompt: str, prompt_without_thinking: str) -> str | None:
+    """Why no policy would write this probe after this prompt, where its chat template lets it think first.
+
+    Such a template puts an empty thought behind the generation prompt when thinking is off. Without it, the policy
+    begins with a thought, and the value of a context would be that of an answer which skips it.
+
+    Example: "... assistant\n" and "... assistant\n<think>\n\n</think>\n\n" -> begin the probe with the difference
+    """
+    thought = prompt_without_thinking.removeprefix(prompt)
+    if thought == prompt_without_thinking or "</think>" not in thought or "</think>" in template:
+        return None
+    return (
+        f"The policy thinks before it answers, and the probe {template!r} is scored where no thought has been: an "
+        "answer that it would not write. Turn thinking off (chat_template_kwargs: {enable_thinking: false}), or let "
+        f"the probe begin with the empty thought of this template (probe_template={thought + template!r})."
+    )

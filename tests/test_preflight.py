@@ -98,7 +98,8 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
 def test_the_templates_that_trl_ships_pass(make, template, words, ends, tools):
     tokenizer, end_ids = family(template, words, ends)
     task = Task(questions(), tools=[tiny.search] if tools else [], reward_funcs=[exact_match])
-    found = run(make(tokenizer, task, end_ids))
+    thinks = {"chat_template_kwargs": {"enable_thinking": False}} if template == "qwen3.jinja" else {}
+    found = run(make(tokenizer, task, end_ids, **thinks))
     assert {finding.status for finding in found.values()} == {"pass"}, found
 
 
@@ -351,6 +352,16 @@ def test_a_probe_that_tokenises_differently_fails(make):
     message = failed(make(tokenizer, probe_template="\n<answer>{answer}</answer>"))["probe"]
     assert "After the prompt" in message and "tokenises differently" in message
     assert "Let probe_template begin with other characters" in message
+
+
+def test_a_probe_where_the_policy_would_think_first_is_warned_of_with_the_thought_that_it_lacks(make):
+    found = run(make())  # Qwen3 thinks unless it is told not to
+    assert found["probe"].status == "warn"
+    assert r"probe_template='<think>\n\n</think>\n\n<answer>{answer}</answer>'" in found["probe"].message
+    after_thought = run(make(probe_template="<think>\n\n</think>\n\n<answer>{answer}</answer>"))
+    without_thoughts = run(make(chat_template_kwargs={"enable_thinking": False}))
+    without_gain = run(make(gain_weight=0.0, clip_adaptation=0.0))
+    assert {found["probe"].status for found in (after_thought, without_thoughts, without_gain)} == {"pass"}
 
 
 def test_a_probe_inside_a_thought_fails_after_a_tool_result_too(make):

@@ -1,7 +1,7 @@
 import pytest
 import tiny
 
-from a2tgpo_trl.probes import ProbeMaker, check_seam
+from a2tgpo_trl.probes import ProbeMaker, check_seam, thought_before_answer
 
 
 TEMPLATE = "<answer>{answer}</answer>"
@@ -98,3 +98,11 @@ def test_a_generation_prompt_that_opens_a_thought_is_an_error_unless_the_probe_c
         check_seam(tokenizer, TEMPLATE, context)
     check_seam(tokenizer, "</think>" + TEMPLATE, context)
     check_seam(tokenizer, TEMPLATE, rendered(tokenizer, enable_thinking=False))
+
+
+def test_a_probe_of_a_policy_that_thinks_first_lacks_the_thought_that_the_template_writes_without(tokenizer):
+    thinks, does_not = rendered(tokenizer), rendered(tokenizer, enable_thinking=False)
+    assert repr("<think>\n\n</think>\n\n" + TEMPLATE) in thought_before_answer(TEMPLATE, thinks, does_not)
+    assert thought_before_answer("<think>\n\n</think>\n\n" + TEMPLATE, thinks, does_not) is None
+    assert thought_before_answer(TEMPLATE, does_not, does_not) is None
+    assert thought_before_answer(TEMPLATE, "assistant:", "assistant: ") is None  # a template that knows no thoughts

@@ -71,7 +71,7 @@ class Chat:
         """The template's text."""
         return self.chat_template or self.tokenizer.get_chat_template()
 
-    def text(self, messages: Messages, generation_prompt: bool = False) -> str:
+    def text(self, messages: Messages, generation_prompt: bool = False, **template_kwargs: Any) -> str:
         """The conversation as the template writes it."""
         return self.tokenizer.apply_chat_template(
             messages,
@@ -79,7 +79,7 @@ class Chat:
             chat_template=self.chat_template,
             add_generation_prompt=generation_prompt,
             tokenize=False,
-            **self.chat_template_kwargs,
+            **{**self.chat_template_kwargs, **template_kwargs},
         )
 
     def ids(self, text: str) -> list[int]:

@@ -15,7 +15,7 @@ from trl.chat_template_utils import add_response_schema, parse_response, support
 from trl.data_utils import is_conversational
 
 from ..config import A2TGPOConfig
-from ..probes import check_seam
+from ..probes import check_seam, thought_before_answer
 from ..turns import count_turns, turn_index
 from .chat import THOUGHTS, Chat, Datasets, Messages, ScriptedLoop, Verdict, conversation, difference, tool_call
 from .data import first_row
@@ -226,7 +226,7 @@ def _parsed_calls(chat: Chat, calls: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def check_probe(chat: Chat, args: A2TGPOConfig, data: Datasets) -> Verdict:
-    """The probe's tokens stay the same after the prompt and after a tool result."""
+    """The probe's tokens stay the same after the prompt and after a tool result, and stand where an answer would."""
     if not args.uses_gain:
         return "pass", "no gain is computed"
     if not chat.tools and not is_conversational(first_row(data)):
@@ -239,4 +239,9 @@ def check_probe(chat: Chat, args: A2TGPOConfig, data: Datasets) -> Verdict:
             check_seam(chat.tokenizer, args.probe_template, chat.text(messages, generation_prompt=True))
         except ValueError as error:
             return "fail", f"After {place}: {error}"
+    prompt = places["the prompt"]
+    without_thinking = chat.text(prompt, generation_prompt=True, enable_thinking=False)
+    problem = thought_before_answer(args.probe_template, chat.text(prompt, generation_prompt=True), without_thinking)
+    if problem is not None:
+        return "warn", problem
     return "pass", f"the same tokens after {' and '.join(places)}"
