@@ -5,7 +5,7 @@ from inspect import isfunction
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import check_writable
 from .config import A2TGPOConfig
@@ -72,6 +72,26 @@ def checked_environment(environment: Any) -> Any:
             "prompt, or None."
         )
     return environment
+
+
+def check_one_sequence(given: GenerationConfig, of_model: GenerationConfig | None, seeded: bool) -> None:
+    """`generate` makes one sequence of each prompt, and draws it alone where rollouts have seeds of their own."""
+
+    def effective(name: str) -> int:
+        return getattr(given, name) or getattr(of_model, name, None) or 1
+
+    where = "generation_kwargs, or the policy's generation_config,"
+    if (sequences := effective("num_return_sequences")) > 1:
+        raise ValueError(
+            f"num_return_sequences={sequences} in {where} would make more completions than there are prompts. Leave "
+            "it out: num_generations is how many rollouts a prompt has."
+        )
+    if seeded and (beams := effective("num_beams")) > 1:
+        raise ValueError(
+            f"num_beams={beams} in {where} does not work with a seed for each rollout: beams are drawn together. "
+            "Leave it out, or set seeded_rollouts=False. What a beam search returns is not drawn by the policy's "
+            "probabilities, with which it is trained."
+        )
 
 
 def used_answers(answer: Any, aliases: str, where: str) -> list[str]:

@@ -19,12 +19,13 @@ RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
 
-# The parent's aggregations around a clipped surrogate.
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
-LOSS_TYPES_WHY = (
-    " Of the others, sapo and vespo have no clip range to adapt, cispo reads epsilon as something else, and luspo "
-    "weighs whole sequences by their length."
-)
+LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")
+# Those that do not clip a ratio to a range around 1, and what they do instead.
+WITHOUT_CLIP_RANGE = {
+    "cispo": "caps the ratio at epsilon_high itself",
+    "sapo": "fades ratios out without an edge",
+    "vespo": "weighs whole rollouts",
+}
 ANSWER_SLOT = "{answer}"
 
 
@@ -108,7 +109,9 @@ class A2TGPOConfig(GRPOConfig):
         "gradient kept per token).",
     )
     loss_type: str = _by_credit(
-        "loss_type", "How the loss is summed up over tokens: 'dapo', 'grpo', 'dr_grpo' or 'bnpo', as TRL explains."
+        "loss_type",
+        "What becomes of ratios, and how the loss is summed up over tokens, as TRL explains: 'dapo', 'grpo', "
+        "'dr_grpo', 'bnpo' or 'luspo'; with clip_adaptation 0 also 'cispo', 'sapo' or 'vespo', which clip nothing.",
     )
     beta: float = _by_credit("beta", "Weight of the KL divergence from the reference model. At least 0; 0: no KL.")
     outcome_weight: float = _by_credit(
@@ -286,6 +289,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"epsilon * (1 + clip_adaptation) must be below 1, or the widest clip range would reach a ratio of 0; "
                 f"got epsilon={self.epsilon}, clip_adaptation={self.clip_adaptation}."
             )
+        self._check_loss()
         super().__post_init__()
         self._check_effect(preset)
         self._check_seeds()
@@ -315,6 +319,18 @@ class A2TGPOConfig(GRPOConfig):
                 raise ValueError(
                     f"{name} has no effect with credit={self.credit!r}: leave it out. It would be {neutral!r}."
                 )
+
+    def _check_loss(self) -> None:
+        if self.loss_type in WITHOUT_CLIP_RANGE and self.clip_adaptation > 0:
+            raise ValueError(
+                f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}, so that clip_adaptation has no "
+                "clip range to scale. Set clip_adaptation=0."
+            )
+        if self.loss_type == "cispo" and self.epsilon_high < 1 and self.credit != "grpo":
+            raise ValueError(
+                f"loss_type='cispo' caps the ratio at epsilon_high itself, and {self.epsilon_high} would scale every "
+                "token down. Set epsilon_high to the highest weight that a token may have, such as 5.0."
+            )
 
     def _check_choices_and_ranges(self) -> None:
         for name, choices in self._VALID_CHOICES.items():

@@ -108,8 +108,8 @@ def ratio_sums(
     )
 
 
-def ratio_metrics(sums_3K: Tensor) -> dict[str, float]:
-    """Mean ratio and clipped share, over all turns and by turn, from the sums of all ranks."""
+def ratio_metrics(sums_3K: Tensor, clips: bool = True) -> dict[str, float]:
+    """Mean ratio and, if the loss clips any, clipped share, over all turns and by turn, from the sums of all ranks."""
     ratios, clipped, counts = sums_3K.tolist()
     metrics = {}
     if sum(counts):
@@ -118,7 +118,7 @@ def ratio_metrics(sums_3K: Tensor) -> dict[str, float]:
         if count:
             metrics[f"turn_ratio/turn_{k + 1}"] = ratios[k] / count
             metrics[f"clip_fraction/turn_{k + 1}"] = clipped[k] / count
-    return metrics
+    return {name: value for name, value in metrics.items() if clips or not name.startswith("clip_fraction/")}
 
 
 def sampler_gap_sums(sampler_BT: Tensor, trainer_BT: Tensor, turn_BT: Tensor, num_turns: int) -> Tensor:

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
-from .checks import check_tools, checked_rollout_func, complete_args, used_answers
-from .config import A2TGPOConfig
+from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
+from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .dropout import settle_dropout
 from .engines import Ends, Engine, LockStep, Request, Seeds
 from .environments import Environments
@@ -142,6 +142,8 @@ class A2TGPOTrainer(Resumable):
         check_launch(self.args, self.accelerator)
         settle_dropout(self.model, args)
         self._let_ddp_miss_gradients()
+        if not self.use_vllm and self.rollout_func is None:
+            check_one_sequence(self.generation_config, base_model(self.model).generation_config, args.seeds_rollouts)
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         self._tool_loop = None if environments is None else ToolLoop(self, environments)
@@ -504,5 +506,6 @@ class A2TGPOTrainer(Resumable):
                 turn_BT,
                 int(inputs["num_turns"]),
             )
-        self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum")))
+        clips = self.loss_type not in WITHOUT_CLIP_RANGE
+        self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -15,6 +16,12 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 # The first example of a test pays for imports and kernels, so a time limit per example would fail on slow machines.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+def pytest_collection_finish() -> None:
+    # Each training ends in a full garbage collection, which would look through all that was imported: a second or two.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

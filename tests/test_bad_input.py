@@ -80,6 +80,29 @@ def test_without_gains_no_answer_is_needed(tokenizer, tmp_path):
     assert not any(key.startswith("gain/") for entry in trainer.state.log_history for key in entry)
 
 
+@pytest.mark.parametrize("of_model", [False, True])
+@pytest.mark.parametrize(
+    ("name", "words"), [("num_beams", "seeded_rollouts=False"), ("num_return_sequences", "num_gen")]
+)
+def test_generation_that_is_not_one_sequence_a_rollout_is_refused_at_construction(
+    name, words, of_model, tokenizer, tmp_path
+):
+    model = tiny.make_model(tokenizer)
+    args = A2TGPOConfig(**settings(tmp_path, generation_kwargs=None if of_model else {name: 2}))
+    if of_model:
+        setattr(model.generation_config, name, 2)
+    with pytest.raises(ValueError, match=f"{name}=2 .*{words}"):
+        A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer)
+
+
+def test_beams_without_seeds_of_rollouts_train_as_trls_do(tokenizer, tmp_path):
+    changes = {"generation_kwargs": {"num_beams": 2}, "max_completion_length": 8, "max_steps": 1}
+    args = A2TGPOConfig(**settings(tmp_path, seeded_rollouts=False, **changes))
+    trainer = make(tokenizer, args, scripted=False, reward_funcs=spread)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_a_template_that_cannot_call_tools_is_an_error(tmp_path):
     chatty = tiny.make_tokenizer(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"

@@ -36,8 +36,7 @@ def test_the_defaults_are_those_of_the_paper(tmp_path):
         ("importance_sampling_level", "word", "'turn', 'token', 'sequence'"),
         ("gain_measure", "logits", "'logprob', 'probability'"),
         ("answer_aliases", "best", "'first', 'max', 'mean'"),
-        ("loss_type", "sapo", "'grpo', 'bnpo', 'dr_grpo', 'dapo'"),
-        ("loss_type", "luspo", "'grpo', 'bnpo', 'dr_grpo', 'dapo'"),
+        ("loss_type", "ppo", "'dapo', 'grpo', 'bnpo', 'dr_grpo', 'luspo', 'cispo', 'sapo', 'vespo'"),
         ("rescale_accumulation", "no", "true or false"),
         ("probe_template", "<answer></answer>", "{answer} exactly once"),
         ("probe_template", "{answer}{answer}", "{answer} exactly once"),
@@ -47,6 +46,19 @@ def test_a_value_out_of_range_names_field_range_and_value(field, value, allowed,
     with pytest.raises(ValueError) as error:
         config(tmp_path, **{field: value})
     assert field in str(error.value) and allowed in str(error.value) and str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
+def test_a_loss_without_a_clip_range_says_what_it_does_not_go_with(loss_type, tmp_path):
+    with pytest.raises(ValueError, match=f"loss_type='{loss_type}' .* no clip range to scale. Set clip_adaptation=0."):
+        config(tmp_path, loss_type=loss_type)
+    config(tmp_path, loss_type=loss_type, clip_adaptation=0, epsilon_high=5.0)
+    config(tmp_path, loss_type=loss_type, credit="grpo")
+
+
+def test_cispo_with_the_clip_range_of_a_turn_for_its_cap_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="caps the ratio at epsilon_high itself, and 0.004 would scale every token"):
+        config(tmp_path, loss_type="cispo", clip_adaptation=0)
 
 
 def test_the_edges_of_the_ranges_are_allowed(tmp_path):

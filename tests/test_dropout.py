@@ -1,7 +1,6 @@
 """Old and new log-probabilities of one policy are the same: nothing is clipped before anything is learnt."""
 
 import copy
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -115,47 +114,48 @@ def check_that_nothing_is_clipped_at_a_standstill(trainer) -> None:
     assert logged(trainer, "turn_ratio/mean")[2:] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-# Of a recipe: what the layout above, the test or the machine decides, and what has no part in the ratio.
-NOT_TRIED = {
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "num_generations"),
-    *("output_dir", "learning_rate", "bf16", "max_steps", "max_completion_length", "chat_template_kwargs"),
-    *("lr_scheduler_type", "warmup_steps", "report_to", "save_strategy", "save_steps", "logging_steps"),
-}
+# What old and new log-probabilities, and what becomes of their ratio, can depend on.
+OF_THE_RATIO = (
+    *("credit", "importance_sampling_level", "loss_type", "epsilon", "epsilon_high", "clip_adaptation", "beta"),
+    *("temperature", "num_iterations", "disable_dropout", "gradient_checkpointing", "gain_token_budget"),
+    *("pad_to_multiple_of", "cast_lm_head_to_fp32", "tf32"),
+)
 
 
 def method_of(recipe: Path) -> dict:
     given = yaml.safe_load(recipe.read_text())
-    ours = {field.name for field in fields(A2TGPOConfig)} - NOT_TRIED
-    return {
-        name: value
-        for name, value in given.items()
-        if name in ours and not name.startswith("vllm_") and name != "use_vllm"
-    }
+    return {name: given[name] for name in OF_THE_RATIO if name in given}
 
 
-EVERYDAY = {
-    ("quickstart", "bfloat16", "lora"),
-    ("gtpo_math_tiny", "bfloat16", "lora"),
-    ("quickstart", "float32", "full"),
-}
-
-
-def runs():
-    """Each shipped recipe in each precision, with and without adapters; most of them slow."""
+def methods() -> dict[str, dict]:
+    """The different ones among shipped recipes, by the names of those that have them."""
+    found: dict[str, dict] = {}
     for recipe in SHIPPED:
-        for precision in ("float32", "bfloat16", "weights in bfloat16"):
-            for how in ("full", "lora"):
-                marks = [] if (recipe.stem, precision, how) in EVERYDAY else [pytest.mark.slow]
-                yield pytest.param(recipe, precision, how, marks=marks, id=f"{recipe.stem}-{precision}-{how}")
+        same = [names for names, method in found.items() if method == method_of(recipe)]
+        found["+".join([*same, recipe.stem])] = method_of(recipe)
+        for names in same:
+            del found[names]
+    return found
 
 
-@pytest.mark.parametrize(("recipe", "precision", "how"), [*runs()])
-def test_a_policy_that_stands_still_is_clipped_nowhere(recipe, precision, how, tokenizer, tmp_path):
+def runs() -> list:
+    """Each method in each precision, with and without adapters: one in each precision is tried every day."""
+    everyday = {("float32", "full"), ("bfloat16", "lora")}
+    return [
+        pytest.param(method, precision, how, marks=[] if (precision, how) in everyday else pytest.mark.slow, id=names)
+        for names, method in methods().items()
+        for precision in ("float32", "bfloat16", "weights in bfloat16")
+        for how in ("full", "lora")
+    ]
+
+
+@pytest.mark.parametrize(("method", "precision", "how"), runs())
+def test_a_policy_that_stands_still_is_clipped_nowhere(method, precision, how, tokenizer, tmp_path):
     model = tiny.make_model(tokenizer)
     if precision == "weights in bfloat16":
         model.to(torch.bfloat16)
     adapter = LORA if how == "lora" else None
-    trainer = make(tokenizer, tmp_path, model, adapter, bf16=precision != "float32", **method_of(recipe))
+    trainer = make(tokenizer, tmp_path, model, adapter, bf16=precision != "float32", **method)
     learn_and_stand_still(trainer)
     check_that_nothing_is_clipped_at_a_standstill(trainer)
 

@@ -82,7 +82,10 @@ def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
         ("bf16: 7", "bf16 cannot be 7"),
         ("run_name: 5", "run_name must be text; got 5"),
         ("credit: grop", "got 'grop'. Did you mean 'grpo'?"),
-        ("loss_type: dapoo", "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'dapoo'. Did you mean"),
+        (
+            "loss_type: dapoo",
+            "'dapo', 'grpo', 'bnpo', 'dr_grpo', 'luspo', 'cispo', 'sapo', 'vespo'; got 'dapoo'. Did you",
+        ),
         ("lr_scheduler_type: cosin", "lr_scheduler_type cannot be 'cosin'. Did you mean 'cosine'?"),
         ("dtype: float23", "dtype cannot be 'float23'. Did you mean 'float32'?"),
         ("epsilon: 3", "epsilon must be in (0.0, 1.0); got 3"),

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.information_gain import Rollouts, answer_values, fused_scorer
-from a2tgpo_trl.loss import turn_policy_loss
+from a2tgpo_trl.loss import mean_log_ratio, turn_policy_loss
 from a2tgpo_trl.rewards import exact_match, f1
 
 
@@ -122,6 +122,23 @@ def test_the_preset_grpo_is_trls_grpo_bit_for_bit(tokenizer, tmp_path):
     assert logged(ours, "loss") == logged(grpo, "loss")
 
 
+@pytest.mark.parametrize("loss_type", ["luspo", "cispo", "sapo", "vespo"])
+def test_losses_of_trl_without_our_clip_range_are_trls_bit_for_bit_with_the_preset_grpo(
+    loss_type, tokenizer, tmp_path
+):
+    common = settings(tmp_path, num_iterations=2, steps_per_generation=2, loss_type=loss_type)
+    grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
+    grpo.train()
+    ours = make(tokenizer, A2TGPOConfig(**common, credit="grpo"))
+    start = weights(ours)
+    ours.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(start.values(), weights(ours).values(), strict=True))
+    for key in ("loss", "grad_norm", "entropy"):
+        assert logged(ours, key) == logged(grpo, key)
+    assert bool(logged(ours, "clip_fraction/mean")) == (loss_type == "luspo")  # the others clip nothing
+
+
 def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, monkeypatch):
     # Weights of 0 with the pass forced on: dropout, random numbers and modes must come out as they went in.
     monkeypatch.setattr(A2TGPOConfig, "uses_gain", property(lambda self: True))
@@ -224,6 +241,50 @@ def test_the_trained_loss_is_turn_policy_loss_inside_the_parents_aggregation(lev
     trainer._compute_loss = compare
     trainer.train()
     assert len(losses) == 2 and losses[0] != losses[1]
+
+
+# What a token of log-probability p and advantage A costs, whose turn has the ratio r.
+LOSSES_OF_TURNS = {
+    "luspo": lambda p, A, r: -torch.min(r * A, r.clamp(1 - 0.003, 1 + 1.05) * A),
+    "cispo": lambda p, A, r: -r.clamp(max=1.05) * A * p,
+    "sapo": lambda p, A, r: torch.where(A > 0, -4 * (r - 1).sigmoid(), -4 / 1.05 * (1.05 * (r - 1)).sigmoid()) * A,
+    # On policy, where the weight of a rollout is 1 and log-probabilities alone have a gradient.
+    "vespo": lambda p, A, r: -A * p,
+}
+SUMMED_UP = {
+    "luspo": lambda loss, mask: loss.sum(1).mean(),
+    "sapo": lambda loss, mask: (loss.sum(1) / mask.sum(1)).mean(),
+    "cispo": lambda loss, mask: loss.sum() / mask.sum(),
+    "vespo": lambda loss, mask: loss.sum() / mask.sum(),
+}
+
+
+@pytest.mark.parametrize("loss_type", LOSSES_OF_TURNS)
+def test_trls_other_losses_take_the_advantage_and_the_ratio_of_each_turn(loss_type, tokenizer, tmp_path):
+    changes = {"loss_type": loss_type, "clip_adaptation": 0.0, "epsilon_high": 1.05, "num_iterations": 2}
+    steps = 1 if loss_type == "vespo" else 2
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=steps, **changes)))
+    found, inner = [], trainer._compute_loss
+
+    def compare(model, inputs):
+        loss = inner(model, inputs)
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+            trainer, model, ids, mask, inputs["completion_ids"].size(1)
+        )
+        in_turn = inputs["turn_index"] >= 0
+        mean = mean_log_ratio(logps, inputs["old_per_token_logps"], inputs["turn_index"], "turn")
+        per_token = LOSSES_OF_TURNS[loss_type](logps, inputs["advantages"], mean.exp())
+        expected = SUMMED_UP[loss_type](per_token.masked_fill(~in_turn, 0.0), in_turn.float())
+        torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+        assert inputs["advantages"][in_turn].unique().numel() > 4  # more than one a rollout
+        found.append(mean.abs().max().item())
+        return loss
+
+    trainer._compute_loss = compare
+    trainer.train()
+    assert len(found) == steps and (steps == 1 or found[1] > 0.01)
 
 
 def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(tokenizer, tmp_path):
