@@ -12,6 +12,8 @@ DROPPED = {
     # PEFT imports bitsandbytes wherever it is installed. On processors that multiply bfloat16 it then looks on the hub
     # for a kernel of quantised bases, which this run need not have; without it they work as they did before.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    # Accelerate imports DeepSpeed wherever it is installed. It says so on standard output, where `--json` is read.
+    "DeepSpeed": "Setting accelerator to CPU.",
 }
 
 

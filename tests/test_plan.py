@@ -1,6 +1,7 @@
 """`a2tgpo plan`: memory and seconds against arithmetic by hand. Against real runs: test_plan_measured.py."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import make_tokenizer
 from transformers import Qwen3Config
 
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.cli.plan import rollouts_of
 from a2tgpo_trl.plan.hardware import Curve, Machine, Shares, from_sheet
 from a2tgpo_trl.plan.lengths import Lengths, Turn, assumed, recorded
 from a2tgpo_trl.plan.memory import gain_rows, plan_memory, states
@@ -18,6 +20,7 @@ from a2tgpo_trl.plan.seconds import Case, plan_seconds
 from a2tgpo_trl.plan.setting import Engine, Setting
 from a2tgpo_trl.plan.sharding import Sharding, of_accelerate
 from a2tgpo_trl.plan.tracing import Op, Tracer, Work, touched_bytes
+from a2tgpo_trl.recipe_file import recipe_folder
 
 
 HIDDEN, LAYERS, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 32, 2, 64, 4, 2, 8, 100
@@ -371,6 +374,37 @@ def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys):
     code, found = plan(capsys, *words, "--tool_tokens", "40")
     assert code == 1 and not found["fits"]
     assert "optimiser" in found["verdict"] and "--sharding zero2" in found["verdict"]
+
+
+SHIPPED = sorted(file.stem for file in recipe_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+)
+def test_each_recipe_is_planned_with_rollouts_that_it_has_room_for(recipe, tmp_path, capsys):
+    words = ["--model_name_or_path", folder_of(tmp_path)]
+    if recipe == "gtpo_math":  # its problems are on the hub
+        for split in ("train", "test"):
+            (tmp_path / f"{split}.jsonl").write_text('{"question": "3 * 24?", "answer": "#### 72"}\n')
+        words += ["--task_kwargs", json.dumps({"path": str(tmp_path)})]
+    assert main(["plan", recipe, "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    sampled, results = (found["tokens_per_step"][name] for name in ("sampled", "tool results"))
+    rules = yaml.safe_load((recipe_folder() / f"{recipe}.yaml").read_text())
+    # The longest of a batch is 1.5 times the average.
+    assert 0 < sampled + results <= rules.get("max_completion_length", 512) / 1.5 * found["rollouts_per_step"]
+
+
+def test_rollouts_are_assumed_as_long_as_the_recipe_lets_them_be():
+    def assumptions(**limits):
+        given = SimpleNamespace(turns=None, tokens_per_turn=None, tool_tokens=None, spread=1.5)
+        task = SimpleNamespace(tools=[print], environment_factory=None)
+        return rollouts_of(given, SimpleNamespace(args=SimpleNamespace(**limits), task=task))
+
+    # 4 turns of 200 and 3 results of 300 are 1,700 tokens. 512 / 1.5 = 341 is a fifth of it: 40 and 60.
+    assert assumptions(max_completion_length=512, max_tool_calling_iterations=None) == (4, 40, 60)
+    assert assumptions(max_completion_length=4096, max_tool_calling_iterations=1) == (2, 200, 300)
 
 
 def test_the_text_names_bottleneck_and_assumptions(capsys):

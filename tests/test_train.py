@@ -390,6 +390,12 @@ def test_a_line_that_a_library_logs_on_import_is_dropped_and_its_other_warnings_
     assert done.stderr.splitlines() == ["this base is slow", "this base is broken"]
 
 
+def test_importing_what_a_run_imports_writes_nothing_to_the_terminal():
+    code = "import a2tgpo_trl, bitsandbytes, deepspeed; from a2tgpo_trl import A2TGPOTrainer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_a_trainer_that_cannot_be_built_is_one_line_too(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "solution": "a"}\n')

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 PROMPT_TOKENS = 300  # where the recipe's own cannot be read
+# Of rollouts, where nobody says otherwise and the recipe has room for them.
+TURNS, TOKENS_PER_TURN, TOOL_TOKENS = 4.0, 200.0, 300.0
 ROWS_READ = 200
 
 
@@ -32,10 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hardware.add_argument("--server_gpus", type=_count, default=1, help="of a vLLM server, beside --gpus (default 1)")
     rollouts = parser.add_argument_group("rollouts, as assumed")
     rollouts.add_argument("--rollouts", type=Path, help="records of an evaluation (.jsonl), in place of assumptions")
+    for name, usual, text in (
+        ("--turns", TURNS, "turns of a rollout, the answer included"),
+        ("--tokens_per_turn", TOKENS_PER_TURN, "tokens that the policy writes in a turn"),
+        ("--tool_tokens", TOOL_TOKENS, "tokens of a turn's results"),
+    ):
+        rollouts.add_argument(
+            name, type=_amount, help=f"{text} (default {usual:g}, less where the recipe ends sooner)"
+        )
     for name, default, text in (
-        ("--turns", 4.0, "turns of a rollout, the answer included"),
-        ("--tokens_per_turn", 200.0, "tokens that the policy writes in a turn"),
-        ("--tool_tokens", 300.0, "tokens of a turn's results"),
         ("--tool_seconds", 0.5, "seconds that a turn waits for its tools"),
         ("--spread", 1.5, "the longest of a batch, to the average"),
         ("--probe_tokens", 16.0, "tokens of an answer as the gain pass writes it"),
@@ -136,24 +144,41 @@ def _lengths(args: argparse.Namespace, recipe: "Recipe", policy: "Policy") -> tu
         sizes: dict[str, Any] = {"prompt": prompt, "longest_prompt": longest, "probe": args.probe_tokens}
         records = read_records(args.rollouts)
         return recorded(records, batch, **sizes), [note, f"turns of the {len(records)} rollouts in {args.rollouts}"]
+    turns, tokens, results = rollouts_of(args, recipe)
     lengths = assumed(
         prompt=prompt,
         longest_prompt=longest,
-        turns=args.turns if uses_tools(recipe) else 1.0,
-        tokens=args.tokens_per_turn,
-        results=args.tool_tokens,
+        turns=turns,
+        tokens=tokens,
+        results=results,
         tool_seconds=args.tool_seconds,
         spread=args.spread,
         probe=args.probe_tokens,
         most=recipe.args.max_completion_length,
     )
-    turns = (
-        f"{args.turns:g} turns of {args.tokens_per_turn:g} tokens, with {args.tool_tokens:g} tokens of results and "
+    words = (
+        f"{turns:g} turns of {tokens:g} tokens, with {results:g} tokens of results and "
         f"{args.tool_seconds:g} s of tools between them; the longest of a batch {args.spread:g} times the average"
         if uses_tools(recipe)
-        else f"no tools: one turn of {args.tokens_per_turn:g} tokens, the longest {args.spread:g} times the average"
+        else f"no tools: one turn of {tokens:g} tokens, the longest {args.spread:g} times the average"
     )
-    return lengths, [note, turns]
+    return lengths, [note, words]
+
+
+def rollouts_of(args: argparse.Namespace, recipe: "Recipe") -> tuple[float, float, float]:
+    """Turns, tokens of each and tokens of its results: what was given, and for the rest what the recipe has room for.
+
+    Example: max_completion_length 512, spread 1.5: the usual 4 turns of 200 and 3 results of 300 are 1,700 tokens,
+    where the longest of a batch may have 512 and the average 341: 40 and 60.
+    """
+    limit = recipe.args.max_tool_calling_iterations
+    turns = TURNS if limit is None else min(TURNS, limit + 1.0)
+    turns = 1.0 if not uses_tools(recipe) else turns if args.turns is None else args.turns
+    usual = turns * TOKENS_PER_TURN + (turns - 1) * TOOL_TOKENS
+    share = min(1.0, recipe.args.max_completion_length / max(args.spread, 1.0) / max(usual, 1.0))
+    tokens = math.floor(share * TOKENS_PER_TURN) if args.tokens_per_turn is None else args.tokens_per_turn
+    results = math.floor(share * TOOL_TOKENS) if args.tool_tokens is None else args.tool_tokens
+    return turns, tokens, results
 
 
 def uses_tools(recipe: "Recipe") -> bool:
