@@ -35,10 +35,17 @@ def context_of(config: PreTrainedConfig) -> int | None:
 
 
 class Request(NamedTuple):
-    """A context to go on from, and the seed of what is drawn for it; None: drawn from the stream of all."""
+    """A context to go on from."""
 
     context: list[int]
-    seed: int | None = None
+    seed: int | None = None  # of what is drawn for it; None: drawn from the stream of all
+    max_tokens: int | None = None  # beyond these, what is sampled is thrown away; None: nothing is
+
+
+def most_tokens(requests: Sequence[Request]) -> int | None:
+    """Tokens that an engine may be asked for where one number holds for all; None where a request has no limit."""
+    limits = [request.max_tokens for request in requests if request.max_tokens is not None]
+    return max(limits) if len(limits) == len(requests) else None
 
 
 Generate = Callable[[list[Request]], tuple[list[list[int]], list[LogProbs] | None]]
@@ -132,7 +139,7 @@ class LockStep(Engine):
         self._pending: dict[int, Request] = {}
 
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
-        self._pending[key] = Request(context, self._seeds.next(key))
+        self._pending[key] = Request(context, self._seeds.next(key), max_tokens)
 
     def has_work(self) -> bool:
         if self._ranks is None:
@@ -167,12 +174,15 @@ def _shared_out(
     """Generate an equal share of all ranks' requests, then give each rank the samples of its own.
 
     Where the number does not divide, the last request is sampled once more for each free place, and the surplus is
-    thrown away: a real context ends when real ones do, which a made-up one may not.
+    thrown away: a real context ends when real ones do, which a made-up one may not. All have the room of the one that
+    has most, so that the ranks call their engine with the same settings.
     """
     of_ranks = ranks.gather_lists(list(requests))
     everyone = [request for rank in of_ranks for request in rank]
     if not everyone:
         return [], None
+    room = most_tokens(everyone)
+    everyone = [request._replace(max_tokens=room) for request in everyone]
     share = -(-len(everyone) // ranks.number)
     filled = everyone + everyone[-1:] * (share * ranks.number - len(everyone))
     ids, logprobs = generate(filled[ranks.index * share : (ranks.index + 1) * share])

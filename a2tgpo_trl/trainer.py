@@ -25,7 +25,7 @@ from trl.data_utils import is_conversational
 from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .dropout import settle_dropout
-from .engines import Ends, Engine, LockStep, Request, Seeds
+from .engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
 from .environments import Environments
 from .failures import RunStopped
 from .gain_pass import GainPass
@@ -248,14 +248,36 @@ class A2TGPOTrainer(Resumable):
 
     def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
         """One turn for each request, by the parent's engine."""
-        contexts, seeds = [list(of_all) for of_all in zip(*requests, strict=True)]
+        contexts, seeds, _ = [list(of_all) for of_all in zip(*requests, strict=True)]
         model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
-        with own_draws(model, None if None in seeds else seeds):
+        with own_draws(model, None if None in seeds else seeds), self._turns_of_at_most(most_tokens(requests)):
             completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
         # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
         if logprobs is not None:
             logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
         return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
+
+    @contextmanager
+    def _turns_of_at_most(self, tokens: int | None) -> Iterator[None]:
+        """Let the parent's engine sample no more than this: late in a rollout there is no room for its usual turns."""
+        if tokens is None:
+            yield
+        elif self.use_vllm:
+            generation = self.vllm_generation
+            given = generation.generation_kwargs
+            limit = min(tokens, given.get("max_tokens", generation.max_completion_length))
+            generation.generation_kwargs = {**given, "max_tokens": max(limit, given.get("min_tokens", 0))}
+            try:
+                yield
+            finally:
+                generation.generation_kwargs = given
+        else:
+            limit = self.generation_config.max_new_tokens
+            self.generation_config.max_new_tokens = tokens if limit is None else min(tokens, limit)
+            try:
+                yield
+            finally:
+                self.generation_config.max_new_tokens = limit
 
     def _tool_call_loop(self, prompts: list, prompt_ids: list[list[int]], *_: Any) -> tuple:
         assert self._tool_loop is not None

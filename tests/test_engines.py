@@ -1,4 +1,4 @@
-"""How long a context a model reads, whatever its config calls that."""
+"""How long a context a model reads, whatever its config calls that; how many tokens an engine is asked for."""
 
 import pytest
 import tiny
@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from a2tgpo_trl.engines import context_of
+from a2tgpo_trl.engines import LockStep, Request, context_of
 
 
 CONTEXTS = [
@@ -43,3 +43,33 @@ def test_the_name_that_mpt_has_for_it_is_a_limit_indeed():
     model(torch.ones(1, context_of(model.config), dtype=torch.long))
     with pytest.raises(RuntimeError, match="size"):
         model(torch.ones(1, 17, dtype=torch.long))
+
+
+class TwoRanks:
+    """The first of two ranks, where the other has these requests, and samples token 9 for each of its share."""
+
+    index, number = 0, 2
+
+    def __init__(self, others: list):
+        self._others = [others, [([9], None)] * 2]
+
+    def max(self, number: int) -> int:
+        return number
+
+    def gather_lists(self, items: list) -> list[list]:
+        return [items, self._others.pop(0)]
+
+
+@pytest.mark.parametrize(("rooms", "asked"), [((5, 3), 7), ((5, 30), 30), ((None, 3), None)])
+def test_an_engine_that_ranks_share_is_asked_for_the_room_of_the_rollout_that_has_most(rooms, asked):
+    seen = []
+
+    def generate(requests):
+        seen.extend(requests)
+        return [[8]] * len(requests), None
+
+    engine = LockStep(generate, TwoRanks([Request([4], max_tokens=7), Request([4, 4], max_tokens=2)]))
+    for key, room in enumerate(rooms):
+        engine.submit(key, [key], room)
+    assert [sample.ids for sample in engine.collect()] == [[8], [8]]
+    assert {request.max_tokens for request in seen} == {asked}

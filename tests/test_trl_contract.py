@@ -217,6 +217,7 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert isinstance(trainer.chat_template_kwargs, dict) and trainer.environment_factories is None
     assert trainer.eos_token_ids == [tokenizer.eos_token_id] and trainer.max_completion_length == 700
     assert not trainer._dist.is_zero3 and not trainer._dist.is_fsdp
+    assert trainer.generation_config.max_new_tokens == 700  # read anew at each call
     assert trainer.accelerator.ddp_handler.find_unused_parameters is False  # under gradient checkpointing
     assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
         A2TGPOTrainer._paper
@@ -328,6 +329,9 @@ def test_a_vllm_server_is_still_asked_by_these_names_and_for_turns_of_this_lengt
     source = inspect.getsource(VLLMGeneration)
     assert "if accelerator.is_main_process:" in source and "self.vllm_client = VLLMClient(" in source
     assert '"max_tokens": max_completion_length' in source and "self.generation_kwargs" in source
+    # What stands in `generation_kwargs` wins, in this process and in what is sent.
+    assert "generation_kwargs.update(self.generation_kwargs)" in source
+    assert "sampling_params.update(generation_kwargs or {})" in inspect.getsource(VLLMClient.generate)
 
 
 def test_importance_weights_still_compare_the_two_log_probabilities_we_log_the_gap_of():

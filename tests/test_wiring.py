@@ -1,5 +1,7 @@
 """Each setting of the config reaches the place that it is for: a step against a direct computation."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -174,6 +176,40 @@ def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_pa
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_: ([[], [7]], [[], [-0.5]]))
     assert trainer._sample([Request([5]), Request([6])]) == ([[tokenizer.eos_token_id], [7]], [[None], [-0.5]])
+
+
+def test_late_turns_are_sampled_no_longer_than_the_rollouts_have_room(tokenizer, tmp_path):
+    # Without its surplus a turn is the same; with it, one that babbles would run to the 700 tokens of a whole rollout.
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
+    asked, generate = [], trainer.model.generate
+
+    def watched(input_ids, attention_mask, generation_config):
+        asked.append((generation_config.max_new_tokens, attention_mask.sum(dim=1)))
+        return generate(input_ids, attention_mask)
+
+    trainer.model.generate = watched
+    trainer.train()
+    prompt = asked[0][1].unique()  # four rollouts of one question
+    assert [most for most, _ in asked] == [700 - int((context - prompt).min()) for _, context in asked]
+    assert len(asked) == 4 and asked[3][0] < asked[1][0] < 700
+    assert trainer.generation_config.max_new_tokens == 700
+
+
+def test_vllm_is_asked_for_no_more_than_there_is_room_for_and_its_settings_stay(tokenizer, tmp_path, monkeypatch):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
+    trainer.use_vllm, asked = True, []
+
+    def sampled(*_):
+        asked.append(trainer.vllm_generation.generation_kwargs)
+        return [[7]], None
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", sampled)
+    for given in ({}, {"max_tokens": 20, "seed": 3}, {"min_tokens": 60}):
+        trainer.vllm_generation = SimpleNamespace(generation_kwargs=given, max_completion_length=700)
+        trainer._sample([Request([5], max_tokens=50)])
+        assert trainer.vllm_generation.generation_kwargs is given
+    trainer._sample([Request([5])])
+    assert asked == [{"max_tokens": 50}, {"max_tokens": 20, "seed": 3}, {"min_tokens": 60, "max_tokens": 60}, given]
 
 
 def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_path):
