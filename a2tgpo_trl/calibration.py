@@ -59,7 +59,8 @@ def calibrate(
     """What each kind of turn is worth, in the order of `kinds`.
 
     Args:
-        records: rollouts; of one group are those of the same prompt, row and `file`. Only those with turns count.
+        records: rollouts; of one group are those of the same `file` and row, or of the same prompt where they have no
+            row. Only those with turns count.
         kinds: functions that are not 0 on turns of a kind.
         method, switches: what the turns would be credited by.
         passed: whether a rollout has.
@@ -145,7 +146,8 @@ def _evidence(
     scores_NFK = rewards.to_tensor(scores, int(num_turns_N.max()))
     rewards_NK = rewards.weighted(scores_NFK)
     numbers: dict[str, int] = {}
-    asked = [[record.get(key) for key in ("file", "row", "prompt")] for record in records]
+    # Of the same row, prompts differ where environments begin differently.
+    asked = [[record.get("file"), record["row"] if "row" in record else record["prompt"]] for record in records]
     prompts = [json.dumps(words, sort_keys=True, default=str) for words in asked]
     group_ids_N = torch.tensor([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
     outcomes_N = torch.tensor(outcomes)

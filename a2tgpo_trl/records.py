@@ -1,41 +1,51 @@
 """a scored batch of rollouts -> one dictionary a rollout, ready for JSON: what was asked, said, found and earned.
 
-    {"prompt": [...], "completion": [...], "answer": "Nairobi", "hops": 2,      columns of the row, messages
+    {"prompt": [...], "completion": [...], "answer": "Nairobi", "hops": 2,      messages, columns of the row
      "rewards": {"exact_match": 1.0}, "tool_turns": 2, "values": [-9.1, -8.7, -0.2], "gains": [0.4, 8.5],
      "turns": [{"status": "ok", "calls": [{"name": "search", "arguments": {...}, "status": "ok", "result": "...",
                 "seconds": 0.01, "attempts": 1, "made": true, "changes_state": false}],
                 "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false, "reward": null}],
      "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}}
 
-`turns`, `ended` and `excluded` are there where the policy had tools: how each turn ended (see failures.py), and why
-the rollout did; `turn_rewards` where there are any: a number a turn, the answer turn included. `values` and `gains`
-are there where a gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value
-that could not be computed is None.
+`prompt` is what the policy read, with what `reset` of an environment put behind the row's. `turns`, `ended` and
+`excluded` are there where rollouts may have turns: how each turn ended (see failures.py), and why the rollout did;
+`turn_rewards` where there are any: a number a turn, the answer turn included. `values` and `gains` are there where a
+gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value that could not be
+computed is None.
+
+Of a rollout function only tokens and mask are known: `prompt` is text, each turn has its `text` and what was `read`
+after it, `calls` is None, and `ended` is None unless the last turn was cut.
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from .rollout import Turn
+
 
 def make_records(
     rows: Sequence[dict[str, Any]],
+    prompts: Sequence[Any],
     completions: Sequence[Any],
     rewards_BF: Tensor,
     reward_names: Sequence[str],
     values_BK: Tensor | None,
     happened: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per rollout, in their order. `happened`: what the tool loop has to say of each."""
+    """One record per rollout, in their order. `happened`: what whoever ran the loop has to say of each."""
     records = []
-    for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+    for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
         rewards = zip(reward_names, map(_number, rewards_BF[i].tolist()), strict=True)
         record = {
             **row,
+            "prompt": prompt,
             "completion": completion,
             "rewards": dict(rewards),
             "tool_turns": count_tool_turns(completion),
@@ -55,6 +65,41 @@ def count_tool_turns(completion: Any) -> int:
         return 0
     roles = [message["role"] for message in completion]
     return sum(role == "tool" and before != "tool" for before, role in zip(["", *roles], roles, strict=False))
+
+
+def read_off(
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    mask: Sequence[int],
+    decode: Callable[[list[int]], str],
+    end_ids: Sequence[int],
+) -> dict[str, Any]:
+    """What tokens and the mask of sampled ones say of a rollout: the prompt as it was read, and the turns.
+
+    What stands before the first turn belongs to the prompt.
+
+    Example: mask 1 1 0 0 1 -> two turns, of 2 and 1 tokens out, 2 and 0 in; the second is cut unless it has an end
+    """
+    runs = [
+        (sampled, [token for token, _ in pairs])
+        for sampled, pairs in groupby(zip(completion_ids, mask, strict=True), key=lambda pair: bool(pair[1]))
+    ]
+    before = runs.pop(0)[1] if runs and not runs[0][0] else []
+    ids = [run for _, run in runs]
+    pairs = [(said, read[0] if read else []) for said, *read in (ids[k : k + 2] for k in range(0, len(ids), 2))]
+    turns = [_turn_of_tokens(said, read, decode, not read and said[-1] not in end_ids) for said, read in pairs]
+    return {
+        "prompt": decode([*prompt_ids, *before] if turns else list(prompt_ids)),
+        "tool_turns": sum(turn["tokens_in"] > 0 for turn in turns),
+        "turns": turns,
+        "ended": "over_budget" if turns and turns[-1]["cut"] else None,
+        "excluded": False,
+    }
+
+
+def _turn_of_tokens(said: list[int], read: list[int], decode: Callable[[list[int]], str], cut: bool) -> dict[str, Any]:
+    turn = Turn("over_budget" if cut else "ok", tokens_out=len(said), tokens_in=len(read), cut=cut)
+    return {**asdict(turn), "calls": None, "text": decode(said), "read": decode(read)}
 
 
 def _gain(before: float | None, after: float | None) -> float | None:
@@ -86,24 +131,48 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def as_text(record: dict[str, Any]) -> str:
     """A rollout for a reader: question, calls with their results and gains, answer, rewards."""
-    prompt = record["prompt"]
-    lines = [prompt if isinstance(prompt, str) else prompt[-1]["content"]]
-    if isinstance(record["completion"], str):
-        lines.append(record["completion"])
-        return "\n".join(lines)
-    gains = iter(record.get("gains", []))
-    before = ""
+    prompt, completion = record["prompt"], record["completion"]
+    lines = [prompt if isinstance(prompt, str) else _content(prompt[-1])]
+    if record.get("turns") and record["turns"][0]["calls"] is None:
+        lines += _lines_of_turns(record)
+    elif isinstance(completion, str):
+        lines.append(completion)
+    else:
+        lines += _lines_of_messages(record)
+    rewards = ", ".join(f"{name} {value}" for name, value in record["rewards"].items())
+    return "\n".join([*lines, f"right: {record['answer']}  ({rewards})" if "answer" in record else rewards])
+
+
+def _lines_of_turns(record: dict[str, Any]) -> list[str]:
+    """Of a rollout function's turns."""
+    lines, gains = [], iter(record.get("gains", []))
+    for turn in record["turns"]:
+        lines.append(turn["text"])
+        lines += _answered(turn["read"], next(gains, None)) if turn["tokens_in"] else []
+    return lines
+
+
+def _lines_of_messages(record: dict[str, Any]) -> list[str]:
+    lines, gains, before = [], iter(record.get("gains", [])), ""
     for message in record["completion"]:
         if message["role"] == "tool":
-            gain = next(gains, None) if before != "tool" else None
-            lines += [f"    {line}" for line in str(message["content"]).splitlines()]
-            lines += [f"    gain {gain:+.2f}"] if gain is not None else []
+            lines += _answered(str(message["content"]), next(gains, None) if before != "tool" else None)
         else:
             lines += [message["content"]] if message.get("content") else []
             lines += [f"  {_call_text(call['function'])}" for call in message.get("tool_calls") or ()]
         before = message["role"]
-    rewards = ", ".join(f"{name} {value}" for name, value in record["rewards"].items())
-    return "\n".join([*lines, f"right: {record['answer']}  ({rewards})" if "answer" in record else rewards])
+    return lines
+
+
+def _answered(text: str, gain: float | None) -> list[str]:
+    lines = [f"    {line}" for line in text.splitlines()]
+    return [*lines, f"    gain {gain:+.2f}"] if gain is not None else lines
+
+
+def _content(message: dict[str, Any]) -> str:
+    """The text of a message, whose content may be in parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _call_text(function: dict[str, Any]) -> str:

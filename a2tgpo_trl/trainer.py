@@ -42,7 +42,7 @@ from .metrics import (
     turn_metrics,
 )
 from .ranks import Ranks
-from .records import make_records
+from .records import make_records, read_off
 from .resampling import Resampler, RoundLog, teaches_nothing
 from .resumable import Resumable
 from .resume import Checkpoints
@@ -121,7 +121,8 @@ class A2TGPOTrainer(Resumable):
         self._batch_answers: list[list[str]] | None = None
         self._turn_scores: TurnScores | None = None
         self._old_logps: list[Tensor] | None = None
-        self._judged: tuple[list[dict[str, Any]], list, Tensor] | None = None
+        self._judged: tuple[list[dict[str, Any]], list, list, Tensor] | None = None
+        self._rollouts: Rollouts | None = None
         self._dull_G: Tensor | None = None
         self._loss_inputs: dict[str, Any] | None = None
         # Called with the records of each batch of rollouts, in training and in evaluation, on each rank with its own.
@@ -237,7 +238,8 @@ class A2TGPOTrainer(Resumable):
             assert self._dull_G is not None
             return output, self._dull_G
         finally:
-            self._batch_answers = self._turn_scores = self._old_logps = self._judged = self._dull_G = None
+            self._batch_answers = self._turn_scores = self._old_logps = self._dull_G = None
+            self._judged = self._rollouts = None
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
         if self._tool_loop is not None and self.tools:  # an environment need not have any
@@ -286,9 +288,8 @@ class A2TGPOTrainer(Resumable):
                 "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
                 "texts with dataset.map, or train without tools."
             )
-        ends = Ends.of(self.eos_token_ids, self._tokenizer.pad_token_id, self.args.generation_kwargs)
         with self._engine(self._rollout_seeds(prompt_ids)) as engine:
-            rollouts = self._tool_loop.run(prompt_ids, engine, ends, self._mode == "train")
+            rollouts = self._tool_loop.run(prompt_ids, engine, self._ends, self._mode == "train")
         tally = Tally.of(rollouts)
         return (
             [rollout.mask for rollout in rollouts],
@@ -299,6 +300,10 @@ class A2TGPOTrainer(Resumable):
             tally.failed,
             [[] for _ in rollouts],  # images, which text models do not read
         )
+
+    @property
+    def _ends(self) -> Ends:
+        return Ends.of(self.eos_token_ids, self._tokenizer.pad_token_id, self.args.generation_kwargs)
 
     def _rollout_seeds(self, prompt_ids: list[list[int]]) -> list[int] | None:
         """A seed for each of this rank's rollouts, the same on however many ranks the batch is spread.
@@ -357,12 +362,11 @@ class A2TGPOTrainer(Resumable):
 
     def _generate(self, prompts: list) -> tuple:
         rollout = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask = rollout[:3]
+        mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
+        self._rollouts = Rollouts(prompt_ids, completion_ids, mask)
         if self._gain_pass is not None and self._batch_answers is not None:
-            prompt_ids, completion_ids, tool_mask = rollout[:3]
-            mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
-            scores, metrics = self._gain_pass.run(
-                Rollouts(prompt_ids, completion_ids, mask), self._batch_answers, self._parent_wants_old_logps
-            )
+            scores, metrics = self._gain_pass.run(self._rollouts, self._batch_answers, self._parent_wants_old_logps)
             self._turn_scores, self._old_logps = scores, scores.logps
             self._log_scalars(self._mode, metrics)
         return rollout
@@ -408,7 +412,7 @@ class A2TGPOTrainer(Resumable):
         self._unscored_N = rewards_per_func_NF.isnan().all(dim=1)
         weighted_NF = rewards_per_func_NF * self.reward_weights.to(rewards_per_func_NF.device)
         self._outcomes_N = weighted_NF.nansum(dim=1).masked_fill(self._unscored_N, torch.nan)
-        self._judged = (inputs, completions, rewards_per_func_NF[self._local_rows(len(inputs))])
+        self._judged = (inputs, prompts, completions, rewards_per_func_NF[self._local_rows(len(inputs))])
         return rewards_per_func_NF
 
     def _read_records(self) -> None:
@@ -424,9 +428,16 @@ class A2TGPOTrainer(Resumable):
     def _make_records(self) -> list[dict[str, Any]]:
         assert self._judged is not None
         values = None if self._turn_scores is None else self._turn_scores.values_BK
-        rollouts = [] if self._tool_loop is None else self._tool_loop.rollouts
-        happened = [rollout.record for rollout in rollouts] or None
-        return make_records(*self._judged, self.reward_func_names, values, happened)
+        return make_records(*self._judged, self.reward_func_names, values, self._happened())
+
+    def _happened(self) -> list[dict[str, Any]] | None:
+        """What the loop over turns says of each rollout, or what tokens say where a rollout function ran it."""
+        if self.rollout_func is None:
+            rollouts = [] if self._tool_loop is None else self._tool_loop.rollouts
+            return [rollout.record for rollout in rollouts] or None
+        assert self._rollouts is not None
+        tokens = zip(self._rollouts.prompt_ids, self._rollouts.completion_ids, self._rollouts.model_mask, strict=True)
+        return [read_off(*of_rollout, self._tokenizer.decode, self._ends.ids) for of_rollout in tokens]
 
     def _local_rows(self, number: int) -> slice:
         """This rank's rows of a gathered tensor to which each rank gave so many."""

@@ -34,10 +34,12 @@ UNREADABLE = ("unparsed_call", "unknown_tool", "bad_arguments")
 def bad_format(record: Record) -> list[float]:
     """A turn with a call that cannot be read or made, or one cut off; and a first turn without a call.
 
+    Of a rollout function's turns, whose calls are not known, those that were cut off.
+
     Example: turns with a call that cannot be parsed, a good one, an answer -> [1, 0, 0]; an answer at once -> [1]
     """
     broken = [not {"over_budget", *UNREADABLE}.isdisjoint(_statuses(turn)) for turn in record["turns"]]
-    if broken and not record["turns"][0]["calls"]:
+    if broken and record["turns"][0]["calls"] == []:
         broken[0] = True
     return _flags(broken)
 
@@ -56,7 +58,7 @@ def duplicate_call(record: Record) -> list[float]:
     flags = []
     for turn in record["turns"]:
         repeated = False
-        for call in (call for call in turn["calls"] if call["made"]):
+        for call in (call for call in _calls(turn) if call["made"]):
             key = json.dumps([call["name"], call["arguments"]], sort_keys=True, default=str)
             repeated |= key in seen
             seen.add(key)
@@ -67,14 +69,14 @@ def duplicate_call(record: Record) -> list[float]:
 def read_only(record: Record) -> list[float]:
     """A turn whose calls all succeeded and changed nothing (see `ToolSettings.changes_state`)."""
     return _flags(
-        bool(turn["calls"]) and all(_is_good(call) and not call["changes_state"] for call in turn["calls"])
+        bool(_calls(turn)) and all(_is_good(call) and not call["changes_state"] for call in _calls(turn))
         for turn in record["turns"]
     )
 
 
 def state_changing(record: Record) -> list[float]:
     """A turn with a call that succeeded and changed something (`@tool(changes_state=True)`)."""
-    return _flags(any(_is_good(call) and call["changes_state"] for call in turn["calls"]) for turn in record["turns"])
+    return _flags(any(_is_good(call) and call["changes_state"] for call in _calls(turn)) for turn in record["turns"])
 
 
 def environment(record: Record) -> list[float | None]:
@@ -89,7 +91,11 @@ KINDS: dict[str, TurnReward] = {
 
 
 def _statuses(turn: Mapping[str, Any]) -> set[str]:
-    return {turn["status"], *(call["status"] for call in turn["calls"])}
+    return {turn["status"], *(call["status"] for call in _calls(turn))}
+
+
+def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return turn["calls"] or []  # None where a rollout function made them, and nobody else knows
 
 
 def _is_good(call: Mapping[str, Any]) -> bool:

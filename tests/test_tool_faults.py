@@ -21,6 +21,7 @@ from trl import GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.failures import RunStopped
 from a2tgpo_trl.open_files import OpenFiles
+from a2tgpo_trl.records import as_text
 from a2tgpo_trl.tool_loop import SILENT_BATCHES
 from a2tgpo_trl.tools import tool
 
@@ -416,6 +417,14 @@ def in_rooms(tokenizer, tmp_path, fails: list[str], write=None, **changes):
         reward_funcs=None,
         environment_factory=Room,
     )
+
+
+def test_records_hold_the_prompt_that_the_policy_read(tokenizer, tmp_path):
+    trainer, _, records = in_rooms(tokenizer, tmp_path, ["no"] * 4)
+    asked = {row["prompt"][-1]["content"] for row in questions()}
+    for record in records:
+        assert record["prompt"][-1]["content"].removesuffix(" You are in a room.") in asked
+        assert record["prompt"][-1]["content"] not in asked and "You are in a room." in as_text(record)
 
 
 def test_calls_on_an_environment_are_in_order_and_on_one_thread(tokenizer, tmp_path):

@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.information_gain import Rollouts, answer_values, fused_scorer
 from a2tgpo_trl.loss import mean_log_ratio, turn_policy_loss
+from a2tgpo_trl.records import as_text, read_off
 from a2tgpo_trl.rewards import exact_match, f1
 
 
@@ -527,6 +528,38 @@ def test_rollouts_of_a_rollout_func_are_credited_by_their_mask(tokenizer, tmp_pa
     assert by_length[3] == [0, 0, 0, -1, -1]
     assert logged(trainer, "turns/survivors_turn_1") == [2]
     assert logged(trainer, "turns/mean") == [pytest.approx(4 / 3)]  # 2, 1 and 1: the third is not in the loss
+
+
+def test_records_of_a_rollout_func_are_read_off_its_tokens_and_mask(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), **WAYS["rollout_func"])
+    seen = []
+    trainer.on_rollouts = seen.extend
+    trainer.train()
+    # Masks 1 1 0 0 1, 1 1 0 0, empty, and 1 1 1; no turn has an end token, so that those which end a rollout are cut.
+    turns = [[(turn["tokens_out"], turn["tokens_in"], turn["status"]) for turn in one["turns"]] for one in seen]
+    cut = "over_budget"
+    assert turns == [[(2, 2, "ok"), (1, 0, cut)], [(2, 2, "ok")], [], [(3, 0, cut)]]
+    assert [one["tool_turns"] for one in seen] == [1, 1, 0, 0] == [len(one["gains"]) for one in seen]
+    assert [one["ended"] for one in seen] == [cut, None, None, cut]
+    gains = [gain for one in seen for gain in one["gains"]]
+    assert logged(trainer, "gain/mean") == [pytest.approx(sum(gains) / 2)] and None not in gains
+    first = seen[0]
+    assert [turn["text"] for turn in first["turns"]] == [tokenizer.decode([30, 31]), tokenizer.decode([34])]
+    assert [turn["read"] for turn in first["turns"]] == [tokenizer.decode([32, 33]), ""]
+    assert first["prompt"].startswith("the capital of France is?") and seen[2]["prompt"] == first["prompt"]
+    assert f"gain {gains[0]:+.2f}" in as_text(first) and tokenizer.decode([32, 33]) in as_text(first)
+
+
+def test_what_a_rollout_func_puts_before_the_first_turn_belongs_to_the_prompt():
+    def decode(ids):
+        return "".join(map(chr, ids))
+
+    record = read_off([*b"ask"], [*b"-see-say>read.end"], [0] * 5 + [1] * 4 + [0] * 5 + [1] * 3, decode, [ord("d")])
+    assert record["prompt"] == "ask-see-" and record["tool_turns"] == 1 and record["ended"] is None
+    assert [(turn["text"], turn["read"], turn["cut"]) for turn in record["turns"]] == [
+        ("say>", "read.", False),
+        ("end", "", False),
+    ]
 
 
 def test_truncated_rollouts_that_are_masked_out_have_no_part_in_the_statistics(tokenizer, tmp_path):

@@ -81,7 +81,7 @@ def _read(files: Sequence[Path]) -> list[dict[str, Any]]:
     records = [{**record, "file": str(file)} for file in files for record in read_jsonl(file)]
     if not any(record.get("turns") for record in records):
         raise ValueError("These rollouts have no turns on record: they are of no policy with tools.")
-    if any("made" not in call for r in records for turn in r.get("turns", ()) for call in turn["calls"]):
+    if any("made" not in call for r in records for turn in r.get("turns", ()) for call in turn["calls"] or ()):
         raise ValueError("These rollouts are of an earlier version, which recorded less of their calls.")
     return records
 

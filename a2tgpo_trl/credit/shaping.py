@@ -67,7 +67,12 @@ def has_passed(outcome: Any, passing: float) -> Any:
 
 
 def attempted(record: dict[str, Any]) -> str:
-    """What a rollout handed to its tools: the texts among the arguments of all its calls, joined."""
+    """What a rollout handed to its tools: the texts among the arguments of all its calls, joined.
+
+    Where a rollout function made the calls: the text of all turns that something answered.
+    """
+    if any(turn["calls"] is None for turn in record["turns"]):
+        return "\n".join(turn["text"] for turn in record["turns"] if turn["tokens_in"])
     calls = [call for turn in record["turns"] for call in turn["calls"]]
     given = [call["arguments"] for call in calls if isinstance(call["arguments"], dict)]
     return "\n".join(value for arguments in given for value in arguments.values() if isinstance(value, str))
