@@ -11,6 +11,12 @@ from .checkpoints import check_writable
 from .config import A2TGPOConfig
 
 
+WITHOUT_ANSWERS = (
+    "train by a method that needs no answers: credit='gtpo' reads turn rewards and the outcome, credit='grpo' the "
+    "outcome alone (any method does without gains if gain_weight=0, clip_adaptation=0)"
+)
+
+
 def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2TGPOConfig:
     """Settings for this model, if there are none; what is wrong with those that there are."""
     if args is None:
@@ -99,8 +105,8 @@ def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
     accepted = [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
         raise ValueError(
-            f"{where} holds {answer!r}: an answer must be a string or a list of strings. Convert the column with "
-            "dataset.map."
+            f"{where} holds {answer!r}: an answer must be a string or a list of strings. Convert it (a column with "
+            f"dataset.map); or {WITHOUT_ANSWERS}."
         )
     if not accepted:
         raise ValueError(f"{where} holds an empty list: the information gain needs an answer. Drop the row.")
@@ -117,8 +123,8 @@ def check_dataset(
     if dataset.column_names is not None and column not in dataset.column_names:
         raise ValueError(
             f"The {name} data set has no column {column!r}; it has {', '.join(dataset.column_names)}. The information "
-            "gain is measured against the ground-truth answer: name its column with answer_column, or train without "
-            "gains (gain_weight=0, clip_adaptation=0)."
+            "gain is measured against the ground-truth answer: name its column with answer_column, declare answer in "
+            f"the environment's class (answer: str | None = None) and have reset set it, or {WITHOUT_ANSWERS}."
         )
     if isinstance(dataset, IterableDataset):
         return
@@ -134,6 +140,16 @@ def check_dataset(
                 f"The answer {text!r} in column {column!r} of the {name} data set tokenises to nothing, so there is "
                 "no token to score. Drop the row, or use a tokenizer that knows these characters."
             )
+
+
+def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
+    """Environments that declare no answer do not bring the data as well."""
+    if not has_data:
+        names = ", ".join(kind.__name__ for kind in environments)
+        raise ValueError(
+            f"There is no answer to score: no data set was given, and {names} declares none. Declare it in the class "
+            f"(answer: str | None = None) and have reset set it; or {WITHOUT_ANSWERS}."
+        )
 
 
 def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset | IterableDataset]]:

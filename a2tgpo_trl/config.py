@@ -171,7 +171,10 @@ class A2TGPOConfig(GRPOConfig):
     )
     answer_column: str = field(
         default="answer",
-        metadata={"help": "Dataset column with the ground-truth answer: a string, or a list of accepted strings."},
+        metadata={
+            "help": "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
+            "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it."
+        },
     )
     answer_aliases: AnswerAliases = field(
         default="first",

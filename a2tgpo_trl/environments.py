@@ -12,13 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checks import check_factory, checked_environment
 from .tools.attempts import Request
 from .tools.runner import ToolRunner
 from .tools.settings import settings_of
 
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +168,12 @@ class Environments:
 
         self.runner.submit([request]).add_done_callback(hand_over)
         return result
+
+
+def environment_kinds(trainer: "GRPOTrainer") -> set[type]:
+    """The classes of a trainer's environments."""
+    pools = trainer._environment_pool if trainer.environment_factories is not None else {}
+    return {type(one) for pool in pools.values() for one in pool}
 
 
 def _releases(kind: type) -> list[Callable]:

@@ -10,7 +10,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl.data_utils import is_conversational
 
-from .checks import check_dataset, named_datasets
+from .answers import declares_answer
+from .checks import check_dataset, check_owned_data, named_datasets
+from .environments import environment_kinds
 from .information_gain import (
     Rollouts,
     Scorer,
@@ -40,7 +42,8 @@ PACKING_TOLERANCE_16_BIT = 0.2
 class GainPass:
     """What a trainer needs to have its policy score answers. What cannot be scored is refused at once."""
 
-    def __init__(self, trainer: "A2TGPOTrainer"):
+    def __init__(self, trainer: "A2TGPOTrainer", has_data: bool = True):
+        """`has_data`: whether the trainer was given a data set; TRL puts one in its place."""
         self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
         args, model = trainer.args, trainer.model
         if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
@@ -49,8 +52,7 @@ class GainPass:
                 "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
                 "clip_adaptation=0)."
             )
-        for name, dataset in named_datasets(trainer.train_dataset, trainer.eval_dataset):
-            check_dataset(dataset, name, args.answer_column, args.answer_aliases, trainer._tokenizer)
+        self._check_answers(has_data)
         self._check_probe_seam()
         self._probes = ProbeMaker(trainer._tokenizer, args.probe_template)
         self.packing, reason = packed_implementation(base_model(model))
@@ -59,6 +61,15 @@ class GainPass:
             logger.warning(f"Information gain takes one pass per turn boundary, since {reason}.")
         else:
             logger.info(f"Information gain takes one packed row per rollout: {reason}.")
+
+    def _check_answers(self, has_data: bool) -> None:
+        """There is something to score. What environments say is only known once they are reset."""
+        trainer, args, kinds = self._trainer, self._trainer.args, environment_kinds(self._trainer)
+        if any(map(declares_answer, kinds)):
+            return
+        check_owned_data(kinds, has_data)
+        for name, dataset in named_datasets(trainer.train_dataset, trainer.eval_dataset):
+            check_dataset(dataset, name, args.answer_column, args.answer_aliases, trainer._tokenizer)
 
     def _check_probe_seam(self) -> None:
         trainer = self._trainer

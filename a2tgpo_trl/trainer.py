@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
+from .answers import Answer, find_answer, rows_with_answers
 from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .dropout import settle_dropout
@@ -118,7 +119,8 @@ class A2TGPOTrainer(Resumable):
     ):
         args = complete_args(model, args)
         # What passes between the parent's steps. None outside them.
-        self._batch_answers: list[list[str]] | None = None
+        self._rows: list[dict[str, Any]] | None = None
+        self._answers: list[Answer] | None = None
         self._turn_scores: TurnScores | None = None
         self._old_logps: list[Tensor] | None = None
         self._judged: tuple[list[dict[str, Any]], list, list, Tensor] | None = None
@@ -150,7 +152,8 @@ class A2TGPOTrainer(Resumable):
         self._tool_loop = None if environments is None else ToolLoop(self, environments)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
-        self._gain_pass = GainPass(self) if args.uses_gain else None
+        has_data = given.arguments.get("train_dataset") is not None
+        self._gain_pass = GainPass(self, has_data) if args.uses_gain else None
         self._credit = TurnCredit(self, turn_reward_funcs)
         if args.seeded_rollouts and (self.rollout_func is not None or (self.use_vllm and self._tool_loop is None)):
             raise ValueError(
@@ -222,15 +225,11 @@ class A2TGPOTrainer(Resumable):
     def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
         """The parent's generation and scoring, credited, and which of all ranks' groups teach nothing."""
         self._round += 1
-        column = self.args.answer_column
-        if self.args.uses_gain:
-            where = f"Column {column!r} of a row that arrived for generation"
-            self._batch_answers = [used_answers(row.get(column), self.args.answer_aliases, where) for row in inputs]
-        inputs = [dict(row) for row in inputs]  # the parent writes what a rollout function returns into them
+        self._rows = [dict(row) for row in inputs]  # the parent writes what a rollout function returns into them
         if self._tool_loop is not None:
             self._tool_loop.begin_batch()
         try:
-            output = super()._generate_and_score_completions(inputs)
+            output = super()._generate_and_score_completions(self._rows)
             self._read_records()
             if self._tool_loop is not None:
                 self._end_tool_loop(self._tool_loop)
@@ -238,8 +237,8 @@ class A2TGPOTrainer(Resumable):
             assert self._dull_G is not None
             return output, self._dull_G
         finally:
-            self._batch_answers = self._turn_scores = self._old_logps = self._dull_G = None
-            self._judged = self._rollouts = None
+            self._rows = self._answers = self._rollouts = self._judged = None
+            self._turn_scores = self._old_logps = self._dull_G = None
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
         if self._tool_loop is not None and self.tools:  # an environment need not have any
@@ -361,15 +360,35 @@ class A2TGPOTrainer(Resumable):
         raise RunStopped(f"{trouble}{saved}")
 
     def _generate(self, prompts: list) -> tuple:
+        self._answers = self._find_answers()
+        accepted = self._accepted_answers(self._answers)  # before anything is sampled in vain
         rollout = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = rollout[:3]
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         self._rollouts = Rollouts(prompt_ids, completion_ids, mask)
-        if self._gain_pass is not None and self._batch_answers is not None:
-            scores, metrics = self._gain_pass.run(self._rollouts, self._batch_answers, self._parent_wants_old_logps)
+        if self._gain_pass is not None:
+            scores, metrics = self._gain_pass.run(self._rollouts, accepted, self._parent_wants_old_logps)
             self._turn_scores, self._old_logps = scores, scores.logps
             self._log_scalars(self._mode, metrics)
         return rollout
+
+    def _find_answers(self) -> list[Answer]:
+        """The answers to the rows of a batch, whose environments have been reset."""
+        assert self._rows is not None
+        environments = self.environments or [None] * len(self._rows)
+        return [
+            find_answer(row, self.args.answer_column, environment, self._has_failed_to_reset(environment))
+            for row, environment in zip(self._rows, environments, strict=True)
+        ]
+
+    def _has_failed_to_reset(self, environment: Any) -> bool:
+        return self._tool_loop is not None and self._tool_loop.environments.failed(environment) is not None
+
+    def _accepted_answers(self, answers: Sequence[Answer]) -> list[list[str]]:
+        """Those that are scored; none where nothing is."""
+        if self._gain_pass is None:
+            return []
+        return [used_answers(answer.text, self.args.answer_aliases, answer.where) for answer in answers]
 
     @property
     def _parent_wants_old_logps(self) -> bool:
@@ -397,9 +416,8 @@ class A2TGPOTrainer(Resumable):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        # The rewards of this package read "answer", whatever the data set calls it. `reset` takes the row as it is.
-        column = self.args.answer_column
-        inputs = [{"answer": row[column], **row} if column in row else row for row in inputs]
+        assert self._answers is not None
+        inputs = rows_with_answers(inputs, self._answers)  # `reset` has got them as they are
         rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if rewards_per_func_NF.isinf().any():
             named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]

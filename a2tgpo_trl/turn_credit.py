@@ -22,6 +22,7 @@ from .credit.shaping import (
     has_small_encoder,
     shaped_outcomes,
 )
+from .environments import environment_kinds
 from .metrics import turn_reward_metrics
 from .ranks import Ranks
 from .turn_rewards import TurnRewards
@@ -54,8 +55,7 @@ class TurnCredit:
 
     @property
     def _environment_rewards(self) -> bool:
-        pools = self._trainer._environment_pool if self._trainer.environment_factories is not None else {}
-        kinds = {type(one) for pool in pools.values() for one in pool}
+        kinds = environment_kinds(self._trainer)
         for kind in kinds:
             if isinstance(getattr(kind, "turn_reward", None), property):
                 raise ValueError(
@@ -92,14 +92,29 @@ class TurnCredit:
             raise ValueError(
                 "turn_rewards: no environment's class has an attribute turn_reward, which 'environment' reads."
             )
-        if (self.rewards or args.failure_shaping) and (self._trainer._tool_loop is None or not self._trainer.tools):
-            own = self.rewards and args.turn_rewards != preset_of(self._method).values["turn_rewards"]
-            what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={args.credit!r}"
-            raise ValueError(f"{what} can only be had of a policy with tools: what is read is how its calls went.")
+        self._check_turns_are_known(args)
         if self.rewards and args.turn_reward_weight == 0:
             logger.warning(
                 f"Turn rewards ({', '.join(self.rewards.names)}) are logged and not learnt from: turn_reward_weight "
                 f"is 0, as credit={args.credit!r} sets it if you do not."
+            )
+
+    def _check_turns_are_known(self, args: Any) -> None:
+        """There are turns to read, and what is known of them is enough for what reads them."""
+        of_tools = self._trainer._tool_loop is not None and bool(self._trainer.tools)
+        of_function = self._trainer.rollout_func is not None
+        if (self.rewards or args.failure_shaping) and not of_tools and not of_function:
+            own = self.rewards and args.turn_rewards != preset_of(self._method).values["turn_rewards"]
+            what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={args.credit!r}"
+            raise ValueError(
+                f"{what} can only be had of a policy with tools, or of a rollout_func: what is read is how its turns "
+                "went."
+            )
+        if of_function and self.rewards.of_calls:
+            raise ValueError(
+                f"turn_rewards: {', '.join(self.rewards.of_calls)} cannot be told of a rollout_func, which makes its "
+                "calls unseen. Have it return what it knows under a key of its own, one list a rollout, and read that "
+                "from the record by a function of yours (turn_reward_funcs)."
             )
 
     @property

@@ -90,6 +90,10 @@ KINDS: dict[str, TurnReward] = {
 }
 
 
+# What a rollout function's turns do not tell.
+READ_CALLS = (failed_call, duplicate_call, read_only, state_changing)
+
+
 def _statuses(turn: Mapping[str, Any]) -> set[str]:
     return {turn["status"], *(call["status"] for call in _calls(turn))}
 
@@ -131,6 +135,11 @@ class TurnRewards:
     @property
     def names(self) -> list[str]:
         return list(self.weights)
+
+    @property
+    def of_calls(self) -> list[str]:
+        """Those that are read off calls, and nothing else."""
+        return [name for name, function in self._functions.items() if function in READ_CALLS]
 
     def score(self, record: Record) -> dict[str, list[float | None]]:
         """By name of a function, one number a turn. Raises a ValueError that names what is wrong with it."""

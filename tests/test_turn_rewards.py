@@ -178,6 +178,59 @@ def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tm
     assert logged(trainer, "turn_rewards/bad_format/mean") == pytest.approx([0.1])  # one of ten turns
 
 
+def points(rollout: dict) -> list[float]:
+    """What the rollout function says that its turns earned."""
+    return rollout["points"]
+
+
+def scored_rollouts(prompts, trainer) -> dict:
+    points = [[10.0, 20.0], [30.0], [], [40.0]]
+    return {**test_trainer.rollouts_of_tokens(prompts, trainer), "points": points}
+
+
+def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tmp_path):  # noqa: F811
+    args = A2TGPOConfig(
+        **run_settings(
+            tmp_path, max_steps=1, credit="gtpo", failure_shaping=0.0, gain_normalization="none", discount=0.5
+        ),
+        turn_rewards={"bad_format": -3.0},
+    )
+    trainer = make(
+        tokenizer,
+        args,
+        tools=None,
+        rollout_func=scored_rollouts,
+        reward_funcs=spread,
+        turn_reward_funcs=[points],
+        train_dataset=test_trainer.questions().remove_columns("answer"),
+    )
+    batch = captured(trainer)[0]
+    # By their tokens: 5 (two turns, the second cut), 4 (one turn that was answered), 3 (one, cut). Outcomes 0, 1, 0.
+    expected = {5: [10 + 0.5 * (20 - 3), 20 - 3], 4: [30 + 1], 3: [40 - 3], 1: []}
+    for row, tokens in enumerate(batch["completion_mask"].sum(dim=1).tolist()):
+        turns = batch["turn_index"][row]
+        credited = [batch["advantages"][row][turns == k][0].item() for k in range(int(turns.max()) + 1)]
+        assert credited == pytest.approx(expected[tokens])
+    assert logged(trainer, "turn_rewards/points/turn_1") == [pytest.approx(80 / 3)]
+
+
+def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answered(tokenizer, tmp_path):  # noqa: F811
+    turns = [{"calls": None, "text": text, "tokens_in": read} for text, read in (("look", 3), ("go", 2), ("done", 0))]
+    assert attempted({"turns": turns}) == "look\ngo"
+
+    def alike(prompts, trainer) -> dict:
+        output = test_trainer.rollouts_of_tokens(prompts, trainer)
+        output["completion_ids"][1] = output["completion_ids"][0][:4]
+        return output
+
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="gtpo", shaping_embedding="ngrams"))
+    trainer = make(tokenizer, args, tools=None, rollout_func=alike, reward_funcs=spread)
+    trainer.train()
+    # Outcomes 0, 1, 2, 0. The first tried what the second did, and nothing like the third: 0.5 x (1 + 0) / 2 of 1.
+    assert logged(trainer, "shaping/passed") == [0.5] and logged(trainer, "shaping/share") == [0.25]
+    assert logged(trainer, "shaping/mean") == [pytest.approx(0.25 / 4)]
+
+
 class Shop(test_trainer.Library):
     """An environment that rewards each step with the number of things that were asked so far."""
 
@@ -328,6 +381,11 @@ NO_TOOLS = {"tools": None, "scripted": False}
             {"turn_rewards": {"failed_call": -1}},
             {"tools": None, "scripted": False},
             "Turn rewards (failed_call) can only",
+        ),
+        (
+            {"turn_rewards": {"failed_call": -1, "bad_format": -1}},
+            test_trainer.WAYS["rollout_func"],
+            "turn_rewards: failed_call cannot be told of a rollout_func",
         ),
         ({"turn_rewards": {"environment": 1}}, {}, "no environment's class has an attribute turn_reward"),
         ({}, {"turn_reward_funcs": [functools.partial(depth)]}, "has no name, which metrics go by"),

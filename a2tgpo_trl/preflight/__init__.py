@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from .chat import Status, Verdict
 from .data import check_answers, check_prompts
 from .lengths import check_fit, check_tool_turn
-from .loading import all_tools, load_config, load_data, load_model, load_tokenizer, make_chat
+from .loading import all_tools, environment_kinds, load_config, load_data, load_model, load_tokenizer, make_chat
 from .sampling import check_logps, check_truncation, uses_other_engine
 from .template import (
     check_mask,
@@ -87,7 +87,8 @@ def preflight(recipe: Recipe) -> list[Finding]:
     config = found.load("model config", load_config, recipe)
     tools = found.load("tools", all_tools, recipe.task)
     basics = ("tokenizer", "model config", "tools")
-    found.add("answers", check_answers, data, args, tokenizer, needs=["tokenizer", "data"])
+    kinds = found.load("environments", environment_kinds, recipe.task)
+    found.add("answers", check_answers, data, args, tokenizer, kinds, needs=["tokenizer", "data", "environments"])
     found.add("tool format", check_tool_format, tokenizer, tools, needs=basics)
     found.add("tool parser", check_parser, tokenizer, tools, needs=[*basics, "tool format"])
     chat = found.load("template", make_chat, recipe, tokenizer, config, tools, needs=basics)

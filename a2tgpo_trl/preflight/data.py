@@ -1,5 +1,6 @@
 """data sets -> whether their answers can be scored and their prompts be read."""
 
+from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
@@ -8,7 +9,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
-from ..checks import check_dataset, used_answers
+from ..answers import declares_answer
+from ..checks import check_dataset, check_owned_data, used_answers
 from ..config import A2TGPOConfig
 from .chat import Chat, Datasets, Verdict, conversation
 
@@ -22,9 +24,14 @@ def first_row(data: Datasets) -> dict[str, Any]:
     return next((row for rows in data.values() for row in islice(rows, 1)), {"prompt": conversation([])[:1]})
 
 
-def check_answers(data: Datasets, args: A2TGPOConfig, tokenizer: PreTrainedTokenizerBase) -> Verdict:
-    """Every row has an answer that can be scored, where gains are computed."""
+def check_answers(
+    data: Datasets, args: A2TGPOConfig, tokenizer: PreTrainedTokenizerBase, environments: Collection[type] = ()
+) -> Verdict:
+    """Every row has an answer that can be scored, where gains are computed; `environments` of a class may give it."""
     column = args.answer_column
+    owners = [kind.__name__ for kind in environments if declares_answer(kind)]
+    if owners:
+        return "pass", f"environments give them after reset ({', '.join(owners)})"
     if not args.uses_gain:
         lacking = [name for name, rows in data.items() if column not in (rows.column_names or [column])]
         if lacking:
@@ -34,6 +41,10 @@ def check_answers(data: Datasets, args: A2TGPOConfig, tokenizer: PreTrainedToken
             )
         return "pass", f"column {column!r}; no gain is computed"
     seen = []
+    try:
+        check_owned_data(environments, has_data=bool(data))
+    except ValueError as error:
+        return "fail", str(error)
     for name, rows in data.items():
         try:
             check_dataset(rows, name, column, args.answer_aliases, tokenizer)

@@ -1,6 +1,7 @@
 """a recipe -> tokenizer, config, tools, data and model, as `GRPOTrainer` would load them."""
 
 from collections.abc import Callable
+from functools import partial
 
 from datasets import Dataset, IterableDataset
 from transformers import (
@@ -52,6 +53,14 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
 def load_model(recipe: Recipe) -> PreTrainedModel:
     """The policy as `GRPOTrainer` loads it. An adapter is left out: a fresh one changes no output."""
     return recipe.load_base()
+
+
+def environment_kinds(task: Task) -> set[type]:
+    """The classes of the task's environments; one is made only where the factory does not say."""
+    factory = task.environment_factory
+    factories = list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
+    plain = [one.func if isinstance(one, partial) else one for one in factories]
+    return {one if isinstance(one, type) else type(one()) for one in plain}
 
 
 def all_tools(task: Task) -> list[Callable]:
