@@ -8,6 +8,7 @@ from hypothesis import settings
 from a2tgpo_trl.tools.runner import Limits, ToolRunner
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub, and nothing may wait for it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -22,6 +23,13 @@ def pytest_collection_finish() -> None:
     # Each training ends in a full garbage collection, which would look through all that was imported: a second or two.
     gc.collect()
     gc.freeze()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Up to four for what `pytest` runs by itself; what is chosen by name or marker runs in this process."""
+    chosen = config.option.keyword or any(word.startswith("-m") for word in config.invocation_params.args)
+    everything = config.args_source is config.ArgsSource.TESTPATHS and not chosen
+    return min(4, len(os.sched_getaffinity(0))) if everything else 0  # each takes a gigabyte
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("processes", "token_budget"), [(2, 10**6), (2, 1), pytest.param(4, 10**6, marks=pytest.mark.slow)]
+    ("processes", "token_budget"),
+    [(2, 10**6), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 1), (4, 10**6)))],
 )
 def test_ranks_together_credit_as_one_process_does(processes, token_budget, alone, tmp_path):
     # With four processes each rank holds half a group. With a budget of one token every rollout is a forward.
