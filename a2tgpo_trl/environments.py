@@ -3,13 +3,17 @@
 `GRPOTrainer` resets the environments of a batch itself, one after the other, and asks them for rewards. Here both go
 through the tool runner, on the environment's own thread and with its time limit; a `reset` that fails leaves its
 rollout out of the batch, and one whose `get_reward` fails gets no reward at all. Both are counted.
+
+When the first of a batch is asked for, all others are begun as well, as many at once as tool calls: by the time that
+the parent comes to them, they are done.
 """
 
 import asyncio
+import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -18,12 +22,15 @@ from .checks import check_factory, checked_environment
 from .tools.attempts import Request
 from .tools.runner import ToolRunner
 from .tools.settings import settings_of
+from .tools.workers import on_tool_thread
 
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
 logger = logging.getLogger(__name__)
+
+Result = tuple[Any, str | None]  # what a method returned, and what went wrong
 
 
 class Environments:
@@ -35,11 +42,20 @@ class Environments:
         self._failed: dict[int, str] = {}
         self._no_reward: dict[int, str] = {}
         self.resets = self.rewards = 0
+        # Of the batch: its environments, known once the parent has chosen them; the rows that they will be reset with,
+        # until they are; and what is begun and not asked for yet, by id.
+        self.batch: Callable[[], Sequence[Any]] = list
+        self._rows: Sequence[Mapping[str, Any]] = ()
+        self._begun: dict[str, dict[int, Future[Result]]] = {"reset": {}, "get_reward": {}}
 
-    def begin_batch(self) -> None:
+    def begin_batch(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`rows`: what the environments will be reset with, in their order."""
         self._failed.clear()
         self._no_reward.clear()
         self.resets = self.rewards = 0
+        self._rows = rows
+        for of_method in self._begun.values():
+            of_method.clear()
 
     def guarded(self, factory: Any) -> Any:
         """A factory, or several by name, of environments whose `reset` and `get_reward` do not raise.
@@ -103,45 +119,68 @@ class Environments:
             logger.warning(f"{len(errors)} environments did not give back what their rollouts held. {errors[0]}")
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
-        def watched(**row: Any) -> Any:
+        @functools.wraps(reset)
+        def watched(*arguments: Any, **row: Any) -> Any:
+            if on_tool_thread():  # a call on the environment resets it: it is on the right thread, and in order
+                return reset(*arguments, **row)
             self.resets += 1
-            value, error = self._call(environment, reset, row).result()
+            value, error = self._reset(environment, row).result()
             if error is not None:
                 self._failed[id(environment)] = error
             return value
 
         return watched
 
+    def _reset(self, environment: Any, row: Mapping[str, Any]) -> "Future[Result]":
+        begun = self._begun["reset"]
+        rows, self._rows = self._rows, ()  # they are begun once
+        for other, others_row in zip(self.batch(), rows, strict=True) if rows else ():
+            begun[id(other)] = self._call(other, other.reset.__wrapped__, others_row)
+        return begun.pop(id(environment), None) or self._call(environment, environment.reset.__wrapped__, row)
+
     def _watched_reward(self, environment: Any, get_reward: Callable) -> Callable:
-        def judged(found: tuple[Any, str | None]) -> float | None:
-            value, error = found
-            if error is None and value is not None and not _is_finite(value):
-                value, error = None, f"get_reward returned {value!r:.80}, which is no finite number"
-            if error is not None:
-                self._no_reward[id(environment)] = error
-            return value
-
-        def can_judge() -> bool:
-            if self.failed(environment) is not None:
-                return False
-            self.rewards += 1
-            if self.runner.is_stuck(environment):
-                self._no_reward[id(environment)] = "an earlier call on it has not come back"
-            return not self.runner.is_stuck(environment)
-
+        @functools.wraps(get_reward)
         def watched() -> float | None:
-            return judged(self._call(environment, get_reward, {}).result()) if can_judge() else None
+            if on_tool_thread():
+                return get_reward()
+            return self._judged(environment, self._reward(environment).result()) if self._judges(environment) else None
 
+        @functools.wraps(get_reward)
         async def watched_async() -> float | None:
-            if not can_judge():
+            if on_tool_thread():
+                return await get_reward()
+            if not self._judges(environment):
                 return None
-            return judged(await asyncio.wrap_future(self._call(environment, get_reward, {})))
+            return self._judged(environment, await asyncio.wrap_future(self._reward(environment)))
 
         return watched_async if inspect.iscoroutinefunction(get_reward) else watched
 
-    def _call(
-        self, environment: Any, method: Callable, arguments: Mapping[str, Any]
-    ) -> "Future[tuple[Any, str | None]]":
+    def _judges(self, environment: Any) -> bool:
+        """Whether it is in a state to be asked for a reward."""
+        if self.failed(environment) is not None:
+            return False
+        self.rewards += 1
+        if self.runner.is_stuck(environment):
+            self._no_reward[id(environment)] = "an earlier call on it has not come back"
+        return not self.runner.is_stuck(environment)
+
+    def _judged(self, environment: Any, found: Result) -> float | None:
+        value, error = found
+        if error is None and value is not None and not _is_finite(value):
+            value, error = None, f"get_reward returned {value!r:.80}, which is no finite number"
+        if error is not None:
+            self._no_reward[id(environment)] = error
+        return value
+
+    def _reward(self, environment: Any) -> "Future[Result]":
+        begun = self._begun["get_reward"]
+        if not begun:
+            for other in self.batch():
+                if hasattr(type(other), "get_reward") and self.failed(other) is None:
+                    begun[id(other)] = self._call(other, other.get_reward.__wrapped__, {})
+        return begun.pop(id(environment), None) or self._call(environment, environment.get_reward.__wrapped__, {})
+
+    def _call(self, environment: Any, method: Callable, arguments: Mapping[str, Any]) -> "Future[Result]":
         """Value and error of a method, called on the environment's own thread or, if it is async, with its tools."""
         found: list[Any] = []
 
@@ -154,7 +193,7 @@ class Environments:
         function = keep_async if inspect.iscoroutinefunction(method) else keep
         label = f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
         request = Request(function, {}, environment, settings=settings_of(method), label=label)
-        result: Future[tuple[Any, str | None]] = Future()
+        result: Future[Result] = Future()
 
         def hand_over(done: Future) -> None:
             if done.cancelled() or done.exception() is not None:  # a mistake of ours: nobody must wait for it for ever

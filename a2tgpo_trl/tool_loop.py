@@ -5,7 +5,7 @@ rank's own state, so that ranks with unequal numbers of turns hang or mix rollou
 """
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
@@ -64,6 +64,7 @@ class ToolLoop:
     def __init__(self, trainer: "A2TGPOTrainer", environments: Environments):
         self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
         self.environments, self.runner = environments, environments.runner
+        environments.batch = lambda: trainer.environments or []
         if trainer.rollout_func is not None:
             raise ValueError(
                 "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
@@ -90,9 +91,11 @@ class ToolLoop:
 
     # ---- a batch
 
-    def begin_batch(self) -> None:
-        """Before the environments of a batch are reset."""
-        self.environments.begin_batch()
+    def begin_batch(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Before the environments of a batch are reset with its rows."""
+        if self._trainer._multi_environment:  # each row names its environment, which the parent keeps to itself
+            rows = [{name: row[name] for name in row if name != "environment"} for row in rows]
+        self.environments.begin_batch(rows if self._trainer.environment_factories is not None else ())
         self.runner.look_again()
         self.rollouts, self._timing = [], Timing()
         if not self._asked:

@@ -227,7 +227,7 @@ class A2TGPOTrainer(Resumable):
         self._round += 1
         self._rows = [dict(row) for row in inputs]  # the parent writes what a rollout function returns into them
         if self._tool_loop is not None:
-            self._tool_loop.begin_batch()
+            self._tool_loop.begin_batch(inputs)
         try:
             output = super()._generate_and_score_completions(self._rows)
             self._read_records()

@@ -510,7 +510,7 @@ def test_prompts_with_tools_are_rolled_out_again_by_the_same_loop(way, tmp_path)
         model, args=args, train_dataset=test_trainer.questions(), processing_class=tokenizer, **given
     )
     begin, records = trainer._tool_loop.begin_batch, []
-    trainer._tool_loop.begin_batch = lambda: (batches_begun.append(1), begin())
+    trainer._tool_loop.begin_batch = lambda rows: (batches_begun.append(1), begin(rows))
     trainer.on_rollouts = records.extend
     batch = batches(trainer)[0]
     assert sorted((batch["turn_index"].amax(1) + 1).tolist()) == [1, 2, 3, 4] and batch["num_turns"] == 4

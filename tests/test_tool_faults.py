@@ -720,6 +720,7 @@ def test_an_environment_without_tools_only_sets_the_scene_and_judges(tokenizer, 
         def reset(self, **row):
             return " Answer at once."
 
+        @tool(concurrency=1)
         def get_reward(self) -> float:
             Judge.judged += 1
             if Judge.judged == 4:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate.commands import launch
-from test_trainer import captured, make, settings, spread
+from test_trainer import captured, make, questions, settings, spread
 from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
 from transformers import trainer as trainer_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -298,6 +298,35 @@ def test_the_parent_hands_the_tool_loop_what_it_needs(tokenizer, tmp_path, monke
     assert batch["tool_mask"].tolist() == [[1, 0, 1]] * 4
     entry = trainer.state.log_history[0]
     assert (entry["tools/call_frequency"], entry["tools/failure_frequency"]) == (2.0, 0.25)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one kind", "several kinds"])
+def test_the_parent_still_resets_environments_with_the_rows_that_we_begin_with(several, tokenizer, tmp_path):
+    rows = []
+
+    class Kept(Counter):
+        def reset(self, **row):
+            super().reset()
+            rows.append(row)
+
+    kinds = [("TRL", GRPOTrainer, GRPOConfig), ("ours", A2TGPOTrainer, A2TGPOConfig)]
+    seen = {}
+    for name, kind, config in kinds:
+        rows.clear()
+        trainer = make(
+            tokenizer,
+            config(**settings(tmp_path, max_steps=1)),
+            trainer=kind,
+            reward_funcs=spread,
+            tools=None,
+            train_dataset=questions().add_column("environment", ["kept"] * 4) if several else questions(),
+            environment_factory={"kept": Kept} if several else Kept,
+        )
+        assert trainer._multi_environment is several
+        trainer.train()
+        seen[name] = sorted(map(repr, rows))
+    assert len(seen["TRL"]) == 4 and seen["ours"] == seen["TRL"]
+    assert ("environment" in rows[0]) is False
 
 
 def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokenizer, tmp_path):

@@ -22,6 +22,14 @@ LEAVING = 1.0  # seconds that the tasks of a loop get to end when it is stopped
 CALL = "call of "  # names of tasks, in a loop of async tools, begin with it
 
 
+_thread = threading.local()
+
+
+def on_tool_thread() -> bool:
+    """Whether a tool, or a method of an environment, runs here: what it calls is part of its own call."""
+    return getattr(_thread, "makes_calls", False)
+
+
 class Answer(NamedTuple):
     """What a call gave, in words. An error is carried, not raised: SystemExit in a tool must not end its thread."""
 
@@ -70,6 +78,7 @@ class Worker:
         self._jobs.put(None)
 
     def _work(self) -> None:
+        _thread.makes_calls = True
         while (job := self._jobs.get()) is not None:
             call, future = job
             if future.set_running_or_notify_cancel():
@@ -134,6 +143,7 @@ class LoopThread:
         return task.get_name().removeprefix(CALL) if task is not None and task.get_name().startswith(CALL) else None
 
     def _run(self) -> None:
+        _thread.makes_calls = True
         asyncio.set_event_loop(self.loop)
         while True:
             try:

@@ -1,0 +1,164 @@
+"""Environments of a batch are reset, and asked for rewards, at once; what concerns one of them stays in order."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import tiny
+from test_tool_faults import args, train
+from test_tool_runner import Gauge
+from test_trainer import questions
+
+from a2tgpo_trl.tools import tool
+
+
+ROWS = 4  # of a batch
+SECONDS = 0.2
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def hold(gauge: Gauge) -> None:
+    with gauge:
+        time.sleep(SECONDS)
+
+
+class Slow:
+    """Takes its time to be reset and to judge, and says of which row it is."""
+
+    resetting, judging = Gauge(), Gauge()
+
+    def __init__(self):
+        self.alone, self.thread = threading.Lock(), threading.get_ident()
+
+    def _one_after_the_other(self, work):
+        assert self.alone.acquire(blocking=False) and threading.get_ident() == self.thread
+        try:
+            return work()
+        finally:
+            self.alone.release()
+
+    def reset(self, number: int, **row):
+        self.number, self.looked = number, 0
+        self._one_after_the_other(lambda: hold(type(self).resetting))
+        return f" You are in room {number}."
+
+    def search(self, query: str) -> str:
+        """Look around.
+
+        Args:
+            query: What for.
+        """
+        self.looked += 1
+        return self._one_after_the_other(lambda: f"Room {self.number}.")
+
+    def get_reward(self) -> float:
+        self._one_after_the_other(lambda: hold(type(self).judging))
+        return 10.0 * self.number + self.looked
+
+
+class OnePerMachine(Slow):
+    """The same, of what only one at a time may be made or judged."""
+
+    resetting, judging = Gauge(), Gauge()
+
+    @tool(concurrency=1)
+    def reset(self, number: int, **row):
+        return super().reset(number, **row)
+
+    @tool(concurrency=1)
+    def get_reward(self) -> float:
+        return super().get_reward()
+
+
+def write(turn: int, row: int) -> str:
+    return tiny.call("x") if turn == 0 else tiny.final("Paris")
+
+
+def told(prompts, number, **_) -> list[float]:
+    """Each rollout was told of its own room."""
+    return [float(f"room {n}." in prompt[-1]["content"]) for prompt, n in zip(prompts, number, strict=True)]
+
+
+def in_rooms(tokenizer, tmp_path, kind, reward_funcs=told, **changes):
+    """A batch of two rollouts of each of two rows, all of which got their own environment's text and reward."""
+    kind.resetting, kind.judging = Gauge(), Gauge()
+    dataset = questions().add_column("number", range(4))
+    trainer, _, records = train(
+        tokenizer,
+        args(tmp_path, num_generations=2, **changes),
+        write,
+        train_dataset=dataset,
+        tools=None,
+        reward_funcs=reward_funcs,
+        environment_factory=kind,
+    )
+    assert len({record["number"] for record in records}) == ROWS // 2
+    for record in records:
+        assert record["completion"][1]["content"] == f"Room {record['number']}."
+        assert record["rewards"] == {reward_funcs.__name__: 1.0, kind.__name__: 10.0 * record["number"] + 1}
+    return trainer
+
+
+def test_environments_are_reset_and_judged_at_once(tokenizer, tmp_path):
+    in_rooms(tokenizer, tmp_path, Slow)
+    assert Slow.resetting.most == Slow.judging.most == ROWS
+
+
+def test_no_more_than_tool_concurrency_at_once(tokenizer, tmp_path):
+    in_rooms(tokenizer, tmp_path, Slow, tool_concurrency=2)
+    assert Slow.resetting.most == Slow.judging.most == 2
+
+
+def test_environments_that_are_made_for_one_at_a_time_are_called_so(tokenizer, tmp_path):
+    in_rooms(tokenizer, tmp_path, OnePerMachine)
+    assert OnePerMachine.resetting.most == OnePerMachine.judging.most == 1
+
+
+def test_a_reward_function_may_ask_an_environment_itself(tokenizer, tmp_path):
+    def told_and_judged(prompts, number, environments, **_):
+        assert [one.get_reward() for one in environments] == [10.0 * n + 1 for n in number]
+        return told(prompts, number)
+
+    in_rooms(tokenizer, tmp_path, Slow, reward_funcs=told_and_judged)
+    assert Slow.judging.most == ROWS
+
+
+class Restarts(Slow):
+    """Calls its own `reset` and `get_reward` from a tool, as games do."""
+
+    resetting, judging = Gauge(), Gauge()
+
+    def search(self, query: str) -> str:
+        """Begin again.
+
+        Args:
+            query: What for.
+        """
+        assert self.get_reward() == 10.0 * self.number
+        self.reset(self.number)
+        return super().search(query)
+
+
+def test_a_tool_may_reset_and_judge_its_own_environment(tokenizer, tmp_path):
+    in_rooms(tokenizer, tmp_path, Restarts)
+
+
+class Asks(Slow):
+    """Judges by a server, asynchronously."""
+
+    resetting, judging = Gauge(), Gauge()
+
+    async def get_reward(self) -> float:
+        with type(self).judging:
+            await asyncio.sleep(SECONDS)
+        return 10.0 * self.number + self.looked
+
+
+def test_judges_that_are_async_judge_at_once(tokenizer, tmp_path):
+    in_rooms(tokenizer, tmp_path, Asks)
+    assert Asks.judging.most == ROWS
