@@ -455,6 +455,7 @@ class Moody(Room):
     number = 0
     fails_for: dict[int, str] = {}
 
+    @tool(concurrency=1)  # it counts
     def reset(self, **row):
         mine = Moody.number % 4
         Moody.number += 1
