@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .own_files import OwnFiles
 from .recipe_file import RecipeError
 
 
@@ -65,6 +66,7 @@ def set_aside(folder: Path, why: str) -> Path:
     while place.exists():
         number += 1
         place = folder.with_name(f"{why}-{folder.name}-{number}")
+    OwnFiles(folder.parent).renamed(folder.name, place.name)
     return folder.rename(place)
 
 

@@ -1,16 +1,20 @@
 """What a user can get wrong, found before the first step: each error says what, where, and what to do."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import isfunction
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoints import check_writable
 from .config import A2TGPOConfig
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 WITHOUT_ANSWERS = (
     "train by a method that needs no answers: credit='gtpo' reads turn rewards and the outcome, credit='grpo' the "
     "outcome alone (any method does without gains if gain_weight=0, clip_adaptation=0)"
@@ -20,8 +24,7 @@ WITHOUT_ANSWERS = (
 def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2TGPOConfig:
     """Settings for this model, if there are none; what is wrong with those that there are."""
     if args is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
-        args = A2TGPOConfig(f"{name.split('/')[-1] or 'model'}-A2TGPO")
+        args = A2TGPOConfig(f"{_name_of(model).split('/')[-1] or 'model'}-A2TGPO")
     elif not isinstance(args, A2TGPOConfig):
         raise TypeError(
             f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
@@ -33,9 +36,38 @@ def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2
             "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
             "processes together, and the exit code 75."
         )
+    check_output_apart(args.output_dir, _name_of(model))
     if args.should_save:
         check_writable(args.output_dir)
     return args
+
+
+def _name_of(model: str | PreTrainedModel) -> str:
+    return model if isinstance(model, str) else model.config._name_or_path
+
+
+def check_output_apart(output_dir: str, policy: str) -> None:
+    """What a run starts from is not where its results go, which would take its place.
+
+    Nor is it a checkpoint in there: those are removed once there are enough, and when a run is written over.
+    """
+    output, adapter = Path(output_dir), Path(policy, ADAPTER_CONFIG)
+    sources = {"policy": policy}
+    if adapter.is_file():
+        sources["base"] = json.loads(adapter.read_text()).get("base_model_name_or_path") or ""
+    for what, name in sources.items():
+        is_checkpoint = f"{PREFIX_CHECKPOINT_DIR}-" in Path(name).name and _are_one(
+            Path(name).resolve().parent, output
+        )
+        if name and (is_checkpoint or _are_one(Path(name), output)):
+            raise ValueError(
+                f"output_dir {output_dir}: the {what} is read from there ({name}), and would be written over or "
+                "removed in training. Name another output_dir."
+            )
+
+
+def _are_one(folder: Path, other: Path) -> bool:
+    return folder.resolve() == other.resolve() or (folder.is_dir() and other.is_dir() and folder.samefile(other))
 
 
 def check_tools(tools: Any) -> None:

@@ -26,6 +26,7 @@ from datasets import Dataset
 
 from .cli.launch import run_recipe
 from .information_gain import evaluation_mode
+from .own_files import OwnFiles
 from .plots import SCORES
 from .progress import Display
 from .recipe import Recipe
@@ -42,6 +43,8 @@ IRRELEVANT = (
     *("max_steps", "num_train_epochs", "learning_rate", "optim", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     "resample_limit",
 )
+
+ANEW = "Name another folder (--output_dir ...), or write over it (--overwrite true)."
 
 
 # ---- rollouts
@@ -170,14 +173,15 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     if rows is None:
         raise RecipeError("There is nothing to evaluate on: no dataset_test_split is named, or eval_rows is 0.")
     policy = Path(recipe.model.model_name_or_path).resolve().name
-    folder = Path(recipe.args.output_dir, SCORES, policy)
+    run, folder = Path(recipe.args.output_dir), Path(recipe.args.output_dir, SCORES, policy)
+    recipe.args.output_dir = str(folder)  # the policy's own folder may be where the results go
     display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
     trainer = recipe.build_trainer()
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise RecipeError("An evaluation is not sharded: start it without DeepSpeed and FSDP.")
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # device and precision, as in training
     settings = json.loads(json.dumps(_settings(recipe, trainer), default=str))
-    resume, found = from_main(trainer, lambda: _begin(folder, settings, recipe.run.overwrite))
+    resume, found = from_main(trainer, lambda: _begin(OwnFiles(run), policy, settings, recipe.run.overwrite))
     if found:
         display.line(f"{found} rollouts are there already.")
     with display.bar(f"evaluating {policy}", len(rows) * trainer.num_generations_eval) as update:
@@ -186,28 +190,34 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     scores = Scores.of(records, recipe.task.group_by)
     if trainer.accelerator.is_main_process:
         scores.write(folder / "scores.json")
+        OwnFiles(run).add(*_files_of(policy))
         display.line(score_table({policy: scores}, f"{len(rows)} questions"))
         display.line(f"Rollouts: {file}")
     return scores
 
 
-def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, int]:
+def _files_of(policy: str) -> list[str]:
+    """Names of what an evaluation writes, in the folder of a run."""
+    return [f"{SCORES}/{policy}/{name}" for name in ("rollouts.jsonl", "scores.json", "settings.json")]
+
+
+def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool) -> tuple[bool, int]:
     """Whether there are rollouts to go on with, made by the same policy with the same settings, and how many."""
-    file, rollouts = folder / "settings.json", folder / "rollouts.jsonl"
-    if rollouts.exists() and file.exists() and not overwrite:
+    rollouts, scores, file = (own.folder / name for name in _files_of(policy))
+    resume = rollouts.exists() and file.exists() and not overwrite
+    if resume:
         before = json.loads(file.read_text())
         different = sorted(key for key in settings | before if settings.get(key) != before.get(key))
         if different:
-            raise RecipeError(
-                f"{folder} holds an evaluation with another {', '.join(different)}. Name another folder "
-                "(--output_dir ...), or write over it (--overwrite true)."
-            )
-        return True, len(read_jsonl(rollouts))
-    for stale in ("rollouts.jsonl", "scores.json"):
-        (folder / stale).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+            raise RecipeError(f"{rollouts.parent} holds an evaluation with another {', '.join(different)}. {ANEW}")
+    elif not overwrite and (rollouts.exists() or scores.exists()):
+        raise RecipeError(f"{rollouts.parent} holds part of an evaluation, and nothing says of which settings. {ANEW}")
+    own.claim(*_files_of(policy))
+    if overwrite:
+        own.remove(*_files_of(policy))
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=2) + "\n")
-    return False, 0
+    return resume, len(read_jsonl(rollouts)) if resume else 0
 
 
 def _settings(recipe: Recipe, trainer: A2TGPOTrainer) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from .checks import ADAPTER_CONFIG, check_output_apart
 from .config import A2TGPOConfig
 from .launched import deepspeed_on_cpu
 from .names import REWARDS, find_file, load, load_reward
@@ -30,7 +31,6 @@ from .turn_rewards import find as find_turn_reward
 # Policies that come with the package.
 MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -155,6 +155,7 @@ class Recipe:
             )
         task = self.task
         try:
+            check_output_apart(self.args.output_dir, self.model.model_name_or_path)
             return A2TGPOTrainer(
                 reward_funcs=list(task.reward_funcs) or None,
                 args=self.args,

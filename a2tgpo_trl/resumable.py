@@ -3,6 +3,7 @@
 train -> which checkpoint -> parent's loading -> what that leaves out -> steps -> parent's saving -> manifest
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,15 @@ from trl import GRPOTrainer
 
 from .checkpoints import checkpoint
 from .interruption import Interruption, RunInterrupted
+from .own_files import MODEL_CARD, OwnFiles
 
 
 if TYPE_CHECKING:
     from .resume import Checkpoints
 
 logger = get_logger(__name__)
+
+COMPLETIONS = "completions/completions_{:05d}.parquet"  # where the parent writes those of a step
 
 
 class Resumable(GRPOTrainer):
@@ -98,6 +102,21 @@ class Resumable(GRPOTrainer):
 
     def _checkpoint_now(self, trial: Any = None) -> Path:
         return checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's, where no README.md of somebody else is in its place."""
+        own = OwnFiles(self.args.output_dir)
+        if own.foreign([MODEL_CARD]):
+            logger.warning_once(f"{own.folder / MODEL_CARD} is not of this run: it stays, and there is no model card.")
+            return
+        with own.writing(MODEL_CARD) if self.is_world_process_zero() else nullcontext():
+            super().create_model_card(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        own, name = OwnFiles(self.args.output_dir), COMPLETIONS.format(self.state.global_step)
+        writes = self.accelerator.is_main_process and self.log_completions
+        with own.writing(name) if writes else nullcontext():
+            super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
         with self._checkpoints.draws_to_save():

@@ -35,12 +35,14 @@ from .checkpoints import (
     checkpoint,
     checkpoints_of,
     fault,
+    files_of,
     read_manifest,
     set_aside,
     step_of,
     write_manifest,
 )
 from .failures import RunStopped
+from .own_files import OwnFiles
 from .ranks import Ranks
 from .same_run import differences, layout_of, settings_of
 
@@ -365,7 +367,7 @@ class Checkpoints(TrainerCallback):
         self._together(lambda: self._make_place(folder) if main else None, folder)
         self._together(lambda: self._write(folder, write), folder)
         facts = self._facts_now(evaluation_is_due)
-        self._together(lambda: write_manifest(folder, facts) if main else None, folder)
+        self._together(lambda: self._declare_whole(folder, facts) if main else None, folder)
         self._saved = step
         if main:
             rotate_checkpoints(
@@ -373,11 +375,12 @@ class Checkpoints(TrainerCallback):
             )
 
     def _make_place(self, folder: Path) -> None:
-        """An older folder of this name is no longer whole from its first file on that changes."""
+        """A new folder. One of this name that is there is not this run's to remove."""
         if folder.exists():
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            place = set_aside(folder, TORN if fault(folder) else LEFT)
+            logger.warning(f"{folder} was there already, and is now {place.name}.")
         folder.mkdir(parents=True)
+        OwnFiles(folder.parent).add_folder(folder.name)
 
     def _write(self, folder: Path, write: Callable[[], None]) -> None:
         trainer, border = self._trainer, self._border
@@ -398,6 +401,11 @@ class Checkpoints(TrainerCallback):
         if trainer.args.sync_ref_model and trainer.args.should_save:
             reference = trainer.accelerator.unwrap_model(trainer.ref_model)
             torch.save(reference.state_dict(), folder / REFERENCE)
+
+    def _declare_whole(self, folder: Path, facts: dict[str, Any]) -> None:
+        write_manifest(folder, facts)
+        written = [*files_of(folder), folder / MANIFEST]
+        OwnFiles(folder.parent).add(*(str(file.relative_to(folder.parent)) for file in written))
 
     @property
     def _others_wait_inside(self) -> bool:

@@ -5,7 +5,6 @@
 `a2tgpo train NAME` is the short form.
 """
 
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .checkpoints import LEFT, TORN, checkpoints_of, was_completed
+from .checkpoints import TORN, checkpoints_of, set_aside, was_completed
 from .cli.launch import run_recipe
 from .evaluation import evaluate, from_main
+from .own_files import OwnFiles
 from .plots import CURVE, SCORES, STATE, plot_runs
 from .progress import Display, StepLines
 from .recipe import Recipe
@@ -26,13 +26,21 @@ from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
 
-# What a run leaves in its folder. All of it goes when another writes over it: an old adapter beside new weights would
-# be loaded in their place.
-LEFT_BY_A_RUN = (
-    *(STATE, CURVE, SCORES, "checkpoint-*", f"{TORN}-checkpoint-*", f"{LEFT}-checkpoint-*"),
-    *("*.safetensors*", "*.bin", "adapter_config.json", "ref/adapter_*"),
-    "completions/*",  # the trainer has made the folder already
+# What a run writes in its folder, and what would be loaded with it as parts of one policy. Where any of this is
+# somebody else's, there is no room for a run.
+POLICY = (
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.safetensors*",
+    "*.bin",
+    "*.pt",
+    "vocab.txt",
+    "merges.txt",
+    "ref/adapter_*",
 )
+RESULTS = (CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*")
+CHECKPOINTS = "checkpoint-*"
 
 
 class HeldOut(TrainerCallback):
@@ -58,12 +66,15 @@ class HeldOut(TrainerCallback):
         if rows is None:
             return
         assert self.trainer is not None
+        own, written = OwnFiles(self._recipe.args.output_dir), [f"{SCORES}/{when}.jsonl", f"{SCORES}/{when}.json"]
+        from_main(self.trainer, lambda: own.claim(*written))
         bar = self._display.bar(f"evaluating {when}", len(rows) * self.trainer.num_generations_eval)
         with told_if_not_written(Path(self._recipe.args.output_dir)), bar as update:
             records = evaluate(self.trainer, rows, file, seed=self._recipe.args.seed, on_progress=update)
             self.scores[when] = Scores.of(records, self._recipe.task.group_by)
             if self.trainer.accelerator.is_main_process:
                 self.scores[when].write(file.with_suffix(".json"))
+                own.add(*written)
 
 
 def _evaluation_file(recipe: Recipe, when: str) -> Path:
@@ -77,16 +88,17 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     held_out = HeldOut(recipe, display)
     trainer = recipe.build_trainer([held_out, StepLines(display)])
     held_out.trainer = trainer
-    from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, recipe.args.resume_from_checkpoint))
+    resume = recipe.args.resume_from_checkpoint
+    for line in from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, resume)):
+        display.line(line)
     for theirs in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(theirs)
     start = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=recipe.args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=resume)
         seconds = time.perf_counter() - start
         with told_if_not_written(folder):
-            trainer.save_model(recipe.args.output_dir)  # before the evaluation, which may fail
-            trainer.save_state()
+            save_policy(trainer, folder)  # before the evaluation, which may fail
         held_out.run("after")
     finally:
         display.close()
@@ -95,28 +107,61 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     return trainer
 
 
-def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> None:
-    """Refuse to mix two runs in a folder; with `overwrite`, remove what a run leaves there, and nothing else.
+def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[str]:
+    """Refuse to mix two runs in a folder, or a run with what is somebody else's. Returns lines for the user.
 
-    What was interrupted before its first checkpoint has nothing to go on with, and gives way.
+    With `overwrite`, what the earlier run wrote is removed, and nothing else; without it, nothing at all. What was
+    interrupted before its first checkpoint has nothing to go on with: its files are written over, each in its turn.
     """
+    own = OwnFiles(folder)
+    own.refuse_foreign([*POLICY, *RESULTS, *(() if resume else [CHECKPOINTS])])
     if resume:
-        return  # `A2TGPOTrainer.train` says from where
+        return []  # `A2TGPOTrainer.train` says from where
     checkpoints = any(map(was_completed, checkpoints_of(folder)))
-    if not overwrite and (checkpoints or (folder / STATE).exists()):
+    if overwrite:
+        return _clear(own)
+    if checkpoints or (folder / STATE).exists():
         further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(
             f"{folder} holds a run already. Name another folder (--output_dir {folder}-2), write over it (--overwrite "
             f"true){further}."
         )
-    for file in [file for pattern in LEFT_BY_A_RUN for file in folder.glob(pattern)]:
-        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    if not any(file for pattern in (*RESULTS, CHECKPOINTS) for file in folder.glob(pattern)):
+        return []
+    return [
+        f"{folder} holds what a run left that was interrupted before its first checkpoint. This one starts from the "
+        "beginning, and writes over those files."
+    ]
+
+
+def _clear(own: OwnFiles) -> list[str]:
+    """Remove what was written; of checkpoints, what is left in them is set aside."""
+    own.remove(*own.all())
+    kept = [set_aside(folder, TORN).name for folder in checkpoints_of(own.folder)]
+    return [f"{name} keeps files that no whole checkpoint lists: remove it if you do not need it." for name in kept]
+
+
+def save_policy(trainer: A2TGPOTrainer, folder: Path) -> None:
+    """Write the policy and the trainer's log."""
+    own, main = OwnFiles(folder), trainer.accelerator.is_main_process
+    draft = from_main(trainer, own.draft)
+    trainer.save_model(str(draft), _internal_call=True)  # pushes nothing: the hub gets the folder, not the draft
+    if main:
+        trainer.state.save_to_json(str(draft / STATE))
+    names = from_main(trainer, lambda: own.take(draft))
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)  # saves it once more
+        if main:
+            own.add(*names)
 
 
 def _report(folder: Path, scores: dict[str, Scores], display: Display, seconds: float) -> None:
     if scores:
         display.line(score_table(scores, f"{next(iter(scores.values())).number} held-out questions"))
-    plot_runs({folder.name: folder}, folder / CURVE)
+    own = OwnFiles(folder)
+    own.refuse_foreign([CURVE])
+    with own.writing(CURVE):
+        plot_runs({folder.name: folder}, folder / CURVE)
     written = ["the policy", CURVE, *(f"{SCORES}/{when}.jsonl" for when in scores)]
     display.line(f"{seconds:.0f} seconds. Written to {folder}: {', '.join(written)}")
 

@@ -16,7 +16,6 @@ from a2tgpo_trl.plots import plot_runs
 from a2tgpo_trl.progress import quiet_libraries, step_line
 from a2tgpo_trl.recipe import read_recipe
 from a2tgpo_trl.train import main as train
-from a2tgpo_trl.train import make_room
 
 
 ROOT = Path(__file__).parents[1]
@@ -174,16 +173,6 @@ def test_a_run_that_a_tool_has_stopped_says_so_in_a_line_and_goes_on_when_it_is_
     (tmp_path / "down").unlink()
     assert train([*words, "--resume_from_checkpoint", "true"]) == 0
     assert [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry] == [1, 2, 3]
-
-
-def test_what_was_interrupted_before_a_checkpoint_gives_way(tmp_path):
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "before.jsonl").write_text("{}")
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "checkpoint-1").mkdir()  # cut off while it was written
-    (tmp_path / "checkpoint-1" / "config.json").write_text("{}")
-    make_room(tmp_path, overwrite=False, resume=None)
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_interruption_by_the_user_is_one_line(capsys):

@@ -517,3 +517,11 @@ def test_the_trainer_still_names_its_optimizer_and_the_parts_of_a_step_that_are_
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(A2TGPOConfig(str(tmp_path), bf16=False))
     assert issubclass(kind, torch.optim.Optimizer) and kwargs["lr"] > 0
     assert all(callable(getattr(GRPOTrainer, name)) for name in ("training_step", "_prepare_inputs"))
+
+
+def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
+    assert list(inspect.signature(GRPOTrainer.save_model).parameters)[1:] == ["output_dir", "_internal_call"]
+    assert "if self.args.push_to_hub and not _internal_call:" in inspect.getsource(GRPOTrainer.save_model)
+    assert 'os.path.join(self.args.output_dir, "README.md")' in inspect.getsource(GRPOTrainer.create_model_card)
+    log = inspect.getsource(GRPOTrainer.log)
+    assert '"completions",' in log and "completions_{self.state.global_step:05d}.parquet" in log

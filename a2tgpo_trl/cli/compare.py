@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 
 from .. import __version__
@@ -17,6 +18,9 @@ from .launch import add_recipe_argument
 
 # What is not for the user to say: by the name of the option with its dashes as the parser takes them.
 SET_BY_RUN = ("__output_dir", "__overwrite", "__eval_strategy", "__eval_steps", "__eval_on_start")
+
+COMPARISON = "comparison.json"
+LOG, DONE = "log.txt", "compared.json"  # of each run, in its folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..comparison import compare, comparison_table, read_curve
+    from ..own_files import OwnFiles
     from ..recipe_file import find_recipe
 
     taken = [word for word in args.overrides if word.partition("=")[0].replace("-", "_") in SET_BY_RUN]
@@ -49,16 +54,20 @@ def run(args: argparse.Namespace) -> int:
     args.reward = _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
     words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
-    with ThreadPoolExecutor(args.jobs) as jobs:
+    own = OwnFiles(args.output)
+    written = [COMPARISON, *(f"{folder.name}/{file}" for folder in runs.values() for file in (LOG, DONE))]
+    own.refuse_foreign(map(escape, written))
+    with own.writing(*written), ThreadPoolExecutor(args.jobs) as jobs:
         failed = [log for log in jobs.map(_train, words, runs.values()) if log is not None]
     if failed:
         print(f"These runs failed; their logs say why: {', '.join(map(str, failed))}", file=sys.stderr)
         return 1
     curves = {name: {seed: read_curve(runs[name, seed], args.reward) for seed in args.seeds} for name in args.credit}
     results = compare(curves)
-    file = args.output / "comparison.json"
+    file = args.output / COMPARISON
     numbers = {name: {key: asdict(spread) for key, spread in row.items()} for name, row in results.items()}
-    file.write_text(json.dumps({"results": numbers, "curves": curves}, indent=2) + "\n")
+    with own.writing(COMPARISON):
+        file.write_text(json.dumps({"results": numbers, "curves": curves}, indent=2) + "\n")
     last = next(iter(curves[args.credit[0]].values()))[-1][0]
     title = (
         f"{recipe.stem}: held-out {args.reward}, {len(args.seeds)} seeds, evaluated every {args.every} steps to {last}"
@@ -101,7 +110,7 @@ def _words(recipe: Path, name: str, seed: int, folder: Path, every: int, overrid
 def _train(words: Sequence[str], folder: Path) -> Path | None:
     """Train, unless the same was done before. The log, if it failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    log, done = folder / "log.txt", folder / "compared.json"
+    log, done = folder / LOG, folder / DONE
     what = json.dumps({"version": __version__, "words": list(words[1:]), "files": _digests(words)})
     if done.is_file() and done.read_text() == what:
         print(f"{folder} is there already.", flush=True)
