@@ -4,6 +4,7 @@ TRL's parser takes a turn as plain text as soon as one of its calls is broken, s
 word, and it lets a RecursionError through. Here every call that was begun is either read or reported.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -12,9 +13,14 @@ from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_parsing import parse_response as parse_text
+from transformers.utils.chat_parsing.response_templates import load_response_template
 from trl.chat_template_utils import parse_response
 
+from .tools.arguments import schema_of
 
+
+SHORTEST_END = 64  # tokens of a prefix that are looked at first: a generation prompt is shorter
 DEEPEST = 50  # levels of nesting in the arguments of a call
 REASONING = ("reasoning_content", "thinking")
 # What calls begin with, over the families of models: one that spells its call in the way of another has begun one.
@@ -35,6 +41,17 @@ class Parsed:
         return [call.get("function", call) for call in self.message.get("tool_calls") or ()]
 
 
+class _Reader:
+    """What TRL's parser asks of a tokenizer, with the response template compiled once, and not at each turn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.response_template = load_response_template(tokenizer.response_template)
+        self.decode, self.eos_token = tokenizer.decode, tokenizer.eos_token
+
+    def parse_response(self, ids: list[int], prefix: str, tools: list[Any]) -> dict[str, Any]:
+        return parse_text(self.decode(ids), self.response_template, prefix=prefix, tools=tools)
+
+
 class TurnParser:
     """Reads turns by the tokenizer's response template, as TRL sets it for the chat templates it knows."""
 
@@ -43,7 +60,7 @@ class TurnParser:
 
     def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
         try:
-            message = parse_response(self._tokenizer, ids, prefix=prefix, tools=list(tools))
+            message = parse_response(self._reader, ids, prefix=self._end_of(prefix), tools=self._schemas(tools))
         except RecursionError:
             message = self._as_text(ids)
         if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
@@ -51,6 +68,27 @@ class TurnParser:
         if message.get("tool_calls") and self._block is not None and self._block not in self._tokenizer.decode(ids):
             message = self._as_text(ids)  # the pattern for the second call of a block fits ordinary prose as well
         return Parsed(message, self._unread(ids, message, tools))
+
+    def _end_of(self, prefix: list[int]) -> str:
+        """The prefix as text, from somewhere before the last anchor: there the parser begins to read."""
+        length = SHORTEST_END
+        while length < len(prefix):
+            text = self._tokenizer.decode(prefix[-length:])
+            if self._reader.response_template.start_anchor_re.search(text):
+                return text
+            length *= 4
+        return self._tokenizer.decode(prefix)
+
+    def _schemas(self, tools: Sequence[Callable]) -> list[Any]:
+        """In place of functions, their schemas, which the parser would make anew at each turn."""
+        return [
+            schema_of(getattr(tool, "__func__", tool)) if inspect.isfunction(tool) or inspect.ismethod(tool) else tool
+            for tool in tools
+        ]
+
+    @cached_property
+    def _reader(self) -> "_Reader":
+        return _Reader(self._tokenizer)
 
     def _as_text(self, ids: list[int]) -> dict[str, Any]:
         return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}

@@ -21,7 +21,7 @@ from .rollout import Rollout, Rules, Timing, roll_out
 from .tally import Tally
 from .tools.attempts import Limits
 from .tools.cache import CallCache
-from .tools.control import ControlText
+from .tools.control import ControlText, SuffixWriter
 from .tools.runner import ToolRunner
 from .tools.settings import check_words
 from .vllm_engine import longest_context
@@ -87,7 +87,7 @@ class ToolLoop:
         self._parser = TurnParser(trainer._tokenizer)
         if trainer.tools:  # an environment need not have any
             template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
-            self._control = ControlText(trainer._tokenizer, template, trainer._get_tool_suffix_ids)
+            self._control = ControlText(trainer._tokenizer, template, SuffixWriter(trainer))
 
     # ---- a batch
 

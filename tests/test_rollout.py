@@ -6,16 +6,16 @@ import json
 import pytest
 import tiny
 from tokenizers import AddedToken
-from trl.chat_template_utils import add_response_schema
+from trl.chat_template_utils import add_response_schema, parse_response
 
 from a2tgpo_trl.engines import Ends, Engine, LockStep, Sample
 from a2tgpo_trl.failures import DEFAULT_POLICY
-from a2tgpo_trl.parsing import TurnParser
+from a2tgpo_trl.parsing import SHORTEST_END, TurnParser
 from a2tgpo_trl.preflight.chat import Chat
 from a2tgpo_trl.rewards import answer_format, exact_match
 from a2tgpo_trl.rollout import LONGEST_TOKEN, Rollout, Rules, roll_out
 from a2tgpo_trl.tools import tool
-from a2tgpo_trl.tools.control import ControlText
+from a2tgpo_trl.tools.control import ControlText, SuffixWriter
 from a2tgpo_trl.tools.runner import Limits, ToolRunner
 
 
@@ -575,3 +575,53 @@ def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
 def test_the_room_for_a_token_is_enough_for_the_longest_one(tokenizer):
     longest = max(len(tokenizer.decode([i])) for i in range(len(tokenizer)))
     assert longest < LONGEST_TOKEN
+
+
+# ---- what a turn costs
+
+
+@pytest.fixture(params=["qwen2_5.jinja", "qwen3.jinja", "qwen3_5_nothink.jinja", "llama3_1.jinja", "gptoss.jinja"])
+def long_chat(request):
+    """A chat in a template, and the tokens of a long conversation in it."""
+    tokenizer = tiny.make_tokenizer(tiny.chat_template(request.param))
+    add_response_schema(tokenizer)
+    chat = Chat(tokenizer, [tiny.search])
+    return chat, chat.prompt_ids([QUESTION])[0] * 50 + chat.prompt_ids([QUESTION])[0]
+
+
+def test_a_turn_is_read_as_trl_reads_it_without_the_conversation_before_it(long_chat, monkeypatch):
+    chat, prefix = long_chat
+    tokenizer, turns = chat.tokenizer, [call("search", {"query": "x"}), tiny.final("Paris"), "<tool_call>{broken"]
+    ids = [tokenizer(turn, add_special_tokens=False)["input_ids"] for turn in turns]
+    expected = [parse_response(tokenizer, turn, prefix=prefix, tools=[tiny.search]) for turn in ids]
+    parser, decode, decoded = TurnParser(tokenizer), tokenizer.decode, []
+    parser.parse(ids[0], prefix, [tiny.search])  # compiles the template
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda tokens, **words: (decoded.append(len(tokens)), decode(tokens, **words))[1]
+    )
+    assert [parser.parse(turn, prefix, [tiny.search]).message for turn in ids] == expected
+    assert max(decoded) <= max(SHORTEST_END, *map(len, ids)) < len(prefix)
+
+
+def test_a_template_without_an_anchor_in_reach_is_read_from_the_whole_conversation(tokenizer):
+    prefix = Chat(tokenizer, [tiny.search]).prompt_ids([QUESTION])[0]
+    thoughts = tokenizer("<think>\n" + "I think of Paris. " * 200, add_special_tokens=False)["input_ids"]
+    assert len(thoughts) > 4 * SHORTEST_END
+    ids = tokenizer("</think>\n\nParis<|im_end|>", add_special_tokens=False)["input_ids"]
+    found = TurnParser(tokenizer).parse(ids, prefix + thoughts, [tiny.search]).message
+    assert found == parse_response(tokenizer, ids, prefix=prefix + thoughts, tools=[tiny.search])
+    assert found["reasoning_content"].startswith("I think of Paris.")
+
+
+def test_results_are_written_as_trl_writes_them_and_what_stands_before_them_once(long_chat, monkeypatch):
+    chat, _ = long_chat
+    results = [[{"role": "tool", "name": name, "content": "x " * 9}] for name in ("search", "load", "search")]
+    expected = [chat.suffix_ids(result) for result in results]
+    write, render, rendered = SuffixWriter(chat), chat.tokenizer.apply_chat_template, []
+    monkeypatch.setattr(
+        chat.tokenizer,
+        "apply_chat_template",
+        lambda messages, **words: (rendered.append(messages[-1]["role"]), render(messages, **words))[1],
+    )
+    assert [write(result) for result in results] == expected
+    assert rendered.count("tool") == 3 and rendered.count("assistant") == 2  # once a name

@@ -32,11 +32,17 @@ def problem_with(function: Callable, arguments: Any) -> str | None:
 
 
 @lru_cache(maxsize=512)
+def schema_of(function: Callable) -> dict[str, Any]:
+    """A tool's schema, as the policy reads it, made once. It is shared, and not to be changed."""
+    return get_json_schema(function)
+
+
+@lru_cache(maxsize=512)
 def _validators(
     function: Callable,
 ) -> tuple[dict[str, Draft202012Validator], list[str], Draft202012Validator | None]:
     """By name of an argument; which of them a call must have; and, of a tool that takes any, that of all others."""
-    schema = get_json_schema(function)["function"]["parameters"]
+    schema = schema_of(function)["function"]["parameters"]
     known = {name: Draft202012Validator(_standard(value)) for name, value in schema["properties"].items()}
     required, others = schema.get("required", []), None
     for parameter in inspect.signature(function).parameters.values():

@@ -1,10 +1,12 @@
 """tool messages -> token ids in which the text of tools is text: no special token, no call, no turn comes from it."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
 
 
 WITHHELD = "The tool's result was withheld: it holds control text of the chat template."
@@ -68,6 +70,40 @@ class ControlText:
             words = {word for part in parts for word in re.findall(r"\S+", part)}
             self._frame = sorted(word for word in words if re.search(r"[<\[|].*[>\]|]", word))
         return self._frame
+
+
+class SuffixWriter:
+    """`GRPOTrainer`'s own way to write results behind a turn, which also renders and tokenises the conversation that
+    it makes up before them, the same at each call. Here that is done once for each name of a tool."""
+
+    _is_vlm = False
+    _get_tool_suffix_ids = GRPOTrainer._get_tool_suffix_ids
+
+    def __init__(self, trainer: Any):
+        self._tokenizer = trainer._tokenizer
+        self.processing_class = _RemembersBeginnings(trainer.processing_class)
+        self.chat_template, self.chat_template_kwargs = trainer.chat_template, trainer.chat_template_kwargs
+
+    def __call__(self, messages: Messages) -> list[int]:
+        return self._get_tool_suffix_ids(messages)
+
+
+class _RemembersBeginnings:
+    """A tokenizer that writes conversations, and those without a result but once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+
+    def apply_chat_template(self, messages: Messages, **options: Any) -> list[int]:
+        if messages[-1]["role"] == "tool":
+            return self._tokenizer.apply_chat_template(messages, **options)
+        key = json.dumps(messages)
+        if key not in self._known:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
+            self._known[key] = self._tokenizer.apply_chat_template(messages, **options)
+        return self._known[key]
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
