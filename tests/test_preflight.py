@@ -1,5 +1,7 @@
 """Each thing that would go wrong in training is a finding that says what to do; what is sound passes."""
 
+import sqlite3
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from a2tgpo_trl.preflight.chat import Chat
 from a2tgpo_trl.recipe import Recipe, RecipeArguments
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks import Task
+from a2tgpo_trl.tools import tool
 
 
 # What a family's tokenizer knows besides; the first token is the tokenizer's own end.
@@ -68,6 +71,83 @@ def failed(recipe: Recipe) -> dict[str, str]:
     return {finding.name: finding.message for finding in run(recipe).values() if finding.status == "fail"}
 
 
+# ---- tools that are called
+
+
+def answers(recipe: Recipe) -> Finding:
+    return {finding.name: finding for finding in preflight.preflight(recipe, call_tools=True)}["tools answer"]
+
+
+def test_tools_are_called_only_where_that_is_allowed(make):
+    called = []
+    look = tiny.searches(lambda query: called.append(query) or "Paris")
+    recipe = make(task=Task(questions(), tools=[look], reward_funcs=[exact_match]))
+    found = run(recipe)["tools answer"]
+    assert called == [] and "not called (search)" in found.message and "--call-tools" in found.message
+    found = answers(recipe)
+    assert called == ["river"] and found.status == "pass"
+    assert "search(query='river') -> 'Paris'" in found.message
+
+
+def test_a_tool_that_works_on_the_thread_that_imports_it_alone_fails(make):
+    books = sqlite3.connect(":memory:")
+    books.execute("create table cities (name)")
+    look = tiny.searches(lambda query: books.execute("select * from cities").fetchall())
+    assert look("x") == "[]" or look("x") == []
+    found = answers(make(task=Task(questions(), tools=[look], reward_funcs=[exact_match])))
+    assert found.status == "fail" and "SQLite objects created in a thread" in found.message
+    assert "Training calls tools from threads of its own" in found.message and "concurrency=1" in found.message
+
+
+def test_a_tool_that_opens_what_belongs_to_a_thread_in_its_first_call_passes_with_concurrency_1(make):
+    opened = []
+
+    @tool(concurrency=1)
+    @tiny.searches
+    def look(query):
+        if not opened:
+            opened.append(sqlite3.connect(":memory:"))
+        return str(opened[0].execute("select 7").fetchall())
+
+    found = answers(make(task=Task(questions(), tools=[look], reward_funcs=[exact_match])))
+    assert found.status == "pass" and "[(7,)]" in found.message
+
+
+def test_a_tool_that_refuses_made_up_arguments_or_is_late_is_told_apart(make):
+    def no_such(query):
+        raise KeyError(query)
+
+    def sleeps(query):
+        time.sleep(2)
+
+    for look, status, words in ((no_such, "warn", "KeyError: 'river'"), (sleeps, "fail", "within 0.2 seconds")):
+        task = Task(questions(), tools=[tiny.searches(look)], reward_funcs=[exact_match])
+        found = answers(make(task=task, tool_timeout=0.2))
+        assert found.status == status and words in found.message
+
+
+def test_environments_are_made_reset_and_called_on_a_thread_of_their_own(make):
+    class Library:
+        def __init__(self):
+            self.books = sqlite3.connect(":memory:")
+
+        def reset(self, answer: str, **row):
+            self.books.execute("create table if not exists cities (name)")
+            self.books.execute("insert into cities values (?)", [answer])
+
+        def look(self, place: str) -> str:
+            """Look it up.
+
+            Args:
+                place: What for.
+            """
+            return str(self.books.execute("select * from cities").fetchall())
+
+    task = Task(questions(), environment_factory=Library, reward_funcs=[exact_match])
+    found = answers(make(task=task))
+    assert found.status == "pass" and "look(place='river') -> \"[('Paris',)]\"" in found.message, found
+
+
 # ---- what passes
 
 
@@ -75,8 +155,8 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
     found = run(make(chat_template_kwargs={"enable_thinking": False}))
     assert {finding.status for finding in found.values()} == {"pass"}, found
     assert list(found) == [
-        "answers", "tool format", "tool parser", "prompts", "prefixes", "separators", "tool calls", "parallel calls",
-        "mask", "probe", "fit", "tool turn", "log-probabilities",
+        "answers", "tool format", "tools answer", "tool parser", "prompts", "prefixes", "separators", "tool calls",
+        "parallel calls", "mask", "probe", "fit", "tool turn", "log-probabilities",
     ]  # fmt: skip
 
 
@@ -499,7 +579,7 @@ def test_the_exit_code_says_whether_anything_failed(monkeypatch, capsys):
     read = []
     monkeypatch.setattr(recipe, "read_recipe", lambda words: read.append(words))
     for status, code in (("pass", 0), ("warn", 0), ("fail", 1)):
-        monkeypatch.setattr(preflight, "preflight", lambda _, status=status: [Finding("fit", status, "")])
+        monkeypatch.setattr(preflight, "preflight", lambda *_, status=status: [Finding("fit", status, "")])
         assert main(["check", "quickstart", "--max_completion_length", "64"]) == code
     assert read[0] == ["--config", "quickstart", "--max_completion_length", "64"]
     capsys.readouterr()

@@ -15,6 +15,11 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
+    parser.add_argument(
+        "--call-tools",
+        action="store_true",
+        help="call each tool once, with arguments made up from its schema, on another thread, as training does",
+    )
     parser.set_defaults(run=run)
 
 
@@ -25,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from ..recipe import read_recipe
 
     quiet_libraries()
-    findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]))
+    findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]), args.call_tools)
     report(findings)
     return int(any(finding.status == "fail" for finding in findings))
 

@@ -6,7 +6,7 @@
 
 What training does with a template is borrowed, not modelled: `Chat` runs the methods of `GRPOTrainer` that make
 prompts and turns. A check returns (status, message); the message says what was seen and, unless it passed, what to do.
-Tools are never called.
+Tools are called only where the user says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..recipe import Recipe
+from .calls import check_calls
 from .chat import Status, Verdict
 from .data import check_answers, check_prompts
 from .lengths import check_fit, check_tool_turn
@@ -78,8 +79,8 @@ class Findings:
         self._missing.add(name)
 
 
-def preflight(recipe: Recipe) -> list[Finding]:
-    """All findings on a recipe, the cheap ones first; the model is loaded last."""
+def preflight(recipe: Recipe, call_tools: bool = False) -> list[Finding]:
+    """All findings on a recipe, the cheap ones first; the model is loaded last. `call_tools`: each of them, once."""
     found, args = Findings(), recipe.args
     data = found.load("data", load_data, recipe)
     resets = recipe.task.environment_factory is not None
@@ -90,6 +91,7 @@ def preflight(recipe: Recipe) -> list[Finding]:
     kinds = found.load("environments", environment_kinds, recipe.task)
     found.add("answers", check_answers, data, args, tokenizer, kinds, needs=["tokenizer", "data", "environments"])
     found.add("tool format", check_tool_format, tokenizer, tools, needs=basics)
+    found.add("tools answer", check_calls, tools, recipe.task, args, data, call_tools, needs=["tool format", "data"])
     found.add("tool parser", check_parser, tokenizer, tools, needs=[*basics, "tool format"])
     chat = found.load("template", make_chat, recipe, tokenizer, config, tools, needs=basics)
     found.add("prompts", check_prompts, chat, data, needs=["template", "data"])

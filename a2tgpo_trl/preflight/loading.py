@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import (
@@ -55,23 +56,27 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     return recipe.load_base()
 
 
+def factories(task: Task) -> list[Callable[[], Any]]:
+    """What makes the task's environments: none, one, or one for each name."""
+    factory = task.environment_factory
+    return list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
+
+
 def environment_kinds(task: Task) -> set[type]:
     """The classes of the task's environments; one is made only where the factory does not say."""
-    factory = task.environment_factory
-    factories = list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
-    plain = [one.func if isinstance(one, partial) else one for one in factories]
+    plain = [one.func if isinstance(one, partial) else one for one in factories(task)]
     return {one if isinstance(one, type) else type(one()) for one in plain}
 
 
 def all_tools(task: Task) -> list[Callable]:
     """The task's tools, and the public methods of one instance of each environment, as `GRPOTrainer` collects them."""
-    factory = task.environment_factory
-    factories = list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
-    tools = list(task.tools)
-    for environment in [make() for make in factories]:
-        names = [name for name in dir(type(environment)) if not name.startswith("_")]
-        tools += [getattr(environment, name) for name in names if name not in ("reset", "get_reward")]
-    return tools
+    return [*task.tools, *(method for make in factories(task) for method in public_methods(make()))]
+
+
+def public_methods(environment: Any) -> list[Callable]:
+    """The methods of an environment that a policy may call."""
+    names = [name for name in dir(type(environment)) if not name.startswith("_")]
+    return [getattr(environment, name) for name in names if name not in ("reset", "get_reward")]
 
 
 def end_tokens(name: str, revision: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:

@@ -1,0 +1,79 @@
+"""tools and environments -> one call of each, made as training makes it, on another thread than the one of imports."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config import A2TGPOConfig
+from ..tasks import Task
+from ..tools.attempts import Limits, Request
+from ..tools.runner import Outcome, ToolRunner
+from .chat import Datasets, Verdict, tool_call
+from .data import first_row
+from .loading import factories, public_methods
+
+
+SHOWN = 80  # characters of a result
+THREADS = (
+    "Training calls tools from threads of its own, never from the one that imports them. Open what belongs to one "
+    "thread (a connection of SQLite, say) in the call, once a thread (threading.local), or once for a tool with "
+    "concurrency=1, all of whose calls are made on one thread. Or make the tools methods of an environment, which "
+    "is made and called on a thread of its own."
+)
+
+
+def check_calls(tools: list[Callable], task: Task, args: A2TGPOConfig, data: Datasets, call: bool) -> Verdict:
+    """Each tool answers a call with arguments made up from its schema."""
+    if not tools:
+        return "pass", "no tools"
+    if not call:
+        names = ", ".join(tool.__name__ for tool in tools)
+        return "pass", f"not called ({names}): `a2tgpo check RECIPE --call-tools` calls each once, as training does"
+    limits = Limits(args.tool_concurrency, args.tool_timeout, args.max_hung_calls, patience=0.0, stop_when_down=False)
+    runner = ToolRunner(limits, args.tool_settings)  # type: ignore[arg-type]  # a mapping, once it is constructed
+    try:
+        runner.check(tools)
+        verdicts = [_verdict(*made) for made in _calls(runner, task, data)]
+    except RuntimeError as error:
+        return "fail", str(error)
+    finally:
+        runner.close()
+    statuses = [status for status, _ in verdicts]
+    worst = next(status for status in ("fail", "warn", "pass") if status in statuses)
+    return worst, " ".join(text for status, text in verdicts if status == worst)
+
+
+def _calls(runner: ToolRunner, task: Task, data: Datasets) -> list[tuple[str, Mapping[str, Any], Outcome]]:
+    """What was called, with which arguments, and what came of it."""
+    made = [_made(runner, tool) for tool in task.tools]
+    row = {name: value for name, value in first_row(data).items() if name != "environment"}
+    for factory in factories(task):
+        environment = runner.construct(factory)
+        reset = Request(environment.reset, row, environment)
+        (outcome,) = runner.run([reset])
+        made.append((f"{type(environment).__name__}.reset", {}, outcome))
+        if outcome.status == "ok":
+            made += [_made(runner, tool, environment) for tool in public_methods(environment)]
+    return made
+
+
+def _made(runner: ToolRunner, tool: Callable, owner: Any = None) -> tuple[str, Mapping[str, Any], Outcome]:
+    arguments = tool_call(tool)["function"]["arguments"]
+    (outcome,) = runner.run([Request(tool, arguments, owner)])
+    return tool.__name__, arguments, outcome
+
+
+def _verdict(name: str, arguments: Mapping[str, Any], outcome: Outcome) -> Verdict:
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    text = outcome.text if len(outcome.text) <= SHOWN else f"{outcome.text[:SHOWN]}..."
+    if outcome.status == "ok":
+        return "pass", f"{call} -> {text!r} in {outcome.seconds:.2g} s."
+    if outcome.status == "timeout":
+        return "fail", f"{call}: {outcome.text} See that what it needs is there, or raise its limit (tool_timeout)."
+    if "thread" in outcome.text.lower():
+        return "fail", f"{call}: {outcome.text}. {THREADS}"
+    if not arguments:
+        return "fail", f"{call}: {outcome.text}. Every call of the run would fail so."
+    return "warn", (
+        f"{call}: {outcome.text}. If that is what it says to arguments that are made up, all is well; else every call "
+        "of the run would fail so."
+    )
