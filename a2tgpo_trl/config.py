@@ -402,6 +402,11 @@ class A2TGPOConfig(GRPOConfig):
         return Switches(**{switch.name: getattr(self, switch.name) for switch in fields(Switches)})
 
     @property
+    def trains_as_grpo(self) -> bool:
+        """Whether nothing in the loss differs from TRL's GRPO, with which training is then the same to the bit."""
+        return not self.uses_gain and self.turn_reward_weight == 0 and self.importance_sampling_level == "token"
+
+    @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
 
 from .answers import declares_answer
@@ -37,6 +39,13 @@ logger = get_logger(__name__)
 # hundredths; a wrong mask or position moves it by far more.
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 PACKING_TOLERANCE_16_BIT = 0.2
+
+
+def training_precision(accelerator: Accelerator, model: PreTrainedModel) -> torch.dtype:
+    """What a model computes in when it is trained."""
+    if accelerator.mixed_precision in ("fp16", "bf16"):
+        return torch.get_autocast_dtype(accelerator.device.type)
+    return model.dtype
 
 
 class GainPass:
@@ -151,11 +160,7 @@ class GainPass:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The precision of training."""
-        accelerator = self._trainer.accelerator
-        if accelerator.mixed_precision in ("fp16", "bf16"):
-            return torch.get_autocast_dtype(accelerator.device.type)
-        return self._trainer.model.dtype
+        return training_precision(self._trainer.accelerator, self._trainer.model)
 
     @property
     def _score(self) -> Scorer:

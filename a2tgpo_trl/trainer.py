@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
+from trl.models.utils import disable_gradient_checkpointing
 
 from .answers import Answer, find_answer, rows_with_answers
 from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
@@ -29,7 +30,7 @@ from .dropout import settle_dropout
 from .engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
 from .environments import Environments
 from .failures import RunStopped
-from .gain_pass import GainPass
+from .gain_pass import GainPass, training_precision
 from .information_gain import Rollouts, TurnScores, base_model, information_gain
 from .interruption import Interruption
 from .launched import check_launch
@@ -42,6 +43,8 @@ from .metrics import (
     sampler_gap_sums,
     turn_metrics,
 )
+from .packed_attention import positions_are_relative
+from .padding import Padding, padding_of, trimmed
 from .ranks import Ranks
 from .records import make_records, read_off
 from .resampling import Resampler, RoundLog, teaches_nothing
@@ -104,6 +107,7 @@ class A2TGPOTrainer(Resumable):
 
     args: A2TGPOConfig
     rollout_func: Callable[..., dict[str, Any]] | None
+    _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
     # The parent's two numbers; tensors of one entry per token while the loss runs.
     epsilon_low: float | Tensor
     epsilon_high: float | Tensor
@@ -393,8 +397,12 @@ class A2TGPOTrainer(Resumable):
     @property
     def _parent_wants_old_logps(self) -> bool:
         """The parent's own condition for a pass over the old policy; a contract test holds the two together."""
-        aligned = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
-        return not aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
+        return not self._on_policy or (self.use_vllm and self.vllm_importance_sampling_correction)
+
+    @property
+    def _on_policy(self) -> bool:
+        """Whether all micro-batches of a batch of rollouts are trained on before the policy changes."""
+        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, *args: Any, **kwargs: Any
@@ -404,12 +412,69 @@ class A2TGPOTrainer(Resumable):
             logps = pad_sequence(self._old_logps, batch_first=True)
             self._old_logps = None
             return pad(logps, (0, logits_to_keep - logps.size(1))), None, None
+        if self._trims_padding and kwargs.get("batch_size"):
+            return self._logps_of_chunks(model, input_ids, attention_mask, logits_to_keep, kwargs["batch_size"])
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         if self._loss_inputs is not None:
             logps = self._set_turn_ratio(self._loss_inputs, logps)
         return logps, entropies, aux_loss
+
+    # ---- padding
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self._trims_padding or self._buffered_inputs is None or self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = [self._trimmed(batch) for batch in self._buffered_inputs]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    @property
+    def _trims_padding(self) -> bool:
+        """Whether micro-batches are no wider than their rows. Those of TRL's GRPO, to the bit, keep their padding."""
+        return not self.args.trains_as_grpo
+
+    def _padding_of(self, prompt_mask: Tensor, completion_mask: Tensor) -> Padding:
+        relative = positions_are_relative(base_model(self.model))
+        return padding_of(prompt_mask, completion_mask, left=relative, multiple=self.pad_to_multiple_of)
+
+    def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch without its padding, and with old log-probabilities of the very forward that the loss makes.
+
+        In 16 bits they follow the width of the row by more than a turn's clip range.
+        """
+        batch = trimmed(batch, self._padding_of(batch["prompt_mask"], batch["completion_mask"]))
+        if "old_per_token_logps" not in batch:
+            return batch
+        if self._on_policy:
+            del batch["old_per_token_logps"]  # without them, the parent takes those of the loss itself
+        elif self._rounds_coarsely:
+            ids, mask = (
+                torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
+            )
+            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                batch["old_per_token_logps"], _, _ = super()._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, batch["completion_ids"].size(1)
+                )
+        return batch
+
+    def _logps_of_chunks(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int
+    ) -> tuple[Tensor, None, None]:
+        """The parent's pass over a whole batch, each chunk as wide as its own rows."""
+        found = []
+        for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True):
+            padding = self._padding_of(mask[:, :-logits_to_keep], mask[:, -logits_to_keep:])
+            kept = logits_to_keep - padding.right
+            logps, _, _ = super()._get_per_token_logps_and_entropies(model, padding.cut(ids), padding.cut(mask), kept)
+            found.append(pad(logps, (0, padding.right)))
+        return torch.cat(found), None, None
+
+    @property
+    def _rounds_coarsely(self) -> bool:
+        return training_precision(self.accelerator, self.model).itemsize < 4
 
     # ---- credit
 

@@ -52,6 +52,7 @@ OVERRIDDEN = {
     ],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
+    "_prepare_inputs": ["self", "generation_batch"],
     "_set_signature_columns_if_needed": ["self"],
     "_get_train_sampler": ["self", "dataset"],
     "_run_epoch": [

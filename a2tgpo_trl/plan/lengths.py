@@ -24,7 +24,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rollouts of a batch. `longest_completion` sets how far all of them are padded."""
+    """Rollouts of a batch. `longest_completion` is how far they are padded at most: a micro-batch is as wide as the
+    longest of its own rollouts, and under TRL's GRPO as the longest of the batch.
+    """
 
     prompt: float
     longest_prompt: float
