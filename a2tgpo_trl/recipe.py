@@ -25,6 +25,7 @@ from .launched import deepspeed_on_cpu
 from .names import REWARDS, find_file, load, load_reward
 from .recipe_file import RecipeError, check_keys, find_recipe, nearest, read_yaml
 from .tasks import TASKS, Task, arithmetic, atlas
+from .tools.mcp import mcp_tools
 from .turn_rewards import find as find_turn_reward
 
 
@@ -56,7 +57,11 @@ class RecipeArguments:
         default=None, metadata={"help": "Split to evaluate on. None: no evaluation."}
     )
     tools: list[str] | None = field(
-        default=None, metadata={"help": "Import paths of tool functions. Replaces the task's."}
+        default=None,
+        metadata={
+            "help": "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts "
+            "one, mcp+http://... is spoken to. Replaces the task's."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -324,6 +329,14 @@ def check_test_set(recipe: Recipe) -> None:
 # ---- the task
 
 
+def _tools(name: str, folders: Sequence[Path]) -> list[Callable]:
+    """The function that is named, or what a server offers."""
+    prefix = next((prefix for prefix in ("mcp:", "mcp+") if name.startswith(prefix)), None)
+    if prefix is None:
+        return [load(name, folders, "tool", ())]
+    return mcp_tools(name.removeprefix(prefix).strip())
+
+
 def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     """The task that is named, with what the recipe puts in its place."""
     if (run.task is None) == (run.dataset_name is None):
@@ -339,7 +352,7 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     else:
         task = _task_of_dataset(run, folders)
     if run.tools is not None:
-        task.tools = [load(name, folders, "tool", ()) for name in run.tools]
+        task.tools = [tool for name in run.tools for tool in _tools(name, folders)]
     if run.reward_funcs is not None:
         task.reward_funcs = [load_reward(name, folders) for name in run.reward_funcs]
         task.reward_weights = None

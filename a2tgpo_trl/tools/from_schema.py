@@ -1,0 +1,95 @@
+"""name, description and JSON schema of a tool -> signature, type hints and docstring that give this schema again.
+
+The trainer takes functions, and chat templates read what `get_json_schema` makes of them: types, enumerations, lists
+and what may be left out. What type hints cannot say, such as the fields of an object, stands in the description of the
+argument.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union
+
+from transformers.utils.chat_template_utils import get_json_schema, parse_google_format_docstring
+
+
+HINTS: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+    "null": type(None),
+}
+OF_FIELDS = ("properties", "additionalProperties", "prefixItems")  # what no hint here can say
+
+
+def describe_as(function: Callable, name: str, description: str | None, schema: Mapping[str, Any]) -> None:
+    """Give a function of any arguments the looks of a tool. A ValueError says what a policy could not be shown."""
+    text, described, _ = parse_google_format_docstring(inspect.cleandoc(description or ""))
+    arguments = {key: _resolved(value, schema) for key, value in schema.get("properties", {}).items()}
+    lines = [f"    {key}: {_described(key, value, described or {})}" for key, value in arguments.items()]
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = "\n".join([_one_line(text or name), *(["", "Args:", *lines] if lines else [])])
+    function.__annotations__ = {key: hint_of(value) for key, value in arguments.items()}
+    required = set(schema.get("required", []))
+    # Those that must be given first. Positional, since only such may be named like a word of Python's: "from".
+    in_order = sorted(arguments, key=lambda key: key not in required)
+    try:
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` reads
+            [_parameter(key, function.__annotations__[key], key in required) for key in in_order]
+        )
+        get_json_schema(function)
+    except Exception as error:
+        raise ValueError(f"the tool {name!r} cannot be shown to a policy: {error}") from error
+
+
+def _parameter(name: str, hint: Any, required: bool) -> inspect.Parameter:
+    default = inspect.Parameter.empty if required else None
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, default=default, annotation=hint)
+
+
+def hint_of(schema: Mapping[str, Any]) -> Any:
+    """The type hint that says most of a schema.
+
+    Example: {"type": "array", "items": {"enum": ["a", "b"]}} -> list[Literal["a", "b"]]
+    """
+    if "const" in schema or "enum" in schema:
+        return Literal[tuple(schema.get("enum", [schema.get("const")]))]
+    either = schema.get("anyOf") or schema.get("oneOf")
+    kind = schema.get("type")
+    if either or isinstance(kind, list):
+        kinds = either if either else [{**schema, "type": one} for one in kind or []]
+        return Union[tuple(hint_of(one) for one in kinds)]  # noqa: UP007  # made of a list
+    if kind == "array" and schema.get("items"):
+        return list[hint_of(schema["items"])]  # type: ignore[misc]  # made while the program runs
+    return HINTS.get(kind, Any) if kind is not None else Any
+
+
+def _described(name: str, schema: Mapping[str, Any], described: Mapping[str, str]) -> str:
+    text = _one_line(schema.get("description") or described.get(name) or schema.get("title") or name)
+    lost = any(f'"{word}"' in json.dumps(schema) for word in OF_FIELDS)
+    return f"{text} JSON schema: {json.dumps(schema)}" if lost else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _resolved(schema: Any, root: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
+    """A schema with what it refers to in the place of references; one to itself becomes "anything"."""
+    if isinstance(schema, list):
+        return [_resolved(item, root, within) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+        return {key: _resolved(value, root, within) for key, value in schema.items()}
+    if reference in within:
+        return {}
+    found: Any = root
+    for step in reference.removeprefix("#/").split("/"):
+        found = found[step]
+    others = {key: value for key, value in schema.items() if key != "$ref"}
+    return _resolved({**found, **others}, root, (*within, reference))

@@ -1,0 +1,201 @@
+"""a server of the Model Context Protocol -> its tools, as functions that a policy calls.
+
+    mcp_tools("python my_server.py")          started here, spoken to over its standard input and output
+    mcp_tools("http://localhost:8000/mcp")    runs already, spoken to over HTTP
+
+In a recipe: `tools: ["mcp:python my_server.py", "mcp+http://localhost:8000/mcp"]`.
+
+Calls have the limits of other tools (`tool_timeout`; `tool_settings`, by the tool's name). What the server finds wrong
+with a call is told to the policy. A connection that breaks is an outage: it is made anew, a server that was started
+here is started again, and calls wait for it for `outage_patience`. Each process of a run has a session of its own.
+"""
+
+import asyncio
+import atexit
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from .from_schema import describe_as
+from .results import ToolDown, ToolFailed
+from .settings import tool
+from .workers import LoopThread
+
+
+CONNECTING = 30.0  # seconds that a server may take to start and to answer
+LEAVING = 5.0  # seconds that it gets to end
+URLS = ("http://", "https://")
+
+
+def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]:
+    """The tools of a server, or those of these names.
+
+    Args:
+        server: the command that starts it, or the URL where it listens.
+        names: which of its tools the policy may call. None: all.
+
+    Example:
+
+    ```python
+    >>> A2TGPOTrainer(..., tools=[*mcp_tools("python weather.py", names=["forecast"]), search])
+    ```
+    """
+    connection = Connection(server)
+    try:
+        found = {one.name: one for one in connection.list_tools()}
+        missing = [name for name in names or [] if name not in found]
+        if missing:
+            raise ValueError(f"it has no tool {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
+        return [_function(connection, found[name]) for name in names or found]
+    except (ToolDown, ValueError) as error:
+        connection.close()
+        raise ValueError(f"Tools of {server!r}: {error}") from error
+
+
+def _function(connection: "Connection", described: Any) -> Callable:
+    @tool(check=connection.list_tools)
+    async def call(**arguments: Any) -> str:
+        return await connection.call(described.name, arguments)
+
+    describe_as(call, described.name, described.description, described.input_schema)
+    return call
+
+
+class Connection:
+    """A session with a server, in a thread of its own: made when it is needed, and made anew when it broke."""
+
+    def __init__(self, server: str):
+        self.server = server
+        try:
+            import mcp  # noqa: F401
+        except ImportError as error:
+            raise ValueError("Tools of servers need the package mcp: pip install 'a2tgpo_trl[mcp]'.") from error
+        self._loop = LoopThread("a2tgpo-mcp")
+        self._session: _Session | None = None
+        atexit.register(self.close)
+
+    def list_tools(self) -> list[Any]:
+        """What the server says of its tools. Raises ToolDown where it is not there."""
+        return self._loop.submit(self._list_tools()).result()
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Call a tool, from any event loop. Who is cancelled cancels the call."""
+        return await asyncio.wrap_future(self._loop.submit(self._call(name, dict(arguments))))
+
+    def close(self) -> None:
+        """End the session, and the server where it was started here."""
+        atexit.unregister(self.close)
+        if self._session is not None:
+            self._loop.submit(self._session.end()).result()
+        self._loop.stop()
+
+    # ---- in its own thread
+
+    async def _list_tools(self) -> list[Any]:
+        found: list[Any] = []
+        cursor: str | None = None
+        while True:
+            page = await self._ask("list_tools", cursor=cursor)
+            found += page.tools
+            cursor = page.next_cursor
+            if not cursor:
+                return found
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> str:
+        result = await self._ask("call_tool", name, arguments)
+        text = "\n".join(map(_text_of, result.content)) or "The tool returned nothing."
+        if result.is_error:
+            raise ToolFailed(f"Error: {text}", [])
+        return text
+
+    async def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        if self._session is None or self._session.broken:
+            self._session = _Session(self.server)
+        return await self._session.ask(method, *args, **options)
+
+
+class _Session:
+    """One session, from its start to its end. Lives in one event loop."""
+
+    def __init__(self, server: str):
+        self._server = server
+        self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._why = ""
+        # What opens a session must close it, too: one task does both.
+        self._task = asyncio.ensure_future(self._live())
+
+    @property
+    def broken(self) -> bool:
+        return self._task.done() or self._end.is_set()
+
+    async def ask(self, method: str, *args: Any, **options: Any) -> Any:
+        """The answer to a request. Raises ToolDown where the session breaks first."""
+        from mcp import MCPError
+        from mcp_types import CONNECTION_CLOSED
+
+        client = await asyncio.shield(self._client)
+        request: Awaitable[Any] = getattr(client, method)(*args, **options)
+        asked = asyncio.ensure_future(request)
+        try:
+            await asyncio.wait({asked, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done() and not asked.cancelled():
+                return asked.result()
+        except MCPError as error:
+            if error.code != CONNECTION_CLOSED:
+                raise  # an answer: the request is at fault
+            self._why = error.message
+        finally:
+            asked.cancel()
+        self._end.set()
+        raise ToolDown(f"{self._server}: the connection broke{f': {self._why}' if self._why else ''}")
+
+    async def end(self) -> None:
+        """Leave it, and wait until the server has ended."""
+        self._end.set()
+        await asyncio.wait({self._task}, timeout=LEAVING)
+
+    async def _live(self) -> None:
+        from mcp import Client
+
+        try:
+            async with asyncio.timeout(CONNECTING) as limit, Client(_transport(self._server), cache=None) as client:
+                limit.reschedule(None)
+                self._client.set_result(client)
+                await self._end.wait()
+        except Exception as error:
+            self._why = _cause(error)
+            if not self._client.done():
+                self._client.set_exception(ToolDown(f"no session could be opened: {self._why}"))
+        finally:
+            self._client.cancel()
+
+
+def _transport(server: str) -> Any:
+    from mcp import StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
+    if server.startswith(URLS):
+        return server
+    command, *args = shlex.split(server)
+    # With the variables of this process, as a command of a shell has them: keys of services, say. What it writes to
+    # standard error is seen where that of this process is; a notebook's own stream is no file.
+    parameters = StdioServerParameters(command=command, args=args, env=dict(os.environ))
+    return stdio_client(parameters, errlog=sys.__stderr__ or sys.stderr)
+
+
+def _cause(error: BaseException) -> str:
+    """What is at the bottom of groups of exceptions, in words."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return f"it did not answer within {CONNECTING:g} s"
+    return f"{type(error).__name__}: {error}"
+
+
+def _text_of(block: Any) -> str:
+    """A block of a result as text; of one that a policy of text cannot read, what it is."""
+    text = getattr(block.resource, "text", None) if block.type == "resource" else getattr(block, "text", None)
+    return f"[{block.type}, which cannot be shown]" if text is None else text
