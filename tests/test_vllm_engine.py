@@ -16,6 +16,7 @@ import tiny
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from vllm_on_cpu import keep_weights
 
 from a2tgpo_trl.vllm_engine import VLLMStream, awake, sampled_logprobs
 
@@ -48,6 +49,7 @@ def trainer(tmp_path_factory):
         # On CPUs vLLM 0.31 looks through the objects of all modules, and stumbles over one of llvmlite, which bm25s
         # loads for other tests.
         patch.delitem(sys.modules, "llvmlite.binding.ffi", raising=False)
+        keep_weights()
         yield GRPOTrainer(
             folder,
             lambda completions, **_: [0.0] * len(completions),

@@ -23,6 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
+from vllm_on_cpu import keep_weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, parsing
 
@@ -108,6 +109,8 @@ def adapter_report(trainer, before: dict) -> dict:
 def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
     if way.startswith("http"):
         without_weight_transfer()
+    else:
+        keep_weights()
     parsing.parse_response = obey_the_prompt(parsing.parse_response)
     grpo_trainer.parse_response = obey_the_prompt(grpo_trainer.parse_response)
     config, trainer_class = {"ours": (A2TGPOConfig, A2TGPOTrainer), "parent": (GRPOConfig, GRPOTrainer)}[which]

@@ -1,0 +1,17 @@
+"""vLLM's build for CPUs, made to take the weights of the moment, as its builds for GPUs do."""
+
+import torch
+
+
+def keep_weights() -> None:
+    """Call it before vLLM loads a model.
+
+    On processors with AVX-512, vLLM 0.31 packs each linear layer for kernels of its own, and drops the weights that it
+    was loaded with: those that training sends later find no place.
+    """
+    from vllm.model_executor.layers import utils
+
+    def multiply_as_torch_does(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = multiply_as_torch_does
