@@ -293,7 +293,15 @@ class A2TGPOConfig(GRPOConfig):
                 f"got epsilon={self.epsilon}, clip_adaptation={self.clip_adaptation}."
             )
         self._check_loss()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            raise ValueError(
+                "bf16, which is TRL's default, needs an accelerator that computes in it, and there is none here. Set "
+                "bf16: false (in Python, bf16=False) to train in float32, or fp16: true on an older GPU."
+            ) from error
         self._check_effect(preset)
         self._check_seeds()
 

@@ -1,4 +1,5 @@
 import pytest
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import TrlParser
 
 from a2tgpo_trl import A2TGPOConfig
@@ -121,3 +122,10 @@ def test_each_ablation_is_one_line_of_yaml(line, tmp_path):
     (args,) = TrlParser(A2TGPOConfig).parse_args_and_config(["--config", str(recipe)])
     name, value = ABLATIONS[line]
     assert getattr(args, name) == value
+
+
+@pytest.mark.skipif(is_torch_bf16_gpu_available(), reason="it computes in bf16")
+@pytest.mark.parametrize("said", [{}, {"bf16": True}])
+def test_bf16_without_an_accelerator_is_refused_with_the_key_that_cures_it(said, tmp_path):
+    with pytest.raises(ValueError, match="Set bf16: false"):
+        A2TGPOConfig(str(tmp_path), **said)
