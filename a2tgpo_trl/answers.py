@@ -36,6 +36,13 @@ def declares_answer(kind: type) -> bool:
     return hasattr(kind, "answer") and not inspect.isroutine(kind.answer)
 
 
+def forget_answer(environment: Any) -> None:
+    """Before its next reset, which may set none: the answer of before is not that of the next question."""
+    kind = type(environment)
+    if declares_answer(kind) and not isinstance(kind.answer, property):
+        object.__setattr__(environment, "answer", kind.answer)  # also where the class is a frozen one
+
+
 def find_answer(row: Mapping[str, Any], column: str, environment: Any = None, failed: bool = False) -> Answer:
     """The answer to a row. `failed`: whether the environment could not be reset, and holds an answer of before."""
     if declares_answer(type(environment)):

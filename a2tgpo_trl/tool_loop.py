@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 from accelerate.logging import get_logger
 
+from .answers import forget_answer
 from .engines import Ends, Engine
 from .environments import Environments
 from .failures import RunStopped
@@ -96,6 +97,8 @@ class ToolLoop:
         if self._trainer._multi_environment:  # each row names its environment, which the parent keeps to itself
             rows = [{name: row[name] for name in row if name != "environment"} for row in rows]
         self.environments.begin_batch(rows if self._trainer.environment_factories is not None else ())
+        for environment in self._trainer.environments or []:  # of the batch before
+            forget_answer(environment)
         self.runner.look_again()
         self.rollouts, self._timing = [], Timing()
         if not self._asked:

@@ -66,7 +66,7 @@ class A2TGPOTrainer(Resumable):
 
     Differences from [`~trl.GRPOTrainer`]:
 
-    - the data set has a column with the ground-truth answer (`A2TGPOConfig.answer_column`);
+    - the data set has a column with the ground-truth answer (`A2TGPOConfig.answer_column`), or environments say it;
     - after each rollout the policy scores that answer at every turn boundary, and each turn is credited with what it
       gained, beside the outcome advantage of the whole rollout;
     - the importance ratio is that of the turn, and its clip range follows the turn's gain.

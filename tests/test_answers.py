@@ -88,6 +88,22 @@ def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_t
     assert logged(trainer, "rollouts/excluded") == [0.5]
 
 
+def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path, monkeypatch):
+    class Forgetful(Riddles):
+        def reset(self, **row) -> str:
+            asked = next(Riddles.drawn)
+            if asked < 4:
+                self.answer = "Paris"
+            return super(Riddles, self).reset()
+
+    monkeypatch.setattr(Riddles, "drawn", itertools.count())
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=2))
+    trainer = make(tokenizer, args, tools=None, train_dataset=None, environment_factory=Forgetful)
+    with pytest.raises(ValueError, match="Forgetful, once it was reset, holds None"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
 class Silent(Riddles):
     def reset(self, **row) -> str:
         return super(Riddles, self).reset()
@@ -138,4 +154,6 @@ def test_check_knows_environments_that_give_the_answer(tokenizer, tmp_path):
     assert check_answers(data, args, tokenizer, {test_trainer.Library})[0] == "fail"
     status, message = check_answers(data, args, tokenizer, {Riddles})
     assert status == "pass" and "Riddles" in message
-    assert check_answers({}, args, tokenizer, {test_trainer.Library})[0] == "fail"
+    only_tested = {"evaluation": questions()}
+    status, message = check_answers(only_tested, args, tokenizer, {test_trainer.Library})
+    assert status == "fail" and "no data set was given" in message
