@@ -18,14 +18,17 @@ def tokenizer():
 
 
 class Riddles(test_trainer.Library):
-    """Two riddles that alternate: nothing of them is in a data set."""
+    """Two riddles that alternate from rollout to rollout: nothing of them is in a data set."""
 
     answer: str | list[str] | None = None
-    drawn = itertools.count()
+    made = itertools.count()
+
+    def __init__(self):
+        self.number = next(Riddles.made)
 
     def reset(self, **row) -> str:
         super().reset()
-        self.answer = ("Paris", "Rome")[next(Riddles.drawn) % 2]
+        self.answer = ("Paris", "Rome")[self.number % 2]
         return "What is the capital?"
 
 
@@ -48,7 +51,7 @@ def train(tokenizer, tmp_path, environment, **keywords):
 
 
 def test_environments_that_own_their_data_train_with_gains_and_without_a_data_set(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(Riddles, "drawn", itertools.count())
+    monkeypatch.setattr(Riddles, "made", itertools.count())
     trainer, records = train(tokenizer, tmp_path, Riddles)
     assert [record["answer"] for record in records] == ["Paris", "Rome", "Paris", "Rome"]
     assert {record["prompt"][-1]["content"] for record in records} == {"What is the capital?"}
@@ -80,7 +83,7 @@ def test_rewards_read_answer_of_all_rows_or_of_none():
 def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_the_run(
     tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Riddles, "drawn", itertools.count())
+    monkeypatch.setattr(Riddles, "made", itertools.count())
     trainer, records = train(tokenizer, tmp_path, Failing)
     assert [record["ended"] == "reset" for record in records] == [False, True, False, True]
     # Two are left to sample, in which the scripted policy says Paris and Rome.
@@ -88,15 +91,13 @@ def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_t
     assert logged(trainer, "rollouts/excluded") == [0.5]
 
 
-def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path, monkeypatch):
+def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path):
     class Forgetful(Riddles):
         def reset(self, **row) -> str:
-            asked = next(Riddles.drawn)
-            if asked < 4:
+            if not hasattr(self, "asked"):
                 self.answer = "Paris"
             return super(Riddles, self).reset()
 
-    monkeypatch.setattr(Riddles, "drawn", itertools.count())
     args = A2TGPOConfig(**settings(tmp_path, max_steps=2))
     trainer = make(tokenizer, args, tools=None, train_dataset=None, environment_factory=Forgetful)
     with pytest.raises(ValueError, match="Forgetful, once it was reset, holds None"):
