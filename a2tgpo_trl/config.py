@@ -69,6 +69,7 @@ class A2TGPOConfig(GRPOConfig):
         "discount": (0.0, 1.0, True, True),
         "clip_adaptation": (0.0, 1.0, True, False),
         "gain_token_budget": (1, math.inf, True, False),
+        "sampling_batch_size": (1, math.inf, True, False),
         "epsilon": (0.0, 1.0, False, False),
         "epsilon_high": (0.0, math.inf, False, False),
         "tool_timeout": (0.0, math.inf, False, False),
@@ -79,13 +80,15 @@ class A2TGPOConfig(GRPOConfig):
         "outage_patience": (0.0, math.inf, True, False),
         "resample_limit": (0, math.inf, True, False),
     }
-    _MAY_BE_NONE: ClassVar[tuple[str, ...]] = ("tool_timeout", "max_calls_per_turn", "max_result_tokens")
+    _MAY_BE_NONE: ClassVar[tuple[str, ...]] = (
+        *("tool_timeout", "max_calls_per_turn", "max_result_tokens", "sampling_batch_size"),
+    )
     _SWITCHES: ClassVar[tuple[str, ...]] = (
         *("rescale_accumulation", "stream_turns", "tool_replay", "resume_changed"),
     )
     _WHOLE_NUMBERS: ClassVar[tuple[str, ...]] = (
         *("gain_token_budget", "tool_concurrency", "max_calls_per_turn", "max_result_tokens", "max_hung_calls"),
-        "resample_limit",
+        *("resample_limit", "sampling_batch_size"),
     )
 
     credit: str = field(
@@ -192,6 +195,14 @@ class A2TGPOConfig(GRPOConfig):
         metadata={
             "help": "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
             "rollout goes alone. Lower it if the gain pass runs out of memory. At least 1."
+        },
+    )
+    sampling_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rollouts that transformers' generation samples at once in a process, while the others of the "
+            "batch wait: lower it if sampling runs out of memory. At least 1. None: all of them. With vLLM, which "
+            "sees to that by itself, it must be None."
         },
     )
     resample_limit: int = field(
@@ -304,6 +315,11 @@ class A2TGPOConfig(GRPOConfig):
             ) from error
         self._check_effect(preset)
         self._check_seeds()
+        if self.sampling_batch_size is not None and (self.use_vllm or self.use_transformers_continuous_batching):
+            raise ValueError(
+                "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts at "
+                "once as their memory holds. Leave it out."
+            )
 
     def _fill_in_credit(self) -> Preset:
         if self.credit not in METHODS and ":" not in str(self.credit):

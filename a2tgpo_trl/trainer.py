@@ -252,7 +252,17 @@ class A2TGPOTrainer(Resumable):
         return self._sample([Request(ids, seeds.next(i)) for i, ids in enumerate(prompt_ids)], *args, **kwargs)
 
     def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
-        """One turn for each request, by the parent's engine."""
+        """One turn for each request. Ranks that sample together have as many requests, so they make as many parts."""
+        size = self.args.sampling_batch_size or len(requests)
+        parts = [
+            self._sample_at_once(requests[start : start + size], *args, **kwargs)
+            for start in range(0, len(requests), size)
+        ]
+        ids, logprobs = ([row for part in of_parts for row in part or []] for of_parts in zip(*parts, strict=True))
+        return ids, logprobs or None
+
+    def _sample_at_once(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """By the parent's engine."""
         contexts, seeds, _ = [list(of_all) for of_all in zip(*requests, strict=True)]
         model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
         with own_draws(model, None if None in seeds else seeds), self._turns_of_at_most(most_tokens(requests)):

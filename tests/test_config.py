@@ -33,6 +33,7 @@ def test_the_defaults_are_those_of_the_paper(tmp_path):
         ("epsilon_high", -0.1, "(0.0, inf)"),
         ("gain_token_budget", 0, "[1, inf)"),
         ("gain_token_budget", 10.5, "whole number"),
+        ("sampling_batch_size", 0, "[1, inf)"),
         ("gain_normalization", "group", "'turn_group', 'pooled', 'none'"),
         ("importance_sampling_level", "word", "'turn', 'token', 'sequence'"),
         ("gain_measure", "logits", "'logprob', 'probability'"),

@@ -296,6 +296,15 @@ def test_tools_that_may_not_run_at_once_wait_for_each_other():
     assert stages(1.0, tool_concurrency=3)["tools"] == 2.0  # 4 rollouts, 3 at a time
 
 
+def test_what_is_sampled_in_parts_takes_their_times_one_after_the_other_and_the_memory_of_one():
+    assert stages(0.0, sampled_at_once=2)["sampling"] == 2 * stages(0.0, generated=2)["sampling"]
+    many, parts, one_part = (
+        plan_memory(policy(), setting(**sizes), Sharding(), LENGTHS, H100, full=True).peak
+        for sizes in ({"generated": 4096}, {"generated": 4096, "sampled_at_once": 512}, {"generated": 512})
+    )
+    assert many > parts == one_part
+
+
 def test_packed_rows_are_as_wide_as_the_longest_only_where_one_forward_takes_all():
     # rows of 20 tokens on average, 30 at most, and 2 probes of 4: 4 of 38 in one forward, or one by one of 28
     lengths = Lengths(10, 10, (Turn(1.0, 5, 5, 0, 1.0), Turn(1.0, 5, 5)), 20, probe=4)

@@ -152,6 +152,25 @@ def test_rollouts_do_not_depend_on_the_size_of_micro_batches_and_differ_from_bat
     assert len({text for batch in one for text in batch}) > 12  # of 16
 
 
+def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tmp_path):
+    at_once = []
+
+    def rollouts(size: int | None) -> list[list[str]]:
+        trainer = trainer_of(tmp_path, 8, sampling_batch_size=size)
+        generate = trainer.model.generate
+        trainer.model.generate = lambda input_ids, **kw: (at_once.append(len(input_ids)), generate(input_ids, **kw))[1]
+        return completions_of(trainer)
+
+    assert rollouts(None) == rollouts(3)
+    assert at_once == [8, 8, 3, 3, 2, 3, 3, 2]
+
+
+def test_a_batch_size_of_sampling_is_refused_where_it_would_have_no_effect(tmp_path):
+    for engine in ("use_vllm", "use_transformers_continuous_batching"):
+        with pytest.raises(ValueError, match="sampling_batch_size has no effect with vLLM or continuous batching"):
+            A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, sampling_batch_size=2, **{engine: True})
+
+
 def test_another_seed_gives_other_rollouts_and_the_switch_gives_the_stream_of_all(tmp_path):
     with_seeds = completions_of(trainer_of(tmp_path, 8))
     assert with_seeds != completions_of(trainer_of(tmp_path, 8, seed=7))

@@ -145,6 +145,7 @@ def _sampling(
     if sharding.kind == "zero3" and setting.gathers_for_generation:
         parts["gathered for generation"] = policy.parameters.all * setting.compute_bytes
     shapes = [(setting.generated, row)] if full else sampled_shapes(setting, lengths)
+    shapes = [(min(rows, setting.sampled_at_once or rows), context) for rows, context in shapes]
     rows, context = max(shapes, key=lambda shape: shape[0] * shape[1])
     step, first = policy.decode(rows, context), policy.prefill(rows, context)
     parts["KV cache"] = step.kept_bytes

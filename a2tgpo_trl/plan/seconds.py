@@ -100,11 +100,13 @@ def _rows(case: Case, number: int) -> int:
 
 def _transformers_turn(case: Case, number: int) -> float:
     """All contexts are read anew in each turn, and all rows are sampled until the longest is finished."""
-    turn, rows = case.lengths.turns[number], _rows(case, number)
+    turn, reached = case.lengths.turns[number], _rows(case, number)
+    rows = min(reached, case.setting.sampled_at_once or reached)
     context = math.ceil(case.lengths.context(number))
     middle = context + math.ceil(turn.longest / 2)
     token = case.machine.seconds(case.policy.decode(rows, middle)) + case.machine.sampling_seconds
-    return case.machine.seconds(case.policy.prefill(rows, context)) + turn.longest * token
+    once = case.machine.seconds(case.policy.prefill(rows, context)) + turn.longest * token
+    return math.ceil(reached / rows) * once
 
 
 def _vllm_turn(case: Case, number: int) -> float:

@@ -32,7 +32,7 @@ class Setting:
 
     rows: int  # of a micro-batch
     micro_batches: int  # of an optimiser step
-    generated: int  # rollouts sampled at once
+    generated: int  # rollouts of a batch
     generations: float  # generation batches per optimiser step
     engine: Engine
     gain: bool
@@ -46,6 +46,7 @@ class Setting:
     gathers_for_generation: bool
     compute_bytes: int  # of a weight in the forward
     stored_bytes: int  # of a weight as it is kept, without DeepSpeed's master copy
+    sampled_at_once: int | None = None  # by transformers; None: all that reach a turn
 
 
 def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, server_gpus: int) -> Setting:
@@ -77,6 +78,7 @@ def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, ser
         gathers_for_generation=args.ds3_gather_for_generation,
         compute_bytes=compute,
         stored_bytes=2 if sharding.deepspeed and sixteen else stored,
+        sampled_at_once=args.sampling_batch_size,
     )
 
 
