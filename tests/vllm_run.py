@@ -29,6 +29,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, parsing
 
 
 SYNCED_STEPS, STEPS = 2, 3
+ENDS = list(range(0, 384, 8))  # a policy of random weights draws its own end of a turn hardly ever
 CALLS = (2, 1, 0, 3)  # that the prompts of a batch ask for, in turn: unequal on two ranks as well as on one
 PARENTS_CALLS = (1, 1, 1, 0)  # as many turns on both ranks, which the parent needs, and unequal numbers of rollouts
 LORA = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"])
@@ -68,6 +69,7 @@ def settings(folder: str, way: str) -> dict:
         "per_device_train_batch_size": 4,
         "num_generations": 2,
         "max_completion_length": 400,
+        "generation_kwargs": {"stop_token_ids": ENDS},
         "max_steps": STEPS,
         "learning_rate": 0.0 if way.startswith("http") else 1e-2,
         "logging_steps": 1,
@@ -127,7 +129,6 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
         peft_config=LORA if way == "lora" else None,
     )
     sync_for_a_while(trainer)
-    trainer.vllm_generation.max_completion_length = 12  # of a turn
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     records = []
     trainer.on_rollouts = records.extend
