@@ -304,6 +304,7 @@ class A2TGPOConfig(GRPOConfig):
                 f"got epsilon={self.epsilon}, clip_adaptation={self.clip_adaptation}."
             )
         self._check_loss()
+        self._check_noise()
         try:
             super().__post_init__()
         except ValueError as error:
@@ -357,6 +358,14 @@ class A2TGPOConfig(GRPOConfig):
             raise ValueError(
                 f"loss_type='cispo' caps the ratio at epsilon_high itself, and {self.epsilon_high} would scale every "
                 "token down. Set epsilon_high to the highest weight that a token may have, such as 5.0."
+            )
+
+    def _check_noise(self) -> None:
+        if self.neftune_noise_alpha is not None and self.importance_sampling_level != "token":
+            raise ValueError(
+                f"neftune_noise_alpha adds noise to each forward, and that alone moves the ratio of a "
+                f"{self.importance_sampling_level} out of its clip range. Leave it out, or set "
+                "importance_sampling_level='token'."
             )
 
     def _check_choices_and_ranges(self) -> None:

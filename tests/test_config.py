@@ -58,6 +58,15 @@ def test_a_loss_without_a_clip_range_says_what_it_does_not_go_with(loss_type, tm
     config(tmp_path, loss_type=loss_type, credit="grpo")
 
 
+@pytest.mark.parametrize("level", ["turn", "sequence"])
+def test_noise_on_embeddings_does_not_go_with_a_shared_ratio(level, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"neftune_noise_alpha adds noise .* ratio of a {level} out of its clip range"
+    ):
+        config(tmp_path, neftune_noise_alpha=5.0, importance_sampling_level=level)
+    config(tmp_path, neftune_noise_alpha=5.0, credit="grpo")
+
+
 def test_cispo_with_the_clip_range_of_a_turn_for_its_cap_is_refused(tmp_path):
     with pytest.raises(ValueError, match="caps the ratio at epsilon_high itself, and 0.004 would scale every token"):
         config(tmp_path, loss_type="cispo", clip_adaptation=0)
