@@ -5,11 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
 
 from .answers import declares_answer
@@ -26,8 +24,9 @@ from .information_gain import (
     score_turns,
 )
 from .packed_attention import packed_implementation, positions_are_relative
-from .probes import ProbeMaker, check_seam, thought_before_answer
+from .probes import Probe, ProbeMaker, check_seam, thought_before_answer
 from .ranks import Ranks
+from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit
 
 
 if TYPE_CHECKING:
@@ -35,17 +34,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# Values of packed and single rows may differ by rounding. In 16 bits a mean log-probability carries noise of a few
-# hundredths; a wrong mask or position moves it by far more.
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-PACKING_TOLERANCE_16_BIT = 0.2
-
-
-def training_precision(accelerator: Accelerator, model: PreTrainedModel) -> torch.dtype:
-    """What a model computes in when it is trained."""
-    if accelerator.mixed_precision in ("fp16", "bf16"):
-        return torch.get_autocast_dtype(accelerator.device.type)
-    return model.dtype
+# Values of packed and single rows may differ by rounding; a wrong mask or position moves them by far more.
+PACKING_TOLERANCE = 1e-3
 
 
 class GainPass:
@@ -109,27 +99,50 @@ class GainPass:
         self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool
     ) -> tuple[TurnScores, dict[str, float]]:
         """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough."""
+        probes = [self._probes.make_all(answer, self._trainer.args.answer_aliases) for answer in answers]
         if self.packing is not None and not self.packing_tried:
-            self._try_packing(self.packing)
-        args = self._trainer.args
+            self._try_packing(self.packing, rollouts, probes)
         start = time.perf_counter()
-        scores = score_turns(
-            self._trainer.model,
-            rollouts,
-            [self._probes.make_all(answer, args.answer_aliases) for answer in answers],
-            self._score,
-            implementation=self.packing,
-            token_budget=args.gain_token_budget,
-            aliases=args.answer_aliases,
-            measure=args.gain_measure,
-            want_logps=want_logps and self._can_share_logps,
-            agree=self._ranks.max_each,
-            device=self._trainer.accelerator.device,
-        )
+        scores = self._score_turns(rollouts, probes, self.packing, want_logps and self._can_share_logps)
+        if not self._is_exact:
+            scores = self._with_floor(scores, rollouts, probes)
         scores = replace(scores, values_BK=self._agreed(scores))
         slowest = self._ranks.max(time.perf_counter() - start)
         failed = sum(of_rank for (of_rank,) in self._ranks.gather_lists([scores.failed_probes]))
         return scores, {"gain/seconds": slowest, "gain/forwards": scores.forwards, "gain/failed_probes": failed}
+
+    def _score_turns(
+        self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None, want_logps: bool = False
+    ) -> TurnScores:
+        args = self._trainer.args
+        return score_turns(
+            self._trainer.model,
+            rollouts,
+            probes,
+            self._score,
+            implementation=implementation,
+            token_budget=args.gain_token_budget,
+            aliases=args.answer_aliases,
+            measure=args.gain_measure,
+            want_logps=want_logps,
+            agree=self._ranks.max_each,
+            device=self._trainer.accelerator.device,
+        )
+
+    def _with_floor(self, scores: TurnScores, rollouts: Rollouts, probes: list[list[Probe]]) -> TurnScores:
+        """Score some of the rollouts once more: how far their values move is what rounding does."""
+        chosen = spread_out(len(rollouts))
+        again = self._score_again(rollouts.some(chosen), [probes[i] for i in chosen], self.packing)
+        differences = again.values_BK - scores.values_BK[chosen, : again.values_BK.size(1)]
+        return replace(scores, gain_floor=self._floor(differences), forwards=scores.forwards + again.forwards)
+
+    def _score_again(self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None) -> TurnScores:
+        with rounding_redrawn(self._trainer.model, self._unit):
+            return self._score_turns(rollouts, probes, implementation)
+
+    def _floor(self, differences_BK: Tensor) -> float:
+        """Of all ranks' differences, so that they have the same."""
+        return gain_floor([of_rank for (of_rank,) in self._ranks.gather_lists([squares(differences_BK)])])
 
     def _agreed(self, scores: TurnScores) -> Tensor:
         """Values of this rank's rollouts, where any rank's that begin alike have the very same value."""
@@ -137,30 +150,53 @@ class GainPass:
         values_NK = one_value_each(accelerator.gather(scores.values_BK), accelerator.gather(scores.keys_BK))
         return values_NK[self._trainer._local_rows(len(scores.values_BK))]
 
-    def _try_packing(self, implementation: str) -> None:
-        """Once, on a small example with the real weights: packed rows must give the values of single ones."""
+    def _try_packing(self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]) -> None:
+        """Once, with the real weights: packed rows must give the values of single ones."""
         self.packing_tried = True
-        tolerance = PACKING_TOLERANCE.get(self._dtype, PACKING_TOLERANCE_16_BIT)
-        model = self._trainer.model
-        vocabulary = model.get_input_embeddings().num_embeddings
-        device = self._trainer.accelerator.device
-        error = self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
-        if error > tolerance:
+        error, tolerance = (
+            (self._packing_error(implementation), PACKING_TOLERANCE)
+            if self._is_exact
+            else self._packing_error_in_16_bits(implementation, rollouts, probes)
+        )
+        if not error <= tolerance:  # NaN is no agreement
             self.packing = None
             logger.warning(
                 f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
-                f"ones on this model, more than the {tolerance} that rounding explains."
+                f"ones on this model, more than the {tolerance:.2g} that rounding explains."
             )
+
+    def _packing_error(self, implementation: str) -> float:
+        """Where hardly anything is rounded, a small example tells."""
+        model, device = self._trainer.model, self._trainer.accelerator.device
+        vocabulary = model.get_input_embeddings().num_embeddings
+        return self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
+
+    def _packing_error_in_16_bits(
+        self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]
+    ) -> tuple[float, float]:
+        """Root mean square of the difference on rollouts as they are, and what rounding explains of it there."""
+        chosen = spread_out(len(rollouts))
+        sample = rollouts.some(chosen), [probes[i] for i in chosen]
+        single = self._score_turns(*sample, None)
+        packed = self._score_turns(*sample, implementation)
+        floor = self._floor(self._score_again(*sample, None).values_BK - single.values_BK)
+        differences = (packed.values_BK - single.values_BK)[~single.values_BK.isnan()].nan_to_num(nan=torch.inf)
+        error = (differences.square().sum() / max(differences.numel(), 1)).sqrt()
+        return self._ranks.max(error.item()), floor
 
     @property
     def _can_share_logps(self) -> bool:
         # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
         # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
-        return self._dtype in PACKING_TOLERANCE and positions_are_relative(base_model(self._trainer.model))
+        return self._is_exact and positions_are_relative(base_model(self._trainer.model))
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return training_precision(self._trainer.accelerator, self._trainer.model)
+    def _unit(self) -> float:
+        return training_unit(self._trainer.accelerator, self._trainer.model)
+
+    @property
+    def _is_exact(self) -> bool:
+        return self._unit <= EXACT
 
     @property
     def _score(self) -> Scorer:

@@ -24,6 +24,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .credit import GAIN_FLOOR
 from .packed_attention import attention_implementation, length_matters, packed_implementation
 from .probes import Probe, ProbeMaker
 from .rows import (
@@ -55,6 +56,7 @@ class TurnScores:
     failed_probes: int
     forwards: int
     logps: list[Tensor] | None  # of every completion token, per rollout; None if not asked for
+    gain_floor: float = GAIN_FLOOR  # what gains may differ by through rounding
 
 
 def information_gain(values_BK: Tensor, num_turns: int) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .credit import turn_group_zscore
 from .turns import turn_means, turn_sums
 
 
@@ -73,6 +74,24 @@ def gain_metrics(values_NV: Tensor, gains_NK: Tensor, clip_scale_NK: Tensor, gro
                 **_mean(f"turns/survivors_{turn}", members[:, k]),
             }
     return metrics
+
+
+def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floor: float) -> dict[str, float]:
+    """What rounding moves gains by, and the share of cells in which no gain is further from the mean than that.
+
+    A cell is a turn index of a prompt that two rollouts or more have come to.
+
+    Example: gains [[1, 1], [1.1, 3]], one group, floor 0.1 -> gain/floor 0.1, gain/cells_below_floor 0.5
+    """
+    if gains_NK.isnan().all():
+        return {}
+    groups, group_N = group_ids_N.unique(return_inverse=True)
+    scores_NK = turn_group_zscore(gains_NK, group_ids_N, floor)
+    flags_2NK = torch.stack([~gains_NK.isnan(), scores_NK.nan_to_num(nan=0.0) != 0]).float()
+    members, above = torch.zeros(2, len(groups), gains_NK.size(1), device=gains_NK.device).index_add(
+        1, group_N, flags_2NK
+    )
+    return {"gain/floor": floor, **_mean("gain/cells_below_floor", (above[members > 1] == 0).float())}
 
 
 def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -82,7 +82,7 @@ def teaches_nothing(evidence: Evidence, credit: Callable[[Evidence], Tensor], st
     unlike_G = _unlike(outcomes_N, group_N, len(groups))
     counted_N = torch.where(unlike_G[group_N], evidence.outcome_advantages_N, 0.0)
     advantages_NK = credit(replace(evidence, outcome_advantages_N=counted_N))
-    # What gains differ by through rounding makes advantages, too, since the z-score's floor is as low as that.
+    # Gains have a floor. Of turn rewards and returns, whose floor is as low as their rounding, that makes advantages.
     least = torch.where(unlike_G[group_N], TOLERANCE, FADED * strength).unsqueeze(1)
     taught_N = ((advantages_NK.abs() > least) & evidence.is_turn_NK).any(dim=1)
     return ~_any_of(taught_N, group_N, len(groups))

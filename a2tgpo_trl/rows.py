@@ -49,6 +49,11 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
+    def some(self, chosen: Sequence[int]) -> "Rollouts":
+        """The rollouts with these numbers."""
+        parts = (self.prompt_ids, self.completion_ids, self.model_mask)
+        return Rollouts(*([part[i] for i in chosen] for part in parts))
+
     def contexts(self, i: int) -> list[int]:
         """Lengths, in tokens from the start of the prompt, of the contexts at which rollout i is valued."""
         prompt = len(self.prompt_ids[i])

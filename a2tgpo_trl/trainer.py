@@ -26,16 +26,18 @@ from trl.models.utils import disable_gradient_checkpointing
 from .answers import Answer, find_answer, rows_with_answers
 from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
+from .credit import GAIN_FLOOR
 from .dropout import settle_dropout
 from .engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
 from .environments import Environments
 from .failures import RunStopped
-from .gain_pass import GainPass, training_precision
+from .gain_pass import GainPass
 from .information_gain import Rollouts, TurnScores, base_model, information_gain
 from .interruption import Interruption
 from .launched import check_launch
 from .loss import ratio_reference
 from .metrics import (
+    floor_metrics,
     gain_metrics,
     ratio_metrics,
     ratio_sums,
@@ -50,6 +52,7 @@ from .records import make_records, read_off
 from .resampling import Resampler, RoundLog, teaches_nothing
 from .resumable import Resumable
 from .resume import Checkpoints
+from .rounding import EXACT, training_unit
 from .sampler_gap import GapWatch, warn_of_incomparable
 from .sampling import own_draws, seed_of
 from .tally import Tally
@@ -484,7 +487,7 @@ class A2TGPOTrainer(Resumable):
 
     @property
     def _rounds_coarsely(self) -> bool:
-        return training_precision(self.accelerator, self.model).itemsize < 4
+        return training_unit(self.accelerator, self.model) > EXACT
 
     # ---- credit
 
@@ -558,6 +561,7 @@ class A2TGPOTrainer(Resumable):
             outcome_N,
             num_turns_N.masked_fill(~in_loss_N, 0),
             group_ids_N,
+            GAIN_FLOOR if self._turn_scores is None else self._turn_scores.gain_floor,
             training=mode == "train",
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
@@ -566,6 +570,7 @@ class A2TGPOTrainer(Resumable):
         self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:
             self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
+            self._log_scalars(mode, floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
         self._log_sampler_gap(mode, output, turn_BT, num_turns)
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)

@@ -146,6 +146,7 @@ class TurnCredit:
         outcome_advantages_N: Tensor,
         num_turns_N: Tensor,
         group_ids_N: Tensor,
+        gain_floor: float,
         training: bool,
     ) -> tuple[Evidence, dict[str, float]]:
         """What there is to credit this batch by, and metrics of it."""
@@ -154,7 +155,7 @@ class TurnCredit:
             outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
             metrics |= of_shaping
         gathered = (gains_NK, rewards_NK, outcomes_N, outcome_advantages_N, num_turns_N, group_ids_N)
-        return Evidence(*gathered), metrics
+        return Evidence(*gathered, gain_floor=gain_floor), metrics
 
     def advantages(self, evidence: Evidence) -> Tensor:
         """Of all turns (N,K), by the run's method."""

@@ -19,7 +19,6 @@ from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.cli.bench_gain import Shape, make_rollouts
-from a2tgpo_trl.gain_pass import PACKING_TOLERANCE_16_BIT
 from a2tgpo_trl.information_gain import fused_scorer, score_turns
 from a2tgpo_trl.packed_attention import SPLIT_SDPA, packed_implementation
 
@@ -103,6 +102,9 @@ def values(model: PreTrainedModel, implementation: str | None, shape: Shape, bud
 
 # ---- agreement in 16 bits
 
+# A mean log-probability carries noise of a few hundredths; a wrong mask or position moves it by far more.
+NOISE_16_BIT = 0.2
+
 
 @pytest.mark.parametrize(("attention", "packed"), [("sdpa", SPLIT_SDPA), ("flex_attention", "flex_attention")])
 def test_packed_values_in_16_bits_are_as_near_the_truth_as_separate_passes(attention, packed):
@@ -115,9 +117,9 @@ def test_packed_values_in_16_bits_are_as_near_the_truth_as_separate_passes(atten
     assert packed_implementation(model)[0] == packed
     separate, together = (values(model, how, HERE.agreement) for how in (None, packed))
     noise = (separate - truth).abs().max().item()
-    assert 0 < noise < PACKING_TOLERANCE_16_BIT
+    assert 0 < noise < NOISE_16_BIT
     assert (together - truth).abs().max().item() < 2 * noise
-    assert (together - separate).abs().max().item() < PACKING_TOLERANCE_16_BIT  # what the trainer accepts
+    assert (together - separate).abs().max().item() < NOISE_16_BIT
     assert truth.diff(dim=1).abs().median().item() > 2 * noise  # turns differ by more than noise
 
 

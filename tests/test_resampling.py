@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.credit import Evidence, find_method, preset_of
+from a2tgpo_trl.credit import GAIN_FLOOR, Evidence, find_method, preset_of
 from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.resampling import (
     BATCH_KEYS,
@@ -42,7 +42,18 @@ SCRIPT = Path(__file__).with_name("two_rounds.py")
 PAD = 99
 
 
-def dull(outcomes, gains, groups, in_loss=None, *, credit="a2tgpo", turn_rewards=None, rewards=None, **changes):
+def dull(
+    outcomes,
+    gains,
+    groups,
+    in_loss=None,
+    *,
+    credit="a2tgpo",
+    turn_rewards=None,
+    rewards=None,
+    gain_floor=GAIN_FLOOR,
+    **changes,
+):
     """What `teaches_nothing` says of rollouts with a turn for each gain, and an answer turn after them."""
     outcomes, gains = tensor(outcomes), pad(tensor(gains), (0, 1), value=NAN)
     in_loss = ~outcomes.isnan() if in_loss is None else tensor(in_loss)
@@ -53,6 +64,7 @@ def dull(outcomes, gains, groups, in_loss=None, *, credit="a2tgpo", turn_rewards
         outcome_advantages_N=outcomes,
         num_turns_N=in_loss * gains.size(1),
         group_ids_N=tensor(groups),
+        gain_floor=gain_floor,
     )
     switches = replace(preset_of(find_method(credit)).switches, **changes)
     return teaches_nothing(evidence, lambda it: find_method(credit)(it, switches)).tolist()

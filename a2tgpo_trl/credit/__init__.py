@@ -29,6 +29,7 @@ from .method import (
     preset_of,
 )
 from .scores import (
+    GAIN_FLOOR,
     NORMALIZATIONS,
     SCALE_FLOOR,
     VARIANCE_FLOOR,
@@ -41,6 +42,7 @@ from .scores import (
 
 __all__ = [
     "DEFAULTS",
+    "GAIN_FLOOR",
     "METHODS",
     "NORMALIZATIONS",
     "SCALE_FLOOR",

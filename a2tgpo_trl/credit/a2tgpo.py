@@ -7,7 +7,8 @@ discounted and divided by the root of its number of terms. w is `outcome_weight`
 `turn_reward_weight`, 0 unless it is set: the paper has no turn rewards. Each signal is normalised on its own, so that
 their units do not matter.
 
-Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
+Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that. What
+rounding explains (`Evidence.gain_floor`) is no difference.
 Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth. A
 turn without a turn reward has those of the turns after it: what is paid at the end was earned on the way.
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .method import Evidence, Switches, gain_clip_scale, method
-from .scores import discounted_sum
+from .scores import GAIN_FLOOR, discounted_sum
 
 
 @method(
@@ -44,7 +45,7 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
     """Advantages of A2TGPO, which those of GRPO, GSPO, ATPO and MT-GRPO are with other switches."""
     advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
     if switches.gain_weight > 0:
-        scores_NK = switches.normalize(evidence.gains_NK, evidence.group_ids_N)
+        scores_NK = switches.gain_scores(evidence)
         credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
         advantages_NK = advantages_NK + switches.gain_weight * credit_NK.nan_to_num(nan=0.0)
     if switches.turn_reward_weight > 0:
@@ -64,6 +65,7 @@ def a2tgpo_credit(
     beta: float,
     normalization: str = "turn_group",
     rescale: bool = True,
+    gain_floor: float = GAIN_FLOOR,
 ) -> tuple[Tensor, Tensor]:
     """Advantages and clip scale of every turn (A2TGPO, arXiv 2605.06200).
 
@@ -80,6 +82,7 @@ def a2tgpo_credit(
         beta: how far the clip range follows the gain.
         normalization: "turn_group" (A2TGPO), "pooled" (IGPO) or "none".
         rescale: divide accumulated scores by the root of their number.
+        gain_floor: what gains may differ by through rounding.
 
     Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
     advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].
@@ -99,5 +102,6 @@ def a2tgpo_credit(
         outcome_advantages_N=outcome_advantages_N,
         num_turns_N=torch.full_like(group_ids_N, gains_NK.size(1)),
         group_ids_N=group_ids_N,
+        gain_floor=gain_floor,
     )
     return a2tgpo(evidence, switches), gain_clip_scale(evidence, switches)

@@ -30,7 +30,7 @@ from .method import Evidence, Switches, method
 def igpo(evidence: Evidence, switches: Switches) -> Tensor:
     """Advantages of IGPO with gains and outcomes normalised separately, its better variant."""
     groups = evidence.group_ids_N
-    gains_NK = switches.normalize(evidence.gains_NK, groups).nan_to_num(nan=0.0)
+    gains_NK = switches.gain_scores(evidence).nan_to_num(nan=0.0)
     rewards_NK = switches.normalize(evidence.turn_rewards_NK, groups).nan_to_num(nan=0.0)
     scores_NK = switches.gain_weight * gains_NK + switches.turn_reward_weight * rewards_NK
     scores_NK = scores_NK + evidence.at_last_turn(switches.outcome_weight * evidence.outcome_advantages_N)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..names import load
-from .scores import NORMALIZATIONS, clip_scale, returns, weighted_sum
+from .scores import GAIN_FLOOR, NORMALIZATIONS, clip_scale, returns, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Evidence:
     outcomes_N            weighted sum of the rewards, shaped for what failed; NaN where nobody scored the rollout
     outcome_advantages_N  what TRL makes of the rewards: compared with those of the group, scaled by `scale_rewards`
     num_turns_N           turns in the loss, the answer turn included; 0 for a rollout that is out of it
+    gain_floor            what gains may differ by through rounding; all else is exact
     """
 
     gains_NK: Tensor
@@ -35,6 +36,7 @@ class Evidence:
     outcome_advantages_N: Tensor
     num_turns_N: Tensor
     group_ids_N: Tensor
+    gain_floor: float = GAIN_FLOOR
 
     @property
     def is_turn_NK(self) -> Tensor:
@@ -60,13 +62,25 @@ class Switches:
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
 
-    def normalize(self, values_NK: Tensor, group_ids_N: Tensor) -> Tensor:
-        """Each turn's number compared with what `gain_normalization` says; NaN stays NaN."""
-        return NORMALIZATIONS[self.gain_normalization](values_NK, group_ids_N)
+    def normalize(self, values_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+        """Each turn's number compared with what `gain_normalization` says; NaN stays NaN.
+
+        Numbers that differ from the mean by no more than the floor count as the mean.
+        """
+        return NORMALIZATIONS[self.gain_normalization](values_NK, group_ids_N, floor)
+
+    def gain_scores(self, evidence: Evidence) -> Tensor:
+        """Each turn's gain compared, without what is rounding."""
+        return self.normalize(evidence.gains_NK, evidence.group_ids_N, evidence.gain_floor)
 
     def signal(self, evidence: Evidence) -> Tensor:
         """Gains and turn rewards by their weights, in their own units; NaN where a turn has neither."""
         return weighted_sum((self.gain_weight, evidence.gains_NK), (self.turn_reward_weight, evidence.turn_rewards_NK))
+
+    def signal_floor(self, evidence: Evidence) -> float:
+        """What a signal may differ by through rounding, and returns made of it: the first value that they hold and
+        the last one are two, as in a gain."""
+        return self.gain_weight * evidence.gain_floor
 
     def returns(self, rewards_NK: Tensor, evidence: Evidence) -> Tensor:
         """What each turn and those after it earned; NaN where a rollout has no such turn."""
@@ -147,7 +161,7 @@ def preset_of(function: Method) -> Preset:
 
 def gain_clip_scale(evidence: Evidence, switches: Switches) -> Tensor:
     """How far the clip range of each turn follows its gain, by whatever method the turn is credited: (N,K)."""
-    return clip_scale(switches.normalize(evidence.gains_NK, evidence.group_ids_N), switches.clip_adaptation)
+    return clip_scale(switches.gain_scores(evidence), switches.clip_adaptation)
 
 
 # Each stands in a module of its own name.

@@ -14,9 +14,11 @@ from torch import Tensor
 # The population z-score of the released A2TGPO code: (x - mean) / (sqrt(var + VARIANCE_FLOOR) + SCALE_FLOOR).
 VARIANCE_FLOOR = 1e-8
 SCALE_FLOOR = 1e-6
+# What gains of float32 differ by through rounding is well below: the deviation below which z-scores fade out.
+GAIN_FLOOR = VARIANCE_FLOOR**0.5
 
 
-def _zscore(values: Tensor, cell: Tensor, num_cells: int) -> Tensor:
+def _zscore(values: Tensor, cell: Tensor, num_cells: int, floor: float) -> Tensor:
     """Population z-score of the entries of a flat tensor among those with the same cell number; NaN stays NaN."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     present = ~wide.isnan()
@@ -32,39 +34,47 @@ def _zscore(values: Tensor, cell: Tensor, num_cells: int) -> Tensor:
 
     count = wide.new_zeros(num_cells).scatter_add(0, cell, present.to(wide.dtype)).clamp(min=1.0)
     centred = torch.where(present, shifted - cell_mean(shifted), 0.0)
-    scores = centred / ((cell_mean(centred.square()) + VARIANCE_FLOOR).sqrt() + SCALE_FLOOR)
+    scores = centred / ((cell_mean(centred.square()) + max(VARIANCE_FLOOR, floor**2)).sqrt() + SCALE_FLOOR)
+    scores = torch.where(centred.abs() > floor, scores, 0.0)
     # A turn alone in its cell has nothing to be compared with: 0, so that it lives on its outcome.
     scores = torch.where(count[cell] > 1, scores, 0.0)
     return torch.where(present, scores, torch.nan).to(values.dtype)
 
 
-def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor) -> Tensor:
+def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
     """Compare each turn with the turns at the same depth of the same prompt.
 
-        Z[i,t] = (IG[i,t] - mean) / (sqrt(var + 1e-8) + 1e-6)     over the rollouts of i's group with a gain at t
+        Z[i,t] = (IG[i,t] - mean) / (sqrt(var + f^2) + 1e-6)      over the rollouts of i's group with a gain at t
+        Z[i,t] = 0                                                where |IG[i,t] - mean| <= floor
 
-    0 in a cell of one member or of equal gains.
+    f is the floor, at least 1e-4: what rounding may move a gain by (`rounding.py`), 0 for what is exact. 0 in a cell
+    of one member or of equal gains. Where rounding moves IG - mean by no more than the floor, the sign of Z does not
+    depend on it: whatever is above the floor in one precision is on the same side of the mean in another.
 
     Example (one group): gains [[1, 5], [3, nan]] -> [[-1, 0], [1, nan]]; 5 is alone at its depth.
+    Example (floor 0.1): gains [[1, 1], [1.15, 3]] -> [[0, -0.995], [0, 0.995]]: 0.075 from the mean is nothing, and
+        1 from the mean is 1 / sqrt(1 + 0.01)
     """
     groups, group_N = group_ids_N.unique(return_inverse=True)
     num_turns = gains_NK.size(1)
     cell_NK = group_N.unsqueeze(1) * num_turns + torch.arange(num_turns, device=gains_NK.device)
-    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups) * num_turns).view_as(gains_NK)
+    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups) * num_turns, floor).view_as(gains_NK)
 
 
-def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor) -> Tensor:
+def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
     """Compare each turn with all turns of all rollouts of the same prompt, whatever their depth (IGPO).
+
+    The floor is that of `turn_group_zscore`.
 
     Example (one group): gains [[1, 5], [3, nan]] -> mean 3, std 1.633 -> [[-1.2247, 1.2247], [0, nan]]
     """
     groups, group_N = group_ids_N.unique(return_inverse=True)
     cell_NK = group_N.unsqueeze(1).expand_as(gains_NK)
-    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups)).view_as(gains_NK)
+    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups), floor).view_as(gains_NK)
 
 
-def no_zscore(gains_NK: Tensor, group_ids_N: Tensor) -> Tensor:
-    """Leave gains in their own unit: the ablation without normalisation."""
+def no_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+    """Leave gains in their own unit: the ablation without normalisation. Rounding stays as small as it is."""
     return gains_NK
 
 
