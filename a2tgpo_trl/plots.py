@@ -23,8 +23,11 @@ PANELS = (
 )
 
 
-def plot_runs(runs: Mapping[str, Path], file: Path) -> None:
-    """One panel per metric that any run logged: its course in training, and held-out scores with their intervals."""
+def plot_runs(runs: Mapping[str, Path], file: Path, scored: str = "held out") -> None:
+    """One panel per metric that any run logged: its course in training, and scores with their intervals.
+
+    `scored`: what the questions of the scores are.
+    """
     histories = {name: _history(folder) for name, folder in runs.items()}
     logged = {key for steps in histories.values() for step in steps for key in step}
     # The reward stands in where there is no share of right answers.
@@ -35,7 +38,9 @@ def plot_runs(runs: Mapping[str, Path], file: Path) -> None:
         for colour, (name, folder) in enumerate(runs.items()):
             _draw(axes, histories[name], key, f"C{colour}", name)
             if key.startswith("rewards/"):
-                _draw_held_out(axes, folder, key.split("/")[1], histories[name][-1]["step"], f"C{colour}", name)
+                _draw_held_out(
+                    axes, folder, key.split("/")[1], histories[name][-1]["step"], f"C{colour}", f"{name}, {scored}"
+                )
         if key in SHARES:
             axes.set_ylim(0, 1)
         axes.set(xlabel="step", title=title)
@@ -65,7 +70,7 @@ def _draw(axes: Axes, history: Sequence[dict[str, Any]], key: str, colour: str, 
     axes.plot(steps, smooth, color=colour, label=f"{name}, training")
 
 
-def _draw_held_out(axes: Axes, folder: Path, reward: str, last: int, colour: str, name: str) -> None:
+def _draw_held_out(axes: Axes, folder: Path, reward: str, last: int, colour: str, label: str) -> None:
     points = []
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
@@ -76,6 +81,4 @@ def _draw_held_out(axes: Axes, folder: Path, reward: str, last: int, colour: str
         means = [point["mean"] for _, point in points]
         errors = [[p["mean"] - p["low"] for _, p in points], [p["high"] - p["mean"] for _, p in points]]
         steps = [step for step, _ in points]
-        axes.errorbar(
-            steps, means, errors, fmt="o", color=colour, capsize=3, label=f"{name}, held out", clip_on=False, zorder=3
-        )
+        axes.errorbar(steps, means, errors, fmt="o", color=colour, capsize=3, label=label, clip_on=False, zorder=3)

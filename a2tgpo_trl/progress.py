@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,13 +99,33 @@ class StepLines(TrainerCallback):
         self._bar.__exit__(None, None, None)
 
 
+class OncePerPlace(logging.Handler):
+    """Writes the first warning of each place in a library's code: some come again with every row of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[tuple[str, int]] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        place = (record.pathname, record.lineno)
+        if place not in self._seen:
+            self._seen.add(place)
+            sys.stderr.write(f"{record.name}: {record.getMessage()}\n")
+
+
 def quiet_libraries() -> None:
-    """Libraries report errors only; warnings of this package stay."""
+    """Libraries report errors only; warnings of this package stay, and those of TRL, which are about the run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("default", module=r"a2tgpo_(trl|recipe_)")  # ours, and those of files a recipe names
-    for name in ("transformers", "trl", "accelerate", "datasets", "peft", "torch.distributed", "httpx"):
+    warnings.filterwarnings(
+        "default", module=r"a2tgpo_(trl|recipe_)|trl\."
+    )  # ours, those of files a recipe names, TRL's
+    trl = logging.getLogger("trl")
+    trl.setLevel(logging.WARNING)
+    if not any(isinstance(handler, OncePerPlace) for handler in trl.handlers):
+        trl.addHandler(OncePerPlace())
+    for name in ("transformers", "accelerate", "datasets", "peft", "torch.distributed", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers

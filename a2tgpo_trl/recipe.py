@@ -7,6 +7,7 @@ among them) and of `RecipeArguments` is a key of the file and an option of the c
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -31,6 +32,7 @@ from .turn_rewards import find as find_turn_reward
 
 # Policies that come with the package.
 MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
+HELD_OUT = "held-out questions"
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -52,9 +54,11 @@ class RecipeArguments:
         metadata={"help": "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set of the hub."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split to train on, or rows of one: train[50:]."}
+    )
     dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on. None: no evaluation."}
+        default=None, metadata={"help": "Split to evaluate on, or rows of one: train[:50]. None: no evaluation."}
     )
     tools: list[str] | None = field(
         default=None,
@@ -138,6 +142,16 @@ class Recipe:
         if rows is None or self.run.eval_rows == 0:
             return None
         return rows if self.run.eval_rows is None else rows.select(range(min(self.run.eval_rows, len(rows))))
+
+    @property
+    def questions(self) -> str:
+        """What the rows that are evaluated are to training."""
+        train, test = self.run.dataset_train_split, self.run.dataset_test_split
+        if self.run.dataset_name is None or test is None or train.partition("[")[0] != test.partition("[")[0]:
+            return HELD_OUT
+        trained_on = {json.dumps(row, sort_keys=True, default=str) for row in self.task.train_dataset}
+        known = sum(json.dumps(row, sort_keys=True, default=str) in trained_on for row in self.test_dataset or ())
+        return f"questions, {known} of them trained on" if known else HELD_OUT
 
     @property
     def model_init_kwargs(self) -> dict[str, Any]:
@@ -397,8 +411,22 @@ def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
         if kind is None:
             raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
         splits = load_dataset(kind, data_files=str(file))
-    for split in (run.dataset_train_split, run.dataset_test_split):
-        if split is not None and split not in splits:
-            raise ValueError(f"{run.dataset_name} has no split {split!r}; it has {', '.join(splits)}.")
-    test = splits[run.dataset_test_split] if run.dataset_test_split else None
-    return Task(splits[run.dataset_train_split], test)
+    train = _split(splits, run.dataset_train_split, run.dataset_name)
+    test = _split(splits, run.dataset_test_split, run.dataset_name) if run.dataset_test_split else None
+    return Task(train, test)
+
+
+def _split(splits: Any, name: str, dataset: str) -> Any:
+    """A split, or some rows of one.
+
+    Example: "train[:50]" -> the first 50 rows, "train[50:]" -> the others
+    """
+    found = re.fullmatch(r"([^\[]+)(?:\[(-?\d*):(-?\d*)\])?", name)
+    if found is None or found[1] not in splits:
+        raise ValueError(
+            f"{dataset} has no split {name!r}; it has {', '.join(splits)}, and rows of each "
+            f"({next(iter(splits))}[:50], {next(iter(splits))}[50:])."
+        )
+    rows = splits[found[1]]
+    chosen = range(len(rows))[slice(*(int(bound) if bound else None for bound in found.group(2, 3)))]
+    return rows.select(chosen) if ":" in name else rows

@@ -18,7 +18,7 @@ from .evaluation import evaluate, from_main
 from .own_files import OwnFiles
 from .plots import CURVE, SCORES, STATE, plot_runs
 from .progress import Display, StepLines
-from .recipe import Recipe
+from .recipe import HELD_OUT, Recipe
 from .recipe_file import RecipeError
 from .records import read_jsonl
 from .resume import told_if_not_written
@@ -103,7 +103,7 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     finally:
         display.close()
     if trainer.accelerator.is_main_process:
-        _report(folder, held_out.scores, display, seconds)
+        _report(folder, recipe, held_out.scores, display, seconds)
     return trainer
 
 
@@ -155,13 +155,13 @@ def save_policy(trainer: A2TGPOTrainer, folder: Path) -> None:
             own.add(*names)
 
 
-def _report(folder: Path, scores: dict[str, Scores], display: Display, seconds: float) -> None:
+def _report(folder: Path, recipe: Recipe, scores: dict[str, Scores], display: Display, seconds: float) -> None:
     if scores:
-        display.line(score_table(scores, f"{next(iter(scores.values())).number} held-out questions"))
+        display.line(score_table(scores, f"{next(iter(scores.values())).number} {recipe.questions}"))
     own = OwnFiles(folder)
     own.refuse_foreign([CURVE])
     with own.writing(CURVE):
-        plot_runs({folder.name: folder}, folder / CURVE)
+        plot_runs({folder.name: folder}, folder / CURVE, "held out" if recipe.questions == HELD_OUT else "evaluated")
     written = ["the policy", CURVE, *(f"{SCORES}/{when}.jsonl" for when in scores)]
     display.line(f"{seconds:.0f} seconds. Written to {folder}: {', '.join(written)}")
 

@@ -35,6 +35,7 @@ from .gain_pass import GainPass
 from .information_gain import Rollouts, TurnScores, base_model, information_gain
 from .interruption import Interruption
 from .launched import check_launch
+from .lessons import Lessons
 from .loss import ratio_reference
 from .metrics import (
     floor_metrics,
@@ -172,6 +173,8 @@ class A2TGPOTrainer(Resumable):
         self._round = 0
         self._checkpoints = Checkpoints(self)
         self._interruption = Interruption(Ranks(self.accelerator))
+        self._lessons = Lessons()
+        self.add_callback(self._lessons)
         self.add_callback(self._checkpoints)
         self.add_callback(self._interruption)
         self._gap_watch = GapWatch()
@@ -221,6 +224,8 @@ class A2TGPOTrainer(Resumable):
 
         output, metrics = resampler.run(roll_out, inputs)
         log.end_batch()
+        if mode == "train" and "groups/teach_nothing" in metrics:
+            self._lessons.see(metrics["groups/teach_nothing"], self._metrics[mode]["reward"][-1])
         if mode == "eval":
             self.evaluated_rollouts += len(inputs) * self.accelerator.num_processes
         elif self.args.resample_limit:

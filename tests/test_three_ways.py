@@ -10,6 +10,11 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+import tiny
+import torch
+from datasets import Dataset
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +28,66 @@ def test_the_readmes_script_runs(tmp_path):
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs").exists()
+
+
+def blocks_of_the_readme(word: str) -> dict:
+    """What a block of Python in the README defines."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    names = {"torch": torch}
+    exec(block, names)
+    return names
+
+
+def settings_of_a_step(folder: Path, **changes) -> A2TGPOConfig:
+    small = {"use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 4, "max_steps": 1}
+    small |= {
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 128,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    return A2TGPOConfig(str(folder), **small, **changes)
+
+
+def test_the_readmes_environment_is_one(tmp_path):
+    tokenizer, seen = tiny.make_tokenizer(), []
+    add = '<tool_call>\n{"name": "add", "arguments": {"number": 2}}\n</tool_call><|im_end|>'
+    model = tiny.make_model(tokenizer)
+    tiny.script(model, tokenizer, lambda row, turn: add if turn < 1 + row % 2 else tiny.final("4"))
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Count."}]] * 4, "goal": [4] * 4})
+    counter = blocks_of_the_readme("class Counter")["Counter"]
+    args = settings_of_a_step(tmp_path, credit="gtpo", turn_rewards={"environment": 1.0})
+    trainer = A2TGPOTrainer(model, None, args, data, processing_class=tokenizer, environment_factory=counter)
+    trainer.on_rollouts = seen.extend
+    trainer.train()
+    # Rollouts with one addition end at 2, those with two at the goal.
+    assert [record["rewards"]["Counter"] for record in seen] == [0.0, 1.0, 0.0, 1.0]
+    assert [turn["reward"] for turn in seen[1]["turns"]] == [0.1, 0.1, None]
+    assert "Count to 4." in str(seen[0]["prompt"])
+
+
+def test_the_readmes_rollout_function_is_one(tmp_path):
+    tokenizer, seen, notes = tiny.make_tokenizer(), [], []
+
+    def length(completions, note, **_) -> list[float]:
+        notes.extend(note)
+        return [float(len(completion)) for completion in completions]
+
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Go."}]] * 4, "answer": ["Paris"] * 4})
+    rollout = blocks_of_the_readme("def rollout(")["rollout"]
+    trainer = A2TGPOTrainer(
+        tiny.make_model(tokenizer),
+        length,
+        settings_of_a_step(tmp_path),
+        data,
+        processing_class=tokenizer,
+        rollout_func=rollout,
+    )
+    trainer.on_rollouts = seen.extend
+    trainer.train()
+    assert notes == ["seen by rewards"] * 4
+    assert all(len(record["turns"]) == 2 and len(record["gains"]) == 1 for record in seen)
 
 
 @pytest.mark.slow

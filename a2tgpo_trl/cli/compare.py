@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if len(set(map(_plain, args.credit))) < len(args.credit) or len(set(args.seeds)) < len(args.seeds):
         raise ValueError("--credit and --seeds: each method and each seed once, and methods of different names.")
     recipe = find_recipe(args.recipe)
-    args.reward = _check(recipe, args)
+    args.reward, questions = _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
     words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
     own = OwnFiles(args.output)
@@ -70,15 +70,16 @@ def run(args: argparse.Namespace) -> int:
         file.write_text(json.dumps({"results": numbers, "curves": curves}, indent=2) + "\n")
     last = next(iter(curves[args.credit[0]].values()))[-1][0]
     title = (
-        f"{recipe.stem}: held-out {args.reward}, {len(args.seeds)} seeds, evaluated every {args.every} steps to {last}"
+        f"{recipe.stem}: {args.reward} on {questions}, {len(args.seeds)} seeds, evaluated every {args.every} steps to "
+        f"{last}"
     )
     Console().print(comparison_table(results, title))
     print(file)
     return 0
 
 
-def _check(recipe: Path, args: argparse.Namespace) -> str:
-    """What would fail in one of the runs is said before the first. The reward to compare by."""
+def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
+    """What would fail in one of the runs is said before the first. The reward to compare by, and on what questions."""
     from ..credit import preset_of
     from ..recipe import read_recipe
 
@@ -93,7 +94,9 @@ def _check(recipe: Path, args: argparse.Namespace) -> str:
         reward = args.reward or known[0]
         if reward not in known and read.task.environment_factory is None:  # which may give a reward of its own
             raise ValueError(f"--reward {reward}: the task has {', '.join(known)}.")
-    return reward
+        if read.test_dataset is None:
+            raise ValueError("there are no questions to compare on: name a dataset_test_split (train[:50]).")
+    return reward, read.questions
 
 
 def _plain(name: str) -> str:

@@ -1,0 +1,42 @@
+"""the share of groups that teach nothing, batch by batch -> a warning at the end of a run that learnt nothing."""
+
+from statistics import fmean
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+
+logger = get_logger(__name__)
+
+NEARLY_ALL = 0.95
+
+
+class Lessons(TrainerCallback):
+    """Keeps count over a run; groups of one rollout, which have nothing to be compared with, are not counted."""
+
+    def __init__(self) -> None:
+        self._shares: list[float] = []
+        self._rewards: list[float] = []
+
+    def see(self, share: float, reward: float) -> None:
+        """Of a batch: the share of groups that teach nothing, and the mean reward."""
+        self._shares.append(share)
+        self._rewards.append(reward)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._shares.clear()
+        self._rewards.clear()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._shares or fmean(self._shares) < NEARLY_ALL:
+            return
+        logger.warning(
+            f"This run had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of "
+            "a prompt earned and gained the same (groups/teach_nothing), with a mean reward of "
+            f"{fmean(self._rewards):.3g}. Read some rollouts (log_completions: true, or the folder evaluation of "
+            "a2tgpo train). Where rewards are always the lowest: does the policy call its tools (turns/mean), does it "
+            "come to an answer within max_completion_length (completions/clipped_ratio), and in the form that the "
+            "reward reads? a2tgpo check looks at these. Where they are always the highest, take harder questions. In "
+            "between, more rollouts a prompt (num_generations) or a higher temperature make rollouts differ."
+        )

@@ -1,0 +1,116 @@
+"""What a run tells its user: warnings that matter, once; that nothing was learnt; what its scores are scores of."""
+
+import logging
+
+import pytest
+from matplotlib.figure import Figure
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.progress import OncePerPlace, quiet_libraries
+from a2tgpo_trl.recipe import HELD_OUT, RecipeError, read_recipe
+from a2tgpo_trl.train import main as train
+
+
+TINY = [
+    *("--model_name_or_path", "atlas-tiny", "--bf16", "false", "--use_cpu", "true", "--report_to", "none"),
+    *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--num_generations", "4"),
+    *("--per_device_eval_batch_size", "4", "--max_completion_length", "24", "--save_strategy", "no"),
+]
+ATLAS = ["--task", "atlas", "--task_kwargs", '{"train_questions": 4, "test_questions": 2}', "--eval_rows", "0"]
+
+
+def reward(tmp_path, body: str) -> list[str]:
+    (tmp_path / "mine.py").write_text(f"def judge(completions, **_):\n    return {body}\n")
+    return ["--reward_funcs", f"{tmp_path / 'mine.py'}:judge", "--output_dir", str(tmp_path / "run")]
+
+
+# ---- warnings
+
+
+def test_a_warning_of_trl_that_matters_is_shown_once(tmp_path, capsys):
+    # TRL warns of each row of each batch that no reward function has scored: here 2 x 4.
+    words = ["--max_steps", "2", "--credit", "grpo"]
+    assert train([*TINY, *ATLAS, *words, *reward(tmp_path, "[None] * len(completions)")]) == 0
+    assert capsys.readouterr().err.count("All reward functions returned None") == 1
+
+
+def test_each_place_in_a_library_warns_for_itself_and_to_however_many_it_is_told(capsys):
+    handler = OncePerPlace()
+    for place in (("a.py", 1), ("a.py", 1), ("a.py", 2), ("b.py", 1)):
+        handler.handle(logging.LogRecord("trl.x", logging.WARNING, *place, "%s", (place,), None))
+    assert capsys.readouterr().err.splitlines() == [f"trl.x: {p}" for p in (("a.py", 1), ("a.py", 2), ("b.py", 1))]
+    quiet_libraries()
+    quiet_libraries()
+    assert sum(isinstance(handler, OncePerPlace) for handler in logging.getLogger("trl").handlers) == 1
+
+
+# ---- nothing learnt
+
+
+@pytest.mark.parametrize(("body", "told"), [("[0.0] * len(completions)", 1), ("[*range(len(completions))]", 0)])
+def test_a_run_that_had_nothing_to_learn_from_says_so_once_at_its_end(body, told, tmp_path, caplog):
+    words = ["--max_steps", "2", "--logging_steps", "5", "--credit", "grpo"]
+    with caplog.at_level(logging.WARNING, "a2tgpo_trl"):
+        assert train([*TINY, *ATLAS, *words, *reward(tmp_path, body)]) == 0
+    said = [record.getMessage() for record in caplog.records if "next to nothing to learn from" in record.getMessage()]
+    assert len(said) == told
+    assert all("in 100% of the groups" in text and "mean reward of 0." in text for text in said)
+    assert all("a2tgpo check" in text and "num_generations" in text for text in said)
+
+
+# ---- what scores are of
+
+
+@pytest.fixture
+def rows(tmp_path):
+    row = '{{"prompt": [{{"role": "user", "content": "question {i}"}}], "answer": "Nairobi"}}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(row.format(i=i) for i in range(6)))
+    return ["--dataset_name", str(tmp_path / "rows.jsonl"), "--reward_funcs", "exact_match"]
+
+
+def test_rows_of_one_file_are_trained_on_and_others_evaluated(rows, tmp_path):
+    words = [*TINY, *rows, "--dataset_train_split", "train[2:]", "--dataset_test_split", "train[:2]"]
+    recipe = read_recipe([*words, "--output_dir", str(tmp_path / "run")])
+    contents = [
+        [row["prompt"][0]["content"][-1] for row in part] for part in (recipe.task.train_dataset, recipe.test_dataset)
+    ]
+    assert contents == [["2", "3", "4", "5"], ["0", "1"]] and recipe.questions == HELD_OUT
+    with pytest.raises(RecipeError, match=r"no split 'test\[:2\]'; it has train, and rows of each \(train\[:50\]"):
+        read_recipe([*TINY, *rows, "--dataset_test_split", "test[:2]", "--output_dir", str(tmp_path / "run")])
+
+
+def test_scores_on_rows_that_are_trained_on_are_not_called_held_out(rows, tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    words = ["--dataset_train_split", "train[:4]", "--dataset_test_split", "train[3:5]", "--max_steps", "1"]
+    assert train([*TINY, *rows, *words, "--logging_steps", "1", "--output_dir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "2 questions, 1 of them trained on" in out and "held-out" not in out
+    labels = {
+        text.get_text() for axes in drawn[0].axes for text in (axes.get_legend() or axes).findobj(match=_is_text)
+    }
+    assert not any("held out" in label for label in labels)
+
+
+def _is_text(artist) -> bool:
+    return hasattr(artist, "get_text")
+
+
+def test_a_comparison_without_questions_to_compare_on_says_what_to_name(rows, tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"dataset_name: {rows[1]}\nmodel_name_or_path: atlas-tiny\nreward_funcs: [exact_match]\n")
+    assert cli(["compare", str(recipe), "--credit", "grpo", "-o", str(tmp_path / "out"), "--bf16", "false"]) == 2
+    assert "name a dataset_test_split (train[:50])" in capsys.readouterr().err
+
+
+# ---- precision
+
+
+def test_where_no_gpu_computes_in_bfloat16_the_key_to_set_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match=r"Set bf16: false \(in Python, bf16=False\)"):
+        A2TGPOConfig(str(tmp_path))
+    assert train([*ATLAS, "--model_name_or_path", "atlas-tiny", "--output_dir", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "bf16: false" in message and "bf16/gpu" not in message and "Traceback" not in message
