@@ -52,18 +52,18 @@ def settings_of_a_step(folder: Path, **changes) -> A2TGPOConfig:
 
 def test_the_readmes_environment_is_one(tmp_path):
     tokenizer, seen = tiny.make_tokenizer(), []
-    add = '<tool_call>\n{"name": "add", "arguments": {"number": 2}}\n</tool_call><|im_end|>'
+    add = '<tool_call>\n{{"name": "add", "arguments": {{"number": {}}}}}\n</tool_call><|im_end|>'
     model = tiny.make_model(tokenizer)
-    tiny.script(model, tokenizer, lambda row, turn: add if turn < 1 + row % 2 else tiny.final("4"))
+    tiny.script(model, tokenizer, lambda turn, row: tiny.final("4") if turn else add.format(2 + row % 2 * 2))
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Count."}]] * 4, "goal": [4] * 4})
     counter = blocks_of_the_readme("class Counter")["Counter"]
     args = settings_of_a_step(tmp_path, credit="gtpo", turn_rewards={"environment": 1.0})
     trainer = A2TGPOTrainer(model, None, args, data, processing_class=tokenizer, environment_factory=counter)
     trainer.on_rollouts = seen.extend
     trainer.train()
-    # Rollouts with one addition end at 2, those with two at the goal.
+    # Every other rollout adds 4, which is the goal, and the others 2.
     assert [record["rewards"]["Counter"] for record in seen] == [0.0, 1.0, 0.0, 1.0]
-    assert [turn["reward"] for turn in seen[1]["turns"]] == [0.1, 0.1, None]
+    assert [turn["reward"] for turn in seen[1]["turns"]] == [0.1, None]
     assert "Count to 4." in str(seen[0]["prompt"])
 
 
