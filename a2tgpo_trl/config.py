@@ -48,6 +48,8 @@ class A2TGPOConfig(GRPOConfig):
     Where a turn or a sequence shares a ratio, the policy's dropout is off, `disable_dropout` or not. With
     `disable_dropout` it is off throughout: TRL leaves those rates that a model hands to a function, such as
     `attention_dropout`.
+
+    Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set.
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -305,6 +307,7 @@ class A2TGPOConfig(GRPOConfig):
             )
         self._check_loss()
         self._check_noise()
+        self._name_best_metric()
         try:
             super().__post_init__()
         except ValueError as error:
@@ -321,6 +324,16 @@ class A2TGPOConfig(GRPOConfig):
                 "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts at "
                 "once as their memory holds. Leave it out."
             )
+
+    def _name_best_metric(self) -> None:
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model!r}: evaluations sample and score, they have no "
+                "loss. Name what they log, such as 'reward' or 'rewards/exact_match/mean'."
+            )
+        follows = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
+        if follows and self.metric_for_best_model is None:
+            setattr(self, "metric_for_best_model", "reward")  # noqa: B010  # the parent's would be the loss
 
     def _fill_in_credit(self) -> Preset:
         if self.credit not in METHODS and ":" not in str(self.credit):

@@ -226,7 +226,7 @@ class Resampler:
                 self.sources[group] = number, place
             dull = [group for group in dull if group not in taken]
         metrics = {}
-        if self._group_size > 1:  # alone, as in an evaluation, a rollout has nothing to be compared with
+        if self._group_size > 1:  # alone, a rollout has nothing to be compared with
             metrics["groups/teach_nothing"] = len(dull) / len(dull_G)
         if self._limit:
             metrics["groups/resampled"] = float(rolled_out)

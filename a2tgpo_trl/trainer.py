@@ -112,6 +112,8 @@ class A2TGPOTrainer(Resumable):
     args: A2TGPOConfig
     rollout_func: Callable[..., dict[str, Any]] | None
     _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
+    beta: float
+    vllm_importance_sampling_correction: bool
     # The parent's two numbers; tensors of one entry per token while the loss runs.
     epsilon_low: float | Tensor
     epsilon_high: float | Tensor
@@ -204,17 +206,20 @@ class A2TGPOTrainer(Resumable):
             self._signature_columns.append(self.args.answer_column)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        # Read before generation: continuous batching leaves the model in training mode.
-        self._mode = mode = "train" if self.model.training else "eval"
+        self._mode = "train" if self.model.training else "eval"
+        return self._train_batch(inputs) if self._mode == "train" else self._evaluate_batch(inputs)
+
+    def _train_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rolled out and credited; what teaches nothing, again."""
         self._round = 0
         resampler = Resampler(
             Ranks(self.accelerator),
-            limit=self.args.resample_limit if mode == "train" else 0,
-            group_size=self._group_size(mode),
+            limit=self.args.resample_limit,
+            group_size=self.num_generations,
             pad_id=self._tokenizer.pad_token_id,
             multiple=self.pad_to_multiple_of,
         )
-        log, outcomes = RoundLog(self._metrics[mode]), []
+        log, outcomes = RoundLog(self._metrics["train"]), []
 
         def roll_out(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
             rolled_out = self._roll_out(rows)
@@ -224,30 +229,55 @@ class A2TGPOTrainer(Resumable):
 
         output, metrics = resampler.run(roll_out, inputs)
         log.end_batch()
-        if mode == "train" and "groups/teach_nothing" in metrics:
-            self._lessons.see(metrics["groups/teach_nothing"], self._metrics[mode]["reward"][-1])
-        if mode == "eval":
-            self.evaluated_rollouts += len(inputs) * self.accelerator.num_processes
-        elif self.args.resample_limit:
-            of_groups = [outcomes[number].view(-1, self._group_size(mode))[i] for number, i in resampler.sources]
+        if "groups/teach_nothing" in metrics:
+            self._lessons.see(metrics["groups/teach_nothing"], self._metrics["train"]["reward"][-1])
+        if self.args.resample_limit:
+            of_groups = [outcomes[number].view(-1, self.num_generations)[i] for number, i in resampler.sources]
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
-        self._log_scalars(mode, metrics)
+        self._log_scalars("train", metrics)
         return output
+
+    def _evaluate_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rolled out and scored, and nothing else: an evaluation has no loss, and makes no forward for one."""
+        corrects, beta = self.vllm_importance_sampling_correction, self.beta
+        self.vllm_importance_sampling_correction, self.beta = False, 0.0
+        try:
+            with self._between_steps():
+                output = self._sample_and_score(inputs)
+                self._log_turns(output)
+        finally:
+            self.vllm_importance_sampling_correction, self.beta = corrects, beta
+        self.evaluated_rollouts += len(inputs) * self.accelerator.num_processes
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        with torch.no_grad():
+            self._prepare_inputs(inputs)
+        return None, None, None
 
     def _roll_out(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
         """The parent's generation and scoring, credited, and which of all ranks' groups teach nothing."""
         self._round += 1
+        with self._between_steps():
+            output = self._assign_credit(self._sample_and_score(inputs))
+            assert self._dull_G is not None
+            return output, self._dull_G
+
+    def _sample_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = [dict(row) for row in inputs]  # the parent writes what a rollout function returns into them
         if self._tool_loop is not None:
             self._tool_loop.begin_batch(inputs)
+        output = super()._generate_and_score_completions(self._rows)
+        self._read_records()
+        if self._tool_loop is not None:
+            self._end_tool_loop(self._tool_loop)
+        return output
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """What passes between the parent's steps is forgotten after the batch, however it ends."""
         try:
-            output = super()._generate_and_score_completions(self._rows)
-            self._read_records()
-            if self._tool_loop is not None:
-                self._end_tool_loop(self._tool_loop)
-            output = self._assign_credit(output)
-            assert self._dull_G is not None
-            return output, self._dull_G
+            yield
         finally:
             self._rows = self._answers = self._rollouts = self._judged = None
             self._turn_scores = self._old_logps = self._dull_G = None
@@ -388,10 +418,14 @@ class A2TGPOTrainer(Resumable):
         prompt_ids, completion_ids, tool_mask = rollout[:3]
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         self._rollouts = Rollouts(prompt_ids, completion_ids, mask)
-        if self._gain_pass is not None:
+        if self._mode == "eval":
+            # The parent may ask for log-probabilities by the policy as it was, which without a loss nobody reads.
+            device = self.accelerator.device
+            self._old_logps = [torch.zeros(len(ids), device=device) for ids in completion_ids]
+        elif self._gain_pass is not None:
             scores, metrics = self._gain_pass.run(self._rollouts, accepted, self._parent_wants_old_logps)
             self._turn_scores, self._old_logps = scores, scores.logps
-            self._log_scalars(self._mode, metrics)
+            self._log_scalars("train", metrics)
         return rollout
 
     def _find_answers(self) -> list[Answer]:
@@ -408,7 +442,7 @@ class A2TGPOTrainer(Resumable):
 
     def _accepted_answers(self, answers: Sequence[Answer]) -> list[list[str]]:
         """Those that are scored; none where nothing is."""
-        if self._gain_pass is None:
+        if self._gain_pass is None or self._mode == "eval":
             return []
         return [used_answers(answer.text, self.args.answer_aliases, answer.where) for answer in answers]
 
@@ -545,16 +579,25 @@ class A2TGPOTrainer(Resumable):
         first = self.accelerator.process_index * number
         return slice(first, first + number)
 
+    def _turns_of(self, output: dict[str, Any]) -> tuple[Tensor, int, Tensor]:
+        """The turn of each token on this rank, the most turns that any rank's rollouts have, and how many each has."""
+        turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
+        num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
+        return turn_BT, Ranks(self.accelerator).max(count_turns(turn_BT)), num_turns_N
+
+    def _log_turns(self, output: dict[str, Any]) -> None:
+        """How many turns rollouts have that are not trained on, and what single turns earned."""
+        _, num_turns, num_turns_N = self._turns_of(output)
+        self._log_scalars("eval", turn_metrics(num_turns_N[num_turns_N > 0]))
+        self._log_scalars("eval", self._credit.metrics(num_turns_N.masked_fill(self._unscored_N, 0), num_turns))
+
     def _assign_credit(self, output: dict[str, Any]) -> dict[str, Any]:
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
-        mode = self._mode
-        turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
-        num_turns = Ranks(self.accelerator).max(count_turns(turn_BT))
+        turn_BT, num_turns, num_turns_N = self._turns_of(output)
         local = self._local_rows(len(turn_BT))
 
         outcome_N = self.accelerator.gather(output["advantages"])
-        num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
-        group_ids_N = torch.arange(len(outcome_N), device=outcome_N.device) // self._group_size(mode)
+        group_ids_N = torch.arange(len(outcome_N), device=outcome_N.device) // self.num_generations
         values_NV = self._gather_values(turn_BT, num_turns)
         # Rollouts out of the loss (truncated and masked, or unscored) are out of the statistics as well.
         in_loss_N = (num_turns_N > 0) & ~self._unscored_N
@@ -567,16 +610,15 @@ class A2TGPOTrainer(Resumable):
             num_turns_N.masked_fill(~in_loss_N, 0),
             group_ids_N,
             GAIN_FLOOR if self._turn_scores is None else self._turn_scores.gain_floor,
-            training=mode == "train",
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
         self._dull_G = teaches_nothing(evidence, self._credit.advantages, self._credit.strength)
-        self._log_scalars(mode, metrics)
-        self._log_scalars(mode, turn_metrics(num_turns_N[num_turns_N > 0]))
+        self._log_scalars("train", metrics)
+        self._log_scalars("train", turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:
-            self._log_scalars(mode, gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
-            self._log_scalars(mode, floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
-        self._log_sampler_gap(mode, output, turn_BT, num_turns)
+            self._log_scalars("train", gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
+            self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
+        self._log_sampler_gap(output, turn_BT, num_turns)
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
@@ -586,18 +628,14 @@ class A2TGPOTrainer(Resumable):
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
 
-    def _log_sampler_gap(self, mode: str, output: dict[str, Any], turn_BT: Tensor, num_turns: int) -> None:
+    def _log_sampler_gap(self, output: dict[str, Any], turn_BT: Tensor, num_turns: int) -> None:
         if "sampling_per_token_logps" not in output or "old_per_token_logps" not in output:
             return
         logps_BT = (output["sampling_per_token_logps"], output["old_per_token_logps"])
         sums = sampler_gap_sums(*logps_BT, turn_BT, num_turns)
         metrics = sampler_gap_metrics(self.accelerator.reduce(sums, reduction="sum"))
-        self._log_scalars(mode, metrics)
-        if mode == "train":
-            self._gap_watch.see(metrics)
-
-    def _group_size(self, mode: str) -> int:
-        return self.num_generations if mode == "train" else self.num_generations_eval
+        self._log_scalars("train", metrics)
+        self._gap_watch.see(metrics)
 
     def _gather_values(self, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
@@ -627,7 +665,6 @@ class A2TGPOTrainer(Resumable):
 
     def _set_turn_ratio(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
         """Between the parent's forward and its ratio: put in the old log-probs that make it the turn's."""
-        mode = "train" if self.model.training else "eval"
         old_logps = inputs.get("old_per_token_logps")
         old_logps = logps.detach() if old_logps is None else old_logps
         turn_BT = inputs["turn_index"]
@@ -643,5 +680,5 @@ class A2TGPOTrainer(Resumable):
                 int(inputs["num_turns"]),
             )
         clips = self.loss_type not in WITHOUT_CLIP_RANGE
-        self._log_scalars(mode, ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
+        self._log_scalars("train", ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps

@@ -147,15 +147,19 @@ class TurnCredit:
         num_turns_N: Tensor,
         group_ids_N: Tensor,
         gain_floor: float,
-        training: bool,
     ) -> tuple[Evidence, dict[str, float]]:
         """What there is to credit this batch by, and metrics of it."""
         rewards_NK, metrics = self._turn_rewards(gains_NK, num_turns_N)
-        if self._embed is not None and training:  # an evaluation learns nothing from it
+        if self._embed is not None:
             outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
             metrics |= of_shaping
         gathered = (gains_NK, rewards_NK, outcomes_N, outcome_advantages_N, num_turns_N, group_ids_N)
         return Evidence(*gathered, gain_floor=gain_floor), metrics
+
+    def metrics(self, num_turns_N: Tensor, num_turns: int) -> dict[str, float]:
+        """What turns earned that are not credited, as in an evaluation."""
+        uncredited_NK = torch.full((len(num_turns_N), num_turns), torch.nan, device=num_turns_N.device)
+        return self._turn_rewards(uncredited_NK, num_turns_N)[1]
 
     def advantages(self, evidence: Evidence) -> Tensor:
         """Of all turns (N,K), by the run's method."""

@@ -508,13 +508,12 @@ def test_two_steps_train_and_evaluate(way, changes, tokenizer, tmp_path):
     changed = [name for name, before in start.items() if not torch.equal(before, weights(trainer)[name])]
     assert changed and all("lora" in name for name in changed) == (way == "lora")
     assert all(torch.isfinite(tensor).all() for tensor in weights(trainer).values())
-    for prefix in ("", "eval_"):
-        assert len(logged(trainer, f"{prefix}gain/seconds")) >= 1
-        assert len(logged(trainer, f"{prefix}value/before")) >= 1
+    assert len(logged(trainer, "gain/seconds")) >= 1 and len(logged(trainer, "value/before")) >= 1
+    assert len(logged(trainer, "eval_turns/mean")) == 2
     if way in ("tools", "environment_factory", "lora"):
         assert logged(trainer, "turns/mean")[0] == 2.5  # (3 + 2 + 1 + 4) / 4
         assert logged(trainer, "turns/survivors_turn_1")[0] == 3
-        assert logged(trainer, "eval_turns/survivors_turn_3")[0] == 1
+        assert logged(trainer, "eval_turns/mean") == [2.5, 2.5] and logged(trainer, "eval_turns/max") == [4, 4]
 
 
 def test_rollouts_of_a_rollout_func_are_credited_by_their_mask(tokenizer, tmp_path):
@@ -635,6 +634,61 @@ def test_an_evaluation_with_fewer_turns_leaves_a_buffered_batch_alone(tokenizer,
     assert len(logged(trainer, "turn_ratio/turn_4")) == 2  # both steps, the one after the evaluation too
 
 
+EVALUATIONS = {
+    "old and reference": {"num_iterations": 2, "beta": 0.1},
+    "gains alone": {},
+    "failures shaped": {"credit": "gtpo", "num_iterations": 2},
+}
+
+
+@pytest.mark.parametrize("way", EVALUATIONS)
+def test_an_evaluation_samples_and_scores_and_runs_no_forward_beside_that(way, tokenizer, tmp_path, monkeypatch):
+    # The script in the place of `generate` runs no forward, so that any there is comes from something else.
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
+    )
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, **EVALUATIONS[way])))
+    records = []
+    trainer.on_rollouts = records.extend
+    forwards = forwards_of(trainer.model, trainer.ref_model)
+    found = trainer.evaluate(questions(1))
+    assert forwards == []
+    assert found["eval_reward"] == 0.5 and found["eval_turns/mean"] == 2.5 and found["eval_tools/search/ok"] == 1
+    needless = ("eval_loss", "eval_gain/", "eval_value/", "eval_clip", "eval_groups/", "eval_shaping/", "eval_turn_r")
+    assert not [key for key in found if key.startswith(needless)]
+    assert len(records) == 4 and not any("gains" in record or "values" in record for record in records)
+    trainer.train()  # as if nothing had been switched off
+    assert {id(model) for model in forwards} == {id(trainer.model), id(trainer.ref_model)} - {id(None)}
+
+
+def forwards_of(*models) -> list:
+    """Filled with each of these models whenever it runs a forward."""
+    seen: list = []
+    for model in models:
+        if model is not None:
+            model.register_forward_pre_hook(lambda module, *_: seen.append(module))
+    return seen
+
+
+def test_an_evaluation_by_an_engine_of_its_own_compares_no_log_probabilities(tokenizer, tmp_path, monkeypatch):
+    # As with vLLM: tokens come with log-probabilities, which training corrects by.
+    sampled = ([[20, 21, tokenizer.eos_token_id]] * 4, [[-1.0, -2.0, -3.0]] * 4)
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_, **__: sampled)
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), tools=None, reward_funcs=spread, scripted=False)
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+    assert trainer.vllm_importance_sampling_correction
+    forwards = forwards_of(trainer.model)
+    found = trainer.evaluate(questions(1))
+    assert forwards == [] and found["eval_reward"] == 0.75  # 0, 1, 2 and 0
+    assert not [key for key in found if "sampling/" in key or "sampler_gap" in key]
+    assert trainer.vllm_importance_sampling_correction
+
+
+def test_rows_of_an_evaluation_need_no_answer(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), reward_funcs=spread)
+    assert trainer.evaluate(questions(1).remove_columns("answer"))["eval_reward"] == 0.75  # 0, 1, 2 and 0
+
+
 def test_evaluation_rewards_can_choose_the_best_model(tokenizer, tmp_path):
     args = A2TGPOConfig(
         **settings(
@@ -653,6 +707,18 @@ def test_evaluation_rewards_can_choose_the_best_model(tokenizer, tmp_path):
     trainer.train()
     assert logged(trainer, "eval_rewards/exact_match/mean") == [0.5, 0.5]  # two of four scripted answers are right
     assert trainer.state.best_metric == 0.5
+
+
+def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_named(tmp_path):
+    common = settings(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    args = A2TGPOConfig(**{**common, "load_best_model_at_end": True})
+    assert args.metric_for_best_model == "reward" and args.greater_is_better
+    plateau = A2TGPOConfig(**{**common, "lr_scheduler_type": "reduce_lr_on_plateau"})
+    assert plateau.metric_for_best_model == "reward"
+    assert A2TGPOConfig(**common).metric_for_best_model is None
+    for name in ("loss", "eval_loss"):
+        with pytest.raises(ValueError, match=f"'{name}'.*no loss.*'reward'"):
+            A2TGPOConfig(**{**common, "load_best_model_at_end": True, "metric_for_best_model": name})
 
 
 def test_the_model_card_names_the_method_and_its_paper(tokenizer, tmp_path):

@@ -53,6 +53,7 @@ OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
     "_set_signature_columns_if_needed": ["self"],
     "_get_train_sampler": ["self", "dataset"],
     "_run_epoch": [
@@ -440,6 +441,16 @@ def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path
     assert len(output["completion_ids"]) == 3
     assert trainer._metrics["eval"] and not trainer._metrics["train"]
     assert trainer.reward_func_names
+
+
+def test_two_switches_and_a_question_are_all_that_an_evaluation_must_avoid_of_the_parents_passes():
+    # Log-probabilities by the reference (beta), by the old policy (asked for at once), and the correction by them.
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    passes = [part.split("(", 1)[1].split()[0] for part in source.split("self._get_per_token_logps_and_entropies")[1:]]
+    assert passes == ["self.model,", "self.ref_model,", "self.model,"]
+    assert source.count("if self.use_vllm and self.vllm_importance_sampling_correction:") == 3
+    assert source.count("if self.beta != 0.0:") == 1
+    assert source.count("old_per_token_logps, _, _ =") == 1
 
 
 def test_the_parser_still_takes_these_options():

@@ -82,28 +82,6 @@ def test_a_switch_changes_the_credit_as_the_pure_functions_say(switch, tokenizer
     assert (batch["clip_scale"] != 1).any() == (args.clip_adaptation > 0)
 
 
-def test_evaluation_compares_groups_of_its_own_size(tokenizer, tmp_path):
-    # Groups of 4 in training, of 2 in evaluation: two prompts of two rollouts fill an evaluation batch.
-    args = A2TGPOConfig(**settings(tmp_path, num_generations_eval=2))
-    trainer = make(tokenizer, args, reward_funcs=spread)
-    batches, assign = [], trainer._assign_credit
-    trainer._assign_credit = lambda output: (batches.append(assign(output)), batches[-1])[1]
-    trainer.evaluate(questions(2))
-    (batch,) = batches
-    names = [["Paris"]] * 4
-    values = answer_values(trainer.model, Rollouts.from_padded(batch), names, tokenizer=tokenizer, packed=False)
-    last = batch["completion_mask"].sum(dim=1) - 1
-    advantages, _ = a2tgpo_credit(
-        information_gain(values, int(batch["turn_index"].max()) + 1),
-        torch.tensor([0, 0, 1, 1]),
-        batch["advantages"][torch.arange(4), last],
-        alpha=0.3,
-        gamma=1.0,
-        beta=0.3,
-    )
-    torch.testing.assert_close(batch["advantages"], to_tokens(advantages, batch["turn_index"]), atol=2e-3, rtol=1e-3)
-
-
 def test_masked_rollouts_are_out_of_the_group_statistics(tokenizer, tmp_path):
     # Four rollouts with a tool turn each; two do not end in an end token, so they are truncated and masked out.
     end = tokenizer.eos_token_id
