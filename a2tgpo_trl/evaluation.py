@@ -35,6 +35,7 @@ from .records import read_jsonl, write_jsonl
 from .same_run import BOOKKEEPING
 from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
+from .vllm_engine import forget_weights
 
 
 # Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
@@ -70,6 +71,7 @@ def evaluate(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, records)
     on_progress(len(records))
+    forget_weights(trainer)
     with evaluation_mode(trainer.model):
         for first in range(len(records) // samples, len(dataset), per_batch):
             rows = [dataset[i] for i in range(first, min(first + per_batch, len(dataset)))]

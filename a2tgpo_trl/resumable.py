@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 from .checkpoints import checkpoint
 from .interruption import Interruption, RunInterrupted
 from .own_files import MODEL_CARD, OwnFiles
+from .vllm_engine import forget_weights
 
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Resumable(GRPOTrainer):
             resume_from_checkpoint: True for the latest whole one in the output folder, or the folder of one.
         """
         chosen = self._checkpoints.choose(resume_from_checkpoint)
+        forget_weights(self)
         with self._interruption.heard():
             return super().train(chosen, *args, **kwargs)
 

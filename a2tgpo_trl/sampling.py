@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 
@@ -78,3 +78,29 @@ def own_draws(model: PreTrainedModel, seeds: Sequence[int] | None) -> Iterator[N
         yield
     finally:
         del model._get_logits_processor
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Whatever samples, modules return to their modes, and weights, gradients and buffers to their precision.
+
+    TRL's continuous batching leaves the model in training mode and cast to 16 bits. What was cast is not cast back,
+    which would keep the rounding, but replaced by what there was before.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [(module, *named) for module in modules for named in module.named_buffers(recurse=False)]
+    weights = list(model.parameters())
+    cast_in_place = [*weights, *(weight.grad for weight in weights if weight.grad is not None)]
+    before = [(tensor, tensor.data) for tensor in cast_in_place]
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+        for tensor, data in before:
+            if tensor.dtype != data.dtype:
+                tensor.data = data
+        for module, name, buffer in buffers:
+            if getattr(module, name).dtype != buffer.dtype:
+                setattr(module, name, buffer)

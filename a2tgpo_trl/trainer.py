@@ -9,6 +9,7 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 """
 
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,13 +56,13 @@ from .resumable import Resumable
 from .resume import Checkpoints
 from .rounding import EXACT, training_unit
 from .sampler_gap import GapWatch, warn_of_incomparable
-from .sampling import own_draws, seed_of
+from .sampling import left_as_it_was, own_draws, seed_of
 from .tally import Tally
 from .tool_loop import ToolLoop, make_runner
 from .turn_credit import TurnCredit
 from .turn_rewards import TurnReward
 from .turns import count_turns, to_tokens, turn_index
-from .vllm_engine import VLLMStream, awake, can_stream
+from .vllm_engine import VLLMStream, awake, can_stream, forget_weights
 
 
 class A2TGPOTrainer(Resumable):
@@ -155,6 +156,11 @@ class A2TGPOTrainer(Resumable):
         check_launch(self.args, self.accelerator)
         settle_dropout(self.model, args)
         self._let_ddp_miss_gradients()
+        if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):
+            raise ValueError(
+                "use_transformers_continuous_batching casts the weights to sample with them, which cannot be undone "
+                "where FSDP has split them. Sample by vLLM (use_vllm), or leave it out."
+            )
         if not self.use_vllm and self.rollout_func is None:
             check_one_sequence(self.generation_config, base_model(self.model).generation_config, args.seeds_rollouts)
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
@@ -196,6 +202,7 @@ class A2TGPOTrainer(Resumable):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.evaluated_rollouts = 0
+        forget_weights(self)
         return super().evaluate(*args, **kwargs)
 
     # ---- generation and scoring
@@ -414,7 +421,8 @@ class A2TGPOTrainer(Resumable):
     def _generate(self, prompts: list) -> tuple:
         self._answers = self._find_answers()
         accepted = self._accepted_answers(self._answers)  # before anything is sampled in vain
-        rollout = super()._generate(prompts)
+        with left_as_it_was(self.model):
+            rollout = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = rollout[:3]
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         self._rollouts = Rollouts(prompt_ids, completion_ids, mask)
@@ -590,6 +598,21 @@ class A2TGPOTrainer(Resumable):
         _, num_turns, num_turns_N = self._turns_of(output)
         self._log_scalars("eval", turn_metrics(num_turns_N[num_turns_N > 0]))
         self._log_scalars("eval", self._credit.metrics(num_turns_N.masked_fill(self._unscored_N, 0), num_turns))
+        self._show_advantages(num_turns_N.new_zeros(len(num_turns_N), 0), torch.zeros_like(num_turns_N))
+
+    def _show_advantages(self, advantages_NK: Tensor, num_turns_N: Tensor) -> None:
+        """In the table of `log_completions`: that of each turn, and their mean. NaN for a rollout that teaches none.
+
+        The parent has shown its own, of whole rollouts, before they were credited.
+        """
+        if not self.log_completions:
+            return
+        of_turns = [row[:number] for row, number in zip(advantages_NK.tolist(), num_turns_N.tolist(), strict=True)]
+        shown = self._logs["advantages"]
+        for _ in range(min(len(of_turns), len(shown))):
+            shown.pop()
+        shown.extend(sum(row) / len(row) if row else math.nan for row in of_turns)
+        self._logs["extra"]["turn_advantages"].extend([round(value, 4) for value in row] for row in of_turns)
 
     def _assign_credit(self, output: dict[str, Any]) -> dict[str, Any]:
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
@@ -613,6 +636,7 @@ class A2TGPOTrainer(Resumable):
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
         self._dull_G = teaches_nothing(evidence, self._credit.advantages, self._credit.strength)
+        self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
         self._log_scalars("train", turn_metrics(num_turns_N[num_turns_N > 0]))
         if self.args.uses_gain:

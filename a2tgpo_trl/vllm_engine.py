@@ -175,6 +175,16 @@ def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
 # ---- weights and sleep
 
 
+def forget_weights(trainer: "GRPOTrainer") -> None:
+    """Let vLLM be given the policy's weights before it samples again, whatever their step.
+
+    TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the best
+    ones at the end of training, a checkpoint's, a user's.
+    """
+    if trainer.use_vllm:
+        trainer._last_loaded_step = -1
+
+
 @contextmanager
 def awake(trainer: "GRPOTrainer") -> Iterator[None]:
     """Hold a colocated vLLM ready, with the policy's present weights, for all turns of a batch of rollouts.

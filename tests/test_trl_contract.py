@@ -217,6 +217,7 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert set(trainer._metrics) == {"train", "eval"}
     assert trainer.chat_template is None or isinstance(trainer.chat_template, str)
     assert isinstance(trainer.chat_template_kwargs, dict) and trainer.environment_factories is None
+    assert {"advantages", "extra"} <= set(trainer._logs) and trainer.log_completions is False
     assert trainer.eos_token_ids == [tokenizer.eos_token_id] and trainer.max_completion_length == 700
     assert not trainer._dist.is_zero3 and not trainer._dist.is_fsdp
     assert trainer.generation_config.max_new_tokens == 700  # read anew at each call

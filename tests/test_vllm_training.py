@@ -95,6 +95,15 @@ def test_two_processes_share_a_vllm_whose_weights_are_split(policy, tmp_path):
     assert ranks[0]["turns"] != ranks[1]["turns"]
 
 
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_the_best_weights_are_evaluated_by_a_vllm_that_has_them(way, policy, tmp_path):
+    (rank,) = run(tmp_path, policy, way, "best")
+    found = rank["best"]
+    assert found["best"] == 1 and found["rollouts"] == 4
+    assert found["before"] > 1e-3  # the control: it had those of the last step
+    assert found["after"] < 5e-3 and found["after"] < found["before"] / 2  # 8 bits of a weight of at most 1
+
+
 # ---- as a server
 
 

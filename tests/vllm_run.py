@@ -1,10 +1,13 @@
 """Run by test_vllm_training.py, alone or under torchrun: training with tools whose turns vLLM samples, as JSON.
 
-usage: vllm_run.py OUTPUT_FOLDER POLICY_FOLDER {full,lora,parallel,ADDRESS_OF_A_SERVER} [parent]
+usage: vllm_run.py OUTPUT_FOLDER POLICY_FOLDER {full,lora,parallel,ADDRESS_OF_A_SERVER} [parent|best]
 
 What vLLM says of the tokens that it sampled is compared with what the policy says of them (`sampler_gap/absolute`), so
 that a small gap shows two things: the tokens belong to this very context, and vLLM has the weights of the moment. In
 the last step vLLM is told of no update any more, which shows that a gap would be seen.
+
+With `best` it is told of all; after the last step the best weights are loaded, which are those of the first step, and
+evaluated: the report says how far vLLM's weights then are from the policy's.
 """
 
 import hashlib
@@ -26,12 +29,18 @@ from trl.trainer import grpo_trainer
 from vllm_on_cpu import keep_weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, parsing
+from a2tgpo_trl.evaluation import evaluate
+from a2tgpo_trl.information_gain import base_model
 
 
 SYNCED_STEPS, STEPS = 2, 3
 ENDS = list(range(0, 384, 8))  # a policy of random weights draws its own end of a turn hardly ever
 CALLS = (2, 1, 0, 3)  # that the prompts of a batch ask for, in turn: unequal on two ranks as well as on one
 PARENTS_CALLS = (1, 1, 1, 0)  # as many turns on both ranks, which the parent needs, and unequal numbers of rollouts
+BEST = {
+    **{"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 2},
+    **{"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True},
+}
 LORA = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"])
 
 
@@ -74,7 +83,6 @@ def settings(folder: str, way: str) -> dict:
         "learning_rate": 0.0 if way.startswith("http") else 1e-2,
         "logging_steps": 1,
         "report_to": "none",
-        "save_strategy": "no",
         "disable_tqdm": True,
         "shuffle_dataset": False,
         "gradient_checkpointing": False,
@@ -88,11 +96,32 @@ def sync_for_a_while(trainer) -> None:
     generation.sync_weights = lambda: sync() if trainer.state.global_step < SYNCED_STEPS else None
 
 
-def split(trainer) -> int:
-    """Over how many ranks vLLM's weights are spread, by what this rank holds of the first layer."""
+def held_by_vllm(trainer) -> torch.Tensor:
+    """What vLLM holds on this rank of a weight of the first layer."""
     worker = trainer.vllm_generation.llm.llm_engine.model_executor.driver_worker
-    held = worker.model_runner.model.model.layers[0].self_attn.o_proj.weight.numel()
-    return trainer.model.model.layers[0].self_attn.o_proj.weight.numel() // held
+    return worker.model_runner.model.model.layers[0].self_attn.o_proj.weight
+
+
+def split(trainer) -> int:
+    """Over how many ranks vLLM's weights are spread."""
+    return trainer.model.model.layers[0].self_attn.o_proj.weight.numel() // held_by_vllm(trainer).numel()
+
+
+def distance_to_vllm(trainer) -> float:
+    """Of that weight, between the policy and vLLM, which rounds it to 16 bits."""
+    layer = base_model(trainer.model).model.layers[0].self_attn.o_proj
+    policy = layer.weight
+    if isinstance(layer, LoraLayer):
+        policy = layer.get_base_layer().weight + layer.get_delta_weight("default")
+    return (policy.detach() - held_by_vllm(trainer).float()).abs().max().item()
+
+
+def best_report(trainer, folder: str) -> dict:
+    """How far vLLM is from the policy before and after an evaluation of the best weights."""
+    before = distance_to_vllm(trainer)
+    records = evaluate(trainer, trainer.eval_dataset, Path(folder, "after.jsonl"))
+    after = distance_to_vllm(trainer)
+    return {"best": trainer.state.best_global_step, "rollouts": len(records), "before": before, "after": after}
 
 
 def adapter_report(trainer, before: dict) -> dict:
@@ -115,20 +144,27 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
         keep_weights()
     parsing.parse_response = obey_the_prompt(parsing.parse_response)
     grpo_trainer.parse_response = obey_the_prompt(grpo_trainer.parse_response)
-    config, trainer_class = {"ours": (A2TGPOConfig, A2TGPOTrainer), "parent": (GRPOConfig, GRPOTrainer)}[which]
-    calls = CALLS if which == "ours" else PARENTS_CALLS
+    config, trainer_class = (GRPOConfig, GRPOTrainer) if which == "parent" else (A2TGPOConfig, A2TGPOTrainer)
+    calls = PARENTS_CALLS if which == "parent" else CALLS
     prompts = [f"mark {i * 7} calls {calls[i % 4]}" for i in range(4 * STEPS)]
     rows = {"prompt": [[{"role": "user", "content": text}] for text in prompts], "answer": ["Paris"] * len(prompts)}
+
+    def reward(completions, trainer_state, **_):
+        """Anything, and less from step to step, so that the first evaluation is the best one."""
+        return [float(len(messages[0]["content"]) % 3) - 10 * trainer_state.global_step for messages in completions]
+
     trainer = trainer_class(
         policy,
-        lambda completions, **_: [float(len(messages[0]["content"]) % 3) for messages in completions],
-        config(**settings(folder, way)),
+        reward,
+        config(**settings(folder, way), **(BEST if which == "best" else {"save_strategy": "no"})),
         Dataset.from_dict(rows),
+        eval_dataset=Dataset.from_dict({name: column[:2] for name, column in rows.items()}),
         processing_class=AutoTokenizer.from_pretrained(policy),
         tools=[tiny.search],
         peft_config=LORA if way == "lora" else None,
     )
-    sync_for_a_while(trainer)
+    if which != "best":
+        sync_for_a_while(trainer)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     records = []
     trainer.on_rollouts = records.extend
@@ -147,6 +183,7 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
         "turns": [len(record["turns"]) for record in records],
         "split": split(trainer) if way in ("full", "parallel") else None,
         "adapter": adapter_report(trainer, before) if way == "lora" else None,
+        "best": best_report(trainer, folder) if which == "best" else None,
     }
     Path(folder, f"rank{report['rank']}.json").write_text(json.dumps(report))
 
