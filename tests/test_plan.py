@@ -16,6 +16,7 @@ from a2tgpo_trl.plan.hardware import Curve, Machine, Shares, from_sheet
 from a2tgpo_trl.plan.lengths import Lengths, Turn, assumed, recorded
 from a2tgpo_trl.plan.memory import gain_rows, plan_memory, states
 from a2tgpo_trl.plan.policy import Parameters, Policy, Training
+from a2tgpo_trl.plan.report import CURES
 from a2tgpo_trl.plan.seconds import Case, plan_seconds
 from a2tgpo_trl.plan.setting import Engine, Setting
 from a2tgpo_trl.plan.sharding import Sharding, of_accelerate
@@ -57,6 +58,7 @@ def setting(**changes) -> Setting:
         "rows": 2,
         "micro_batches": 2,
         "generated": 4,
+        "evaluated": 0,
         "generations": 1.0,
         "engine": Engine(),
         "gain": True,
@@ -225,6 +227,21 @@ def test_longer_rollouts_take_more_memory():
     assert full > usual
 
 
+def test_an_evaluation_holds_what_sampling_its_rows_holds_and_nothing_else():
+    def stages(**changes) -> dict[str, dict[str, float]]:
+        how = setting(old_logps=True, reference="model", **changes)
+        return plan_memory(policy(), how, Sharding(), LENGTHS, H100, full=True).stages
+
+    found = stages(evaluated=40)
+    assert found["evaluation"]["KV cache of an evaluation"] == 10 * found["sampling"]["KV cache"]  # 40 rows for 4
+    assert set(found["evaluation"]) == {"KV cache of an evaluation", "work of an evaluation"}
+    assert "evaluation" not in stages()
+    memory = plan_memory(policy(), setting(evaluated=4000), Sharding(), LENGTHS, H100, full=True)
+    assert memory.peak_stage == "evaluation" and set(memory.peak_parts) - set(memory.stays) <= set(CURES)
+    colocated = stages(evaluated=40, engine=Engine("colocate", memory_share=0.3))
+    assert colocated["evaluation"] == {}  # in vLLM's own share, which is there already
+
+
 def test_the_gain_pass_takes_as_many_rows_as_its_budget():
     # 900 tokens and 4 probes of 16: 964 in a row, 16 of them in 16384
     turns = (Turn(1.0, 10, 10, 10, 1.0),) * 3 + (Turn(1.0, 10, 10),)
@@ -380,7 +397,7 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path, capsys):
 def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys):
     model = folder_of(tmp_path, hidden_size=8192, intermediate_size=28672, num_hidden_layers=2, vocab_size=128000)
     words = ["--model_name_or_path", model, "--bf16", "true", "--gpu", "l4", "--tokens_per_turn", "20"]
-    code, found = plan(capsys, *words, "--tool_tokens", "40")
+    code, found = plan(capsys, *words, "--tool_tokens", "40", "--eval_rows", "0")
     assert code == 1 and not found["fits"]
     assert "optimiser" in found["verdict"] and "--sharding zero2" in found["verdict"]
 

@@ -18,6 +18,9 @@ FULL = 4  # bytes of float32
 # 4 bits a weight, and one float32 for each block of 64, which use_bnb_nested_quant makes smaller still.
 QUANTIZED_BYTES = {4: 0.5 + FULL / 64, 8: 1.0}
 
+# What sampling holds has other cures in an evaluation, so it has other names there.
+EVALUATED = {"KV cache": "KV cache of an evaluation", "sampling's work": "work of an evaluation"}
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -89,6 +92,10 @@ def plan_memory(
     """`full`: rollouts as long as max_completion_length allows, all of them, instead of the lengths assumed."""
     row = lengths.longest_prompt + setting.max_completion_length if full else lengths.longest_row
     row = math.ceil(row)
+
+    def shapes(rollouts: int) -> list[tuple[int, int]]:
+        return [(rollouts, row)] if full else sampled_shapes(rollouts, lengths)
+
     update = policy.update()
     numbers = policy.parameters
     per_weight = update.kept_bytes / max(numbers.trained, 1) * _widened(policy, setting, sharding)
@@ -104,13 +111,16 @@ def plan_memory(
         loss["gradients"] = gradients
         loss["gradient buffers"] = _buffers(numbers, setting, sharding)
     stages: dict[str, dict[str, float]] = {
-        "sampling": _sampling(policy, setting, sharding, lengths, machine, full, row),
+        "sampling": _sampling(policy, setting, sharding, machine, shapes(setting.generated)),
         "loss": loss,
         "optimiser": {
             "gradients": gradients,
             "optimiser's work": max(update.peak_bytes - update.kept_bytes, 0) / sharding.devices,
         },
     }
+    if setting.evaluated:  # it samples and scores, nothing else
+        sampled = _sampling(policy, setting, sharding, machine, shapes(setting.evaluated))
+        stages["evaluation"] = {EVALUATED.get(part, part): size for part, size in sampled.items()}
     if setting.gain:
         stages["gain pass"] = {"packed rows": policy.score(*gain_rows(setting, lengths, row)).peak_bytes}
     if setting.old_logps or setting.reference != "none":
@@ -134,7 +144,7 @@ def gain_rows(setting: Setting, lengths: Lengths, row: int) -> tuple[int, int]:
 
 
 def _sampling(
-    policy: Policy, setting: Setting, sharding: Sharding, lengths: Lengths, machine: Machine, full: bool, row: int
+    policy: Policy, setting: Setting, sharding: Sharding, machine: Machine, shapes: list[tuple[int, int]]
 ) -> dict[str, float]:
     engine = setting.engine
     if engine.kind == "server":
@@ -144,7 +154,6 @@ def _sampling(
     parts: dict[str, float] = {}
     if sharding.kind == "zero3" and setting.gathers_for_generation:
         parts["gathered for generation"] = policy.parameters.all * setting.compute_bytes
-    shapes = [(setting.generated, row)] if full else sampled_shapes(setting, lengths)
     shapes = [(min(rows, setting.sampled_at_once or rows), context) for rows, context in shapes]
     rows, context = max(shapes, key=lambda shape: shape[0] * shape[1])
     step, first = policy.decode(rows, context), policy.prefill(rows, context)
@@ -153,9 +162,9 @@ def _sampling(
     return parts
 
 
-def sampled_shapes(setting: Setting, lengths: Lengths) -> list[tuple[int, int]]:
+def sampled_shapes(rollouts: int, lengths: Lengths) -> list[tuple[int, int]]:
     """Rows of each turn's generation, and the tokens of their contexts at its end."""
     return [
-        (max(1, math.ceil(turn.share * setting.generated)), math.ceil(lengths.context(k) + turn.longest))
+        (max(1, math.ceil(turn.share * rollouts)), math.ceil(lengths.context(k) + turn.longest))
         for k, turn in enumerate(lengths.turns)
     ]

@@ -21,6 +21,8 @@ CURES = {
     "gathered for generation": "ds3_gather_for_generation: false (slow), or use_vllm: true",
     "KV cache": "sample fewer rollouts at once (steps_per_generation), or use_vllm: true",
     "sampling's work": "sample fewer rollouts at once (steps_per_generation), or use_vllm: true",
+    "KV cache of an evaluation": "evaluate fewer rollouts at once (per_device_eval_batch_size), or use_vllm: true",
+    "work of an evaluation": "evaluate fewer rollouts at once (per_device_eval_batch_size), or use_vllm: true",
     "packed rows": "lower gain_token_budget",
     "activations": "gradient_checkpointing: true, fewer rows at once (per_device_train_batch_size, with more "
     "gradient_accumulation_steps), or a lower max_completion_length",

@@ -33,6 +33,7 @@ class Setting:
     rows: int  # of a micro-batch
     micro_batches: int  # of an optimiser step
     generated: int  # rollouts of a batch
+    evaluated: int  # rollouts of a batch of an evaluation; 0 where there is none
     generations: float  # generation batches per optimiser step
     engine: Engine
     gain: bool
@@ -65,6 +66,7 @@ def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, ser
         rows=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
         generated=args.per_device_train_batch_size * args.steps_per_generation,
+        evaluated=0 if recipe.test_dataset is None else args.per_device_eval_batch_size,
         generations=args.gradient_accumulation_steps / every,
         engine=_engine(args, server_gpus),
         gain=args.uses_gain,
