@@ -654,7 +654,7 @@ def test_an_evaluation_samples_and_scores_and_runs_no_forward_beside_that(way, t
     found = trainer.evaluate(questions(1))
     assert forwards == []
     assert found["eval_reward"] == 0.5 and found["eval_turns/mean"] == 2.5 and found["eval_tools/search/ok"] == 1
-    needless = ("eval_loss", "eval_gain/", "eval_value/", "eval_clip", "eval_groups/", "eval_shaping/", "eval_turn_r")
+    needless = ("eval_loss", "eval_gain/", "eval_value", "eval_clip", "eval_groups", "eval_shaping", "eval_turn_ratio")
     assert not [key for key in found if key.startswith(needless)]
     assert len(records) == 4 and not any("gains" in record or "values" in record for record in records)
     trainer.train()  # as if nothing had been switched off
