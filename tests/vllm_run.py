@@ -34,7 +34,7 @@ from a2tgpo_trl.information_gain import base_model
 
 
 SYNCED_STEPS, STEPS = 2, 3
-ENDS = list(range(0, 384, 8))  # a policy of random weights draws its own end of a turn hardly ever
+ENDS = list(range(0, 384, 4))  # a policy of random weights draws its own end of a turn hardly ever
 CALLS = (2, 1, 0, 3)  # that the prompts of a batch ask for, in turn: unequal on two ranks as well as on one
 PARENTS_CALLS = (1, 1, 1, 0)  # as many turns on both ranks, which the parent needs, and unequal numbers of rollouts
 BEST = {
@@ -165,6 +165,7 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
     )
     if which != "best":
         sync_for_a_while(trainer)
+    trainer.vllm_generation.max_completion_length = 40  # of a turn, which ends long before: a server has room for it
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     records = []
     trainer.on_rollouts = records.extend
