@@ -57,8 +57,17 @@ async def wait(seconds: float) -> str:
     return "done"
 
 
+class Silent(MCPServer):
+    """It opens sessions, and never says what there is to call."""
+
+    async def list_tools(self):
+        await asyncio.sleep(3600)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["silent"]:
+        Silent("silent", log_level="CRITICAL").run("stdio")
+    elif len(sys.argv) > 1:
         server.run("streamable-http", port=int(sys.argv[1]))
     else:
         server.run("stdio")

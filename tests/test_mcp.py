@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_the_policy_is_shown_the_types_and_words_of_the_server(tools):
         "type": "object",
         "properties": {
             "query": {"type": "string", "description": "What to look for."},
-            "kind": {"type": "string", "enum": ["page", "title"], "description": "Kind"},
+            "kind": {"type": "string", "enum": ["page", "title"], "description": 'Kind. Default: "page".'},
             "limit": {"type": "integer", "nullable": True, "description": "How many results."},
         },
         "required": ["query"],
@@ -121,7 +122,12 @@ def test_a_server_that_dies_is_started_again_and_the_call_made_once_more(runner,
     assert (outcome.status, outcome.text) == ("ok", "still here")
 
 
-def test_calls_wait_for_a_server_that_was_restarted(runner):
+@pytest.mark.parametrize("mode", [pytest.param("auto", marks=pytest.mark.slow), "legacy"])
+def test_calls_wait_for_a_server_that_was_restarted(mode, runner, monkeypatch):
+    # Before the protocol of 2026 a server keeps sessions, and knows none of those before its restart.
+    import mcp  # installed where these tests run, but not where others are collected
+
+    monkeypatch.setattr(mcp, "Client", partial(mcp.Client, mode=mode))
     port = free_port()
     with serving(port):
         (search,) = mcp_tools(f"http://127.0.0.1:{port}/mcp", names=["search"])
@@ -137,10 +143,13 @@ def test_calls_wait_for_a_server_that_was_restarted(runner):
         (f"{sys.executable} -c 'raise SystemExit'", None, "no session could be opened"),
         ("no-such-command --at-all", None, "no session could be opened: FileNotFoundError"),
         ("http://127.0.0.1:9/mcp", None, "no session could be opened: ConnectError"),
+        (f"{COMMAND} silent", None, "it did not answer within 6 s"),
         (COMMAND, ["serch"], "it has no tool serch; it has search, visit"),
     ],
 )
-def test_a_server_that_cannot_be_used_is_named_with_the_reason(server, names, message):
+def test_a_server_that_cannot_be_used_is_named_with_the_reason(server, names, message, monkeypatch):
+    if "silent" in server:
+        monkeypatch.setattr("a2tgpo_trl.tools.mcp.CONNECTING", 6.0)
     with pytest.raises(ValueError) as error:
         mcp_tools(server, names)
     assert server in str(error.value) and message in str(error.value)
@@ -155,8 +164,18 @@ def test_arguments_named_like_a_word_of_python_are_shown_and_one_that_is_no_name
     )
     shown = get_json_schema(flights)["function"]["parameters"]
     assert shown["required"] == ["from"] and shown["properties"]["from"] == {"type": "string", "description": "City"}
-    with pytest.raises(ValueError, match="the tool 'x' cannot be shown to a policy: 'user-id' is not a valid"):
+    with pytest.raises(ValueError, match="the tool 'x' cannot be shown to a policy: ValueError: 'user-id' is"):
         describe_as(flights, "x", None, {"properties": {"user-id": {"type": "string"}}})
+    with pytest.raises(ValueError, match="the tool 'x' cannot be shown to a policy: KeyError: "):
+        describe_as(flights, "x", None, {"properties": {"city": {"$ref": "#/$defs/City"}}})
+
+
+def test_an_argument_of_any_kind_is_shown_as_one():
+    def keep(**arguments): ...
+
+    describe_as(keep, "keep", None, {"properties": {"it": True, "all": {"type": "array", "items": True}}})
+    shown = get_json_schema(keep)["function"]["parameters"]["properties"]
+    assert shown == {"it": {"description": "it"}, "all": {"type": "array", "items": {}, "description": "all"}}
 
 
 def test_a_recipe_names_a_server_and_the_trainer_calls_its_tools(tmp_path):

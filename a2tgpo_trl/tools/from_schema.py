@@ -27,34 +27,41 @@ OF_FIELDS = ("properties", "additionalProperties", "prefixItems")  # what no hin
 
 def describe_as(function: Callable, name: str, description: str | None, schema: Mapping[str, Any]) -> None:
     """Give a function of any arguments the looks of a tool. A ValueError says what a policy could not be shown."""
-    text, described, _ = parse_google_format_docstring(inspect.cleandoc(description or ""))
-    arguments = {key: _resolved(value, schema) for key, value in schema.get("properties", {}).items()}
+    try:
+        _describe_as(function, name, inspect.cleandoc(description or ""), schema)
+        get_json_schema(function)
+    except Exception as error:
+        raise ValueError(f"the tool {name!r} cannot be shown to a policy: {type(error).__name__}: {error}") from error
+
+
+def _describe_as(function: Callable, name: str, description: str, schema: Mapping[str, Any]) -> None:
+    text, described, _ = parse_google_format_docstring(description)
+    properties = {key: value if isinstance(value, dict) else {} for key, value in schema.get("properties", {}).items()}
+    arguments = {key: _resolved(value, schema) for key, value in properties.items()}
+    required = set(schema.get("required", []))
     lines = [f"    {key}: {_described(key, value, described or {})}" for key, value in arguments.items()]
     function.__name__ = function.__qualname__ = name
     function.__doc__ = "\n".join([_one_line(text or name), *(["", "Args:", *lines] if lines else [])])
     function.__annotations__ = {key: hint_of(value) for key, value in arguments.items()}
-    required = set(schema.get("required", []))
     # Those that must be given first. Positional, since only such may be named like a word of Python's: "from".
     in_order = sorted(arguments, key=lambda key: key not in required)
-    try:
-        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` reads
-            [_parameter(key, function.__annotations__[key], key in required) for key in in_order]
-        )
-        get_json_schema(function)
-    except Exception as error:
-        raise ValueError(f"the tool {name!r} cannot be shown to a policy: {error}") from error
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` reads
+        [_parameter(key, function.__annotations__[key], arguments[key], key in required) for key in in_order]
+    )
 
 
-def _parameter(name: str, hint: Any, required: bool) -> inspect.Parameter:
-    default = inspect.Parameter.empty if required else None
+def _parameter(name: str, hint: Any, schema: Mapping[str, Any], required: bool) -> inspect.Parameter:
+    default = inspect.Parameter.empty if required else schema.get("default")
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, default=default, annotation=hint)
 
 
-def hint_of(schema: Mapping[str, Any]) -> Any:
+def hint_of(schema: Any) -> Any:
     """The type hint that says most of a schema.
 
     Example: {"type": "array", "items": {"enum": ["a", "b"]}} -> list[Literal["a", "b"]]
     """
+    if not isinstance(schema, dict):
+        return Any  # true: whatever there is
     if "const" in schema or "enum" in schema:
         return Literal[tuple(schema.get("enum", [schema.get("const")]))]
     either = schema.get("anyOf") or schema.get("oneOf")
@@ -69,8 +76,11 @@ def hint_of(schema: Mapping[str, Any]) -> Any:
 
 def _described(name: str, schema: Mapping[str, Any], described: Mapping[str, str]) -> str:
     text = _one_line(schema.get("description") or described.get(name) or schema.get("title") or name)
-    lost = any(f'"{word}"' in json.dumps(schema) for word in OF_FIELDS)
-    return f"{text} JSON schema: {json.dumps(schema)}" if lost else text
+    if any(f'"{word}"' in json.dumps(schema) for word in OF_FIELDS):
+        return f"{text} JSON schema: {json.dumps(schema)}"
+    return (
+        f"{text.rstrip('.')}. Default: {json.dumps(schema['default'])}." if schema.get("default") is not None else text
+    )
 
 
 def _one_line(text: str) -> str:

@@ -49,7 +49,7 @@ def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]
         if missing:
             raise ValueError(f"it has no tool {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
         return [_function(connection, found[name]) for name in names or found]
-    except (ToolDown, ValueError) as error:
+    except Exception as error:
         connection.close()
         raise ValueError(f"Tools of {server!r}: {error}") from error
 
@@ -88,23 +88,38 @@ class Connection:
         """End the session, and the server where it was started here."""
         atexit.unregister(self.close)
         if self._session is not None:
-            self._loop.submit(self._session.end()).result()
+            self._loop.submit(self._session.end()).result(LEAVING + 1)
         self._loop.stop()
 
     # ---- in its own thread
 
     async def _list_tools(self) -> list[Any]:
+        """What there is to call. A session that does not answer this is no session any more."""
+        from mcp import MCPError
+
         found: list[Any] = []
         cursor: str | None = None
-        while True:
-            page = await self._ask("list_tools", cursor=cursor)
-            found += page.tools
-            cursor = page.next_cursor
-            if not cursor:
-                return found
+        try:
+            async with asyncio.timeout(CONNECTING):
+                while True:
+                    page = await self._ask("list_tools", cursor=cursor)
+                    found += page.tools
+                    cursor = page.next_cursor
+                    if not cursor:
+                        return found
+        except (MCPError, TimeoutError) as error:
+            if self._session is not None:
+                self._session.leave()
+            raise ToolDown(f"{self.server} does not say what tools it has: {_cause(error)}") from error
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
-        result = await self._ask("call_tool", name, arguments)
+        from mcp import MCPError
+
+        try:
+            result = await self._ask("call_tool", name, arguments)
+        except MCPError:
+            await self._list_tools()  # raises ToolDown where it is not the call that is at fault, but the session
+            raise
         text = "\n".join(map(_text_of, result.content)) or "The tool returned nothing."
         if result.is_error:
             raise ToolFailed(f"Error: {text}", [])
@@ -149,12 +164,16 @@ class _Session:
             self._why = error.message
         finally:
             asked.cancel()
-        self._end.set()
+        self.leave()
         raise ToolDown(f"{self._server}: the connection broke{f': {self._why}' if self._why else ''}")
+
+    def leave(self) -> None:
+        """End it: the next request opens another."""
+        self._end.set()
 
     async def end(self) -> None:
         """Leave it, and wait until the server has ended."""
-        self._end.set()
+        self.leave()
         await asyncio.wait({self._task}, timeout=LEAVING)
 
     async def _live(self) -> None:
