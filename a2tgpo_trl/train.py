@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from .checkpoints import TORN, checkpoints_of, set_aside, was_completed
 from .cli.launch import run_recipe
 from .evaluation import evaluate, from_main
-from .own_files import OwnFiles
+from .own_files import LOADED, OwnFiles
 from .plots import CURVE, SCORES, STATE, plot_runs
 from .progress import Display, StepLines
 from .recipe import HELD_OUT, Recipe
@@ -26,19 +26,7 @@ from .scores import Scores, score_table
 from .trainer import A2TGPOTrainer
 
 
-# What a run writes in its folder, and what would be loaded with it as parts of one policy. Where any of this is
-# somebody else's, there is no room for a run.
-POLICY = (
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.safetensors*",
-    "*.bin",
-    "*.pt",
-    "vocab.txt",
-    "merges.txt",
-    "ref/adapter_*",
-)
+# What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
 RESULTS = (CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*")
 CHECKPOINTS = "checkpoint-*"
 
@@ -114,9 +102,11 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
     interrupted before its first checkpoint has nothing to go on with: its files are written over, each in its turn.
     """
     own = OwnFiles(folder)
-    own.refuse_foreign([*POLICY, *RESULTS, *(() if resume else [CHECKPOINTS])])
     if resume:
+        # What it goes on with, it reads. A folder may have been copied, or be older than its marker.
+        own.refuse_foreign([*LOADED, STATE, CURVE, f"{SCORES}/after.*"])
         return []  # `A2TGPOTrainer.train` says from where
+    own.refuse_foreign([*LOADED, "*.json", *RESULTS, CHECKPOINTS])
     checkpoints = any(map(was_completed, checkpoints_of(folder)))
     if overwrite:
         return _clear(own)
@@ -136,6 +126,7 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
 
 def _clear(own: OwnFiles) -> list[str]:
     """Remove what was written; of checkpoints, what is left in them is set aside."""
+    own.remove_drafts()
     own.remove(*own.all())
     kept = [set_aside(folder, TORN).name for folder in checkpoints_of(own.folder)]
     return [f"{name} keeps files that no whole checkpoint lists: remove it if you do not need it." for name in kept]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.evaluation import main as evaluation
-from a2tgpo_trl.own_files import MARKER, OwnFiles
+from a2tgpo_trl.own_files import BLOCK, BLOCKS, MARKER, OwnFiles
 from a2tgpo_trl.recipe import RecipeError
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
@@ -99,6 +99,82 @@ def test_a_file_of_the_same_size_is_told_by_its_time(run):
     weights.write_bytes(bytes(weights.stat().st_size))
     with pytest.raises(RecipeError, match="model.safetensors"):
         make_room(run, overwrite=True, resume=None)
+
+
+def copied(folder: Path, place: Path) -> Path:
+    """As `cp -r` copies, and what fetches from an object store: with other times."""
+    return Path(shutil.copytree(folder, place, copy_function=shutil.copyfile))
+
+
+def test_a_copy_of_a_run_is_its_own_as_well(run, tmp_path):
+    copy = copied(run, tmp_path / "copy")
+    assert (copy / "config.json").stat().st_mtime_ns != (run / "config.json").stat().st_mtime_ns
+    assert OwnFiles(copy).all() == OwnFiles(run).all()
+    assert make_room(copy, overwrite=False, resume=True) == [] == make_room(copy, overwrite=True, resume=None)
+    assert set(content(copy)) == {MARKER}
+
+
+def test_a_copied_run_is_gone_on_with(run, tmp_path):
+    copy = copied(run, tmp_path / "copy")
+    words = ["--resume_from_checkpoint", "true", "--save_strategy", "steps", "--save_steps", "1"]
+    assert train([*TINY, *words, "--max_steps", "2", "--output_dir", str(copy)]) == 0
+    assert (copy / "checkpoint-2" / "manifest.json").is_file()
+
+
+def test_a_run_without_a_marker_is_gone_on_with_whatever_else_is_in_its_folder(run):
+    # As it was left when it was broken off: checkpoints and results, and no policy yet.
+    for name in (MARKER, "learning_curve.png", "evaluation/after.jsonl", "evaluation/after.json"):
+        (run / name).unlink()
+    for file in run.glob("*.*"):
+        if file.name != "README.md":
+            file.unlink()
+    write(run, "notes.json", "completions/completions_00002.parquet")
+    words = ["--resume_from_checkpoint", "true", "--save_strategy", "steps", "--save_steps", "1"]
+    assert train([*TINY, *words, "--max_steps", "2", "--output_dir", str(run)]) == 0
+    assert (run / "notes.json").read_text() == "notes.json of somebody"
+
+
+@pytest.mark.parametrize("name", ["config.json", "trainer_state.json", "evaluation/after.json"])
+def test_what_a_resumed_run_would_write_over_at_its_end_is_refused_at_its_beginning(name, run):
+    write(run, name)
+    with pytest.raises(RecipeError, match=f"changed since: {name}. It is left alone"):
+        make_room(run, overwrite=False, resume=True)
+
+
+@pytest.mark.parametrize("size", [0, 10, BLOCK * BLOCKS, BLOCK * BLOCKS + 1, 3 * BLOCK * BLOCKS + 7])
+def test_a_copy_is_told_from_another_file_of_its_size(size, tmp_path):
+    own, file = OwnFiles(tmp_path), tmp_path / "model.safetensors"
+    file.write_bytes(bytes(size))
+    own.add(file.name)
+    os.utime(file, ns=(1, 1))
+    assert own.owns(file.name)
+    for place in {0, size - 1} if size else ():
+        changed = bytearray(size)
+        changed[place] = 1
+        file.write_bytes(changed)
+        os.utime(file, ns=(1, 1))
+        assert not own.owns(file.name)
+
+
+def test_the_marker_only_grows_by_what_is_entered_and_a_line_that_was_cut_off_costs_no_other(tmp_path):
+    own, marker = OwnFiles(tmp_path), tmp_path / MARKER
+    write(tmp_path, *"abc")
+    own.add(*(f"completions/{i}" for i in range(1000)))
+    with own.writing("a"):
+        before = marker.read_bytes()
+        own.add("b")
+    assert marker.read_bytes().startswith(before) and len(marker.read_bytes()) < len(before) + 500
+    marker.write_bytes(marker.read_bytes()[:-5])
+    own.add("c")
+    assert own.all() == ["a", "b", "c"]  # a, whose second line is lost, by the name in its first
+
+
+def test_overwrite_removes_what_a_run_left_that_was_killed_while_it_saved_its_policy(tmp_path):
+    draft = OwnFiles(tmp_path).draft()
+    write(draft, "model.safetensors", "ref/adapter_config.json")
+    write(tmp_path, "_unfinished-novel/chapter.txt")
+    make_room(tmp_path, overwrite=True, resume=None)
+    assert set(content(tmp_path)) == {MARKER, "_unfinished-novel/chapter.txt"}
 
 
 def test_a_link_is_not_followed_to_what_it_leads_to(run, tmp_path):
@@ -190,10 +266,10 @@ def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over
     words = ["--reward_funcs", f"{reward}:good", "--eval_rows", "0", "--output_dir", str(folder)]
     assert train([*TINY, *words]) == 2
     message = capsys.readouterr().err
-    (draft,) = folder.glob("unfinished-*")
+    (draft,) = folder.glob("_unfinished-*")
     assert f"since: {name}. It is left alone. What was to take its place is whole, in {draft}." in message
     assert (folder / name).read_text() == "somebody" and (draft / "model.safetensors").is_file()
-    assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name}
+    assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name, MARKER}
 
 
 # ---- killed half way
