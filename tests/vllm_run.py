@@ -44,16 +44,24 @@ BEST = {
 LORA = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"])
 
 
-def obey_the_prompt(parse):
+def obey_the_prompt() -> None:
     """A policy of random weights calls no tool. So its turns are taken for calls, as many as its prompt asks for."""
+    parse, parents = parsing.TurnParser.parse, grpo_trainer.parse_response
 
-    def parse_response(tokenizer, ids, prefix, tools):
+    def calls(tokenizer, prefix):
         text = tokenizer.decode(prefix)
         due = int(re.search(r"calls (\d+)", text)[1]) > text.count("<tool_response>")
-        call = {"function": {"name": "search", "arguments": {"query": "x"}}, "type": "function"}
-        return {**parse(tokenizer, ids, prefix=prefix, tools=tools), "tool_calls": [call] if due else []}
+        return [{"function": {"name": "search", "arguments": {"query": "x"}}, "type": "function"}] if due else []
 
-    return parse_response
+    def parse_turn(parser, ids, prefix, tools):
+        message = parse(parser, ids, prefix, tools).message
+        return parsing.Parsed({**message, "tool_calls": calls(parser._tokenizer, prefix)})
+
+    def parse_response(tokenizer, ids, prefix, tools):
+        message = parents(tokenizer, ids, prefix=prefix, tools=tools)
+        return {**message, "tool_calls": calls(tokenizer, prefix)}
+
+    parsing.TurnParser.parse, grpo_trainer.parse_response = parse_turn, parse_response
 
 
 def without_weight_transfer() -> None:
@@ -142,8 +150,7 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
         without_weight_transfer()
     else:
         keep_weights()
-    parsing.parse_response = obey_the_prompt(parsing.parse_response)
-    grpo_trainer.parse_response = obey_the_prompt(grpo_trainer.parse_response)
+    obey_the_prompt()
     config, trainer_class = (GRPOConfig, GRPOTrainer) if which == "parent" else (A2TGPOConfig, A2TGPOTrainer)
     calls = PARENTS_CALLS if which == "parent" else CALLS
     prompts = [f"mark {i * 7} calls {calls[i % 4]}" for i in range(4 * STEPS)]
