@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -29,6 +29,7 @@ MODEL_CARD = "README.md"
 LOADED = (
     *("*config.json", "*.index.json", "tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
     *("*.safetensors*", "*.bin", "*.pt", "ref/adapter_*"),
+    "additional_chat_templates/*.jinja",
 )
 
 BLOCK = 2**16  # bytes; of larger files this many blocks are read for a digest, and not tens of gigabytes
@@ -111,6 +112,17 @@ class OwnFiles:
         """These are written; those that are not there are ours no more."""
         there = {name: self.folder / name for name in names if (self.folder / name).is_file()}
         self._enter({name: _now(path) for name, path in there.items()}, gone=[n for n in names if n not in there])
+
+    @contextmanager
+    def entering(self, patterns: Sequence[str]) -> Iterator[None]:
+        """What is inside writes files of such names: those that are new or other ones afterwards are ours."""
+        before = self._times(patterns)
+        yield
+        self.add(*(name for name, time in self._times(patterns).items() if before.get(name) != time))
+
+    def _times(self, patterns: Sequence[str]) -> dict[str, int]:
+        found = {file for pattern in patterns for file in self.folder.glob(pattern) if file.is_file()}
+        return {str(file.relative_to(self.folder)): file.stat().st_mtime_ns for file in found}
 
     def add_folder(self, name: str) -> None:
         """This folder was made for files of ours."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.logging import get_logger
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
 from .checkpoints import checkpoint
 from .interruption import Interruption, RunInterrupted
-from .own_files import MODEL_CARD, OwnFiles
+from .own_files import LOADED, MODEL_CARD, OwnFiles
 from .vllm_engine import forget_weights
 
 
@@ -104,6 +105,25 @@ class Resumable(GRPOTrainer):
 
     def _checkpoint_now(self, trial: Any = None) -> Path:
         return checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The parent's. What it writes in the run's own folder is entered there."""
+        own = OwnFiles(self.args.output_dir)
+        inside = output_dir is None or Path(output_dir).resolve() == own.folder.resolve()
+        with own.entering(LOADED) if inside and self.args.should_save else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The parent's, which copies the policy from its checkpoint to the run's folder and uploads that."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        own = OwnFiles(self.args.output_dir)
+        copied = {file for pattern in LOADED for file in Path(checkpoint_folder).glob(pattern)}
+        names = sorted(str(file.relative_to(checkpoint_folder)) for file in copied)
+        own.claim(*names)
+        super()._push_from_checkpoint(checkpoint_folder)
+        own.add(*names)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The parent's, where no README.md of somebody else is in its place."""

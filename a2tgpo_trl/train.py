@@ -139,11 +139,9 @@ def save_policy(trainer: A2TGPOTrainer, folder: Path) -> None:
     trainer.save_model(str(draft), _internal_call=True)  # pushes nothing: the hub gets the folder, not the draft
     if main:
         trainer.state.save_to_json(str(draft / STATE))
-    names = from_main(trainer, lambda: own.take(draft))
+    from_main(trainer, lambda: own.take(draft))
     if trainer.args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)  # saves it once more
-        if main:
-            own.add(*names)
 
 
 def _report(folder: Path, recipe: Recipe, scores: dict[str, Scores], display: Display, seconds: float) -> None:

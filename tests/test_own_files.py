@@ -5,11 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 from datasets import Dataset
+from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -270,6 +274,60 @@ def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over
     assert f"since: {name}. It is left alone. What was to take its place is whole, in {draft}." in message
     assert (folder / name).read_text() == "somebody" and (draft / "model.safetensors").is_file()
     assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name, MARKER}
+
+
+# ---- the hub
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """What would have been uploaded, one set of names each time."""
+    sent = []
+
+    def upload(self, *, folder_path, ignore_patterns=(), run_as_future=False, **_):
+        names = content(Path(folder_path))
+        sent.append({name for name in names if not any(fnmatch(name, pattern) for pattern in ignore_patterns)})
+        done = Future()
+        done.set_result(None)
+        return done if run_as_future else None
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=f"someone/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    return sent
+
+
+PUSHED = [*TINY, "--save_strategy", "steps", "--save_steps", "1", "--push_to_hub", "true"]
+
+
+def test_a_run_that_is_pushed_with_each_checkpoint_comes_to_its_end_and_can_be_gone_on_with(uploads, tmp_path):
+    folder = tmp_path / "run"
+    assert train([*PUSHED, "--output_dir", str(folder)]) == 0
+    words = ["--resume_from_checkpoint", "true", "--max_steps", "2", "--output_dir", str(folder)]
+    assert train([*PUSHED, *words]) == 0
+    assert OwnFiles(folder).all() == sorted(name for name in content(folder) if name != MARKER)
+    assert len(uploads) == 4 and all({"model.safetensors", "tokenizer.json"} < names for names in uploads)
+    assert not any("unfinished" in name or MARKER in name for names in uploads for name in names)
+
+
+def test_a_push_copies_over_nothing_that_came_into_the_folder_meanwhile(uploads, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (tmp_path / "mine.py").write_text(
+        f"from pathlib import Path\n\n\ndef good(completions, **_):\n"
+        f"    Path({str(folder)!r}, 'tokenizer.json').write_text('somebody')\n    return [1.0] * len(completions)\n"
+    )
+    words = ["--reward_funcs", f"{tmp_path / 'mine.py'}:good", "--eval_rows", "0", "--output_dir", str(folder)]
+    assert train([*PUSHED, *words]) == 2
+    assert "since: tokenizer.json. It is left alone" in capsys.readouterr().err
+    assert (folder / "tokenizer.json").read_text() == "somebody" and not (folder / "config.json").exists()
+    assert not uploads
+
+
+def test_a_policy_that_a_script_saves_in_the_folder_of_its_run_is_known_there(tmp_path, tokenizer):
+    write(tmp_path, "notes.json", "adapter_config.json")
+    args = A2TGPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, per_device_train_batch_size=8)
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}], "answer": "Paris"}])
+    A2TGPOTrainer(tiny.make_model(tokenizer), exact_match, args, data, processing_class=tokenizer).save_model()
+    assert {*OwnFiles(tmp_path).all()} == {*content(tmp_path)} - {MARKER, "notes.json", "adapter_config.json"}
 
 
 # ---- killed half way

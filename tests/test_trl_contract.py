@@ -64,6 +64,7 @@ OVERRIDDEN = {
     "_load_rng_state": ["self", "checkpoint"],
     "_save_rng_state": ["self", "output_dir"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
 }
 
 
@@ -538,5 +539,10 @@ def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
     assert list(inspect.signature(GRPOTrainer.save_model).parameters)[1:] == ["output_dir", "_internal_call"]
     assert "if self.args.push_to_hub and not _internal_call:" in inspect.getsource(GRPOTrainer.save_model)
     assert 'os.path.join(self.args.output_dir, "README.md")' in inspect.getsource(GRPOTrainer.create_model_card)
+    # A push in the middle of a run writes what its checkpoint holds, and uploads nothing that begins with "_".
+    push = inspect.getsource(GRPOTrainer._push_from_checkpoint)
+    assert "not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END" in push
+    assert "os.path.isfile(os.path.join(checkpoint_folder, modeling_file))" in push
+    assert "self.processing_class.save_pretrained(output_dir)" in push and 'ignore_patterns=["_*",' in push
     log = inspect.getsource(GRPOTrainer.log)
     assert '"completions",' in log and "completions_{self.state.global_step:05d}.parquet" in log
