@@ -30,7 +30,7 @@ def settle_dropout(model: nn.Module, args: A2TGPOConfig) -> None:
         switch_off_dropout(model)
         if rates and not args.disable_dropout:
             logger.warning(
-                f"Dropout is off ({named} are 0 now): old and new log-probabilities would differ by what each has "
+                f"Dropout is off (0 instead of {named}): old and new log-probabilities would differ by what each has "
                 f"dropped, and most ratios of a {args.importance_sampling_level} would be clipped before anything is "
                 "learnt. Set these rates to 0, or disable_dropout=True, and this line goes away."
             )

@@ -173,7 +173,7 @@ def test_an_adapter_that_is_trained_on_and_a_model_of_ones_own_lose_their_dropou
     trainer = make(tokenizer, tmp_path, model, beta=0.05)  # with a copy as the reference
     assert dropout_rates(trainer.model) == {} and "ref" in trainer.model.peft_config
     (line,) = said(caplog)
-    assert "Dropout is off (attention_dropout=0.25, lora_dropout=0.5 are 0 now)" in line
+    assert "Dropout is off (0 instead of attention_dropout=0.25, lora_dropout=0.5)" in line
     learn_and_stand_still(trainer)
     check_that_nothing_is_clipped_at_a_standstill(trainer)
 

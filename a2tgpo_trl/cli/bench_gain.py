@@ -11,7 +11,7 @@ padding and the numbers of tokens that the model reads are those that the method
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -131,18 +131,33 @@ def _passes(model: PreTrainedModel, shape: Shape, seed: int) -> tuple[dict[str, 
         with torch.no_grad():
             return scorer(ids_BT, next_ids_BT, torch.ones_like(ids_BT), None).float()
 
+    budget = shape.rollouts * (shape.tokens + (shape.turns + 1) * shape.probe_tokens)
+
     def packed() -> TurnScores:
-        budget = shape.rollouts * (shape.tokens + (shape.turns + 1) * shape.probe_tokens)
         return score_turns(
             model, rollouts, probes, scorer, implementation=implementation, token_budget=budget, want_logps=True
         )
 
     def prefill() -> TurnScores:
-        # `score_turns` orders rows by length; with room for one row a rollout, a forward is one context of all.
-        longest = max(rollouts.contexts(0)) + shape.probe_tokens
-        return score_turns(model, rollouts, probes, scorer, implementation=None, token_budget=shape.rollouts * longest)
+        # Each context as the prompt of a rollout without turns: of one length each, so that nothing is padded.
+        of_contexts = [
+            score_turns(model, contexts, probes, scorer, implementation=None, token_budget=budget)
+            for contexts in _contexts(rollouts)
+        ]
+        return replace(
+            of_contexts[-1],
+            values_BK=torch.cat([scores.values_BK for scores in of_contexts], dim=1),
+            forwards=sum(scores.forwards for scores in of_contexts),
+        )
 
     return {"plain": plain, "packed": packed, "prefill": prefill}, scorer
+
+
+def _contexts(rollouts: Rollouts) -> list[Rollouts]:
+    """The first context of all rollouts, then the second of all, and so on."""
+    whole = [[*prompt, *written] for prompt, written in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)]
+    none: list[list[int]] = [[] for _ in whole]
+    return [Rollouts([row[:length] for row in whole], none, none) for length in rollouts.contexts(0)]
 
 
 def make_rollouts(shape: Shape, vocabulary: int, seed: int) -> tuple[Rollouts, list[list[Probe]]]:

@@ -187,7 +187,10 @@ class _Session:
         except Exception as error:
             self._why = _cause(error)
             if not self._client.done():
-                self._client.set_exception(ToolDown(f"no session could be opened: {self._why}"))
+                hint = (
+                    "" if self._server.startswith(URLS) else " Does the command start a server? Its output says more."
+                )
+                self._client.set_exception(ToolDown(f"no session could be opened: {self._why}.{hint}"))
         finally:
             self._client.cancel()
 
