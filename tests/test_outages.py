@@ -54,6 +54,10 @@ class StallingServer:
         if seconds is not None:
             threading.Timer(seconds, self.go_on).start()
 
+    @property
+    def goes_on(self) -> bool:
+        return self._goes_on.is_set()
+
     def go_on(self) -> None:
         self._goes_on.set()
 
@@ -166,6 +170,46 @@ def test_a_tool_that_is_slow_holds_up_no_other(make_server, make_runner):
     assert runner.submit(requests(add, 10, a=1, b=2)).result(timeout=5)[-1].text == "3"
     server.go_on()
     assert waiting.result(timeout=20)
+
+
+def test_a_run_that_goes_on_without_a_tool_waits_for_it_once_a_batch(make_server, make_runner):
+    server, patience = make_server(loses=True), 1.0
+    runner = make_runner(timeout=LATE, hung=4, concurrency=8, patience=patience, stop_when_down=False)
+
+    def is_there() -> None:
+        if not server.goes_on:
+            raise ConnectionError("refused")
+
+    search = search_of(server, check=is_there)
+
+    def turn() -> tuple[set[str], float]:
+        outcomes, seconds = timed(lambda: runner.run(requests(search, 8, query="France")))
+        return {outcome.status for outcome in outcomes}, seconds
+
+    server.stall()
+    for _ in range(2):  # batches: in the second one, the calls of the first are still out
+        statuses, seconds = turn()
+        assert "ok" not in statuses and patience <= seconds < 2 * patience
+        for _ in range(3):
+            statuses, seconds = turn()
+            assert "ok" not in statuses and seconds < patience / 2
+        runner.look_again()
+    time.sleep(1.5 * patience)  # nobody who waited in the last batch has it stop the next one
+    assert runner.trouble is None
+    server.go_on()
+    assert turn()[0] == {"ok"} and runner.trouble is None
+
+
+def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeypatch):
+    monkeypatch.setattr("a2tgpo_trl.tools.hung.MOST_EXCUSED", 0)  # as after outages that took as many
+    server = make_server(loses=True)
+    runner = make_runner(timeout=0.05, hung=4, patience=0.5, stop_when_down=False)
+    search = search_of(server, check=server.ask)
+    server.stall()
+    for _ in range(3):  # batches, in each of which the check is asked several times
+        assert runner.run(requests(search, 1, query="France"))[0].status == "timeout"
+        runner.look_again()
+    assert runner.trouble is None and runner.hung > 3 + 4  # three calls, and more checks than calls may hang
 
 
 def test_a_run_goes_on_through_a_stall_shorter_than_its_patience(tmp_path, make_server):

@@ -23,6 +23,7 @@ class HungCalls:
         self._most = most
         self._out: dict[Future[Any], str] = {}
         self._excused: set[Future[Any]] = set()
+        self._never_counted: set[str] = set()
         self._lock = threading.Lock()  # calls come back on threads of their own
         self._came_back = asyncio.Event()
 
@@ -49,10 +50,15 @@ class HungCalls:
             lost = [future for future, tool in self._out.items() if tool == name and future not in self._excused]
             self._excused.update(lost[: MOST_EXCUSED - len(self._excused)])
 
+    def never_count(self, name: str) -> None:
+        """Calls of this name hold up no others, however many are out."""
+        self._never_counted.add(name)
+
     def crowding(self) -> set[str]:
         """The tools whose calls are out, if these are too many."""
         with self._lock:
-            counted = [name for future, name in self._out.items() if future not in self._excused]
+            held = [name for future, name in self._out.items() if future not in self._excused]
+        counted = [name for name in held if name not in self._never_counted]
         return set(counted) if len(counted) > self._most else set()
 
     def crowd(self, name: str) -> bool:

@@ -62,7 +62,8 @@ class ToolRunner:
         self._answers: dict[str, asyncio.Task[Outcome]] = {}  # of tools whose calls are made once
         self._recoveries: dict[str, asyncio.Task[bool]] = {}
         self._rooms: dict[str, asyncio.Task[bool]] = {}
-        self._down: dict[str, str] = {}
+        self._down: set[str] = set()  # in this batch
+        self._last_seen_down: set[str] = set()  # in any batch; that they are up again has not been noticed yet
         # A trainer that nobody holds any more leaves no threads behind.
         self.close = weakref.finalize(self, _close, self._coordinator, self._attempts)
 
@@ -205,6 +206,8 @@ class ToolRunner:
             again = outcome.status == "timeout" or (found is not None and is_one_of(found.error, settings.retry_on))
             if not again or self.trouble is not None or (lane is not None and lane.stuck):
                 break
+            if request.name in self._down:
+                break  # it was waited for already, and training goes on without it
         return outcome
 
     async def _attempt(self, request: Request, settings: ToolSettings, lane: Lane | None) -> Answer | None:
@@ -229,17 +232,20 @@ class ToolRunner:
     # ---- calls that do not come back
 
     async def _has_room(self, name: str, settings: ToolSettings) -> bool:
-        """Whether the tool may be called. Where too many calls are out, those that want to call it wait together."""
+        """Whether the tool may be called. Where too many calls are out, those that want to call it wait together; for
+        a tool that stays down, once a batch."""
         if not self._attempts.hung.crowd(name):
             return True
         if settings.check is not None and name not in self._down:
             await self._was_down_and_is_up(name, settings)  # if so, the calls that were lost are excused
+        if name in self._down:
+            return False
         self._watch_hung()
         return self.trouble is None and (name not in self._rooms or await asyncio.shield(self._rooms[name]))
 
     def _watch_hung(self) -> None:
         """The time runs from when there are too many, whether or not another call wants to be made."""
-        for name in self._attempts.hung.crowding():
+        for name in self._attempts.hung.crowding() - self._down:
             if name not in self._rooms:
                 self._rooms[name] = asyncio.ensure_future(self._make_room(name))
                 self._rooms[name].add_done_callback(partial(self._rooms.pop, name))
@@ -251,7 +257,7 @@ class ToolRunner:
         if not has_room and name in self._recoveries:
             await asyncio.shield(self._recoveries[name])
             has_room = not hung.crowd(name)
-        if not has_room and name not in self._down:  # what is to be done then, is said already
+        if not has_room and name not in self._last_seen_down:  # what is to be done then, is said already
             self._attempts.ask_to_stop(
                 f"{hung}. More than max_hung_calls={self.limits.hung} threads are held by them, and were not free "
                 f"again within {patience:g} s. Give the tool limits of its own (of its sockets, say), or processes "
@@ -269,9 +275,9 @@ class ToolRunner:
         if settings.check is None:
             return None
         check = Request(settings.check, {}, label=f"the check of {name}")
+        self._attempts.hung.never_count(check.name)  # it is asked a few times an outage
         found = await self._attempts.in_thread(check, settings)
         if found is None:
-            self._attempts.hung.excuse(check.name)  # it is asked a few times an outage, and holds up nothing
             return f"its check did not answer within {self._attempts.timeout(settings):g} seconds"
         return None if found.error is None else found.text.removeprefix("Error: ")
 
@@ -285,9 +291,10 @@ class ToolRunner:
     async def _wait_for(self, name: str, settings: ToolSettings) -> bool:
         patience = self.limits.patience
         error = await self._ask(name, settings)
-        if error is None:
+        if error is None and name not in self._last_seen_down:
             return False  # it is up, and calls fail all the same
-        logger.warning(f"The tool {name} is down. It is asked again for {patience:g} seconds.")
+        if error is not None:
+            logger.warning(f"The tool {name} is down. It is asked again for {patience:g} seconds.")
         loop = asyncio.get_running_loop()
         end, wait = loop.time() + patience, max(settings.backoff, 0.05)
         while error is not None and (left := end - loop.time()) > 0:
@@ -295,9 +302,11 @@ class ToolRunner:
             wait *= 2
             error = await self._ask(name, settings)
         if error is None:
+            self._last_seen_down.discard(name)
             self._attempts.hung.excuse(name)
             return True
-        self._down[name] = error
+        self._down.add(name)
+        self._last_seen_down.add(name)
         why = f"The tool {name} is down, and was not up again within {patience:g} s: {error}"
         if self.limits.stop_when_down:
             self._attempts.ask_to_stop(why)
