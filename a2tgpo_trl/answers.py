@@ -5,11 +5,12 @@ An environment that owns its data declares `answer` in its class, and its `reset
     class Riddles:
         answer: str | list[str] | None = None
 
-        def reset(self, **row) -> str:
-            question, self.answer = next(RIDDLES)
+        def reset(self, riddle: int, **row) -> str:
+            question, self.answer = RIDDLES[riddle]
             return question
 
-What it says wins over the data set; None leaves the answer to the data set.
+What it says wins over the data set; None leaves the answer to the data set. Environments are reset at once, in no
+order: the row, or a seed in it, chooses from what they share, so that all rollouts of a group get the same.
 """
 
 import inspect

@@ -1,10 +1,12 @@
 """Each thing that would go wrong in training is a finding that says what to do; what is sound passes."""
 
 import sqlite3
+import threading
 import time
 from dataclasses import replace
 
 import pytest
+import test_trainer
 import tiny
 from datasets import Dataset, IterableDataset
 from transformers import MambaConfig
@@ -146,6 +148,37 @@ def test_environments_are_made_reset_and_called_on_a_thread_of_their_own(make):
     task = Task(questions(), environment_factory=Library, reward_funcs=[exact_match])
     found = answers(make(task=task))
     assert found.status == "pass" and "look(place='river') -> \"[('Paris',)]\"" in found.message, found
+
+
+def test_a_tool_that_speaks_of_threads_is_not_said_to_run_on_the_wrong_one(make):
+    def no_such(query):
+        raise KeyError(f"no such thread: {query}; it was created in a thread of its own")
+
+    found = answers(make(task=Task(questions(), tools=[tiny.searches(no_such)], reward_funcs=[exact_match])))
+    assert found.status == "warn" and "Training calls tools from threads" not in found.message
+
+
+BOOKS = sqlite3.connect(":memory:")  # on the thread that imports this
+
+
+class Reads(test_trainer.Library):
+    def __init__(self):
+        BOOKS.execute("select 7")
+
+
+class Refuses(test_trainer.Library):
+    def __init__(self):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError("no licence")
+
+
+@pytest.mark.parametrize(
+    ("factory", "words", "hint"), [(Reads, "created in a thread", True), (Refuses, "OSError: no licence", False)]
+)
+def test_an_environment_that_cannot_be_made_as_in_training_fails_with_its_error(factory, words, hint, make):
+    found = answers(make(task=Task(questions(), environment_factory=factory, reward_funcs=[exact_match])))
+    assert found.status == "fail" and words in found.message and "environment_factory()" in found.message
+    assert ("made and called on a thread of its own" in found.message) == hint
 
 
 # ---- what passes

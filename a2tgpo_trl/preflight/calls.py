@@ -1,11 +1,13 @@
 """tools and environments -> one call of each, made as training makes it, on another thread than the one of imports."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import A2TGPOConfig
 from ..tasks import Task
 from ..tools.attempts import Limits, Request
+from ..tools.results import describe
 from ..tools.runner import Outcome, ToolRunner
 from .chat import Datasets, Verdict, tool_call
 from .data import first_row
@@ -18,6 +20,15 @@ THREADS = (
     "thread (a connection of SQLite, say) in the call, once a thread (threading.local), or once for a tool with "
     "concurrency=1, all of whose calls are made on one thread. Or make the tools methods of an environment, which "
     "is made and called on a thread of its own."
+)
+# How the errors read that come of a call on another thread, or another event loop, than what it uses was made on.
+OF_ANOTHER_THREAD = re.compile(
+    r"Error: (ProgrammingError: SQLite objects created in a thread"
+    r"|RuntimeError: (.*attached to a different loop|.*bound to a different event loop"
+    r"|.*no current event loop in thread|main thread is not in main loop)"
+    r"|ValueError: signal only works in main thread"
+    r"|error: cannot switch to a different thread)",  # of greenlets
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -47,7 +58,11 @@ def _calls(runner: ToolRunner, task: Task, data: Datasets) -> list[tuple[str, Ma
     made = [_made(runner, tool) for tool in task.tools]
     row = {name: value for name, value in first_row(data).items() if name != "environment"}
     for factory in factories(task):
-        environment = runner.construct(factory)
+        try:
+            environment = runner.construct(factory)
+        except Exception as error:  # noqa: BLE001  # whatever a constructor raises is what there is to say
+            made.append(("environment_factory", {}, Outcome("tool_error", describe(error))))
+            continue
         reset = Request(environment.reset, row, environment)
         (outcome,) = runner.run([reset])
         made.append((f"{type(environment).__name__}.reset", {}, outcome))
@@ -69,7 +84,7 @@ def _verdict(name: str, arguments: Mapping[str, Any], outcome: Outcome) -> Verdi
         return "pass", f"{call} -> {text!r} in {outcome.seconds:.2g} s."
     if outcome.status == "timeout":
         return "fail", f"{call}: {outcome.text} See that what it needs is there, or raise its limit (tool_timeout)."
-    if "thread" in outcome.text.lower():
+    if OF_ANOTHER_THREAD.match(outcome.text):
         return "fail", f"{call}: {outcome.text}. {THREADS}"
     if not arguments:
         return "fail", f"{call}: {outcome.text}. Every call of the run would fail so."
