@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,27 @@ def set_aside(folder: Path, why: str) -> Path:
         place = folder.with_name(f"{why}-{folder.name}-{number}")
     OwnFiles(folder.parent).renamed(folder.name, place.name)
     return folder.rename(place)
+
+
+def surplus(run: str | Path, limit: int | None, kept: Collection[Path]) -> list[Path]:
+    """Of the checkpoints that this package wrote, the earliest ones over the limit; those that are kept count as well.
+
+    Example: checkpoints 1, 2, 3 and 4, limit 2, 1 and 4 are kept -> 2 and 3
+    """
+    if limit is None or limit <= 0:
+        return []
+    own = OwnFiles(run).folders()
+    written = [folder for folder in checkpoints_of(run) if folder.name in own and not folder.is_symlink()]
+    removable = [folder for folder in reversed(written) if folder not in kept]
+    return removable[: max(0, len(written) - max(limit, len(kept)))]
+
+
+def remove_checkpoint(folder: Path) -> Path | None:
+    """Remove what this package wrote in a checkpoint. What else it holds is set aside, in the folder returned."""
+    own = OwnFiles(folder.parent)
+    files = [folder / MANIFEST, *files_of(folder)]  # without its manifest it is no checkpoint any more
+    own.remove(*(str(file.relative_to(folder.parent)) for file in files))
+    return set_aside(folder, TORN) if folder.exists() else None
 
 
 def check_writable(run: str | Path) -> None:

@@ -90,18 +90,20 @@ class Resumable(GRPOTrainer):
         folder = self._checkpoint_now(trial)
 
         def write() -> None:
-            # The parent would remove older checkpoints before this one is whole; `Checkpoints.save` does it after.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
+            with self._checkpoints.alone_removes():
                 super(Resumable, self)._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
             if self.args.should_save:
                 torch.save(self.args, folder / TRAINING_ARGS_NAME)  # with the limit
 
         self._checkpoints.save(folder, write, evaluation_is_due=self._interruption.evaluation_is_due)
         if self._interruption.agreed:
             self._leave(folder)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any):
+        with self._checkpoints.alone_removes():
+            output = super()._finalize_training(*args, **kwargs)
+        self._checkpoints.remove_surplus()
+        return output
 
     def _checkpoint_now(self, trial: Any = None) -> Path:
         return checkpoint(self._get_output_dir(trial=trial), self.state.global_step)

@@ -24,7 +24,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
 from safetensors import SafetensorError
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from .checkpoints import (
     LEFT,
@@ -37,8 +36,10 @@ from .checkpoints import (
     fault,
     files_of,
     read_manifest,
+    remove_checkpoint,
     set_aside,
     step_of,
+    surplus,
     write_manifest,
 )
 from .failures import RunStopped
@@ -369,10 +370,29 @@ class Checkpoints(TrainerCallback):
         facts = self._facts_now(evaluation_is_due)
         self._together(lambda: self._declare_whole(folder, facts) if main else None, folder)
         self._saved = step
-        if main:
-            rotate_checkpoints(
-                str(folder.parent), trainer.args.save_total_limit, trainer.state.best_model_checkpoint, use_mtime=True
-            )
+        self.remove_surplus(latest=folder)
+
+    @contextmanager
+    def alone_removes(self) -> Iterator[None]:
+        """Inside, the parent removes no older checkpoints: it takes any folder of such a name, whoever has made it and
+        whatever it holds, and takes it before the new one is whole."""
+        args = self._trainer.args
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            args.save_total_limit = limit
+
+    def remove_surplus(self, latest: Path | None = None) -> None:
+        """Keep to `save_total_limit`. At the end of a run the latest may go as well, if one alone, the best, stays."""
+        args, best = self._trainer.args, self._trainer.state.best_model_checkpoint
+        if not args.should_save:
+            return
+        kept = {*([latest] if latest else []), *([Path(best)] if best else [])}
+        for folder in surplus(args.output_dir, args.save_total_limit, kept):
+            place = remove_checkpoint(folder)
+            if place is not None:
+                logger.warning(f"{folder} gave way to later ones. {place.name} keeps what else was in it.")
 
     def _make_place(self, folder: Path) -> None:
         """A new folder. One of this name that is there is not this run's to remove."""

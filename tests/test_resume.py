@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.checkpoints import ResumeError, checkpoints_of, fault, read_manifest
+from a2tgpo_trl.checkpoints import ResumeError, checkpoints_of, fault, read_manifest, step_of
 from a2tgpo_trl.failures import RunStopped
 from a2tgpo_trl.interruption import RunInterrupted
 from a2tgpo_trl.recipe import read_recipe
@@ -333,6 +333,42 @@ def test_older_checkpoints_go_once_the_new_one_is_whole(make, tmp_path, monkeypa
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
     assert [one.name for one in checkpoints_of(tmp_path)] == ["checkpoint-3"]
     assert torch.load(tmp_path / "checkpoint-3" / "training_args.bin", weights_only=False).save_total_limit == 1
+
+
+def test_no_checkpoint_of_another_run_gives_way_and_nothing_that_somebody_has_put_into_one(make, tmp_path, caplog):
+    (tmp_path / "checkpoint-900").mkdir()
+    (tmp_path / "checkpoint-900" / "model.safetensors").write_text("of another run")
+    (tmp_path / "checkpoint-best").mkdir()
+    made = make(tmp_path, max_steps=3, save_total_limit=1)
+    made.add_callback(Noting())
+    made.train()
+    assert made.args.save_total_limit == 1
+    names = {*("checkpoint-3", "checkpoint-900", "checkpoint-best", "torn-checkpoint-1", "torn-checkpoint-2")}
+    assert {folder.name for folder in tmp_path.glob("*checkpoint-*")} == names
+    assert [file.name for file in (tmp_path / "torn-checkpoint-1").iterdir()] == ["notes.txt"]
+    assert (tmp_path / "checkpoint-900" / "model.safetensors").is_file() and "torn-checkpoint-2 keeps" in caplog.text
+
+
+class Noting(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        for folder in checkpoints_of(args.output_dir)[:2]:
+            (folder / "notes.txt").write_text("good so far")
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, [1]), (2, [3, 1]), (3, [3, 2, 1])])
+def test_the_best_checkpoint_stays_and_alone_if_one_is_to_stay(limit, left, make, tmp_path):
+    (tmp_path / "checkpoint-900").mkdir()
+    made = make(
+        tmp_path,
+        max_steps=3,
+        save_total_limit=limit,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="reward",
+    )
+    made.evaluate = lambda *args, **kwargs: {"eval_reward": -made.state.global_step}  # the first is the best
+    made.train()
+    assert [step_of(folder) for folder in checkpoints_of(tmp_path)] == [900, *left]
 
 
 # ---- what must be the same

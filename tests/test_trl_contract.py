@@ -65,6 +65,7 @@ OVERRIDDEN = {
     "_save_rng_state": ["self", "output_dir"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
 }
 
 
@@ -396,13 +397,13 @@ def test_a_resumed_run_still_goes_through_these_places_in_this_order():
     places = [epoch.index(name) for name in ("skip_first_batches(", "iter(train_dataloader)", "get_batch_samples(")]
     assert places == sorted(places) and epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
     assert "epoch=epoch," in loop and "epochs_trained=epochs_trained," in loop  # by name, as our override takes them
-    # Older checkpoints are removed last, by the limit that our override takes away meanwhile.
+    # Older checkpoints are removed by a limit that our overrides take away meanwhile, when a run ends as well.
+    end = inspect.getsource(Trainer._finalize_training)
+    assert "self.args.save_total_limit == 1" in end and inspect.getsource(Trainer).count("rmtree(") == 1
     save = inspect.getsource(Trainer._save_checkpoint)
     assert save.index("rotate_checkpoints(") > save.index("self.state.save_to_json(")
     assert "save_total_limit=self.args.save_total_limit" in save and "self._get_output_dir(trial=trial)" in save
-    assert list(inspect.signature(trainer_module.rotate_checkpoints).parameters)[:4] == [
-        *("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime")
-    ]
+    assert "if save_total_limit is None" in inspect.getsource(trainer_module.rotate_checkpoints)
     assert trainer_module.TRAINING_ARGS_NAME == "training_args.bin"
     arguments = list(inspect.signature(Trainer._maybe_log_save_evaluate).parameters)
     assert arguments[1:8] == ["tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"]
