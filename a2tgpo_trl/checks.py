@@ -36,6 +36,10 @@ def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2
             "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
             "processes together, and the exit code 75."
         )
+    if args.save_on_each_node:
+        raise ValueError(
+            "save_on_each_node: leave it out. Checkpoints are written once, to an output_dir that all nodes share."
+        )
     check_output_apart(args.output_dir, _name_of(model))
     if args.should_save:
         check_writable(args.output_dir)

@@ -6,6 +6,8 @@ from typing import Any
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
+from .interruption import Interruption
+
 
 logger = get_logger(__name__)
 
@@ -15,7 +17,9 @@ NEARLY_ALL = 0.95
 class Lessons(TrainerCallback):
     """Keeps count over a run; groups of one rollout, which have nothing to be compared with, are not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+        self._since = 0
         self._shares: list[float] = []
         self._rewards: list[float] = []
 
@@ -27,12 +31,14 @@ class Lessons(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._shares.clear()
         self._rewards.clear()
+        self._since = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._shares or fmean(self._shares) < NEARLY_ALL:
+        if self._interruption.agreed or not self._shares or fmean(self._shares) < NEARLY_ALL:
             return
+        what = f"Since step {self._since}, from which it was resumed, this run" if self._since else "This run"
         logger.warning(
-            f"This run had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of "
+            f"{what} had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of "
             "a prompt earned and gained the same (groups/teach_nothing), with a mean reward of "
             f"{fmean(self._rewards):.3g}. Read some rollouts (log_completions: true, or the folder evaluation of "
             "a2tgpo train). Where rewards are always the lowest: does the policy call its tools (turns/mean), does it "

@@ -122,7 +122,8 @@ def quiet_libraries() -> None:
         "default", module=r"a2tgpo_(trl|recipe_)|trl\."
     )  # ours, those of files a recipe names, TRL's
     trl = logging.getLogger("trl")
-    trl.setLevel(logging.WARNING)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of a machine would warn of the same
+    trl.setLevel(logging.WARNING if first else logging.ERROR)
     if not any(isinstance(handler, OncePerPlace) for handler in trl.handlers):
         trl.addHandler(OncePerPlace())
     for name in ("transformers", "accelerate", "datasets", "peft", "torch.distributed", "httpx"):

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class Recipe:
             return None
         return rows if self.run.eval_rows is None else rows.select(range(min(self.run.eval_rows, len(rows))))
 
-    @property
+    @cached_property
     def questions(self) -> str:
         """What the rows that are evaluated are to training."""
         train, test = self.run.dataset_train_split, self.run.dataset_test_split

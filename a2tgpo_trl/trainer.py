@@ -181,7 +181,7 @@ class A2TGPOTrainer(Resumable):
         self._round = 0
         self._checkpoints = Checkpoints(self)
         self._interruption = Interruption(Ranks(self.accelerator))
-        self._lessons = Lessons()
+        self._lessons = Lessons(self._interruption)
         self.add_callback(self._lessons)
         self.add_callback(self._checkpoints)
         self.add_callback(self._interruption)

@@ -433,6 +433,11 @@ def test_in_a_script_as_well_with_a_name_or_a_model(policy, monkeypatch):
     assert not Path("someone").exists()
 
 
+def test_a_run_that_would_be_saved_by_each_machine_is_refused(tmp_path, capsys):
+    assert train([*TINY, "--save_on_each_node", "true", "--output_dir", str(tmp_path)]) == 2
+    assert "save_on_each_node: leave it out." in capsys.readouterr().err
+
+
 # ---- the other commands
 
 

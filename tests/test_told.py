@@ -1,6 +1,10 @@
 """What a run tells its user: warnings that matter, once; that nothing was learnt; what its scores are scores of."""
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from matplotlib.figure import Figure
@@ -45,6 +49,22 @@ def test_each_place_in_a_library_warns_for_itself_and_to_however_many_it_is_told
     assert sum(isinstance(handler, OncePerPlace) for handler in logging.getLogger("trl").handlers) == 1
 
 
+def test_of_the_processes_of_a_machine_one_shows_warnings_of_trl():
+    code = """if True:
+        import logging
+        from a2tgpo_trl.progress import quiet_libraries
+        quiet_libraries()
+        logging.getLogger("trl.trainer").warning("all rewards are None")
+        logging.getLogger("trl.trainer").error("it failed")
+    """
+    said = {}
+    for rank in ("0", "1"):
+        environment = {**os.environ, "LOCAL_RANK": rank}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        said[rank] = run.stderr
+    assert [("are None" in said[rank], "it failed" in said[rank]) for rank in "01"] == [(True, True), (False, True)]
+
+
 # ---- nothing learnt
 
 
@@ -57,6 +77,33 @@ def test_a_run_that_had_nothing_to_learn_from_says_so_once_at_its_end(body, told
     assert len(said) == told
     assert all("in 100% of the groups" in text and "mean reward of 0." in text for text in said)
     assert all("a2tgpo check" in text and "num_generations" in text for text in said)
+
+
+def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(tmp_path, caplog):
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records if "next to nothing" in record.getMessage()]
+        caplog.clear()
+        return lines
+
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\n\n\ndef judge(completions, **_):\n"
+        "    if os.environ.pop('A2TGPO_TEST_LEAVES', ''):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    words = [*TINY, *ATLAS, "--max_steps", "2", "--save_strategy", "steps", "--credit", "grpo"]
+    words += ["--reward_funcs", f"{tmp_path / 'mine.py'}:judge", "--output_dir", str(tmp_path / "run")]
+    with caplog.at_level(logging.WARNING, "a2tgpo_trl"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A2TGPO_TEST_LEAVES", "1")
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit):
+                train(words)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        assert not said()
+        assert train([*words, "--resume_from_checkpoint", "true"]) == 0
+    (line,) = said()
+    assert "Since step 1, from which it was resumed, this run had next to nothing to learn from" in line
 
 
 # ---- what scores are of
@@ -72,6 +119,7 @@ def rows(tmp_path):
 def test_rows_of_one_file_are_trained_on_and_others_evaluated(rows, tmp_path):
     words = [*TINY, *rows, "--dataset_train_split", "train[2:]", "--dataset_test_split", "train[:2]"]
     recipe = read_recipe([*words, "--output_dir", str(tmp_path / "run")])
+    assert recipe.questions == HELD_OUT and "questions" in vars(recipe)  # kept: rows are read once
     contents = [
         [row["prompt"][0]["content"][-1] for row in part] for part in (recipe.task.train_dataset, recipe.test_dataset)
     ]
