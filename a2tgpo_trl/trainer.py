@@ -237,7 +237,7 @@ class A2TGPOTrainer(Resumable):
         output, metrics = resampler.run(roll_out, inputs)
         log.end_batch()
         if "groups/teach_nothing" in metrics:
-            self._lessons.see(metrics["groups/teach_nothing"], self._metrics["train"]["reward"][-1])
+            self._lessons.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
             of_groups = [outcomes[number].view(-1, self.num_generations)[i] for number, i in resampler.sources]
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()

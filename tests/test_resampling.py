@@ -479,6 +479,15 @@ def test_equal_rewards_with_unlike_gains_are_not_rolled_out_again(tmp_path):
     assert len(rollouts.rounds) == 1 and logged(trainer, "groups/teach_nothing") == [0.0]
 
 
+def test_a_batch_that_nobody_scored_is_rolled_out_again_and_the_run_goes_on(tmp_path):
+    rollouts = Rollouts({})
+    trainer = make(tmp_path, rollouts, resample_limit=1, max_steps=2)
+    trainer.reward_funcs[0] = lambda score, **_: [None] * len(score)
+    trainer.train()
+    assert len(rollouts.rounds) == 4 and logged(trainer, "groups/teach_nothing") == [1.0, 1.0]
+    assert logged(trainer, "groups/reward") == [None, None]
+
+
 def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
     # A trainer that never looks for dull groups is trained the same.
     rollouts = Rollouts({1: {0}})

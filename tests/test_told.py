@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import math
 
 import pytest
 from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.lessons import Lessons
 from a2tgpo_trl.progress import OncePerPlace, quiet_libraries
 from a2tgpo_trl.recipe import HELD_OUT, RecipeError, read_recipe
 from a2tgpo_trl.train import main as train
@@ -104,6 +106,19 @@ def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(
         assert train([*words, "--resume_from_checkpoint", "true"]) == 0
     (line,) = said()
     assert "Since step 1, from which it was resumed, this run had next to nothing to learn from" in line
+
+
+def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog):
+    # The first batch was not scored: 0.25 of the second alone. Of a run in which nothing was, there is no mean.
+    nothing, lessons = Lessons(), Lessons()
+    lessons.see(1.0, math.nan)
+    lessons.see(1.0, 0.25)
+    nothing.see(1.0, math.nan)
+    with caplog.at_level(logging.WARNING, "a2tgpo_trl"):
+        lessons.on_train_end(None, None, None)
+        nothing.on_train_end(None, None, None)
+    assert "with a mean reward of 0.25. Read" in caplog.messages[0]
+    assert "and no rollout was scored. Read" in caplog.messages[1]
 
 
 # ---- what scores are of
