@@ -47,7 +47,7 @@ from .metrics import (
     sampler_gap_sums,
     turn_metrics,
 )
-from .packed_attention import positions_are_relative
+from .packed_attention import length_matters, positions_are_relative
 from .padding import Padding, padding_of, trimmed
 from .ranks import Ranks
 from .records import make_records, read_off
@@ -427,14 +427,19 @@ class A2TGPOTrainer(Resumable):
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         self._rollouts = Rollouts(prompt_ids, completion_ids, mask)
         if self._mode == "eval":
-            # The parent may ask for log-probabilities by the policy as it was, which without a loss nobody reads.
-            device = self.accelerator.device
-            self._old_logps = [torch.zeros(len(ids), device=device) for ids in completion_ids]
+            self._old_logps = self._placeholders(completion_ids)  # an evaluation has no loss
         elif self._gain_pass is not None:
             scores, metrics = self._gain_pass.run(self._rollouts, accepted, self._parent_wants_old_logps)
             self._turn_scores, self._old_logps = scores, scores.logps
             self._log_scalars("train", metrics)
+        sampled_logps = rollout[4]
+        if self._mode == "train" and sampled_logps is None and self._scores_trimmed:
+            self._old_logps = self._placeholders(completion_ids)  # which nothing compares with those of the sampler
         return rollout
+
+    def _placeholders(self, completion_ids: list[list[int]]) -> list[Tensor]:
+        """In place of the parent's pass by the policy as it was, where nobody reads that."""
+        return [torch.zeros(len(ids), device=self.accelerator.device) for ids in completion_ids]
 
     def _find_answers(self) -> list[Answer]:
         """The answers to the rows of a batch, whose environments have been reset."""
@@ -493,8 +498,12 @@ class A2TGPOTrainer(Resumable):
 
     @property
     def _trims_padding(self) -> bool:
-        """Whether micro-batches are no wider than their rows. Those of TRL's GRPO, to the bit, keep their padding."""
-        return not self.args.trains_as_grpo
+        """Whether micro-batches are no wider than their rows. Those of TRL's GRPO, to the bit, keep their padding.
+
+        So do those of a model whose tokens depend on the width of their row: old and reference log-probabilities are
+        of other micro-batches than the loss.
+        """
+        return not self.args.trains_as_grpo and not length_matters(base_model(self.model))
 
     def _padding_of(self, prompt_mask: Tensor, completion_mask: Tensor) -> Padding:
         relative = positions_are_relative(base_model(self.model))
@@ -510,7 +519,7 @@ class A2TGPOTrainer(Resumable):
             return batch
         if self._on_policy:
             del batch["old_per_token_logps"]  # without them, the parent takes those of the loss itself
-        elif self._rounds_coarsely:
+        elif self._scores_trimmed:
             ids, mask = (
                 torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
             )
@@ -533,8 +542,10 @@ class A2TGPOTrainer(Resumable):
         return torch.cat(found), None, None
 
     @property
-    def _rounds_coarsely(self) -> bool:
-        return training_unit(self.accelerator, self.model) > EXACT
+    def _scores_trimmed(self) -> bool:
+        """Whether old log-probabilities of a batch are taken again once its micro-batches are there."""
+        coarse = training_unit(self.accelerator, self.model) > EXACT
+        return coarse and self._trims_padding and not self._on_policy
 
     # ---- credit
 

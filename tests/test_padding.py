@@ -79,6 +79,45 @@ def test_a_rollout_alone_is_read_without_padding_by_the_loss_and_before_it(chang
     assert len(before) >= 8 and set(before) == set(real)
 
 
+@pytest.mark.parametrize(("changes", "passes"), [({}, 1), ({"beta": 0.1}, 2)], ids=["old", "old and reference"])
+def test_in_16_bits_old_log_probabilities_are_computed_once(changes, passes, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
+    )
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, bf16=True, **ALONE, **changes)))
+    reference = trainer.ref_model
+    forwards = []
+    for model in filter(None, (trainer.model, reference)):
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: forwards.append(torch.is_grad_enabled() or "shift_labels" in kwargs),
+            with_kwargs=True,
+        )
+    batches = captured(trainer)
+    assert forwards.count(False) == 8 * passes  # eight rollouts, each in a micro-batch of its own
+    assert all((batch["old_per_token_logps"] < 0).any() for batch in batches)
+
+
+def test_where_the_width_of_a_row_moves_its_tokens_all_passes_read_rows_of_one_width(tokenizer, tmp_path):
+    # Of 64 tokens on, the rotary frequencies are those of long rows. The policy stands still, so all ratios are 1,
+    # though log-probabilities are computed for other pairs of rollouts than the loss.
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    model = tiny.make_model(tokenizer, rope_parameters=rope)
+    tiny.script(model, tokenizer, write)
+    layout = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    args = A2TGPOConfig(**settings(tmp_path, **layout, learning_rate=0.0, gain_weight=0.0, clip_adaptation=0.0))
+    given = {"processing_class": tokenizer, "tools": [tiny.search]}
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), **given)
+    batches = captured(trainer)
+    for batch in batches:
+        ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+        width = batch["completion_ids"].size(1)
+        with torch.no_grad():
+            logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width)
+        real = batch["completion_mask"].bool()
+        torch.testing.assert_close(batch["old_per_token_logps"][real], logps[real], atol=1e-4, rtol=0)
+
+
 def test_trls_grpo_reads_its_padding(tokenizer, tmp_path):
     _, in_loss, real = widths_of(make(tokenizer, A2TGPOConfig(**settings(tmp_path, credit="grpo", **ALONE))))
     assert len(set(in_loss)) == 1 and in_loss[0] >= max(real)
