@@ -8,6 +8,7 @@ import sys
 import math
 
 import pytest
+from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
@@ -110,6 +111,7 @@ def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(
 
 def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog):
     # The first batch was not scored: 0.25 of the second alone. Of a run in which nothing was, there is no mean.
+    PartialState()  # as a trainer makes it: the loggers ask which process they are of
     nothing, lessons = Lessons(), Lessons()
     lessons.see(1.0, math.nan)
     lessons.see(1.0, 0.25)
