@@ -131,7 +131,7 @@ class GainPass:
 
     def _with_floor(self, scores: TurnScores, rollouts: Rollouts, probes: list[list[Probe]]) -> TurnScores:
         """Score some of the rollouts once more: how far their values move is what rounding does."""
-        chosen = spread_out(len(rollouts))
+        chosen = spread_out(len(rollouts), self._ranks.number)
         again = self._score_again(rollouts.some(chosen), [probes[i] for i in chosen], self.packing)
         differences = again.values_BK - scores.values_BK[chosen, : again.values_BK.size(1)]
         return replace(scores, gain_floor=self._floor(differences), forwards=scores.forwards + again.forwards)
@@ -175,7 +175,7 @@ class GainPass:
         self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]
     ) -> tuple[float, float]:
         """Root mean square of the difference on rollouts as they are, and what rounding explains of it there."""
-        chosen = spread_out(len(rollouts))
+        chosen = spread_out(len(rollouts), self._ranks.number)
         sample = rollouts.some(chosen), [probes[i] for i in chosen]
         single = self._score_turns(*sample, None)
         packed = self._score_turns(*sample, implementation)

@@ -71,9 +71,15 @@ def rounding_redrawn(model: nn.Module, unit: float) -> Iterator[None]:
         handle.remove()
 
 
-def spread_out(rows: int) -> list[int]:
-    """Which of so many rollouts are scored twice: an eighth of them, 8 at least and 16 at most, from all over."""
-    number = min(rows, max(8, min(16, rows // 8)))
+def spread_out(rows: int, ranks: int = 1) -> list[int]:
+    """Which of a rank's rollouts are scored twice, from all over them, as many on each rank.
+
+    Of all ranks' rollouts that is an eighth, 8 at least and 16 at most, if there are as many.
+
+    Example: 16 rollouts alone -> 8 of them; 16 on each of 8 ranks -> 2 of each rank's
+    """
+    of_all = max(8, min(16, rows * ranks // 8))
+    number = min(rows, math.ceil(of_all / ranks))
     return [i * rows // number for i in range(number)]
 
 

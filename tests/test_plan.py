@@ -331,6 +331,11 @@ def test_packed_rows_are_as_wide_as_the_longest_only_where_one_forward_takes_all
         assert plan_seconds(case)["gain pass"] == forwards * machine().seconds(found.score(*shape))
 
 
+def test_what_is_scored_twice_to_see_its_rounding_takes_its_time():
+    once, twice = (stages(0.0, scored_twice=number)["gain pass"] for number in (0, 4))
+    assert twice == 2 * once  # all four rollouts of the batch
+
+
 def test_old_log_probabilities_take_a_pass_only_where_the_gain_pass_does_not_give_them():
     assert "old log-probabilities" not in stages(0.0, old_logps=True)
     assert "old log-probabilities" in stages(0.0, old_logps=True, shares_logps=False)

@@ -196,6 +196,30 @@ def test_turn_rewards_are_exact_and_have_no_floor():
     assert (find_method("gtpo")(mixed, switches) == 0).all()
 
 
+def test_outcomes_are_exact_where_they_are_compared_beside_gains():
+    # Gains are 0.05 off their mean and rounded by 0.12, outcomes 0.1 off theirs.
+    outcomes, turns, group = torch.tensor([0.1, -0.1]), torch.tensor([2, 2]), torch.tensor([0, 0])
+    gains = torch.tensor([[0.05, NAN], [-0.05, NAN]])
+    evidence = Evidence(gains, torch.full((2, 2), NAN), outcomes, outcomes, turns, group, gain_floor=0.12)
+    # Together: variance (2 x 0.0025 + 2 x 0.01) / 4 = 0.00625, mean square of the floors 0.0144 / 2.
+    score = 0.1 / (0.00625 + 0.0072) ** 0.5
+    joint = find_method("igpo_joint")
+    expected = torch.tensor([[score, score], [-score, -score]])
+    assert_near(joint(evidence, preset_of(joint).switches), expected, 1e-4)
+    # In returns, 0.05 + 0.9 x 0.1 = 0.14 is beyond the floor of gains; that of the answer turn holds no gain.
+    first = 0.14 / (0.14**2 + 0.12**2) ** 0.5
+    for name in ("gtpo", "hybrid"):
+        switches = replace(preset_of(find_method(name)).switches, gain_weight=1.0, outcome_weight=0.0)
+        assert_near(find_method(name)(evidence, switches), [[first, 1], [-first, -1]], 1e-4)
+
+
+def test_an_exact_outcome_is_not_credited_for_the_rounding_of_the_mean():
+    # Gains of 0.03 and 0.05 with a floor of 0.12 make the mean 0.02, from which equal outcomes of 0 are 0.02 away:
+    # less than the sqrt(2 x 0.12^2) / 4 = 0.042 that rounding moves the mean by.
+    values, floors = torch.tensor([[0.03, 0.0], [0.05, 0.0]]), torch.tensor([0.12, 0.0])
+    assert (pooled_zscore(values, torch.tensor([0, 0]), floors) == 0).all()
+
+
 def test_a_group_whose_gains_differ_by_rounding_teaches_nothing():
     # 0.075 from the mean, and 0.125.
     for second, expected in ((1.15, True), (1.25, False)):
@@ -210,6 +234,8 @@ def test_the_floor_is_four_deviations_over_all_ranks():
     assert gain_floor([(0.0, 0)]) == gain_floor([squares(torch.tensor([1e-6]))]) == GAIN_FLOOR
     assert spread_out(3) == [0, 1, 2] and spread_out(32) == [0, 4, 8, 12, 16, 20, 24, 28]
     assert len(spread_out(100)) == 12 and len(spread_out(1000)) == 16
+    # An eighth of all ranks' rollouts: 8 and 16 together. Of few on each of many, one of each.
+    assert spread_out(16, 4) == [0, 8] and spread_out(16, 8) == [0, 8] and spread_out(4, 64) == [0]
 
 
 # ---- precision

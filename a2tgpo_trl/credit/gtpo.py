@@ -25,7 +25,7 @@ from .method import Evidence, Switches, method
 def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
     """Discounted sums of turn rewards (and of gains, if they have a weight) with the outcome at the end, compared."""
     rewards_NK = switches.signal(evidence).nan_to_num(nan=0.0) + evidence.at_last_turn(evidence.outcomes_N)
-    returns_NK, floor = switches.returns(rewards_NK, evidence), switches.signal_floor(evidence)
+    returns_NK, floor = switches.returns(rewards_NK, evidence), switches.returns_floor(evidence)
     return switches.normalize(returns_NK, evidence.group_ids_N, floor).nan_to_num(nan=0.0)
 
 

@@ -17,6 +17,7 @@ Example (the group of `a2tgpo_trl.credit`, no turn rewards; gamma 1):
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .method import Evidence, Switches, method
 
@@ -32,7 +33,7 @@ def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
     """Advantages of IGPO with gains and outcomes normalised together."""
     outcomes_N = torch.where(evidence.num_turns_N > 0, switches.outcome_weight * evidence.outcomes_N, torch.nan)
     together = torch.cat([switches.signal(evidence), outcomes_N.unsqueeze(1)], dim=1)
-    floor = switches.signal_floor(evidence)
-    scores = switches.normalize(together, evidence.group_ids_N, floor).nan_to_num(nan=0.0)
+    floors = pad(switches.signal_floor(evidence), (0, 1))  # outcomes are exact
+    scores = switches.normalize(together, evidence.group_ids_N, floors).nan_to_num(nan=0.0)
     scores_NK = scores[:, :-1] + evidence.at_last_turn(scores[:, -1])
     return switches.returns(scores_NK, evidence).nan_to_num(nan=0.0)

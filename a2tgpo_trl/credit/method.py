@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..names import load
-from .scores import GAIN_FLOOR, NORMALIZATIONS, clip_scale, returns, weighted_sum
+from .scores import GAIN_FLOOR, NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Switches:
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
 
-    def normalize(self, values_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+    def normalize(self, values_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
         """Each turn's number compared with what `gain_normalization` says; NaN stays NaN.
 
         Numbers that differ from the mean by no more than the floor count as the mean.
@@ -77,10 +77,14 @@ class Switches:
         """Gains and turn rewards by their weights, in their own units; NaN where a turn has neither."""
         return weighted_sum((self.gain_weight, evidence.gains_NK), (self.turn_reward_weight, evidence.turn_rewards_NK))
 
-    def signal_floor(self, evidence: Evidence) -> float:
-        """What a signal may differ by through rounding, and returns made of it: the first value that they hold and
-        the last one are two, as in a gain."""
-        return self.gain_weight * evidence.gain_floor
+    def signal_floor(self, evidence: Evidence) -> Tensor:
+        """What signals may differ by through rounding; 0 for those without a gain."""
+        return torch.where(evidence.gains_NK.isnan(), 0.0, self.gain_weight * evidence.gain_floor)
+
+    def returns_floor(self, evidence: Evidence) -> Tensor:
+        """The same of returns: the first value that they hold and the last one are two, as in a gain."""
+        hold_gains_NK = self.returns(self.signal_floor(evidence), evidence) > 0
+        return torch.where(hold_gains_NK, self.gain_weight * evidence.gain_floor, 0.0)
 
     def returns(self, rewards_NK: Tensor, evidence: Evidence) -> Tensor:
         """What each turn and those after it earned; NaN where a rollout has no such turn."""

@@ -18,8 +18,12 @@ SCALE_FLOOR = 1e-6
 GAIN_FLOOR = VARIANCE_FLOOR**0.5
 
 
-def _zscore(values: Tensor, cell: Tensor, num_cells: int, floor: float) -> Tensor:
-    """Population z-score of the entries of a flat tensor among those with the same cell number; NaN stays NaN."""
+Floor = float | Tensor  # of all entries, or of each
+
+
+def _zscore(values_NK: Tensor, cell_NK: Tensor, num_cells: int, floor: Floor) -> Tensor:
+    """Population z-score of the entries of a tensor among those with the same cell number; NaN stays NaN."""
+    values, cell = values_NK.flatten(), cell_NK.flatten()
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     present = ~wide.isnan()
     # Subtracting one member of the cell first keeps the digits when gains are large and close together, and makes a
@@ -34,14 +38,18 @@ def _zscore(values: Tensor, cell: Tensor, num_cells: int, floor: float) -> Tenso
 
     count = wide.new_zeros(num_cells).scatter_add(0, cell, present.to(wide.dtype)).clamp(min=1.0)
     centred = torch.where(present, shifted - cell_mean(shifted), 0.0)
-    scores = centred / ((cell_mean(centred.square()) + max(VARIANCE_FLOOR, floor**2)).sqrt() + SCALE_FLOOR)
-    scores = torch.where(centred.abs() > floor, scores, 0.0)
+    floor = torch.as_tensor(floor, dtype=wide.dtype, device=wide.device)
+    floors = torch.where(present, floor.expand_as(values_NK).flatten(), 0.0)
+    noise = cell_mean(floors.square())
+    scores = centred / ((cell_mean(centred.square()) + noise.clamp(min=VARIANCE_FLOOR)).sqrt() + SCALE_FLOOR)
+    # What rounding moves some entries by, it moves their mean by as well, the less the more there are.
+    scores = torch.where(centred.abs() > torch.maximum(floors, (noise / count[cell]).sqrt()), scores, 0.0)
     # A turn alone in its cell has nothing to be compared with: 0, so that it lives on its outcome.
     scores = torch.where(count[cell] > 1, scores, 0.0)
-    return torch.where(present, scores, torch.nan).to(values.dtype)
+    return torch.where(present, scores, torch.nan).to(values.dtype).view_as(values_NK)
 
 
-def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
     """Compare each turn with the turns at the same depth of the same prompt.
 
         Z[i,t] = (IG[i,t] - mean) / (sqrt(var + f^2) + 1e-6)      over the rollouts of i's group with a gain at t
@@ -58,22 +66,26 @@ def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0)
     groups, group_N = group_ids_N.unique(return_inverse=True)
     num_turns = gains_NK.size(1)
     cell_NK = group_N.unsqueeze(1) * num_turns + torch.arange(num_turns, device=gains_NK.device)
-    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups) * num_turns, floor).view_as(gains_NK)
+    return _zscore(gains_NK, cell_NK, len(groups) * num_turns, floor)
 
 
-def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
     """Compare each turn with all turns of all rollouts of the same prompt, whatever their depth (IGPO).
 
-    The floor is that of `turn_group_zscore`.
+    The floor is that of `turn_group_zscore`. Where each entry has its own, the deviation is widened by the mean of
+    their squares, and an entry that is exact by itself still has to be off the mean by more than rounding moves that:
+    sqrt(sum of f^2) / members.
 
     Example (one group): gains [[1, 5], [3, nan]] -> mean 3, std 1.633 -> [[-1.2247, 1.2247], [0, nan]]
+    Example (floors 0.12 and 0): gains 0.05 and -0.05 beside outcomes 0.1 and -0.1 -> variance 0.00625, mean square of
+        the floors 0.0072 -> [[0, 0.8622], [0, -0.8622]]; rounding moves the mean by sqrt(2 x 0.12^2) / 4 = 0.042
     """
     groups, group_N = group_ids_N.unique(return_inverse=True)
     cell_NK = group_N.unsqueeze(1).expand_as(gains_NK)
-    return _zscore(gains_NK.flatten(), cell_NK.flatten(), len(groups), floor).view_as(gains_NK)
+    return _zscore(gains_NK, cell_NK, len(groups), floor)
 
 
-def no_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: float = 0.0) -> Tensor:
+def no_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
     """Leave gains in their own unit: the ablation without normalisation. Rounding stays as small as it is."""
     return gains_NK
 

@@ -162,17 +162,18 @@ def _tools(case: Case) -> float:
 
 def _gain(case: Case) -> float:
     setting, lengths = case.setting, case.lengths
+    scored = setting.generated + setting.scored_twice
     if case.policy.packed is not None:
         rows, width = gain_rows(setting, lengths, case.row)
         if rows < setting.generated:  # rows of like length go together, so that not all are as wide as the longest
             width -= case.row - math.ceil(lengths.row)
-        return setting.generated / rows * case.machine.seconds(case.policy.score(rows, width))
+        return scored / rows * case.machine.seconds(case.policy.score(rows, width))
     total = 0.0
     for number in range(math.ceil(lengths.contexts)):
         width = math.ceil(lengths.context(number) + lengths.probe)
         rows = min(setting.generated, max(1, setting.gain_token_budget // width))
         share = 1.0 if number == 0 else lengths.turns[number - 1].share * lengths.turns[number - 1].tool_share
-        total += share * setting.generated / rows * case.machine.seconds(case.policy.score(rows, width))
+        total += share * scored / rows * case.machine.seconds(case.policy.score(rows, width))
     return total
 
 
@@ -214,7 +215,8 @@ def _gathering_forwards(case: Case) -> float:
     scoring = setting.generated / setting.rows
     forwards = scoring * (needs_old_logps(case) + (setting.reference != "none"))
     if setting.gain:
-        forwards += math.ceil(setting.generated / gain_rows(setting, lengths, case.row)[0])
+        rows = gain_rows(setting, lengths, case.row)[0]
+        forwards += math.ceil(setting.generated / rows) + math.ceil(setting.scored_twice / rows)
     if setting.engine.kind == "transformers":
         once = case.sharding.kind == "zero3" and setting.gathers_for_generation
         forwards += sum(1 if once else 1 + turn.longest for turn in lengths.turns)

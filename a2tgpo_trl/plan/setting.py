@@ -10,6 +10,7 @@ from trl import get_peft_config
 
 from ..dropout import goes_without
 from ..recipe import Recipe
+from ..rounding import spread_out
 from .policy import Training
 from .sharding import Sharding
 
@@ -47,6 +48,7 @@ class Setting:
     gathers_for_generation: bool
     compute_bytes: int  # of a weight in the forward
     stored_bytes: int  # of a weight as it is kept, without DeepSpeed's master copy
+    scored_twice: int = 0  # rollouts of a batch, by a gain pass that sees what rounding does
     sampled_at_once: int | None = None  # by transformers; None: all that reach a turn
 
 
@@ -62,17 +64,20 @@ def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, ser
     if sharding.kind == "fsdp2" and sixteen:
         stored = 4  # Accelerate keeps the split weights in float32 and gathers them in 16 bits
     compute = 2 if sixteen else stored
+    exact = compute >= 4 and not args.tf32
+    generated = args.per_device_train_batch_size * args.steps_per_generation
     return Setting(
         rows=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
-        generated=args.per_device_train_batch_size * args.steps_per_generation,
+        generated=generated,
         evaluated=0 if recipe.test_dataset is None else args.per_device_eval_batch_size,
         generations=args.gradient_accumulation_steps / every,
         engine=_engine(args, server_gpus),
         gain=args.uses_gain,
         gain_token_budget=args.gain_token_budget,
         old_logps=not aligned or corrected,
-        shares_logps=not sixteen,
+        shares_logps=exact,
+        scored_twice=0 if exact else len(spread_out(generated, sharding.devices)),
         reference="none" if args.beta == 0 else "adapter" if adapter else "model",
         max_completion_length=args.max_completion_length,
         tool_concurrency=args.tool_concurrency,
