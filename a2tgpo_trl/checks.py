@@ -74,6 +74,19 @@ def _are_one(folder: Path, other: Path) -> bool:
     return folder.resolve() == other.resolve() or (folder.is_dir() and other.is_dir() and folder.samefile(other))
 
 
+def check_best_metric(args: A2TGPOConfig, eval_dataset: Any) -> None:
+    """Of several evaluation data sets, the best model is that of the one that is named."""
+    metric = args.metric_for_best_model
+    if metric is None or not isinstance(eval_dataset, dict):
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
+        rewards = ", ".join(repr(f"eval_{name}_reward") for name in eval_dataset)
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is of no evaluation data set: there are several, and each logs metrics "
+            f"of its own name. Name one of them, such as {rewards}."
+        )
+
+
 def check_tools(tools: Any) -> None:
     """Each tool is a function that can be called, and not what describes one."""
     if not isinstance(tools, Sequence) or isinstance(tools, str):

@@ -50,6 +50,7 @@ class A2TGPOConfig(GRPOConfig):
     `attention_dropout`.
 
     Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set.
+    Of several evaluation sets each logs metrics by its name, such as `eval_easy_reward`, and it names one of those.
     """
 
     _VALID_CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -25,7 +25,14 @@ from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 
 from .answers import Answer, find_answer, rows_with_answers
-from .checks import check_one_sequence, check_tools, checked_rollout_func, complete_args, used_answers
+from .checks import (
+    check_best_metric,
+    check_one_sequence,
+    check_tools,
+    checked_rollout_func,
+    complete_args,
+    used_answers,
+)
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR
 from .dropout import settle_dropout
@@ -144,6 +151,7 @@ class A2TGPOTrainer(Resumable):
         tools, factory = given.arguments.get("tools"), given.arguments.get("environment_factory")
         if tools:
             check_tools(tools)
+        check_best_metric(args, given.arguments.get("eval_dataset"))
         environments = Environments(make_runner(args)) if tools or factory is not None else None
         if environments is not None and factory is not None:
             given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
@@ -178,6 +186,7 @@ class A2TGPOTrainer(Resumable):
         # What the draws of rollouts come from, with the step and the place of each.
         self.rollout_seed = args.seed
         self.evaluated_rollouts = 0  # that came before, in an evaluation
+        self._evaluated_set = ""  # its name, if there are several
         self._round = 0
         self._checkpoints = Checkpoints(self)
         self._interruption = Interruption(Ranks(self.accelerator))
@@ -200,10 +209,27 @@ class A2TGPOTrainer(Resumable):
         """Of the rewards of single turns that count."""
         return self._credit.rewards.names
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         self.evaluated_rollouts = 0
+        self._evaluated_set = metric_key_prefix.partition("eval_")[2]
         forget_weights(self)
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with the metrics of one of several evaluation sets by its name: `eval_easy_reward`."""
+        if self.model.training:
+            super().log(logs, start_time)
+            return
+        metrics = self._metrics["eval"]
+        if self._evaluated_set:
+            named = {f"{self._evaluated_set}_{name}": values for name, values in metrics.items()}
+            metrics.clear()
+            metrics.update(named)
+        super().log(logs, start_time)
+        # What nobody scored is None in the log. Who follows a metric compares it, and NaN is never the best.
+        logs.update({name: math.nan for name, value in logs.items() if value is None})
 
     # ---- generation and scoring
 

@@ -721,6 +721,31 @@ def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_name
             A2TGPOConfig(**{**common, "load_best_model_at_end": True, "metric_for_best_model": name})
 
 
+FOLLOWS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+FOLLOWS |= {"load_best_model_at_end": True, "max_steps": 1}
+
+
+def test_of_several_evaluation_sets_the_best_model_is_that_of_the_one_named(tokenizer, tmp_path):
+    sets = {"easy": questions(1), "hard": questions(1).map(lambda row: {"answer": "Oslo"})}
+    with pytest.raises(ValueError, match="'reward' is of no evaluation.*'eval_easy_reward', 'eval_hard_reward'"):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path, **FOLLOWS)), eval_dataset=sets)
+    args = A2TGPOConfig(**settings(tmp_path, **FOLLOWS, metric_for_best_model="easy_reward"))
+    trainer = make(tokenizer, args, eval_dataset=sets)
+    trainer.train()
+    # Of the four scripted answers two are Paris and one is Oslo.
+    assert (logged(trainer, "eval_easy_reward"), logged(trainer, "eval_hard_reward")) == ([0.5], [0.25])
+    assert trainer.state.best_metric == 0.5 and not logged(trainer, "eval_reward")
+
+
+def test_an_evaluation_in_which_nobody_was_scored_is_no_new_best(tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, **FOLLOWS))
+    trainer = make(
+        tokenizer, args, reward_funcs=lambda completions, **_: [None] * len(completions), eval_dataset=questions(1)
+    )
+    trainer.train()
+    assert logged(trainer, "eval_reward") == [None] and trainer.state.best_model_checkpoint is None
+
+
 def test_the_model_card_names_the_method_and_its_paper(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     trainer.create_model_card(model_name="mine")
