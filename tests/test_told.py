@@ -1,20 +1,22 @@
 """What a run tells its user: warnings that matter, once; that nothing was learnt; what its scores are scores of."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
-import math
 
 import pytest
-from accelerate import PartialState
+from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.interruption import Interruption
 from a2tgpo_trl.lessons import Lessons
 from a2tgpo_trl.progress import OncePerPlace, quiet_libraries
+from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.recipe import HELD_OUT, RecipeError, read_recipe
 from a2tgpo_trl.train import main as train
 
@@ -111,8 +113,7 @@ def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(
 
 def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog):
     # The first batch was not scored: 0.25 of the second alone. Of a run in which nothing was, there is no mean.
-    PartialState()  # as a trainer makes it: the loggers ask which process they are of
-    nothing, lessons = Lessons(), Lessons()
+    nothing, lessons = (Lessons(Interruption(Ranks(Accelerator(cpu=True)))) for _ in range(2))
     lessons.see(1.0, math.nan)
     lessons.see(1.0, 0.25)
     nothing.see(1.0, math.nan)
