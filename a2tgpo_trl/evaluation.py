@@ -214,7 +214,8 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
             raise RecipeError(f"{rollouts.parent} holds an evaluation with another {', '.join(different)}. {ANEW}")
     elif not overwrite and (rollouts.exists() or scores.exists()):
         raise RecipeError(f"{rollouts.parent} holds part of an evaluation, and nothing says of which settings. {ANEW}")
-    own.claim(*_files_of(policy))
+    # Rollouts of these very settings are gone on with, wherever they were cut off.
+    own.claim(*_files_of(policy)[1 if resume else 0 :])
     if overwrite:
         own.remove(*_files_of(policy))
     file.parent.mkdir(parents=True, exist_ok=True)
