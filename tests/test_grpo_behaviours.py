@@ -360,6 +360,8 @@ def test_each_setting_and_each_argument_of_trl_is_tried():
 
 # An evaluation of ours samples and scores; these would take passes of the policy over its rollouts.
 NOT_IN_EVALUATIONS = re.compile(r"eval_(\w+_)?(loss|entropy|clip_ratio/\w+)$")
+# Of several evaluation sets TRL logs all under one name, ours each under its own: eval_one_reward.
+OF_ONE_SET = re.compile(r"eval_(one|two)_(?!runtime|\w+_per_second)")
 # Measured on the clock.
 TIMED = ("runtime", "_time", "per_second")
 
@@ -372,6 +374,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, tuple
 
     left_out = {name for name in theirs if name.endswith(TIMED) or NOT_IN_EVALUATIONS.match(name)}
     compared = {name: value for name, value in theirs.items() if name not in left_out}
+    ours = {**ours, **{OF_ONE_SET.sub("eval_", name): value for name, value in ours.items()}}
     return {name: (value, ours.get(name)) for name, value in compared.items() if not same(value, ours.get(name))}
 
 
