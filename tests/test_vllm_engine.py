@@ -18,6 +18,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from vllm_on_cpu import keep_weights
 
+from a2tgpo_trl.rollout import Rollout
 from a2tgpo_trl.vllm_engine import VLLMStream, awake, sampled_logprobs
 
 
@@ -473,7 +474,9 @@ def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, t
         return replace(parsed, message={**parsed.message, "tool_calls": [] if asked else [wanted]}, unread=0)
 
     ours._tool_loop._parser.parse = calling
+    # Nor does it end a turn: what the engine cut after 20 tokens is taken for ended.
     monkeypatch.setattr(trainer.vllm_generation, "max_completion_length", 20)
+    monkeypatch.setattr(Rollout, "_ends", lambda self, ids: True)
     records = []
     ours.on_rollouts = records.extend
     ours.train()
