@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from trl import GRPOConfig
 
 from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
-from .failures import Policy, complete_policy
-from .recipe_file import nearest, read_yaml
+from .lookup import nearest, read_yaml
+from .rollout.failures import Policy, complete_policy
 
 
 Normalization = Literal["turn_group", "pooled", "none"]

@@ -11,7 +11,7 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from .config import A2TGPOConfig
-from .information_gain import base_model
+from .models import base_model
 
 
 logger = get_logger(__name__)

@@ -24,18 +24,18 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
-from .cli.launch import run_recipe
-from .information_gain import evaluation_mode
-from .own_files import OwnFiles
-from .plots import SCORES
-from .progress import Display
-from .recipe import Recipe
-from .recipe_file import RecipeError
-from .records import read_jsonl, write_jsonl
-from .same_run import BOOKKEEPING
-from .scores import Scores, score_table
+from .errors import RecipeError
+from .launch.command import run_recipe
+from .models import evaluation_mode
+from .recipe.recipe import Recipe
+from .report.plots import SCORES
+from .report.progress import Display
+from .report.scores import Scores, score_table
+from .resume.own_files import OwnFiles
+from .resume.same_run import BOOKKEEPING
+from .rollout.records import read_jsonl, write_jsonl
+from .rollout.vllm_engine import forget_weights
 from .trainer import A2TGPOTrainer
-from .vllm_engine import forget_weights
 
 
 # Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .checkpoints import TORN, checkpoints_of, set_aside, was_completed
-from .cli.launch import run_recipe
+from .errors import RecipeError
 from .evaluation import evaluate, from_main
-from .own_files import LOADED, OwnFiles
-from .plots import CURVE, SCORES, STATE, plot_runs
-from .progress import Display, StepLines
-from .recipe import HELD_OUT, Recipe
-from .recipe_file import RecipeError
-from .records import read_jsonl
-from .resume import told_if_not_written
-from .scores import Scores, score_table
+from .launch.command import run_recipe
+from .recipe.recipe import HELD_OUT, Recipe
+from .report.plots import CURVE, SCORES, STATE, plot_runs
+from .report.progress import Display, StepLines
+from .report.scores import Scores, score_table
+from .resume.checkpoints import TORN, checkpoints_of, set_aside, was_completed
+from .resume.own_files import LOADED, OwnFiles
+from .resume.resume import told_if_not_written
+from .rollout.records import read_jsonl
 from .trainer import A2TGPOTrainer
 
 

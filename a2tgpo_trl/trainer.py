@@ -24,26 +24,17 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 
-from .answers import Answer, find_answer, rows_with_answers
-from .checks import (
-    check_best_metric,
-    check_one_sequence,
-    check_tools,
-    checked_rollout_func,
-    complete_args,
-    used_answers,
-)
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR
+from .credit.credit_pass import TurnCredit
+from .credit.turn_rewards import TurnReward
 from .dropout import settle_dropout
-from .engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
-from .environments import Environments
-from .failures import RunStopped
-from .gain_pass import GainPass
-from .information_gain import Rollouts, TurnScores, base_model, information_gain
-from .interruption import Interruption
-from .launched import check_launch
-from .lessons import Lessons
+from .errors import RunStopped
+from .information_gain.gain_pass import GainPass
+from .information_gain.packed_attention import length_matters, positions_are_relative
+from .information_gain.rounding import EXACT, training_unit
+from .information_gain.values import Rollouts, TurnScores, information_gain
+from .launch.launched import check_launch
 from .loss import ratio_reference
 from .metrics import (
     floor_metrics,
@@ -54,22 +45,32 @@ from .metrics import (
     sampler_gap_sums,
     turn_metrics,
 )
-from .packed_attention import length_matters, positions_are_relative
-from .padding import Padding, padding_of, trimmed
+from .models import base_model
 from .ranks import Ranks
-from .records import make_records, read_off
-from .resampling import Resampler, RoundLog, teaches_nothing
-from .resumable import Resumable
-from .resume import Checkpoints
-from .rounding import EXACT, training_unit
-from .sampler_gap import GapWatch, warn_of_incomparable
-from .sampling import left_as_it_was, own_draws, seed_of
-from .tally import Tally
-from .tool_loop import ToolLoop, make_runner
-from .turn_credit import TurnCredit
-from .turn_rewards import TurnReward
+from .report.lessons import Lessons
+from .resume.interruption import Interruption
+from .resume.resumable import Resumable
+from .resume.resume import Checkpoints
+from .rollout.answers import Answer, find_answer, rows_with_answers
+from .rollout.checks import (
+    check_best_metric,
+    check_one_sequence,
+    check_tools,
+    checked_rollout_func,
+    complete_args,
+    used_answers,
+)
+from .rollout.engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
+from .rollout.environments import Environments
+from .rollout.padding import Padding, padding_of, trimmed
+from .rollout.records import make_records, read_off
+from .rollout.resampling import Resampler, RoundLog, teaches_nothing
+from .rollout.sampler_gap import GapWatch, warn_of_incomparable
+from .rollout.seeds import left_as_it_was, own_draws, seed_of
+from .rollout.tally import Tally
+from .rollout.tool_loop import ToolLoop, make_runner
+from .rollout.vllm_engine import VLLMStream, awake, can_stream, forget_weights
 from .turns import count_turns, to_tokens, turn_index
-from .vllm_engine import VLLMStream, awake, can_stream, forget_weights
 
 
 class A2TGPOTrainer(Resumable):

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from places import HELPERS
 from ranks import ON_CPU, printed, reports
 
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+SCRIPT = HELPERS / "two_ranks.py"
 
 
 def run(folder: Path, processes: int, token_budget: int = 10**6) -> list[dict]:

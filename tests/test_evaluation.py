@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from a2tgpo_trl.evaluation import evaluate, evaluate_recipe
-from a2tgpo_trl.recipe import Recipe, read_recipe
-from a2tgpo_trl.records import as_text, count_tool_turns, read_jsonl, write_jsonl
+from a2tgpo_trl.recipe.recipe import Recipe, read_recipe
+from a2tgpo_trl.rollout.records import as_text, count_tool_turns, read_jsonl, write_jsonl
 
 
 ROWS = 10

@@ -19,8 +19,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.cli.bench_gain import Shape, make_rollouts
-from a2tgpo_trl.information_gain import fused_scorer, score_turns
-from a2tgpo_trl.packed_attention import SPLIT_SDPA, packed_implementation
+from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA, packed_implementation
+from a2tgpo_trl.information_gain.values import fused_scorer, score_turns
 
 
 ON_CPU = os.environ.get("A2TGPO_GPU_TESTS") == "cpu"

@@ -3,14 +3,11 @@
 import subprocess
 import sys
 from importlib.metadata import entry_points, metadata
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import a2tgpo_trl
-
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(

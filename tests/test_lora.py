@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.cli import main
-from a2tgpo_trl.information_gain import Rollouts, answer_values
-from a2tgpo_trl.recipe import read_recipe
-from a2tgpo_trl.recipe_file import RecipeError
+from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.information_gain.values import Rollouts, answer_values
+from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.train import train
 

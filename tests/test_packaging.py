@@ -1,14 +1,11 @@
 """What setup.cfg lists is what there is."""
 
 from configparser import ConfigParser
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 def test_the_list_of_packages_is_whole():

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.config import LOSS_TYPES, AnswerAliases, GainMeasure, Normalization, RatioLevel
 from a2tgpo_trl.credit import METHODS
-from a2tgpo_trl.failures import Policy, Status
 from a2tgpo_trl.rewards import exact_match, f1
+from a2tgpo_trl.rollout.failures import Policy, Status
 
 
 TOOL_TURNS = [2, 1, 0, 3]  # of the four rollouts of a prompt

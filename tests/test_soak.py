@@ -15,7 +15,7 @@ import psutil
 import pytest
 from transformers import TrainerCallback
 
-from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.tasks import Task
 from a2tgpo_trl.tools.results import NOTHING
 

@@ -13,11 +13,9 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from places import ROOT
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_readmes_script_runs(tmp_path):

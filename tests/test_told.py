@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.interruption import Interruption
-from a2tgpo_trl.lessons import Lessons
-from a2tgpo_trl.progress import OncePerPlace, quiet_libraries
 from a2tgpo_trl.ranks import Ranks
-from a2tgpo_trl.recipe import HELD_OUT, RecipeError, read_recipe
+from a2tgpo_trl.recipe.recipe import HELD_OUT, RecipeError, read_recipe
+from a2tgpo_trl.report.lessons import Lessons
+from a2tgpo_trl.report.progress import OncePerPlace, quiet_libraries
+from a2tgpo_trl.resume.interruption import Interruption
 from a2tgpo_trl.train import main as train
 
 
@@ -57,7 +57,7 @@ def test_each_place_in_a_library_warns_for_itself_and_to_however_many_it_is_told
 def test_of_the_processes_of_a_machine_one_shows_warnings_of_trl():
     code = """if True:
         import logging
-        from a2tgpo_trl.progress import quiet_libraries
+        from a2tgpo_trl.report.progress import quiet_libraries
         quiet_libraries()
         logging.getLogger("trl.trainer").warning("all rewards are None")
         logging.getLogger("trl.trainer").error("it failed")

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from places import ROOT
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.cli.launch import run_recipe
 from a2tgpo_trl.evaluation import main as evaluation
-from a2tgpo_trl.plots import plot_runs
-from a2tgpo_trl.progress import quiet_libraries, step_line
-from a2tgpo_trl.recipe import read_recipe
+from a2tgpo_trl.launch.command import run_recipe
+from a2tgpo_trl.recipe.recipe import read_recipe
+from a2tgpo_trl.report.plots import plot_runs
+from a2tgpo_trl.report.progress import quiet_libraries, step_line
 from a2tgpo_trl.train import main as train
 
 
-ROOT = Path(__file__).parents[1]
 SHORT = [
     *("--max_steps", "2"),
     *("--per_device_train_batch_size", "16"),

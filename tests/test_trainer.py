@@ -11,10 +11,10 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.information_gain import Rollouts, answer_values, fused_scorer
+from a2tgpo_trl.information_gain.values import Rollouts, answer_values, fused_scorer
 from a2tgpo_trl.loss import mean_log_ratio, turn_policy_loss
-from a2tgpo_trl.records import as_text, read_off
 from a2tgpo_trl.rewards import exact_match, f1
+from a2tgpo_trl.rollout.records import as_text, read_off
 
 
 TOOL_TURNS = [2, 1, 0, 3]  # of the four rollouts of each prompt
@@ -362,7 +362,7 @@ def test_a_model_whose_context_has_no_limit_trains_with_tools(tokenizer, tmp_pat
 
 def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
-    monkeypatch.setattr("a2tgpo_trl.gain_pass.packing_error", lambda *_: 0.5)
+    monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.packing_error", lambda *_: 0.5)
     trainer.train()
     assert any("packed rows differ by 0.5" in record.message for record in caplog.records)
     assert trainer._gain_pass.packing is None and logged(trainer, "gain/mean")
@@ -601,7 +601,7 @@ def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokeniz
 
         return failing
 
-    monkeypatch.setattr("a2tgpo_trl.gain_pass.fused_scorer", failing_scorer)
+    monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.fused_scorer", failing_scorer)
     batch = captured(trainer)[0]
     assert logged(trainer, "gain/failed_probes") == [1]
     assert torch.isfinite(batch["advantages"]).all() and torch.isfinite(trainer.model.lm_head.weight).all()
@@ -763,7 +763,7 @@ def test_the_answer_column_survives_removing_unused_columns(tokenizer, tmp_path)
 def test_a_default_config_is_made_from_the_model_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     on_cpu = functools.partial(A2TGPOConfig, use_cpu=True, bf16=False)
-    monkeypatch.setattr("a2tgpo_trl.checks.A2TGPOConfig", on_cpu)
+    monkeypatch.setattr("a2tgpo_trl.rollout.checks.A2TGPOConfig", on_cpu)
     model = tiny.make_model(tokenizer)
     model.config._name_or_path = "someone/tiny"
     trainer = A2TGPOTrainer(model, exact_match, train_dataset=questions(), processing_class=tokenizer)

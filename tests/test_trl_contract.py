@@ -24,9 +24,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import DEFAULTS
-from a2tgpo_trl.packed_attention import SPLIT_SDPA
+from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan import processes
-from a2tgpo_trl.resumable import Resumable
+from a2tgpo_trl.resume.resumable import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
 
 

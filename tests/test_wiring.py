@@ -11,8 +11,8 @@ from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import a2tgpo_credit
-from a2tgpo_trl.engines import Request
-from a2tgpo_trl.information_gain import Rollouts, answer_values, information_gain
+from a2tgpo_trl.information_gain.values import Rollouts, answer_values, information_gain
+from a2tgpo_trl.rollout.engines import Request
 from a2tgpo_trl.turns import to_tokens
 
 
@@ -120,7 +120,7 @@ def test_the_gain_pass_runs_in_the_precision_of_training(tokenizer, tmp_path):
 def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tmp_path, monkeypatch):
     # 0.05 is rounding in 16 bits and an error in 32.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, bf16=bf16)))
-    monkeypatch.setattr("a2tgpo_trl.gain_pass.packing_error", lambda *_: 0.05)
+    monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.packing_error", lambda *_: 0.05)
     trainer.train()
     assert (trainer._gain_pass.packing is not None) == kept
 

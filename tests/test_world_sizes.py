@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from places import HELPERS
 from ranks import reports
 
 
-SCRIPT = Path(__file__).with_name("three_steps.py")
+SCRIPT = HELPERS / "three_steps.py"
 # What each backend is, so that none of them is another one in silence; `held`: the share of weights a rank keeps.
 BACKENDS = {
     "ddp": {"type": "MULTI_CPU", "wrapped": "DistributedDataParallel", "kinds": ["Parameter"], "zero_stage": 0},

@@ -271,7 +271,7 @@ def _speed_table(speeds: "list[Speed]"):
 
 
 def run_tools(args: argparse.Namespace) -> int:
-    from ..progress import quiet_libraries
+    from ..report.progress import quiet_libraries
     from . import bench_tools
 
     quiet_libraries()
@@ -327,8 +327,8 @@ def run_plan(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ..progress import quiet_libraries
-    from ..recipe_file import nearest
+    from ..lookup import nearest
+    from ..report.progress import quiet_libraries
     from . import bench_plan
     from .machine import device_name
 

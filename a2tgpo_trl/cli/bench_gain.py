@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from trl.trainer.utils import add_fused_lm_head
 
-from ..information_gain import Scorer, TurnScores, fused_scorer, score_turns
-from ..packed_attention import packed_implementation
-from ..probes import Probe
-from ..rows import NOT_SCORED, Rollouts
+from ..information_gain.packed_attention import packed_implementation
+from ..information_gain.probes import Probe
+from ..information_gain.rows import NOT_SCORED, Rollouts
+from ..information_gain.values import Scorer, TurnScores, fused_scorer, score_turns
 from .machine import device_name
 
 

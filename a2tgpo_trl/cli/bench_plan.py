@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
+from ..information_gain.probes import ProbeMaker
 from ..plan import Plan, load_policy, make_plan, read_for
 from ..plan.calibration import measure
 from ..plan.hardware import Machine, mean_of
@@ -24,8 +25,7 @@ from ..plan.lengths import recorded
 from ..plan.measured import GIVE_BACK, Run
 from ..plan.sharding import Sharding
 from ..preflight.loading import load_tokenizer
-from ..probes import ProbeMaker
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
 from ..tasks.atlas import POLICY
 from .plan import prompt_tokens
 

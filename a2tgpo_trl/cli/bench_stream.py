@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..rollout.vllm_engine import VLLMStream, sampling_params
 from ..tasks.atlas import POLICY
-from ..vllm_engine import VLLMStream, sampling_params
 from .machine import device_name
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from ..calibration import Kind
+    from ..credit.calibration import Kind
 
 
 FEW = 300  # the standard error of a correlation near 0 is 1 / sqrt(number)
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ..calibration import calibrate
     from ..credit import find_method, preset_of
+    from ..credit.calibration import calibrate
     from ..credit.shaping import has_passed
-    from ..turn_rewards import KINDS, find
+    from ..credit.turn_rewards import KINDS, find
 
     if args.scale <= 0 or not 0 <= args.threshold <= 1:
         raise ValueError("--scale must be above 0, and --threshold between 0 and 1.")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(files: Sequence[Path]) -> list[dict[str, Any]]:
-    from ..records import read_jsonl
+    from ..rollout.records import read_jsonl
 
     for file in files:
         if not file.is_file():

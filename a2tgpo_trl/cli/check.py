@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .launch import add_recipe_argument
+from ..launch.command import add_recipe_argument
 
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings. 0: nothing failed; 1: something did."""
     from ..preflight import preflight
-    from ..progress import quiet_libraries
-    from ..recipe import read_recipe
+    from ..recipe.recipe import read_recipe
+    from ..report.progress import quiet_libraries
 
     quiet_libraries()
     findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]), args.call_tools)

@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 
 from .. import __version__
-from .launch import add_recipe_argument
+from ..launch.command import add_recipe_argument
 
 
 # What is not for the user to say: by the name of the option with its dashes as the parser takes them.
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """0: compared; 1: a run failed, and its log says why."""
     from rich.console import Console
 
-    from ..comparison import compare, comparison_table, read_curve
-    from ..own_files import OwnFiles
-    from ..recipe_file import find_recipe
+    from ..recipe.recipe_file import find_recipe
+    from ..report.comparison import compare, comparison_table, read_curve
+    from ..resume.own_files import OwnFiles
 
     taken = [word for word in args.overrides if word.partition("=")[0].replace("-", "_") in SET_BY_RUN]
     if taken:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
     """What would fail in one of the runs is said before the first. The reward to compare by, and on what questions."""
     from ..credit import preset_of
-    from ..recipe import read_recipe
+    from ..recipe.recipe import read_recipe
 
     for name in args.credit:
         words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)

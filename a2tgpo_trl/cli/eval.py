@@ -2,7 +2,7 @@
 
 import argparse
 
-from .launch import add_launch_arguments, launch
+from ..launch.command import add_launch_arguments, launch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..progress import quiet_libraries
+    from ..report.progress import quiet_libraries
 
     quiet_libraries()
     merge(args.adapter, args.output, args.base)
@@ -30,7 +30,7 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ..recipe import check_adapter
+    from ..recipe.recipe import check_adapter
 
     check_adapter(adapter)
     if output.exists() and any(output.iterdir()):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .launch import add_recipe_argument
+from ..launch.command import add_recipe_argument
 
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..plan.lengths import Lengths
     from ..plan.policy import Policy
     from ..plan.sharding import Sharding
-    from ..recipe import Recipe
+    from ..recipe.recipe import Recipe
 
 PROMPT_TOKENS = 300  # where the recipe's own cannot be read
 # Of rollouts, where nobody says otherwise and the recipe has room for them.
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from ..plan import load_policy, make_plan, read_for
     from ..plan.hardware import THIS
     from ..plan.report import as_json, as_text
-    from ..progress import quiet_libraries
+    from ..report.progress import quiet_libraries
 
     quiet_libraries()
     sharding = _sharding(args)
@@ -120,7 +120,7 @@ def _machine(args: argparse.Namespace, sharding: "Sharding") -> "Machine":
 
 def _sharding(args: argparse.Namespace) -> "Sharding":
     from ..plan.sharding import Sharding, of_accelerate
-    from ..recipe_file import find_launch_config
+    from ..recipe.recipe_file import find_launch_config
 
     given = [f"--{name}" for name in ("gpus", "nodes", "sharding") if getattr(args, name) is not None]
     if args.config_file is not None:

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..plots import plot_runs
+    from ..report.plots import plot_runs
 
     names = [folder.resolve().name for folder in args.runs]
     if len(set(names)) < len(names):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..names import load
+from ..lookup import load
 from .scores import GAIN_FLOOR, NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
 
 

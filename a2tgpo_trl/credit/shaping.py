@@ -24,7 +24,7 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..names import load
+from ..lookup import load
 
 
 logger = get_logger(__name__)

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, Trainer
 
 from ..config import A2TGPOConfig
 from ..preflight.loading import load_config
-from ..recipe import Recipe, read_recipe
+from ..recipe.recipe import Recipe, read_recipe
 from .hardware import Machine
 from .lengths import Lengths
 from .memory import Memory, plan_memory

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..recipe_file import nearest
+from ..lookup import nearest
 from .tracing import Op, Work
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..records import read_jsonl
+from ..rollout.records import read_jsonl
 
 
 @dataclass(frozen=True)

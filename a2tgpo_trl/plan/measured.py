@@ -24,8 +24,8 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from ..progress import quiet_libraries
-from ..recipe import read_recipe
+from ..recipe.recipe import read_recipe
+from ..report.progress import quiet_libraries
 from ..trainer import A2TGPOTrainer
 from .calibration import clock
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from ..dropout import switch_off_dropout
-from ..information_gain import base_model
-from ..packed_attention import packed_implementation
+from ..information_gain.packed_attention import packed_implementation
+from ..models import base_model
 from .tracing import Work, one_kernel_a_tile, trace, without_values
 
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 from trl import get_peft_config
 
 from ..dropout import goes_without
-from ..recipe import Recipe
-from ..rounding import spread_out
+from ..information_gain.rounding import spread_out
+from ..recipe.recipe import Recipe
 from .policy import Training
 from .sharding import Sharding
 

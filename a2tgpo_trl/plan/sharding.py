@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recipe_file import nearest
+from ..lookup import nearest
 
 
 KINDS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
 from .calls import check_calls
 from .chat import Status, Verdict
 from .data import check_answers, check_prompts

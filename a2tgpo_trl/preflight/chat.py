@@ -16,10 +16,10 @@ from trl.chat_template_utils import (
     supports_tool_calling,
 )
 
-from ..engines import LockStep
-from ..failures import DEFAULT_POLICY
-from ..parsing import TurnParser
-from ..rollout import Rollout, Rules, roll_out
+from ..rollout.engines import LockStep
+from ..rollout.failures import DEFAULT_POLICY
+from ..rollout.parsing import TurnParser
+from ..rollout.rollout import Rollout, Rules, roll_out
 from ..tools.control import ControlText
 from ..tools.runner import ToolRunner
 

@@ -9,9 +9,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
-from ..answers import declares_answer
-from ..checks import check_dataset, check_owned_data, used_answers
 from ..config import A2TGPOConfig
+from ..rollout.answers import declares_answer
+from ..rollout.checks import check_dataset, check_owned_data, used_answers
 from .chat import Chat, Datasets, Verdict, conversation
 
 

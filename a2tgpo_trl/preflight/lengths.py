@@ -7,7 +7,7 @@ from transformers import (
 )
 
 from ..config import A2TGPOConfig
-from ..engines import context_of
+from ..rollout.engines import context_of
 from .chat import Chat, Datasets, Verdict
 from .data import ROWS_READ, ROWS_TOKENIZED
 

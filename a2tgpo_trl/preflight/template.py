@@ -15,7 +15,7 @@ from trl.chat_template_utils import add_response_schema, parse_response, support
 from trl.data_utils import is_conversational
 
 from ..config import A2TGPOConfig
-from ..probes import check_seam, thought_before_answer
+from ..information_gain.probes import check_seam, thought_before_answer
 from ..turns import count_turns, turn_index
 from .chat import THOUGHTS, Chat, Datasets, Messages, ScriptedLoop, Verdict, conversation, difference, tool_call
 from .data import first_row

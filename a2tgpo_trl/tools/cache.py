@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..failures import STATUSES, Status
+from ..rollout.failures import STATUSES, Status
 
 
 LONGEST_SHOWN = 500  # characters of the arguments of a call in a message

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..failures import Status
+from ..rollout.failures import Status
 from .attempts import Answer, Attempts, Lane, Limits, Request
 from .cache import CallCache, ReplayMiss, call_key
 from .process import import_words, is_one_of

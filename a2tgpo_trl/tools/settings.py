@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from ..recipe_file import nearest
+from ..lookup import nearest
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...rewards import answer_format, exact_number
+from ...rewards.text import answer_format, exact_number
 from .. import Task
 from ..draw import Draw
 from .problems import Problem, make_problem

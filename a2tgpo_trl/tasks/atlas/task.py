@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from ...rewards import answer_format, exact_match, f1
+from ...rewards.text import answer_format, exact_match, f1
 from ...tools.search import search_tool
 from .. import Task
 from ..draw import Draw

@@ -7,8 +7,8 @@ same is understood by `math_equal`, and loses a little for the form.
 from pathlib import Path
 from typing import Any
 
-from ...math_answers import math_equal
-from ...rewards import answer_format
+from ...rewards.math_answers import math_equal
+from ...rewards.text import answer_format
 from .. import Task
 from . import data
 

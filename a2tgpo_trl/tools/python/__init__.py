@@ -21,7 +21,7 @@ from dataclasses import asdict
 from types import MethodType
 from typing import Any
 
-from ...recipe_file import nearest
+from ...lookup import nearest
 from ..settings import settings_of, tool
 from .interpreter import NotStarted
 from .levels import choose, table

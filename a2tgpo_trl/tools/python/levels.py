@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from ...recipe_file import nearest
+from ...lookup import nearest
 from .interpreter import NotStarted
 from .pool import Pool, Settings
 

@@ -1,0 +1,20 @@
+"""What ends a run, or keeps it from beginning, in words that a user can act on."""
+
+import os
+
+
+class RecipeError(ValueError):
+    """A recipe, or the command line over it, asks for something impossible: the message is all a user needs."""
+
+
+class RunStopped(RuntimeError):
+    """Tools or environments have failed for good, and the run was not to go on without them."""
+
+
+class RunInterrupted(SystemExit):
+    """The run was asked to leave, and has saved a checkpoint. Uncaught, it ends the process with "run me again".
+
+    Whoever catches it finds SIGTERM ignored: a launcher sends it again to processes that leave late."""
+
+    def __init__(self) -> None:
+        super().__init__(os.EX_TEMPFAIL)

@@ -1,0 +1,98 @@
+"""precision of a forward, values scored twice -> what gains differ by through rounding alone.
+
+In 16 bits a value is off by some hundredths, in float32 by some millionths. How far, depends on the model and on what
+it reads, so it is measured: some contexts of each batch are scored once more with the rounding of all layers drawn
+anew (`rounding_redrawn`).
+
+    d = V' - V                      of the same context
+    floor = 4 rms(d)                at least GAIN_FLOOR
+
+A gain is a difference of two values as well, so that rms(d) is the standard deviation of rounding in a gain. A gain
+closer to the mean of its cell than the floor counts as the mean (`credit/scores.py`).
+
+Shapes: B rollouts, K contexts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..credit import GAIN_FLOOR
+
+
+FLOOR_DEVIATIONS = 4.0  # beyond which rounding takes a gain once in 16,000 times
+MIXED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8 adds up in bf16
+EXACT = torch.finfo(torch.float32).eps / 2
+TF32 = 2.0**-11
+
+
+def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.device) -> float:
+    """By how much of itself a number is rounded at most where a forward multiplies.
+
+    Example: bfloat16, as weights or by autocast, 2^-8; float16 and float32 cut to TF32 2^-11; float32 2^-24
+    """
+    dtype = MIXED.get(mixed_precision, weights)
+    if dtype == torch.float32 and _cuts_float32(device):
+        return TF32
+    return torch.finfo(dtype).eps / 2
+
+
+def training_unit(accelerator: Accelerator, model: PreTrainedModel) -> float:
+    """The same of a model that is trained."""
+    return rounding_unit(model.dtype, accelerator.mixed_precision, accelerator.device)
+
+
+def _cuts_float32(device: torch.device) -> bool:
+    """Whether matrices of float32 are multiplied in less (`tf32: true`, `torch.set_float32_matmul_precision`)."""
+    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    return backend.matmul.fp32_precision not in ("none", "ieee")
+
+
+@contextmanager
+def rounding_redrawn(model: nn.Module, unit: float) -> Iterator[None]:
+    """Inside, the model reads what it reads moved by less than it rounds: no layer rounds as it did before."""
+
+    def move(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+        generator = torch.Generator(embedded.device).manual_seed(0)
+        # One draw for all rows: a row may have thousands of tokens, each with thousands of numbers.
+        moves = torch.rand(embedded.shape[1:], generator=generator, device=embedded.device) * 2 - 1
+        return (embedded * (1 + unit * moves)).to(embedded.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(move)  # type: ignore[operator]  # of transformers
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def spread_out(rows: int, ranks: int = 1) -> list[int]:
+    """Which of a rank's rollouts are scored twice, from all over them, as many on each rank.
+
+    Of all ranks' rollouts that is an eighth, 8 at least and 16 at most, if there are as many.
+
+    Example: 16 rollouts alone -> 8 of them; 16 on each of 8 ranks -> 2 of each rank's
+    """
+    of_all = max(8, min(16, rows * ranks // 8))
+    number = min(rows, math.ceil(of_all / ranks))
+    return [i * rows // number for i in range(number)]
+
+
+def squares(differences_BK: Tensor) -> tuple[float, int]:
+    """Sum of the squares of those that are finite, and their number, to add over ranks."""
+    finite = differences_BK[differences_BK.isfinite()].double()
+    return finite.square().sum().item(), finite.numel()
+
+
+def gain_floor(of_ranks: Sequence[tuple[float, int]]) -> float:
+    """The floor, from the `squares` of all ranks.
+
+    Example: differences 0.03 and -0.03 on one rank, 0.03 on another -> 4 x 0.03 = 0.12
+    """
+    total, number = (sum(column) for column in zip(*of_ranks, strict=True))
+    return max(GAIN_FLOOR, FLOOR_DEVIATIONS * math.sqrt(total / max(number, 1)))

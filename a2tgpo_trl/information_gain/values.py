@@ -1,0 +1,295 @@
+"""rollouts, answers -> probes at every turn boundary -> one packed forward -> values (B,K) -> gains (B,K).
+
+The value of a context is the mean log-probability per token of the ground truth, written as a finished answer at that
+point. V_0 is the value of the prompt, V_t that of everything the policy had seen after turn t, tool results and
+generation prompt included. The gain of turn t is V_{t+1} - V_t (turns count from 0). The policy is the one that
+samples: in training, logits are divided by the sampling temperature.
+
+Where a model allows it (`packed_attention`), a rollout and all its probes share one row, and the pass also yields the
+log-probabilities of the rollout. Elsewhere each boundary gets a row of its own. Both give the same values.
+
+Shapes: B rollouts, K contexts or turns, A accepted answers, R rows of one forward, L tokens of a row.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..credit import GAIN_FLOOR
+from ..models import base_model, evaluation_mode
+from .packed_attention import attention_implementation, length_matters, packed_implementation
+from .probes import Probe, ProbeMaker
+from .rows import (
+    FLEX_BLOCK,
+    NOT_SCORED,
+    Agree,
+    Rollouts,
+    chunks,
+    collate_packed,
+    collate_single,
+    packed_rows,
+    single_rows,
+)
+
+
+# (input_ids, next_ids, attention_mask, position_ids) -> log-probability of each next id, anything where NOT_SCORED
+Scorer = Callable[[Tensor, Tensor, object, Tensor | None], Tensor]
+
+
+NO_CONTEXT = -1
+
+
+@dataclass(frozen=True)
+class TurnScores:
+    """What the gain pass found out."""
+
+    values_BK: Tensor  # NaN where a rollout has no such context, or where its probe was not finite
+    keys_BK: Tensor  # equal where the same answer was scored in the same context; NO_CONTEXT where there is none
+    failed_probes: int
+    forwards: int
+    logps: list[Tensor] | None  # of every completion token, per rollout; None if not asked for
+    gain_floor: float = GAIN_FLOOR  # what gains may differ by through rounding
+
+
+def information_gain(values_BK: Tensor, num_turns: int) -> Tensor:
+    """Gain of each turn: how much its value grew. NaN for turns that no tool answered.
+
+    Example: values [[-3, -1, nan]], 3 turns -> [[2, nan, nan]]
+    """
+    gains_BK = values_BK.diff(dim=1)[:, :num_turns]
+    return nn.functional.pad(gains_BK, (0, num_turns - gains_BK.size(1)), value=torch.nan)
+
+
+def answer_values(
+    model: nn.Module,
+    rollouts: Rollouts,
+    answers: Sequence[str | Sequence[str]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str = "<answer>{answer}</answer>",
+    aliases: str = "first",
+    measure: str = "logprob",
+    token_budget: int = 16384,
+    packed: bool | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Values V_0 .. V_{K-1} of each rollout (B,K): of the prompt, then after each tool turn; NaN beyond the last.
+
+    Args:
+        model: causal language model of transformers, or a PEFT model around one. Its mode and its attention
+            implementation are restored afterwards.
+        rollouts: token ids and model-token masks.
+        answers: ground truth of each rollout, a string or a list of accepted strings.
+        tokenizer, template: make the probe; see `probes`.
+        aliases: "first", "max" or "mean" over the accepted strings.
+        measure: "logprob", or "probability" for its exponential.
+        token_budget: most tokens in one forward, padding included.
+        packed: one row per rollout (True), one per context (False), or whichever is exact for the model (None).
+        temperature: the logits are divided by it.
+    """
+    if len(answers) != len(rollouts):
+        raise ValueError(f"{len(answers)} answers for {len(rollouts)} rollouts: give one (or one list) for each.")
+    maker = ProbeMaker(tokenizer, template)
+    implementation = packed_implementation(base_model(model))[0] if packed is not False else None
+    if packed and implementation is None:
+        raise ValueError(f"Rows cannot be packed for this model: {packed_implementation(base_model(model))[1]}.")
+    scores = score_turns(
+        model,
+        rollouts,
+        [maker.make_all(answer, aliases) for answer in answers],
+        logits_scorer(model, temperature),
+        implementation=implementation,
+        token_budget=token_budget,
+        aliases=aliases,
+        measure=measure,
+    )
+    return scores.values_BK
+
+
+@torch.no_grad()
+def score_turns(
+    model: nn.Module,
+    rollouts: Rollouts,
+    probes: Sequence[Sequence[Probe]],
+    scorer: Scorer,
+    *,
+    implementation: str | None,
+    token_budget: int,
+    aliases: str = "first",
+    measure: str = "logprob",
+    want_logps: bool = False,
+    agree: Agree = list,
+    device: torch.device | None = None,
+) -> TurnScores:
+    """Score every probe of every rollout; the log-probabilities of the completions too, where asked for and packed.
+
+    Every rank runs the same number of forwards, so that sharded models stay in step. `device` is where forwards
+    compute, and where the scores are put; None: where the weights are, which may be elsewhere if they are offloaded.
+    """
+    contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
+    shape = (len(rollouts), *agree([max(map(len, contexts)), max(map(len, probes))]))
+    rows = (
+        packed_rows(rollouts, contexts, probes, shape, want_logps)
+        if implementation
+        else single_rows(rollouts, contexts, probes, shape)
+    )
+    sums, counts = torch.zeros(shape).flatten(), torch.zeros(shape).flatten()
+    logps = [torch.zeros(len(ids)) for ids in rollouts.completion_ids]
+    base, collate = base_model(model), collate_packed if implementation else collate_single
+    device = device or base.device
+    implementation_in_use = implementation or base.config.get_text_config()._attn_implementation
+    block = FLEX_BLOCK if implementation_in_use == "flex_attention" else 1
+    forwards = 0
+    with evaluation_mode(model), attention_implementation(base.config, implementation_in_use):
+        for chunk, wanted in chunks(rows, 1 if length_matters(base) else token_budget, agree):
+            batch = collate(chunk, base, block, device)
+            scored = scorer(*batch.inputs).float().cpu()
+            forwards += 1
+            if not wanted:
+                continue
+            is_probe = batch.slots >= 0
+            sums.index_add_(0, batch.slots[is_probe], scored[is_probe])
+            counts.index_add_(0, batch.slots[is_probe], torch.ones(int(is_probe.sum())))
+            for row, row_scores in zip(chunk, scored, strict=True):
+                if row.scored_from < len(row.tokens):
+                    logps[row.rollout] = row_scores[row.scored_from - 1 : len(row.tokens) - 1]
+    values_BK, failed = _reduce_aliases(sums.view(shape), counts.view(shape), aliases, measure)
+    kept = [scores.to(device) for scores in logps] if want_logps and implementation else None
+    keys_BK = torch.full(shape[:2], NO_CONTEXT)
+    for i, lengths in enumerate(contexts):
+        keys_BK[i, : len(lengths)] = torch.tensor(_context_keys(i, rollouts, lengths, probes[i]))
+    return TurnScores(values_BK.to(device), keys_BK.to(device), failed, forwards, kept)
+
+
+def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
+    """Give all places of a key the value that the first of them has, of those that have one.
+
+    Rollouts of a prompt often begin with the same turns. Their values there differ by rounding where they were scored
+    in other forwards or on other ranks, and a z-score would blow that up: among equals there is nothing else to see.
+
+    Example: values [[-3., -1.], [-3.001, -2.]], keys [[7, 8], [7, 9]] -> [[-3., -1.], [-3., -2.]]
+    """
+    found, key_of_place = keys_NK.flatten().unique(return_inverse=True)
+    places = torch.arange(keys_NK.numel(), device=keys_NK.device)
+    places = places + values_NK.flatten().isnan() * len(places)  # those without a value come last
+    first = torch.full_like(found, 2 * len(places)).scatter_reduce(0, key_of_place, places, "amin") % len(places)
+    return values_NK.flatten()[first[key_of_place]].view_as(values_NK)
+
+
+def _context_keys(i: int, rollouts: Rollouts, lengths: list[int], probes: Sequence[Probe]) -> list[int]:
+    """A number for each context of rollout i: of all tokens that it has, and of what is scored there."""
+    tokens = array("q", [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]])
+    digest = hashlib.blake2b(repr(probes).encode(), digest_size=8)
+    keys = []
+    for begin, end in zip([0, *lengths], lengths, strict=False):
+        digest.update(tokens[begin:end].tobytes())
+        keys.append(int.from_bytes(digest.digest(), "big") >> 1)
+    return keys
+
+
+def packing_error(
+    model: nn.Module, scorer: Scorer, implementation: str, vocabulary: int, device: torch.device | None = None
+) -> float:
+    """Largest difference between packed and single rows on a small random example: the proof by trial.
+
+    Knowing a model's attention is not knowing its code. A model that ignores explicit positions or changes the mask
+    on its way shows here.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(vocabulary, (count,), generator=generator).tolist()
+
+    masks = [[1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0]]
+    rollouts = Rollouts([tokens(9), tokens(4)], [tokens(len(mask)) for mask in masks], masks)
+    probes = [[Probe(tuple(tokens(4)), (False, True, True, True))] for _ in masks]
+    packed, single = (
+        score_turns(model, rollouts, probes, scorer, implementation=how, token_budget=2**20, device=device).values_BK
+        for how in (implementation, None)
+    )
+    exists = ~single.isnan()
+    return (packed - single)[exists].abs().nan_to_num(nan=torch.inf).max().item()
+
+
+def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure: str) -> tuple[Tensor, int]:
+    """Sums of log-probabilities -> one value per context, and the number of contexts whose probe was not finite."""
+    exists_BKA = counts_BKA > 0
+    values_BKA = sums_BKA / counts_BKA.clamp(min=1.0)
+    values_BKA = values_BKA.masked_fill(~values_BKA.isfinite(), torch.nan)
+    if measure == "probability":
+        values_BKA = values_BKA.exp()
+    if aliases == "max":
+        values_BK = values_BKA.masked_fill(~exists_BKA, -torch.inf).amax(dim=2)
+    else:  # "first" made one probe only
+        values_BK = values_BKA.masked_fill(~exists_BKA, 0.0).sum(dim=2) / exists_BKA.sum(dim=2).clamp(min=1)
+    exists_BK = exists_BKA.any(dim=2)
+    failed = int((exists_BK & values_BK.isnan()).sum())
+    return values_BK.masked_fill(~exists_BK, torch.nan), failed
+
+
+def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
+    """Score by the model's own logits. The trainer scores by TRL's fused head instead.
+
+    Logits are made of the tokens that are scored, and of no others: there is one for each word of the vocabulary.
+    """
+    quiet = _without_router_loss(model)
+
+    def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
+        options = quiet if position_ids is None else {**quiet, "position_ids": position_ids}
+        scored = next_ids != NOT_SCORED
+        with _logits_of(model, scored):
+            (logits,) = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
+        logps = (logits.float() / temperature).log_softmax(dim=-1)
+        found = logps.gather(1, next_ids[scored].to(logps.device).unsqueeze(1)).squeeze(1)
+        return torch.zeros_like(next_ids, dtype=found.dtype, device=found.device).masked_scatter(scored, found)
+
+    return score
+
+
+@contextmanager
+def _logits_of(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Give the model's head the hidden states of these tokens only, as one row. What follows it treats tokens alike.
+
+    `logits_to_keep` would keep the same columns of all rows, and not every model has it.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0][wanted.to(inputs[0].device)].unsqueeze(0)
+
+    hook = base_model(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> Scorer:
+    """Score by the LM head that TRL's trainers add to their model: it never holds the logits of a whole row."""
+    quiet = _without_router_loss(model)
+
+    def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        with autocast():
+            return model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                shift_labels=next_ids,
+                fused_lm_head=True,
+                **positions,
+                **quiet,
+            ).log_probs
+
+    return score
+
+
+def _without_router_loss(model: nn.Module) -> dict[str, Any]:
+    # A mixture of experts would compute its load-balancing loss from the mask, which is not a padding mask here.
+    experts = getattr(base_model(model).config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if experts else {}

@@ -1,0 +1,1 @@
+"""recipe, configuration of Accelerate, machine -> the processes that run it."""

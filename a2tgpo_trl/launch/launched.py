@@ -1,0 +1,78 @@
+"""what a launcher put into the environment, and the trainer's accelerator -> nothing, or an error: they do not agree.
+
+Accelerate leaves some of what it is asked for out without a word: several processes on a machine without GPUs become
+one, FSDP on CPUs becomes DDP, and DeepSpeed on CPUs becomes several runs that know nothing of each other. A run that
+is not what was asked for must not begin.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import DistributedType, str_to_bool
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..config import A2TGPOConfig
+
+USE_CPU, USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+CPU_INSTEAD = "On CPUs use the configuration cpu_ddp, cpu_zero2 or cpu_zero3."
+
+
+def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a variable says yes, in one of the ways that Accelerate takes for yes."""
+    return bool(str_to_bool(environment.get(name, "false")))
+
+
+def deepspeed_on_cpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether DeepSpeed was asked for where it will run on CPUs. Ranks find each other there only with `use_cpu`."""
+    on_cpu = environment.get("DS_ACCELERATOR") == "cpu" or not torch.accelerator.is_available()
+    return is_on(USE_DEEPSPEED, environment) and on_cpu
+
+
+def check_launch(
+    args: "A2TGPOConfig", accelerator: "Accelerator", environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse a run with fewer processes, or sharded otherwise, than was asked for."""
+    kind = accelerator.distributed_type
+    _check_processes(accelerator.num_processes, kind, environment)
+    if (args.fsdp or is_on(USE_FSDP, environment)) and kind != DistributedType.FSDP:
+        raise ValueError(
+            f"FSDP was asked for, but Accelerate runs {_in_words(kind)}: it shards over accelerators only, and each "
+            f"process would hold the whole model. {CPU_INSTEAD}"
+        )
+    if (args.deepspeed or is_on(USE_DEEPSPEED, environment)) and kind != DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"DeepSpeed was asked for, but Accelerate runs {_in_words(kind)}: it leaves DeepSpeed out where {USE_CPU} "
+            f"is set. Unset it. {CPU_INSTEAD}"
+        )
+
+
+def _check_processes(present: int, kind: DistributedType, environment: Mapping[str, str]) -> None:
+    started = environment.get("WORLD_SIZE")
+    if started is not None and int(started) != present:
+        if kind == DistributedType.DEEPSPEED:
+            remedy = (
+                "Set use_cpu to true: without it Accelerate lets DeepSpeed's processes on CPUs not find each other."
+            )
+        else:
+            remedy = f"Without GPUs, set {USE_CPU}=true, or use one of the cpu configurations (cpu_ddp)."
+        raise ValueError(
+            f"{started} processes were started, but this one sees {present}: each would train by itself, on the same "
+            f"rows and into the same folder. {remedy}"
+        )
+    # Accelerate names the place where processes meet if it is to start several, and nothing else tells that it was.
+    launched, meets = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment
+    if started is None and launched and meets and present == 1:
+        raise ValueError(
+            "Accelerate was asked for several processes and started one: on CPUs, and with distributed_type NO, it "
+            "starts no others. Start them by a2tgpo train RECIPE --config_file cpu_ddp --num_processes N, or set "
+            f"{USE_CPU}=true and give accelerate launch --multi_gpu. If one is what you want, unset MASTER_ADDR."
+        )
+
+
+def _in_words(kind: DistributedType) -> str:
+    return "one process" if kind == DistributedType.NO else f"{kind.value}"

@@ -1,0 +1,142 @@
+"""configuration of Accelerate, number of processes, machine -> how the processes are started.
+
+    one process that no configuration says anything about    this one, which so keeps its exit code
+    a task of SLURM, one of several on its machine           this one, as the rank that it is
+    anything else                                            accelerate launch, by way of `launcher.py`
+
+Accelerate starts one process where it should start several on CPUs, and says nothing, unless it is told that they are
+several GPUs and that it is to leave GPUs alone. What it would not start as it is asked to is refused here, before
+anything is loaded.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+from .launched import CPU_INSTEAD, USE_CPU
+
+
+LAUNCHER = ["-m", "a2tgpo_trl.launch.launcher"]
+NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # or it warns that they are not
+SEVERAL = ["--multi_gpu"]  # or it starts one
+WITHOUT_SHARDS = (DistributedType.NO, DistributedType.MULTI_CPU)
+ON_ACCELERATORS = (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Python's words before `-m MODULE`, and what is added to the environment."""
+
+    words: list[str]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def choose_start(config_file: Path | None, num_processes: int | None, accelerators: int) -> Start:
+    """How to start so many processes (those of the configuration, or one) on a machine with so many accelerators."""
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--num_processes must be at least 1; got {num_processes}.")
+    if config_file is None:
+        return _without_configuration(num_processes or 1, accelerators)
+    config = load_config_from_file(str(config_file))
+    words = [*LAUNCHER, "--config_file", str(config_file)]
+    words += ["--num_processes", str(num_processes)] if num_processes else []
+    if not isinstance(config, ClusterConfig):
+        return Start(words)
+    number = num_processes or config.num_processes
+    if config.distributed_type in WITHOUT_SHARDS and number > 1:
+        return _copies(config_file, config, words, accelerators)
+    if config.use_cpu:
+        return Start(words, _on_cpu(config_file, config))
+    if config.distributed_type in ON_ACCELERATORS:
+        _check_number(f"{config_file} asks for", number // config.num_machines, accelerators)
+    return Start(words)
+
+
+def _without_configuration(number: int, accelerators: int) -> Start:
+    if number == 1:
+        return Start([])
+    words = [*LAUNCHER, "--num_processes", str(number), *NOT_SET]
+    if accelerators == 0:
+        return Start([*words, *SEVERAL], {USE_CPU: "true"})
+    _check_number("--num_processes asks for", number, accelerators)
+    return Start(words)
+
+
+def _copies(config_file: Path, config: ClusterConfig, words: list[str], accelerators: int) -> Start:
+    """Several processes with the whole model each, under a configuration with which Accelerate starts one."""
+    if not config.use_cpu and config.distributed_type == DistributedType.NO and accelerators > 0:
+        raise ValueError(
+            f"{config_file} has the distributed_type NO, with which Accelerate starts one process of several. Use the "
+            "configuration multi_gpu."
+        )
+    return Start([*words, *SEVERAL], {USE_CPU: "true"})
+
+
+def _check_number(who: str, number: int, accelerators: int) -> None:
+    if number > accelerators:
+        what_to_do = f"Give --num_processes {accelerators}." if accelerators else CPU_INSTEAD
+        raise ValueError(f"{who} {number} processes on this machine, which has {accelerators} GPUs. {what_to_do}")
+
+
+def _on_cpu(config_file: Path, config: ClusterConfig) -> dict[str, str]:
+    """Variables that keep processes from the GPUs, each kind in its way; an error for those that cannot be kept."""
+    if config.distributed_type == DistributedType.FSDP:
+        raise ValueError(f"{config_file}: on CPUs Accelerate runs DDP in the place of FSDP. {CPU_INSTEAD}")
+    # With both, Accelerate would leave DeepSpeed out.
+    return {"DS_ACCELERATOR": "cpu"} if config.distributed_type == DistributedType.DEEPSPEED else {USE_CPU: "true"}
+
+
+# ---- SLURM
+
+
+def is_slurm_rank(environment: Mapping[str, str]) -> bool:
+    """Whether srun has started one task a process, and not one a machine: then nothing else is to be started."""
+    return _tasks(environment) > int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+
+
+def _tasks(environment: Mapping[str, str]) -> int:
+    return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+def rank_of_slurm(config_file: Path, num_processes: int | None, environment: Mapping[str, str]) -> Start:
+    """This task as a rank. With no launcher between, signals reach it, and its exit code reaches the job's script."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if missing:
+        raise ValueError(
+            f"srun has started several tasks on this machine, which are ranks, but {' and '.join(missing)} is not "
+            "set. recipes/multi_node.slurm shows how; for ranks started from here, give srun --ntasks-per-node=1."
+        )
+    tasks = _tasks(environment)
+    if num_processes not in (None, tasks):
+        raise ValueError(f"--num_processes {num_processes}: srun has started {tasks} tasks. Leave it out.")
+    on_this_machine = tasks // int(environment["SLURM_STEP_NUM_NODES"])
+    ranks = {"RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"]}
+    sizes = {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(on_this_machine)}
+    return Start([], {**variables_of(config_file, tasks), **ranks, **sizes})
+
+
+def variables_of(config_file: Path, num_processes: int | None = None) -> dict[str, str]:
+    """What Accelerate's launcher adds to the environment of its processes under a configuration, and `_on_cpu`."""
+    words = ["--config_file", str(config_file), "--main_process_port", "0", "--module", "module"]
+    words[:0] = ["--num_processes", str(num_processes)] if num_processes else []
+    args, config, mixed_precision_is_set = _validate_launch_command(launch_command_parser().parse_args(words))
+    if args.use_deepspeed:
+        set_here = [*config.deepspeed_config, *(["mixed_precision"] if mixed_precision_is_set else [])]
+        args.deepspeed_fields_from_accelerate_config = ",".join(set_here)
+        _, environment = prepare_deepspeed_cmd_env(args)
+    else:
+        environment = prepare_multi_gpu_env(args)
+    added = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    return {**added, **(_on_cpu(config_file, config) if config.use_cpu else {})}
+
+
+def count_accelerators() -> int:
+    """Those that PyTorch sees on this machine."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -1,0 +1,434 @@
+"""a YAML file and words of the command line -> settings, task and policy -> a trainer.
+
+The file is read by TRL's `TrlParser`: every field of `A2TGPOConfig`, of TRL's `ModelConfig` (LoRA and quantisation
+among them) and of `RecipeArguments` is a key of the file and an option of the command line, and the command line wins.
+`recipe_file.py` checks the file before the parser sees it; `names.py` finds what it names.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import AutoTokenizer, PreTrainedModel
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from ..config import A2TGPOConfig
+from ..credit.turn_rewards import find as find_turn_reward
+from ..errors import RecipeError
+from ..launch.launched import deepspeed_on_cpu
+from ..lookup import find_file, load, nearest, read_yaml
+from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
+from ..tasks import TASKS, Task, arithmetic, atlas
+from ..tools.mcp import mcp_tools
+from .names import REWARDS, load_reward
+from .recipe_file import check_keys, find_recipe
+
+
+# Policies that come with the package.
+MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
+HELD_OUT = "held-out questions"
+FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
+        },
+    )
+    task_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the task's function."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set of the hub."})
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split to train on, or rows of one: train[50:]."}
+    )
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on, or rows of one: train[:50]. None: no evaluation."}
+    )
+    tools: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts "
+            "one, mcp+http://... is spoken to. Replaces the task's."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward "
+            "models. Replaces the task's."
+        },
+    )
+    environment_factory: str | None = field(
+        default=None, metadata={"help": "Import path of a class with a `reset` method. Replaces the task's."}
+    )
+    environment_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the environment_factory."}
+    )
+    group_by: str | None = field(
+        default=None, metadata={"help": "Column of the test set whose values get lines of their own in the tables."}
+    )
+    eval_rows: int | None = field(
+        default=None, metadata={"help": "Rows of the test set that are evaluated. None: all; 0: no evaluation."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Whether to write over a finished run in the output folder."}
+    )
+
+    def __post_init__(self):
+        self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
+        self.environment_kwargs = _mapping("environment_kwargs", self.environment_kwargs, '{"timeout": 2}')
+
+
+def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any] | None:
+    """From a file as it is, from the command line as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be JSON of a mapping ('{example}'); got {value!r}.")
+    return found
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
+
+    def __init__(self) -> None:
+        super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
+        self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
+        self.set_defaults(use_cpu=deepspeed_on_cpu())  # which Accelerate does not tell its processes
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    @property
+    def valid_keys(self) -> list[str]:
+        return sorted({action.dest for action in self._actions} - {"help"})
+
+
+@dataclass
+class Recipe:
+    """A recipe that was read: settings in three groups, and the task they name."""
+
+    path: Path | None
+    run: RecipeArguments
+    args: A2TGPOConfig
+    model: ModelConfig
+    task: Task
+    where: str = ""  # what messages about it begin with
+
+    @property
+    def test_dataset(self):
+        """The rows that are evaluated, or None."""
+        rows = self.task.test_dataset
+        if rows is None or self.run.eval_rows == 0:
+            return None
+        return rows if self.run.eval_rows is None else rows.select(range(min(self.run.eval_rows, len(rows))))
+
+    @cached_property
+    def questions(self) -> str:
+        """What the rows that are evaluated are to training."""
+        train, test = self.run.dataset_train_split, self.run.dataset_test_split
+        if self.run.dataset_name is None or test is None or train.partition("[")[0] != test.partition("[")[0]:
+            return HELD_OUT
+        trained_on = {json.dumps(row, sort_keys=True, default=str) for row in self.task.train_dataset}
+        known = sum(json.dumps(row, sort_keys=True, default=str) in trained_on for row in self.test_dataset or ())
+        return f"questions, {known} of them trained on" if known else HELD_OUT
+
+    @property
+    def model_init_kwargs(self) -> dict[str, Any]:
+        """How the policy is loaded: as `ModelConfig` says, and what `model_init_kwargs` adds."""
+        return {
+            "revision": self.model.model_revision,
+            "attn_implementation": self.model.attn_implementation,
+            "dtype": self.model.dtype,
+            **(self.args.model_init_kwargs or {}),
+        }
+
+    def build_trainer(self, callbacks: Sequence[Any] = ()):
+        """The trainer, with the policy loaded."""
+        from ..trainer import A2TGPOTrainer
+
+        if self.args.n_gpu > 1:
+            raise RecipeError(
+                f"One process sees {self.args.n_gpu} GPUs. Start one process for each (--num_processes "
+                f"{self.args.n_gpu}, before the other options), or show it one (CUDA_VISIBLE_DEVICES=0)."
+            )
+        task = self.task
+        try:
+            check_output_apart(self.args.output_dir, self.model.model_name_or_path)
+            return A2TGPOTrainer(
+                reward_funcs=list(task.reward_funcs) or None,
+                args=self.args,
+                train_dataset=task.train_dataset,
+                eval_dataset=self.test_dataset,
+                tools=list(task.tools) or None,
+                environment_factory=task.environment_factory,
+                callbacks=list(callbacks),
+                turn_reward_funcs=self._own_turn_rewards,
+                **(self._adapted_policy() if self.adapter else self._policy()),
+            )
+        except (ValueError, OSError) as error:  # OSError: no such model
+            raise RecipeError(f"{self.where}{error}") from error
+
+    @property
+    def _own_turn_rewards(self) -> dict[str, Any]:
+        """Those that are named by import path, which may begin beside the recipe."""
+        assert isinstance(self.args.turn_rewards, dict)  # `A2TGPOConfig` has read it
+        folders = [*([self.path.parent] if self.path else []), Path.cwd()]
+        return {name: find_turn_reward(name, folders) for name in self.args.turn_rewards if ":" in name}
+
+    @property
+    def adapter(self) -> Path | None:
+        """The policy's folder, if an adapter is in it: what training with LoRA saves."""
+        folder = Path(self.model.model_name_or_path)
+        return folder if (folder / ADAPTER_CONFIG).is_file() else None
+
+    @property
+    def base_name(self) -> str:
+        """The model whose weights are loaded: an adapter's base, or the policy itself."""
+        if self.adapter is None:
+            return self.model.model_name_or_path
+        return json.loads((self.adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+
+    def load_base(self) -> PreTrainedModel:
+        """The base model as `GRPOTrainer` loads a policy that is named."""
+        kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
+        quantization = get_quantization_config(self.model)
+        if quantization is not None:
+            kwargs["quantization_config"] = quantization
+        return create_model_from_path(self.base_name, **kwargs)
+
+    def _policy(self) -> dict[str, Any]:
+        self.args.model_init_kwargs = self.model_init_kwargs
+        return {
+            "model": self.model.model_name_or_path,
+            "quantization_config": get_quantization_config(self.model),
+            "peft_config": get_peft_config(self.model),
+        }
+
+    def _adapted_policy(self) -> dict[str, Any]:
+        """An adapter that was saved, on its base, to be trained further or evaluated."""
+        if self.model.use_peft:
+            raise ValueError(f"{self.adapter} is an adapter already: it goes on as it is. Leave use_peft out.")
+        base = self.load_base()
+        self.args.model_init_kwargs = None
+        return {
+            "model": PeftModel.from_pretrained(base, str(self.adapter), is_trainable=True),
+            "processing_class": AutoTokenizer.from_pretrained(
+                str(self.adapter), truncation_side="left", padding_side="left"
+            ),
+        }
+
+
+# ---- reading
+
+
+def read_recipe(words: Sequence[str]) -> Recipe:
+    """What `--config FILE --key value ...` says, checked. Errors name the file, the key and the nearest valid name."""
+    words = list(words)
+    parser = RecipeParser()
+    path, where = None, ""
+    if "--config" in words[:-1]:
+        place = words.index("--config") + 1
+        path = find_recipe(words[place])
+        words[place] = str(path)
+        where = f"{path} and the command line: " if len(words) > 2 else f"{path}: "
+        content = read_yaml(path)
+        check_keys(path, content, parser)
+        words = [*_files_beside(path, content), *words]  # what the command line says comes later, and wins
+    try:
+        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
+        if unknown:
+            key = unknown[0].removeprefix("--").replace("-", "_")
+            raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, parser.valid_keys)}")
+        run, args, model = parsed
+        if model.model_name_or_path is None:
+            raise ValueError(
+                f"model_name_or_path is missing: name a model of the hub, a folder, or one of {', '.join(MODELS)}."
+            )
+        model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
+        check_folder(Path(model.model_name_or_path))
+        folders = [Path(path).parent] if path else []
+        check_partners(run, model)
+        recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]), where)
+        check_test_set(recipe)
+    except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
+        raise RecipeError(f"{where}{error}") from error
+    if str(args.resume_from_checkpoint).lower() == "true":
+        args.resume_from_checkpoint = True  # the last one in the output folder
+    if args.reward_weights is None and recipe.task.reward_weights is not None:
+        args.reward_weights = list(recipe.task.reward_weights)
+    return recipe
+
+
+def _files_beside(recipe: Path, content: Mapping[str, Any]) -> list[str]:
+    """Options for settings that name a file which stands beside the recipe: the config knows no recipe."""
+    options = []
+    for key in ("credit", "turn_rewards"):
+        value = content.get(key)
+        place, colon, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
+        file = find_file(place, [recipe.parent]) if place.endswith((".py", ".yaml", ".yml")) else None
+        if file is not None:
+            options += [f"--{key}", f"{file}{colon}{attribute}"]
+    return options
+
+
+def check_folder(policy: Path) -> None:
+    """A policy that can only be a folder is one with a model, or an adapter, in it."""
+    if policy.is_dir():
+        if (policy / ADAPTER_CONFIG).is_file():
+            check_adapter(policy)
+        elif not (policy / "config.json").is_file():
+            raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training come to an end?")
+    elif policy.is_absolute() or (len(policy.parts) > 1 and policy.parent.is_dir()):
+        raise ValueError(f"model_name_or_path: there is no folder {policy}.")
+
+
+def check_adapter(folder: Path) -> None:
+    """An adapter's folder has its weights as well as its settings; PEFT would look for them in the hub."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"There is no adapter in {folder}: it has no {ADAPTER_CONFIG}.")
+    if not any((folder / file).is_file() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ValueError(
+            f"{folder} has the settings of an adapter but not its weights ({SAFETENSORS_WEIGHTS_NAME}). Was it copied "
+            "whole? A checkpoint of the same run may have them."
+        )
+
+
+def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
+    """No key is set that has no effect without another one."""
+    lora = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
+    for needed, given, of, keys in (
+        ("use_peft: true", model.use_peft, model, lora),
+        ("task", run.task, run, ["task_kwargs"]),
+        ("environment_factory", run.environment_factory, run, ["environment_kwargs"]),
+        ("dataset_name", run.dataset_name, run, ["dataset_config", "dataset_train_split", "dataset_test_split"]),
+    ):
+        defaults = type(of)()
+        idle = [key for key in keys if getattr(of, key) != getattr(defaults, key)]
+        if idle and not given:
+            raise ValueError(f"{', '.join(idle)} would have no effect without {needed}.")
+
+
+def check_test_set(recipe: Recipe) -> None:
+    """There is something to evaluate, and the column that it is grouped by."""
+    if recipe.run.eval_rows is not None and recipe.run.eval_rows < 0:
+        raise ValueError(f"eval_rows must be at least 0; got {recipe.run.eval_rows}.")
+    rows, column = recipe.task.test_dataset, recipe.task.group_by
+    if rows is not None and len(rows) == 0:
+        raise ValueError("the test set is empty. Name another dataset_test_split, or none.")
+    if rows is not None and column is not None and column not in rows.column_names:
+        raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
+
+
+# ---- the task
+
+
+def _tools(name: str, folders: Sequence[Path]) -> list[Callable]:
+    """The function that is named, or what a server offers."""
+    prefix = next((prefix for prefix in ("mcp:", "mcp+") if name.startswith(prefix)), None)
+    if prefix is None:
+        return [load(name, folders, "tool", ())]
+    return mcp_tools(name.removeprefix(prefix).strip())
+
+
+def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
+    """The task that is named, with what the recipe puts in its place."""
+    if (run.task is None) == (run.dataset_name is None):
+        raise ValueError("name either a task or a dataset_name.")
+    if run.task is not None:
+        maker = load(TASKS.get(run.task, run.task), folders, "task", TASKS)
+        kwargs = run.task_kwargs or {}
+        assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
+        check_fits("task_kwargs", kwargs, maker, f"the task {run.task!r}")
+        task = maker(**kwargs)
+        if not isinstance(task, Task):
+            raise ValueError(f"The task {run.task!r} must return an a2tgpo_trl.tasks.Task; got {type(task).__name__}.")
+    else:
+        task = _task_of_dataset(run, folders)
+    if run.tools is not None:
+        task.tools = [tool for name in run.tools for tool in _tools(name, folders)]
+    if run.reward_funcs is not None:
+        task.reward_funcs = [load_reward(name, folders) for name in run.reward_funcs]
+        task.reward_weights = None
+    if run.environment_factory is not None:
+        task.environment_factory = _environment(run, run.environment_factory, folders)
+    task.group_by = run.group_by or task.group_by
+    return task
+
+
+def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
+    """The function takes these arguments."""
+    known: list[str] = []
+    try:
+        signature = inspect.signature(function)
+        known = [name for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD]
+        signature.bind(**kwargs)
+    except TypeError as error:
+        hints = (nearest(name, known) for name in kwargs if name not in known)
+        raise ValueError(f"{key} do not fit {named}: {error}.{''.join(hints)}") from error
+
+
+def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> Any:
+    factory, kwargs = load(name, folders, "environment", ()), run.environment_kwargs
+    if not kwargs:
+        return factory
+    assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
+    check_fits("environment_kwargs", kwargs, factory, f"the environment {name!r}")
+    return partial(factory, **kwargs)
+
+
+def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
+    from datasets import load_dataset
+
+    assert run.dataset_name is not None
+    file = find_file(run.dataset_name, folders)
+    if file is None:
+        if Path(run.dataset_name).suffix in FILE_KINDS:
+            raise ValueError(f"There is no file {run.dataset_name!r} in {' or '.join(map(str, folders))}.")
+        splits = load_dataset(run.dataset_name, name=run.dataset_config)
+    else:
+        kind = FILE_KINDS.get(file.suffix)
+        if kind is None:
+            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
+        splits = load_dataset(kind, data_files=str(file))
+    train = _split(splits, run.dataset_train_split, run.dataset_name)
+    test = _split(splits, run.dataset_test_split, run.dataset_name) if run.dataset_test_split else None
+    return Task(train, test)
+
+
+def _split(splits: Any, name: str, dataset: str) -> Any:
+    """A split, or some rows of one.
+
+    Example: "train[:50]" -> the first 50 rows, "train[50:]" -> the others
+    """
+    found = re.fullmatch(r"([^\[]+)(?:\[(-?\d*):(-?\d*)\])?", name)
+    if found is None or found[1] not in splits:
+        raise ValueError(
+            f"{dataset} has no split {name!r}; it has {', '.join(splits)}, and rows of each "
+            f"({next(iter(splits))}[:50], {next(iter(splits))}[50:])."
+        )
+    rows = splits[found[1]]
+    chosen = range(len(rows))[slice(*(int(bound) if bound else None for bound in found.group(2, 3)))]
+    return rows.select(chosen) if ":" in name else rows

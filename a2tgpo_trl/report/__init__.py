@@ -1,0 +1,1 @@
+"""records and logs of runs -> progress lines, scores, pictures and comparisons."""

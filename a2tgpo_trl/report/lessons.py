@@ -1,0 +1,51 @@
+"""the share of groups that teach nothing, batch by batch -> a warning at the end of a run that learnt nothing."""
+
+import math
+from statistics import fmean
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+from ..resume.interruption import Interruption
+
+
+logger = get_logger(__name__)
+
+NEARLY_ALL = 0.95
+
+
+class Lessons(TrainerCallback):
+    """Keeps count over a run; groups of one rollout, which have nothing to be compared with, are not counted."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+        self._since = 0
+        self._shares: list[float] = []
+        self._rewards: list[float] = []
+
+    def see(self, share: float, reward: float) -> None:
+        """Of a batch: the share of groups that teach nothing, and the mean reward, NaN where nobody was scored."""
+        self._shares.append(share)
+        if not math.isnan(reward):
+            self._rewards.append(reward)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._shares.clear()
+        self._rewards.clear()
+        self._since = state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._interruption.agreed or not self._shares or fmean(self._shares) < NEARLY_ALL:
+            return
+        what = f"Since step {self._since}, from which it was resumed, this run" if self._since else "This run"
+        earned = f"with a mean reward of {fmean(self._rewards):.3g}" if self._rewards else "and no rollout was scored"
+        logger.warning(
+            f"{what} had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of a "
+            f"prompt earned and gained the same (groups/teach_nothing), {earned}. Read some rollouts "
+            "(log_completions: true, or the folder evaluation of a2tgpo train). Where rewards are always the lowest: "
+            "does the policy call its tools (turns/mean), does it come to an answer within max_completion_length "
+            "(completions/clipped_ratio), and in the form that the reward reads? a2tgpo check looks at these. Where "
+            "they are always the highest, take harder questions. In between, more rollouts a prompt "
+            "(num_generations) or a higher temperature make rollouts differ."
+        )

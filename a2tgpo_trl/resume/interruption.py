@@ -1,0 +1,58 @@
+"""SIGTERM on any rank -> the step is finished, all ranks save a checkpoint together, and the process leaves with 75.
+
+transformers' `enable_jit_checkpoint` does not do this: each rank acts on its own signal, at whatever step it is then,
+so that ranks save apart and hang; it saves between a gradient and its update; its marker of an unfinished checkpoint
+would be taken for one of its files; and the run then ends as one that is done, with exit code 0.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+from ..ranks import Ranks
+
+
+logger = get_logger(__name__)
+
+
+class Interruption(TrainerCallback):
+    """Asks for a checkpoint and the end of training once any rank was sent SIGTERM."""
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._asked = False
+        self.agreed = False
+        self.evaluation_is_due = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside, SIGTERM is a request. A handler that the user has set stays in its place."""
+        self._asked = self.agreed = self.evaluation_is_due = False
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets the main thread alone handle signals
+            return
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            logger.warning("SIGTERM has a handler already, which stays: it will not save a checkpoint by itself.")
+            yield
+            return
+        signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            # A launcher sends another one to the ranks that leave a little later than the first.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.agreed else signal.SIG_DFL)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.agreed = bool(self._ranks.max(int(self._asked)))
+        if self.agreed:
+            control.should_save = control.should_training_stop = True
+            # There may be seconds left. The resumed run makes up for it.
+            self.evaluation_is_due, control.should_evaluate = control.should_evaluate, False

@@ -1,0 +1,233 @@
+"""a run's folder -> which of its files this package wrote: nothing else is ever removed or written over.
+
+What is written is entered in a marker beside it, with its size, its time and a digest, by which a copy is known. A
+file that differs from its entry is somebody else's from then on. One that grows while it is written (rollouts, line by
+line) is entered before, without any of these, and is known by its name until it is done. A policy, which a run must
+never lose, is written in a folder of its own and entered before it is moved to its place.
+
+The marker is a journal, a JSON object a line: what is entered costs the same however much is there already.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+
+
+MARKER = "_a2tgpo_files.jsonl"  # what begins with "_" is not pushed to the hub
+DRAFT = "_unfinished-"
+ABOUT = "Files in this folder that a2tgpo_trl wrote: size, time, digest. Others are never removed nor written over."
+MODEL_CARD = "README.md"
+# What is loaded from a folder, as parts of one policy.
+LOADED = (
+    *("*config.json", "*.index.json", "tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
+    *("*.safetensors*", "*.bin", "*.pt", "ref/adapter_*"),
+    "additional_chat_templates/*.jinja",
+)
+
+BLOCK = 2**16  # bytes; of larger files this many blocks are read for a digest, and not tens of gigabytes
+BLOCKS = 64
+
+Entry = list[Any] | None  # size, time and digest; None: not done yet
+
+
+class OwnFiles:
+    """The files in a folder that this package wrote, by their names relative to it."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    # ---- what is whose
+
+    def owns(self, name: str) -> bool:
+        """Whether there is such a file, and it is as this package left it."""
+        entries, _ = self._read()
+        return name in entries and self._is_as_left(name, entries[name])
+
+    def all(self) -> list[str]:
+        """The names of all that are there and as they were left."""
+        entries, _ = self._read()
+        return sorted(name for name, entry in entries.items() if self._is_as_left(name, entry))
+
+    def foreign(self, patterns: Iterable[str]) -> list[str]:
+        """What is there under these names, and was not written by this package or was changed since."""
+        entries, made = self._read()
+        found = {path for pattern in patterns for path in self.folder.glob(pattern)}
+
+        def is_own(path: Path, name: str) -> bool:
+            if path.is_dir():
+                return name in made
+            return name == MARKER or (name in entries and self._is_as_left(name, entries[name]))
+
+        names = {path: str(path.relative_to(self.folder)) for path in found}
+        return sorted(name for path, name in names.items() if not is_own(path, name))
+
+    def folders(self) -> set[str]:
+        """The names of those that were made for files of ours."""
+        return self._read()[1]
+
+    def refuse_foreign(self, patterns: Iterable[str], instead: str = "") -> None:
+        """An error that says what is in the way, and what to do about it."""
+        names = self.foreign(patterns)
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            raise RecipeError(
+                f"{self.folder} holds what this package did not write, or what was changed since: {shown}. It is left "
+                f"alone. {instead or 'Name another folder (--output_dir ...), or move it away.'}"
+            )
+
+    def _is_as_left(self, name: str, entry: Entry) -> bool:
+        path, root = self.folder / name, self.folder.resolve()
+        # A link, or what lies behind one, is somebody else's arrangement.
+        if not path.is_file() or path.resolve() != root / name or root not in path.resolve().parents:
+            return False
+        if entry is None:
+            return True
+        size, time, *digest = entry
+        state = path.stat()
+        return state.st_size == size and (state.st_mtime_ns == time or digest == [_digest(path)])
+
+    # ---- what is written
+
+    def claim(self, *names: str) -> None:
+        """These are about to be written, where nothing of somebody else's is in their place."""
+        self.refuse_foreign(map(escape, names))
+        self._enter({name: None for name in names})
+
+    @contextmanager
+    def writing(self, *names: str) -> Iterator[None]:
+        """What is inside writes these."""
+        self._enter({name: None for name in names})
+        yield
+        self.add(*names)
+
+    def add(self, *names: str) -> None:
+        """These are written; those that are not there are ours no more."""
+        there = {name: self.folder / name for name in names if (self.folder / name).is_file()}
+        self._enter({name: _now(path) for name, path in there.items()}, gone=[n for n in names if n not in there])
+
+    @contextmanager
+    def entering(self, patterns: Sequence[str]) -> Iterator[None]:
+        """What is inside writes files of such names: those that are new or other ones afterwards are ours."""
+        before = self._times(patterns)
+        yield
+        self.add(*(name for name, time in self._times(patterns).items() if before.get(name) != time))
+
+    def _times(self, patterns: Sequence[str]) -> dict[str, int]:
+        found = {file for pattern in patterns for file in self.folder.glob(pattern) if file.is_file()}
+        return {str(file.relative_to(self.folder)): file.stat().st_mtime_ns for file in found}
+
+    def add_folder(self, name: str) -> None:
+        """This folder was made for files of ours."""
+        self._enter({}, folders=[name])
+
+    def draft(self) -> Path:
+        """A new folder in this one, to write in what is then taken."""
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.folder))
+        self.add_folder(draft.name)
+        return draft
+
+    def take(self, draft: Path) -> list[str]:
+        """Move what was written in a draft to its place, and return the names."""
+        if self.foreign([MODEL_CARD]):
+            (draft / MODEL_CARD).unlink(missing_ok=True)
+        files = {str(file.relative_to(draft)): file for file in sorted(draft.rglob("*")) if file.is_file()}
+        self.refuse_foreign(map(escape, files), f"What was to take its place is whole, in {draft}.")
+        self._enter({name: _now(file) for name, file in files.items()})
+        for name, file in files.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(self.folder / name)
+        for folder in sorted(draft.rglob("*"), reverse=True):
+            folder.rmdir()
+        draft.rmdir()
+        return list(files)
+
+    def renamed(self, old: str, new: str) -> None:
+        """A folder of ours is about to have another name."""
+        entries, made = self._read()
+        moved = {name.replace(old, new, 1): entry for name, entry in entries.items() if name.startswith(f"{old}/")}
+        if moved or old in made:
+            self._enter(moved, folders=[new])
+
+    # ---- what is removed
+
+    def remove(self, *names: str) -> None:
+        """Those of these that are as they were left, and the folders that are empty then."""
+        entries, _ = self._read()
+        for name in names:
+            if name in entries and self._is_as_left(name, entries[name]):
+                path = self.folder / name
+                path.unlink()
+                for above in path.relative_to(self.folder).parents[:-1]:
+                    if any((self.folder / above).iterdir()):
+                        break
+                    (self.folder / above).rmdir()
+        self._tidy()
+
+    def remove_drafts(self) -> None:
+        """What runs that were killed while they saved their policy have left."""
+        made = self.folders()
+        for draft in self.folder.glob(f"{DRAFT}*"):
+            if draft.name in made and draft.is_dir() and not draft.is_symlink():
+                shutil.rmtree(draft)
+
+    # ---- the marker
+
+    def _read(self) -> tuple[dict[str, Entry], set[str]]:
+        """The entries of files, and the names of folders."""
+        marker = self.folder / MARKER
+        entries: dict[str, Entry] = {}
+        folders: set[str] = set()
+        for line in marker.read_text(errors="replace").splitlines() if marker.is_file() else ():
+            try:
+                entered = json.loads(line)
+            except ValueError:  # cut off, or no line of ours: nothing is known to be own by it
+                continue
+            if isinstance(entered, dict):
+                entries |= entered.get("files", {})
+                folders |= {*entered.get("folders", [])}
+                for name in entered.get("gone", []):
+                    entries.pop(name, None)
+        return entries, folders
+
+    def _enter(self, entries: dict[str, Entry], *, folders: Iterable[str] = (), gone: Iterable[str] = ()) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / MARKER).open("a") as marker:
+            if marker.tell() == 0:
+                marker.write(json.dumps({"about": ABOUT}))
+            # A line of its own, also behind one that was cut off.
+            marker.write("\n" + json.dumps({"files": entries, "folders": [*folders], "gone": [*gone]}))
+
+    def _tidy(self) -> None:
+        """Leave out what is there no more."""
+        entries, made = self._read()
+        left = {name: entry for name, entry in sorted(entries.items()) if (self.folder / name).is_file()}
+        folders = sorted(name for name in made if (self.folder / name).is_dir())
+        draft = self.folder / f"{MARKER}.draft"
+        draft.write_text("\n".join(map(json.dumps, ({"about": ABOUT}, {"files": left, "folders": folders}))))
+        draft.replace(self.folder / MARKER)
+
+
+def _now(path: Path) -> Entry:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns, _digest(path)]
+
+
+def _digest(path: Path) -> str:
+    """Of all that is in a file, or of blocks that lie evenly from its beginning to its end."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= BLOCK * BLOCKS:
+            digest.update(file.read())
+        else:
+            for number in range(BLOCKS):
+                file.seek(number * (size - BLOCK) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()

@@ -1,0 +1,311 @@
+r"""completions -> final answers -> compared as mathematics with the accepted ones -> one float a rollout.
+
+A final answer stands in `<answer>` tags or, where there are none, in the last `\boxed{}`. What is the same text, or
+the same number, is equal; the rest is judged by the library math-verify, which reads LaTeX into SymPy.
+
+A policy may write anything, and SymPy may work on it for ever, take all memory, or die. So it works in processes of
+their own, each with a bound on its memory, which are killed when they take longer than `SECONDS`. What cannot be
+judged in that time is wrong, and so is what is longer than `LONGEST` characters.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import resource
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache, lru_cache
+
+from ..tools.process import ProcessDied, ProcessWorker
+from ..tools.results import ToolFailed
+from .text import Answer, Completion, extract_answer, final_text
+
+
+if importlib.util.find_spec("math_verify") is None:
+    raise ImportError("math_equal judges answers with the library math-verify: pip install 'a2tgpo_trl[math]'.")
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 3.0  # for one answer
+ATTEMPTS = 2  # a machine may be busy
+STARTING = 120.0  # for a process to import SymPy, on a busy machine
+LONGEST = 1000
+MEMORY = 4 << 30  # bytes of address space of a process
+PROCESSES = min(4, os.cpu_count() or 1)
+
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
+_FRACTION = re.compile(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)")  # also a mixed number: 3 1/2
+# What changes how an answer looks, and not what it says.
+_LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\?\$|\\displaystyle")
+_SPACE = re.compile(r"(?<![\d,])\s+|\s+(?!\d)")  # but before a digit after another, or after a comma: "1 2" is not 12
+_WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
+# Python -> LaTeX, for policies that copy what Python printed.
+_PYTHON = (
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\*"), r" \\cdot "),
+    (re.compile(r"\^\(([^()]*)\)"), r"^{\1}"),
+    (re.compile(r"\bsqrt\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\a-zA-Z])pi\b"), r"\\pi "),
+    (re.compile(r"(?<=\d)[eE]([-+]?\d+)\b"), r" \\cdot 10^{\1}"),
+)
+
+
+def math_equal(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
+    r"""1 where the final answer says the same as an accepted one, in mathematics, else 0.
+
+    Example: "<answer>0.5</answer>" or "so it is $\boxed{\frac{2}{4}}$" for "1/2" -> 1; "<answer>0.4999</answer>" -> 0
+    """
+    pairs = list(zip(completions, answer, strict=True))
+    return list(_threads().map(lambda pair: _is_accepted(*pair), pairs))
+
+
+def final_answer(completion: Completion) -> str | None:
+    r"""What is in the answer tags, or else in the last \boxed{} of the last assistant message; None without either.
+
+    Example: "<answer>$\boxed{7}$</answer>" -> "7"; "first \boxed{1}, then \boxed{\frac{1}{2}}" -> "\frac{1}{2}"
+    """
+    tagged = extract_answer(completion)
+    text = final_text(completion) if tagged is None else tagged
+    boxed = last_boxed(text)
+    return tagged if boxed is None else boxed
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{} holds whose braces are closed.
+
+    Example: r"\boxed{\{1, 2\}} and \boxed{\frac{1}{2}}" -> r"\frac{1}{2}"; r"\boxed{1" -> None
+    """
+    boxes = {found.end() - 1 for found in _BOXED.finditer(text)}
+    closed = [(start, end) for start, end in _braces(text) if start in boxes]
+    if not closed:
+        return None
+    start, end = max(closed)
+    return text[start + 1 : end].strip()
+
+
+def _braces(text: str) -> Iterator[tuple[int, int]]:
+    """Where each pair of braces opens and closes, in one pass: a policy may open thousands and close none."""
+    opened: list[int] = []
+    i = 0
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1  # \{ and \} are no braces, and \\ no beginning of one
+        elif text[i] == "{":
+            opened.append(i)
+        elif text[i] == "}" and opened:
+            yield opened.pop(), i
+        i += 1
+
+
+def _is_accepted(completion: Completion, answer: Answer) -> float:
+    accepted = [answer] if isinstance(answer, str) else list(answer)
+    if not accepted:
+        raise ValueError("The column 'answer' holds an empty list: there is nothing to compare with. Drop the row.")
+    given = final_answer(completion)
+    if given is None or not given or len(given) > LONGEST:
+        return 0.0
+    return float(any(equal(text, given) for text in accepted))
+
+
+# ---- two answers
+
+
+def equal(accepted: str, given: str) -> bool:
+    r"""Whether two answers say the same.
+
+    Example: "1,234" and "1234.0"; r"\text{ Evelyn}" and "Evelyn"; r"\frac{1}{2}" and "1/2"; "[1, 2)" is not "(1, 2)"
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return _equal(accepted, given)
+        except Unjudged:
+            continue
+    logger.info(f"{given!r:.80} could not be compared with {accepted!r:.80} in {SECONDS:g} s: it counts as wrong.")
+    return False
+
+
+@lru_cache(maxsize=65_536)  # of verdicts: what raises is not kept
+def _equal(accepted: str, given: str) -> bool:
+    first, second = plain(accepted), plain(given)
+    if first == second:
+        return True
+    numbers = number(first), number(second)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if not is_comparable(accepted, given):
+        return False
+    if numbers[0] is not None:  # a judge takes 3 1/2 for 31/2
+        accepted = rf"\frac{{{numbers[0].numerator}}}{{{numbers[0].denominator}}}"
+    return _JUDGES.own.verdict(accepted, given)
+
+
+def plain(text: str) -> str:
+    r"""An answer without what only changes its looks.
+
+    A word becomes lower case.
+
+    Example: r"$\left( 1,\, \dfrac{1}{2} \right)$" -> r"(1,\frac{1}{2})"; r"\text{Even}." -> "even"
+    """
+    text = _SPACE.sub("", _LOOKS.sub("", _WRAPPED.sub(r"\1", text)).strip())
+    text = text.replace("dfrac", "frac").replace("tfrac", "frac")
+    text = text.removesuffix(".")
+    return text.lower() if text.isalpha() else text
+
+
+def number(text: str) -> Fraction | None:
+    """The number that a plain text is, if it is one as it stands.
+
+    Example: "1,234.50" -> 1234.5; "-3/6" -> -1/2; "3 1/2" -> 7/2; "12%", "1,23", "1 2" and "x" -> None
+    """
+    found = _FRACTION.fullmatch(text)
+    if found:
+        sign, whole, above, below = found[1], int(found[2] or 0), int(found[3]), int(found[4])
+        return (-1 if sign == "-" else 1) * (whole + Fraction(above, below)) if below else None
+    return Fraction(text.replace(",", "")) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
+
+
+# ---- what no judge is to be asked, since it would be too kind
+
+_GAP = re.compile(r"[\d,] \d")
+_TIME = re.compile(r"\d:\d")
+_BASE = re.compile(r"_\{?(\w+)\}?")
+_NAME = re.compile(r"[a-zA-Z](_?\w+)?(\([\w, ]*\))?")
+# A number and what follows it, if that is no formula.
+_MEASURE = re.compile(r"[-+]?[\d.,/]+(?:[eE][-+]?\d+)?([a-zA-Z(%].*|\\%)?")
+_RESULT = re.compile(r"-?([\d.,/]+|\\frac\{?\d+\}?\{?\d+\}?)")
+_SCIENTIFIC = re.compile(r"\\(times|cdot)10\^")
+_UNDONE = re.compile(r"\\(sum|int|prod|binom|lim|cdot|times|div)|[!*×·]|\d[-+]\d")
+
+
+def is_comparable(accepted: str, given: str) -> bool:
+    r"""Whether a judge can be trusted with two answers. math-verify looks past what makes these different:
+
+    what would end the box    12}{13         for 12
+    lists                     1, 234         for 1234
+    times                     20:60          for 10:30
+    bases of numbers          5_9            for 5_8
+    kinds of brackets         \{1, 2\}       for (1, 2)
+    equations of numbers      6 = 5          for 5
+    units and percent         30 hours       for 30 minutes; 5% for 5; 5 (not 6) for 5
+    what is left to work out  123 * 456      for 56088; powers, roots and fractions are numbers as they are
+    """
+    first, second = plain(accepted), plain(given)
+    return (
+        len(list(_braces(given))) == given.count("{") - given.count(r"\{") == given.count("}") - given.count(r"\}")
+        and not (number(first) is not None and _GAP.search(second))
+        and not _TIME.search(first + " " + second)
+        and _BASE.findall(first) == _BASE.findall(second)
+        and {_kind(first), _kind(second)} != {"set", "interval"}
+        and ("=" in first or all(map(_NAME.fullmatch, second.split("=")[:-1])))
+        and _same_measure(first, second)
+        and not (_RESULT.fullmatch(first) and _UNDONE.search(_SCIENTIFIC.sub("", second)))
+    )
+
+
+def _kind(text: str) -> str | None:
+    """What its first bracket makes it, if it begins with one; a point looks like an interval."""
+    return "set" if text.startswith(r"\{") else "interval" if text.startswith(("(", "[")) else None
+
+
+def _same_measure(first: str, second: str) -> bool:
+    """Units are the same word; where only one answer has one, it is a word (5 cm for 5), or percent if it is ours."""
+    found, expected = _MEASURE.fullmatch(second), _MEASURE.fullmatch(first)
+    if found is None or expected is None or found[1] == expected[1]:
+        return True
+    if found[1] is None:
+        return True
+    return expected[1] is None and found[1].isalpha()
+
+
+# ---- judges: processes that may be killed
+
+
+class Unjudged(Exception):
+    """A process was killed, or died, before it came to a verdict."""
+
+
+class Judge:
+    """A process that compares answers, and another one in its place when it had to be killed."""
+
+    def __init__(self) -> None:
+        self._process: ProcessWorker | None = None
+
+    def verdict(self, accepted: str, given: str) -> bool:
+        """Whether they are equal. Raises `Unjudged` if that cannot be said in `SECONDS`."""
+        if self._process is None or not self._process.alive:
+            self._process = _started()
+        try:
+            return _within(SECONDS, self._process, accepted, given) == "True"
+        except ToolFailed:  # what was to be read is no mathematics, or too much for its memory
+            return False
+        except ProcessDied as error:
+            raise Unjudged from error
+
+
+def _started() -> ProcessWorker:
+    process = ProcessWorker(compare)
+    with _bell(STARTING, process):
+        process.start()
+    if _within(STARTING, process, "x", "x") != "True":
+        raise RuntimeError("math-verify does not find x equal to x: is another version installed than setup.cfg asks?")
+    return process
+
+
+def _within(seconds: float, process: ProcessWorker, accepted: str, given: str) -> str:
+    with _bell(seconds, process):
+        return process.call({"accepted": accepted, "given": given})
+
+
+@contextmanager
+def _bell(seconds: float, process: ProcessWorker) -> Iterator[None]:
+    """Kill it, if what is inside takes longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Those that wait for judges. They stay for the run, and a judge with each that has needed one."""
+    return ThreadPoolExecutor(PROCESSES, "math_equal")
+
+
+class _Judges(threading.local):
+    """One for each thread."""
+
+    def __init__(self) -> None:
+        self.own = Judge()
+
+
+_JUDGES = _Judges()
+
+
+# ---- in the process
+
+
+def compare(accepted: str, given: str) -> bool:
+    """Whether math-verify finds them equal, both read as LaTeX and then with Python's signs made LaTeX's."""
+    from math_verify import verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return any(verify(gold, target, timeout_seconds=60) for gold in _read(accepted) for target in _read(given))
+
+
+def _read(text: str) -> Iterator[list]:
+    from math_verify import LatexExtractionConfig, parse
+
+    latex = text
+    for pattern, replacement in _PYTHON:
+        latex = pattern.sub(replacement, latex)
+    for form in dict.fromkeys((text, latex)):
+        # Ours is the limit of time: theirs rings by signals, and is to stay silent.
+        yield parse(rf"\boxed{{{form}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=60)

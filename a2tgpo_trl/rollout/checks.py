@@ -1,0 +1,259 @@
+"""What a user can get wrong, found before the first step: each error says what, where, and what to do."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import isfunction
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..config import A2TGPOConfig
+from ..resume.checkpoints import check_writable
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+WITHOUT_ANSWERS = (
+    "train by a method that needs no answers: credit='gtpo' reads turn rewards and the outcome, credit='grpo' the "
+    "outcome alone (any method does without gains if gain_weight=0, clip_adaptation=0)"
+)
+
+
+def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2TGPOConfig:
+    """Settings for this model, if there are none; what is wrong with those that there are."""
+    if args is None:
+        args = A2TGPOConfig(f"{_name_of(model).split('/')[-1] or 'model'}-A2TGPO")
+    elif not isinstance(args, A2TGPOConfig):
+        raise TypeError(
+            f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
+            "A2TGPOConfig(...): it takes the same fields; epsilon, epsilon_high and importance_sampling_level "
+            "have other defaults."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
+            "processes together, and the exit code 75."
+        )
+    if args.save_on_each_node:
+        raise ValueError(
+            "save_on_each_node: leave it out. Checkpoints are written once, to an output_dir that all nodes share."
+        )
+    check_output_apart(args.output_dir, _name_of(model))
+    if args.should_save:
+        check_writable(args.output_dir)
+    return args
+
+
+def _name_of(model: str | PreTrainedModel) -> str:
+    return model if isinstance(model, str) else model.config._name_or_path
+
+
+def check_output_apart(output_dir: str, policy: str) -> None:
+    """What a run starts from is not where its results go, which would take its place.
+
+    Nor is it a checkpoint in there: those are removed once there are enough, and when a run is written over.
+    """
+    output, adapter = Path(output_dir), Path(policy, ADAPTER_CONFIG)
+    sources = {"policy": policy}
+    if adapter.is_file():
+        sources["base"] = json.loads(adapter.read_text()).get("base_model_name_or_path") or ""
+    for what, name in sources.items():
+        is_checkpoint = f"{PREFIX_CHECKPOINT_DIR}-" in Path(name).name and _are_one(
+            Path(name).resolve().parent, output
+        )
+        if name and (is_checkpoint or _are_one(Path(name), output)):
+            raise ValueError(
+                f"output_dir {output_dir}: the {what} is read from there ({name}), and would be written over or "
+                "removed in training. Name another output_dir."
+            )
+
+
+def _are_one(folder: Path, other: Path) -> bool:
+    return folder.resolve() == other.resolve() or (folder.is_dir() and other.is_dir() and folder.samefile(other))
+
+
+def check_best_metric(args: A2TGPOConfig, eval_dataset: Any) -> None:
+    """Of several evaluation data sets, the best model is that of the one that is named."""
+    metric = args.metric_for_best_model
+    if metric is None or not isinstance(eval_dataset, dict):
+        return
+    if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
+        rewards = ", ".join(repr(f"eval_{name}_reward") for name in eval_dataset)
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is of no evaluation data set: there are several, and each logs metrics "
+            f"of its own name. Name one of them, such as {rewards}."
+        )
+
+
+def check_tools(tools: Any) -> None:
+    """Each tool is a function that can be called, and not what describes one."""
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise TypeError(f"tools must be a list of functions; got {type(tools).__name__}. Write tools=[search].")
+    for i, tool in enumerate(tools):
+        if callable(tool) and hasattr(tool, "__name__") and not isinstance(tool, type):
+            continue
+        name = tool.get("function", tool).get("name") if isinstance(tool, Mapping) else None
+        what = f"{tool!r:.80}" if name is None else f"the schema of {name!r}"
+        raise TypeError(
+            f"tools[{i}] must be a function; got {type(tool).__name__}, {what}. The trainer makes the calls itself: "
+            "hand over the function (or the method of an object), with type hints and a docstring, of which its "
+            "schema is made."
+        )
+
+
+def check_factory(factory: Any, where: str = "environment_factory") -> None:
+    """What makes environments can be called: it is a class or a function, or several by name."""
+    if isinstance(factory, Mapping):
+        for name, one in factory.items():
+            check_factory(one, f"{where}[{name!r}]")
+    elif not callable(factory):
+        kind = type(factory).__name__
+        raise TypeError(
+            f"{where} must make a new environment each time that it is called, since each rollout has its own; got "
+            f"an object of class {kind}. Hand over the class itself ({where}={kind}), or a function that returns a "
+            "new one."
+        )
+
+
+def checked_environment(environment: Any) -> Any:
+    """The environment, which has what the trainer calls before each rollout."""
+    kind = type(environment)
+    if not isfunction(getattr(kind, "reset", None)):
+        raise TypeError(
+            f"Environments of class {kind.__name__} have no method reset. Each rollout begins with it: define "
+            "reset(self, **row), which gets the columns of the row and returns what the policy reads behind the "
+            "prompt, or None."
+        )
+    return environment
+
+
+def check_one_sequence(given: GenerationConfig, of_model: GenerationConfig | None, seeded: bool) -> None:
+    """`generate` makes one sequence of each prompt, and draws it alone where rollouts have seeds of their own."""
+
+    def effective(name: str) -> int:
+        return getattr(given, name) or getattr(of_model, name, None) or 1
+
+    where = "generation_kwargs, or the policy's generation_config,"
+    if (sequences := effective("num_return_sequences")) > 1:
+        raise ValueError(
+            f"num_return_sequences={sequences} in {where} would make more completions than there are prompts. Leave "
+            "it out: num_generations is how many rollouts a prompt has."
+        )
+    if seeded and (beams := effective("num_beams")) > 1:
+        raise ValueError(
+            f"num_beams={beams} in {where} does not work with a seed for each rollout: beams are drawn together. "
+            "Leave it out, or set seeded_rollouts=False. What a beam search returns is not drawn by the policy's "
+            "probabilities, with which it is trained."
+        )
+
+
+def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
+    """The accepted answers of a row that will be scored, or a ValueError naming the row."""
+    accepted = [answer] if isinstance(answer, str) else answer
+    if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
+        raise ValueError(
+            f"{where} holds {answer!r}: an answer must be a string or a list of strings. Convert it (a column with "
+            f"dataset.map); or {WITHOUT_ANSWERS}."
+        )
+    if not accepted:
+        raise ValueError(f"{where} holds an empty list: the information gain needs an answer. Drop the row.")
+    used = list(accepted[:1] if aliases == "first" else accepted)
+    if not all(text.strip() for text in used):
+        raise ValueError(f"{where} holds {answer!r}: an answer must not be blank. Drop the row or fill it in.")
+    return used
+
+
+def check_dataset(
+    dataset: Dataset | IterableDataset, name: str, column: str, aliases: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Every row of a map-style data set has an answer to score. Rows of a stream are checked as they arrive."""
+    if dataset.column_names is not None and column not in dataset.column_names:
+        raise ValueError(
+            f"The {name} data set has no column {column!r}; it has {', '.join(dataset.column_names)}. The information "
+            "gain is measured against the ground-truth answer: name its column with answer_column, declare answer in "
+            f"the environment's class (answer: str | None = None) and have reset set it, or {WITHOUT_ANSWERS}."
+        )
+    if isinstance(dataset, IterableDataset):
+        return
+    rows = [
+        used_answers(answer, aliases, f"Row {i} of the {name} data set, column {column!r},")
+        for i, answer in enumerate(dataset[column])
+    ]
+    texts = [text for row in rows for text in row]
+    tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    for text, ids in zip(texts, tokenized, strict=True):
+        if not ids:
+            raise ValueError(
+                f"The answer {text!r} in column {column!r} of the {name} data set tokenises to nothing, so there is "
+                "no token to score. Drop the row, or use a tokenizer that knows these characters."
+            )
+
+
+def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
+    """Environments that declare no answer do not bring the data as well."""
+    if not has_data:
+        names = ", ".join(kind.__name__ for kind in environments)
+        raise ValueError(
+            f"There is no answer to score: no data set was given, and {names} declares none. Declare it in the class "
+            f"(answer: str | None = None) and have reset set it; or {WITHOUT_ANSWERS}."
+        )
+
+
+def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset | IterableDataset]]:
+    """The data sets a trainer was given, with the names that its messages use."""
+    if train is not None:
+        yield "training", train
+    if isinstance(evaluation, Mapping):
+        yield from ((f"evaluation ({name})", dataset) for name, dataset in evaluation.items())
+    elif evaluation is not None:
+        yield "evaluation", evaluation
+
+
+def checked_rollout_func(rollout_func: Callable[..., dict[str, Any]], end_id: int) -> Callable[..., dict[str, Any]]:
+    """Hold a user's rollout function to its contract: one mask entry and one log-probability per token.
+
+    An empty completion, which the parent cannot handle, becomes a single end token outside the mask: nothing to train
+    on, but its reward counts in its group.
+    """
+
+    def rollout(prompts: list, trainer: Any) -> dict[str, Any]:
+        output = dict(rollout_func(prompts, trainer))
+        completions = output.get("completion_ids")
+        if completions is None:
+            return output  # the parent names the missing key
+        if len(completions) != len(prompts):
+            raise ValueError(f"rollout_func returned {len(completions)} completions for {len(prompts)} prompts.")
+        for key in ("env_mask", "logprobs"):
+            _check_lengths(key, output.get(key), completions)
+        if not all(len(ids) for ids in completions):
+            _fill_empty(output, end_id)
+        return output
+
+    return rollout
+
+
+def _check_lengths(key: str, values: Sequence[Sequence] | None, completions: Sequence[Sequence[int]]) -> None:
+    if values is None:
+        return
+    if len(values) != len(completions):
+        raise ValueError(f"rollout_func returned {len(values)} rows of {key!r} for {len(completions)} completions.")
+    for i, (row, ids) in enumerate(zip(values, completions, strict=True)):
+        if len(row) != len(ids):
+            raise ValueError(
+                f"rollout_func returned {len(row)} entries of {key!r} for the {len(ids)} completion tokens of rollout "
+                f"{i}. Return one per token: for env_mask, 1 where the policy sampled the token and 0 where the "
+                "environment wrote it."
+            )
+
+
+def _fill_empty(output: dict[str, Any], end_id: int) -> None:
+    completions = output["completion_ids"]
+    masks = output.get("env_mask") or [[1] * len(ids) for ids in completions]
+    output["env_mask"] = [mask if len(ids) else [0] for mask, ids in zip(masks, completions, strict=True)]
+    if output.get("logprobs") is not None:
+        output["logprobs"] = [
+            logps if len(ids) else [0.0] for logps, ids in zip(output["logprobs"], completions, strict=True)
+        ]
+    output["completion_ids"] = [ids if len(ids) else [end_id] for ids in completions]

@@ -1,0 +1,228 @@
+"""environments that may fail -> environments whose failure costs a rollout, and not the run.
+
+`GRPOTrainer` resets the environments of a batch itself, one after the other, and asks them for rewards. Here both go
+through the tool runner, on the environment's own thread and with its time limit; a `reset` that fails leaves its
+rollout out of the batch, and one whose `get_reward` fails gets no reward at all. Both are counted.
+
+When the first of a batch is asked for, all others are begun as well, as many at once as tool calls: by the time that
+the parent comes to them, they are done.
+"""
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from ..tools.attempts import Request
+from ..tools.runner import ToolRunner
+from ..tools.settings import settings_of
+from ..tools.workers import on_tool_thread
+from .checks import check_factory, checked_environment
+
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+logger = logging.getLogger(__name__)
+
+Result = tuple[Any, str | None]  # what a method returned, and what went wrong
+
+
+class Environments:
+    """Makes the environments of a trainer, and remembers which of them failed in this batch."""
+
+    def __init__(self, runner: ToolRunner):
+        self.runner = runner
+        # By id of an environment, why it failed in this batch.
+        self._failed: dict[int, str] = {}
+        self._no_reward: dict[int, str] = {}
+        self.resets = self.rewards = 0
+        # Of the batch: its environments, known once the parent has chosen them; the rows that they will be reset with,
+        # until they are; and what is begun and not asked for yet, by id.
+        self.batch: Callable[[], Sequence[Any]] = list
+        self._rows: Sequence[Mapping[str, Any]] = ()
+        self._begun: dict[str, dict[int, Future[Result]]] = {"reset": {}, "get_reward": {}}
+
+    def begin_batch(self, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`rows`: what the environments will be reset with, in their order."""
+        self._failed.clear()
+        self._no_reward.clear()
+        self.resets = self.rewards = 0
+        self._rows = rows
+        for of_method in self._begun.values():
+            of_method.clear()
+
+    def guarded(self, factory: Any) -> Any:
+        """A factory, or several by name, of environments whose `reset` and `get_reward` do not raise.
+
+        They are made on the thread that will make their calls.
+        """
+        check_factory(factory)
+        if isinstance(factory, Mapping):
+            return {name: self.guarded(one) for name, one in factory.items()}
+        return lambda: self._guard(self.runner.construct(lambda: checked_environment(factory())))
+
+    def _guard(self, environment: Any) -> Any:
+        """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
+        watched = {"reset": self._watched_reset(environment, environment.reset)}
+        if callable(getattr(type(environment), "get_reward", None)):
+            watched["get_reward"] = self._watched_reward(environment, environment.get_reward)
+        for name, method in watched.items():
+            try:
+                object.__setattr__(environment, name, method)  # also where the class is a frozen one
+            except AttributeError as error:
+                raise TypeError(
+                    f"Environments of class {type(environment).__name__} take no attributes: drop its __slots__, or "
+                    f"add '__dict__' and '__weakref__' to them. {error}"
+                ) from error
+        return environment
+
+    def failed(self, environment: Any) -> str | None:
+        """Why the environment could not be reset for this batch; None if it could."""
+        return self._failed.get(id(environment))
+
+    def has_failed(self, environment: Any) -> bool:
+        """Whether the environment could not be reset, or should have given a reward and could not."""
+        return id(environment) in self._failed or id(environment) in self._no_reward
+
+    @property
+    def reward_errors(self) -> list[str]:
+        return list(self._no_reward.values())
+
+    @property
+    def reset_errors(self) -> list[str]:
+        return list(self._failed.values())
+
+    def drop_stuck(self, pools: Mapping[Any, list]) -> None:
+        """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
+        for pool in pools.values():
+            stuck = [one for one in pool if self.runner.is_stuck(one)]
+            pool[:] = [one for one in pool if not self.runner.is_stuck(one)]  # by identity: some compare by value
+            for environment in stuck:
+                self.runner.forget(environment)
+
+    def release(self, environments: Iterable[Any]) -> None:
+        """After a batch: have them give back what a rollout held, if a tool of theirs says how."""
+        calls = [
+            self._call(environment, MethodType(release, environment), {})
+            for environment in environments
+            if not self.runner.is_stuck(environment)
+            for release in _releases(type(environment))
+        ]
+        errors = [error for _, error in [call.result() for call in calls] if error is not None]
+        if errors:
+            logger.warning(f"{len(errors)} environments did not give back what their rollouts held. {errors[0]}")
+
+    def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
+        @functools.wraps(reset)
+        def watched(*arguments: Any, **row: Any) -> Any:
+            if on_tool_thread():  # a call on the environment resets it: it is on the right thread, and in order
+                return reset(*arguments, **row)
+            self.resets += 1
+            value, error = self._reset(environment, row).result()
+            if error is not None:
+                self._failed[id(environment)] = error
+            return value
+
+        return watched
+
+    def _reset(self, environment: Any, row: Mapping[str, Any]) -> "Future[Result]":
+        begun = self._begun["reset"]
+        rows, self._rows = self._rows, ()  # they are begun once
+        for other, others_row in zip(self.batch(), rows, strict=True) if rows else ():
+            begun[id(other)] = self._call(other, other.reset.__wrapped__, others_row)
+        return begun.pop(id(environment), None) or self._call(environment, environment.reset.__wrapped__, row)
+
+    def _watched_reward(self, environment: Any, get_reward: Callable) -> Callable:
+        @functools.wraps(get_reward)
+        def watched() -> float | None:
+            if on_tool_thread():
+                return get_reward()
+            return self._judged(environment, self._reward(environment).result()) if self._judges(environment) else None
+
+        @functools.wraps(get_reward)
+        async def watched_async() -> float | None:
+            if on_tool_thread():
+                return await get_reward()
+            if not self._judges(environment):
+                return None
+            return self._judged(environment, await asyncio.wrap_future(self._reward(environment)))
+
+        return watched_async if inspect.iscoroutinefunction(get_reward) else watched
+
+    def _judges(self, environment: Any) -> bool:
+        """Whether it is in a state to be asked for a reward."""
+        if self.failed(environment) is not None:
+            return False
+        self.rewards += 1
+        if self.runner.is_stuck(environment):
+            self._no_reward[id(environment)] = "an earlier call on it has not come back"
+        return not self.runner.is_stuck(environment)
+
+    def _judged(self, environment: Any, found: Result) -> float | None:
+        value, error = found
+        if error is None and value is not None and not _is_finite(value):
+            value, error = None, f"get_reward returned {value!r:.80}, which is no finite number"
+        if error is not None:
+            self._no_reward[id(environment)] = error
+        return value
+
+    def _reward(self, environment: Any) -> "Future[Result]":
+        begun = self._begun["get_reward"]
+        if not begun:
+            for other in self.batch():
+                if hasattr(type(other), "get_reward") and self.failed(other) is None:
+                    begun[id(other)] = self._call(other, other.get_reward.__wrapped__, {})
+        return begun.pop(id(environment), None) or self._call(environment, environment.get_reward.__wrapped__, {})
+
+    def _call(self, environment: Any, method: Callable, arguments: Mapping[str, Any]) -> "Future[Result]":
+        """Value and error of a method, called on the environment's own thread or, if it is async, with its tools."""
+        found: list[Any] = []
+
+        def keep() -> None:
+            found.append(method(**arguments))
+
+        async def keep_async() -> None:
+            found.append(await method(**arguments))
+
+        function = keep_async if inspect.iscoroutinefunction(method) else keep
+        label = f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
+        request = Request(function, {}, environment, settings=settings_of(method), label=label)
+        result: Future[Result] = Future()
+
+        def hand_over(done: Future) -> None:
+            if done.cancelled() or done.exception() is not None:  # a mistake of ours: nobody must wait for it for ever
+                result.set_exception(
+                    done.exception() if not done.cancelled() else RuntimeError("the runner was closed")
+                )
+                return
+            (outcome,) = done.result()
+            late_or_failed = outcome.status != "ok"
+            result.set_result((None, outcome.text.removeprefix("Error: ")) if late_or_failed else (found[0], None))
+
+        self.runner.submit([request]).add_done_callback(hand_over)
+        return result
+
+
+def environment_kinds(trainer: "GRPOTrainer") -> set[type]:
+    """The classes of a trainer's environments."""
+    pools = trainer._environment_pool if trainer.environment_factories is not None else {}
+    return {type(one) for pool in pools.values() for one in pool}
+
+
+def _releases(kind: type) -> list[Callable]:
+    """What the tools of a class of environments say gives back what a rollout held."""
+    found = [settings_of(method).release for _, method in inspect.getmembers(kind, inspect.isfunction)]
+    return [release for release in dict.fromkeys(found) if release is not None]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False

@@ -1,0 +1,162 @@
+"""the tokens of a turn -> its message, its calls, and the calls that cannot be read.
+
+TRL's parser takes a turn as plain text as soon as one of its calls is broken, so the other calls vanish without a
+word, and it lets a RecursionError through. Here every call that was begun is either read or reported.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_parsing import parse_response as parse_text
+from transformers.utils.chat_parsing.response_templates import load_response_template
+from trl.chat_template_utils import parse_response
+
+from ..tools.arguments import schema_of
+
+
+SHORTEST_END = 64  # tokens of a prefix that are looked at first: a generation prompt is shorter
+DEEPEST = 50  # levels of nesting in the arguments of a call
+REASONING = ("reasoning_content", "thinking")
+# What calls begin with, over the families of models: one that spells its call in the way of another has begun one.
+BLOCK = "<|tool_call_start|>"
+MARKS = ("<tool_call>", "<|tool_call>", BLOCK, "<function=", "to=functions.", "<|python_tag|>", "[TOOL_CALLS]")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A turn that was read. `unread` counts the calls that were begun and cannot be made out."""
+
+    message: dict[str, Any]
+    unread: int = 0
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Name and arguments of each call."""
+        return [call.get("function", call) for call in self.message.get("tool_calls") or ()]
+
+
+class _Reader:
+    """What TRL's parser asks of a tokenizer, with the response template compiled once, and not at each turn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.response_template = load_response_template(tokenizer.response_template)
+        self.decode, self.eos_token = tokenizer.decode, tokenizer.eos_token
+
+    def parse_response(self, ids: list[int], prefix: str, tools: list[Any]) -> dict[str, Any]:
+        return parse_text(self.decode(ids), self.response_template, prefix=prefix, tools=tools)
+
+
+class TurnParser:
+    """Reads turns by the tokenizer's response template, as TRL sets it for the chat templates it knows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+
+    def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
+        try:
+            message = parse_response(self._reader, ids, prefix=self._end_of(prefix), tools=self._schemas(tools))
+        except RecursionError:
+            message = self._as_text(ids)
+        if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
+            message = self._as_text(ids)
+        if message.get("tool_calls") and self._block is not None and self._block not in self._tokenizer.decode(ids):
+            message = self._as_text(ids)  # the pattern for the second call of a block fits ordinary prose as well
+        return Parsed(message, self._unread(ids, message, tools))
+
+    def _end_of(self, prefix: list[int]) -> str:
+        """The prefix as text, from somewhere before the last anchor: there the parser begins to read."""
+        length = SHORTEST_END
+        while length < len(prefix):
+            text = self._tokenizer.decode(prefix[-length:])
+            if self._reader.response_template.start_anchor_re.search(text):
+                return text
+            length *= 4
+        return self._tokenizer.decode(prefix)
+
+    def _schemas(self, tools: Sequence[Callable]) -> list[Any]:
+        """In place of functions, their schemas, which the parser would make anew at each turn."""
+        return [
+            schema_of(getattr(tool, "__func__", tool)) if inspect.isfunction(tool) or inspect.ismethod(tool) else tool
+            for tool in tools
+        ]
+
+    @cached_property
+    def _reader(self) -> "_Reader":
+        return _Reader(self._tokenizer)
+
+    def _as_text(self, ids: list[int]) -> dict[str, Any]:
+        return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}
+
+    def _unread(self, ids: list[int], message: dict[str, Any], tools: Sequence[Callable]) -> int:
+        """How many calls the turn begins, outside of its thoughts and beside those that were read."""
+        if self._call is None:
+            return 0
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        for name in REASONING:
+            text = text.replace(message.get(name) or "", "", 1)
+        text = self._thoughts.sub("", text)
+        read = len(message.get("tool_calls") or ())
+        if read:
+            text = self._call.sub("", text, count=read)
+        bare = any(_is_bare_call(text, tool.__name__) for tool in tools)
+        openings = 0 if self._block else len(self._opening.findall(text))
+        return max(openings, int(bare), *(text.count(mark) for mark in MARKS))
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        template = getattr(self._tokenizer, "response_template", None)  # set by TRL, where it knows the template
+        return template["fields"] if template else {}
+
+    @cached_property
+    def _opening(self) -> re.Pattern[str]:
+        return re.compile(_opening(self._fields["tool_calls"]))
+
+    @cached_property
+    def _call(self) -> re.Pattern[str] | None:
+        """A whole call; None where the template has none."""
+        field = self._fields.get("tool_calls")
+        return None if field is None else re.compile(_span(field), re.DOTALL)
+
+    @cached_property
+    def _block(self) -> str | None:
+        """What all calls of a turn stand behind, in templates that write several calls into one block."""
+        return BLOCK if re.escape(BLOCK) in _opening(self._fields.get("tool_calls", {"open": ""})) else None
+
+    @cached_property
+    def _thoughts(self) -> re.Pattern[str]:
+        fields = [self._fields[name] for name in REASONING if name in self._fields]
+        return re.compile("|".join(map(_span, fields)) or r"(?!)", re.DOTALL)
+
+
+def _opening(field: dict[str, Any]) -> str:
+    return field.get("open_pattern") or re.escape(field["open"])
+
+
+def _span(field: dict[str, Any]) -> str:
+    return f"(?:{_opening(field)}).*?(?:{field.get('close_pattern') or re.escape(field['close'])})"
+
+
+def _is_bare_call(text: str, tool: str) -> bool:
+    """A call as JSON without the marks around it, which a model that forgets them writes."""
+    return re.match(rf'\s*(```\w*\s*)?\{{[^{{}}]*"name"\s*:\s*{re.escape(json.dumps(tool))}', text) is not None
+
+
+def depth_exceeds(value: Any, limit: int = DEEPEST) -> bool:
+    """Whether lists and objects are nested deeper than this. Without recursion, which is what it guards."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True

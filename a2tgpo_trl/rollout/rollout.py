@@ -1,0 +1,372 @@
+"""prompts -> turns sampled by the engine, their calls made by the runner -> finished rollouts, one record a turn.
+
+              a call                  results
+    SAMPLING --------> CALLING ----------------> SAMPLING
+        |                 |
+        | an answer,      | a final tool, no room,
+        | a limit         | a policy that ends it
+        v                 v
+       DONE              DONE
+
+A rollout knows its own tokens and nothing of batches; `roll_out` brings rollouts, engine and tools together. Tokens
+are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..tools.arguments import problem_with
+from ..tools.attempts import Request
+from ..tools.control import ControlText
+from ..tools.runner import Outcome, ToolRunner
+from .engines import Engine, LogProbs, Sample
+from .failures import Policy, Status, gravest
+from .parsing import TurnParser
+
+
+# Characters of a token, at most. What is longer than its limit allows by this much is cut before it is tokenised.
+LONGEST_TOKEN = 64
+NO_CALLS_LEFT = "Error: not called, since no more calls are allowed. Answer now."
+UNREADABLE = "Error: the call could not be read. Write the name and the arguments of one tool in the format of calls."
+
+
+class State(Enum):
+    SAMPLING = "sampling"
+    CALLING = "calling"
+    DONE = "done"
+
+
+@dataclass
+class Call:
+    """A call of a turn, and what came of it. `result` is what the policy read, or would have."""
+
+    name: str
+    arguments: Any
+    status: Status = "ok"
+    result: str = ""
+    seconds: float = 0.0
+    attempts: int = 0
+    made: bool = False  # whether it got as far as its tool
+    changes_state: bool = False  # whether its tool does more than look things up
+
+
+@dataclass
+class Turn:
+    """What happened between two generations. `tokens_in`: of the results, with what the template puts around them."""
+
+    status: Status = "ok"
+    calls: list[Call] = field(default_factory=list)
+    tokens_out: int = 0
+    tokens_in: int = 0
+    seconds: float = 0.0  # that the tools took, from the first call to the last result
+    cut: bool = False  # whether the text was cut at a limit, the policy's or a tool's
+    reward: float | None = None  # that the environment gave for the step
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for all rollouts of a run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    parser: TurnParser
+    control: ControlText
+    policy: Mapping[str, Policy]
+    max_tokens: int  # of a rollout without its prompt
+    max_context: int  # of the model, the prompt included
+    end_ids: Sequence[int] = ()  # tokens that end a turn
+    stop_texts: Sequence[str] = ()  # texts that end one as well
+    max_turns: int | None = None
+    max_calls: int | None = None
+    max_result_tokens: int | None = None
+
+
+class Rollout:
+    """One prompt on its way to an answer."""
+
+    def __init__(
+        self,
+        prompt_ids: list[int],
+        rules: Rules,
+        runner: ToolRunner,
+        tools: Mapping[str, Callable],
+        shown: Sequence[Callable],
+        owner: Any = None,
+    ):
+        """`tools`: what a call finds, by name. `shown`: whose schemas the prompt has. `owner`: its environment."""
+        self.prompt_ids, self.rules, self.runner = prompt_ids, rules, runner
+        self.tools, self.shown, self.owner = tools, shown, owner
+        self.state = State.SAMPLING
+        self.completion_ids: list[int] = []
+        self.mask: list[int] = []  # 1 for tokens that the policy sampled
+        self.logprobs: LogProbs = []
+        self.messages: list[dict[str, Any]] = []
+        self.turns: list[Turn] = []
+        self.ended: str | None = None  # "answer", "final", "reset", or the status that ended it
+        self.excluded = False
+        self._may_call = True
+
+    @property
+    def context(self) -> list[int]:
+        return self.prompt_ids + self.completion_ids
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may still take."""
+        return self.rules.max_tokens - len(self.completion_ids)
+
+    def skip(self, end_id: int) -> None:
+        """It cannot be begun (its environment is not there): one token that is not trained on stands for it."""
+        self.completion_ids, self.mask, self.logprobs = [end_id], [0], [None]
+        self.messages = [{"role": "assistant", "content": ""}]
+        self._end("reset", exclude=True)
+
+    # ---- sampling -> calling | done
+
+    def receive(self, sample: Sample) -> None:
+        """Take a turn of the policy: it is an answer, or it has calls to make."""
+        assert self.state is State.SAMPLING
+        room = self.room
+        ids, prefix = sample.ids[:room] or list(self.rules.end_ids[:1]), self.context  # no token: it ended at once
+        turn = Turn(tokens_out=len(ids), cut=not self._ends(ids))
+        self.turns.append(turn)
+        self.completion_ids += ids
+        self.mask += [1] * len(ids)
+        self.logprobs += (sample.logprobs or [None] * len(ids))[:room]
+        parsed = self.rules.parser.parse(ids, prefix, self.shown)
+        self.messages.append(parsed.message)
+        if turn.cut:
+            turn.status = "over_budget"
+            self._end(turn.status, exclude=self._policy(turn.status) == "exclude")
+            return
+        turn.calls = [self._checked(number, call) for number, call in enumerate(parsed.calls)]
+        turn.calls += [self._unreadable(parsed.message) for _ in range(parsed.unread)]
+        if not turn.calls:
+            self._end("answer")
+            return
+        self._forbid_further_calls(turn)
+        turn.status = gravest(call.status for call in turn.calls)
+        if not self._ended_by(turn):
+            self.state = State.CALLING
+            if self._has_turn_rewards:
+                # What the turn before has earned is no reward of this one.
+                self.owner.turn_reward = type(self.owner).turn_reward
+
+    def _ends(self, ids: list[int]) -> bool:
+        """Whether the policy ended the turn; if not, a limit did: the rollout's, the model's, or one of the engine."""
+        if ids[-1] in self.rules.end_ids:
+            return True
+        text = self.rules.tokenizer.decode(ids, skip_special_tokens=False) if self.rules.stop_texts else ""
+        return any(stop in text for stop in self.rules.stop_texts)
+
+    def _checked(self, number: int, parsed: Mapping[str, Any]) -> Call:
+        call = Call(parsed["name"], parsed["arguments"])
+        tool = self.tools.get(call.name)
+        if self.rules.max_calls is not None and number >= self.rules.max_calls:
+            call.status = "over_budget"
+            call.result = f"Error: not called, since a turn may make {self.rules.max_calls} calls at most."
+        elif tool is None:
+            call.status = "unknown_tool"
+            call.result = f"Error: there is no tool {call.name[:100]!r}. There are: {', '.join(self.tools)}."
+        elif problem := problem_with(tool, call.arguments):
+            call.status, call.result = "bad_arguments", f"Error: {call.name} was not called: {problem}."
+        else:
+            call.changes_state = self.runner.settings(tool).changes_state
+        return call
+
+    def _unreadable(self, message: Mapping[str, Any]) -> Call:
+        """Under the name of the tool that it seems to mean: some templates write the name beside the result."""
+        text = message.get("content") or ""
+        name = next((name for name in self.tools if name in text), next(iter(self.tools), "unknown"))
+        return Call(name, None, "unparsed_call", UNREADABLE)
+
+    def _forbid_further_calls(self, turn: Turn) -> None:
+        if self.rules.max_turns is None or len(self.turns) <= self.rules.max_turns:
+            return
+        for call in turn.calls:
+            call.status, call.result = "over_budget", NO_CALLS_LEFT
+        if not self._may_call or self._policy("over_budget") != "tell":  # it was told so, and called again
+            turn.status = "over_budget"
+            self._end("over_budget", exclude=self._policy("over_budget") == "exclude")
+        self._may_call = False
+
+    # ---- calling -> sampling | done
+
+    @property
+    def requests(self) -> list[Request]:
+        """The calls that are made: those with nothing against them, in their order."""
+        return [self._request(call) for call in self._calls_to_make]
+
+    @property
+    def _calls_to_make(self) -> list[Call]:
+        return [call for call in self.turns[-1].calls if call.status == "ok"]
+
+    def _request(self, call: Call) -> Request:
+        tool = self.tools[call.name]
+        bound = self.owner is not None and getattr(tool, "__self__", None) is self.owner
+        return Request(tool, call.arguments, self.owner if bound else None)
+
+    def answer(self, outcomes: Sequence[Outcome], seconds: float = 0.0) -> None:
+        """Take the results of the calls: they go behind the turn's tokens, and the policy goes on."""
+        assert self.state is State.CALLING
+        turn = self.turns[-1]
+        turn.seconds = seconds
+        ends = False
+        for call, outcome in zip(self._calls_to_make, outcomes, strict=True):
+            call.status, call.seconds, call.attempts = outcome.status, outcome.seconds, outcome.attempts
+            call.result, call.made = outcome.text, True
+            settings = self.runner.settings(self.tools[call.name])
+            ends |= settings.final and outcome.status == "ok"
+            self._cut(call, settings.max_result_tokens or self.rules.max_result_tokens)
+        turn.cut = any(call.status == "result_cut" for call in turn.calls)
+        turn.status = gravest(call.status for call in turn.calls)
+        late = any(call.status == "timeout" for call in turn.calls)
+        if self._has_turn_rewards and not late:  # one that is out may set it any time
+            turn.reward = self.owner.turn_reward
+        if ends:
+            self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
+            self._end("final")
+        elif not self._ended_by(turn):
+            self._append_results(turn)
+
+    @property
+    def _has_turn_rewards(self) -> bool:
+        if self.owner is None or not hasattr(self.owner, "turn_reward"):
+            return False
+        if not hasattr(type(self.owner), "turn_reward"):
+            raise TypeError(
+                f"{type(self.owner).__name__} sets turn_reward, which its class must declare, outside its methods: "
+                "turn_reward: float | None = None"
+            )
+        return True
+
+    def stop(self, why: Status = "tool_error") -> None:
+        """End it where it stands: the run is about to stop."""
+        self.turns[-1].status = why
+        self._end(why, exclude=True)
+
+    def _append_results(self, turn: Turn) -> None:
+        room = min(self.rules.max_tokens, self.rules.max_context - len(self.prompt_ids)) - len(self.completion_ids)
+        messages = [{"role": "tool", "name": plain_name(call.name), "content": call.result} for call in turn.calls]
+        if sum(len(call.result) for call in turn.calls) > room * LONGEST_TOKEN:
+            ids = None
+        else:
+            ids, _ = self.rules.control.encode(messages)
+        if ids is None or len(ids) >= room:  # at least one token of the next turn must fit as well
+            turn.status = "context_full"
+            self._ended_by(turn)
+            return
+        turn.tokens_in = len(ids)
+        self.completion_ids += ids
+        self.mask += [0] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+        self.messages += messages
+        self.state = State.SAMPLING
+
+    def _cut(self, call: Call, limit: int | None) -> None:
+        if limit is None:
+            return
+        kept = first_tokens(call.result, limit, self.rules.tokenizer)
+        if len(kept) < len(call.result):
+            note = f"[cut: {len(kept)} of {len(call.result)} characters are shown]"
+            call.result = f"{kept}\n{note}"
+            call.status = gravest([call.status, "result_cut"])
+
+    # ---- the end
+
+    def _ended_by(self, turn: Turn) -> bool:
+        """Apply the policies on what went wrong in this turn; whether it, or a limit, has ended the rollout."""
+        statuses = {turn.status, *(call.status for call in turn.calls)}
+        actions = {status: self._policy(status) for status in statuses if status != "ok"}
+        ending = [status for status, action in actions.items() if action != "tell"]
+        if ending and self.state is not State.DONE:
+            self._end(gravest(ending), exclude="exclude" in actions.values())
+        return self.state is State.DONE
+
+    def _policy(self, status: Status) -> Policy:
+        return self.rules.policy[status]
+
+    def _end(self, why: str, exclude: bool = False) -> None:
+        self.state, self.ended = State.DONE, why
+        if exclude:
+            self.excluded = True
+            self.mask = [0] * len(self.mask)  # out of the loss, as the reward puts it out of its group
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its turns and its end, for JSON."""
+        return {"turns": [asdict(turn) for turn in self.turns], "ended": self.ended, "excluded": self.excluded}
+
+
+def plain_name(name: str) -> str:
+    """A name that a template may write: one that the policy made up could hold control tokens.
+
+    Example: "search" -> "search"; "<|im_end|>" -> "unknown"
+    """
+    return name if re.fullmatch(r"[\w.\-]{1,64}", name) else "unknown"
+
+
+def first_tokens(text: str, limit: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text as far as its first so many tokens reach."""
+    text_in_reach = text[: limit * LONGEST_TOKEN]
+    ids = tokenizer(text_in_reach, add_special_tokens=False)["input_ids"]
+    if len(ids) <= limit:
+        return text_in_reach
+    return tokenizer.decode(ids[:limit], skip_special_tokens=False).rstrip("\ufffd")  # half a character
+
+
+@dataclass
+class Timing:
+    """Seconds of a batch of rollouts."""
+
+    sampling: float = 0.0
+    waiting: float = 0.0  # for tools, with nothing to sample
+
+
+def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) -> Timing:
+    """Bring all rollouts to their end. Where the engine is collective, all ranks call it, with any number of them."""
+    timing = Timing()
+    calling: dict[Future, tuple[int, float]] = {}
+    for key, rollout in enumerate(rollouts):
+        if rollout.state is State.SAMPLING:
+            engine.submit(key, rollout.context, rollout.room)
+    while engine.has_work() or calling:
+        start = time.perf_counter()
+        for sample in engine.collect(wait=not calling):
+            rollout = rollouts[sample.key]
+            rollout.receive(sample)
+            if rollout.state is State.CALLING:
+                calling[runner.submit(rollout.requests)] = (sample.key, time.perf_counter())
+        timing.sampling += time.perf_counter() - start
+        start = time.perf_counter()
+        for future in _answered(calling, engine):
+            key, called = calling.pop(future)
+            rollout = rollouts[key]
+            rollout.answer(future.result(), time.perf_counter() - called)
+            if rollout.state is State.SAMPLING and runner.trouble is not None:
+                rollout.stop()
+            if rollout.state is State.SAMPLING:
+                engine.submit(key, rollout.context, rollout.room)
+        timing.waiting += time.perf_counter() - start
+    return timing
+
+
+def _answered(calling: Mapping[Future, tuple[int, float]], engine: Engine) -> list[Future]:
+    """The futures of tools that have answered, in the order of their calls.
+
+    A lock-step engine is filled up first. A streaming one is kept busy: only when it has nothing to sample is it time
+    to wait.
+    """
+    if not calling:
+        return []
+    if engine.lockstep:
+        wait(calling)
+        return list(calling)
+    done, _ = wait(calling, timeout=0 if engine.has_work() else None, return_when=FIRST_COMPLETED)
+    return [future for future in calling if future in done]

@@ -1,0 +1,246 @@
+"""a trainer's prompts -> rollouts with all their turns -> what the trainer's parent asks for, metrics and records.
+
+Takes the place of the parent's tool loop, which calls one tool after the other without a time limit, and loops on each
+rank's own state, so that ranks with unequal numbers of turns hang or mix rollouts up.
+"""
+
+import resource
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import psutil
+from accelerate.logging import get_logger
+
+from ..errors import RunStopped
+from ..ranks import Ranks
+from ..tools.attempts import Limits
+from ..tools.cache import CallCache
+from ..tools.control import ControlText, SuffixWriter
+from ..tools.runner import ToolRunner
+from ..tools.settings import check_words
+from .answers import forget_answer
+from .engines import Ends, Engine
+from .environments import Environments
+from .open_files import WARN, OpenFiles
+from .parsing import TurnParser
+from .rollout import Rollout, Rules, Timing, roll_out
+from .tally import Tally
+from .vllm_engine import longest_context
+
+
+if TYPE_CHECKING:
+    from ..config import A2TGPOConfig
+    from ..trainer import A2TGPOTrainer
+
+logger = get_logger(__name__)
+
+# Batches of training without a single call, after which the user is told.
+SILENT_BATCHES = 5
+# Calls of a tool in a batch, all of which fail: it may well be down, and nobody would see it in the loss.
+MANY_CALLS = 4
+# Batches in a row in which every environment fails, after which the run stops.
+DEAD_BATCHES = 2
+
+
+def make_runner(args: "A2TGPOConfig") -> ToolRunner:
+    """What makes the calls of a trainer with these settings."""
+    cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, args.process_index)
+    limits = Limits(
+        args.tool_concurrency,
+        args.tool_timeout,
+        args.max_hung_calls,
+        args.outage_patience,
+        stop_when_down=args.on_outage == "stop",
+    )
+    return ToolRunner(limits, _words(args), cache)
+
+
+def _words(args: "A2TGPOConfig") -> dict[str, dict[str, Any]]:
+    return cast(dict[str, dict[str, Any]], args.tool_settings or {})
+
+
+class ToolLoop:
+    """What a trainer needs to let its policy call tools."""
+
+    def __init__(self, trainer: "A2TGPOTrainer", environments: Environments):
+        self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
+        self.environments, self.runner = environments, environments.runner
+        environments.batch = lambda: trainer.environments or []
+        if trainer.rollout_func is not None:
+            raise ValueError(
+                "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
+                "leave rollout_func out."
+            )
+        if trainer.args.tool_replay and trainer.environment_factories is not None:
+            raise ValueError(
+                "tool_replay cannot answer for environments: a replayed call would not change their state, which "
+                "rewards may read. Replay tools that are functions."
+            )
+        check_words(trainer.tools, _words(trainer.args))
+        self.runner.prepare(trainer.tools)
+        self._asked = False
+        self._silent = 0
+        self._files = OpenFiles(psutil.Process().num_fds())
+        self._longest: int | None = None  # context that the engine takes
+        self._dead_batches = {"reset": 0, "get_reward": 0}
+        self.rollouts: list[Rollout] = []
+        self._timing = Timing()
+        self._parser = TurnParser(trainer._tokenizer)
+        if trainer.tools:  # an environment need not have any
+            template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
+            self._control = ControlText(trainer._tokenizer, template, SuffixWriter(trainer))
+
+    # ---- a batch
+
+    def begin_batch(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Before the environments of a batch are reset with its rows."""
+        if self._trainer._multi_environment:  # each row names its environment, which the parent keeps to itself
+            rows = [{name: row[name] for name in row if name != "environment"} for row in rows]
+        self.environments.begin_batch(rows if self._trainer.environment_factories is not None else ())
+        for environment in self._trainer.environments or []:  # of the batch before
+            forget_answer(environment)
+        self.runner.look_again()
+        self.rollouts, self._timing = [], Timing()
+        if not self._asked:
+            self._ask_tools()
+
+    def _ask_tools(self) -> None:
+        """Whether the tools are up, once, on all ranks alike: one that raised alone would leave the others waiting."""
+        try:
+            self.runner.check(self._trainer.tools)
+            error = None
+        except RuntimeError as found:
+            error = str(found)
+        error = self._ranks.first_text(error)
+        if error is not None:
+            raise RunStopped(error)
+        self._asked = True
+
+    def run(self, prompt_ids: Sequence[list[int]], engine: Engine, ends: Ends, training: bool) -> list[Rollout]:
+        """Roll all prompts out to their end. An evaluation leaves none out: its scores are of all questions."""
+        rules = self._rules(ends, training)
+        self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
+        for rollout in self.rollouts:
+            if rollout.owner is not None and self.environments.failed(rollout.owner) is not None:
+                rollout.skip(ends.ids[0])
+        self._timing = roll_out(self.rollouts, engine, self.runner)
+        return self.rollouts
+
+    def _rollout(self, i: int, prompt_ids: list[int], rules: Rules) -> Rollout:
+        trainer = self._trainer
+        tools = {**trainer._sync_tool_dicts[i], **trainer._async_tool_dicts[i]}
+        if trainer.environments is None:
+            return Rollout(prompt_ids, rules, self.runner, tools, trainer.tools)
+        shown = trainer._env_tools[trainer._batch_environments[i]]
+        return Rollout(prompt_ids, rules, self.runner, tools, shown, trainer.environments[i])
+
+    def _rules(self, ends: Ends, training: bool) -> Rules:
+        trainer, args = self._trainer, self._trainer.args
+        if self._longest is None:
+            self._longest = longest_context(trainer, self._ranks)
+        policy = args.failure_policies
+        if not training:
+            policy = {status: "end" if action == "exclude" else action for status, action in policy.items()}
+        return Rules(
+            trainer._tokenizer,
+            self._parser,
+            self._control,
+            policy,
+            max_tokens=trainer.max_completion_length,
+            max_context=self._longest,
+            end_ids=ends.ids,
+            stop_texts=ends.texts,
+            max_turns=args.max_tool_calling_iterations,
+            max_calls=args.max_calls_per_turn,
+            max_result_tokens=args.max_result_tokens,
+        )
+
+    def end_batch(self) -> str | None:
+        """After the rewards: let go of what is stuck or held. Why the run should stop, if any rank says so."""
+        if self._trainer.environment_factories is not None:
+            self.environments.release(self._trainer.environments or [])
+            self.environments.drop_stuck(self._trainer._environment_pool)
+        nothing_works = self._nothing_works() if self._trainer.environment_factories is not None else None
+        return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
+
+    def _nothing_works(self) -> str | None:
+        """Where all environments of all ranks failed, twice in a row, that is a mistake in them, or an outage."""
+        found = self.environments
+        counts = {
+            "reset": (found.resets, found.reset_errors),
+            "get_reward": (found.rewards, found.reward_errors),
+        }
+        for method, (number, errors) in counts.items():
+            of_ranks = self._ranks.gather_lists([(number, len(errors), errors[:1])])
+            asked, failed = (sum(of_rank[i] for (of_rank,) in of_ranks) for i in (0, 1))
+            self._dead_batches[method] = self._dead_batches[method] + 1 if asked and asked == failed else 0
+            if failed == 0:
+                continue
+            first = next(error for ((_, _, some),) in of_ranks for error in some)
+            which = f"all {asked}" if failed == asked else f"{failed} of {asked}"
+            why = f"{method} failed for {which} environments of a batch, the first with: {first}."
+            if self._dead_batches[method] >= DEAD_BATCHES and self._trainer.args.on_outage == "stop":
+                return why
+            logger.warning(why)
+        return None
+
+    def _too_many_files(self) -> str | None:
+        """Tools that never close their sockets or files, noticed while a checkpoint can still be opened."""
+        files, was_full = self._files, self._files.is_full
+        files.see(psutil.Process().num_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if files.batches_left < WARN:
+            called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
+            why = (
+                f"{files}: {', '.join(sorted(called)) or 'the environments'} may leave theirs open. Close them, let "
+                "the tool run in a process of its own (process=True), or allow more (ulimit -n)."
+            )
+            if files.batches_left < 1:
+                return why
+            logger.warning(f"{why} In {files.batches_left:.0f} batches the run would have to stop.")
+        elif files.is_full and not was_full:
+            logger.warning(f"{files}. If it needs more, allow more (ulimit -n).")
+        return None
+
+    def unscored(self, number: int) -> list[bool]:
+        """Which of so many rollouts get no reward at all: those left out, and those whose environment has failed.
+
+        Without its reward alone, a rollout would look worse than its group.
+        """
+        owners = self._trainer.environments or [None] * number
+        left_out = [rollout.excluded for rollout in self.rollouts] or [False] * number
+        return [out or self.environments.has_failed(owner) for out, owner in zip(left_out, owners, strict=True)]
+
+    # ---- what there is to say about it
+
+    def metrics(self, training: bool) -> dict[str, float]:
+        """Scalars of the batch over all ranks."""
+        judges = self.environments
+        mine = Tally.of(self.rollouts, self.runner.hung, judges.rewards, len(judges.reward_errors))
+        tally = sum((of_rank for (of_rank,) in self._ranks.gather_lists([mine])), Tally())
+        sampling, waiting = self._ranks.max_each([self._timing.sampling, self._timing.waiting])
+        if self._trainer.tools:
+            self._warn(tally, training)
+        names = dict.fromkeys(tool.__name__ for tool in self._trainer.tools)
+        return {
+            **tally.metrics(list(names)),
+            "rollouts/sampling_seconds": sampling,
+            "rollouts/tool_seconds": waiting,
+        }
+
+    def _warn(self, tally: Tally, training: bool) -> None:
+        for name in tally.dead_tools(MANY_CALLS):
+            logger.warning(
+                f"All calls of the tool {name} in this batch failed, the last with: {self._result_of(name)}"
+            )
+        if not training:
+            return
+        self._silent = 0 if tally.made else self._silent + 1
+        if self._silent == SILENT_BATCHES:
+            logger.warning(
+                f"The policy called no tool in {SILENT_BATCHES} batches, so it is trained on single turns. Does its "
+                "prompt ask for calls, and does the policy know their format? `a2tgpo check` tells."
+            )
+
+    def _result_of(self, name: str) -> str:
+        calls = [call for rollout in self.rollouts for turn in rollout.turns for call in turn.calls]
+        return next((call.result for call in reversed(calls) if call.name == name), "(on another process)")

@@ -1,0 +1,218 @@
+"""contexts -> requests to the vLLM of this process -> samples, each as soon as it is finished.
+
+    with awake(trainer), VLLMStream(trainer.vllm_generation) as engine:
+        submit(key, context) ... collect() -> [Sample], until has_work() is False
+
+TRL's `generate` returns when the longest of its completions is finished. Here the same requests, made by the same
+settings, go to the same vLLM one by one, so that a rollout whose sample is finished goes on while others are sampled.
+What TRL does around `generate` (weights pushed after an update, sleep between its calls) is done once for all turns of
+a batch, by `awake`.
+"""
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trl.extras.profiling import profiling_context
+
+from ..errors import RunStopped
+from ..ranks import Ranks
+from .engines import Engine, LogProbs, Sample, Seeds, context_of
+
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+    from trl.generation.vllm_generation import VLLMGeneration
+    from vllm import RequestOutput, SamplingParams
+
+
+def can_stream(generation: "VLLMGeneration") -> bool:
+    """Whether this rank can step its vLLM alone: it lies in this process and shares its steps with no other rank."""
+    return generation.mode == "colocate" and generation.tensor_parallel_size == 1
+
+
+class VLLMStream(Engine):
+    """Requests to the vLLM of this process, sampled together with whatever else is pending when their turn comes.
+
+    Made for one batch of rollouts: its sampling settings are those that TRL has at that moment. Leaving its context,
+    or `close`, drops what is still pending.
+    """
+
+    lockstep = False
+
+    def __init__(self, generation: "VLLMGeneration", seeds: Sequence[int] | None = None):
+        from vllm.sampling_params import RequestOutputKind
+
+        if not can_stream(generation):
+            raise ValueError(
+                f"Only a colocated vLLM of one GPU a rank can be streamed, got vllm_mode={generation.mode!r} and "
+                f"vllm_tensor_parallel_size={generation.tensor_parallel_size}. Let TRL generate all rollouts together."
+            )
+        self._llm = generation.llm.llm_engine
+        if self._llm.has_unfinished_requests():
+            raise RuntimeError("vLLM still has requests of an earlier batch: whoever made them must end them first.")
+        self.params = sampling_params(generation)
+        self.params.output_kind = RequestOutputKind.FINAL_ONLY  # a step then returns finished requests, nothing else
+        self._seeds = Seeds(seeds)
+        self._pending: dict[str, int] = {}  # request -> rollout
+
+    def __enter__(self) -> "VLLMStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
+        """Ask for the next turn of a rollout, of at most `max_tokens` where that is less than the settings allow."""
+        name = str(key)
+        assert name not in self._pending, f"rollout {key} has a request already"
+        params, seed = self.params, self._seeds.next(key)
+        if max_tokens is not None or seed is not None:
+            params = params.clone()
+            params.max_tokens = min(max_tokens or params.max_tokens, params.max_tokens)
+            params.seed = params.seed if seed is None else seed
+        (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": context}])
+        self._llm.add_request(name, prompt, params)
+        self._pending[name] = key
+
+    def has_work(self) -> bool:
+        return bool(self._pending)
+
+    def collect(self, *, wait: bool = True) -> list[Sample]:
+        samples: list[Sample] = []
+        while self._pending and not samples:
+            assert self._llm.has_unfinished_requests(), "vLLM has lost requests"
+            samples = [self._sample(output) for output in self._llm.step() if output.finished]
+            if not wait:
+                break
+        return samples
+
+    def _sample(self, output: "RequestOutput") -> Sample:
+        (completion,) = output.outputs
+        return Sample(self._pending.pop(output.request_id), list(completion.token_ids), sampled_logprobs(completion))
+
+    def close(self) -> None:
+        """Drop what is pending.
+
+        A request left behind would be sampled with the next batch, and while one holds its memory, vLLM does not
+        forget what it computed with the weights before the next update.
+        """
+        self._llm.abort_request(list(self._pending))
+        self._pending.clear()
+
+
+def sampled_logprobs(completion: Any) -> LogProbs | None:
+    """One number for each sampled token, None where vLLM gave NaN; None altogether where it was asked for none."""
+    if completion.logprobs is None:
+        return None
+    numbers = [found[token].logprob for token, found in zip(completion.token_ids, completion.logprobs, strict=True)]
+    return [None if math.isnan(number) else number for number in numbers]
+
+
+# ---- settings
+
+
+class _Recorder:
+    """Stands where vLLM's `LLM` stands: samples nothing, keeps the settings that it is called with."""
+
+    params: "SamplingParams"
+
+    def generate(self, prompts: list, *, sampling_params: "SamplingParams", **_: Any) -> list:
+        self.params = sampling_params
+        return []
+
+
+def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
+    """The settings by which TRL's `generate` would sample now: made by itself, called without a prompt."""
+    recorder = _Recorder()
+    twin = copy.copy(generation)
+    twin.llm, twin.enable_sleep_mode = recorder, False
+    twin.generate([], None, 1)
+    if recorder.params.n != 1:
+        raise ValueError(
+            f"generation_kwargs asks for n={recorder.params.n}: a rollout needs one sample a turn. Drop `n`; "
+            "num_generations says how many rollouts a prompt has."
+        )
+    return recorder.params
+
+
+def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
+    """Tokens that a rollout may have, prompt included, before the engine takes it no more.
+
+    An engine in this process samples until its context is full. A server refuses a request that might not fit, so
+    room for a whole turn must be left; it is asked by the first rank, and all ranks take part.
+
+    Example: a server that reads 8192 tokens, turns of up to 1024 -> 7169: a context of 7168 may still be continued
+    """
+    if not trainer.use_vllm:
+        return context_of(trainer.model.config) or sys.maxsize
+    generation = trainer.vllm_generation
+    if trainer.vllm_mode == "colocate":
+        return generation.llm.llm_engine.model_config.max_model_len
+    reads, error = 0, None
+    if ranks.index == 0:
+        try:
+            reads = generation.vllm_client.get_server_info()["model_config"]["max_model_len"]
+        except Exception as raised:  # told to all ranks, and raised by all
+            error = f"The vLLM server does not say how many tokens it reads: {raised!r}."
+    error = ranks.first_text(error)
+    if error is not None:
+        raise RunStopped(error)
+    reads = ranks.max(reads)
+    turn = generation.generation_kwargs.get("max_tokens", generation.max_completion_length)
+    if turn >= reads:
+        raise ValueError(
+            f"The vLLM server reads {reads} tokens, and a turn may have {turn} (max_completion_length), so it would "
+            "refuse every request. Start it with a --max-model-len of at least the longest prompt and twice "
+            "max_completion_length."
+        )
+    return reads - turn + 1
+
+
+# ---- weights and sleep
+
+
+def forget_weights(trainer: "GRPOTrainer") -> None:
+    """Let vLLM be given the policy's weights before it samples again, whatever their step.
+
+    TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the best
+    ones at the end of training, a checkpoint's, a user's.
+    """
+    if trainer.use_vllm:
+        trainer._last_loaded_step = -1
+
+
+@contextmanager
+def awake(trainer: "GRPOTrainer") -> Iterator[None]:
+    """Hold a colocated vLLM ready, with the policy's present weights, for all turns of a batch of rollouts.
+
+    With sleep mode, TRL's `generate` ends with a sleep that throws the weights away, and pushes them again at its next
+    call: once a turn. In here they are pushed once, and sleep comes at the end, also after an exception. Without sleep
+    mode, all that is done is to push weights that are older than the last update, as TRL does before it generates.
+    Nothing is done where vLLM is a server, or is not used.
+
+    Collective where weights are sharded: all ranks enter together.
+    """
+    if not (trainer.use_vllm and trainer.vllm_mode == "colocate"):
+        yield
+        return
+    generation = trainer.vllm_generation
+    sleeps = generation.enable_sleep_mode
+    if trainer.state.global_step != trainer._last_loaded_step or (sleeps and generation._llm_weights_sleeping):
+        with profiling_context(trainer, "sync_weights"):
+            generation.sync_weights()
+        trainer._last_loaded_step = trainer.state.global_step
+    if not sleeps:
+        yield
+        return
+    generation.llm.wake_up(tags=["kv_cache"])
+    generation.enable_sleep_mode = False  # or the first `generate` in here would end with a sleep
+    try:
+        yield
+    finally:
+        generation.enable_sleep_mode = True
+        generation.llm.sleep(level=2)
+        generation._llm_weights_sleeping = True

@@ -1,0 +1,7 @@
+"""Where things are, for tests in whatever folder."""
+
+from pathlib import Path
+
+
+HELPERS = Path(__file__).parent
+ROOT = HELPERS.parents[1]

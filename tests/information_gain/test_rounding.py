@@ -1,0 +1,284 @@
+"""What rounding moves gains by: measured, and never credited. The policy of Atlas on its task, in float32 and bf16."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from test_credit import NAN, assert_near
+from test_resampling import dull
+from test_trainer import logged, make, tokenizer  # noqa: F401  # a fixture
+from test_trainer import settings as run_settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.credit import (
+    GAIN_FLOOR,
+    Evidence,
+    Switches,
+    find_method,
+    gain_clip_scale,
+    pooled_zscore,
+    preset_of,
+    turn_group_zscore,
+)
+from a2tgpo_trl.information_gain import gain_pass
+from a2tgpo_trl.information_gain.rounding import TF32, gain_floor, rounding_unit, spread_out, squares
+from a2tgpo_trl.information_gain.values import Rollouts, information_gain
+from a2tgpo_trl.metrics import floor_metrics
+from a2tgpo_trl.tasks.atlas import POLICY
+from a2tgpo_trl.tasks.atlas.task import atlas
+
+
+ROLLOUTS = 32
+CPU = torch.device("cpu")
+
+
+# ---- measured
+
+
+class Atlas:
+    """Rollouts of one question: each asks for what the question asks for, and for another thing beside it."""
+
+    def __init__(self, folder, seed: int):
+        self._folder, self._task = folder, atlas()
+        self._tokenizer = AutoTokenizer.from_pretrained(POLICY)
+        one_hop = self._task.train_dataset.filter(lambda row: row["hops"] == 1)
+        self._rows = one_hop.select([seed])
+        texts = [row["prompt"][-1]["content"] for row in one_hop.select([seed, *range(100, 100 + ROLLOUTS)])]
+        self._asked, *self._other = [re.sub(r"^\w+ is the |\?$", "", text) for text in texts]
+        self.rollouts, self.answers = Rollouts([], [], []), []
+        self._roll_out()
+
+    def _write(self, turn: int, row: int) -> str:
+        return tiny.call(f"{self._asked} {self._other[row]}") if turn == 0 else tiny.final(self._rows[0]["answer"])
+
+    def trainer(self, **changes) -> A2TGPOTrainer:
+        model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
+        tiny.script(model, self._tokenizer, self._write)
+        settings = {"per_device_train_batch_size": ROLLOUTS, "num_generations": ROLLOUTS, "max_completion_length": 128}
+        settings |= {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "max_steps": 1}
+        settings |= changes
+        args = A2TGPOConfig(str(self._folder), chat_template_kwargs={"enable_thinking": False}, **settings)
+        given = {"processing_class": self._tokenizer, "tools": self._task.tools}
+        return A2TGPOTrainer(model, self._task.reward_funcs, args, self._rows, **given)
+
+    def _roll_out(self) -> None:
+        trainer = self.trainer(learning_rate=0.0)
+        run = trainer._gain_pass.run
+
+        def kept(rollouts, answers, want_logps):
+            self.rollouts, self.answers = rollouts, answers
+            return run(rollouts, answers, want_logps)
+
+        trainer._gain_pass.run = kept
+        trainer.train()
+
+    def evidence(self, **changes) -> Evidence:
+        """What a trainer makes of the rollouts, all of which earned the same."""
+        scores, _ = self.trainer(**changes)._gain_pass.run(self.rollouts, self.answers, False)
+        gains_NK = information_gain(scores.values_BK, 2)
+        none_NK, nothing_N = torch.full_like(gains_NK, NAN), torch.zeros(ROLLOUTS)
+        turns_N, groups_N = torch.full((ROLLOUTS,), 2), torch.zeros(ROLLOUTS, dtype=torch.long)
+        return Evidence(gains_NK, none_NK, nothing_N, nothing_N, turns_N, groups_N, scores.gain_floor)
+
+
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def world(request, tmp_path_factory):
+    return Atlas(tmp_path_factory.mktemp("atlas"), request.param)
+
+
+@pytest.fixture(scope="module")
+def exact_and_rounded(world):
+    """The same rollouts in float32 and in bf16, each beside the one that gained the most like it in float32."""
+    exact, rounded = world.evidence(), world.evidence(bf16=True)
+    pairs_N = exact.gains_NK[:, 0].argsort().argsort() // 2
+    return replace(exact, group_ids_N=pairs_N), replace(rounded, group_ids_N=pairs_N)
+
+
+def distances(evidence: Evidence) -> torch.Tensor:
+    """From the mean of the two that are compared."""
+    gains_N = evidence.gains_NK[:, 0]
+    means = torch.zeros(ROLLOUTS // 2).index_add(0, evidence.group_ids_N, gains_N / 2)
+    return gains_N - means[evidence.group_ids_N]
+
+
+def test_bf16_and_float32_give_one_sign_wherever_either_is_above_the_floor(exact_and_rounded):
+    exact, rounded = exact_and_rounded
+    assert exact.gain_floor == GAIN_FLOOR and 0.01 < rounded.gain_floor < 0.5
+    above = torch.maximum(distances(exact).abs(), distances(rounded).abs()) > rounded.gain_floor
+    assert above.any() and not above.all()
+    # Without a floor, what hardly differs has scores of -1 and 1 as well, whichever way it was rounded.
+    plain = [turn_group_zscore(one.gains_NK, one.group_ids_N)[:, 0] for one in exact_and_rounded]
+    assert (plain[1][~above].abs() > 0.9).any() and (plain[0] * plain[1] > 0)[above].all()
+    for name in ("turn_group", "pooled"):
+        switches = Switches(gain_normalization=name, clip_adaptation=0.3)
+        scores, theirs = (switches.gain_scores(one)[:, 0] for one in (rounded, exact))
+        assert not (scores * theirs < 0).any()
+        assert torch.equal(scores != 0, distances(rounded).abs() > rounded.gain_floor)
+        scales = gain_clip_scale(rounded, switches)[:, 0]
+        assert torch.equal(scales == 1, scores == 0)
+
+
+def test_a_method_credits_no_turn_for_what_rounding_explains(exact_and_rounded):
+    _, rounded = exact_and_rounded
+    below = distances(rounded).abs() <= rounded.gain_floor
+    for name in ("a2tgpo", "igpo", "igpo_joint"):
+        switches = replace(preset_of(find_method(name)).switches, outcome_weight=0.0, gain_normalization="turn_group")
+        advantages_NK = find_method(name)(rounded, switches)
+        assert (advantages_NK[below] == 0).all() and (advantages_NK[~below, 0] != 0).all()
+    share = floor_metrics(rounded.gains_NK, rounded.group_ids_N, rounded.gain_floor)["gain/cells_below_floor"]
+    assert share == pytest.approx(below.float().mean().item()) and 0 < share < 1
+
+
+def test_the_floor_is_the_same_whenever_it_is_measured_and_draws_nothing(world):
+    before = torch.get_rng_state()
+    torch.manual_seed(1)
+    first = world.evidence(bf16=True)
+    torch.manual_seed(2)
+    assert world.evidence(bf16=True).gain_floor == first.gain_floor
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    trainer = world.trainer(bf16=True)
+    torch.set_rng_state(state)
+    trainer._gain_pass.run(world.rollouts, world.answers, False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(before)
+
+
+def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkeypatch):
+    trainer = world.trainer(bf16=True)
+    trainer._gain_pass.run(world.rollouts, world.answers, False)
+    assert trainer._gain_pass.packing is not None
+    # A model that knows nothing of positions: each token is where it stands in the row.
+    fused = gain_pass.fused_scorer
+    monkeypatch.setattr(gain_pass, "fused_scorer", lambda *given: lambda *row: fused(*given)(*row[:3], None))
+    trainer = world.trainer(bf16=True)
+    trainer._gain_pass.run(world.rollouts, world.answers, False)
+    assert trainer._gain_pass.packing is None
+
+
+# ---- by hand
+
+
+def test_what_is_within_the_floor_of_the_mean_counts_as_the_mean():
+    # Depth 1: 1 and 1.15 are 0.075 from their mean. Depth 2: 1 and 3, deviation 1: 1 / sqrt(1 + 0.01).
+    gains, group = torch.tensor([[1, 1], [1.15, 3]]), torch.tensor([4, 4])
+    assert_near(turn_group_zscore(gains, group, 0.1), [[0, -0.99504], [0, 0.99504]], 1e-4)
+    # All four: mean 1.5375, variance 0.71672; 1 is 0.5375 below, 3 is 1.4625 above: all are beyond 0.1, none beyond 2.
+    deviation = (0.716719 + 0.01) ** 0.5
+    expected = torch.tensor([[-0.5375, -0.5375], [-0.3875, 1.4625]]) / deviation
+    assert_near(pooled_zscore(gains, group, 0.1), expected, 1e-4)
+    assert (pooled_zscore(gains, group, 2.0) == 0).all()
+    assert floor_metrics(gains, group, 0.1) == {"gain/floor": 0.1, "gain/cells_below_floor": 0.5}
+    # A turn alone at its depth is compared with nothing; where there are no gains there is no floor.
+    assert floor_metrics(torch.tensor([[1.0]]), torch.tensor([0]), 0.1) == {"gain/floor": 0.1}
+    assert floor_metrics(torch.tensor([[NAN]]), torch.tensor([0]), 0.1) == {}
+
+
+def test_turn_rewards_are_exact_and_have_no_floor():
+    nothing = torch.zeros(2)
+    rewards = torch.tensor([[0.0, NAN], [-0.1, NAN]])
+    evidence = Evidence(
+        torch.full((2, 2), NAN), rewards, nothing, nothing, torch.tensor([2, 2]), torch.tensor([0, 0]), gain_floor=1.0
+    )
+    for name in ("mt_grpo", "a2tgpo", "igpo"):
+        switches = replace(preset_of(find_method(name)).switches, turn_reward_weight=1.0)
+        assert_near(find_method(name)(evidence, switches)[:, 0], [1.0, -1.0], 1e-2)
+    advantages = find_method("gtpo")(evidence, preset_of(find_method("gtpo")).switches)
+    assert_near(advantages[:, 0], [1.0, -1.0], 1e-2)
+    # With gains in them, returns have theirs: 0.5 x 1.
+    mixed = replace(evidence, gains_NK=torch.tensor([[1.0, NAN], [1.5, NAN]]))
+    switches = replace(preset_of(find_method("gtpo")).switches, gain_weight=0.5)
+    assert (find_method("gtpo")(mixed, switches) == 0).all()
+
+
+def test_outcomes_are_exact_where_they_are_compared_beside_gains():
+    # Gains are 0.05 off their mean and rounded by 0.12, outcomes 0.1 off theirs.
+    outcomes, turns, group = torch.tensor([0.1, -0.1]), torch.tensor([2, 2]), torch.tensor([0, 0])
+    gains = torch.tensor([[0.05, NAN], [-0.05, NAN]])
+    evidence = Evidence(gains, torch.full((2, 2), NAN), outcomes, outcomes, turns, group, gain_floor=0.12)
+    # Together: variance (2 x 0.0025 + 2 x 0.01) / 4 = 0.00625, mean square of the floors 0.0144 / 2.
+    score = 0.1 / (0.00625 + 0.0072) ** 0.5
+    joint = find_method("igpo_joint")
+    expected = torch.tensor([[score, score], [-score, -score]])
+    assert_near(joint(evidence, preset_of(joint).switches), expected, 1e-4)
+    # In returns, 0.05 + 0.9 x 0.1 = 0.14 is beyond the floor of gains; that of the answer turn holds no gain.
+    first = 0.14 / (0.14**2 + 0.12**2) ** 0.5
+    for name in ("gtpo", "hybrid"):
+        switches = replace(preset_of(find_method(name)).switches, gain_weight=1.0, outcome_weight=0.0)
+        assert_near(find_method(name)(evidence, switches), [[first, 1], [-first, -1]], 1e-4)
+
+
+def test_an_exact_outcome_is_not_credited_for_the_rounding_of_the_mean():
+    # Gains of 0.03 and 0.05 with a floor of 0.12 make the mean 0.02, from which equal outcomes of 0 are 0.02 away:
+    # less than the sqrt(2 x 0.12^2) / 4 = 0.042 that rounding moves the mean by.
+    values, floors = torch.tensor([[0.03, 0.0], [0.05, 0.0]]), torch.tensor([0.12, 0.0])
+    assert (pooled_zscore(values, torch.tensor([0, 0]), floors) == 0).all()
+
+
+def test_a_group_whose_gains_differ_by_rounding_teaches_nothing():
+    # 0.075 from the mean, and 0.125.
+    for second, expected in ((1.15, True), (1.25, False)):
+        assert dull([0.0, 0.0], [[1.0], [second]], [7, 7], gain_floor=0.1) == [expected]
+    assert dull([0.0, 0.0], [[1.0], [1.15]], [7, 7]) == [False]
+
+
+def test_the_floor_is_four_deviations_over_all_ranks():
+    # sqrt((0.03^2 + 0.03^2 + 0.06^2) / 3) = 0.042426, times 4. What is not finite does not count.
+    ranks = [squares(torch.tensor([[0.03, NAN], [-0.03, torch.inf]])), squares(torch.tensor([[0.06]]))]
+    assert gain_floor(ranks) == pytest.approx(4 * 0.0424264)
+    assert gain_floor([(0.0, 0)]) == gain_floor([squares(torch.tensor([1e-6]))]) == GAIN_FLOOR
+    assert spread_out(3) == [0, 1, 2] and spread_out(32) == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert len(spread_out(100)) == 12 and len(spread_out(1000)) == 16
+    # An eighth of all ranks' rollouts: 8 and 16 together. Of few on each of many, one of each.
+    assert spread_out(16, 4) == [0, 8] and spread_out(16, 8) == [0, 8] and spread_out(4, 64) == [0]
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize(
+    ("weights", "mixed", "expected"),
+    [
+        (torch.float32, "no", 2.0**-24),
+        (torch.float32, "bf16", 2.0**-8),
+        (torch.float32, "fp16", 2.0**-11),
+        (torch.bfloat16, "no", 2.0**-8),
+        (torch.float16, "no", 2.0**-11),
+    ],
+    ids=str,
+)
+def test_the_precision_is_that_in_which_a_forward_multiplies(weights, mixed, expected):
+    assert rounding_unit(weights, mixed, CPU) == expected
+
+
+@pytest.fixture
+def tf32():
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    yield
+    torch.backends.fp32_precision = before
+
+
+def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):  # noqa: F811
+    for device in (CPU, torch.device("cuda")):
+        assert rounding_unit(torch.float32, "no", device) == TF32
+        assert rounding_unit(torch.float32, "bf16", device) == 2.0**-8
+    trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, max_steps=1, num_iterations=2)))
+    assert not trainer._gain_pass._can_share_logps  # which a clip range of a few thousandths would see
+    trainer.train()
+    assert logged(trainer, "gain/floor")[0] > GAIN_FLOOR and trainer._gain_pass.packing is not None
+
+
+def test_float32_is_not_scored_twice(tokenizer, tmp_path):  # noqa: F811
+    trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, max_steps=1)))
+    trainer.train()
+    assert logged(trainer, "gain/forwards") == [1] and logged(trainer, "gain/floor") == [GAIN_FLOOR]
+    trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, max_steps=1, bf16=True)))
+    trainer.train()
+    assert logged(trainer, "gain/forwards") == [2] and logged(trainer, "gain/floor")[0] > GAIN_FLOOR

@@ -1,0 +1,215 @@
+"""Recipes: each that is shipped parses; a mistake is named with its file, its key and the nearest valid name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from places import ROOT
+
+from a2tgpo_trl.config import A2TGPOConfig
+from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
+from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder
+from a2tgpo_trl.rewards import exact_match
+
+
+SHIPPED = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "accelerate")
+# A row of what a recipe takes from the hub.
+DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 = 72\n#### 72"}}
+
+
+def write(folder: Path, text: str, **others: str) -> Path:
+    """A recipe with what each needs, and these lines instead of or beside it."""
+    given = yaml.safe_load(text) or {}
+    base = {"model_name_or_path": "atlas-tiny", "task": "atlas", "bf16": "false", "output_dir": f"'{folder}'"}
+    lines = [f"{key}: {value}" for key, value in {**base, **others}.items() if key not in given]
+    file = folder / "recipe.yaml"
+    file.write_text("\n".join([*lines, text]) + "\n")
+    return file
+
+
+def test_there_are_recipes_and_the_package_finds_them():
+    assert len(SHIPPED) >= 2
+    assert {file.name for file in recipe_folder().glob("*.yaml")} == {
+        file.name for file in SHIPPED if file.parent.name == "recipes"
+    }
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_override(file, tmp_path):
+    # A recipe for GPUs asks for bfloat16, which this machine's settings object refuses.
+    words = ["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)]
+    if file.name in DATA:
+        for split in ("train", "test"):
+            (tmp_path / f"{split}.jsonl").write_text(json.dumps(DATA[file.name]))
+        words += ["--task_kwargs", json.dumps({"path": str(tmp_path)})]
+    recipe = read_recipe(words)
+    assert recipe.task.train_dataset.num_rows > 0
+    header = file.read_text()
+    for word in ("# Needs", "# Run", "# Override"):
+        assert word in header.split("\nmodel_name_or_path")[0]
+
+
+def shipped(name: str, folder: Path) -> A2TGPOConfig:
+    return read_recipe(["--config", name, "--bf16", "false", "--output_dir", str(folder)]).args
+
+
+@pytest.mark.parametrize(
+    "name", ["colocate_80gb", "lora_24gb", "multi_node", "paper_8gpu_colocate", "paper_8gpu_server"]
+)
+def test_a_recipe_for_long_rollouts_weighs_tokens_and_not_the_product_over_a_rollout(name, tmp_path):
+    # Tokens off by a log-probability of 0.001 each, all to one side: 1.001 a token, exp(6.192) = 489 a rollout, which
+    # is left out of the loss above 3.
+    args = shipped(name, tmp_path)
+    assert args.vllm_importance_sampling_correction and args.vllm_importance_sampling_mode == "token_truncate"
+
+
+def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
+    # Its policy has never read an error, and one rollout that babbles to its limit holds up the 63 beside it.
+    assert shipped("quickstart", tmp_path).failure_policies["unparsed_call"] == "end"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1.0e-4", "there is no key 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("learning_rate: fast", "learning_rate cannot be 'fast'"),
+        ("learning_rate: [1.0]", "learning_rate must be a single value; got the list [1.0]"),
+        ("learning_rate: {a: 1}", "learning_rate must be a single value; got the mapping {'a': 1}"),
+        ("learning_rate: true", "learning_rate must not be true or false"),
+        ("max_steps: 3.5", "max_steps cannot be 3.5"),
+        ("max_steps:", "max_steps must not be empty"),
+        ("bf16: 7", "bf16 cannot be 7"),
+        ("run_name: 5", "run_name must be text; got 5"),
+        ("credit: grop", "got 'grop'. Did you mean 'grpo'?"),
+        (
+            "loss_type: dapoo",
+            "'dapo', 'grpo', 'bnpo', 'dr_grpo', 'luspo', 'cispo', 'sapo', 'vespo'; got 'dapoo'. Did you",
+        ),
+        ("lr_scheduler_type: cosin", "lr_scheduler_type cannot be 'cosin'. Did you mean 'cosine'?"),
+        ("dtype: float23", "dtype cannot be 'float23'. Did you mean 'float32'?"),
+        ("epsilon: 3", "epsilon must be in (0.0, 1.0); got 3"),
+        ("use_peft: true\nlora_r: many", "lora_r cannot be 'many'"),
+        ("reward_funcs: exact_match", "reward_funcs must be a list; got 'exact_match'. Write [exact_match]"),
+        ("reward_funcs: [exact_mach]", "There is no reward 'exact_mach'. Did you mean 'exact_match'?"),
+        ("task: atals", "There is no task 'atals'. Did you mean 'atlas'?"),
+        ("lora_r: 8", "lora_r would have no effect without use_peft"),
+        ("dataset_test_split: test", "dataset_test_split would have no effect without dataset_name"),
+        ("eval_rows: -1", "eval_rows must be at least 0"),
+        ("group_by: hop", "the test set has no column 'hop'. Did you mean 'hops'?"),
+        (
+            "task_kwargs: {sed: 1}",
+            "an unexpected keyword argument 'sed'. Did you mean 'seed'?",
+        ),
+        ("tools: [nowhere.py:search]", "There is no file 'nowhere.py'"),
+        ("tools: [no_such_module_here:search]", "No module named 'no_such_module_here'"),
+        ("tools: [json:dump5]", "json has no 'dump5'. Did you mean 'dump'?"),
+        ("task: json:dumps\ntask_kwargs: {obj: 1}", "must return an a2tgpo_trl.tasks.Task; got str"),
+        ("dataset_name: rows.jsonl", "name either a task or a dataset_name"),
+        ("task:\ndataset_name: own_tol.jsonl", "There is no file 'own_tol.jsonl' in"),
+        ("model_name_or_path: tests/nope", "there is no folder tests/nope"),
+        ("model_name_or_path: tests", "there is no model in tests"),
+        ("task:", "name either a task or a dataset_name"),
+        ("model_name_or_path:", "model_name_or_path is missing"),
+        ("max_steps: 1\nmax_steps: 2", "the key 'max_steps' is given 2 times"),
+        ("task: [", "is not YAML"),
+    ],
+    ids=lambda text: text.splitlines()[0][:30] if ":" in text else "",
+)
+def test_a_mistake_is_named_with_its_file_and_what_to_do(text, message, tmp_path):
+    if "[" == text[-1]:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+    elif text.count("max_steps") == 2:
+        file = write(tmp_path, "max_steps: 1")
+        file.write_text(file.read_text() + "max_steps: 2\n")
+    else:
+        file = write(tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        read_recipe(["--config", str(file)])
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("- learning_rate\n")
+    with pytest.raises(ValueError, match="must hold keys with values"):
+        read_recipe(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "there is no option '--learning_rat'. Did you mean 'learning_rate'?"),
+        (["--learning_rate", "x"], "invalid float value: 'x'"),
+        (["--credit", "grop"], "got 'grop'. Did you mean 'grpo'?"),
+        (["--task_kwargs", "{seed"], "task_kwargs must be JSON of a mapping"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_short(words, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        read_recipe(["--config", str(write(tmp_path, "")), *words])
+    assert message in str(error.value) and len(str(error.value)) < 400
+
+
+def test_an_unknown_recipe_gets_the_nearest_name():
+    with pytest.raises(ValueError, match="no recipe 'quickstat'. Did you mean 'quickstart'"):
+        find_recipe("quickstat")
+
+
+def test_yaml_that_reads_as_text_is_converted_as_the_command_line_is(tmp_path):
+    # YAML reads 2e-6, without a point, as text.
+    recipe = read_recipe(["--config", str(write(tmp_path, "learning_rate: 2e-6\nreport_to: [none]"))])
+    assert recipe.args.learning_rate == 2e-6
+
+
+def test_every_field_of_the_three_groups_works_in_the_file_and_the_command_line_wins(tmp_path):
+    lora = "use_peft: true\nlora_r: 4\nlora_target_modules: [q_proj, v_proj]"
+    text = f"gain_weight: 0.5\n{lora}\neval_rows: 7\ntask_kwargs: {{seed: 3}}"
+    recipe = read_recipe(["--config", str(write(tmp_path, text)), "--lora_r", "8", "--task_kwargs", '{"seed": 4}'])
+    assert (recipe.args.gain_weight, recipe.model.lora_r, recipe.model.lora_target_modules) == (
+        0.5,
+        8,
+        ["q_proj", "v_proj"],
+    )
+    assert len(recipe.test_dataset) == 7 and recipe.run.task_kwargs == {"seed": 4}
+
+
+def test_the_tasks_rewards_keep_their_weights_unless_rewards_or_weights_are_named(tmp_path):
+    def weights(text):
+        return read_recipe(["--config", str(write(tmp_path, text))]).args.reward_weights
+
+    assert weights("") == [1.0, 0.1, 0.0]
+    assert weights("reward_weights: [1.0, 1.0, 1.0]") == [1.0, 1.0, 1.0]
+    assert weights("reward_funcs: [exact_match]") is None
+
+
+def test_names_lead_to_files_beside_the_recipe_and_two_names_of_one_file_share_it(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "CALLS = []\n"
+        "def look(title: str) -> str:\n    '''Look.\n\n    Args:\n        title: What.\n    '''\n    return title\n"
+        "def good(completions, **kwargs):\n    CALLS.append(1)\n    return [1.0] * len(completions)\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "a"}\n')
+    text = "task:\ndataset_name: rows.jsonl\ntools: [mine.py:look]\nreward_funcs: [mine.py:good, exact_match]"
+    task = read_recipe(["--config", str(write(tmp_path, text))]).task
+    assert task.tools[0]("x") == "x" and task.reward_funcs[1] is exact_match
+    assert task.reward_funcs[0].__globals__ is task.tools[0].__globals__
+    assert task.train_dataset["answer"] == ["a"] and task.test_dataset is None
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "a"}\n')
+    file = write(tmp_path, "task:\ndataset_name: rows.jsonl\ndataset_test_split: test")
+    with pytest.raises(ValueError, match="has no split 'test'; it has train"):
+        read_recipe(["--config", str(file)])
+
+
+def test_each_key_of_each_group_is_checked_by_the_converter_of_its_option():
+    # The defaults of all fields are valid values of their keys, so nothing is refused that the parser would take.
+    parser = RecipeParser()
+    defaults = {action.dest: action.default for action in reversed(parser._actions) if action.dest != "help"}
+    written = {key: value for key, value in defaults.items() if value is not None and not callable(value)}
+    check_keys(Path("defaults.yaml"), yaml.safe_load(yaml.safe_dump(written)), parser)
+    assert len(written) > 100

@@ -1,0 +1,548 @@
+"""Interrupted runs: what they go on from, that nothing differs afterwards, and what is refused."""
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import killed_runs
+import pandas as pd
+import pytest
+import tiny
+import torch
+from a2tgpo_trl.resume.resume import told_if_not_written
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.errors import RecipeError, RunInterrupted, RunStopped
+from a2tgpo_trl.recipe.recipe import read_recipe
+from a2tgpo_trl.resume.checkpoints import ResumeError, checkpoints_of, fault, read_manifest, step_of
+from a2tgpo_trl.tools import tool
+
+
+STEPS = 11  # a window is four steps, an epoch is two windows: this ends in the second epoch
+KILLS = int(os.environ.get("A2TGPO_KILLS", "10"))
+ANSWERS = ["Paris", "Rome", "Oslo"]
+TIMES = ("time", "second", "runtime", "per_sec", "train_loss", "flos")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer, tmp_path_factory):
+    """A tiny policy on the disk, where a reference model can be loaded from as well."""
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    tiny.make_model(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def write(turn: int, row: int) -> str:
+    """Up to two calls, then one of three answers, all drawn as sampling draws."""
+    if turn < 2 and torch.randint(2, ()):
+        return tiny.call(f"thing {int(torch.randint(10, ()))}")
+    return tiny.final(ANSWERS[int(torch.randint(3, ()))])
+
+
+def reward(completions, **_) -> list[float]:
+    """The answer decides, and chance: the random numbers of Python's own generator."""
+    return [len(messages[-1]["content"]) + random.random() for messages in completions]
+
+
+def questions(rows: int = 4) -> Dataset:
+    prompts = [[{"role": "user", "content": f"question {i}"}] for i in range(rows)]
+    return Dataset.from_dict({"prompt": prompts, "answer": ["Paris"] * rows})
+
+
+class Stop(TrainerCallback):
+    """Breaks off when a step begins, as an error of the machine would."""
+
+    def __init__(self, after: int | None):
+        self.after = after
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer, policy):
+    def make(folder: Path, stop: int | None = None, trainer=A2TGPOTrainer, config=A2TGPOConfig, **changes):
+        keywords = {
+            "train_dataset": questions(),
+            "eval_dataset": questions(1),
+            "tools": [tiny.search],
+            "model": str(policy),
+            "reward_funcs": reward,
+        }
+        keywords |= {name: changes.pop(name) for name in list(changes) if name in keywords}
+        settings = {
+            "use_cpu": True,
+            "bf16": False,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "num_generations": 4,
+            "steps_per_generation": 2,
+            "gradient_accumulation_steps": 1,
+            "num_iterations": 2,
+            "max_steps": STEPS,
+            "max_completion_length": 300,
+            "learning_rate": 1e-2,
+            "beta": 0.1,
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 3,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+            "logging_steps": 2,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **changes,
+        }
+        made = trainer(
+            args=config(str(folder), **settings), processing_class=tokenizer, callbacks=[Stop(stop)], **keywords
+        )
+        tiny.script(made.model, tokenizer, write)
+        return made
+
+    return make
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def log_of(history: list[dict]) -> list[dict]:
+    """A log without what clocks say."""
+    return [{k: v for k, v in entry.items() if not any(word in k for word in TIMES)} for entry in history]
+
+
+def broken(make, folder: Path, after: int, **changes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, stop=after, **changes).train()
+
+
+@pytest.fixture(scope="module")
+def unbroken(make, tmp_path_factory):
+    trainer = make(tmp_path_factory.mktemp("unbroken") / "run")
+    trainer.train()
+    return trainer
+
+
+# ---- going on changes nothing
+
+
+@pytest.mark.parametrize("after", [2, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 9))])
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(after, make, unbroken, tmp_path):
+    # After 1, 2 and 9 steps in the middle of a window; after 4 between two; after 8 between two epochs.
+    broken(make, tmp_path, after)
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(unbroken))
+    assert torch.equal(*(torch.cat([p.flatten() for p in t.ref_model.parameters()]) for t in (again, unbroken)))
+    assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
+
+
+def test_the_completions_of_a_log_are_those_of_before_the_interruption_as_well(make, tmp_path):
+    make(tmp_path / "whole", max_steps=4, log_completions=True).train()
+    broken(make, tmp_path / "broken", 1, max_steps=4, log_completions=True)
+    make(tmp_path / "broken", max_steps=4, log_completions=True).train(resume_from_checkpoint=True)
+    for name in ("completions_00002.parquet", "completions_00004.parquet"):
+        whole, again = (pd.read_parquet(tmp_path / run / "completions" / name) for run in ("whole", "broken"))
+        assert len(whole) > 0 and whole.astype(str).equals(again.astype(str))
+
+
+def test_an_evaluation_changes_nothing_of_what_is_trained(make, unbroken, tmp_path):
+    without = make(tmp_path, eval_strategy="no", save_strategy="no")
+    without.train()
+    assert torch.equal(weights(without), weights(unbroken))
+
+
+def test_a_run_that_has_made_its_last_step_makes_no_other(make, unbroken, tmp_path):
+    trainer = make(tmp_path)
+    trainer.train()
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == STEPS and torch.equal(weights(again), weights(unbroken))
+
+
+@pytest.mark.slow
+def test_more_steps_and_other_places_to_log_and_save_are_the_same_run(make, unbroken, tmp_path):
+    make(tmp_path, max_steps=6, save_steps=2, lr_scheduler_type="constant").train()
+    whole = make(tmp_path / "whole", lr_scheduler_type="constant")
+    whole.train()
+    again = make(tmp_path, save_steps=3, logging_steps=1, lr_scheduler_type="constant")
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(whole))
+    assert {folder.name for folder in checkpoints_of(tmp_path)} == {f"checkpoint-{n}" for n in (2, 4, 6, 9, 11)}
+
+
+def test_a_run_whose_tool_went_down_in_a_step_goes_on_as_if_it_had_not(make, tmp_path):
+    # Steps of two micro-batches, and a batch of rollouts for each of those: the second batch of step 3 finds the tool
+    # down, when a gradient, random numbers, metrics and tokens of the step are there already.
+    layout = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "num_iterations": 1, "max_steps": 4}
+    down = []
+
+    def up() -> None:
+        if down:
+            raise ConnectionError("refused")
+
+    @tool(check=up, backoff=0.0)
+    def search(query: str) -> str:
+        """Look something up.
+
+        Args:
+            query: What to look for.
+        """
+        up()
+        return f"The {query} is Paris."
+
+    def failing(completions, trainer_state, **_):
+        failing.batches += 1
+        if failing.batches == 5:
+            down.append(True)
+        return reward(completions)
+
+    def sound(completions, **_):
+        return reward(completions)
+
+    sound.__name__ = failing.__name__ = "judge"
+    failing.batches = 0
+    changes = {**layout, "tools": [search], "eval_strategy": "no", "outage_patience": 0.0}
+    whole = make(tmp_path / "whole", reward_funcs=sound, **changes)
+    whole.train()
+    with pytest.raises(RunStopped, match="checkpoint-2: go on from there"):
+        make(tmp_path / "broken", reward_funcs=failing, save_steps=100, **changes).train()
+    down.clear()
+    again = make(tmp_path / "broken", reward_funcs=sound, save_steps=100, **changes)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(whole))
+    assert log_of(again.state.log_history) == log_of(whole.state.log_history)
+
+
+# ---- what is whole and what is torn
+
+
+@pytest.fixture(scope="module")
+def saved(make, tmp_path_factory):
+    """Checkpoints of the steps 1 to 4."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    broken(make, folder, 4)
+    return folder
+
+
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+TEARS = {
+    "manifest.json": lambda file: file.unlink(),
+    "model.safetensors": lambda file: os.truncate(file, 100),
+    "rank_0.pt": lambda file: file.unlink(),
+    "optimizer.pt": lambda file: file.unlink(),
+    "trainer_state.json": lambda file: file.write_text("{"),
+}
+
+
+@pytest.mark.parametrize("name", TEARS)
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(name, saved, make, tmp_path, caplog):
+    folder = copied(saved, tmp_path)
+    TEARS[name](folder / "checkpoint-4" / name)
+    again = make(folder, max_steps=3)  # which checkpoint-3 has made already
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint=True)
+    assert "checkpoint-4 is not whole" in caplog.text and "checkpoint-3 is gone on from" in caplog.text
+    assert name in caplog.text or "it has no manifest" in caplog.text
+    assert (folder / "torn-checkpoint-4").is_dir() and again.state.global_step == 3
+
+
+def test_a_torn_one_that_is_named_is_refused_with_the_last_whole_one(saved, make, tmp_path):
+    folder = copied(saved, tmp_path)
+    os.truncate(folder / "checkpoint-4" / "optimizer.pt", 10)
+    with pytest.raises(ResumeError, match=r"optimizer.pt has 10 bytes of \d+. The last whole one is .*checkpoint-3"):
+        make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    with pytest.raises(ResumeError, match="no folder .*checkpoint-7.* The last whole one is .*checkpoint-3"):
+        make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-7"))
+    assert (folder / "checkpoint-4").is_dir()  # nothing is moved by a refusal
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(saved, make, tmp_path):
+    folder = copied(saved, tmp_path)
+    for one in checkpoints_of(folder):
+        (one / "manifest.json").unlink()
+    with pytest.raises(ResumeError, match="no whole checkpoint .*checkpoint-4: it has no manifest.*overwrite"):
+        make(folder).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match="holds no checkpoint to go on from"):
+        make(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_an_earlier_checkpoint_that_is_named_leaves_the_later_ones_aside(saved, make, tmp_path):
+    folder = copied(saved, tmp_path)
+    again = make(folder, max_steps=3)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert sorted(f.name for f in folder.glob("*checkpoint*")) == [
+        *("checkpoint-1", "checkpoint-2", "checkpoint-3"),
+        *("left-checkpoint-3", "left-checkpoint-4"),
+    ]
+
+
+def test_a_checkpoint_of_plain_trl_is_accepted_with_a_warning(make, tmp_path, caplog):
+    plain = make(tmp_path, trainer=GRPOTrainer, config=GRPOConfig, max_steps=2)
+    plain.train()
+    with pytest.raises(ResumeError, match="no whole checkpoint"):
+        make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match="holds no reference model, which sync_ref_model goes on from"):
+        make(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer = make(tmp_path, max_steps=3, sync_ref_model=False)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "has no manifest: plain TRL has saved it" in caplog.text
+    assert trainer.state.global_step == 3
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(make, tmp_path):
+    make(tmp_path, max_steps=1, save_only_model=True).train()
+    with pytest.raises(ResumeError, match="weights alone .save_only_model"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_older_checkpoints_go_once_the_new_one_is_whole(make, tmp_path, monkeypatch):
+    from a2tgpo_trl.resume.resume import resume
+
+    seen = []
+
+    def watched(folder, facts, manifest=resume.write_manifest):
+        seen.append([one.name for one in checkpoints_of(tmp_path) if fault(one) is None])
+        manifest(folder, facts)
+
+    monkeypatch.setattr(resume, "write_manifest", watched)
+    make(tmp_path, max_steps=3, save_total_limit=1).train()
+    assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
+    assert [one.name for one in checkpoints_of(tmp_path)] == ["checkpoint-3"]
+    assert torch.load(tmp_path / "checkpoint-3" / "training_args.bin", weights_only=False).save_total_limit == 1
+
+
+def test_no_checkpoint_of_another_run_gives_way_and_nothing_that_somebody_has_put_into_one(make, tmp_path, caplog):
+    (tmp_path / "checkpoint-900").mkdir()
+    (tmp_path / "checkpoint-900" / "model.safetensors").write_text("of another run")
+    (tmp_path / "checkpoint-best").mkdir()
+    made = make(tmp_path, max_steps=3, save_total_limit=1)
+    made.add_callback(Noting())
+    made.train()
+    assert made.args.save_total_limit == 1
+    names = {*("checkpoint-3", "checkpoint-900", "checkpoint-best", "torn-checkpoint-1", "torn-checkpoint-2")}
+    assert {folder.name for folder in tmp_path.glob("*checkpoint-*")} == names
+    assert [file.name for file in (tmp_path / "torn-checkpoint-1").iterdir()] == ["notes.txt"]
+    assert (tmp_path / "checkpoint-900" / "model.safetensors").is_file() and "torn-checkpoint-2 keeps" in caplog.text
+
+
+class Noting(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        for folder in checkpoints_of(args.output_dir)[:2]:
+            (folder / "notes.txt").write_text("good so far")
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, [1]), (2, [3, 1]), (3, [3, 2, 1])])
+def test_the_best_checkpoint_stays_and_alone_if_one_is_to_stay(limit, left, make, tmp_path):
+    (tmp_path / "checkpoint-900").mkdir()
+    made = make(
+        tmp_path,
+        max_steps=3,
+        save_total_limit=limit,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="reward",
+    )
+    made.evaluate = lambda *args, **kwargs: {"eval_reward": -made.state.global_step}  # the first is the best
+    made.train()
+    assert [step_of(folder) for folder in checkpoints_of(tmp_path)] == [900, *left]
+
+
+# ---- what must be the same
+
+
+def other_policy(tokenizer, folder: Path) -> str:
+    tiny.make_model(tokenizer, intermediate_size=96).save_pretrained(folder / "larger")
+    return str(folder / "larger")
+
+
+def test_what_changes_the_training_is_named_and_refused(saved, make, tmp_path, tokenizer, caplog):
+    folder = copied(saved, tmp_path)
+    with pytest.raises(ResumeError, match=r"other settings: learning_rate \(0.01, now 0.02\); seed \(42, now 1\)\."):
+        make(folder, learning_rate=0.02, seed=1).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match=r"data \(4 rows, \w+, now 6 rows, \w+\)"):
+        make(folder, train_dataset=questions(6)).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match=r"architecture \(.*policy \(tiny, now larger\)"):
+        make(folder, model=other_policy(tokenizer, tmp_path)).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match=r"rollouts per optimizer step \(4, now 8\)"):
+        make(folder, gradient_accumulation_steps=2).train(resume_from_checkpoint=True)
+    trainer = make(folder, learning_rate=0.02, max_steps=5, resume_changed=True)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=True)
+    assert "learning_rate (0.01, now 0.02)" in caplog.text and "gone on from all the same" in caplog.text
+    assert trainer.state.global_step == 5
+
+
+def test_rows_that_differ_in_a_word_are_other_data(saved, make, tmp_path):
+    rows = questions().map(lambda row, i: {"answer": "Rome" if i == 3 else row["answer"]}, with_indices=True)
+    with pytest.raises(ResumeError, match=r"data \(4 rows, \w+, now 4 rows, \w+\)"):
+        make(copied(saved, tmp_path), train_dataset=rows).train(resume_from_checkpoint=True)
+
+
+def test_inside_a_window_the_work_cannot_be_shared_out_anew_and_between_two_it_can(saved, make, tmp_path):
+    # The same four rollouts a step and eight a window, as two micro-batches of two instead of one of four.
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    folder = copied(saved, tmp_path)
+    inside = str(folder / "checkpoint-3")
+    with pytest.raises(ResumeError, match="in the middle of a batch of rollouts.*or go on from .*checkpoint-4"):
+        make(folder, **split).train(resume_from_checkpoint=inside)
+    trainer = make(folder, max_steps=6, **split)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._step == 12  # micro-batches: eight of the first window, and two for each of the steps 5 and 6
+
+
+# ---- SIGTERM
+
+
+def test_sigterm_finishes_the_step_saves_and_leaves_with_75(make, unbroken, tmp_path, caplog):
+    # In the fifth batch of rewards; it is a step that an evaluation belongs to, which the resumed run makes.
+    def asked(completions, trainer_state, **_):
+        if trainer_state.global_step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return reward(completions)
+
+    asked.__name__ = "reward"
+    trainer = make(tmp_path, reward_funcs=asked, save_steps=100)
+    with pytest.raises(RunInterrupted) as left, caplog.at_level(logging.WARNING):
+        trainer.train()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert left.value.code == 75 and "after step 9 of 11" in caplog.text and "--resume_from_checkpoint" in caplog.text
+    assert read_manifest(tmp_path / "checkpoint-9")["evaluation_is_due"]
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(unbroken))
+    assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_user_stays_in_its_place(make, tmp_path, caplog):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        with caplog.at_level(logging.WARNING):
+            make(tmp_path, max_steps=1, save_strategy="no").train()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard and "SIGTERM has a handler already" in caplog.text
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_checkpoint_at_sigterm_of_transformers_is_refused_for_the_one_there_is(make, tmp_path):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint: leave it out. SIGTERM is always answered"):
+        make(tmp_path, enable_jit_checkpoint=True)
+
+
+# ---- disks
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    """A small file system of its own: root may write where permissions say no, but not where there is no room."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_what_was_saved_before_can_be_gone_on_from(make, unbroken, tmp_path):
+    make(tmp_path / "one", max_steps=1).train()
+    size = sum(file.stat().st_size for file in (tmp_path / "one" / "checkpoint-1").rglob("*"))
+    with mounted(tmp_path / "small", f"size={int(1.5 * size)}") as small:
+        with pytest.raises(RunStopped) as stopped:
+            make(small, save_total_limit=1).train()
+        message = str(stopped.value)
+        assert "checkpoint-2 could not be written" in message and "MiB free. Make room there" in message
+        assert "checkpoint-1 is whole: go on from it" in message
+        subprocess.run(["mount", "-o", "remount,size=100%", small], check=True)
+        again = make(small, save_total_limit=1)
+        again.train(resume_from_checkpoint=True)
+        assert torch.equal(weights(again), weights(unbroken))
+
+
+def test_results_that_find_no_room_are_told_in_a_line_and_other_errors_keep_their_trace(saved, tmp_path):
+    with mounted(tmp_path / "small", "size=64k") as small:
+        with pytest.raises(RunStopped, match="No space left on device.*small has 0 MiB free.*no whole checkpoint"):
+            with told_if_not_written(small):
+                (small / "results").write_bytes(bytes(10**6))
+    with pytest.raises(ConnectionError, match="refused"), told_if_not_written(saved):
+        raise ConnectionError("refused")
+
+
+def test_an_adapter_without_its_weights_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="but not its weights .adapter_model.safetensors"):
+        read_recipe(["--config", "quickstart", "--model_name_or_path", str(tmp_path)])
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(make, tmp_path):
+    with mounted(tmp_path / "fixed", "size=1m") as fixed:
+        subprocess.run(["mount", "-o", "remount,ro", fixed], check=True)
+        with pytest.raises(ResumeError, match="output_dir .*fixed/run cannot be written to: Read-only file system"):
+            make(fixed / "run").train()
+
+
+# ---- killed
+
+
+@pytest.fixture
+def warm():
+    """A process that has imported everything, and runs trainings in forks of itself."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, killed_runs.__file__]
+    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, env=environment) as process:
+
+        def ask(folder: Path, **task) -> dict:
+            process.stdin.write(json.dumps({"folder": str(folder), **task}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        yield ask
+        process.stdin.close()
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_end_as_one_that_was_not(warm, tmp_path):
+    # Every second kill is in the middle of writing a checkpoint. A larger sweep: A2TGPO_KILLS=200.
+    whole = warm(tmp_path / "whole")
+    assert whole["exit"] == 0, (tmp_path / "whole.log").read_text()
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    log = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())["log_history"]
+    draw = random.Random(0)
+    for number in range(KILLS):
+        folder = tmp_path / f"run{number}"
+        aimed = {"at_event": draw.randrange(10, whole["events"])}
+        kill = aimed if number % 2 == 0 else {"after": draw.uniform(0.3, 1.0) * whole["seconds"]}
+        if warm(folder, kill=kill)["signal"] == signal.SIGKILL:
+            resumed = any(fault(one) is None for one in checkpoints_of(folder))
+            again = warm(folder, resume=resumed, words=[] if resumed else ["--overwrite", "true"])
+            assert again["exit"] == again["code"] == 0, (kill, Path(f"{folder}.log").read_text())
+        assert (folder / "model.safetensors").read_bytes() == expected, kill
+        again_log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        assert log_of(again_log) == log_of(log), kill
+        shutil.rmtree(folder)

@@ -1,0 +1,97 @@
+"""Interrupted runs on several processes over gloo: each rank goes on with its own, however the policy is sharded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import HELPERS
+from ranks import environment, free_port
+
+from a2tgpo_trl.resume.checkpoints import fault
+
+
+SCRIPT = HELPERS / "resumed_ranks.py"
+LAUNCHER = {
+    # torchrun's own, whose exit code is always 1, and this package's.
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"],
+    "ours": [
+        *("-m", "a2tgpo_trl.launch.launcher", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_ip=127.0.0.1"),
+    ],
+}
+
+
+def run(folder: Path, backend: str = "ddp", launcher: str | None = "torchrun", **task) -> tuple[int, str, list[dict]]:
+    """The exit code, what was printed, and the report of each rank."""
+    port = {"torchrun": f"--master_port={free_port()}", "ours": f"--main_process_port={free_port()}"}
+    words = [*LAUNCHER[launcher], port[launcher]] if launcher else []
+    for report in folder.glob("rank*.json"):
+        report.unlink()
+    task = {"folder": str(folder), "backend": backend, **task}
+    variables = {} if backend.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, *words, str(SCRIPT), json.dumps(task)],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    reports = [json.loads(report.read_text()) for report in sorted(folder.glob("rank*.json"))]
+    return done.returncode, done.stdout + done.stderr, reports
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_a_rank_that_is_killed_costs_nothing_that_was_saved(backend, tmp_path):
+    code, out, whole = run(tmp_path / "whole", backend)
+    assert code == 0, out
+    assert len(whole) == 2 and whole[0] == whole[1] and whole[0]["steps"] == 7
+    folder = tmp_path / "broken"
+    # One of the ranks as it writes the third checkpoint; the second is of the middle of a window.
+    code, out, _ = run(folder, backend, tear=[1, 3])
+    assert code == 1 and fault(folder / "checkpoint-3") == "it has no manifest", out
+    code, out, reports = run(folder, backend, resume=True)
+    assert code == 0 and "checkpoint-2 is gone on from" in out, out
+    assert reports == whole
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_asked_to_leave_takes_the_others_along(tmp_path):
+    whole = run(tmp_path / "whole")[2]
+    for launcher, expected in (("torchrun", 1), ("ours", os.EX_TEMPFAIL)):
+        folder = tmp_path / launcher
+        code, out, _ = run(folder, launcher=launcher, terminate=[1, 4])
+        assert code == expected and out.count("Interrupted by SIGTERM after step 5 of 7") == 1, out
+        assert fault(folder / "checkpoint-5") is None
+        code, out, reports = run(folder, resume=True)
+        assert code == 0 and reports == whole, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeded", [True, False])
+def test_other_numbers_of_processes_go_on_between_windows_alone(seeded, tmp_path):
+    folder, two = tmp_path / "run", {"seeded_rollouts": seeded}
+    one = {**two, "per_device_train_batch_size": 4}  # as many rollouts as two processes with two
+    assert run(folder, settings={**two, "max_steps": 4})[0] == 0
+    shutil.copytree(folder, tmp_path / "inside")
+    code, out, _ = run(tmp_path / "inside", launcher=None, settings=one, resume=str(tmp_path / "inside/checkpoint-3"))
+    assert code == 1 and "processes (2, now 1)" in out and "or go on from" in out and "checkpoint-4" in out
+    code, out, (report,) = run(folder, launcher=None, settings={**one, "max_steps": 8}, resume=True)
+    assert code == 0 and report["steps"] == report["micro_step"] == 8, out
+    # With a seed of its own for each rollout, nothing is sampled otherwise, and there is nothing to warn of.
+    assert ("What is sampled from here on is not what it would have been" in out) == (not seeded), out
+    code, out, reports = run(folder, settings={**two, "max_steps": 9}, resume=True)
+    assert code == 0 and ("What is sampled from here on is not what it would have been" in out) == (not seeded), out
+    assert [report["micro_step"] for report in reports] == [9, 9]
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_deepspeed_has_shared_out_is_refused_to_another_number_of_processes(tmp_path):
+    assert run(tmp_path, "zero2", settings={"max_steps": 4})[0] == 0
+    one = {"per_device_train_batch_size": 4}
+    code, out, _ = run(tmp_path, "ddp", launcher=None, settings=one, resume=True)
+    assert code == 1 and "sharding (DeepSpeed, ZeRO stage 2, now none)" in out and "Start it as it was" in out

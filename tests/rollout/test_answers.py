@@ -1,0 +1,160 @@
+"""Where right answers come from: the data set, or environments that own their data."""
+
+import itertools
+
+import pytest
+import test_trainer
+import tiny
+from test_trainer import logged, make, questions, settings
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.preflight.data import check_answers
+from a2tgpo_trl.rollout.answers import UNKNOWN, Answer, find_answer, rows_with_answers
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+class Riddles(test_trainer.Library):
+    """Two riddles that alternate from rollout to rollout: nothing of them is in a data set."""
+
+    answer: str | list[str] | None = None
+    made = itertools.count()
+
+    def __init__(self):
+        self.number = next(Riddles.made)
+
+    def reset(self, **row) -> str:
+        super().reset()
+        self.answer = ("Paris", "Rome")[self.number % 2]
+        return "What is the capital?"
+
+
+class Failing(Riddles):
+    def reset(self, **row) -> str:
+        text = super().reset()
+        if self.answer == "Rome":
+            raise RuntimeError("no riddle left")
+        return text
+
+
+def train(tokenizer, tmp_path, environment, **keywords):
+    """A run of one step on environments alone; its records."""
+    keywords = {"tools": None, "environment_factory": environment, "train_dataset": None, **keywords}
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), **keywords)
+    records = []
+    trainer.on_rollouts = records.extend
+    trainer.train()
+    return trainer, records
+
+
+def test_environments_that_own_their_data_train_with_gains_and_without_a_data_set(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Riddles, "made", itertools.count())
+    trainer, records = train(tokenizer, tmp_path, Riddles)
+    assert [record["answer"] for record in records] == ["Paris", "Rome", "Paris", "Rome"]
+    assert {record["prompt"][-1]["content"] for record in records} == {"What is the capital?"}
+    # Of one prompt, the value is that of the answer; the policy says Paris, Rome, Paris and Oslo.
+    before = [record["values"][0] for record in records]
+    assert before[0] == before[2] != before[1] == before[3]
+    assert [record["rewards"]["exact_match"] for record in records] == [1.0, 1.0, 1.0, 0.0]
+    assert len(logged(trainer, "gain/mean")) == 1
+
+
+def test_what_an_environment_says_wins_over_its_row_and_none_leaves_it_to_the_row():
+    game = Riddles()
+    assert find_answer({"gold": "Oslo"}, "gold", game)[::2] == ("Oslo", False)
+    game.answer = ["Bern", "Berne"]
+    assert find_answer({"gold": "Oslo"}, "gold", game)[::2] == (["Bern", "Berne"], True)
+    assert find_answer({"gold": "Oslo"}, "gold", test_trainer.Library())[::2] == ("Oslo", False)
+    # What a failed reset left is an answer of before.
+    assert find_answer({"gold": "Oslo"}, "gold", game, failed=True)[::2] == ("Oslo", False)
+    assert find_answer({}, "gold", game, failed=True)[::2] == (UNKNOWN, True)
+
+
+def test_rewards_read_answer_of_all_rows_or_of_none():
+    rows = [{"prompt": "a", "gold": "Oslo"}, {"prompt": "b", "answer": "hers", "gold": "Rome"}, {"prompt": "c"}]
+    answers = [Answer("Oslo", "", False), Answer("Bern", "", True), Answer(None, "", False)]
+    assert [row["answer"] for row in rows_with_answers(rows, answers)] == ["Oslo", "Bern", None]
+    assert rows_with_answers(rows[2:], answers[2:]) == [{"prompt": "c"}]
+
+
+def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_the_run(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Riddles, "made", itertools.count())
+    trainer, records = train(tokenizer, tmp_path, Failing)
+    assert [record["ended"] == "reset" for record in records] == [False, True, False, True]
+    # Two are left to sample, in which the scripted policy says Paris and Rome.
+    assert [record["rewards"]["exact_match"] for record in records] == [1.0, None, 0.0, None]
+    assert logged(trainer, "rollouts/excluded") == [0.5]
+
+
+def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path):
+    class Forgetful(Riddles):
+        def reset(self, **row) -> str:
+            if not hasattr(self, "asked"):
+                self.answer = "Paris"
+            return super(Riddles, self).reset()
+
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=2))
+    trainer = make(tokenizer, args, tools=None, train_dataset=None, environment_factory=Forgetful)
+    with pytest.raises(ValueError, match="Forgetful, once it was reset, holds None"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+class Silent(Riddles):
+    def reset(self, **row) -> str:
+        return super(Riddles, self).reset()
+
+
+class Submits(test_trainer.Library):
+    def answer(self, text: str) -> str:
+        """Give the answer.
+
+        Args:
+            text: The answer.
+        """
+        return text
+
+
+@pytest.mark.parametrize(
+    ("environment", "dataset", "words"),
+    [
+        (test_trainer.Library, None, "no data set was given, and Library declares none.*answer: str.*credit='gtpo'"),
+        (Submits, None, "no data set was given, and Submits declares none"),
+        (Silent, None, "attribute answer of Silent, once it was reset, holds None.*credit='gtpo'"),
+        (
+            test_trainer.Library,
+            questions().remove_columns("answer"),
+            "no column 'answer'; it has prompt.*credit='gtpo'",
+        ),
+    ],
+)
+def test_a_game_without_an_answer_is_told_how_to_give_one_and_what_does_without(
+    environment, dataset, words, tokenizer, tmp_path
+):
+    with pytest.raises(ValueError, match=words):
+        train(tokenizer, tmp_path, environment, train_dataset=dataset)
+
+
+def test_a_game_without_an_answer_trains_by_turn_rewards(tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit="gtpo", shaping_embedding="ngrams"))
+    keywords = {"tools": None, "train_dataset": None, "reward_funcs": None}
+    trainer = make(tokenizer, args, environment_factory=test_trainer.Library, **keywords)
+    trainer.train()
+    assert trainer.state.global_step == 1 and not logged(trainer, "gain/mean")
+    assert logged(trainer, "rewards/Library/mean") and logged(trainer, "turn_rewards/bad_format/mean")
+
+
+def test_check_knows_environments_that_give_the_answer(tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path))
+    data = {"training": questions().remove_columns("answer")}
+    assert check_answers(data, args, tokenizer, {test_trainer.Library})[0] == "fail"
+    status, message = check_answers(data, args, tokenizer, {Riddles})
+    assert status == "pass" and "Riddles" in message
+    only_tested = {"evaluation": questions()}
+    status, message = check_answers(only_tested, args, tokenizer, {test_trainer.Library})
+    assert status == "fail" and "no data set was given" in message

@@ -1,0 +1,165 @@
+"""Training whose turns a real vLLM samples: on one process and on two, full weights and LoRA, split and as a server.
+
+What a wrong sampler would look like is shown in the same runs, by telling vLLM of no update in the last step.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tiny
+from places import HELPERS
+from ranks import environment, free_port, reports
+
+
+pytestmark = pytest.mark.vllm
+
+SCRIPT = HELPERS / "vllm_run.py"
+ROUNDING = 0.03  # nats: vLLM computes in bfloat16; on this policy that makes 0.01
+OUT_OF_DATE = 0.05
+MOST_ROUNDING = 0.15  # of any token
+SYNCED, STEPS = 2, 3
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = tiny.make_tokenizer()
+    tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # vLLM has no attention of smaller heads on CPU
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# Without compiling, which takes longer than all tests together.
+VARIABLES = {
+    "ACCELERATE_USE_CPU": "true",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def run(folder: Path, policy: Path, *words: str, processes: int = 1) -> list[dict]:
+    """Train on so many processes: what each reports."""
+    ranks = reports(folder, [str(SCRIPT), str(folder), str(policy), *words], processes, **VARIABLES)
+    assert [rank["rank"] for rank in ranks] == list(range(processes))
+    assert all(rank["processes"] == processes and rank["steps"] == STEPS for rank in ranks)
+    return ranks
+
+
+def check_trained(ranks: list[dict]) -> None:
+    """The policy moved, to the same place on all ranks, and vLLM followed as long as it was told."""
+    assert all(rank["weights"] == ranks[0]["weights"] and rank["moved"] > 1e-3 for rank in ranks)
+    for rank in ranks:
+        assert rank["gaps"] == ranks[0]["gaps"] and len(rank["gaps"]) == STEPS  # summed over ranks
+        assert max(rank["gaps"][:SYNCED]) < ROUNDING, rank["gaps"]
+        assert min(rank["gaps"][SYNCED:]) > OUT_OF_DATE, rank["gaps"]  # the control
+        assert len(set(rank["turns"])) > 1
+        # Sampler and policy say the same at any depth, so the gap does not grow; nor does it out of date.
+        assert all(entry["sampler_gap/alarm"] == 0 for entry in rank["history"])
+        assert all("sampler_gap/turn_3" in entry for entry in rank["history"])
+
+
+def test_vllm_samples_from_the_weights_of_the_moment(policy, tmp_path):
+    ranks = run(tmp_path, policy, "full")
+    check_trained(ranks)
+    # Four prompts in two batches, two rollouts each, with 2, 1, 0 and 3 calls; the last ones may run out of room.
+    assert ranks[0]["turns"][:6] == [3, 3, 2, 2, 1, 1] and min(ranks[0]["turns"][6:8]) > 2
+
+
+def test_two_processes_with_a_vllm_each_train_one_policy(policy, tmp_path):
+    ranks = run(tmp_path, policy, "full", processes=2)
+    check_trained(ranks)
+    assert [rank["split"] for rank in ranks] == [1, 1]
+    assert ranks[0]["turns"] != ranks[1]["turns"]
+
+
+def test_a_lora_adapter_is_merged_for_vllm_and_lies_beside_whole_weights_afterwards(policy, tmp_path):
+    (rank,) = run(tmp_path, policy, "lora")
+    check_trained([rank])
+    adapter = rank["adapter"]
+    assert adapter["layers"] == 8 and not adapter["merged"]
+    assert adapter["adapter"] > 0.01  # what vLLM was given is not what it started with
+    assert adapter["base_moved"] < 1e-6  # merged and taken out again twice, in float32
+
+
+def test_two_processes_share_a_vllm_whose_weights_are_split(policy, tmp_path):
+    ranks = run(tmp_path, policy, "parallel", processes=2)
+    check_trained(ranks)
+    assert [rank["split"] for rank in ranks] == [2, 2]
+    assert ranks[0]["turns"] != ranks[1]["turns"]
+
+
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_the_best_weights_are_evaluated_by_a_vllm_that_has_them(way, policy, tmp_path):
+    (rank,) = run(tmp_path, policy, way, "best")
+    found = rank["best"]
+    assert found["best"] == 1 and found["rollouts"] == 4
+    assert found["before"] > 1e-3  # the control: it had those of the last step
+    assert found["after"] < 5e-3 and found["after"] < found["before"] / 2  # 8 bits of a weight of at most 1
+
+
+# ---- as a server
+
+
+@pytest.fixture(scope="module")
+def server(policy, tmp_path_factory) -> str:
+    """The address of a server with the flags that TRL asks for."""
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    # What `vllm serve` runs. In the build for CPUs that command itself asks for the metadata of a package `vllm`.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "480"]
+    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
+    with log.open("w") as file, started(command, file) as process:
+        deadline = time.monotonic() + 180
+        while "Application startup complete" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def started(command: list[str], log):
+    """A process and all that it starts, ended together."""
+    process = subprocess.Popen(
+        command,
+        env={**environment(**VARIABLES), "VLLM_SERVER_DEV_MODE": "1"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_ranks_with_unequal_turns_get_their_own_completions_from_a_server(policy, server, tmp_path):
+    # The server keeps its first weights, and so does the policy, at a learning rate of 0: TRL sends weights from GPU
+    # to GPU only. Tokens that another context was continued with would differ as those of other weights do.
+    ranks = run(tmp_path, policy, server, processes=2)
+    assert ranks[0]["turns"] != ranks[1]["turns"]
+    for rank in ranks:
+        assert len(rank["gaps"]) == STEPS and max(rank["gaps"]) < MOST_ROUNDING, rank["gaps"]
+    # A rollout that the server would refuse to continue, since a whole turn more might not fit, ends before that.
+    assert "context_full" in ranks[1]["ends"]
+
+
+def test_demonstration_that_the_parents_loop_gives_a_rank_what_another_asked_for(policy, server, tmp_path):
+    """Not a test of this package: it shows that the test above can fail, with TRL's loop in the place of ours.
+
+    When it fails, TRL gives each rank its own by itself.
+    """
+    ranks = run(tmp_path, policy, server, "parent", processes=2)
+    assert max(ranks[0]["gaps"]) > 2 * MOST_ROUNDING
