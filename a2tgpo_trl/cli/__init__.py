@@ -20,7 +20,6 @@ COMMANDS = {
     "merge": "make one policy of an adapter and its base",
     "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
-    "calibrate": "say what kinds of turns go with success, and what to reward them by",
     "plot": "draw the learning curves of finished runs in one picture",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
     "bench": "time gain pass, credit, tool calls, Python sessions and streamed turns against plain ways",

@@ -340,15 +340,15 @@ def test_a_recipe_finds_a_method_and_turn_rewards_beside_it(tmp_path):
             return [float(i) for i, _ in enumerate(record["turns"])]
         """)
     )
-    (tmp_path / "calibrated.yaml").write_text("turn_rewards: {failed_call: -0.2, 'own_rewards.py:depth': 0.5}\n")
-    file = write(tmp_path, "credit: own_credit.py:last_tool_turn\nturn_rewards: calibrated.yaml")
+    (tmp_path / "weights.yaml").write_text("turn_rewards: {failed_call: -0.2, 'own_rewards.py:depth': 0.5}\n")
+    file = write(tmp_path, "credit: own_credit.py:last_tool_turn\nturn_rewards: weights.yaml")
     recipe = read_recipe(["--config", str(file)])
     assert recipe.args.credit_method.__name__ == "last_tool_turn"
     assert recipe.args.turn_rewards == {"failed_call": -0.2, "own_rewards.py:depth": 0.5}
     assert recipe._own_turn_rewards["own_rewards.py:depth"]({"turns": [{}, {}]}) == [0.0, 1.0]
     for words in (["--credit", "grpo"], ["--credit=grpo"]):
         assert read_recipe(["--config", str(file), *words]).args.credit == "grpo"
-    (tmp_path / "calibrated.yaml").write_text("failed_call: -0.2\n")
+    (tmp_path / "weights.yaml").write_text("failed_call: -0.2\n")
     with pytest.raises(ValueError, match="must hold the key turn_rewards"):
         read_recipe(["--config", str(file)])
 
