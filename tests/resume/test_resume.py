@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from a2tgpo_trl.resume.resume import told_if_not_written
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -25,6 +24,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.errors import RecipeError, RunInterrupted, RunStopped
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.resume.checkpoints import ResumeError, checkpoints_of, fault, read_manifest, step_of
+from a2tgpo_trl.resume.resume import told_if_not_written
 from a2tgpo_trl.tools import tool
 
 
