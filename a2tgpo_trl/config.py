@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from trl import GRPOConfig
 
 from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
+from .information_gain.probes import ANSWER_SLOT
 from .lookup import nearest, read_yaml
 from .rollout.failures import Policy, complete_policy
 
@@ -26,7 +27,6 @@ WITHOUT_CLIP_RANGE = {
     "sapo": "fades ratios out without an edge",
     "vespo": "weighs whole rollouts",
 }
-ANSWER_SLOT = "{answer}"
 
 
 def _by_credit(name: str, text: str) -> Any:

@@ -4,13 +4,13 @@ The ratio of a turn is one number, the geometric mean of its tokens' ratios; eac
 gradient. Aggregation, KL, entropy and the rest stay with TRL: the trainer hands its parent the old log-probabilities
 that make the parent's token ratio this one (`ratio_reference`), and the clip range as a tensor.
 
-Shapes: B rollouts, T completion tokens.
+Shapes: B rollouts, K turns, T completion tokens.
 """
 
 import torch
 from torch import Tensor
 
-from .turns import count_turns, to_tokens, turn_means
+from .turns import LOGGED_TURNS, count_turns, to_tokens, turn_means, turn_sums
 
 
 LOG_RATIO_CAP = 10.0  # as AT2PO: a ratio never exceeds e^10, and passes no gradient beyond
@@ -78,3 +78,39 @@ def turn_policy_loss(
     clipped_BT = torch.clamp(ratio_BT, 1.0 - clip_scale_BT * epsilon_low, 1.0 + clip_scale_BT * epsilon_high)
     loss_BT = -torch.min(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
     return torch.where(in_turn_BT, loss_BT, 0.0)
+
+
+# ---- what is logged of ratios
+
+
+def ratio_sums(
+    ratio_BT: Tensor,
+    advantages_BT: Tensor,
+    low: float | Tensor,
+    high: float | Tensor,
+    turn_BT: Tensor,
+    num_turns: int,
+) -> Tensor:
+    """Sums over rollouts of each turn's mean ratio, clipped share of tokens and presence: (3,K), to add over ranks."""
+    clipped_BT = ((ratio_BT < 1 - low) & (advantages_BT < 0)) | ((ratio_BT > 1 + high) & (advantages_BT > 0))
+    present_BK = (turn_sums(torch.ones_like(ratio_BT), turn_BT, num_turns) > 0).to(ratio_BT.dtype)
+    return torch.stack(
+        [
+            turn_means(ratio_BT, turn_BT, num_turns).sum(dim=0),
+            turn_means(clipped_BT.to(ratio_BT.dtype), turn_BT, num_turns).sum(dim=0),
+            present_BK.sum(dim=0),
+        ]
+    )
+
+
+def ratio_metrics(sums_3K: Tensor, clips: bool = True) -> dict[str, float]:
+    """Mean ratio and, if the loss clips any, clipped share, over all turns and by turn, from the sums of all ranks."""
+    ratios, clipped, counts = sums_3K.tolist()
+    metrics = {}
+    if sum(counts):
+        metrics = {"turn_ratio/mean": sum(ratios) / sum(counts), "clip_fraction/mean": sum(clipped) / sum(counts)}
+    for k, count in enumerate(counts[:LOGGED_TURNS]):
+        if count:
+            metrics[f"turn_ratio/turn_{k + 1}"] = ratios[k] / count
+            metrics[f"clip_fraction/turn_{k + 1}"] = clipped[k] / count
+    return {name: value for name, value in metrics.items() if clips or not name.startswith("clip_fraction/")}

@@ -27,24 +27,18 @@ from trl.models.utils import disable_gradient_checkpointing
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR
 from .credit.credit_pass import TurnCredit
+from .credit.metrics import floor_metrics
 from .credit.turn_rewards import TurnReward
+from .credit.uninformative import uninformative_groups
 from .dropout import settle_dropout
 from .errors import RunStopped
 from .information_gain.gain_pass import GainPass
+from .information_gain.metrics import gain_metrics
 from .information_gain.packed_attention import length_matters, positions_are_relative
 from .information_gain.rounding import EXACT, training_unit
 from .information_gain.values import Rollouts, TurnScores, information_gain
 from .launch.launched import check_launch
-from .loss import ratio_reference
-from .metrics import (
-    floor_metrics,
-    gain_metrics,
-    ratio_metrics,
-    ratio_sums,
-    sampler_gap_metrics,
-    sampler_gap_sums,
-    turn_metrics,
-)
+from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model
 from .ranks import Ranks
 from .report.lessons import Lessons
@@ -64,13 +58,14 @@ from .rollout.engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
 from .rollout.environments import Environments
 from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.records import make_records, read_off
-from .rollout.resampling import Resampler, RoundLog, teaches_nothing
-from .rollout.sampler_gap import GapWatch, warn_of_incomparable
+from .rollout.resampling import Resampler
+from .rollout.rounds import RoundLog
+from .rollout.sampler_gap import GapWatch, sampler_gap_metrics, sampler_gap_sums, warn_of_incomparable
 from .rollout.seeds import left_as_it_was, own_draws, seed_of
 from .rollout.tally import Tally
 from .rollout.tool_loop import ToolLoop, make_runner
 from .rollout.vllm_engine import VLLMStream, awake, can_stream, forget_weights
-from .turns import count_turns, to_tokens, turn_index
+from .turns import count_turns, to_tokens, turn_index, turn_metrics
 
 
 class A2TGPOTrainer(Resumable):
@@ -673,7 +668,7 @@ class A2TGPOTrainer(Resumable):
             GAIN_FLOOR if self._turn_scores is None else self._turn_scores.gain_floor,
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
-        self._dull_G = teaches_nothing(evidence, self._credit.advantages, self._credit.strength)
+        self._dull_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
         self._log_scalars("train", turn_metrics(num_turns_N[num_turns_N > 0]))

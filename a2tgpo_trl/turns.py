@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 
+LOGGED_TURNS = 8  # so many of the first turns have metrics of their own
+
+
 def turn_index(model_token_mask_BT: Tensor) -> Tensor:
     """Number the turns of each rollout: 0, 1, ... on model tokens, -1 on tool tokens and padding.
 
@@ -72,3 +75,23 @@ def seen_before_turns(model_token_mask: list[int]) -> list[int]:
     if seen and not mask[-1]:
         seen.append(len(mask))
     return seen or [0]
+
+
+# ---- what is logged of turns
+
+
+def mean_metric(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of the values that there are; no entry where there are none.
+
+    Example: "gain/mean", [1, nan, 2] -> {"gain/mean": 1.5}; [nan] -> {}
+    """
+    values = values[~values.isnan()]
+    return {name: values.mean().item()} if values.numel() else {}
+
+
+def turn_metrics(num_turns_N: Tensor) -> dict[str, float]:
+    """How many turns the policy takes, over the rollouts that are in the loss."""
+    if not len(num_turns_N):
+        return {}
+    turns = num_turns_N.float()
+    return {"turns/mean": turns.mean().item(), "turns/max": turns.max().item()}

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from a2tgpo_trl.metrics import LOGGED_TURNS, gain_metrics, over_rounds, ratio_metrics, ratio_sums, turn_metrics
+from a2tgpo_trl.information_gain.metrics import gain_metrics
+from a2tgpo_trl.loss import ratio_metrics, ratio_sums
+from a2tgpo_trl.rollout.rounds import over_rounds
+from a2tgpo_trl.turns import LOGGED_TURNS, turn_metrics
 
 
 NAN = float("nan")

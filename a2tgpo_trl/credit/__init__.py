@@ -4,6 +4,7 @@ scores.py   z-scores, discounted sums, clip scale: what methods are made of
 method.py   the signature that methods share, the settings that a paper gives to one, and how one is found
 grpo.py, gspo.py, atpo.py, igpo.py, igpo_joint.py, gtpo.py, mt_grpo.py, hybrid.py, a2tgpo.py   a method each
 shaping.py  what failed, compared with what passed
+uninformative.py  groups of rollouts that leave no turn with an advantage
 
 N rollouts of all ranks, K turns. The docstring of each method works this group of three rollouts out by hand:
 
@@ -15,6 +16,7 @@ N rollouts of all ranks, K turns. The docstring of each method works this group 
 TRL's advantage is (outcome - mean) / (sample standard deviation + 1e-4): mean 1/3, deviation 0.57735.
 """
 
+from ..information_gain.rounding import GAIN_FLOOR
 from .a2tgpo import a2tgpo_credit
 from .method import (
     DEFAULTS,
@@ -29,7 +31,6 @@ from .method import (
     preset_of,
 )
 from .scores import (
-    GAIN_FLOOR,
     NORMALIZATIONS,
     SCALE_FLOOR,
     VARIANCE_FLOOR,

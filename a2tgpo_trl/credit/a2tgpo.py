@@ -27,8 +27,9 @@ Example (rho 1 and no gains: the group's turn rewards are paid at the end, a -, 
 import torch
 from torch import Tensor
 
+from ..information_gain.rounding import GAIN_FLOOR
 from .method import Evidence, Switches, gain_clip_scale, method
-from .scores import GAIN_FLOOR, discounted_sum
+from .scores import discounted_sum
 
 
 @method(

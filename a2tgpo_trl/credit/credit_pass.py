@@ -11,10 +11,10 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor
 
-from ..metrics import turn_reward_metrics
 from ..ranks import Ranks
 from ..rollout.environments import environment_kinds
 from . import Evidence, gain_clip_scale, preset_of
+from .metrics import turn_reward_metrics
 from .shaping import (
     ENCODER,
     NGRAMS_NAME,

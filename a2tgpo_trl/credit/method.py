@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..information_gain.rounding import GAIN_FLOOR
 from ..lookup import load
-from .scores import GAIN_FLOOR, NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
+from .scores import NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
 
 
 @dataclass(frozen=True)

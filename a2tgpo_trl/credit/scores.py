@@ -14,8 +14,6 @@ from torch import Tensor
 # The population z-score of the released A2TGPO code: (x - mean) / (sqrt(var + VARIANCE_FLOOR) + SCALE_FLOOR).
 VARIANCE_FLOOR = 1e-8
 SCALE_FLOOR = 1e-6
-# What gains of float32 differ by through rounding is well below: the deviation below which z-scores fade out.
-GAIN_FLOOR = VARIANCE_FLOOR**0.5
 
 
 Floor = float | Tensor  # of all entries, or of each

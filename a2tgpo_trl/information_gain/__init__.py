@@ -5,6 +5,7 @@ rows.py              rollouts and probes -> padded rows of a forward, and where 
 packed_attention.py  which token of a packed row sees which, for each attention implementation
 values.py            rollouts and probes -> values -> gains
 rounding.py          precision, values scored twice -> what gains differ by through rounding alone
+metrics.py           values and gains -> what is logged of them
 gain_pass.py         wires these into a trainer
 """
 

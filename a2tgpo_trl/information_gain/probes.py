@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from ..config import ANSWER_SLOT
+
+ANSWER_SLOT = "{answer}"
 
 
 @dataclass(frozen=True)

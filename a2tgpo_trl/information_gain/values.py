@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..credit import GAIN_FLOOR
 from ..models import base_model, evaluation_mode
 from .packed_attention import attention_implementation, length_matters, packed_implementation
 from .probes import Probe, ProbeMaker
+from .rounding import GAIN_FLOOR
 from .rows import (
     FLEX_BLOCK,
     NOT_SCORED,

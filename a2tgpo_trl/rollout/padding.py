@@ -1,4 +1,4 @@
-"""micro-batch -> the same rows without the columns in which none of them has a token.
+"""a padded batch <-> its rows without padding; a micro-batch -> the same without the columns that are padding alone.
 
 TRL pads a whole batch of rollouts to its longest one, and cuts micro-batches out of that. One rollout that babbles to
 its limit would then have the loss compute on padding for all the others.
@@ -6,12 +6,71 @@ its limit would then have the loss compute on padding for all the others.
 Shapes: B rollouts, P prompt tokens, T completion tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from .resampling import COMPLETION_FILL, PROMPT_KEYS
+
+# What a batch is made of, and what fills it up. Another name would be a new one of TRL's, of unknown meaning.
+PROMPT_KEYS = ("prompt_ids", "prompt_mask")
+COMPLETION_FILL: dict[str, float] = {
+    "completion_mask": 0,
+    "tool_mask": 1,  # as TRL fills it
+    "turn_index": -1,
+    "advantages": 0.0,
+    "clip_scale": 1.0,
+    "old_per_token_logps": 0.0,
+    "sampling_per_token_logps": 0.0,
+    "importance_sampling_ratio": 1.0,
+    # TRL takes exp(reference - policy) before it masks: with 0 that may be inf, and inf times a mask of 0 is NaN.
+    "ref_per_token_logps": -100.0,
+}
+BATCH_KEYS = ("num_items_in_batch", "num_turns")
+
+
+def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
+    """Each rollout of a batch without its padding. What the batch has as a whole (`BATCH_KEYS`) is left out."""
+    unknown = batch.keys() - {"completion_ids", *PROMPT_KEYS, *COMPLETION_FILL, *BATCH_KEYS}
+    if unknown:
+        raise ValueError(f"A batch with {', '.join(sorted(unknown))} cannot be put together from rows.")
+    completion_BT, prompt_mask = batch["completion_ids"], batch["prompt_mask"]
+    # The mask alone is not enough: it is 0 all over a truncated rollout that is masked out.
+    real_BT = batch["completion_mask"].bool() | (completion_BT != pad_id)
+    place_T = torch.arange(1, completion_BT.size(1) + 1, device=completion_BT.device)
+    lengths = (real_BT * place_T).amax(dim=1).tolist()
+    starts = (prompt_mask.size(1) - prompt_mask.sum(dim=1)).tolist()
+    rows: list[dict[str, Tensor]] = [{} for _ in lengths]
+    for key, values in batch.items():
+        if key in BATCH_KEYS:
+            continue
+        if key == "importance_sampling_ratio":  # one a token, or one a rollout
+            values = values.expand_as(completion_BT)
+        for row, of_row, start, length in zip(rows, values, starts, lengths, strict=True):
+            row[key] = of_row[int(start) :] if key in PROMPT_KEYS else of_row[: int(length)]
+    return rows
+
+
+def to_batch(rows: Sequence[dict[str, Tensor]], pad_id: int, multiple: int | None = None) -> dict[str, Tensor]:
+    """Rows of unlike lengths as one batch: prompts filled up on the left, completions on the right.
+
+    Example: completions [7] and [8, 9] -> [[7, pad_id], [8, 9]]; with multiple 4 -> [[7, p, p, p], [8, 9, p, p]]
+    """
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    batch = {}
+    for key in rows[0]:
+        side = "left" if key in PROMPT_KEYS else "right"
+        fill = pad_id if key in ("prompt_ids", "completion_ids") else COMPLETION_FILL.get(key, 0)
+        values = pad_sequence([row[key] for row in rows], True, fill, side)
+        missing = 0 if multiple is None else -values.size(1) % multiple
+        batch[key] = pad(values, (missing, 0) if side == "left" else (0, missing), value=fill)
+    return batch
+
+
+# ---- narrower micro-batches
 
 
 class Padding(NamedTuple):

@@ -1,4 +1,4 @@
-"""settings, metrics of each batch -> warnings: where vLLM and the trainer do not mean the same probabilities.
+"""settings, log-probabilities of a batch -> metrics; warnings where vLLM and the trainer mean other probabilities.
 
 TRL weighs what vLLM sampled by exp(trainer's log-probability - vLLM's), so that training stays right although the two
 round differently (`vllm_importance_sampling_correction`, on by default). That holds only while both speak of one
@@ -15,17 +15,24 @@ What TRL does with the weights, by `vllm_importance_sampling_mode`:
 
 So with a sampler that gives its tokens a share S of all probability, a token weighs S instead of 1, and with weights
 per sequence a rollout of T tokens S to the power of T: almost nothing, and no error says so.
+
+Shapes: B rollouts, K turns, T completion tokens.
 """
 
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
+from torch import Tensor
+from trl import GRPOConfig
 
-from ..config import A2TGPOConfig
+from ..turns import LOGGED_TURNS, turn_sums
 
 
 logger = get_logger(__name__)
 
+GAP_FLOOR = 0.01  # nats a token: probabilities of sampler and trainer within a percent, as 16 bits bring about
+GAP_GROWTH = 2.0
 ALARMING_BATCHES = 3  # in a row
 
 # What changes vLLM's probabilities and not the trainer's, with the values that change nothing. The first four are
@@ -49,7 +56,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def incomparable_settings(args: A2TGPOConfig) -> dict[str, Any]:
+def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
     """The settings by which vLLM samples from another distribution than the trainer scores.
 
     Example: top_p=0.9, generation_kwargs={"seed": 1, "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
@@ -64,7 +71,7 @@ def incomparable_settings(args: A2TGPOConfig) -> dict[str, Any]:
     return found
 
 
-def warn_of_incomparable(args: A2TGPOConfig) -> None:
+def warn_of_incomparable(args: GRPOConfig) -> None:
     """Once, when a trainer is made: what biases the correction, and what to do about it."""
     found = incomparable_settings(args)
     if not (args.use_vllm and args.vllm_importance_sampling_correction and found):
@@ -79,6 +86,51 @@ def warn_of_incomparable(args: A2TGPOConfig) -> None:
         "min_p=None, repetition_penalty=1, no such generation_kwargs; temperature is known to both), or set "
         "vllm_importance_sampling_correction=False and accept that vLLM's rounding is not corrected."
     )
+
+
+def sampler_gap_sums(sampler_BT: Tensor, trainer_BT: Tensor, turn_BT: Tensor, num_turns: int) -> Tensor:
+    """Sums over the tokens of each turn, to add over ranks: gap, absolute gap, number of tokens: (3,K).
+
+    The gap of a sampled token is its log-probability by the sampler minus that by the trainer. A token for which
+    either has no number (NaN) counts nowhere.
+    """
+    gap_BT = (sampler_BT - trainer_BT).float()
+    known_BT = ~gap_BT.isnan()
+    gap_BT = gap_BT.masked_fill(~known_BT, 0.0)  # NaN times nothing is NaN
+    columns = (gap_BT, gap_BT.abs(), known_BT.to(gap_BT.dtype))
+    return torch.stack([turn_sums(column_BT, turn_BT, num_turns).sum(dim=0) for column_BT in columns])
+
+
+def sampler_gap_metrics(sums_3K: Tensor) -> dict[str, float]:
+    """Mean gap between sampler and trainer, over all tokens and by turn, and whether it grows, from all ranks' sums.
+
+    Where both have the same weights and the same mathematics the gap is rounding: it scatters around 0 and does not
+    care for depth. A gap that grows from turn to turn says that the two read a long context differently.
+
+        growth = mean |gap| of the tokens after the first turn / max(mean |gap| of the first turn, GAP_FLOOR)
+        alarm  = 1 if growth > GAP_GROWTH, else 0
+
+    Example: gaps of 0.02 and -0.04 in turn 1, of 0.08 and 0.10 in turn 2
+        mean 0.04, turn_1 -0.01, turn_2 0.09; absolute 0.06, absolute_turn_1 0.03, absolute_turn_2 0.09
+        growth 0.09 / 0.03 = 3, alarm 1
+    Example: gaps of 0.001 in turn 1, of 0.005 in turn 2
+        growth 0.005 / 0.01 = 0.5, alarm 0: both are rounding
+    """
+    gaps, absolutes, counts = sums_3K.tolist()
+    metrics = {}
+    if sum(counts):
+        metrics = {
+            "sampler_gap/mean": sum(gaps) / sum(counts),
+            "sampler_gap/absolute": sum(absolutes) / sum(counts),
+        }
+    for k, count in enumerate(counts[:LOGGED_TURNS]):
+        if count:
+            metrics[f"sampler_gap/turn_{k + 1}"] = gaps[k] / count
+            metrics[f"sampler_gap/absolute_turn_{k + 1}"] = absolutes[k] / count
+    if counts[0] and sum(counts[1:]):
+        growth = sum(absolutes[1:]) / sum(counts[1:]) / max(absolutes[0] / counts[0], GAP_FLOOR)
+        metrics |= {"sampler_gap/growth": growth, "sampler_gap/alarm": float(growth > GAP_GROWTH)}
+    return metrics
 
 
 class GapWatch:

@@ -25,14 +25,14 @@ SIZE = 4
 
 
 class Rollouts:
-    """A rollout_func. `dull`: prompt -> the rounds in which its rollouts have equal rewards and no tool turn.
+    """A rollout_func. `uninformative`: prompt -> the rounds in which its rollouts have equal rewards and no tool turn.
 
     A rollout is known by its tokens: 100 + 10 * prompt + member, then 50 + round, and then some more of either. Taught
     rollouts have a tool turn; the longer the later the member and the round.
     """
 
-    def __init__(self, dull: dict[int, set[int]], first_round: int = 0):
-        self.dull, self.first_round = dull, first_round
+    def __init__(self, uninformative: dict[int, set[int]], first_round: int = 0):
+        self.uninformative, self.first_round = uninformative, first_round
         self.rounds: list[list[int]] = []  # prompts of each call on this rank
         self._step = -1
         self._round = 0
@@ -55,7 +55,7 @@ class Rollouts:
     def rollout(self, question: int, member: int) -> tuple[list[int], list[int], float]:
         here = self._round
         name = [100 + 10 * question + member, 50 + here]
-        if here in self.dull.get(question, ()):
+        if here in self.uninformative.get(question, ()):
             return [*name, 7], [1, 1, 1], 0.5
         tail = member + 3 * here
         return [*name, 8, 9, *[10 + member] * (tail + 1)], [1, 1, 0, 0, *[1] * (tail + 1)], member * (1 + question)
@@ -129,7 +129,7 @@ def counted(call: Callable, calls: Counter) -> Callable:
 
 
 def report(folder: str, batch_size: int) -> dict:
-    """One step with a dull second group, which has two of its rows on each of two ranks."""
+    """One step with an uninformative second group, which has two of its rows on each of two ranks."""
     rollouts = Rollouts({1: {0}})
     trainer = make(folder, rollouts, per_device_train_batch_size=batch_size, resample_limit=2, num_iterations=2)
     batch = batches(trainer)[0]

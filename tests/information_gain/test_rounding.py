@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from test_credit import NAN, assert_near
-from test_resampling import dull
+from test_resampling import uninformative
 from test_trainer import logged, make, tokenizer  # noqa: F401  # a fixture
 from test_trainer import settings as run_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,10 +23,10 @@ from a2tgpo_trl.credit import (
     preset_of,
     turn_group_zscore,
 )
+from a2tgpo_trl.credit.metrics import floor_metrics
 from a2tgpo_trl.information_gain import gain_pass
 from a2tgpo_trl.information_gain.rounding import TF32, gain_floor, rounding_unit, spread_out, squares
 from a2tgpo_trl.information_gain.values import Rollouts, information_gain
-from a2tgpo_trl.metrics import floor_metrics
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 
@@ -224,8 +224,8 @@ def test_an_exact_outcome_is_not_credited_for_the_rounding_of_the_mean():
 def test_a_group_whose_gains_differ_by_rounding_teaches_nothing():
     # 0.075 from the mean, and 0.125.
     for second, expected in ((1.15, True), (1.25, False)):
-        assert dull([0.0, 0.0], [[1.0], [second]], [7, 7], gain_floor=0.1) == [expected]
-    assert dull([0.0, 0.0], [[1.0], [1.15]], [7, 7]) == [False]
+        assert uninformative([0.0, 0.0], [[1.0], [second]], [7, 7], gain_floor=0.1) == [expected]
+    assert uninformative([0.0, 0.0], [[1.0], [1.15]], [7, 7]) == [False]
 
 
 def test_the_floor_is_four_deviations_over_all_ranks():

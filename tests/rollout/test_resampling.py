@@ -23,19 +23,11 @@ from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, repor
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import GAIN_FLOOR, Evidence, find_method, preset_of
+from a2tgpo_trl.credit.uninformative import uninformative_groups
 from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.rewards import exact_match
-from a2tgpo_trl.rollout.resampling import (
-    BATCH_KEYS,
-    COMPLETION_FILL,
-    PROMPT_KEYS,
-    Resampler,
-    deal,
-    first_lessons,
-    teaches_nothing,
-    to_batch,
-    to_rows,
-)
+from a2tgpo_trl.rollout.padding import BATCH_KEYS, COMPLETION_FILL, PROMPT_KEYS, to_batch, to_rows
+from a2tgpo_trl.rollout.resampling import Resampler, first_informative, spread_over_ranks
 
 
 NAN = float("nan")
@@ -43,7 +35,7 @@ SCRIPT = HELPERS / "two_rounds.py"
 PAD = 99
 
 
-def dull(
+def uninformative(
     outcomes,
     gains,
     groups,
@@ -55,7 +47,7 @@ def dull(
     gain_floor=GAIN_FLOOR,
     **changes,
 ):
-    """What `teaches_nothing` says of rollouts with a turn for each gain, and an answer turn after them."""
+    """What `uninformative_groups` says of rollouts with a turn for each gain, and an answer turn after them."""
     outcomes, gains = tensor(outcomes), pad(tensor(gains), (0, 1), value=NAN)
     in_loss = ~outcomes.isnan() if in_loss is None else tensor(in_loss)
     evidence = Evidence(
@@ -68,7 +60,7 @@ def dull(
         gain_floor=gain_floor,
     )
     switches = replace(preset_of(find_method(credit)).switches, **changes)
-    return teaches_nothing(evidence, lambda it: find_method(credit)(it, switches)).tolist()
+    return uninformative_groups(evidence, lambda it: find_method(credit)(it, switches)).tolist()
 
 
 # ---- what a group teaches
@@ -90,48 +82,48 @@ def dull(
 def test_a_group_teaches_by_unlike_rewards_or_by_unlike_gains_where_they_are_compared(settings, expected):
     outcomes = [0.0, 0.0, -1.0, 1.0, 0.0, NAN]
     gains = [[1.0, 5.0], [1.0, NAN], [NAN, NAN], [NAN, NAN], [3.0, NAN], [NAN, NAN]]
-    assert dull(outcomes, gains, [0, 0, 1, 1, 2, 2], **settings) == expected
+    assert uninformative(outcomes, gains, [0, 0, 1, 1, 2, 2], **settings) == expected
 
 
 def test_gains_that_differ_at_one_depth_teach_unless_they_have_no_weight():
     # Second depth: 2 and 4. Zero is a gain: 0 and 1 differ as well.
     for gains in ([[1.0, 2.0], [1.0, 4.0]], [[0.0, NAN], [1.0, NAN]]):
-        assert dull([0.0, 0.0], gains, [7, 7]) == [False]
-        assert dull([0.0, 0.0], gains, [7, 7], gain_weight=0.0) == [True]
+        assert uninformative([0.0, 0.0], gains, [7, 7]) == [False]
+        assert uninformative([0.0, 0.0], gains, [7, 7], gain_weight=0.0) == [True]
     # Rounding: 2.4e-7 apart.
-    assert dull([0.0, 0.0], [[1.0, 2.0], [1.0 + 2.4e-7, 2.0]], [7, 7]) == [True]
+    assert uninformative([0.0, 0.0], [[1.0, 2.0], [1.0 + 2.4e-7, 2.0]], [7, 7]) == [True]
 
 
 def test_turn_rewards_and_returns_that_differ_teach_where_rewards_are_equal():
     nothing = [[NAN], [NAN]]
     # The first turn of the second rollout is worth less.
     unlike = [[0.0, 0.0], [-0.1, 0.0]]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike, turn_reward_weight=1.0) == [False]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike) == [True]
-    assert dull([0.0, 0.0], nothing, [7, 7], turn_rewards=[[-0.1, 0.0]] * 2, turn_reward_weight=1.0) == [True]
+    assert uninformative([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike, turn_reward_weight=1.0) == [False]
+    assert uninformative([0.0, 0.0], nothing, [7, 7], turn_rewards=unlike) == [True]
+    assert uninformative([0.0, 0.0], nothing, [7, 7], turn_rewards=[[-0.1, 0.0]] * 2, turn_reward_weight=1.0) == [True]
     # GTPO reads rewards themselves: both passed, in as many turns; compared with all turns, the last is worth more.
     passed = {"credit": "gtpo", "rewards": [1.0, 1.0]}
-    assert dull([0.0, 0.0], nothing, [7, 7], **passed) == [True]
-    assert dull([0.0, 0.0], nothing, [7, 7], **passed, gain_normalization="pooled") == [False]
+    assert uninformative([0.0, 0.0], nothing, [7, 7], **passed) == [True]
+    assert uninformative([0.0, 0.0], nothing, [7, 7], **passed, gain_normalization="pooled") == [False]
 
 
 def test_groups_may_stand_in_any_order_and_are_told_in_that_of_their_ids():
     # Group 3: 0 and 0. Group 8: 1 and -1.
-    assert dull([1.0, 0.0, -1.0, 0.0], [[NAN]] * 4, [8, 3, 8, 3]) == [True, False]
+    assert uninformative([1.0, 0.0, -1.0, 0.0], [[NAN]] * 4, [8, 3, 8, 3]) == [True, False]
 
 
 def test_equal_rewards_are_equal_though_their_mean_is_rounded():
     # In float32 the mean of six times 0.7 is not 0.7; what is left is divided by a deviation of about 0, plus 1e-4.
-    assert dull([6e-4] * 6, [[NAN]] * 6, [0] * 6) == [True]
+    assert uninformative([6e-4] * 6, [[NAN]] * 6, [0] * 6) == [True]
 
 
 def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others():
     # Rewards 0 and 1, both truncated and masked out: no token is trained on. With one of them in the loss, one is.
-    assert dull([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, False]) == [True]
-    assert dull([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, True]) == [False]
+    assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, False]) == [True]
+    assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, True]) == [False]
     # Rewards 0, 0.5 and 1: only the one in the middle is in the loss, with an advantage of 0.
-    assert dull([-1.0, 0.0, 1.0], [[NAN]] * 3, [0] * 3, in_loss=[False, True, False]) == [True]
-    assert dull([NAN, NAN], [[NAN]] * 2, [0, 0]) == [True]
+    assert uninformative([-1.0, 0.0, 1.0], [[NAN]] * 3, [0] * 3, in_loss=[False, True, False]) == [True]
+    assert uninformative([NAN, NAN], [[NAN]] * 2, [0, 0]) == [True]
 
 
 # ---- dealing
@@ -150,14 +142,14 @@ def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others
     ],
 )
 def test_ranks_are_dealt_whole_groups_and_as_many_rows_each(groups, size, ranks, expected):
-    assert deal(groups, size, ranks) == expected
+    assert spread_over_ranks(groups, size, ranks) == expected
     assert len(expected) * size % ranks == 0
 
 
 def test_the_first_copy_of_a_group_that_teaches_is_taken():
-    assert first_lessons([5, 7, 5], [0]) == {7: 1, 5: 2}
-    assert first_lessons([5, 7, 5], []) == {5: 0, 7: 1}
-    assert first_lessons([5, 5], [0, 1]) == {}
+    assert first_informative([5, 7, 5], [0]) == {7: 1, 5: 2}
+    assert first_informative([5, 7, 5], []) == {5: 0, 7: 1}
+    assert first_informative([5, 5], [0, 1]) == {}
 
 
 # ---- batches and rows
@@ -287,8 +279,8 @@ def together(number: int, act) -> list:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_number_of_ranks_ends_with_the_same_groups_in_their_places(seed):
-    # Group g is dull up to round `until[g]`. A rollout is told by its group, its member and its round; its length is
-    # the round. Rows are numbered over ranks, so that the member is known from the place.
+    # Group g is uninformative up to round `until[g]`. A rollout is told by its group, its member and its round; its
+    # length is the round. Rows are numbered over ranks, so that the member is known from the place.
     chance = random.Random(seed)
     ranks, size = chance.randint(1, 5), chance.randint(1, 4)
     groups = chance.randint(1, 4) * ranks
@@ -327,7 +319,7 @@ def small_row(group: int, member: int, here: int) -> dict[str, torch.Tensor]:
     return {**prompt, "completion_ids": completion, "completion_mask": ones}
 
 
-def test_only_dull_groups_are_rolled_out_again_until_none_is_left_or_the_limit_is_reached():
+def test_only_uninformative_groups_are_rolled_out_again_until_none_is_left_or_the_limit_is_reached():
     # Groups of one row: 0 never teaches, 1 does at once, 2 from the third round on.
     asked = []
 
@@ -337,12 +329,12 @@ def test_only_dull_groups_are_rolled_out_again_until_none_is_left_or_the_limit_i
         for row in rows:
             assert "seen" not in row  # what an earlier round wrote into a row is gone
             row["seen"] = True
-        first_dull = {0: 99, 1: 0, 2: 2}
+        first_informative_round = {0: 99, 1: 0, 2: 2}
         batch = {key: tensor([[row["group"]] for row in rows]) for key in ("prompt_ids", "completion_ids")}
         ones = torch.ones(len(rows), 1, dtype=torch.long)
         batch |= {"prompt_mask": ones, "completion_mask": ones, "advantages": ones * here}
         batch |= {"num_items_in_batch": tensor(len(rows)), "num_turns": tensor(1 + here)}
-        return batch, tensor([here < first_dull[row["group"]] for row in rows])
+        return batch, tensor([here < first_informative_round[row["group"]] for row in rows])
 
     rows = [{"group": group} for group in range(3)]
     one = Threads(0, 1, threading.Barrier(1), {})
@@ -360,7 +352,7 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def test_a_dull_group_is_rolled_out_again_and_the_others_are_as_they_were(tmp_path):
+def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_were(tmp_path):
     # The second prompt's rewards are equal at first. Then they are 0, 2, 4, 6: mean 3, deviation 20/3 ** 0.5. The
     # first one's are 0 to 3: half of it.
     rollouts = Rollouts({1: {0}})
@@ -414,7 +406,7 @@ def test_a_dull_group_is_rolled_out_again_and_the_others_are_as_they_were(tmp_pa
     ids=str,
 )
 def test_it_trains_as_if_those_rollouts_had_come_at_once(changes, tmp_path, monkeypatch):
-    # Every group is dull at first, and taught in the second round; or the second round comes first.
+    # Every group is uninformative at first, and taught in the second round; or the second round comes first.
     load = "trl.trainer.grpo_trainer.create_model_from_path"
     monkeypatch.setattr(load, lambda *_, **__: tiny.make_model(tiny.make_tokenizer(), seed=1))
     twice, once = Rollouts({0: {0}, 1: {0}, 2: {0}}), Rollouts({}, first_round=1)
@@ -447,9 +439,9 @@ def test_a_prompt_that_never_teaches_is_rolled_out_as_often_as_the_limit_allows(
 
 
 def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_trained_on_earned(tmp_path):
-    # Rewards 0 to 3, 0 to 6 and 0 to 9 by prompt; the second one's are 0.5 in the three rounds in which it is dull.
-    # All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, and not the mean over rounds,
-    # (2.1667 + 0.5 + 0.5 + 3) / 4. The batch: (1.5 + 3 + 4.5) / 3.
+    # Rewards 0 to 3, 0 to 6 and 0 to 9 by prompt; the second one's are 0.5 in the three rounds in which it is
+    # uninformative. All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, and not the
+    # mean over rounds, (2.1667 + 0.5 + 0.5 + 3) / 4. The batch: (1.5 + 3 + 4.5) / 3.
     trainer = make(tmp_path, Rollouts({1: {0, 1, 2}}), resample_limit=3)
     records = []
     trainer.on_rollouts = records.extend
@@ -462,7 +454,8 @@ def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_traine
 
 
 def test_a_batch_whose_later_rounds_teach_nothing_logs_its_own_reward_as_well(tmp_path):
-    # A prompt that stays dull to the end: the batch is the first round's, and so is its reward, (1.5 + 0.5 + 4.5) / 3.
+    # A prompt that stays uninformative to the end: the batch is the first round's, and so is its reward,
+    # (1.5 + 0.5 + 4.5) / 3.
     trainer = make(tmp_path, Rollouts({1: set(range(9))}), resample_limit=3)
     trainer.train()
     assert logged(trainer, "groups/reward") == [pytest.approx(6.5 / 3)]
@@ -490,7 +483,7 @@ def test_a_batch_that_nobody_scored_is_rolled_out_again_and_the_run_goes_on(tmp_
 
 
 def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
-    # A trainer that never looks for dull groups is trained the same.
+    # A trainer that never looks for uninformative groups is trained the same.
     rollouts = Rollouts({1: {0}})
     trainer = make(tmp_path, rollouts, resample_limit=0)
     found = batches(trainer)
@@ -555,8 +548,8 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(("processes", "rolled_out"), [(2, 1), pytest.param(3, 3, marks=pytest.mark.slow)])
 def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, alone, tmp_path):
-    # On two ranks the dull group has two rows on each, before and after. Three ranks roll it out once each, since four
-    # rows do not divide by three.
+    # On two ranks the uninformative group has two rows on each, before and after. Three ranks roll it out once each,
+    # since four rows do not divide by three.
     ranks = run(tmp_path / "run", processes)
     prompts, names = [0] * 4 + [1] * 4 + [2] * 4, [100 + 10 * i + j for i in range(3) for j in range(4)]
     for rank, found in enumerate(ranks):

@@ -9,14 +9,17 @@ from test_trainer import logged, make, settings, spread
 from trl import GRPOConfig
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.metrics import GAP_GROWTH, LOGGED_TURNS, sampler_gap_metrics, sampler_gap_sums
 from a2tgpo_trl.rollout.sampler_gap import (
     ALARMING_BATCHES,
+    GAP_GROWTH,
     NEUTRAL,
     GapWatch,
     incomparable_settings,
+    sampler_gap_metrics,
+    sampler_gap_sums,
     warn_of_incomparable,
 )
+from a2tgpo_trl.turns import LOGGED_TURNS
 
 
 NAN = float("nan")

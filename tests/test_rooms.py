@@ -1,0 +1,234 @@
+"""The rooms of the package, in an order that its imports obey: what a room is made of stands below it."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+
+PACKAGE = "a2tgpo_trl"
+
+# The map, from the ground to the roof. A room is a folder or a module; it imports what stands above it in this list.
+ROOMS = {
+    "import_lines": "what other libraries log while they are imported",
+    "errors": "what ends a run, in words that a user can act on",
+    "lookup": "names in recipes -> what they mean; YAML",
+    "models": "a model without its wrappers, in evaluation mode",
+    "ranks": "all ranks together: maxima, lists, errors",
+    "turns": "masks of sampled tokens -> turns",
+    "loss": "log-probabilities -> ratios of turns",
+    "tools": "calls -> results, in bounded time; a Python interpreter among the tools",
+    "rewards": "completions and accepted answers -> rewards",
+    "tasks": "data sets, tools and rewards that come with the package",
+    "report": "records and logs of runs -> progress lines, scores, pictures, comparisons",
+    "launch": "configuration of Accelerate, machine -> processes",
+    "resume": "a run -> checkpoints -> the same run",
+    "rollout": "GRPO whose policy calls tools: prompts -> rollouts, their records and seeds",
+    "information_gain": "rollouts, answers -> the value of each context, the gain of each turn",
+    "credit": "gains, turn rewards, outcomes -> the advantage and the clip range of each turn",
+    "config": "the settings of A2TGPO",
+    "dropout": "a policy -> the same without dropout",
+    "trainer": "A2TGPO itself: gain, credit, ratio and loss, wired into the layer below",
+    "recipe": "YAML and words of the command line -> settings, task, trainer",
+    "evaluation": "a policy and a test set -> records and scores; a program that is launched",
+    "train": "a recipe -> a trained policy; a program that is launched",
+    "preflight": "a recipe -> what would go wrong in its run",
+    "plan": "a recipe, a machine -> memory and seconds of its run",
+    "cli": "words -> verbs",
+    "__main__": "python -m a2tgpo_trl",
+}
+THE_PACKAGE = {"__init__": "the two names that a script imports"}  # made of anything, and imported for its version
+
+# Arrows that still go up, and circles that are still there. This list only gets shorter.
+KNOWN_UPWARD: set[tuple[str, str]] = {
+    ("credit.credit_pass", "trainer"),
+    ("information_gain.gain_pass", "trainer"),
+    ("launch.command", "recipe.recipe"),
+    ("launch.command", "recipe.recipe_file"),
+    ("launch.launched", "config"),
+    ("plan.calibration", "cli.machine"),
+    ("report.lessons", "resume.interruption"),
+    ("resume.resumable", "rollout.vllm_engine"),
+    ("resume.resume", "trainer"),
+    ("resume.same_run", "config"),
+    ("resume.same_run", "trainer"),
+    ("rollout.checks", "config"),
+    ("rollout.tool_loop", "config"),
+    ("rollout.tool_loop", "trainer"),
+    ("tools.cache", "rollout.failures"),
+    ("tools.runner", "rollout.failures"),
+}
+KNOWN_CIRCLES: set[frozenset[str]] = set()
+KNOWN_PRIVATE: set[str] = {
+    "cli.bench_tools: _generate_and_score_completions",
+    "cli.bench_tools: _tool_loop",
+    "credit.credit_pass: _dist",
+    "credit.credit_pass: _local_rows",
+    "credit.credit_pass: _tool_loop",
+    "evaluation: _generate_and_score_completions",
+    "evaluation: _local_rows",
+    "evaluation: _metrics",
+    "information_gain.gain_pass: _local_rows",
+    "information_gain.gain_pass: _tokenizer",
+    "plan.measured: _gain_pass",
+    "resume.resume: _buffered_inputs",
+    "resume.resume: _gain_pass",
+    "resume.resume: _globalstep_last_logged",
+    "resume.resume: _logs",
+    "resume.resume: _metrics",
+    "resume.resume: _step",
+    "resume.resume: _total_loss_scalar",
+    "resume.resume: _tr_loss",
+    "rollout.environments: _environment_pool",
+    "rollout.tool_loop: _async_tool_dicts",
+    "rollout.tool_loop: _batch_environments",
+    "rollout.tool_loop: _env_tools",
+    "rollout.tool_loop: _environment_pool",
+    "rollout.tool_loop: _multi_environment",
+    "rollout.tool_loop: _sync_tool_dicts",
+    "rollout.tool_loop: _tokenizer",
+    "rollout.vllm_engine: _last_loaded_step",
+    "tools.control: _tokenizer",
+}
+
+# What knows the trainer from inside.
+TRAINERS = {"trainer", "rollout.trainer"}
+NAMES_OF_A_TRAINER = {"trainer", "_trainer", "ours"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Their names below the package: `credit` is its `__init__`, `credit.method` a module of that room."""
+    files = {}
+    for file in sorted(Path(ROOT, PACKAGE).rglob("*.py")):
+        parts = file.relative_to(Path(ROOT, PACKAGE)).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = file
+    return files
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text())
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of the package that this one imports: at its top, in its functions, and for types alone."""
+    return frozenset(found for node in ast.walk(tree(module)) for found in _imported(module, node))
+
+
+def _imported(module: str, node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (_known(alias.name) for alias in node.names if alias.name.split(".")[0] == PACKAGE)
+    elif isinstance(node, ast.ImportFrom):
+        where = _absolute(module, node)
+        if where.split(".")[0] == PACKAGE:
+            yield from (_known(f"{where}.{alias.name}") for alias in node.names)
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    folder = modules()[module].parent.relative_to(ROOT).parts
+    return ".".join([*folder[: len(folder) - node.level + 1], *([node.module] if node.module else [])])
+
+
+def _known(name: str) -> str:
+    """The module that a dotted name is, or is in.
+
+    Example: "a2tgpo_trl.credit.method.Evidence" -> "credit.method"; "a2tgpo_trl.__version__" -> "__init__"
+    """
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in modules():
+        parts.pop()
+    return ".".join(parts) or "__init__"
+
+
+def upward() -> set[tuple[str, str]]:
+    place = {room: i for i, room in enumerate(ROOMS)}
+    arrows = {(module, target) for module in modules() for target in imports(module)}
+    return {
+        (module, target)
+        for module, target in arrows
+        if "__init__" not in (module, target) and place[room_of(module)] < place[room_of(target)]
+    }
+
+
+def circles() -> set[frozenset[str]]:
+    """Sets of modules of a room each of which imports, by way of others in it, all the others."""
+    reached = {module: _reached_from(module) for module in modules()}
+    return {
+        frozenset(other for other in of_module if module in reached[other])
+        for module, of_module in reached.items()
+        if module in of_module
+    }
+
+
+def _reached_from(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        inside = {target for target in imports(waiting.pop()) if room_of(target) == room_of(module)}
+        waiting += inside - found
+        found |= inside
+    return found
+
+
+def private_names() -> set[str]:
+    """`module: name` for each private name of a trainer that is touched outside of the trainers' own modules."""
+    return {
+        f"{module}: {node.attr}"
+        for module in modules()
+        if module not in TRAINERS
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and _last_name(node.value) in NAMES_OF_A_TRAINER
+    }
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _last_name(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def test_each_module_is_in_a_room_of_the_map_and_each_room_is_there():
+    assert {room_of(module) for module in modules()} == {*ROOMS, *THE_PACKAGE}
+
+
+def test_no_import_goes_up():
+    offenders = sorted(upward() - KNOWN_UPWARD)
+    assert not offenders, "\n".join(
+        f"{module} imports {target}, which stands above it" for module, target in offenders
+    )
+    gone = KNOWN_UPWARD - upward()
+    assert not gone, f"take these out of KNOWN_UPWARD, they are mended: {sorted(gone)}"
+
+
+def test_no_room_has_a_circle():
+    offenders = circles() - KNOWN_CIRCLES
+    assert not offenders, "\n".join(f"{' and '.join(sorted(circle))} import each other" for circle in offenders)
+    gone = KNOWN_CIRCLES - circles()
+    assert not gone, f"take these out of KNOWN_CIRCLES, they are mended: {gone}"
+
+
+def test_nothing_but_the_trainers_touches_a_private_name_of_a_trainer():
+    offenders = sorted(private_names() - KNOWN_PRIVATE)
+    assert not offenders, "\n".join(f"{name} is a private name of a trainer" for name in offenders)
+    gone = KNOWN_PRIVATE - private_names()
+    assert not gone, f"take these out of KNOWN_PRIVATE, they are mended: {sorted(gone)}"
+
+
+@pytest.mark.parametrize("room", [name for name, file in modules().items() if file.name == "__init__.py"])
+def test_the_first_line_of_a_room_says_what_it_is_for(room):
+    docstring = ast.get_docstring(tree(room))
+    assert docstring, f"{modules()[room]} has no docstring"
+    assert len(docstring.splitlines()[0].split()) > 3, f"{modules()[room]}: {docstring.splitlines()[0]!r}"
