@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from a2tgpo_trl.tools.runner import Limits, ToolRunner
+from a2tgpo_trl.tools.calls import Limits
+from a2tgpo_trl.tools.runner import ToolRunner
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one

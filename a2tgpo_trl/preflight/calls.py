@@ -6,9 +6,9 @@ from typing import Any
 
 from ..config import A2TGPOConfig
 from ..tasks import Task
-from ..tools.attempts import Limits, Request
+from ..tools.calls import Limits, Outcome, ToolCall
 from ..tools.results import describe
-from ..tools.runner import Outcome, ToolRunner
+from ..tools.runner import ToolRunner
 from .chat import Datasets, Verdict, tool_call
 from .data import first_row
 from .loading import factories, public_methods
@@ -63,7 +63,7 @@ def _calls(runner: ToolRunner, task: Task, data: Datasets) -> list[tuple[str, Ma
         except Exception as error:  # noqa: BLE001  # whatever a constructor raises is what there is to say
             made.append(("environment_factory", {}, Outcome("tool_error", describe(error))))
             continue
-        reset = Request(environment.reset, row, environment)
+        reset = ToolCall(environment.reset, row, environment)
         (outcome,) = runner.run([reset])
         made.append((f"{type(environment).__name__}.reset", {}, outcome))
         if outcome.status == "ok":
@@ -71,9 +71,9 @@ def _calls(runner: ToolRunner, task: Task, data: Datasets) -> list[tuple[str, Ma
     return made
 
 
-def _made(runner: ToolRunner, tool: Callable, owner: Any = None) -> tuple[str, Mapping[str, Any], Outcome]:
+def _made(runner: ToolRunner, tool: Callable, environment: Any = None) -> tuple[str, Mapping[str, Any], Outcome]:
     arguments = tool_call(tool)["function"]["arguments"]
-    (outcome,) = runner.run([Request(tool, arguments, owner)])
+    (outcome,) = runner.run([ToolCall(tool, arguments, environment)])
     return tool.__name__, arguments, outcome
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from ..tools.attempts import Request
+from ..tools.calls import ToolCall
 from ..tools.runner import ToolRunner
 from ..tools.settings import settings_of
 from ..tools.workers import on_tool_thread
@@ -192,7 +192,7 @@ class Environments:
 
         function = keep_async if inspect.iscoroutinefunction(method) else keep
         label = f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
-        request = Request(function, {}, environment, settings=settings_of(method), label=label)
+        call = ToolCall(function, {}, environment, settings=settings_of(method), label=label)
         result: Future[Result] = Future()
 
         def hand_over(done: Future) -> None:
@@ -205,7 +205,7 @@ class Environments:
             late_or_failed = outcome.status != "ok"
             result.set_result((None, outcome.text.removeprefix("Error: ")) if late_or_failed else (found[0], None))
 
-        self.runner.submit([request]).add_done_callback(hand_over)
+        self.runner.submit([call]).add_done_callback(hand_over)
         return result
 
 

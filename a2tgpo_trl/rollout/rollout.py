@@ -23,9 +23,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..tools.arguments import problem_with
-from ..tools.attempts import Request
+from ..tools.calls import Outcome, ToolCall
 from ..tools.control import ControlText
-from ..tools.runner import Outcome, ToolRunner
+from ..tools.runner import ToolRunner
 from .engines import Engine, LogProbs, Sample
 from .failures import Policy, Status, gravest
 from .parsing import TurnParser
@@ -96,12 +96,12 @@ class Rollout:
         rules: Rules,
         runner: ToolRunner,
         tools: Mapping[str, Callable],
-        shown: Sequence[Callable],
-        owner: Any = None,
+        visible_tools: Sequence[Callable],
+        environment: Any = None,
     ):
-        """`tools`: what a call finds, by name. `shown`: whose schemas the prompt has. `owner`: its environment."""
+        """`tools`: what a call finds, by name. `visible_tools`: whose schemas the prompt has."""
         self.prompt_ids, self.rules, self.runner = prompt_ids, rules, runner
-        self.tools, self.shown, self.owner = tools, shown, owner
+        self.tools, self.visible_tools, self.environment = tools, visible_tools, environment
         self.state = State.SAMPLING
         self.completion_ids: list[int] = []
         self.mask: list[int] = []  # 1 for tokens that the policy sampled
@@ -139,7 +139,7 @@ class Rollout:
         self.completion_ids += ids
         self.mask += [1] * len(ids)
         self.logprobs += (sample.logprobs or [None] * len(ids))[:room]
-        parsed = self.rules.parser.parse(ids, prefix, self.shown)
+        parsed = self.rules.parser.parse(ids, prefix, self.visible_tools)
         self.messages.append(parsed.message)
         if turn.cut:
             turn.status = "over_budget"
@@ -156,7 +156,7 @@ class Rollout:
             self.state = State.CALLING
             if self._has_turn_rewards:
                 # What the turn before has earned is no reward of this one.
-                self.owner.turn_reward = type(self.owner).turn_reward
+                self.environment.turn_reward = type(self.environment).turn_reward
 
     def _ends(self, ids: list[int]) -> bool:
         """Whether the policy ended the turn; if not, a limit did: the rollout's, the model's, or one of the engine."""
@@ -199,7 +199,7 @@ class Rollout:
     # ---- calling -> sampling | done
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[ToolCall]:
         """The calls that are made: those with nothing against them, in their order."""
         return [self._request(call) for call in self._calls_to_make]
 
@@ -207,10 +207,10 @@ class Rollout:
     def _calls_to_make(self) -> list[Call]:
         return [call for call in self.turns[-1].calls if call.status == "ok"]
 
-    def _request(self, call: Call) -> Request:
+    def _request(self, call: Call) -> ToolCall:
         tool = self.tools[call.name]
-        bound = self.owner is not None and getattr(tool, "__self__", None) is self.owner
-        return Request(tool, call.arguments, self.owner if bound else None)
+        bound = self.environment is not None and getattr(tool, "__self__", None) is self.environment
+        return ToolCall(tool, call.arguments, self.environment if bound else None)
 
     def answer(self, outcomes: Sequence[Outcome], seconds: float = 0.0) -> None:
         """Take the results of the calls: they go behind the turn's tokens, and the policy goes on."""
@@ -228,7 +228,7 @@ class Rollout:
         turn.status = gravest(call.status for call in turn.calls)
         late = any(call.status == "timeout" for call in turn.calls)
         if self._has_turn_rewards and not late:  # one that is out may set it any time
-            turn.reward = self.owner.turn_reward
+            turn.reward = self.environment.turn_reward
         if ends:
             self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
             self._end("final")
@@ -237,12 +237,12 @@ class Rollout:
 
     @property
     def _has_turn_rewards(self) -> bool:
-        if self.owner is None or not hasattr(self.owner, "turn_reward"):
+        if self.environment is None or not hasattr(self.environment, "turn_reward"):
             return False
-        if not hasattr(type(self.owner), "turn_reward"):
+        if not hasattr(type(self.environment), "turn_reward"):
             raise TypeError(
-                f"{type(self.owner).__name__} sets turn_reward, which its class must declare, outside its methods: "
-                "turn_reward: float | None = None"
+                f"{type(self.environment).__name__} sets turn_reward, which its class must declare, outside its "
+                "methods: turn_reward: float | None = None"
             )
         return True
 

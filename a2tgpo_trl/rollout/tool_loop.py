@@ -13,11 +13,11 @@ from accelerate.logging import get_logger
 
 from ..errors import RunStopped
 from ..ranks import Ranks
-from ..tools.attempts import Limits
 from ..tools.cache import CallCache
+from ..tools.calls import Limits
 from ..tools.control import ControlText, SuffixWriter
 from ..tools.runner import ToolRunner
-from ..tools.settings import check_words
+from ..tools.settings import check_tool_settings
 from .answers import forget_answer
 from .engines import Ends, Engine
 from .environments import Environments
@@ -76,7 +76,7 @@ class ToolLoop:
                 "tool_replay cannot answer for environments: a replayed call would not change their state, which "
                 "rewards may read. Replay tools that are functions."
             )
-        check_words(trainer.tools, _words(trainer.args))
+        check_tool_settings(trainer.tools, _words(trainer.args))
         self.runner.prepare(trainer.tools)
         self._asked = False
         self._silent = 0
@@ -99,7 +99,7 @@ class ToolLoop:
         self.environments.begin_batch(rows if self._trainer.environment_factories is not None else ())
         for environment in self._trainer.environments or []:  # of the batch before
             forget_answer(environment)
-        self.runner.look_again()
+        self.runner.begin_batch()
         self.rollouts, self._timing = [], Timing()
         if not self._asked:
             self._ask_tools()
@@ -121,7 +121,7 @@ class ToolLoop:
         rules = self._rules(ends, training)
         self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
         for rollout in self.rollouts:
-            if rollout.owner is not None and self.environments.failed(rollout.owner) is not None:
+            if rollout.environment is not None and self.environments.failed(rollout.environment) is not None:
                 rollout.skip(ends.ids[0])
         self._timing = roll_out(self.rollouts, engine, self.runner)
         return self.rollouts
@@ -131,8 +131,8 @@ class ToolLoop:
         tools = {**trainer._sync_tool_dicts[i], **trainer._async_tool_dicts[i]}
         if trainer.environments is None:
             return Rollout(prompt_ids, rules, self.runner, tools, trainer.tools)
-        shown = trainer._env_tools[trainer._batch_environments[i]]
-        return Rollout(prompt_ids, rules, self.runner, tools, shown, trainer.environments[i])
+        visible_tools = trainer._env_tools[trainer._batch_environments[i]]
+        return Rollout(prompt_ids, rules, self.runner, tools, visible_tools, trainer.environments[i])
 
     def _rules(self, ends: Ends, training: bool) -> Rules:
         trainer, args = self._trainer, self._trainer.args

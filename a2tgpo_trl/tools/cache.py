@@ -11,17 +11,12 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
-from ..rollout.failures import STATUSES, Status
+from .calls import CallStatus, Outcome
 
 
 LONGEST_SHOWN = 500  # characters of the arguments of a call in a message
-
-
-class Kept(NamedTuple):
-    status: Status
-    text: str
 
 
 class ReplayMiss(LookupError):
@@ -36,7 +31,7 @@ class CallCache:
         # Each rank writes a file of its own, and all read all: two processes do not append to one file.
         self._own = self.path if rank == 0 else self.path.with_name(f"{self.path.name}.rank{rank}")
         self._lock = threading.Lock()
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, Outcome] = {}
         others = self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*")
         files = [file for file in {self.path, *others} if file.is_file()]
         if replay and not files:
@@ -46,7 +41,7 @@ class CallCache:
             if file == self._own and not replay:
                 os.truncate(file, whole)  # what was cut off must not become the beginning of the next line
 
-    def get(self, tool: str, arguments: Mapping[str, Any]) -> Kept | None:
+    def get(self, tool: str, arguments: Mapping[str, Any]) -> Outcome | None:
         """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call."""
         kept = self._kept.get(call_key(tool, arguments))
         if kept is None and self.replay:
@@ -58,14 +53,14 @@ class CallCache:
             )
         return kept if kept is None or kept.status == "ok" or self.replay else None
 
-    def put(self, tool: str, arguments: Mapping[str, Any], status: Status, text: str) -> None:
+    def put(self, tool: str, arguments: Mapping[str, Any], status: CallStatus, text: str) -> None:
         entry = {"tool": tool, "arguments": arguments, "status": status, "text": text}
         line = json.dumps(entry, ensure_ascii=False) + "\n"
         key = call_key(tool, arguments)
         with self._lock:
-            if self._kept.get(key) == Kept(status, text):
+            if self._kept.get(key) == Outcome(status, text):
                 return
-            self._kept[key] = Kept(status, text)
+            self._kept[key] = Outcome(status, text)
             self._own.parent.mkdir(parents=True, exist_ok=True)
             # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
             with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -90,11 +85,11 @@ class CallCache:
         return whole
 
 
-def _entry(line: bytes) -> tuple[str, Kept]:
+def _entry(line: bytes) -> tuple[str, Outcome]:
     entry = json.loads(line)
-    if entry["status"] not in STATUSES:
+    if entry["status"] not in get_args(CallStatus):
         raise ValueError(f"there is no status {entry['status']!r}")
-    return call_key(entry["tool"], entry["arguments"]), Kept(entry["status"], str(entry["text"]))
+    return call_key(entry["tool"], entry["arguments"]), Outcome(entry["status"], str(entry["text"]))
 
 
 def call_key(tool: str, arguments: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -31,9 +32,9 @@ class ProcessWorker:
     """A process that makes calls of one function, one after the other, until it is killed or dies."""
 
     def __init__(self, function: Callable):
-        words = import_words(function)
+        place = import_path(function)
         # It finds modules where the run does, whatever was added to `sys.path` since it started.
-        code = f"import sys; sys.path[:] = {[*map(str, sys.path)]}; import {__name__} as it; it.serve(*{words})"
+        code = f"import sys; sys.path[:] = {[*map(str, sys.path)]}; import {__name__} as it; it.serve(*{place})"
         self._command = [sys.executable, "-c", code]
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
@@ -102,7 +103,37 @@ class ProcessWorker:
                     pipe.close()  # type: ignore[union-attr]  # both are pipes
 
 
-def import_words(function: Callable) -> list[str]:
+class ProcessPool:
+    """Processes that have made their call, by function, to be taken for the next one."""
+
+    def __init__(self) -> None:
+        self._idle: defaultdict[Callable, list[ProcessWorker]] = defaultdict(list)
+        self._all: set[ProcessWorker] = set()
+
+    def take(self, function: Callable) -> ProcessWorker:
+        """One that is alive, or one that is not started yet."""
+        idle = self._idle[function]
+        while idle:
+            process = idle.pop()
+            if process.alive:
+                return process
+            self._all.discard(process)
+        process = ProcessWorker(function)
+        self._all.add(process)
+        return process
+
+    def give_back(self, process: ProcessWorker, function: Callable) -> None:
+        if process.alive:
+            self._idle[function].append(process)
+        else:
+            self._all.discard(process)
+
+    def close(self) -> None:
+        for process in self._all:
+            process.close()
+
+
+def import_path(function: Callable) -> list[str]:
     """Module, name and file by which another process finds a function, or a ValueError that says why it cannot."""
     module, name = function.__module__, function.__qualname__
     problem = None
@@ -116,13 +147,6 @@ def import_words(function: Callable) -> list[str]:
         raise ValueError(f"A tool with process=True must be importable, and {name} is not: {problem}.")
     file = getattr(sys.modules[module], "__file__", None)
     return [module, name, file or ""]
-
-
-def is_one_of(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
-    """`isinstance`, also for what was raised in another process."""
-    if isinstance(error, ToolFailed):
-        return not error.kinds.isdisjoint(name for kind in kinds for name in class_names(kind)[:1])
-    return isinstance(error, kinds)
 
 
 # ---- in the process

@@ -88,6 +88,13 @@ def class_names(kind: type[BaseException]) -> list[str]:
     return [f"{one.__module__}.{one.__qualname__}" for one in kind.__mro__]
 
 
+def is_one_of(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+    """`isinstance`, also for what was raised in another process."""
+    if isinstance(error, ToolFailed):
+        return not error.kinds.isdisjoint(name for kind in kinds for name in class_names(kind)[:1])
+    return isinstance(error, kinds)
+
+
 class Redaction:
     """Puts the name of an environment variable in the place of its value, where that looks like a secret.
 

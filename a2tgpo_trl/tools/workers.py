@@ -1,4 +1,4 @@
-"""a function and its arguments -> a daemon thread that calls it -> a future of (text, error, seconds).
+"""a function -> a daemon thread that calls it -> a future of what the attempt gave: text, error, seconds.
 
 `concurrent.futures` joins its threads when the interpreter exits, so one call that never returns would keep the
 process alive for ever. These threads are daemons, and one that does not come back can be abandoned.
@@ -8,21 +8,21 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from .results import as_text, describe
+from .results import Redaction, as_text, describe
 
 
 logger = logging.getLogger(__name__)
 
 LEAVING = 1.0  # seconds that the tasks of a loop get to end when it is stopped
-CALL = "call of "  # names of tasks, in a loop of async tools, begin with it
-
 
 _thread = threading.local()
+_redacted = Redaction()
 
 
 def on_tool_thread() -> bool:
@@ -30,15 +30,16 @@ def on_tool_thread() -> bool:
     return getattr(_thread, "makes_calls", False)
 
 
-class Answer(NamedTuple):
-    """What a call gave, in words. An error is carried, not raised: SystemExit in a tool must not end its thread."""
+class Attempt(NamedTuple):
+    """What an attempt at a call gave, in words. An error is carried, not raised: SystemExit in a tool must not end its
+    thread."""
 
     text: str
     error: BaseException | None
     seconds: float
 
 
-def answer(call: Callable[[], Any], clean: Callable[[str], str]) -> Answer:
+def attempt(call: Callable[[], Any]) -> Attempt:
     """Call it, and say what came of it. The words are made here, with the call: they may take time, or raise."""
     start = time.perf_counter()
     error: BaseException | None = None
@@ -46,30 +47,29 @@ def answer(call: Callable[[], Any], clean: Callable[[str], str]) -> Answer:
         text = as_text(call())
     except BaseException as raised:  # noqa: BLE001  # SystemExit too: a tool that exits has failed, not the run
         text, error = describe(raised), raised
-    return Answer(clean(text), error, time.perf_counter() - start)
+    return Attempt(_redacted(text), error, time.perf_counter() - start)
 
 
-async def answer_async(call: Callable[[], Awaitable[Any]], clean: Callable[[str], str]) -> Answer:
-    """`answer`, of an async tool. If it is cancelled, that is an error like others; nobody waits for it then."""
+async def attempt_async(call: Callable[[], Awaitable[Any]]) -> Attempt:
+    """`attempt`, of an async tool. If it is cancelled, that is an error like others; nobody waits for it then."""
     start = time.perf_counter()
-    error: BaseException | None = None
     try:
-        text = as_text(await call())
+        value, error = await call(), None
     except BaseException as raised:  # noqa: BLE001  # a tool may raise CancelledError of itself, too
-        text, error = describe(raised), raised
-    return Answer(clean(text), error, time.perf_counter() - start)
+        value, error = describe(raised), raised
+    made = attempt(lambda: value)
+    return Attempt(made.text, error or made.error, time.perf_counter() - start)
 
 
 class Worker:
-    """A thread that makes one call after the other. All calls on an environment are made by its own worker, since
-    much of what environments hold (SQLite connections, browsers) may be used in one thread only."""
+    """A thread that makes one call after the other."""
 
-    def __init__(self, name: str):
-        self._jobs: SimpleQueue[tuple[Callable[[], Answer], Future[Answer]] | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Attempt]] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="a2tgpo-tool", daemon=True).start()
 
-    def submit(self, call: Callable[[], Answer]) -> "Future[Answer]":
-        future: Future[Answer] = Future()
+    def submit(self, call: Callable[[], Any]) -> "Future[Attempt]":
+        future: Future[Attempt] = Future()
         self._jobs.put((call, future))
         return future
 
@@ -83,39 +83,46 @@ class Worker:
             call, future = job
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(call())
+                    future.set_result(attempt(call))
                 except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it
                     future.set_exception(error)
             del job, call, future  # an idle worker must not keep results alive
 
 
 class Workers:
-    """Idle workers, to be taken and given back; there are never more than were busy at once."""
+    """Idle workers by what they are for, to be taken and given back; there are never more than were busy at once.
+
+    All calls on an environment have one key, and so one thread: much of what environments hold (SQLite connections,
+    browsers) may be used in one thread only. So have those of a tool with concurrency=1. All others share theirs.
+    """
 
     def __init__(self) -> None:
-        self._idle: list[Worker] = []
+        self._idle: defaultdict[Hashable, list[Worker]] = defaultdict(list)
         self._all: set[Worker] = set()
 
-    def take(self) -> Worker:
-        if self._idle:
-            return self._idle.pop()
-        worker = Worker("a2tgpo-tool")
+    def take(self, key: Hashable = None) -> Worker:
+        idle = self._idle[key]
+        worker = idle.pop() if idle else Worker()
         self._all.add(worker)
         return worker
 
-    def give_back(self, worker: Worker) -> None:
-        self._idle.append(worker)
+    def give_back(self, worker: Worker, key: Hashable = None) -> None:
+        self._idle[key].append(worker)
 
     def give_up(self, worker: Worker) -> None:
         """Its call does not come back: the thread ends if it ever does."""
         self._all.discard(worker)
         worker.stop()
 
+    def end_idle(self, key: Hashable) -> None:
+        """What they were for is gone."""
+        for worker in self._idle.pop(key, ()):
+            self.give_up(worker)
+
     def stop(self) -> None:
         """End all threads; those that are busy, after their call."""
-        for worker in self._all:
-            worker.stop()
-        self._all.clear()
+        for worker in set(self._all):
+            self.give_up(worker)
         self._idle.clear()
 
 
@@ -135,12 +142,6 @@ class LoopThread:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(2 * LEAVING)
-
-    @property
-    def busy_with(self) -> str | None:
-        """Name of the tool whose call runs this very moment, so that the others wait; None if it cannot be told."""
-        task = asyncio.current_task(self.loop)
-        return task.get_name().removeprefix(CALL) if task is not None and task.get_name().startswith(CALL) else None
 
     def _run(self) -> None:
         _thread.makes_calls = True

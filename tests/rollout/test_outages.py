@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_without_a_tool_waits_for_it_once_a_batch(make_server
         for _ in range(3):
             statuses, seconds = turn()
             assert "ok" not in statuses and seconds < patience / 2
-        runner.look_again()
+        runner.begin_batch()
     time.sleep(1.5 * patience)  # nobody who waited in the last batch has it stop the next one
     assert runner.trouble is None
     server.go_on()
@@ -208,7 +208,7 @@ def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeyp
     server.stall()
     for _ in range(3):  # batches, in each of which the check is asked several times
         assert runner.run(requests(search, 1, query="France"))[0].status == "timeout"
-        runner.look_again()
+        runner.begin_batch()
     assert runner.trouble is None and runner.hung > 3 + 4  # three calls, and more checks than calls may hang
 
 

@@ -15,8 +15,9 @@ from a2tgpo_trl.rollout.failures import DEFAULT_POLICY
 from a2tgpo_trl.rollout.parsing import SHORTEST_END, TurnParser
 from a2tgpo_trl.rollout.rollout import LONGEST_TOKEN, Rollout, Rules, roll_out
 from a2tgpo_trl.tools import tool
+from a2tgpo_trl.tools.calls import Limits
 from a2tgpo_trl.tools.control import ControlText, SuffixWriter
-from a2tgpo_trl.tools.runner import Limits, ToolRunner
+from a2tgpo_trl.tools.runner import ToolRunner
 
 
 QUESTION = [{"role": "user", "content": "Where is the capital of France?"}]

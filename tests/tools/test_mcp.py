@@ -17,10 +17,10 @@ from transformers.utils.chat_template_utils import get_json_schema
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rewards import exact_match
-from a2tgpo_trl.tools.attempts import Limits, Request
+from a2tgpo_trl.tools.calls import Limits, Outcome, ToolCall
 from a2tgpo_trl.tools.from_schema import describe_as
 from a2tgpo_trl.tools.mcp import mcp_tools
-from a2tgpo_trl.tools.runner import Outcome, ToolRunner
+from a2tgpo_trl.tools.runner import ToolRunner
 
 
 COMMAND = f"{sys.executable} {HELPERS / 'mcp_server.py'}"
@@ -70,7 +70,7 @@ def runner():
 
 
 def call(runner: ToolRunner, tool, **arguments) -> Outcome:
-    (outcome,) = runner.run([Request(tool, arguments)])
+    (outcome,) = runner.run([ToolCall(tool, arguments)])
     return outcome
 
 
@@ -103,16 +103,16 @@ def test_what_the_server_finds_wrong_is_told(tools, runner):
 
 
 def test_a_slow_call_ends_in_its_time_and_the_next_ones_are_answered(tools, runner):
-    runner.limits = runner._attempts.limits = Limits(timeout=0.5)
+    runner.limits = Limits(timeout=0.5)
     assert call(runner, tools["wait"], seconds=30).status == "timeout"
     assert runner.hung == 0  # it was cancelled: nothing is left behind
-    runner.limits = runner._attempts.limits = Limits(timeout=20)
+    runner.limits = Limits(timeout=20)
     assert call(runner, tools["wait"], seconds=0).text == "done"
 
 
 def test_calls_are_made_at_once(tools, runner):
     start = time.monotonic()
-    outcomes = runner.run([Request(tools["wait"], {"seconds": 1.0}) for _ in range(8)])
+    outcomes = runner.run([ToolCall(tools["wait"], {"seconds": 1.0}) for _ in range(8)])
     assert [outcome.text for outcome in outcomes] == ["done"] * 8 and time.monotonic() - start < 6
 
 
@@ -132,7 +132,7 @@ def test_calls_wait_for_a_server_that_was_restarted(mode, runner, monkeypatch):
     with serving(port):
         (search,) = mcp_tools(f"http://127.0.0.1:{port}/mcp", names=["search"])
         assert call(runner, search, query="capital").status == "ok"
-    future = runner.submit([Request(search, {"query": "capital"})])
+    future = runner.submit([ToolCall(search, {"query": "capital"})])
     with serving(port):
         assert future.result(60)[0].text == "The capital is Paris (page, None)."
 

@@ -34,7 +34,8 @@ from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rollout.environments import Environments
 from a2tgpo_trl.tools import tool
-from a2tgpo_trl.tools.attempts import Attempts, Limits, Request
+from a2tgpo_trl.tools.attempts import _is_cancelled
+from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.control import WITHHELD
 from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions, remote
 from a2tgpo_trl.tools.python.interpreter import NotStarted, Output
@@ -222,7 +223,7 @@ def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_envi
     environment = runner.construct(python_sessions(timeout=300.0, warm=0))
 
     def call(code: str):
-        return runner.run([Request(environment.python, {"code": code}, environment)])[0]
+        return runner.run([ToolCall(environment.python, {"code": code}, environment)])[0]
 
     try:
         assert call("import os\nx = 1").status == "ok"
@@ -242,12 +243,10 @@ def test_a_call_that_has_come_back_is_not_cancelled_nor_is_what_the_next_one_nee
     session.cancel()
     assert session.run("x") == "1"
     cancelled: list = []
-    request = Request(session.run, {"code": "1"}, session)
+    call = ToolCall(session.run, {"code": "1"}, session)
     done: Future = Future()
     done.set_result(None)
-    attempts = Attempts(Limits())
-    assert asyncio.run(attempts._cancelled(request, ToolSettings(cancel=cancelled.append), done)) and not cancelled
-    attempts.close()
+    assert asyncio.run(_is_cancelled(call, ToolSettings(cancel=cancelled.append), done)) and not cancelled
 
 
 def _has_ended(process: int) -> bool:
@@ -412,7 +411,7 @@ def test_an_interpreter_that_is_ready_is_used_even_if_no_other_can_be_made_in_it
 def test_a_machine_that_can_start_no_interpreter_is_waited_for(level):
     runner = ToolRunner(Limits(timeout=20.0, patience=20.0))
     environment = runner.construct(python_sessions(timeout=10.0, warm=0, disk_mb=15))
-    call = Request(environment.python, {"code": "6 * 7"}, environment)
+    call = ToolCall(environment.python, {"code": "6 * 7"}, environment)
     assert runner.run([call])[0].text == "42"
     environment.reset()
     with no_more_files(but=0):
@@ -450,7 +449,7 @@ def test_a_shortage_that_is_over_when_it_is_looked_for_is_no_fault_of_the_code(l
         return take()
 
     monkeypatch.setattr(pool, "_take", at_first_not)
-    (outcome,) = runner.run([Request(environment.python, {"code": "6 * 7"}, environment)])
+    (outcome,) = runner.run([ToolCall(environment.python, {"code": "6 * 7"}, environment)])
     assert (outcome.status, outcome.text) == ("ok", "42")
     environment.reset()
     runner.close()
@@ -761,7 +760,7 @@ def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make)
     environment = runner.construct(python_sessions(remote=f"http://127.0.0.1:{port}"))
 
     def call(code: str):
-        return runner.run([Request(environment.python, {"code": code}, environment)])[0]
+        return runner.run([ToolCall(environment.python, {"code": code}, environment)])[0]
 
     def stop():
         servers[-1].shutdown()

@@ -10,8 +10,9 @@ import pytest
 from a2tgpo_trl.tools import tool
 from a2tgpo_trl.tools.arguments import LONGEST_PROBLEM, MOST_PROBLEMS, problem_with
 from a2tgpo_trl.tools.cache import CallCache, ReplayMiss, call_key
+from a2tgpo_trl.tools.calls import Outcome, ToolCall
 from a2tgpo_trl.tools.results import Redaction
-from a2tgpo_trl.tools.runner import Request, ToolRunner
+from a2tgpo_trl.tools.runner import ToolRunner
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def run():
 
     def make_calls(cache, *calls):
         runners.append(ToolRunner(cache=cache))
-        return runners[-1].run([Request(function, arguments) for function, arguments in calls]), runners[-1]
+        return runners[-1].run([ToolCall(function, arguments) for function, arguments in calls]), runners[-1]
 
     yield make_calls
     for runner in runners:
@@ -104,10 +105,10 @@ def test_a_line_that_was_cut_off_is_ignored_and_what_follows_it_is_whole(tmp_pat
     CallCache(file).put("search", {"query": "b"}, "ok", "caf\xe9")
     file.write_bytes(file.read_bytes()[:-cut])  # the last 5 bytes are \xc3 \xa9 " } \n
     cache = CallCache(file)
-    assert cache.get("search", {"query": "Velm"}) == ("ok", "on the Oss")
+    assert cache.get("search", {"query": "Velm"}) == Outcome("ok", "on the Oss")
     assert cache.get("search", {"query": "b"}) is None
     cache.put("search", {"query": "c"}, "ok", "new")
-    assert CallCache(file).get("search", {"query": "c"}) == ("ok", "new")
+    assert CallCache(file).get("search", {"query": "c"}) == Outcome("ok", "new")
 
 
 @pytest.mark.parametrize(

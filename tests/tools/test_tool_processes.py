@@ -12,7 +12,8 @@ import tools_for_processes
 from places import HELPERS
 from test_tool_runner import Notebook, anap, becomes, call, local_tool, nap, requests, timed
 
-from a2tgpo_trl.tools.runner import Limits, Request, ToolRunner
+from a2tgpo_trl.tools.calls import Limits, ToolCall
+from a2tgpo_trl.tools.runner import ToolRunner
 from a2tgpo_trl.tools.settings import ToolSettings
 
 
@@ -35,7 +36,7 @@ def test_a_process_makes_call_after_call(make_runner):
 
 def test_processes_work_at_once(make_runner):
     runner = in_process(make_runner, tools_for_processes.double)
-    outcomes = runner.run([Request(tools_for_processes.double, {"number": n}) for n in range(4)])
+    outcomes = runner.run([ToolCall(tools_for_processes.double, {"number": n}) for n in range(4)])
     assert [outcome.text for outcome in outcomes] == ["0", "2", "4", "6"]
 
 
@@ -56,7 +57,7 @@ def test_what_is_raised_in_a_process_is_told_as_if_it_were_raised_here(make_runn
 @pytest.mark.parametrize(("kind", "attempts"), [(ConnectionError, 3), (ValueError, 1)])
 def test_retry_on_holds_for_what_is_raised_in_a_process(make_runner, kind, attempts):
     settings = ToolSettings(process=True, retries=2, backoff=0, retry_on=(kind,))
-    request = Request(tools_for_processes.fail, {"text": "x"}, settings=settings)
+    request = ToolCall(tools_for_processes.fail, {"text": "x"}, settings=settings)
     assert make_runner().run([request])[0].attempts == attempts
 
 
@@ -170,7 +171,7 @@ def script(tmp_path, text):
         "import os, sys, threading, time\n"
         f"sys.path.insert(0, {str(HELPERS)!r})\n"
         "import tools_for_processes\n"
-        "from a2tgpo_trl.tools.runner import Limits, Request, ToolRunner\n" + text
+        "from a2tgpo_trl.tools.calls import Limits, ToolCall\nfrom a2tgpo_trl.tools.runner import ToolRunner\n" + text
     )
     return [sys.executable, str(file)]
 
@@ -180,8 +181,8 @@ def test_no_process_outlives_the_run(tmp_path, end):
     file = tmp_path / "ids"
     text = (
         "runner = ToolRunner(Limits(), {'hang': {'process': True}, 'double': {'process': True}})\n"
-        "runner.run([Request(tools_for_processes.double, {'number': 1})])\n"
-        f"runner.submit([Request(tools_for_processes.hang, {{'path': {str(file)!r}}})])\n"
+        "runner.run([ToolCall(tools_for_processes.double, {'number': 1})])\n"
+        f"runner.submit([ToolCall(tools_for_processes.hang, {{'path': {str(file)!r}}})])\n"
         f"while not os.path.exists({str(file)!r}):\n    time.sleep(0.01)\n{end}\n"
     )
     run = subprocess.run(script(tmp_path, text), capture_output=True, timeout=60)
@@ -194,7 +195,7 @@ def test_the_interpreter_ends_although_a_tool_hangs(tmp_path):
         "async def block(): time.sleep(600)\n"
         "def hang(): time.sleep(600)\n"
         "runner = ToolRunner(Limits(timeout=0.1))\n"
-        "print([outcome.status for outcome in runner.run([Request(hang, {}), Request(block, {})])])\n"
+        "print([outcome.status for outcome in runner.run([ToolCall(hang, {}), ToolCall(block, {})])])\n"
     )
     run, seconds = timed(lambda: subprocess.run(script(tmp_path, text), capture_output=True, text=True, timeout=60))
     assert (run.returncode, run.stdout, run.stderr) == (0, "['timeout', 'timeout']\n", "")

@@ -12,18 +12,19 @@ from concurrent.futures import wait
 import pytest
 
 from a2tgpo_trl.tools import tool
-from a2tgpo_trl.tools.runner import MOST_KEPT, STILL_BUSY, Request, ToolRunner
-from a2tgpo_trl.tools.settings import ToolSettings, check_words
+from a2tgpo_trl.tools.calls import ToolCall
+from a2tgpo_trl.tools.runner import MOST_KEPT, STILL_BUSY, ToolRunner
+from a2tgpo_trl.tools.settings import ToolSettings, check_tool_settings
 
 
-def requests(function, number=1, owner=None, /, **arguments):
+def requests(function, number=1, environment=None, /, **arguments):
     """The same call, so many times."""
-    return [Request(function, arguments, owner) for _ in range(number)]
+    return [ToolCall(function, arguments, environment) for _ in range(number)]
 
 
-def call(runner, function, owner=None, /, **arguments):
+def call(runner, function, environment=None, /, **arguments):
     """One call, made and waited for."""
-    (outcome,) = runner.run(requests(function, 1, owner, **arguments))
+    (outcome,) = runner.run(requests(function, 1, environment, **arguments))
     return outcome
 
 
@@ -117,7 +118,7 @@ def test_outcomes_stand_in_the_order_of_the_calls(make_runner):
         return str(wait)
 
     waits = [0.2, 0.0, 0.1, 0.05]
-    outcomes = make_runner().run([Request(echo, {"wait": wait}) for wait in waits])
+    outcomes = make_runner().run([ToolCall(echo, {"wait": wait}) for wait in waits])
     assert [outcome.text for outcome in outcomes] == [str(wait) for wait in waits]
 
 
@@ -148,7 +149,7 @@ class Notebook:
 def test_calls_on_an_environment_run_in_their_order_on_one_thread(make_runner):
     runner, notebook = make_runner(), Notebook()
     turn = requests(notebook.open, 1, notebook)
-    turn += [Request(notebook.write, {"text": text}, notebook) for text in "abc"]
+    turn += [ToolCall(notebook.write, {"text": text}, notebook) for text in "abc"]
     assert [outcome.text for outcome in runner.run(turn)] == ["slept", "a", "a,b", "a,b,c"]
     runner.run(requests(nap, 8, seconds=0.01))
     assert call(runner, notebook.write, notebook, text="d").text == "a,b,c,d"  # in a later turn too
@@ -156,7 +157,7 @@ def test_calls_on_an_environment_run_in_their_order_on_one_thread(make_runner):
 
 def test_environments_and_plain_tools_do_not_wait_for_each_other(make_runner):
     runner, notebooks = make_runner(), [Notebook() for _ in range(8)]
-    turn = [Request(one.sleep, {"seconds": 0.2}, one) for one in notebooks for _ in range(2)] + requests(nap, 4)
+    turn = [ToolCall(one.sleep, {"seconds": 0.2}, one) for one in notebooks for _ in range(2)] + requests(nap, 4)
     outcomes, seconds = timed(lambda: runner.run(turn))
     assert {outcome.status for outcome in outcomes} == {"ok"}
     assert 0.4 <= seconds < 2.0  # two in a row on each; all in a row: 20 * 0.2 = 4
@@ -164,14 +165,14 @@ def test_environments_and_plain_tools_do_not_wait_for_each_other(make_runner):
 
 def test_sync_and_async_methods_of_an_environment_keep_their_order(make_runner):
     notebook = Notebook()
-    turn = [Request(notebook.open, {}, notebook), Request(notebook.awrite, {"text": "x"}, notebook)]
-    turn += [Request(notebook.write, {"text": "y"}, notebook)]
+    turn = [ToolCall(notebook.open, {}, notebook), ToolCall(notebook.awrite, {"text": "x"}, notebook)]
+    turn += [ToolCall(notebook.write, {"text": "y"}, notebook)]
     assert [outcome.text for outcome in make_runner().run(turn)] == ["slept", "async x", "y"]
 
 
 def test_an_environment_whose_call_does_not_come_back_is_stuck(make_runner):
     runner, notebook, other = make_runner(timeout=0.1), Notebook(), Notebook()
-    first, second = runner.run([Request(notebook.sleep, {"seconds": s}, notebook) for s in (0.6, 0.0)])
+    first, second = runner.run([ToolCall(notebook.sleep, {"seconds": s}, notebook) for s in (0.6, 0.0)])
     assert (first.status, second.status, second.text) == ("timeout", "timeout", STILL_BUSY)
     assert runner.is_stuck(notebook) and not runner.is_stuck(other)
     assert call(runner, other.sleep, other, seconds=0.0).status == "ok"
@@ -307,7 +308,7 @@ def test_a_tool_that_hangs_is_a_timeout_and_counted_until_it_comes_back(make_run
     assert runner.hung == 3 and "hang (3)" in runner.trouble and "max_hung_calls=2" in runner.trouble
     release.set()
     assert becomes(lambda: runner.hung == 0)
-    runner.look_again()
+    runner.begin_batch()
     assert runner.trouble is None and runner.abandoned == 3
 
 
@@ -600,7 +601,7 @@ def test_a_run_can_go_on_without_a_tool_that_stays_down(make_runner, caplog):
     server, runner = Server(up=False, backoff=0.05), make_runner(patience=0.2, stop_when_down=False)
     assert call(runner, server.search, query="Velm").status == "tool_error"
     assert runner.trouble is None and "goes on without it" in caplog.text
-    runner.look_again()
+    runner.begin_batch()
     server.up = True
     assert call(runner, server.search, query="Velm").status == "ok"
 
@@ -657,7 +658,7 @@ def test_a_runner_keeps_nothing_of_environments_and_closures_that_are_gone(make_
         runner.run([*requests(notebook.sleep, 1, notebook, seconds=0.0), *requests(lambda: "x")])
     del notebook
     gc.collect()
-    assert becomes(lambda: len(runner._attempts._lanes) == 0)
+    assert becomes(lambda: len(runner._attempts._orders) == 0)
     assert becomes(lambda: threading.active_count() <= threads + 2)
 
 
@@ -670,9 +671,9 @@ def test_results_that_are_kept_have_a_bound(make_runner, monkeypatch):
         return str(number)
 
     runner = make_runner()
-    outcomes = runner.run([Request(echo, {"number": number}) for number in range(50)])
+    outcomes = runner.run([ToolCall(echo, {"number": number}) for number in range(50)])
     assert [outcome.text for outcome in outcomes] == [str(number) for number in range(50)]
-    assert len(runner._answers) == 10
+    assert len(runner._results) == 10
     assert call(runner, echo, number=49).attempts == 0 and call(runner, echo, number=0).attempts == 1
 
 
@@ -723,7 +724,7 @@ def test_a_setting_that_cannot_be_is_named(words, message):
 )
 def test_a_recipe_that_cannot_be_is_refused(words, message):
     with pytest.raises(ValueError) as raised:
-        check_words([nap, anap], words)
+        check_tool_settings([nap, anap], words)
     assert message in str(raised.value)
 
 
@@ -749,7 +750,7 @@ def test_a_tool_with_concurrency_1_is_called_on_one_thread():
         return str(i)
 
     for _ in range(3):
-        requests = [Request(function, {"i": i}) for i in range(10) for function in (here, anywhere)]
+        requests = [ToolCall(function, {"i": i}) for i in range(10) for function in (here, anywhere)]
         assert [outcome.text for outcome in runner.run(requests)] == [str(i) for i in range(10) for _ in range(2)]
     assert len(threads) == 1
     runner.close()
