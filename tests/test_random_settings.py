@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.config import LOSS_TYPES, AnswerAliases, GainMeasure, Normalization, RatioLevel
+from a2tgpo_trl.config import AnswerAliases, GainMeasure, LossType, Normalization, RatioLevel
 from a2tgpo_trl.credit import METHODS
 from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.failures import Policy, Status
@@ -101,7 +101,7 @@ TOOLS = dict(
 )
 
 THEIRS = dict(
-    loss_type=st.sampled_from(LOSS_TYPES),
+    loss_type=st.sampled_from(get_args(LossType)),
     beta=st.sampled_from([0.0, 0.05]),
     delta=st.sampled_from([None, 1.5]),
     num_iterations=st.integers(1, 2),

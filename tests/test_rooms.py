@@ -16,6 +16,7 @@ ROOMS = {
     "import_lines": "what other libraries log while they are imported",
     "errors": "what ends a run, in words that a user can act on",
     "lookup": "names in recipes -> what they mean; YAML",
+    "fields": "settings whose annotations say what they take -> the same settings, checked",
     "models": "a model without its wrappers, in evaluation mode",
     "ranks": "all ranks together: maxima, lists, errors",
     "turns": "masks of sampled tokens -> turns",
@@ -58,8 +59,6 @@ KNOWN_UPWARD: set[tuple[str, str]] = {
     ("rollout.checks", "config"),
     ("rollout.tool_loop", "config"),
     ("rollout.tool_loop", "trainer"),
-    ("tools.cache", "rollout.failures"),
-    ("tools.runner", "rollout.failures"),
 }
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_PRIVATE: set[str] = {

@@ -1,0 +1,95 @@
+"""settings whose annotations say what they take -> the same settings, checked.
+
+    discount: Annotated[float, Interval(0.0, 1.0, "[]")]
+    tool_concurrency: Annotated[int, Interval(1)]
+    on_outage: Literal["stop", "continue"]
+
+The annotation is the one place that says of a setting whether it is a switch, a whole number or a choice, whether it
+may be None, and which interval it lies in. Parsers of recipes and of command lines read the plain type within.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .lookup import nearest
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`; a square bracket means that an end itself belongs to them."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    ends: Literal["[)", "(]", "[]", "()"] = "[)"
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.ends[0] == "[" else value > self.low
+        below = value <= self.high if self.ends[1] == "]" else value < self.high
+        return above and below  # NaN compares false
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an annotation says: the types of its values (`Literal` for choices), and what they are limited to."""
+
+    types: tuple[Any, ...]
+    may_be_none: bool
+    interval: Interval | None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that may be chosen from; none if it is no choice."""
+        return next((get_args(kind) for kind in self.types if get_origin(kind) is Literal), ())
+
+
+def kind_of(annotation: Any) -> Kind:
+    """Reads an annotation that was got with `include_extras`."""
+    annotation, *extras = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
+    types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    interval = next((extra for extra in extras if isinstance(extra, Interval)), None)
+    return Kind(tuple(kind for kind in types if kind is not type(None)), type(None) in types, interval)
+
+
+def kinds_of(settings: type, base: type) -> dict[str, Kind]:
+    """Of each field that a class of settings, or one between it and `base`, declares."""
+    hints = get_type_hints(settings, include_extras=True)
+    between = [parent for parent in reversed(settings.__mro__) if issubclass(parent, base) and parent is not base]
+    names = dict.fromkeys(name for parent in between for name in parent.__dict__.get("__annotations__", {}))
+    known: Mapping[str, Any] = getattr(settings, "__dataclass_fields__", {})
+    return {name: kind_of(hints[name]) for name in names if name in known}
+
+
+def check_fields(settings: Any, base: type) -> None:
+    """Each field of `kinds_of` holds what its annotation says. Mappings and texts are left to those who read them."""
+    for name, kind in kinds_of(type(settings), base).items():
+        check_value(name, getattr(settings, name), kind)
+
+
+def check_value(name: str, value: Any, kind: Kind) -> None:
+    """A ValueError says what is wrong with a value of this name, and what it must be."""
+    if value is None and kind.may_be_none:
+        return
+    or_none = " or None" if kind.may_be_none else ""
+    if kind.choices and value not in kind.choices:
+        valid = ", ".join(map(repr, kind.choices))
+        raise ValueError(f"{name} must be one of {valid}{or_none}; got {value!r}.{nearest(str(value), kind.choices)}")
+    if kind.types == (bool,) and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true{', false' if or_none else ' or false'}{or_none}; got {value!r}.")
+    if kind.interval is not None:
+        check_number(name, value, kind.interval, whole=kind.types == (int,))
+
+
+def check_number(name: str, value: Any, interval: Interval, whole: bool = False) -> None:
+    """A ValueError says what is wrong with a number of this name."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number in {interval}; got {value!r}.")
+    if value not in interval:
+        raise ValueError(f"{name} must be in {interval}; got {value!r}.")
+    if whole and not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number; got {value!r}.")

@@ -1,0 +1,197 @@
+"""ToolConfig: the settings of a policy that calls tools, on top of those of `GRPOConfig`."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, cast
+
+from trl import GRPOConfig
+
+from ..fields import Interval, check_fields
+from .failures import Policy, complete_policy
+
+
+@dataclass
+class ToolConfig(GRPOConfig):
+    """Settings of [`ToolTrainer`]: everything in `GRPOConfig`, and how rollouts call tools, fail, and go on.
+
+    Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set.
+    Of several evaluation sets each logs metrics by its name, such as `eval_easy_reward`, and it names one of those.
+
+    A subclass adds fields, and checks those that go wrong only together in `_check_together`.
+    """
+
+    answer_column: str = field(
+        default="answer",
+        metadata={
+            "help": "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
+            "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it."
+        },
+    )
+    tool_timeout: Annotated[float | None, Interval(0.0, ends="()")] = field(
+        default=60.0,
+        metadata={"help": "Seconds that a call may take, above 0. A tool's own limit wins. None: no limit."},
+    )
+    tool_concurrency: Annotated[int, Interval(1)] = field(
+        default=64, metadata={"help": "Calls that run at once in a process. At least 1."}
+    )
+    tool_settings: dict[str, dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "By name of a tool: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, "
+            "process. As the decorator `a2tgpo_trl.tools.tool` says them in Python, over which these win."
+        },
+    )
+    max_calls_per_turn: Annotated[int | None, Interval(1)] = field(
+        default=16,
+        metadata={"help": "Calls that one turn may make; the rest are not made. At least 1. None: no limit."},
+    )
+    max_result_tokens: Annotated[int | None, Interval(1)] = field(
+        default=None,
+        metadata={"help": "Tokens of a tool's result that the policy reads; the rest is cut off. None: no limit."},
+    )
+    tool_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
+            "Calls on environments are made always."
+        },
+    )
+    tool_replay: bool = field(
+        default=False,
+        metadata={"help": "Whether a call that is not in `tool_cache` is an error instead of being made."},
+    )
+    failure_policy: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "By way in which a turn failed (unparsed_call, unknown_tool, bad_arguments, tool_error, timeout, "
+            "result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from its "
+            "group and the loss. What is not named is told; context_full ends."
+        },
+    )
+    max_hung_calls: Annotated[int, Interval(0)] = field(
+        default=16,
+        metadata={
+            "help": "Calls that may be out beyond their time at once. With more, further calls wait until some have "
+            "come back; if they do not within outage_patience, the run saves a checkpoint and stops. At least 0."
+        },
+    )
+    on_outage: Literal["stop", "continue"] = field(
+        default="stop",
+        metadata={
+            "help": "What happens when a tool whose check fails stays down: the run saves a checkpoint and stops "
+            "('stop'), or goes on while calls fail ('continue')."
+        },
+    )
+    outage_patience: Annotated[float, Interval(0.0)] = field(
+        default=300.0,
+        metadata={"help": "Seconds that a tool which is down, or calls that hang, are waited for. At least 0."},
+    )
+    sampling_batch_size: Annotated[int | None, Interval(1)] = field(
+        default=None,
+        metadata={
+            "help": "Rollouts that transformers' generation samples at once in a process, while the others of the "
+            "batch wait: lower it if sampling runs out of memory. At least 1. None: all of them. With vLLM, which "
+            "sees to that by itself, it must be None."
+        },
+    )
+    stream_turns: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a colocated vLLM (without tensor parallelism) goes on with each rollout as soon as its "
+            "tools have answered, instead of waiting for all."
+        },
+    )
+    seeded_rollouts: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
+            "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
+            "generation, but not with vLLM, whose sampler is slower then."
+        },
+    )
+    resume_changed: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a run may go on from a checkpoint that was saved with other settings, data or policy."
+        },
+    )
+
+    def __post_init__(self):
+        check_fields(self, base=GRPOConfig)
+        self._check_together()
+        self._name_best_metric()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            raise ValueError(
+                "bf16, which is TRL's default, needs an accelerator that computes in it, and there is none here. Set "
+                "bf16: false (in Python, bf16=False) to train in float32, or fp16: true on an older GPU."
+            ) from error
+        self._check_seeds()
+        if self.sampling_batch_size is not None and (self.use_vllm or self.use_transformers_continuous_batching):
+            raise ValueError(
+                "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts at "
+                "once as their memory holds. Leave it out."
+            )
+
+    def _check_together(self) -> None:
+        self.tool_settings = mapping("tool_settings", self.tool_settings)
+        self.failure_policy = mapping("failure_policy", self.failure_policy)
+        self.failure_policies  # noqa: B018  # raises for names that there are not
+        if self.tool_replay and self.tool_cache is None:
+            raise ValueError("tool_replay needs a file to replay from: name it with tool_cache.")
+
+    def _name_best_metric(self) -> None:
+        """Evaluations have no loss, which the parent would choose by."""
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model!r}: evaluations sample and score, they have no "
+                "loss. Name what they log, such as 'reward' or 'rewards/exact_match/mean'."
+            )
+        follows = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
+        if follows and self.metric_for_best_model is None:
+            setattr(self, "metric_for_best_model", "reward")  # noqa: B010  # the parent's would be the loss
+
+    def _check_seeds(self) -> None:
+        if self.seeded_rollouts is None:
+            return
+        for reason, holds in self._cannot_seed.items():
+            if self.seeded_rollouts and holds:
+                raise ValueError(f"seeded_rollouts=True does not work with {reason}. Leave it out.")
+
+    @property
+    def _cannot_seed(self) -> dict[str, bool]:
+        streams = self.stream_turns and self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size == 1
+        return {
+            "vLLM but colocated, with stream_turns and one GPU a process": self.use_vllm and not streams,
+            "use_transformers_continuous_batching, which samples rows in batches of its own": (
+                self.use_transformers_continuous_batching
+            ),
+            "full_determinism, since sums along the vocabulary are not deterministic on GPUs": self.full_determinism,
+        }
+
+    @property
+    def seeds_rollouts(self) -> bool:
+        """Whether each rollout draws from a seed of its own."""
+        if self.seeded_rollouts is not None:
+            return self.seeded_rollouts
+        return not self.use_vllm and not any(self._cannot_seed.values())
+
+    @property
+    def failure_policies(self) -> dict[str, Policy]:
+        """What is done about each way in which a turn fails."""
+        return complete_policy(cast(dict[str, str] | None, self.failure_policy))
+
+
+def mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """A mapping of a recipe, or JSON of the command line."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} must be a mapping, or JSON with double quotes; got {value!r}.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping of names; got {value!r}.")
+    return value
