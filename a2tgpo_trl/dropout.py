@@ -10,7 +10,6 @@ from typing import Any
 from accelerate.logging import get_logger
 from torch import nn
 
-from .config import A2TGPOConfig
 from .models import base_model
 
 
@@ -22,19 +21,26 @@ NOISE = ("jitter_noise", "input_jitter_noise")
 OTHER_HEADS = ("summary_first_dropout", "classifier_dropout", "classifier_dropout_prob")
 
 
-def settle_dropout(model: nn.Module, args: A2TGPOConfig) -> None:
-    """Switch dropout off where it would drown the ratio, and say so unless that was asked for."""
+def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_corrected: bool) -> None:
+    """Switch dropout off where it would drown the ratio, and say so unless that was asked for.
+
+    Args:
+        model: the policy.
+        level: span whose tokens share a ratio (`importance_sampling_level`).
+        disabled: whether dropout is to be off in any case (`disable_dropout`).
+        sampler_is_corrected: whether vLLM samples, and the loss weighs its tokens by its probabilities.
+    """
     rates = dropout_rates(model)
     named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items())
-    if goes_without(args):
+    if goes_without(level, disabled):
         switch_off_dropout(model)
-        if rates and not args.disable_dropout:
+        if rates and not disabled:
             logger.warning(
                 f"Dropout is off (0 instead of {named}): old and new log-probabilities would differ by what each has "
-                f"dropped, and most ratios of a {args.importance_sampling_level} would be clipped before anything is "
+                f"dropped, and most ratios of a {level} would be clipped before anything is "
                 "learnt. Set these rates to 0, or disable_dropout=True, and this line goes away."
             )
-    elif rates and args.use_vllm and args.vllm_importance_sampling_correction:
+    elif rates and sampler_is_corrected:
         logger.warning(
             f"The policy has dropout ({named}) and vLLM samples without: the weights that correct for vLLM follow "
             "what was dropped, above all where a rollout has one weight (vllm_importance_sampling_mode="
@@ -42,9 +48,9 @@ def settle_dropout(model: nn.Module, args: A2TGPOConfig) -> None:
         )
 
 
-def goes_without(args: A2TGPOConfig) -> bool:
+def goes_without(level: str, disabled: bool) -> bool:
     """Whether a policy trains without dropout: where it is asked for, and where more than a token shares a ratio."""
-    return args.disable_dropout or args.importance_sampling_level != "token"
+    return disabled or level != "token"
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:

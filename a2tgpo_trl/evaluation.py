@@ -25,8 +25,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
 from .errors import RecipeError
-from .launch.command import run_recipe
 from .models import evaluation_mode
+from .recipe.program import run_recipe
 from .recipe.recipe import Recipe
 from .report.plots import SCORES
 from .report.progress import Display

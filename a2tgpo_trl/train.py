@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .errors import RecipeError
 from .evaluation import evaluate, from_main
-from .launch.command import run_recipe
+from .recipe.program import run_recipe
 from .recipe.recipe import HELD_OUT, Recipe
 from .report.plots import CURVE, SCORES, STATE, plot_runs
 from .report.progress import Display, StepLines

@@ -32,6 +32,7 @@ from .credit.turn_rewards import TurnReward
 from .credit.uninformative import uninformative_groups
 from .dropout import settle_dropout
 from .errors import RunStopped
+from .information_gain.answers import used_answers
 from .information_gain.gain_pass import GainPass
 from .information_gain.metrics import gain_metrics
 from .information_gain.packed_attention import length_matters, positions_are_relative
@@ -41,7 +42,7 @@ from .launch.launched import check_launch
 from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model
 from .ranks import Ranks
-from .report.lessons import Lessons
+from .report.nothing_to_learn import NothingToLearn
 from .resume.interruption import Interruption
 from .resume.resumable import Resumable
 from .resume.resume import Checkpoints
@@ -52,7 +53,6 @@ from .rollout.checks import (
     check_tools,
     checked_rollout_func,
     complete_args,
-    used_answers,
 )
 from .rollout.engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
 from .rollout.environments import Environments
@@ -158,7 +158,12 @@ class A2TGPOTrainer(Resumable):
                 "processor) as processing_class to train the text model alone."
             )
         check_launch(self.args, self.accelerator)
-        settle_dropout(self.model, args)
+        settle_dropout(
+            self.model,
+            args.importance_sampling_level,
+            disabled=args.disable_dropout,
+            sampler_is_corrected=args.use_vllm and args.vllm_importance_sampling_correction,
+        )
         self._let_ddp_miss_gradients()
         if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):
             raise ValueError(
@@ -186,7 +191,7 @@ class A2TGPOTrainer(Resumable):
         self._round = 0
         self._checkpoints = Checkpoints(self)
         self._interruption = Interruption(Ranks(self.accelerator))
-        self._lessons = Lessons(self._interruption)
+        self._lessons = NothingToLearn(lambda: self._interruption.agreed)
         self.add_callback(self._lessons)
         self.add_callback(self._checkpoints)
         self.add_callback(self._interruption)

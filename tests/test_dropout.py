@@ -197,11 +197,9 @@ def test_disabling_dropout_reaches_what_a_model_hands_to_functions(tokenizer, tm
     assert dropout_rates(trainer.model) == {} and said(caplog) == []
 
 
-def test_token_ratios_with_dropout_are_warned_of_where_vllm_is_corrected_for(tokenizer, tmp_path, caplog):
-    args = A2TGPOConfig(**settings(tmp_path, credit="grpo"))
-    args.use_vllm = True  # set here, since the setting itself asks for the package
+def test_token_ratios_with_dropout_are_warned_of_where_vllm_is_corrected_for(tokenizer, caplog):
     model = tiny.make_model(tokenizer, attention_dropout=0.1)
-    settle_dropout(model, args)
+    settle_dropout(model, "token", disabled=False, sampler_is_corrected=True)
     (line,) = said(caplog)
     assert "attention_dropout=0.1" in line and "vLLM" in line and dropout_rates(model)
 

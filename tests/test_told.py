@@ -8,16 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.recipe.recipe import HELD_OUT, RecipeError, read_recipe
-from a2tgpo_trl.report.lessons import Lessons
+from a2tgpo_trl.report.nothing_to_learn import NothingToLearn
 from a2tgpo_trl.report.progress import OncePerPlace, quiet_libraries
-from a2tgpo_trl.resume.interruption import Interruption
 from a2tgpo_trl.train import main as train
 
 
@@ -113,12 +110,12 @@ def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(
 
 def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog):
     # The first batch was not scored: 0.25 of the second alone. Of a run in which nothing was, there is no mean.
-    nothing, lessons = (Lessons(Interruption(Ranks(Accelerator(cpu=True)))) for _ in range(2))
-    lessons.see(1.0, math.nan)
-    lessons.see(1.0, 0.25)
+    nothing, something = (NothingToLearn(interrupted=lambda: False) for _ in range(2))
+    something.see(1.0, math.nan)
+    something.see(1.0, 0.25)
     nothing.see(1.0, math.nan)
     with caplog.at_level(logging.WARNING, "a2tgpo_trl"):
-        lessons.on_train_end(None, None, None)
+        something.on_train_end(None, None, None)
         nothing.on_train_end(None, None, None)
     assert "with a mean reward of 0.25. Read" in caplog.messages[0]
     assert "and no rollout was scored. Read" in caplog.messages[1]

@@ -12,7 +12,7 @@ from places import ROOT
 
 from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.evaluation import main as evaluation
-from a2tgpo_trl.launch.command import run_recipe
+from a2tgpo_trl.recipe.program import run_recipe
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.report.plots import plot_runs
 from a2tgpo_trl.report.progress import quiet_libraries, step_line

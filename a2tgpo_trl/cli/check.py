@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..launch.command import add_recipe_argument
+from .launching import add_recipe_argument
 
 
 if TYPE_CHECKING:

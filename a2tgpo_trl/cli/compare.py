@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 
 from .. import __version__
-from ..launch.command import add_recipe_argument
+from .launching import add_recipe_argument
 
 
 # What is not for the user to say: by the name of the option with its dashes as the parser takes them.

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..launch.command import add_recipe_argument
+from .launching import add_recipe_argument
 
 
 if TYPE_CHECKING:

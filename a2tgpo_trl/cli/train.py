@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..launch.command import add_launch_arguments, launch
+from .launching import add_launch_arguments, launch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """rollouts and their answers -> values at every turn boundary -> information gain of each turn.
 
+answers.py           rows -> the answers that are scored
 probes.py            answer text -> token ids to score
 rows.py              rollouts and probes -> padded rows of a forward, and where each score belongs
 packed_attention.py  which token of a packed row sees which, for each attention implementation

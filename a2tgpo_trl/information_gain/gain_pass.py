@@ -13,8 +13,8 @@ from trl.data_utils import is_conversational
 from ..models import base_model
 from ..ranks import Ranks
 from ..rollout.answers import declares_answer
-from ..rollout.checks import check_dataset, check_owned_data, named_datasets
 from ..rollout.environments import environment_kinds
+from .answers import check_dataset, check_owned_data, named_datasets
 from .packed_attention import packed_implementation, positions_are_relative
 from .probes import Probe, ProbeMaker, check_seam, thought_before_answer
 from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit

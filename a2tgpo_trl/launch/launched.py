@@ -15,8 +15,7 @@ from accelerate.utils import DistributedType, str_to_bool
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from ..config import A2TGPOConfig
+    from trl import GRPOConfig
 
 USE_CPU, USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 CPU_INSTEAD = "On CPUs use the configuration cpu_ddp, cpu_zero2 or cpu_zero3."
@@ -33,9 +32,7 @@ def deepspeed_on_cpu(environment: Mapping[str, str] = os.environ) -> bool:
     return is_on(USE_DEEPSPEED, environment) and on_cpu
 
 
-def check_launch(
-    args: "A2TGPOConfig", accelerator: "Accelerator", environment: Mapping[str, str] = os.environ
-) -> None:
+def check_launch(args: "GRPOConfig", accelerator: "Accelerator", environment: Mapping[str, str] = os.environ) -> None:
     """Refuse a run with fewer processes, or sharded otherwise, than was asked for."""
     kind = accelerator.distributed_type
     _check_processes(accelerator.num_processes, kind, environment)

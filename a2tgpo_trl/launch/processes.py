@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -36,6 +36,20 @@ class Start:
 
     words: list[str]
     variables: dict[str, str] = field(default_factory=dict)
+
+
+def start_here(config_file: Path | None, num_processes: int | None) -> Start:
+    """How to start them on this machine, in this environment; with no configuration, by the user's own if there is."""
+    if config_file is None and Path(default_config_file).exists():
+        config_file = Path(default_config_file)
+    if is_slurm_rank(os.environ):
+        if config_file is None:
+            raise ValueError(
+                "srun has started several tasks on this machine, and without a configuration each would be a run of "
+                "its own. Give --config_file (multi_gpu, zero3, ...), or srun --ntasks-per-node=1."
+            )
+        return rank_of_slurm(config_file, num_processes, os.environ)
+    return choose_start(config_file, num_processes, count_accelerators())
 
 
 def choose_start(config_file: Path | None, num_processes: int | None, accelerators: int) -> Start:

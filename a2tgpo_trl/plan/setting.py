@@ -125,7 +125,7 @@ def training_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, ac
         autocast=half if casts else None,
         adapter=PeftConfig.from_pretrained(str(recipe.adapter)) if recipe.adapter else get_peft_config(recipe.model),
         checkpointing=args.gradient_checkpointing,
-        disable_dropout=goes_without(args),
+        disable_dropout=goes_without(args.importance_sampling_level, args.disable_dropout),
         clip_gradients=args.max_grad_norm is not None and args.max_grad_norm > 0,
         attention="sdpa",
         accelerated=accelerated,

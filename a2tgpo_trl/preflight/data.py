@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
 from ..config import A2TGPOConfig
+from ..information_gain.answers import check_dataset, check_owned_data, used_answers
 from ..rollout.answers import declares_answer
-from ..rollout.checks import check_dataset, check_owned_data, used_answers
 from .chat import Chat, Datasets, Verdict, conversation
 
 

@@ -15,8 +15,8 @@ from transformers import (
     ProcessorMixin,
 )
 
+from ..information_gain.answers import named_datasets
 from ..recipe.recipe import Recipe
-from ..rollout.checks import named_datasets
 from ..tasks import Task
 from .chat import Chat
 

@@ -81,7 +81,7 @@ def logp_difference(
     model: PreTrainedModel, prompts: list[list[int]], pad_id: int, end_ids: Sequence[int], args: A2TGPOConfig
 ) -> float:
     """Sample a few tokens after left-padded prompts; the largest difference from the trainer's forward over them."""
-    if goes_without(args):
+    if goes_without(args.importance_sampling_level, args.disable_dropout):
         switch_off_dropout(model)
     settings = sampling(args)
     width = max(map(len, prompts)) + 1  # both rows are padded

@@ -1,13 +1,12 @@
 """the share of groups that teach nothing, batch by batch -> a warning at the end of a run that learnt nothing."""
 
 import math
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
-
-from ..resume.interruption import Interruption
 
 
 logger = get_logger(__name__)
@@ -15,11 +14,12 @@ logger = get_logger(__name__)
 NEARLY_ALL = 0.95
 
 
-class Lessons(TrainerCallback):
+class NothingToLearn(TrainerCallback):
     """Keeps count over a run; groups of one rollout, which have nothing to be compared with, are not counted."""
 
-    def __init__(self, interruption: Interruption) -> None:
-        self._interruption = interruption
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        """`interrupted`: whether the run ends since it was told to, and says nothing of what it has learnt so far."""
+        self._interrupted = interrupted
         self._since = 0
         self._shares: list[float] = []
         self._rewards: list[float] = []
@@ -36,7 +36,7 @@ class Lessons(TrainerCallback):
         self._since = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._interruption.agreed or not self._shares or fmean(self._shares) < NEARLY_ALL:
+        if self._interrupted() or not self._shares or fmean(self._shares) < NEARLY_ALL:
             return
         what = f"Since step {self._since}, from which it was resumed, this run" if self._since else "This run"
         earned = f"with a mean reward of {fmean(self._rewards):.3g}" if self._rewards else "and no rollout was scored"
