@@ -66,7 +66,7 @@ def _together(sessions: list[LocalSession], calls: int) -> float:
 
 def _fresh(pool: Pool, number: int) -> float:
     """Seconds of a session with one call, one after the other, so that the pool has as much time as calls leave it."""
-    LocalSession(pool).run(SNIPPET)  # starts the nursery
+    LocalSession(pool).run(SNIPPET)  # starts the fork server
     seconds = []
     for _ in range(number):
         start = time.perf_counter()

@@ -18,7 +18,7 @@ NUMBERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
     parser.add_argument("--port", type=int, default=8400, help="port to listen on (default 8400; 0: a free one)")
-    parser.add_argument("--isolation", default="auto", help="auto, or at least bubblewrap, namespaces or process")
+    parser.add_argument("--isolation", default="auto", help="auto, bubblewrap or process")
     for name, (default, text) in NUMBERS.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default:g})")

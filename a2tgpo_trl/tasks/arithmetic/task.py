@@ -19,7 +19,7 @@ def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int =
     """Problems of one to four steps to train on, and of two to four steps, in equal parts, to test on.
 
     No problem of one set is in the other, or begins with the same product. `python`: settings of
-    `tools.python.python_sessions`, as isolation="namespaces" or remote="http://sandbox:8400".
+    `tools.python.python_sessions`, as isolation="bubblewrap" or remote="http://sandbox:8400".
     """
     from ...tools.python import python_sessions
 

@@ -6,8 +6,8 @@
 An interpreter is used by one rollout and thrown away. It is one process without a right to start others, has no
 network, sees its own libraries, and writes to a folder in memory that goes with it. Between calls it is stopped. How
 much of this holds depends on the level of isolation, of which the strongest that works is taken: `bubblewrap` (a
-program that many systems have), `namespaces` (the same by the kernel's own calls), `process` (limits, a filter of
-system calls, and another user if root trains). Locks of files are refused at all of them, since rollouts could talk by
+program of many systems, and of `pip install a2tgpo_trl[python]`), or `process` (limits, a filter of system calls,
+another user if root trains, and a warning). Locks of files are refused at all of them, since rollouts could talk by
 locks on the libraries that they share: sqlite3 works on files with "file:NAME?nolock=1" (and uri=True). What they have
 in common: none stops code that knows of a hole in the kernel, or that measures how long things take. For that,
 `remote` runs code on another machine.
@@ -39,7 +39,7 @@ _LOWEST = {"timeout": 0.01, "memory_mb": 16, "disk_mb": 1, "max_output": 64, "th
 class PythonSession:
     """An environment with one tool, `python`.
 
-    isolation: "auto", or the level that it must have at least ("bubblewrap", "namespaces", "process")
+    isolation: "bubblewrap", "process", or "auto" for the stronger of them that works
     timeout: seconds of a call, after which its interpreter is ended
     memory_mb, disk_mb: MiB of an interpreter beside its own, and of its files, which are in memory as well
     max_output: bytes of a result; of longer ones the first and the last half are kept
@@ -104,7 +104,7 @@ class PythonSession:
 def python_sessions(**options: Any) -> Callable[[], PythonSession]:
     """An `environment_factory`. The options are those of `PythonSession`; what is wrong with them is said at once.
 
-    Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="namespaces", preload=["sympy"]))`
+    Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="bubblewrap", preload=["sympy"]))`
     """
     known = inspect.signature(PythonSession).parameters
     for name in options.keys() - known.keys():

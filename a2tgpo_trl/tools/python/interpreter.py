@@ -1,4 +1,4 @@
-"""code and a time limit -> what an interpreter in its jail made of it: text of a bounded length, and how it ended.
+"""code and a time limit -> what a confined interpreter made of it: text of a bounded length, and how it ended.
 
 The trainer's end of an interpreter. It trusts nothing that comes from there: output is cut while it is read, the word
 that a call is done has a fixed length and must hold the call's own random bytes, and whatever else arrives ends the
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from .sandbox.cell import FAILED, LENGTH, NONCE, RAISED, RAN, READY
+from .sandbox.executor import FAILED, LENGTH, NONCE, RAISED, RAN, READY
 
 
 STARTING = 60.0  # seconds that an interpreter may take to be ready: it may load much
@@ -84,7 +84,7 @@ def _problem_before(channel: socket.socket) -> str | None:
         return KILLED
 
 
-class Ends:
+class Handles:
     """The trainer's open files of one interpreter."""
 
     def __init__(self, channel: socket.socket, output: int):
@@ -120,18 +120,18 @@ class Ends:
 class Interpreter:
     """One interpreter, for one rollout. It ends when this object does."""
 
-    def __init__(self, channel: socket.socket, output: int, kept: int, maker_has_ended: Callable[[], bool]):
-        self._ends, self._kept, self.maker_has_ended = Ends(channel, output), kept, maker_has_ended
+    def __init__(self, channel: socket.socket, output: int, kept: int, server_has_ended: Callable[[], bool]):
+        self._handles, self._kept, self.server_has_ended = Handles(channel, output), kept, server_has_ended
         os.set_blocking(output, False)
-        self.kill = self._ends.kill
-        self.close = weakref.finalize(self, self._ends.close)
+        self.kill = self._handles.kill
+        self.close = weakref.finalize(self, self._handles.close)
 
     def wait_until_ready(self) -> None:
         """Raises `NotStarted` with what the other end says is wrong."""
-        ends = self._ends
-        ends.channel.settimeout(STARTING)
+        handles = self._handles
+        handles.channel.settimeout(STARTING)
         try:
-            word, files, _, _ = socket.recv_fds(ends.channel, 4096, 1)
+            word, files, _, _ = socket.recv_fds(handles.channel, 4096, 1)
         except OSError as error:
             raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
         if word == READY and not files:  # the kernel drops a file that there is no number for
@@ -139,7 +139,7 @@ class Interpreter:
         if word != READY:
             said = _decoded(word.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
             raise NotStarted(said.strip() or "it ended before it was ready")
-        ends.process = files[0]
+        handles.process = files[0]
 
     def run(self, code: str, timeout: float) -> Finished:
         """Run code, for so many seconds at most. After `ended` there is no interpreter any more."""
@@ -147,12 +147,12 @@ class Interpreter:
         self._read_rest(Output(0))  # what a thread of the call before printed after its end
         words = code.encode("utf-8", errors="replace")
         nonce = secrets.token_bytes(NONCE)
-        problem, word = _problem_before(self._ends.channel), b""
-        self._ends.send(signal.SIGCONT)
+        problem, word = _problem_before(self._handles.channel), b""
+        self._handles.send(signal.SIGCONT)
         try:
             if problem is None:
-                self._ends.channel.settimeout(timeout)
-                self._ends.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
+                self._handles.channel.settimeout(timeout)
+                self._handles.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
                 problem, word = self._wait(nonce, output, end)
         except TimeoutError:
             problem, word = LATE.format(timeout), b""
@@ -160,24 +160,24 @@ class Interpreter:
             problem, word = GONE, b""
         if problem is not None:
             return self._end(output, problem.format(timeout))
-        self._ends.send(signal.SIGSTOP)
+        self._handles.send(signal.SIGSTOP)
         self._read_rest(output)
         return Finished(output.text(), word == RAISED)
 
     def _wait(self, nonce: bytes, output: Output, end: float) -> tuple[str | None, bytes]:
         """What is wrong, or the word that the call is done; output is read and cut meanwhile."""
-        channel, most = self._ends.channel, max(FLOOD * self._kept, LEAST_FLOOD)
+        channel, most = self._handles.channel, max(FLOOD * self._kept, LEAST_FLOOD)
         poll = select.poll()
         poll.register(channel, select.POLLIN)
-        poll.register(self._ends.output, select.POLLIN)
+        poll.register(self._handles.output, select.POLLIN)
         received = b""
         while (left := end - time.monotonic()) > 0:
             ready = [file for file, _ in poll.poll(left * 1000)]
-            if self._ends.output in ready:
-                data = os.read(self._ends.output, BLOCK)
+            if self._handles.output in ready:
+                data = os.read(self._handles.output, BLOCK)
                 output.add(data)
                 if not data:
-                    poll.unregister(self._ends.output)  # the code closed it
+                    poll.unregister(self._handles.output)  # the code closed it
                 if output.total > most:
                     return FLOODED.format(most), b""
             if channel.fileno() in ready:
@@ -192,7 +192,7 @@ class Interpreter:
         return LATE, b""
 
     def _end(self, output: Output, why: str) -> Finished:
-        self._ends.send(signal.SIGKILL)
+        self._handles.send(signal.SIGKILL)
         self._read_rest(output)
         self.close()
         return Finished(output.text(), True, why)
@@ -202,7 +202,7 @@ class Interpreter:
         first = b""
         with suppress(BlockingIOError):
             for _ in range(MOST_IN_PIPE // BLOCK):
-                data = os.read(self._ends.output, BLOCK)
+                data = os.read(self._handles.output, BLOCK)
                 output.add(data)
                 first = first or data
                 if not data:

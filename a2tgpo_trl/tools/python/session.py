@@ -69,7 +69,7 @@ class LocalSession:
             if found.ended is None:
                 return found
             self._drop()
-            by_machine = found.ended == KILLED or (found.ended == GONE and interpreter.maker_has_ended())
+            by_machine = found.ended == KILLED or (found.ended == GONE and interpreter.server_has_ended())
             if not by_machine or self._cancelled:
                 return found
             logger.warning("The machine has ended a Python interpreter. Its rollout gets a new one, and is told.")

@@ -1,7 +1,7 @@
 """What runs outside the trainer: the standard library alone, so that it starts fast and can run in any interpreter.
 
-nursery.py   a process without secrets that makes interpreters when it is asked to
-jail.py      what an interpreter is closed in by: namespaces, mounts, another user, limits
-filter.py    which system calls it may not make
-cell.py      the interpreter itself: reads code, runs it, says that it is done
+fork_server.py   a process without secrets that forks an interpreter when it is asked
+confinement.py   what a process is confined by: bubblewrap, namespaces, another user, limits
+seccomp.py       which system calls it may not make
+executor.py      the interpreter itself: reads code, runs it, says that it is done
 """

@@ -1,7 +1,7 @@
 """code -> what it prints and the value of its last expression, on standard output; then one word to the trainer.
 
-    trainer -> cell    16 random bytes, length of the code (4 bytes), the code in UTF-8
-    cell -> trainer    the same 16 random bytes and one byte: "+" the code ran, "-" it raised
+    trainer -> executor    16 random bytes, length of the code (4 bytes), the code in UTF-8
+    executor -> trainer    the same 16 random bytes and one byte: "+" the code ran, "-" it raised
 
 What the code prints goes another way, a pipe that the trainer reads and cuts. So nothing is parsed that code could
 have written: code that finds the channel and the random bytes in its own interpreter can say that it is done before it
@@ -23,51 +23,51 @@ import types
 from contextlib import suppress
 from importlib.machinery import PathFinder
 
-from . import filter, jail
+from . import confinement, seccomp
 
 
-CHANNEL = 3  # the number of the channel's file, in every cell
+CHANNEL = 3  # the number of the channel's file, in every interpreter
 NONCE, LENGTH = 16, struct.Struct("<I")
 RAN, RAISED = b"+", b"-"
 READY, FAILED = b"R", b"E"
 FRAMES = 8  # of a traceback, the last
 
 
-# ---- closing in
+# ---- confining itself
 
 
-def enter(options: "dict", scratch: str, user: "int | None", own_mounts: bool) -> None:
+def confine(options: dict, folder: str, user: "int | None") -> None:
     """Take what an interpreter needs, and give everything else away. After this no privilege is left."""
-    baseline = options["baseline"]
-    if own_mounts:
-        jail.make_scratch(options["disk"], options["shown"])
-    for module in options["preload"]:
-        __import__(module)
+    scratch = folder or confinement.SCRATCH
+    if not folder:
+        confinement.make_scratch(options["disk"], options["visible"])
     os.chdir(scratch)
     os.environ["HOME"] = os.environ["TMPDIR"] = scratch
-    jail.become(user)
-    jail.end_with_parent()
-    jail.be_private()
+    confinement.become(user)
+    confinement.end_with_parent()
+    confinement.be_private()
     tasks = options["threads"] + 2 if user is not None or options["counts_own"] else None
-    jail.limit(baseline + options["memory"], options["disk"], options["files"], options["cpu"], tasks)
-    filter.install()
+    memory = options["baseline"] + options["memory"]
+    confinement.limit(memory, options["disk"], options["files"], options["cpu"], tasks)
+    seccomp.install()
 
 
-def main(channel: socket.socket, options: "dict", scratch: str, user: "int | None", own_mounts: bool) -> None:
-    """Be an interpreter until there is no more code. Does not return."""
+def main(channel: socket.socket, options: dict, folder: str, user: "int | None") -> None:
+    """Be an interpreter until there is no more code. Does not return. It has a folder on the disk to write to, or
+    where that is "", namespaces of its own and makes one in memory."""
     try:
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ, 32, 33):
                 signal.signal(number, signal.SIG_DFL)
         own = os.pidfd_open(os.getpid())  # by which the trainer stops and ends this process, and no other
-        enter(options, scratch, user, own_mounts)
+        confine(options, folder, user)
     except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
         say_failed(channel, error)
         os._exit(1)
     socket.send_fds(channel, [READY], [own])
     os.close(own)
     try:
-        Cell(channel).serve()
+        Executor(channel).serve()
     finally:
         os._exit(1)  # code closed a file that it needs: the trainer is told by the end of the channel
 
@@ -81,7 +81,7 @@ def say_failed(channel: socket.socket, error: BaseException) -> None:
 # ---- running code
 
 
-class Cell:
+class Executor:
     """The state of one rollout's code, and the loop that runs it."""
 
     def __init__(self, channel: socket.socket):

@@ -1,0 +1,26 @@
+"""Pools of Python interpreters, for the tests of sessions and of the server."""
+
+import pytest
+
+from a2tgpo_trl.tools.python import levels
+from a2tgpo_trl.tools.python.pool import Pool, Settings
+
+
+@pytest.fixture(scope="module")
+def level() -> str:
+    """The strongest that works here; escapes are tried at all of them elsewhere."""
+    return levels.choose("auto")
+
+
+@pytest.fixture
+def make(level):
+    """Pools that end with the test."""
+    made = []
+
+    def pool(**changes) -> Pool:
+        made.append(Pool(Settings(level, **{"warm": 0, **changes})))
+        return made[-1]
+
+    yield pool
+    for one in made:
+        one.close()

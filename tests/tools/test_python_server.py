@@ -1,0 +1,206 @@
+"""A server that runs code of policies for trainers elsewhere, and sessions that ask it."""
+
+import functools
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from waiting import until
+
+from a2tgpo_trl.rollout.environments import Environments
+from a2tgpo_trl.tools.calls import Limits, ToolCall
+from a2tgpo_trl.tools.python import CodeFailed, PythonSession, python_sessions, remote
+from a2tgpo_trl.tools.python.interpreter import NotStarted
+from a2tgpo_trl.tools.python.remote import TOKEN, RemoteSession, ServerDown, ping
+from a2tgpo_trl.tools.python.server import PythonServer
+from a2tgpo_trl.tools.python.session import LOST, SILENT
+from a2tgpo_trl.tools.runner import ToolRunner
+
+
+@pytest.fixture
+def server(make):
+    made = PythonServer(("127.0.0.1", 0), make(timeout=1.0), most_sessions=3, idle=600.0)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    made.address = f"http://127.0.0.1:{made.server_address[1]}"
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_a_session_elsewhere_is_as_one_here(server, level):
+    environment = python_sessions(remote=server.address)()
+    environment.reset()
+    assert environment.python("x = 6") == SILENT and environment.python("x * 7") == "42"
+    with pytest.raises(CodeFailed, match="ZeroDivisionError"):
+        environment.python("1 / 0")
+    with pytest.raises(CodeFailed, match="did not end within 1 seconds"):
+        environment.python("while True: pass")
+    assert environment.python("'x' in globals()") == f"{LOST}False"
+    assert ping(server.address) == {"isolation": level, "sessions": 1}
+    environment.reset()
+    assert server.sessions == 0 and environment.python("'x' in globals()") == "False"
+
+
+def test_sessions_elsewhere_are_many_bounded_and_end_when_nobody_uses_them(server):
+    environments = [PythonSession(remote=server.address) for _ in range(4)]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda i: environments[i].python(f"{i}"), range(3))) == ["0", "1", "2"]
+    with pytest.raises(ServerDown, match="there are 3 sessions already"):
+        environments[3].python("1")
+    server._idle = 0.0
+    assert until(lambda: server.sessions == 0)
+    server._idle = 600.0
+    assert environments[0].python("1") == f"{LOST}1"
+
+
+def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make):
+    runner = ToolRunner(Limits(timeout=10.0, patience=20.0))
+    pool = make(timeout=5.0)
+    servers = [PythonServer(("127.0.0.1", 0), pool)]
+    port = servers[0].server_address[1]
+    threads = [threading.Thread(target=servers[0].serve_forever, args=(0.05,))]
+    threads[0].start()
+    environment = runner.construct(python_sessions(remote=f"http://127.0.0.1:{port}"))
+
+    def call(code: str):
+        return runner.run([ToolCall(environment.python, {"code": code}, environment)])[0]
+
+    def stop():
+        servers[-1].shutdown()
+        threads[-1].join()
+        servers[-1].server_close()
+
+    def come_back():
+        servers.append(PythonServer(("127.0.0.1", port), pool))
+        threads.append(threading.Thread(target=servers[-1].serve_forever, args=(0.05,)))
+        threads[-1].start()
+
+    try:
+        runner.check([environment.python])
+        assert call("x = 1").status == "ok"
+        stop()
+        with pytest.raises(RuntimeError, match="does not answer.*a2tgpo serve-python"):
+            runner.check([environment.python])
+        later = threading.Timer(0.5, come_back)
+        later.start()
+        outcome = call("'x' in globals()")
+        assert (outcome.status, outcome.text) == ("ok", f"{LOST}False")
+        later.join()
+    finally:
+        stop()
+        runner.close()
+
+
+def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, caplog):
+    monkeypatch.setattr(remote, "ENDING", 0.3)
+    silent = socket.create_server(("127.0.0.1", 0), backlog=64)
+    runner = ToolRunner(Limits(timeout=10.0))
+    environments = Environments(runner)
+    sessions = [PythonSession(remote=f"http://127.0.0.1:{silent.getsockname()[1]}") for _ in range(20)]
+    for one in sessions:
+        one._session._begun = True
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        environments.release(sessions)
+        assert runner.trouble is None and not any(map(runner.is_stuck, sessions)) and not caplog.records
+        monkeypatch.setattr(RemoteSession, "forget", lambda self: 1 / 0)
+        environments.release(sessions)
+    assert [record.message for record in caplog.records] == [
+        "20 environments did not give back what their rollouts held. ZeroDivisionError: division by zero"
+    ]
+    runner.close()
+    silent.close()
+
+
+def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch):
+    monkeypatch.setattr(remote, "CONNECTING", 0.3)
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    waiting = [socket.socket() for _ in range(4)]
+    for one in waiting:
+        one.setblocking(False)
+        one.connect_ex(full.getsockname())
+    start = time.monotonic()
+    with pytest.raises(ServerDown, match="TimeoutError"):
+        PythonSession(remote=f"http://127.0.0.1:{full.getsockname()[1]}").python("1")
+    assert time.monotonic() - start < 3
+    for one in (full, *waiting):
+        one.close()
+    exchange = remote._Exchange(server.address)
+    exchange.close()  # before it is connected
+    with pytest.raises(ServerDown, match="given up"):
+        exchange.ask("GET", "/health", None)
+
+
+def test_a_session_whose_only_call_failed_leaves_none_on_the_server(make, monkeypatch):
+    pool = make()
+    monkeypatch.setattr(pool, "take", lambda: (_ for _ in ()).throw(NotStarted("no memory")))
+    server = PythonServer(("127.0.0.1", 0), pool)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    session = RemoteSession(f"http://127.0.0.1:{server.server_address[1]}")
+    with pytest.raises(ServerDown, match="can start no Python interpreter"):
+        session.run("1")
+    assert server.sessions == 1
+    session.forget()
+    assert server.sessions == 0
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
+    monkeypatch.setenv(TOKEN, "one")
+    server = PythonServer(("127.0.0.1", 0), make())
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    assert PythonSession(remote=address).python("6 * 7") == "42"
+    monkeypatch.setenv(TOKEN, "another")
+    with pytest.raises(ServerDown, match="the token is missing or another"):
+        PythonSession(remote=address).python("6 * 7")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("POST", "/run", b"{", 400),
+        ("POST", "/run", b"[]", 400),
+        ("POST", "/run", b'{"session": 5, "code": "1"}', 400),
+        ("POST", "/run", b'{"session": "a", "code": 1}', 400),
+        ("POST", "/walk", b'{"session": "a"}', 404),
+        ("GET", "/", b"", 400),
+    ],
+)
+def test_requests_that_are_none_are_refused(method, path, body, code, server):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection.request(method, path, body)
+    response = connection.getresponse()
+    assert response.status == code and "error" in json.loads(response.read())
+    connection.close()
+
+
+def test_the_server_is_a_command(level):
+    words = [sys.executable, "-m", "a2tgpo_trl", "serve-python", "--port", "0", "--timeout", "7", "--warm", "0"]
+    # What is started in the background may have been told to ignore the interrupt, and hands that on.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
+    try:
+        line = process.stdout.readline()
+        assert f"level {level}, 7 s a call, 512 MiB, 16 MiB of files" in line
+        assert PythonSession(remote=line.split()[0]).python("6 * 7") == "42"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
