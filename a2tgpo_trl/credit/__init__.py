@@ -1,8 +1,11 @@
 """gains, turn rewards, outcomes (N,K), groups (N,) -> advantages (N,K) and clip scale (N,K).
 
 scores.py   z-scores, discounted sums, clip scale: what methods are made of
-method.py   the signature that methods share, the settings that a paper gives to one, and how one is found
-grpo.py, gspo.py, atpo.py, igpo.py, igpo_joint.py, gtpo.py, mt_grpo.py, hybrid.py, a2tgpo.py   a method each
+method.py   the signature that methods share, and the settings that a paper gives to one
+a2tgpo.py   A2TGPO, and GRPO, GSPO, ATPO and MT-GRPO, which are the same function with other switches
+igpo.py     IGPO and its first variant, igpo_joint
+gtpo.py     GTPO and the hybrid
+methods.py  how one is found by its name
 shaping.py  what failed, compared with what passed
 uninformative.py  groups of rollouts that leave no turn with an advantage
 
@@ -18,18 +21,8 @@ TRL's advantage is (outcome - mean) / (sample standard deviation + 1e-4): mean 1
 
 from ..information_gain.rounding import GAIN_FLOOR
 from .a2tgpo import a2tgpo_credit
-from .method import (
-    DEFAULTS,
-    METHODS,
-    Evidence,
-    Method,
-    Preset,
-    Switches,
-    find_method,
-    gain_clip_scale,
-    method,
-    preset_of,
-)
+from .method import DEFAULTS, Evidence, Method, Preset, Switches, gain_clip_scale, method, preset_of
+from .methods import METHODS, find_method
 from .scores import (
     NORMALIZATIONS,
     SCALE_FLOOR,

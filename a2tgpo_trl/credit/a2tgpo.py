@@ -1,28 +1,6 @@
-"""A2TGPO (arXiv 2605.06200): what each turn gained, compared with others at its depth, beside the outcome.
+"""A2TGPO, and the methods that are the same function with other switches: GRPO, GSPO, ATPO and MT-GRPO."""
 
-    A[i,t] = w A_outcome[i] + alpha D(Z(gains))[i,t] + rho D(Z(turn rewards))[i,t]
-
-Z is the z-score among the turns at the same depth of the same prompt, D the sum over this turn and later ones,
-discounted and divided by the root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
-`turn_reward_weight`, 0 unless it is set: the paper has no turn rewards. Each signal is normalised on its own, so that
-their units do not matter.
-
-Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that. What
-rounding explains (`Evidence.gain_floor`) is no difference.
-Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth. A
-turn without a turn reward has those of the turns after it: what is paid at the end was earned on the way.
-
-Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
-    Z: turn 1 of a and b: 1, 3 -> -1, 1; turn 2 of a is alone -> 0
-    D: a (-1 + 0)/sqrt(2) = -0.7071, then 0; b 1
-    a  1.1545 - 0.3 x 0.7071 = 0.9424, 1.1545 + 0, 1.1545
-    b  -0.5773 + 0.3 = -0.2773, -0.5773
-    c  -0.5773
-
-Example (rho 1 and no gains: the group's turn rewards are paid at the end, a -, -, 1, b -, 0, c 0, "pooled"):
-    z of 1, 0, 0: 1.4142, -0.7071, -0.7071; each is the one term of all turns before it, so sqrt(1)
-    a  1.1545 + 1.4142 = 2.5687 on all turns;  b, c  -0.5773 - 0.7071 = -1.2843
-"""
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +21,31 @@ from .scores import discounted_sum
     without_effect=["failure_shaping"],
 )
 def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """Advantages of A2TGPO, which those of GRPO, GSPO, ATPO and MT-GRPO are with other switches."""
+    """A2TGPO (arXiv 2605.06200): what each turn gained, compared with others at its depth, beside the outcome.
+
+        A[i,t] = w A_outcome[i] + alpha D(Z(gains))[i,t] + rho D(Z(turn rewards))[i,t]
+
+    Z is the z-score among the turns at the same depth of the same prompt, D the sum over this turn and later ones,
+    discounted and divided by the root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
+    `turn_reward_weight`, 0 unless it is set: the paper has no turn rewards. Each signal is normalised on its own, so
+    that their units do not matter.
+
+    Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
+    What rounding explains (`Evidence.gain_floor`) is no difference.
+    Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth.
+    A turn without a turn reward has those of the turns after it: what is paid at the end was earned on the way.
+
+    Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
+        Z: turn 1 of a and b: 1, 3 -> -1, 1; turn 2 of a is alone -> 0
+        D: a (-1 + 0)/sqrt(2) = -0.7071, then 0; b 1
+        a  1.1545 - 0.3 x 0.7071 = 0.9424, 1.1545 + 0, 1.1545
+        b  -0.5773 + 0.3 = -0.2773, -0.5773
+        c  -0.5773
+
+    Example (rho 1 and no gains: the group's turn rewards are paid at the end, a -, -, 1, b -, 0, c 0, "pooled"):
+        z of 1, 0, 0: 1.4142, -0.7071, -0.7071; each is the one term of all turns before it, so sqrt(1)
+        a  1.1545 + 1.4142 = 2.5687 on all turns;  b, c  -0.5773 - 0.7071 = -1.2843
+    """
     advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
     if switches.gain_weight > 0:
         scores_NK = switches.gain_scores(evidence)
@@ -54,6 +56,86 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
         credit_NK = switches.returns(scores_NK, evidence)
         advantages_NK = advantages_NK + switches.turn_reward_weight * credit_NK.nan_to_num(nan=0.0)
     return advantages_NK.expand_as(evidence.gains_NK)
+
+
+# What has no weight here is still there for those who give it one, with A2TGPO's way of summing it up.
+OUTCOME_ALONE: dict[str, Any] = {
+    "turn_reward_weight": 0.0,
+    "rescale_accumulation": True,
+    "without_effect": ["failure_shaping"],
+}
+
+
+@method(**OUTCOME_ALONE)
+def grpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """GRPO (arXiv 2402.03300): every turn is worth what its rollout was worth.
+
+        A[i,t] = A_outcome[i]
+
+    Meaning: what led to a better answer than the group's is done more often, the idle turns in it as well.
+    Edge cases: in a group of equal outcomes nothing is learnt. The ratio is each token's own; `loss_type` stays TRL's
+    (`dapo`), so that training is TRL's GRPO bit for bit.
+
+    Example (the group of `a2tgpo_trl.credit`): a 1.1545 on all of its turns, b and c -0.5773
+        (1 - 1/3) / (0.57735 + 1e-4) = 1.1545, (0 - 1/3) / 0.57745 = -0.5773
+    """
+    return a2tgpo(evidence, switches)
+
+
+@method(**OUTCOME_ALONE, importance_sampling_level="sequence", epsilon=3e-4, epsilon_high=4e-4, loss_type="grpo")
+def gspo(evidence: Evidence, switches: Switches) -> Tensor:
+    """GSPO (arXiv 2507.18071): GRPO with one ratio for the whole rollout.
+
+        A[i,t] = A_outcome[i]
+
+    Meaning: a rollout is rewarded whole, so it is clipped whole: its ratio is the geometric mean over all its tokens.
+    Edge cases: such a mean moves little, so the clip range is a hundredth of GRPO's; each rollout weighs the same,
+    however long it is (`loss_type` `grpo`). With a KL term, `use_bias_correction_kl` weighs each token's KL by a ratio
+    that has the value of TRL's, and the gradient of the token instead of the mean's.
+
+    Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
+    """
+    return a2tgpo(evidence, switches)
+
+
+@method(**OUTCOME_ALONE, importance_sampling_level="turn", epsilon=3e-3, epsilon_high=4e-3, loss_type="grpo")
+def atpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """ATPO (arXiv 2601.04767): GRPO with one ratio for each turn.
+
+        A[i,t] = A_outcome[i]
+
+    Meaning: a turn is what the policy decides on at once, so it is a turn that is clipped. Of AT2PO's parts this ratio
+    alone makes the largest step of its ablation (average EM 45.42 to 47.75). Its tree of rollouts is not here.
+    Edge cases: a rollout of one turn has GSPO's ratio. Each rollout weighs the same (`loss_type` `grpo`).
+
+    Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
+    """
+    return a2tgpo(evidence, switches)
+
+
+@method(needs_turn_rewards=True, without_effect=["failure_shaping"])
+def mt_grpo(evidence: Evidence, switches: Switches) -> Tensor:
+    """MT-GRPO (as in arXiv 2604.02869): turn rewards, compared with others at the same depth, beside the outcome.
+
+        A[i,t] = sum over j >= t of z(r[i,j]) + A_outcome[i]          z within the turns at depth j of the prompt
+
+    Meaning: a turn is credited with its own reward and those that it made possible.
+    Edge cases: it is nothing without turn rewards, and refuses to run. A turn alone at its depth adds 0. A turn
+    without a reward of its own adds nothing, and has the sum of the later ones all the same.
+
+    Example (the group of `a2tgpo_trl.credit`):
+        z: turn 1: 0, -0.1, -0.1 -> 1.4142, -0.7071, -0.7071; turn 2: 0, 0 -> 0, 0; turn 3 is alone -> 0
+        a  1.4142 + 0 + 0 + 1.1545 = 2.5687, 1.1545, 1.1545
+        b  -0.7071 + 0 - 0.5773 = -1.2843, -0.5773
+        c  -0.7071 - 0.5773 = -1.2843
+
+    Example (the same group, where second turns alone have a reward: a -, 1, -; b -, 0; c -):
+        z: turn 2: 1, 0 -> 1, -1, which the first turns have as well
+        a  1 + 1.1545 = 2.1545, 2.1545, 1.1545
+        b  -1 - 0.5773 = -1.5773, -1.5773
+        c  -0.5773
+    """
+    return a2tgpo(evidence, switches)
 
 
 def a2tgpo_credit(

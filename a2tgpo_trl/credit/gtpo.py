@@ -1,21 +1,4 @@
-"""GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed up from a turn to the end, then normalised.
-
-    A[i,t] = z(R)[i,t],    R[i,t] = sum over j >= t of gamma^(j-t) r[i,j]
-
-r is the reward of the turn, and on the last turn the outcome as well. z is the z-score among the turns at the same
-depth of the same prompt, or (`gain_normalization: pooled`) among all its turns: the sources leave open which is meant.
-
-A failed rollout is worth something, too: `failure_shaping` times the likeness of what it tried to what the passing
-rollouts of its group did (`shaping.py`).
-
-Meaning: a turn is worth what came of it, the more the sooner it came.
-Edge cases: with "turn_group" a turn alone at its depth has nothing to be compared with, and is worth 0.
-
-Example (the group of `a2tgpo_trl.credit`; gamma 0.9; a passes, and what b tried is like it to 0.6, c tried nothing):
-    outcomes: a 1, b 0.5 x 0.6 = 0.3, c 0
-    R: a 0.81, 0.9, 1; b -0.1 + 0.9 x 0.3 = 0.17, 0.3; c -0.1
-    z: turn 1: 0.81, 0.17, -0.1 -> 1.3540, -0.3232, -1.0308; turn 2: 0.9, 0.3 -> 1, -1; turn 3 is alone -> 0
-"""
+"""GTPO and the hybrid: what a turn and those after it earned, summed up first and then compared with other turns."""
 
 from torch import Tensor
 
@@ -36,5 +19,45 @@ def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
     without_effect=["outcome_weight", "scale_rewards", "multi_objective_aggregation"],
 )
 def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """Advantages of GTPO."""
+    """GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed up from a turn to the end, then normalised.
+
+        A[i,t] = z(R)[i,t],    R[i,t] = sum over j >= t of gamma^(j-t) r[i,j]
+
+    r is the reward of the turn, and on the last turn the outcome as well. z is the z-score among the turns at the same
+    depth of the same prompt, or (`gain_normalization: pooled`) among all its turns: the sources leave open which is
+    meant.
+
+    A failed rollout is worth something, too: `failure_shaping` times the likeness of what it tried to what the passing
+    rollouts of its group did (`shaping.py`).
+
+    Meaning: a turn is worth what came of it, the more the sooner it came.
+    Edge cases: with "turn_group" a turn alone at its depth has nothing to be compared with, and is worth 0.
+
+    Example (the group of `a2tgpo_trl.credit`; gamma 0.9; a passes, what b tried is like it to 0.6, c tried nothing):
+        outcomes: a 1, b 0.5 x 0.6 = 0.3, c 0
+        R: a 0.81, 0.9, 1; b -0.1 + 0.9 x 0.3 = 0.17, 0.3; c -0.1
+        z: turn 1: 0.81, 0.17, -0.1 -> 1.3540, -0.3232, -1.0308; turn 2: 0.9, 0.3 -> 1, -1; turn 3 is alone -> 0
+    """
     return normalized_returns(evidence, switches)
+
+
+@method(discount=0.9, outcome_weight=0.3, needs_turn_rewards=True)
+def hybrid(evidence: Evidence, switches: Switches) -> Tensor:
+    """The hybrid (arXiv 2604.02869): GTPO's normalised returns, and a little of the outcome on every turn.
+
+        A[i,t] = z( sum over j >= t of gamma^(j-t) r[i,j] )[i,t] + lambda A_outcome[i]
+
+    r is the reward of the turn, and on the last turn the outcome as well; lambda is `outcome_weight`.
+
+    Meaning: returns tell turns apart, and the outcome keeps all of them pointed the same way.
+    Edge cases: it is nothing without turn rewards, and refuses to run. A turn alone at its depth lives on the outcome.
+
+    Example (the group of `a2tgpo_trl.credit`; gamma 0.9, lambda 0.3):
+        R: a 0.81, 0.9, 1; b -0.1, 0; c -0.1
+        z: turn 1: 0.81, -0.1, -0.1 -> 1.4142, -0.7071, -0.7071; turn 2: 0.9, 0 -> 1, -1; turn 3 is alone -> 0
+        a  1.4142 + 0.3464 = 1.7606, 1.3464, 0.3464
+        b  -0.7071 - 0.1732 = -0.8803, -1.1732
+        c  -0.8803
+    """
+    outcome_N = switches.outcome_weight * evidence.outcome_advantages_N
+    return normalized_returns(evidence, switches) + outcome_N.unsqueeze(1)

@@ -1,20 +1,17 @@
-"""what is known of a batch, switches -> advantages (N,K): the signature that all methods share, and how one is found.
+"""what is known of a batch, switches -> advantages (N,K): the signature that all methods share.
 
 A method is a function `(evidence, switches) -> advantages_NK`. `method(...)` in front of it holds the values that its
 paper gives to the settings of `A2TGPOConfig` which make it what it is; a setting that a user gives wins over them.
 """
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..information_gain.rounding import GAIN_FLOOR
-from ..lookup import load
 from .scores import NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
 
 
@@ -167,17 +164,3 @@ def preset_of(function: Method) -> Preset:
 def gain_clip_scale(evidence: Evidence, switches: Switches) -> Tensor:
     """How far the clip range of each turn follows its gain, by whatever method the turn is credited: (N,K)."""
     return clip_scale(switches.gain_scores(evidence), switches.clip_adaptation)
-
-
-# Each stands in a module of its own name.
-METHODS = ("a2tgpo", "grpo", "gspo", "atpo", "igpo", "igpo_joint", "gtpo", "mt_grpo", "hybrid")
-
-
-def find_method(name: str) -> Method:
-    """A method of this package by its name, or a user's by import path (file.py:function, package.module:function)."""
-    if name in METHODS:
-        return getattr(importlib.import_module(f".{name}", __package__), name)
-    found = load(name, [Path.cwd()], "credit method", METHODS)
-    if not callable(found):
-        raise ValueError(f"credit: {name} is no function, but {type(found).__name__}.")
-    return found

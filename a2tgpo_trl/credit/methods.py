@@ -1,0 +1,25 @@
+"""the name of a method -> the method: one of this package, or a user's own."""
+
+from pathlib import Path
+
+from ..lookup import load
+from .a2tgpo import a2tgpo, atpo, grpo, gspo, mt_grpo
+from .gtpo import gtpo, hybrid
+from .igpo import igpo, igpo_joint
+from .method import Method
+
+
+_METHODS: dict[str, Method] = {
+    method.__name__: method for method in (a2tgpo, grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid)
+}
+METHODS = tuple(_METHODS)
+
+
+def find_method(name: str) -> Method:
+    """A method of this package by its name, or a user's by import path (file.py:function, package.module:function)."""
+    if name in _METHODS:
+        return _METHODS[name]
+    found = load(name, [Path.cwd()], "credit method", METHODS)
+    if not callable(found):
+        raise ValueError(f"credit: {name} is no function, but {type(found).__name__}.")
+    return found
