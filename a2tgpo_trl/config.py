@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
 from .fields import Interval, check_number
@@ -46,6 +46,8 @@ class A2TGPOConfig(ToolConfig):
     `disable_dropout` it is off throughout: TRL leaves those rates that a model hands to a function, such as
     `attention_dropout`.
     """
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*ToolConfig.MAY_CHANGE, "gain_token_budget")
 
     credit: str = field(
         default="a2tgpo",

@@ -7,6 +7,10 @@ class RecipeError(ValueError):
     """A recipe, or the command line over it, asks for something impossible: the message is all a user needs."""
 
 
+class ResumeError(RecipeError):
+    """A run cannot go on as it was asked to: the message is all a user needs."""
+
+
 class RunStopped(RuntimeError):
     """Tools or environments have failed for good, and the run was not to go on without them."""
 

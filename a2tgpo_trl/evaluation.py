@@ -24,6 +24,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
+from .config import A2TGPOConfig
 from .errors import RecipeError
 from .models import evaluation_mode
 from .recipe.program import run_recipe
@@ -41,6 +42,7 @@ from .trainer import A2TGPOTrainer
 # Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
 IRRELEVANT = (
     *BOOKKEEPING,
+    *A2TGPOConfig.BOOKKEEPING,
     *("max_steps", "num_train_epochs", "learning_rate", "optim", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     "resample_limit",
 )

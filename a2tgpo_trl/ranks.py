@@ -33,6 +33,10 @@ class Ranks:
         """Each rank's list, which may be of any length, in the order of ranks."""
         return gather_object([items])
 
+    def wait(self) -> None:
+        """For the slowest of them."""
+        self._accelerator.wait_for_everyone()
+
     def attempt(self, what: str, act: Callable[[], Result]) -> Result:
         """What it returns on this rank. Where it fails on any, all raise: none is left waiting for the others."""
         failed: Exception | None = None

@@ -19,9 +19,9 @@ from .recipe.recipe import HELD_OUT, Recipe
 from .report.plots import CURVE, SCORES, STATE, plot_runs
 from .report.progress import Display, StepLines
 from .report.scores import Scores, score_table
-from .resume.checkpoints import TORN, checkpoints_of, set_aside, was_completed
+from .resume.disk import told_if_not_written
+from .resume.folders import TORN, checkpoints_of, set_aside, was_completed
 from .resume.own_files import LOADED, OwnFiles
-from .resume.resume import told_if_not_written
 from .rollout.records import read_jsonl
 from .trainer import A2TGPOTrainer
 

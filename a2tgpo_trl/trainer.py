@@ -11,7 +11,7 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR
 from .credit.credit_pass import TurnCredit
+from .credit.methods import identity_of
 from .credit.metrics import floor_metrics
 from .credit.turn_rewards import TurnReward
 from .credit.uninformative import uninformative_groups
@@ -43,9 +44,7 @@ from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model
 from .ranks import Ranks
 from .report.nothing_to_learn import NothingToLearn
-from .resume.interruption import Interruption
-from .resume.resumable import Resumable
-from .resume.resume import Checkpoints
+from .resume.trainer import Resumable
 from .rollout.answers import Answer, find_answer, rows_with_answers
 from .rollout.checks import (
     check_best_metric,
@@ -189,12 +188,9 @@ class A2TGPOTrainer(Resumable):
         self.evaluated_rollouts = 0  # that came before, in an evaluation
         self._evaluated_set = ""  # its name, if there are several
         self._round = 0
-        self._checkpoints = Checkpoints(self)
-        self._interruption = Interruption(Ranks(self.accelerator))
+        self.allows_changes, self.seeds_rollouts = args.resume_changed, args.seeds_rollouts
         self._lessons = NothingToLearn(lambda: self._interruption.agreed)
         self.add_callback(self._lessons)
-        self.add_callback(self._checkpoints)
-        self.add_callback(self._interruption)
         self._gap_watch = GapWatch()
         warn_of_incomparable(args)
 
@@ -215,7 +211,7 @@ class A2TGPOTrainer(Resumable):
     ) -> dict[str, float]:
         self.evaluated_rollouts = 0
         self._evaluated_set = metric_key_prefix.partition("eval_")[2]
-        forget_weights(self)
+        self.forget_weights()
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -231,6 +227,26 @@ class A2TGPOTrainer(Resumable):
         super().log(logs, start_time)
         # What nobody scored is None in the log. Who follows a metric compares it, and NaN is never the best.
         logs.update({name: math.nan for name, value in logs.items() if value is None})
+
+    # ---- what a run that is resumed asks for
+
+    def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
+        return {
+            **super().settings_of_run({*may_change, *self.args.MAY_CHANGE}),
+            "credit": identity_of(self.args.credit),
+            "turn rewards": self.turn_reward_names,
+        }
+
+    def extra_state(self) -> dict[str, Any]:
+        gain_pass = self._gain_pass
+        return {"packing": None if gain_pass is None else [gain_pass.packing, gain_pass.packing_tried]}
+
+    def load_extra_state(self, saved: dict[str, Any]) -> None:
+        if self._gain_pass is not None and saved["packing"] is not None:
+            self._gain_pass.packing, self._gain_pass.packing_tried = saved["packing"]
+
+    def forget_weights(self) -> None:
+        forget_weights(self)
 
     # ---- generation and scoring
 

@@ -26,7 +26,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan import processes
-from a2tgpo_trl.resume.resumable import Resumable
+from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
 
 
@@ -62,7 +62,6 @@ OVERRIDDEN = {
         "steps_trained_in_current_epoch",
     ],
     "_load_rng_state": ["self", "checkpoint"],
-    "_save_rng_state": ["self", "output_dir"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],

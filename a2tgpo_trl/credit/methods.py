@@ -1,5 +1,7 @@
 """the name of a method -> the method: one of this package, or a user's own."""
 
+import hashlib
+import inspect
 from pathlib import Path
 
 from ..lookup import load
@@ -23,3 +25,15 @@ def find_method(name: str) -> Method:
     if not callable(found):
         raise ValueError(f"credit: {name} is no function, but {type(found).__name__}.")
     return found
+
+
+def identity_of(name: str) -> str:
+    """What tells a method from another, in one run and the next. A user's is what its file says, wherever that is.
+
+    Example: "igpo" -> "igpo"; "/home/me/own_credit.py:last_turn" -> "own_credit.py:last_turn (5f0c1a...)"
+    """
+    if ":" not in name:
+        return name
+    source = Path(inspect.getfile(find_method(name)))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12] if source.is_file() else "interactive"
+    return f"{source.name}:{name.rpartition(':')[2]} ({digest})"

@@ -1,22 +1,19 @@
 """a trainer -> what its training depends on -> what differs between two runs that should be one.
 
-A setting that is not named here matters: a new one of TRL's is compared until someone knows better.
+A setting that is not named here matters: a new one of TRL's is compared until someone knows better. Who inherits from
+`Resumable` names those of its own that do not.
 """
 
 import hashlib
-import inspect
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any
 
 from datasets import Dataset
+from trl import GRPOTrainer
 
 
-if TYPE_CHECKING:
-    from ..config import A2TGPOConfig
-    from ..trainer import A2TGPOTrainer
-
-# Settings that change neither a rollout nor what is learnt from it: where things go, how often, and who is told.
+# TRL's settings that change neither a rollout nor what is learnt from it: where things go, how often, and who is told.
 BOOKKEEPING = (
     "output_dir overwrite run_name report_to project trackio_space_id trackio_bucket_id trackio_static_space_id "
     "disable_tqdm debug skip_memory_metrics include_num_input_tokens_seen num_completions_to_print "
@@ -24,9 +21,8 @@ BOOKKEEPING = (
     "log_level log_level_replica log_on_each_node log_completions log_multimodal log_unique_prompts "
     "log_completions_hub_repo save_strategy save_steps save_total_limit save_only_model save_on_each_node "
     "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
-    "resume_from_checkpoint resume_changed enable_jit_checkpoint restore_callback_states_from_checkpoint "
-    "do_train do_eval do_predict local_rank ddp_timeout ddp_backend "
-    "tool_concurrency max_hung_calls on_outage outage_patience"
+    "resume_from_checkpoint enable_jit_checkpoint restore_callback_states_from_checkpoint "
+    "do_train do_eval do_predict local_rank ddp_timeout ddp_backend"
 ).split()
 
 # How long a run is, how it is evaluated, and how its work is laid out on devices.
@@ -41,9 +37,7 @@ NOT_LEARNT_FROM = (
     "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs "
     "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph torch_empty_cache_steps "
     "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
-    "vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_max_model_length gain_token_budget "
-    "sampling_batch_size "
-    "tool_cache tool_replay"
+    "vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_max_model_length"
 ).split()
 
 # Told by `layout` instead: what counts is their products.
@@ -55,10 +49,10 @@ SHARES = (
 MOST_ROWS = 4096  # that are read to tell two data sets apart
 
 
-def settings_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
-    """All that what is learnt depends on, as plain values of JSON, by name."""
+def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[str, Any]:
+    """All that what is learnt depends on, as plain values of JSON, by name. `may_change`: other settings."""
     args = trainer.args
-    left_out = {*BOOKKEEPING, *NOT_LEARNT_FROM, *SHARES}
+    left_out = {*BOOKKEEPING, *NOT_LEARNT_FROM, *SHARES, *may_change}
     rollouts_at_once = args.per_device_train_batch_size * trainer.accelerator.num_processes
     config = trainer.accelerator.unwrap_model(trainer.model).config
     settings = {
@@ -69,23 +63,12 @@ def settings_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
         "policy": str(config._name_or_path).rstrip("/").rpartition("/")[2],
         "architecture": _digest_of_architecture(config.to_diff_dict()),
         "rewards": trainer.reward_func_names,
-        "credit": _name_of_method(args),
-        "turn rewards": trainer.turn_reward_names,
         "tools": sorted(tool.__name__ for tool in trainer.tools or []),
     }
     return json.loads(json.dumps(settings, default=str))
 
 
-def _name_of_method(args: "A2TGPOConfig") -> str:
-    """A user's method by what its file says, wherever that is."""
-    if ":" not in args.credit:
-        return args.credit
-    source = Path(inspect.getfile(args.credit_method))
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12] if source.is_file() else "interactive"
-    return f"{source.name}:{args.credit.rpartition(':')[2]} ({digest})"
-
-
-def layout_of(trainer: "A2TGPOTrainer") -> dict[str, Any]:
+def layout_of(trainer: GRPOTrainer) -> dict[str, Any]:
     """How rollouts, weights and optimizer are shared out between processes."""
     args, accelerator = trainer.args, trainer.accelerator
     sharding = "none"

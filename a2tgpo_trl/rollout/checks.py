@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import A2TGPOConfig
-from ..resume.checkpoints import check_writable
+from ..resume.folders import check_writable
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from trl import GRPOConfig
 
@@ -19,6 +19,13 @@ class ToolConfig(GRPOConfig):
 
     A subclass adds fields, and checks those that go wrong only together in `_check_together`.
     """
+
+    # Settings that change neither a rollout nor what is learnt from it.
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
+        *("resume_changed", "tool_concurrency", "max_hung_calls", "on_outage", "outage_patience"),
+    )
+    # Those that may be others when a run goes on.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*BOOKKEEPING, "sampling_batch_size", "tool_cache", "tool_replay")
 
     answer_column: str = field(
         default="answer",

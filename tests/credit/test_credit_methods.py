@@ -21,7 +21,6 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import METHODS, Evidence, Switches, find_method, method, preset_of
 from a2tgpo_trl.credit.scores import returns, weighted_sum
 from a2tgpo_trl.recipe.recipe import read_recipe
-from a2tgpo_trl.resume.same_run import settings_of
 
 
 # Rollouts a, b and c of the package's docstring: 3, 2 and 1 turns; a passes.
@@ -360,5 +359,5 @@ def test_a_run_goes_on_with_the_same_method_wherever_its_file_is(tokenizer, tmp_
         file = tmp_path / folder / "own_credit.py"
         file.write_text(code)
         args = A2TGPOConfig(**run_settings(tmp_path, credit=f"{file}:last_tool_turn"))
-        names.append(settings_of(make(tokenizer, args))["credit"])
+        names.append(make(tokenizer, args).settings_of_run()["credit"])
     assert names[0] == names[1] != names[2] and names[0].startswith("own_credit.py:last_tool_turn (")

@@ -22,7 +22,7 @@ from backends import backend_settings, whole
 from transformers import TrainerCallback
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.resume.resume import resume
+from a2tgpo_trl.resume import choice
 
 
 def echo(mark: str) -> str:
@@ -66,14 +66,14 @@ def tear_at(rank: int, step: int) -> None:
 
 def be_slow_to_look() -> None:
     """Let this process look at each checkpoint long after it has listed them, so that any other can move one."""
-    listed = resume.checkpoints_of
+    listed = choice.checkpoints_of
 
     def listed_and_waited(run):
         folders = listed(run)
         time.sleep(0.5)
         return folders
 
-    resume.checkpoints_of = listed_and_waited
+    choice.checkpoints_of = listed_and_waited
 
 
 def main(task: dict) -> None:

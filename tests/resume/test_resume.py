@@ -21,10 +21,12 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.errors import RecipeError, RunInterrupted, RunStopped
+from a2tgpo_trl.errors import RecipeError, ResumeError, RunInterrupted, RunStopped
 from a2tgpo_trl.recipe.recipe import read_recipe
-from a2tgpo_trl.resume.checkpoints import ResumeError, checkpoints_of, fault, read_manifest, step_of
-from a2tgpo_trl.resume.resume import told_if_not_written
+from a2tgpo_trl.resume import folders
+from a2tgpo_trl.resume.disk import told_if_not_written
+from a2tgpo_trl.resume.folders import checkpoints_of, step_of
+from a2tgpo_trl.resume.manifest import fault, read_manifest
 from a2tgpo_trl.tools import tool
 
 
@@ -318,15 +320,13 @@ def test_weights_alone_are_no_checkpoint_to_go_on_from(make, tmp_path):
 
 
 def test_older_checkpoints_go_once_the_new_one_is_whole(make, tmp_path, monkeypatch):
-    from a2tgpo_trl.resume.resume import resume
-
     seen = []
 
-    def watched(folder, facts, manifest=resume.write_manifest):
+    def watched(folder, facts, manifest=folders.write_manifest):
         seen.append([one.name for one in checkpoints_of(tmp_path) if fault(one) is None])
         manifest(folder, facts)
 
-    monkeypatch.setattr(resume, "write_manifest", watched)
+    monkeypatch.setattr(folders, "write_manifest", watched)
     make(tmp_path, max_steps=3, save_total_limit=1).train()
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
     assert [one.name for one in checkpoints_of(tmp_path)] == ["checkpoint-3"]

@@ -11,7 +11,7 @@ import pytest
 from places import HELPERS
 from ranks import environment, free_port
 
-from a2tgpo_trl.resume.checkpoints import fault
+from a2tgpo_trl.resume.manifest import fault
 
 
 SCRIPT = HELPERS / "resumed_ranks.py"

@@ -1,0 +1,189 @@
+"""what a user asks for, a run's folder -> the checkpoint to go on from, or an error that says which one would do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+
+from ..errors import ResumeError
+from ..ranks import Ranks
+from .folders import LEFT, STATE, TORN, checkpoint, checkpoints_of, set_aside, step_of
+from .manifest import NO_MANIFEST, fault, read_manifest
+from .same_run import differences
+from .state import REFERENCE
+
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is about to begin: what a checkpoint is compared with."""
+
+    folder: Path
+    settings: dict[str, Any]
+    layout: dict[str, Any]
+    allows_changes: bool  # whether it goes on where settings differ
+    seeds_rollouts: bool  # whether a rollout depends on its own seed, and not on how many processes there are
+    moves_reference: bool  # whether it has a reference model that follows the policy
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One to go on from. `facts` are those of its manifest: None if plain TRL has saved it."""
+
+    folder: Path
+    facts: dict[str, Any] | None
+
+
+class Choice:
+    """The checkpoints of a run's folder. All ranks call these methods together."""
+
+    def __init__(self, run: Run, ranks: Ranks):
+        self._run, self._ranks = run, ranks
+        self._faults = self._find_faults()
+
+    def choose(self, asked: bool | str | None) -> Checkpoint | None:
+        """The one to go on from: the latest whole one, or the one that is named. None for a run from the beginning."""
+        if not asked:
+            if self._whole:
+                logger.warning(
+                    f"{self._run.folder} holds checkpoints of an earlier run, and resume_from_checkpoint=True would "
+                    "go on from the latest of them all. Name another output_dir, or remove them."
+                )
+            return None
+        chosen = self._latest() if asked is True else self._named(Path(asked))
+        if self._run.moves_reference and not (chosen.folder / REFERENCE).is_file():
+            raise ResumeError(
+                f"{chosen.folder} holds no reference model, which sync_ref_model goes on from: leave it out."
+            )
+        if chosen.facts is not None:
+            self._check_settings(chosen.folder, chosen.facts)
+            self._check_layout(chosen.folder, chosen.facts)
+        return chosen
+
+    def _find_faults(self) -> dict[int, str | None]:
+        """By step of a checkpoint, the latest first, why it is not whole on some rank. Folders may be local."""
+        mine = [(step_of(folder), fault(folder)) for folder in checkpoints_of(self._run.folder)]
+        found: dict[int, list[str | None]] = {}
+        for of_rank in self._ranks.gather_lists(mine):
+            for step, why in of_rank:
+                found.setdefault(step, []).append(why)
+        faults = {}
+        for step in sorted(found, reverse=True):
+            whys = found[step]
+            missing = None if len(whys) == self._ranks.number else "a process does not find it"
+            faults[step] = next((why for why in whys if why is not None), missing)
+        return faults
+
+    @property
+    def _whole(self) -> list[Path]:
+        """Those that are whole on all ranks, the latest first."""
+        return [checkpoint(self._run.folder, step) for step, why in self._faults.items() if why is None]
+
+    def _latest(self) -> Checkpoint:
+        run = self._run.folder
+        if not self._faults:
+            raise ResumeError(f"{run} holds no checkpoint to go on from: save_strategy and save_steps make some.")
+        if not self._whole:
+            seen = "; ".join(f"{checkpoint(run, step).name}: {why}" for step, why in self._faults.items())
+            raise ResumeError(
+                f"{run} holds no whole checkpoint to go on from ({seen}). Begin anew (overwrite: true, or another "
+                "output_dir). One that plain TRL has saved has no manifest: name it (resume_from_checkpoint: FOLDER)."
+            )
+        return _read(self._whole[0])
+
+    def _named(self, folder: Path) -> Checkpoint:
+        missing = self._ranks.first_text(None if folder.is_dir() else f"there is no folder {folder}")
+        if missing is not None:
+            raise ResumeError(f"resume_from_checkpoint: {missing}.{self._instead}")
+        why = self._ranks.first_text(fault(folder))
+        if why is None:
+            return _read(folder)
+        if why != NO_MANIFEST:
+            raise ResumeError(f"{folder} is not whole: {why}.{self._instead}")
+        if not (folder / STATE).is_file():
+            raise ResumeError(
+                f"{folder} is no checkpoint, or was cut off while it was written: it has neither a manifest nor a "
+                f"{STATE}.{self._instead}"
+            )
+        logger.warning(
+            f"{folder} has no manifest: plain TRL has saved it, or it was cut off. It is gone on from as TRL would. A "
+            "batch of rollouts that was in use is made anew, and whether files or settings differ is not known."
+        )
+        return Checkpoint(folder, None)
+
+    @property
+    def _instead(self) -> str:
+        if self._whole:
+            return f" The last whole one is {self._whole[0]}."
+        return f" {self._run.folder} holds no whole one."
+
+    # ---- whether it is of the same run
+
+    def _check_settings(self, folder: Path, facts: dict[str, Any]) -> None:
+        changed = differences(facts["settings"], self._run.settings)
+        if not changed:
+            return
+        found = f"{folder} was saved by a run with other settings: {'; '.join(changed)}."
+        if not self._run.allows_changes:
+            raise ResumeError(
+                f"{found} Set them as they were, start anew in another output_dir, or go on all the same "
+                "(resume_changed: true)."
+            )
+        logger.warning(f"{found} It is gone on from all the same (resume_changed).")
+
+    def _check_layout(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Other processes may take over where a new batch of rollouts begins, if they can read the optimizer."""
+        before, now = facts["layout"], self._run.layout
+        changed = "; ".join(differences(before, now))
+        if not changed:
+            return
+        unreadable = None
+        if before["sharding"] != now["sharding"]:
+            unreadable = "it is stored as it was"
+        elif "DeepSpeed" in now["sharding"] and before["processes"] != now["processes"]:
+            unreadable = "DeepSpeed gives each process its part of the optimizer"
+        if unreadable is not None:
+            raise ResumeError(
+                f"{folder} was saved by a run of another layout: {changed}. It cannot be read so: {unreadable}. Start "
+                "it as it was."
+            )
+        if facts["inside_window"]:
+            usable = [one for one in self._whole if not (read_manifest(one) or {}).get("inside_window", True)]
+            instead = f"or go on from {usable[0]}" if usable else "no other checkpoint allows it"
+            raise ResumeError(
+                f"{folder} was saved in the middle of a batch of rollouts, which cannot be shared out anew: "
+                f"{changed}. Start it as it was, {instead}."
+            )
+        if not self._run.seeds_rollouts:
+            logger.warning(f"{folder}: {changed}. What is sampled from here on is not what it would have been.")
+
+    # ---- what comes after it
+
+    def is_of_run(self, chosen: Checkpoint) -> bool:
+        """Whether it is one of the run's own checkpoints, however it was named."""
+        return any(chosen.folder.samefile(own) for own in checkpoints_of(self._run.folder))
+
+    def set_later_aside(self, chosen: Checkpoint, moves: bool) -> None:
+        """Nothing later than where a run goes on from may be taken for its own. `moves`: whether this rank does it."""
+        self._ranks.wait()  # a slower process may be looking at what is moved here
+        for step, why in self._faults.items():
+            folder = checkpoint(self._run.folder, step)
+            if moves and step > step_of(chosen.folder) and folder.is_dir():
+                place = set_aside(folder, LEFT if why is None else TORN)
+                reason = "is later" if why is None else f"is not whole ({why})"
+                logger.warning(f"{folder} {reason}: it is now {place.name}, and {chosen.folder.name} is gone on from.")
+        self._ranks.wait()
+
+
+def _read(folder: Path) -> Checkpoint:
+    facts = read_manifest(folder)
+    assert facts is not None
+    if facts["weights_alone"]:
+        raise ResumeError(
+            f"{folder} holds the weights alone (save_only_model): without the optimizer no run can go on from it. "
+            "Start a new one from them (model_name_or_path)."
+        )
+    return Checkpoint(folder, facts)
