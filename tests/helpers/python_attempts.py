@@ -157,6 +157,16 @@ ENVIRONMENT = [
         "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
         "    if int(pid) == VICTIM: tell(open(f'/proc/{pid}/cmdline').read())",
     ),
+    Attempt(
+        "processes by their numbers",
+        "processes",
+        "",
+        heard_by_other(
+            "for pid in range(2, 100_000):\n"
+            "    try:\n        os.getpgid(pid)\n        tell(pid)\n        break\n"
+            "    except OSError: pass"
+        ),
+    ),
 ]
 
 MEMORY_OF_OTHERS = [
