@@ -1,40 +1,26 @@
 r"""completions -> final answers -> compared as mathematics with the accepted ones -> one float a rollout.
 
 A final answer stands in `<answer>` tags or, where there are none, in the last `\boxed{}`. What is the same text, or
-the same number, is equal; the rest is judged by the library math-verify, which reads LaTeX into SymPy.
-
-A policy may write anything, and SymPy may work on it for ever, take all memory, or die. So it works in processes of
-their own, each with a bound on its memory, which are killed when they take longer than `SECONDS`. What cannot be
-judged in that time is wrong, and so is what is longer than `LONGEST` characters.
+the same number, is equal; the rest is compared by the library math-verify (`symbolic.py`). What it cannot compare in
+time is wrong, and so is what is longer than `LONGEST` characters.
 """
 
-import importlib.util
 import logging
 import os
 import re
-import resource
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache, lru_cache
 
-from ..tools.process import ProcessDied, ProcessWorker
-from ..tools.results import ToolFailed
+from .symbolic import Symbolic, Undecided
 from .text import Answer, Completion, extract_answer, final_text
 
 
-if importlib.util.find_spec("math_verify") is None:
-    raise ImportError("math_equal judges answers with the library math-verify: pip install 'a2tgpo_trl[math]'.")
-
 logger = logging.getLogger(__name__)
 
-SECONDS = 3.0  # for one answer
 ATTEMPTS = 2  # a machine may be busy
-STARTING = 120.0  # for a process to import SymPy, on a busy machine
 LONGEST = 1000
-MEMORY = 4 << 30  # bytes of address space of a process
 PROCESSES = min(4, os.cpu_count() or 1)
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -44,15 +30,6 @@ _FRACTION = re.compile(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)")  # also a mixed number:
 _LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\?\$|\\displaystyle")
 _SPACE = re.compile(r"(?<![\d,])\s+|\s+(?!\d)")  # but before a digit after another, or after a comma: "1 2" is not 12
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
-# Python -> LaTeX, for policies that copy what Python printed.
-_PYTHON = (
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"\*"), r" \\cdot "),
-    (re.compile(r"\^\(([^()]*)\)"), r"^{\1}"),
-    (re.compile(r"\bsqrt\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<![\\a-zA-Z])pi\b"), r"\\pi "),
-    (re.compile(r"(?<=\d)[eE]([-+]?\d+)\b"), r" \\cdot 10^{\1}"),
-)
 
 
 def math_equal(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
@@ -62,6 +39,12 @@ def math_equal(completions: Sequence[Completion], answer: Sequence[Answer], **kw
     """
     pairs = list(zip(completions, answer, strict=True))
     return list(_threads().map(lambda pair: _is_accepted(*pair), pairs))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Those that wait for comparisons. They stay for the run, each with the process that it has needed."""
+    return ThreadPoolExecutor(PROCESSES, "math_equal")
 
 
 def final_answer(completion: Completion) -> str | None:
@@ -115,6 +98,9 @@ def _is_accepted(completion: Completion, answer: Answer) -> float:
 # ---- two answers
 
 
+_symbolic = Symbolic()
+
+
 def equal(accepted: str, given: str) -> bool:
     r"""Whether two answers say the same.
 
@@ -123,13 +109,13 @@ def equal(accepted: str, given: str) -> bool:
     for _ in range(ATTEMPTS):
         try:
             return _equal(accepted, given)
-        except Unjudged:
+        except Undecided:
             continue
-    logger.info(f"{given!r:.80} could not be compared with {accepted!r:.80} in {SECONDS:g} s: it counts as wrong.")
+    logger.info(f"{given!r:.80} could not be compared with {accepted!r:.80} in time: it counts as wrong.")
     return False
 
 
-@lru_cache(maxsize=65_536)  # of verdicts: what raises is not kept
+@lru_cache(maxsize=65_536)  # what raises is not kept
 def _equal(accepted: str, given: str) -> bool:
     first, second = plain(accepted), plain(given)
     if first == second:
@@ -139,9 +125,9 @@ def _equal(accepted: str, given: str) -> bool:
         return numbers[0] == numbers[1]
     if not is_comparable(accepted, given):
         return False
-    if numbers[0] is not None:  # a judge takes 3 1/2 for 31/2
+    if numbers[0] is not None:  # math-verify takes 3 1/2 for 31/2
         accepted = rf"\frac{{{numbers[0].numerator}}}{{{numbers[0].denominator}}}"
-    return _JUDGES.own.verdict(accepted, given)
+    return _symbolic.equal(accepted, given)
 
 
 def plain(text: str) -> str:
@@ -169,7 +155,7 @@ def number(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "")) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
 
 
-# ---- what no judge is to be asked, since it would be too kind
+# ---- what math-verify is not asked, since it would be too kind
 
 _GAP = re.compile(r"[\d,] \d")
 _TIME = re.compile(r"\d:\d")
@@ -183,7 +169,7 @@ _UNDONE = re.compile(r"\\(sum|int|prod|binom|lim|cdot|times|div)|[!*×·]|\d[-+]
 
 
 def is_comparable(accepted: str, given: str) -> bool:
-    r"""Whether a judge can be trusted with two answers. math-verify looks past what makes these different:
+    r"""Whether math-verify can be trusted with two answers. It looks past what makes these different:
 
     what would end the box    12}{13         for 12
     lists                     1, 234         for 1234
@@ -220,92 +206,3 @@ def _same_measure(first: str, second: str) -> bool:
     if found[1] is None:
         return True
     return expected[1] is None and found[1].isalpha()
-
-
-# ---- judges: processes that may be killed
-
-
-class Unjudged(Exception):
-    """A process was killed, or died, before it came to a verdict."""
-
-
-class Judge:
-    """A process that compares answers, and another one in its place when it had to be killed."""
-
-    def __init__(self) -> None:
-        self._process: ProcessWorker | None = None
-
-    def verdict(self, accepted: str, given: str) -> bool:
-        """Whether they are equal. Raises `Unjudged` if that cannot be said in `SECONDS`."""
-        if self._process is None or not self._process.alive:
-            self._process = _started()
-        try:
-            return _within(SECONDS, self._process, accepted, given) == "True"
-        except ToolFailed:  # what was to be read is no mathematics, or too much for its memory
-            return False
-        except ProcessDied as error:
-            raise Unjudged from error
-
-
-def _started() -> ProcessWorker:
-    process = ProcessWorker(compare)
-    with _bell(STARTING, process):
-        process.start()
-    if _within(STARTING, process, "x", "x") != "True":
-        raise RuntimeError("math-verify does not find x equal to x: is another version installed than setup.cfg asks?")
-    return process
-
-
-def _within(seconds: float, process: ProcessWorker, accepted: str, given: str) -> str:
-    with _bell(seconds, process):
-        return process.call({"accepted": accepted, "given": given})
-
-
-@contextmanager
-def _bell(seconds: float, process: ProcessWorker) -> Iterator[None]:
-    """Kill it, if what is inside takes longer."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Those that wait for judges. They stay for the run, and a judge with each that has needed one."""
-    return ThreadPoolExecutor(PROCESSES, "math_equal")
-
-
-class _Judges(threading.local):
-    """One for each thread."""
-
-    def __init__(self) -> None:
-        self.own = Judge()
-
-
-_JUDGES = _Judges()
-
-
-# ---- in the process
-
-
-def compare(accepted: str, given: str) -> bool:
-    """Whether math-verify finds them equal, both read as LaTeX and then with Python's signs made LaTeX's."""
-    from math_verify import verify
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    return any(verify(gold, target, timeout_seconds=60) for gold in _read(accepted) for target in _read(given))
-
-
-def _read(text: str) -> Iterator[list]:
-    from math_verify import LatexExtractionConfig, parse
-
-    latex = text
-    for pattern, replacement in _PYTHON:
-        latex = pattern.sub(replacement, latex)
-    for form in dict.fromkeys((text, latex)):
-        # Ours is the limit of time: theirs rings by signals, and is to stay silent.
-        yield parse(rf"\boxed{{{form}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=60)

@@ -1,4 +1,4 @@
-r"""Answers compared as mathematics: equal forms, unequal ones, and what a policy may write to break the judge."""
+r"""Answers compared as mathematics: equal forms, unequal ones, and what a policy may write to break the comparison."""
 
 import subprocess
 import sys
@@ -10,12 +10,9 @@ import psutil
 import pytest
 
 from a2tgpo_trl.recipe.names import load_reward
-from a2tgpo_trl.rewards import math_answers
+from a2tgpo_trl.rewards import math_answers, symbolic
 from a2tgpo_trl.rewards.math_answers import (
     LONGEST,
-    MEMORY,
-    Judge,
-    Unjudged,
     equal,
     final_answer,
     last_boxed,
@@ -23,6 +20,7 @@ from a2tgpo_trl.rewards.math_answers import (
     number,
     plain,
 )
+from a2tgpo_trl.rewards.symbolic import MEMORY, Symbolic, Undecided
 
 
 SAME = [
@@ -115,7 +113,7 @@ DIFFERENT = [
     ("12", "5+7"),
     ("24", "4!"),
 ]
-# Each of these hangs, kills or fills something in a naive judge.
+# Each of these hangs, kills or fills something in a naive comparison.
 HOSTILE = {
     "a tower of powers": "9**9**9",
     "a taller tower": "9**(9**(9**9))",
@@ -147,13 +145,13 @@ def test_different_answers_are_not_equal(accepted, given):
 
 
 @pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_written_to_break_the_judge_is_wrong_in_bounded_time(given, monkeypatch):
+def test_what_is_written_to_break_the_comparison_is_wrong_in_bounded_time(given, monkeypatch):
     start = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(math_answers, "SECONDS", 1.0)  # to have it sooner
+        patch.setattr(symbolic, "SECONDS", 1.0)  # to have it sooner
         assert math_equal([f"<answer>{given}</answer>"], ["12"]) == [0.0]
     assert time.monotonic() - start < 30  # a process may have to be started: SymPy takes seconds
-    assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is judged
+    assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is compared
 
 
 def test_boxes_that_are_opened_and_never_closed_cost_no_time():
@@ -163,28 +161,28 @@ def test_boxes_that_are_opened_and_never_closed_cost_no_time():
     assert time.monotonic() - start < 2
 
 
-def test_a_verdict_that_a_busy_machine_has_not_reached_is_asked_for_again_and_not_kept(monkeypatch, caplog):
+def test_a_comparison_that_a_busy_machine_has_not_finished_is_made_again_and_not_kept(monkeypatch, caplog):
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
-        patch.setattr(math_answers, "SECONDS", 1e-6)
+        patch.setattr(symbolic, "SECONDS", 1e-6)
         assert not equal("y+17", "17+y")
     assert "could not be compared" in caplog.text
     assert equal("y+17", "17+y")
 
 
-def test_a_judge_that_is_killed_is_replaced_and_no_process_is_left_of_it():
-    judge = Judge()
-    assert judge.verdict("x+1", "1+x")
-    first = psutil.Process(judge._process._process.pid)
+def test_a_process_that_is_killed_is_replaced_and_no_process_is_left_of_it():
+    compared = Symbolic()
+    assert compared.equal("x+1", "1+x")
+    first = psutil.Process(compared.process._process.pid)
     assert first.rlimit(psutil.RLIMIT_AS)[0] == MEMORY
-    with pytest.raises(Unjudged):
-        judge.verdict("12", "9**(9**(9**9))")
+    with pytest.raises(Undecided):
+        compared.equal("12", "9**(9**(9**9))")
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
-    assert judge.verdict("x+1", "1+x")
-    judge._process.close()
+    assert compared.equal("x+1", "1+x")
+    compared.process.close()
 
 
-def test_answers_are_judged_in_any_thread_and_many_at_once():
+def test_answers_are_compared_in_any_thread_and_many_at_once():
     # math-verify's own limits are signals, which only the main thread may set.
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda i: equal(f"x+{i}", f"{i}+x") and not equal(f"x+{i}", f"x-{i}-1"), range(30)))
@@ -207,8 +205,8 @@ def test_the_final_answer_is_what_is_in_the_last_closed_box():
     assert final_answer("<answer>7 apples</answer>") == "7 apples" and final_answer("7") is None
 
 
-def test_plain_texts_and_numbers_are_compared_without_a_judge(monkeypatch):
-    monkeypatch.setattr(math_answers, "_JUDGES", None)
+def test_plain_texts_and_numbers_are_compared_without_a_process(monkeypatch):
+    monkeypatch.setattr(math_answers, "_symbolic", None)
     assert plain(r"$\left( 1,\, \dfrac{1}{2} \right)$") == r"(1,\frac{1}{2})"
     assert plain(r"\text{Even}.") == "even"
     assert number("1,234.50") == 1234.5 and number("-3/6") == -0.5

@@ -1,0 +1,103 @@
+r"""two answers in LaTeX -> whether the library math-verify, which reads them into SymPy, finds them equal.
+
+A policy may write anything, and SymPy may work on it for ever, take all memory, or die. So it works in processes of
+their own, each with a bound on its memory, which are killed when they take longer than `SECONDS`. They are started as
+those of tools are, and not by `multiprocessing`, which runs the user's script once more in each.
+"""
+
+import importlib.util
+import re
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..tools.process import ProcessDied, ProcessWorker
+from ..tools.results import ToolFailed
+
+
+if importlib.util.find_spec("math_verify") is None:
+    raise ImportError("math_equal compares answers by the library math-verify: pip install 'a2tgpo_trl[math]'.")
+
+SECONDS = 3.0  # for one comparison
+STARTING = 120.0  # for a process to import SymPy, on a busy machine
+MEMORY = 4 << 30  # bytes of address space of a process
+
+# Python -> LaTeX, for policies that copy what Python printed.
+_PYTHON = (
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\*"), r" \\cdot "),
+    (re.compile(r"\^\(([^()]*)\)"), r"^{\1}"),
+    (re.compile(r"\bsqrt\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\a-zA-Z])pi\b"), r"\\pi "),
+    (re.compile(r"(?<=\d)[eE]([-+]?\d+)\b"), r" \\cdot 10^{\1}"),
+)
+
+
+class Undecided(Exception):
+    """A process was killed, or died, before it had compared two answers."""
+
+
+class Symbolic(threading.local):
+    """Compares answers: in each thread a process, and another one in its place when it had to be killed."""
+
+    process: ProcessWorker | None = None
+
+    def equal(self, accepted: str, given: str) -> bool:
+        """Whether they are equal. Raises `Undecided` if that cannot be said in `SECONDS`."""
+        if self.process is None or not self.process.alive:
+            self.process = _started()
+        try:
+            return _call(self.process, accepted, given, SECONDS)
+        except ToolFailed:  # what was to be read is no mathematics, or too much for its memory
+            return False
+        except ProcessDied as error:
+            raise Undecided from error
+
+
+def _started() -> ProcessWorker:
+    process = ProcessWorker(compare)
+    with _time_limit(STARTING, process):
+        process.start()
+    if not _call(process, "x", "x", STARTING):
+        raise RuntimeError("math-verify does not find x equal to x: is another version installed than setup.cfg asks?")
+    return process
+
+
+def _call(process: ProcessWorker, accepted: str, given: str, seconds: float) -> bool:
+    with _time_limit(seconds, process):
+        return process.call({"accepted": accepted, "given": given}) == "True"
+
+
+@contextmanager
+def _time_limit(seconds: float, process: ProcessWorker) -> Iterator[None]:
+    """Kill it, if what is inside takes longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# ---- in the process
+
+
+def compare(accepted: str, given: str) -> bool:
+    """Whether math-verify finds them equal, both read as LaTeX and then with Python's signs made LaTeX's."""
+    from math_verify import verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return any(verify(gold, target, timeout_seconds=60) for gold in _read(accepted) for target in _read(given))
+
+
+def _read(text: str) -> Iterator[list]:
+    from math_verify import LatexExtractionConfig, parse
+
+    latex = text
+    for pattern, replacement in _PYTHON:
+        latex = pattern.sub(replacement, latex)
+    for form in dict.fromkeys((text, latex)):
+        # Ours is the limit of time: theirs rings by signals, and is to stay silent.
+        yield parse(rf"\boxed{{{form}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=60)
