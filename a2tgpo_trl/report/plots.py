@@ -9,12 +9,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..rewards import RIGHT_OR_WRONG
+
 
 STATE = "trainer_state.json"
 CURVE = "learning_curve.png"
 SCORES = "evaluation"  # folder of a run's held-out scores
 WINDOW = 5  # steps over which the training curve is averaged
-SHARES = {f"rewards/{name}/mean": name.replace("_", " ") for name in ("exact_match", "exact_number", "math_equal")}
+SHARES = {f"rewards/{name}/mean": name.replace("_", " ") for name in RIGHT_OR_WRONG}
 PANELS = (
     *SHARES.items(),
     ("reward", "reward"),

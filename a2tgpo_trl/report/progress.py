@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from ..rewards import RIGHT_OR_WRONG
+
 
 # what a step's line shows: metric -> its name there, and how it is written. What was not logged is left out.
 SHOWN = {
     "reward": ("reward", "{:.2f}"),
-    "rewards/exact_match/mean": ("exact match", "{:.2f}"),
-    "rewards/exact_number/mean": ("exact number", "{:.2f}"),
-    "rewards/math_equal/mean": ("math equal", "{:.2f}"),
+    **{f"rewards/{name}/mean": (name.replace("_", " "), "{:.2f}") for name in RIGHT_OR_WRONG},
     "turns/mean": ("turns", "{:.1f}"),
     "gain/mean": ("gain", "{:+.2f}"),
     "loss": ("loss", "{:+.4f}"),

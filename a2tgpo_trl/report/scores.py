@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..rewards import RIGHT_OR_WRONG
+
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 TURNS = "tool turns"
-SHARES = ("exact_match", "exact_number", "math_equal")  # rewards that are 0 or 1 by their meaning, and not by chance
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def score(records: Iterable[dict[str, Any]]) -> dict[str, Estimate]:
     scores = {}
     for name in names:
         given = [[rollout[name] for rollout in rollouts if name in rollout] for rollouts in by_row.values()]
-        scores[name] = interval([sum(values) / len(values) for values in given if values], share=name in SHARES)
+        scores[name] = interval(
+            [sum(values) / len(values) for values in given if values], share=name in RIGHT_OR_WRONG
+        )
     return scores
 
 

@@ -4,6 +4,7 @@ from .text import answer_format, exact_match, exact_number, extract_answer, f1, 
 
 
 __all__ = [
+    "RIGHT_OR_WRONG",
     "answer_format",
     "exact_match",
     "exact_number",
@@ -12,3 +13,5 @@ __all__ = [
     "final_text",
     "normalize_answer",
 ]
+
+RIGHT_OR_WRONG = ("exact_match", "exact_number", "math_equal")  # rewards that are 1 or 0 by their meaning
