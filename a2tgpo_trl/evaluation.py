@@ -11,22 +11,18 @@ generation it ends with the same rollouts.
 import hashlib
 import inspect
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from .config import A2TGPOConfig
 from .errors import RecipeError
-from .models import evaluation_mode
 from .recipe.program import run_recipe
 from .recipe.recipe import Recipe
 from .report.plots import SCORES
@@ -34,9 +30,8 @@ from .report.progress import Display
 from .report.scores import Scores, score_table
 from .resume.own_files import OwnFiles
 from .resume.same_run import BOOKKEEPING
-from .rollout.records import read_jsonl, write_jsonl
-from .rollout.vllm_engine import forget_weights
-from .trainer import A2TGPOTrainer
+from .rollout.records import Record, read_jsonl, write_jsonl
+from .rollout.trainer import ToolTrainer
 
 
 # Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
@@ -54,14 +49,14 @@ ANEW = "Name another folder (--output_dir ...), or write over it (--overwrite tr
 
 
 def evaluate(
-    trainer: A2TGPOTrainer,
+    trainer: ToolTrainer,
     dataset: Dataset,
     file: Path,
     *,
     seed: int = 0,
     resume: bool = False,
     on_progress: Callable[[int], None] = lambda number: None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Roll out each row `num_generations_eval` times and write the records to `file`; all ranks get all of them.
 
     With `resume`, rows whose records are in the file already are not rolled out again.
@@ -73,32 +68,24 @@ def evaluate(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, records)
     on_progress(len(records))
-    forget_weights(trainer)
-    with evaluation_mode(trainer.model):
-        for first in range(len(records) // samples, len(dataset), per_batch):
-            rows = [dataset[i] for i in range(first, min(first + per_batch, len(dataset)))]
-            made = _roll_out(trainer, rows, first, seed)
-            if main:
-                write_jsonl(file, made, mode="a")
-            records += made
-            on_progress(len(records))
+    trainer.forget_weights()
+    for first in range(len(records) // samples, len(dataset), per_batch):
+        rows = [dataset[i] for i in range(first, min(first + per_batch, len(dataset)))]
+        made = trainer.roll_out(rows, seed=seed, first=first)
+        if main:
+            write_jsonl(file, made, mode="a")
+        records += made
+        on_progress(len(records))
     return records
 
 
-def rows_per_batch(trainer: A2TGPOTrainer) -> int:
+def rows_per_batch(trainer: ToolTrainer) -> int:
     """Rows that all ranks together roll out at once: what fills `per_device_eval_batch_size` on each."""
-    unit = _rows_that_divide(trainer)
     rollouts = trainer.args.per_device_eval_batch_size * trainer.accelerator.num_processes
-    return max(rollouts // trainer.num_generations_eval // unit, 1) * unit
+    return max(rollouts // trainer.num_generations_eval // trainer.fewest_rows, 1) * trainer.fewest_rows
 
 
-def _rows_that_divide(trainer: A2TGPOTrainer) -> int:
-    """The fewest rows whose rollouts the ranks can share out equally, as collective generation needs it."""
-    processes = trainer.accelerator.num_processes
-    return processes // math.gcd(processes, trainer.num_generations_eval)
-
-
-def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[dict[str, Any]]:
+def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[Record]:
     """What is in the file up to its last complete batch: the rest is rolled out again, so that its seed gives all."""
     done = read_jsonl(file) if file.exists() else []
     if any(record["row"] != i // samples for i, record in enumerate(done)):
@@ -107,54 +94,7 @@ def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[
     return done[: kept * samples]
 
 
-def _roll_out(trainer: A2TGPOTrainer, rows: list[dict[str, Any]], first: int, seed: int) -> list[dict[str, Any]]:
-    """Records of these rows from all ranks; the last row fills up what the ranks cannot share out equally."""
-    samples, processes = trainer.num_generations_eval, trainer.accelerator.num_processes
-    rank, unit = trainer.accelerator.process_index, _rows_that_divide(trainer)
-    filled = rows + rows[-1:] * (-len(rows) % unit)
-    repeated = [row for row in filled for _ in range(samples)]
-    caught: list[dict[str, Any]] = []
-    drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{rank}".encode()).digest()[:7], "big")
-    with (
-        _seeded(drawn, trainer.accelerator.device),
-        _drawn_from(trainer, seed, first * samples),
-        _caught_in(trainer, caught),
-    ):
-        trainer._generate_and_score_completions(repeated[trainer._local_rows(len(repeated) // processes)])
-    trainer._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
-    gathered = gather_object(caught)[: len(rows) * samples]
-    return [{**record, "row": first + i // samples} for i, record in enumerate(gathered)]
-
-
-@contextmanager
-def _caught_in(trainer: A2TGPOTrainer, caught: list[dict[str, Any]]) -> Iterator[None]:
-    before, trainer.on_rollouts = trainer.on_rollouts, caught.extend
-    try:
-        yield
-    finally:
-        trainer.on_rollouts = before
-
-
-@contextmanager
-def _drawn_from(trainer: A2TGPOTrainer, seed: int, rollouts_before: int) -> Iterator[None]:
-    before, trainer.rollout_seed = trainer.rollout_seed, seed
-    trainer.evaluated_rollouts = rollouts_before
-    try:
-        yield
-    finally:
-        trainer.rollout_seed = before
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws inside come from the seed; draws afterwards go on as if nothing had happened."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed)
-        yield
-
-
-def from_main(trainer: A2TGPOTrainer, make: Callable[[], Any]) -> Any:
+def from_main(trainer: ToolTrainer, make: Callable[[], Any]) -> Any:
     """What the main process makes, on all processes; what it raises as well."""
     made: list[Any] = [None, None]
     if trainer.accelerator.is_main_process:
@@ -225,7 +165,7 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
     return resume, len(read_jsonl(rollouts)) if resume else 0
 
 
-def _settings(recipe: Recipe, trainer: A2TGPOTrainer) -> dict[str, Any]:
+def _settings(recipe: Recipe, trainer: ToolTrainer) -> dict[str, Any]:
     """All that a rollout depends on: settings, weights, rows, and the files of tools, rewards and environments."""
     given = {**recipe.args.to_dict(), **asdict(recipe.run), **asdict(recipe.model)}
     folder = Path(recipe.model.model_name_or_path)

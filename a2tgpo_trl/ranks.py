@@ -13,12 +13,16 @@ Result = TypeVar("Result")
 
 
 class Ranks:
-    """The processes of a run. Every method is a collective: all ranks call it, in the same order."""
+    """The processes of a run. All ranks call its methods together, in the same order."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
         self.index: int = accelerator.process_index
         self.number: int = accelerator.num_processes
+
+    def own_rows(self, number: int) -> slice:
+        """This rank's rows of a gathered tensor to which each rank gave so many."""
+        return slice(self.index * number, (self.index + 1) * number)
 
     def max(self, number: Number) -> Number:
         """The greatest of the ranks' numbers."""

@@ -148,8 +148,8 @@ def test_gradients_that_wait_for_their_step_keep_their_precision(tokenizer, tmp_
 def test_the_table_of_completions_shows_the_advantages_that_were_trained_with(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path, max_steps=1, log_completions=True))
     trainer = make(tokenizer, args)
-    credited, assign = [], trainer._assign_credit
-    trainer._assign_credit = lambda output: (credited.append(assign(output)), credited[-1])[1]
+    credited, assign = [], trainer.credit_batch
+    trainer.credit_batch = lambda *batch: (credited.append(assign(*batch)), credited[-1])[1]
     trainer.train()
     (batch,) = credited
     (file,) = (tmp_path / "completions").glob("*.parquet")

@@ -4,16 +4,17 @@ Shapes: N rollouts of all ranks, B of this rank, F turn rewards, K turns.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor
 
 from ..ranks import Ranks
-from ..rollout.environments import environment_kinds
-from . import Evidence, gain_clip_scale, preset_of
+from ..rollout.records import Record
+from . import Evidence, Method, Switches, gain_clip_scale, preset_of
 from .metrics import turn_reward_metrics
 from .shaping import (
     ENCODER,
@@ -28,63 +29,81 @@ from .shaping import (
 from .turn_rewards import TurnRewards
 
 
-if TYPE_CHECKING:
-    from ..trainer import A2TGPOTrainer
-
 logger = get_logger(__name__)
 
 # Batches without a single success, after which the user is told.
 FRUITLESS_BATCHES = 5
 
 
-class TurnCredit:
-    """What a trainer needs to credit turns. Methods are called by all ranks together."""
+@dataclass(frozen=True)
+class CreditSettings:
+    """How turns are credited: the method, and the fields of `A2TGPOConfig` of the same names."""
 
-    def __init__(self, trainer: "A2TGPOTrainer", own: Sequence[Callable] | Mapping[str, Callable]):
-        """`own`: turn reward functions that were handed to the trainer."""
-        args, self._trainer, self._ranks = trainer.args, trainer, Ranks(trainer.accelerator)
-        self._method, self._switches = args.credit_method, args.credit_switches
-        assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has read it
-        weights = {**dict.fromkeys(["environment"] * self._environment_rewards, 1.0), **args.turn_rewards}
+    name: str  # of the method, in messages
+    method: Method
+    switches: Switches
+    turn_rewards: dict[str, float]
+    failure_shaping: float
+    shaping_embedding: str
+    success_reward: float
+
+
+class CreditPass:
+    """Credits the turns of a trainer's batches. All ranks call it together."""
+
+    def __init__(
+        self,
+        settings: CreditSettings,
+        accelerator: Accelerator,
+        own: Sequence[Callable] | Mapping[str, Callable],
+        environments: Iterable[type],
+        *,
+        has_tools: bool,
+        has_rollout_func: bool,
+        splits_models: bool,
+    ):
+        """
+        Args:
+            settings: what credits turns, and by what.
+            accelerator: the trainer's.
+            own: turn reward functions that were handed to the trainer.
+            environments: classes of its environments.
+            has_tools: whether its policy calls tools.
+            has_rollout_func: whether a function of the user's makes its rollouts.
+            splits_models: whether whatever model is loaded is split over the ranks.
+        """
+        self._settings, self._accelerator, self._ranks = settings, accelerator, Ranks(accelerator)
+        self._has_tools, self._has_rollout_func, self._splits_models = has_tools, has_rollout_func, splits_models
+        self._environment_rewards = have_turn_rewards(environments)
+        weights = {**dict.fromkeys(["environment"] * self._environment_rewards, 1.0), **settings.turn_rewards}
         self.rewards = TurnRewards(weights, own)
-        self._check(args)
-        self._embed = self._agreed_embedding() if args.failure_shaping else None
+        self._check()
+        self.shaping_embedding = settings.shaping_embedding
+        self._embed = self._agreed_embedding() if settings.failure_shaping else None
         self._scores: list[dict[str, list[float | None]]] = []
         self._texts: list[str] = []
         self._without_success = 0  # batches in a row
 
-    @property
-    def _environment_rewards(self) -> bool:
-        kinds = environment_kinds(self._trainer)
-        for kind in kinds:
-            if isinstance(getattr(kind, "turn_reward", None), property):
-                raise ValueError(
-                    f"{kind.__name__}.turn_reward must be a plain attribute (turn_reward: float | None = None): it is "
-                    "set anew before the calls of each turn."
-                )
-        return any(hasattr(kind, "turn_reward") for kind in kinds)
-
     def _agreed_embedding(self) -> Embedding:
-        """The same one on all ranks, and by its name among the settings, so that a resumed run has the same."""
-        args = self._trainer.args
-        if args.shaping_embedding == "auto":
-            has_encoder = not self._trainer._dist.is_zero3 and has_small_encoder()
+        """The same one on all ranks, and by its name."""
+        if self.shaping_embedding == "auto":
+            has_encoder = not self._splits_models and has_small_encoder()
             lacking = self._ranks.max(int(not has_encoder))
-            args.shaping_embedding = NGRAMS_NAME if lacking else ENCODER
-            logger.info(f"What failed is compared with what passed by {args.shaping_embedding}.")
-        is_encoder = args.shaping_embedding != NGRAMS_NAME and ":" not in args.shaping_embedding
-        if is_encoder and self._trainer._dist.is_zero3:
+            self.shaping_embedding = NGRAMS_NAME if lacking else ENCODER
+            logger.info(f"What failed is compared with what passed by {self.shaping_embedding}.")
+        is_encoder = self.shaping_embedding != NGRAMS_NAME and ":" not in self.shaping_embedding
+        if is_encoder and self._splits_models:
             raise ValueError(
-                f"shaping_embedding={args.shaping_embedding!r} would be split over the ranks by ZeRO-3. Name "
+                f"shaping_embedding={self.shaping_embedding!r} would be split over the ranks by ZeRO-3. Name "
                 "'ngrams', or a function that asks an encoder of yours."
             )
-        return find_embedding(args.shaping_embedding)
+        return find_embedding(self.shaping_embedding)
 
-    def _check(self, args: Any) -> None:
-        counts = bool(self.rewards) and args.turn_reward_weight > 0
-        if preset_of(self._method).needs_turn_rewards and not counts:
+    def _check(self) -> None:
+        name, weight = self._settings.name, self._settings.switches.turn_reward_weight
+        if preset_of(self._settings.method).needs_turn_rewards and not (self.rewards and weight > 0):
             raise ValueError(
-                f"credit={args.credit!r} credits turn rewards, and there are none. Name some (turn_rewards: "
+                f"credit={name!r} credits turn rewards, and there are none. Name some (turn_rewards: "
                 "{failed_call: -0.1}), hand over functions (turn_reward_funcs), give them a turn_reward_weight, or "
                 "choose another method."
             )
@@ -92,25 +111,25 @@ class TurnCredit:
             raise ValueError(
                 "turn_rewards: no environment's class has an attribute turn_reward, which 'environment' reads."
             )
-        self._check_turns_are_known(args)
-        if self.rewards and args.turn_reward_weight == 0:
+        self._check_turns_are_known()
+        if self.rewards and weight == 0:
             logger.warning(
                 f"Turn rewards ({', '.join(self.rewards.names)}) are logged and not learnt from: turn_reward_weight "
-                f"is 0, as credit={args.credit!r} sets it if you do not."
+                f"is 0, as credit={name!r} sets it if you do not."
             )
 
-    def _check_turns_are_known(self, args: Any) -> None:
+    def _check_turns_are_known(self) -> None:
         """There are turns to read, and what is known of them is enough for what reads them."""
-        of_tools = self._trainer._tool_loop is not None and bool(self._trainer.tools)
-        of_function = self._trainer.rollout_func is not None
-        if (self.rewards or args.failure_shaping) and not of_tools and not of_function:
-            own = self.rewards and args.turn_rewards != preset_of(self._method).values["turn_rewards"]
-            what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={args.credit!r}"
+        settings = self._settings
+        reads_turns = self.rewards or settings.failure_shaping
+        if reads_turns and not self._has_tools and not self._has_rollout_func:
+            own = self.rewards and settings.turn_rewards != preset_of(settings.method).values["turn_rewards"]
+            what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={settings.name!r}"
             raise ValueError(
                 f"{what} can only be had of a policy with tools, or of a rollout_func: what is read is how its turns "
                 "went."
             )
-        if of_function and self.rewards.of_calls:
+        if self._has_rollout_func and self.rewards.of_calls:
             raise ValueError(
                 f"turn_rewards: {', '.join(self.rewards.of_calls)} cannot be told of a rollout_func, which makes its "
                 "calls unseen. Have it return what it knows under a key of its own, one list a rollout, and read that "
@@ -125,10 +144,11 @@ class TurnCredit:
     @property
     def strength(self) -> float:
         """Weight of what turns are told apart by, at most 1: what is far below it is as good as no advantage."""
-        weights = [self._switches.gain_weight, self._switches.turn_reward_weight if self.rewards else 0.0]
+        switches = self._settings.switches
+        weights = [switches.gain_weight, switches.turn_reward_weight if self.rewards else 0.0]
         return min(1.0, max(weights)) or 1.0
 
-    def read(self, records: Sequence[dict[str, Any]]) -> None:
+    def read(self, records: Sequence[Record]) -> None:
         """Score the turns of this rank's rollouts, whose records get the scores as well."""
 
         def read() -> None:
@@ -163,15 +183,14 @@ class TurnCredit:
 
     def advantages(self, evidence: Evidence) -> Tensor:
         """Of all turns (N,K), by the run's method."""
-        advantages_NK = self._method(evidence, self._switches)
-        expected, name = tuple(evidence.gains_NK.shape), self._trainer.args.credit
+        advantages_NK = self._settings.method(evidence, self._settings.switches)
+        expected, name = tuple(evidence.gains_NK.shape), self._settings.name
         if tuple(advantages_NK.shape) != expected:
             found = tuple(advantages_NK.shape)
             raise ValueError(f"credit={name!r} must return a tensor of shape {expected}; it returned one of {found}.")
         if not advantages_NK[evidence.is_turn_NK].isfinite().all():
-            why = (
-                "" if self._trainer.args.uses_gain else " No gains are computed: set gain_weight above 0 to have them."
-            )
+            switches = self._settings.switches
+            why = "" if switches.uses_gain else " No gains are computed: set gain_weight above 0 to have them."
             raise ValueError(
                 f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a "
                 f"turn has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
@@ -181,38 +200,38 @@ class TurnCredit:
 
     def clip_scale(self, evidence: Evidence) -> Tensor:
         """How far the clip range of each turn follows its gain (N,K)."""
-        return gain_clip_scale(evidence, self._switches)
+        return gain_clip_scale(evidence, self._settings.switches)
 
     def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         if not self.rewards:
             return torch.full_like(gains_NK, torch.nan), {}
         self._check_turns(num_turns_N)
         mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
-        scores_NFK = self._trainer.accelerator.gather(mine.contiguous())
+        scores_NFK = self._accelerator.gather(mine.contiguous())
         beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
         scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # out of the loss, out of statistics
         return self.rewards.weighted(scores_NFK), turn_reward_metrics(scores_NFK, self.rewards.names)
 
     def _check_turns(self, num_turns_N: Tensor) -> None:
         """A turn of the record is a run of sampled tokens: else the wrong turn would be rewarded."""
-        mine = num_turns_N[self._trainer._local_rows(len(self._scores))].tolist()
+        mine = num_turns_N[self._ranks.own_rows(len(self._scores))].tolist()
         recorded = [len(next(iter(of_rollout.values()))) for of_rollout in self._scores]
         assert all(turns in (0, number) for turns, number in zip(mine, recorded, strict=True)), (mine, recorded)
 
     def _shape(self, outcomes_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         assert self._embed is not None
-        args = self._trainer.args
+        settings = self._settings
         start = time.perf_counter()
-        embeddings_ND = self._trainer.accelerator.gather(self._embeddings(outcomes_N.device))
+        embeddings_ND = self._accelerator.gather(self._embeddings(outcomes_N.device))
         shaped_N = shaped_outcomes(
-            outcomes_N, embeddings_ND, group_ids_N, weight=args.failure_shaping, passing=args.success_reward
+            outcomes_N, embeddings_ND, group_ids_N, weight=settings.failure_shaping, passing=settings.success_reward
         )
-        passed = has_passed(outcomes_N, args.success_reward).float().mean().item()
+        passed = has_passed(outcomes_N, settings.success_reward).float().mean().item()
         self._without_success = 0 if passed else self._without_success + 1
         if self._without_success == FRUITLESS_BATCHES:
             logger.warning(
-                f"No rollout reached success_reward ({args.success_reward:g}) in {FRUITLESS_BATCHES} batches, so no "
-                "failure was shaped. It is compared with the weighted sum of the rewards."
+                f"No rollout reached success_reward ({settings.success_reward:g}) in {FRUITLESS_BATCHES} batches, so "
+                "no failure was shaped. It is compared with the weighted sum of the rewards."
             )
         earned_N = (shaped_N - outcomes_N).nan_to_num(nan=0.0)
         return shaped_N, {
@@ -225,7 +244,7 @@ class TurnCredit:
     def _embeddings(self, device: torch.device) -> Tensor:
         """Of what this rank's rollouts tried: zeros for nothing. All ranks raise if it fails on any."""
         assert self._embed is not None
-        embed, name = self._embed, f"shaping_embedding={self._trainer.args.shaping_embedding!r}"
+        embed, name = self._embed, f"shaping_embedding={self.shaping_embedding!r}"
 
         def made() -> Tensor:
             found = torch.as_tensor(embed(self._texts)).to(device, torch.float32)
@@ -239,3 +258,15 @@ class TurnCredit:
             raise ValueError(f"{name} must return as many numbers for each text; got {widths}.")
         tried_B1 = torch.tensor([bool(text) for text in self._texts], device=device).unsqueeze(1)
         return (found * tried_B1).contiguous()
+
+
+def have_turn_rewards(environments: Iterable[type]) -> bool:
+    """Whether environments of these classes say what single turns earn."""
+    kinds = list(environments)
+    for kind in kinds:
+        if isinstance(getattr(kind, "turn_reward", None), property):
+            raise ValueError(
+                f"{kind.__name__}.turn_reward must be a plain attribute (turn_reward: float | None = None): it is "
+                "set anew before the calls of each turn."
+            )
+    return any(hasattr(kind, "turn_reward") for kind in kinds)

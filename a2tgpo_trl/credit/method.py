@@ -60,6 +60,11 @@ class Switches:
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
 
+    @property
+    def uses_gain(self) -> bool:
+        """Whether anything reads the information gain. If nothing does, it is not computed."""
+        return self.gain_weight > 0 or self.clip_adaptation > 0
+
     def normalize(self, values_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
         """Each turn's number compared with what `gain_normalization` says; NaN stays NaN.
 

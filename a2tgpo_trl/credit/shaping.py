@@ -14,7 +14,7 @@ import importlib.util
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def has_passed(outcome: Any, passing: float) -> Any:
     return outcome >= passing - PASSING_SLACK
 
 
-def attempted(record: dict[str, Any]) -> str:
+def attempted(record: Mapping[str, Any]) -> str:
     """What a rollout handed to its tools: the texts among the arguments of all its calls, joined.
 
     Where a rollout function made the calls: the text of all turns that something answered.

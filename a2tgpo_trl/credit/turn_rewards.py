@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..lookup import load, nearest
+from ..rollout.records import Record
 
 
-Record = dict[str, Any]
 TurnReward = Callable[[Record], Sequence[float | None]]
 
 UNREADABLE = ("unparsed_call", "unknown_tool", "bad_arguments")

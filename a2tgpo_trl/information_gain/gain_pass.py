@@ -1,28 +1,24 @@
 """a trainer's rollouts and answers -> the value of each context, by its policy, on all ranks alike."""
 
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from torch import Tensor
-from trl.data_utils import is_conversational
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ..models import base_model
 from ..ranks import Ranks
-from ..rollout.answers import declares_answer
-from ..rollout.environments import environment_kinds
-from .answers import check_dataset, check_owned_data, named_datasets
 from .packed_attention import packed_implementation, positions_are_relative
-from .probes import Probe, ProbeMaker, check_seam, thought_before_answer
+from .probes import Probe, ProbeMaker
 from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit
 from .values import Rollouts, Scorer, TurnScores, fused_scorer, one_value_each, packing_error, score_turns
 
-
-if TYPE_CHECKING:
-    from ..trainer import A2TGPOTrainer
 
 logger = get_logger(__name__)
 
@@ -30,22 +26,37 @@ logger = get_logger(__name__)
 PACKING_TOLERANCE = 1e-3
 
 
-class GainPass:
-    """What a trainer needs to have its policy score answers. What cannot be scored is refused at once."""
+@dataclass(frozen=True)
+class GainSettings:
+    """What is scored, and how: the fields of `A2TGPOConfig` of the same names."""
 
-    def __init__(self, trainer: "A2TGPOTrainer", has_data: bool = True):
-        """`has_data`: whether the trainer was given a data set; TRL puts one in its place."""
-        self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
-        args, model = trainer.args, trainer.model
+    probe_template: str
+    answer_aliases: str
+    gain_measure: str
+    gain_token_budget: int
+
+
+class GainPass:
+    """Has a trainer's policy score answers. All ranks call it together."""
+
+    def __init__(
+        self,
+        model_of: Callable[[], nn.Module],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: GainSettings,
+        accelerator: Accelerator,
+    ):
+        """`model_of`: returns the trainer's model, which may be another one once training has started."""
+        self._model_of, self._settings = model_of, settings
+        self._accelerator, self._ranks = accelerator, Ranks(accelerator)
+        model: Any = model_of()
         if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
             raise ValueError(
                 f"{model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and the "
                 "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
                 "clip_adaptation=0)."
             )
-        self._check_answers(has_data)
-        self._check_probe_seam()
-        self._probes = ProbeMaker(trainer._tokenizer, args.probe_template)
+        self._probes = ProbeMaker(tokenizer, settings.probe_template)
         self.packing, reason = packed_implementation(base_model(model))
         self.packing_tried = False
         if self.packing is None:
@@ -53,45 +64,11 @@ class GainPass:
         else:
             logger.info(f"Information gain takes one packed row per rollout: {reason}.")
 
-    def _check_answers(self, has_data: bool) -> None:
-        """There is something to score. What environments say is only known once they are reset."""
-        trainer, args, kinds = self._trainer, self._trainer.args, environment_kinds(self._trainer)
-        if any(map(declares_answer, kinds)):
-            return
-        check_owned_data(kinds, has_data)
-        for name, dataset in named_datasets(trainer.train_dataset, trainer.eval_dataset):
-            check_dataset(dataset, name, args.answer_column, args.answer_aliases, trainer._tokenizer)
-
-    def _check_probe_seam(self) -> None:
-        trainer = self._trainer
-        first: dict[str, Any] = next(iter(trainer.train_dataset), {})
-        conversational = is_conversational(first) or trainer.environment_factories is not None
-        if trainer._tokenizer.chat_template is None or not conversational or trainer.rollout_func is not None:
-            return  # the user's own template is in texts, and in what a rollout function writes
-        prompt = self._rendered_prompt()
-        check_seam(trainer._tokenizer, trainer.args.probe_template, prompt)
-        problem = thought_before_answer(
-            trainer.args.probe_template, prompt, self._rendered_prompt(enable_thinking=False)
-        )
-        if problem is not None:
-            logger.warning(problem)
-
-    def _rendered_prompt(self, **template_kwargs: Any) -> str:
-        trainer = self._trainer
-        return trainer._tokenizer.apply_chat_template(
-            [{"role": "user", "content": "question"}],
-            tools=trainer.tools or None,
-            chat_template=trainer.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-            **{**trainer.chat_template_kwargs, **template_kwargs},
-        )
-
     def run(
         self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool
     ) -> tuple[TurnScores, dict[str, float]]:
         """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough."""
-        probes = [self._probes.make_all(answer, self._trainer.args.answer_aliases) for answer in answers]
+        probes = [self._probes.make_all(answer, self._settings.answer_aliases) for answer in answers]
         if self.packing is not None and not self.packing_tried:
             self._try_packing(self.packing, rollouts, probes)
         start = time.perf_counter()
@@ -106,19 +83,19 @@ class GainPass:
     def _score_turns(
         self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None, want_logps: bool = False
     ) -> TurnScores:
-        args = self._trainer.args
+        settings = self._settings
         return score_turns(
-            self._trainer.model,
+            self._model_of(),
             rollouts,
             probes,
             self._score,
             implementation=implementation,
-            token_budget=args.gain_token_budget,
-            aliases=args.answer_aliases,
-            measure=args.gain_measure,
+            token_budget=settings.gain_token_budget,
+            aliases=settings.answer_aliases,
+            measure=settings.gain_measure,
             want_logps=want_logps,
             agree=self._ranks.max_each,
-            device=self._trainer.accelerator.device,
+            device=self._accelerator.device,
         )
 
     def _with_floor(self, scores: TurnScores, rollouts: Rollouts, probes: list[list[Probe]]) -> TurnScores:
@@ -129,7 +106,7 @@ class GainPass:
         return replace(scores, gain_floor=self._floor(differences), forwards=scores.forwards + again.forwards)
 
     def _score_again(self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None) -> TurnScores:
-        with rounding_redrawn(self._trainer.model, self._unit):
+        with rounding_redrawn(self._model_of(), self._unit):
             return self._score_turns(rollouts, probes, implementation)
 
     def _floor(self, differences_BK: Tensor) -> float:
@@ -138,9 +115,9 @@ class GainPass:
 
     def _agreed(self, scores: TurnScores) -> Tensor:
         """Values of this rank's rollouts, where any rank's that begin alike have the very same value."""
-        accelerator = self._trainer.accelerator
+        accelerator = self._accelerator
         values_NK = one_value_each(accelerator.gather(scores.values_BK), accelerator.gather(scores.keys_BK))
-        return values_NK[self._trainer._local_rows(len(scores.values_BK))]
+        return values_NK[self._ranks.own_rows(len(scores.values_BK))]
 
     def _try_packing(self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]) -> None:
         """Once, with the real weights: packed rows must give the values of single ones."""
@@ -159,8 +136,8 @@ class GainPass:
 
     def _packing_error(self, implementation: str) -> float:
         """Where hardly anything is rounded, a small example tells."""
-        model, device = self._trainer.model, self._trainer.accelerator.device
-        vocabulary = model.get_input_embeddings().num_embeddings
+        model, device = self._model_of(), self._accelerator.device
+        vocabulary = base_model(model).get_input_embeddings().num_embeddings
         return self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
 
     def _packing_error_in_16_bits(
@@ -180,11 +157,11 @@ class GainPass:
     def _can_share_logps(self) -> bool:
         # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
         # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
-        return self._is_exact and positions_are_relative(base_model(self._trainer.model))
+        return self._is_exact and positions_are_relative(base_model(self._model_of()))
 
     @property
     def _unit(self) -> float:
-        return training_unit(self._trainer.accelerator, self._trainer.model)
+        return training_unit(self._accelerator, self._model_of())
 
     @property
     def _is_exact(self) -> bool:
@@ -193,4 +170,4 @@ class GainPass:
     @property
     def _score(self) -> Scorer:
         # Made anew each time: FSDP replaces the trainer's model when training starts.
-        return fused_scorer(self._trainer.model, self._trainer.accelerator.autocast)
+        return fused_scorer(self._model_of(), self._accelerator.autocast)

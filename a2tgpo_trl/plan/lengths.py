@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..rollout.records import read_jsonl
+from ..rollout.records import Record, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else 0.0
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Record]:
     """Records of an evaluation or a run, with turns."""
     try:
         records = [record for record in read_jsonl(path) if record.get("turns")]

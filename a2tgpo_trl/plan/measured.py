@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from ..recipe.recipe import read_recipe
 from ..report.progress import quiet_libraries
+from ..rollout.records import Record
 from ..trainer import A2TGPOTrainer
 from .calibration import clock
 
@@ -42,7 +43,7 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
-    records: list[list[dict[str, Any]]] = field(default_factory=list)
+    records: list[list[Record]] = field(default_factory=list)
 
 
 class StepTimes(TrainerCallback):
@@ -72,7 +73,7 @@ class StepTimes(TrainerCallback):
 
         setattr(owner, name, timed)
 
-    def _keep(self, records: list[dict[str, Any]]) -> None:
+    def _keep(self, records: list[Record]) -> None:
         self._run.records.append([{"turns": record["turns"]} for record in records])
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -51,7 +51,7 @@ def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENC
     return Estimate(mean, float(low), float(high), number)
 
 
-def score(records: Iterable[dict[str, Any]]) -> dict[str, Estimate]:
+def score(records: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
     """Each reward and the tool turns: means over questions, with intervals.
 
     Several rollouts of one question are averaged first, since they are no independent samples.
@@ -78,7 +78,7 @@ class Scores:
     groups: dict[str, dict[str, Estimate]]
 
     @classmethod
-    def of(cls, records: Sequence[dict[str, Any]], group_by: str | None) -> "Scores":
+    def of(cls, records: Sequence[Mapping[str, Any]], group_by: str | None) -> "Scores":
         groups: dict[str, dict[str, Estimate]] = {}
         if group_by is not None:
             for value in sorted({record[group_by] for record in records}):

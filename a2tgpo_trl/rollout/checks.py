@@ -4,27 +4,29 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isfunction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..config import A2TGPOConfig
 from ..resume.folders import check_writable
+from .settings import ToolConfig
+
+
+Args = TypeVar("Args", bound=ToolConfig)
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def complete_args(model: str | PreTrainedModel, args: A2TGPOConfig | None) -> A2TGPOConfig:
-    """Settings for this model, if there are none; what is wrong with those that there are."""
+def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Args]) -> Args:
+    """Settings of this kind for this model, if there are none; what is wrong with those that there are."""
     if args is None:
-        args = A2TGPOConfig(f"{_name_of(model).split('/')[-1] or 'model'}-A2TGPO")
-    elif not isinstance(args, A2TGPOConfig):
+        args = kind(f"{_name_of(model).split('/')[-1] or 'model'}-{kind.__name__.removesuffix('Config')}")
+    elif not isinstance(args, kind):
         raise TypeError(
-            f"args must be an A2TGPOConfig, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
-            "A2TGPOConfig(...): it takes the same fields; epsilon, epsilon_high and importance_sampling_level "
-            "have other defaults."
+            f"args must be an {kind.__name__}, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
+            f"{kind.__name__}(...): it takes the same fields, some with other defaults."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
@@ -69,7 +71,7 @@ def _are_one(folder: Path, other: Path) -> bool:
     return folder.resolve() == other.resolve() or (folder.is_dir() and other.is_dir() and folder.samefile(other))
 
 
-def check_best_metric(args: A2TGPOConfig, eval_dataset: Any) -> None:
+def check_best_metric(args: ToolConfig, eval_dataset: Any) -> None:
     """Of several evaluation data sets, the best model is that of the one that is named."""
     metric = args.metric_for_best_model
     if metric is None or not isinstance(eval_dataset, dict):

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..tools.calls import ToolCall
 from ..tools.runner import ToolRunner
@@ -24,9 +24,6 @@ from ..tools.settings import settings_of
 from ..tools.workers import on_tool_thread
 from .checks import check_factory, checked_environment
 
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -209,9 +206,8 @@ class Environments:
         return result
 
 
-def environment_kinds(trainer: "GRPOTrainer") -> set[type]:
-    """The classes of a trainer's environments."""
-    pools = trainer._environment_pool if trainer.environment_factories is not None else {}
+def environment_kinds(pools: Mapping[Any, list]) -> set[type]:
+    """The classes of the environments in a trainer's pools."""
     return {type(one) for pool in pools.values() for one in pool}
 
 

@@ -23,11 +23,56 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
+from .failures import Status
 from .rollout import Turn
+
+
+class CallRecord(TypedDict):
+    """A call of a tool, as it went."""
+
+    name: str
+    arguments: Any
+    status: Status
+    result: str
+    seconds: float
+    attempts: int
+    made: bool
+    changes_state: bool
+
+
+class TurnRecord(TypedDict, total=False):
+    """A turn. `text` and `read` are there where a rollout function made it, and then `calls` is None."""
+
+    status: Status
+    calls: list[CallRecord] | None
+    tokens_out: int
+    tokens_in: int
+    seconds: float
+    cut: bool
+    reward: float | None
+    text: str
+    read: str
+
+
+class Record(TypedDict, total=False):
+    """A rollout. Beside these keys it has the columns of its row."""
+
+    prompt: Any
+    completion: Any
+    answer: str | list[str]
+    row: int  # its number, in an evaluation
+    rewards: dict[str, float | None]
+    tool_turns: int
+    turns: list[TurnRecord]
+    ended: str | None
+    excluded: bool
+    values: list[float | None]
+    gains: list[float | None]
+    turn_rewards: dict[str, list[float | None]]
 
 
 def make_records(
@@ -38,7 +83,7 @@ def make_records(
     reward_names: Sequence[str],
     values_BK: Tensor | None,
     happened: Sequence[dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """One record per rollout, in their order. `happened`: what whoever ran the loop has to say of each."""
     records = []
     for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
@@ -55,7 +100,7 @@ def make_records(
         if values_BK is not None:
             values = [_number(value) for value in values_BK[i].tolist()[: record["tool_turns"] + 1]]
             record |= {"values": values, "gains": list(map(_gain, values, values[1:]))}
-        records.append(record)
+        records.append(cast(Record, record))
     return records
 
 
@@ -110,7 +155,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
-def write_jsonl(path: Path, records: Iterable[dict[str, Any]], mode: str = "w") -> None:
+def write_jsonl(path: Path, records: Iterable[Record], mode: str = "w") -> None:
     """One record a line."""
     # A policy can write half a character ("\\ud83d") into the arguments of a call, which no file holds as it is.
     with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
@@ -118,7 +163,7 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]], mode: str = "w") 
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Record]:
     """The records of a file; a last line that was cut off while it was written is left out."""
     records = []
     with path.open(encoding="utf-8") as file:
@@ -129,7 +174,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def as_text(record: dict[str, Any]) -> str:
+def as_text(record: Record) -> str:
     """A rollout for a reader: question, calls with their results and gains, answer, rewards."""
     prompt, completion = record["prompt"], record["completion"]
     lines = [prompt if isinstance(prompt, str) else _content(prompt[-1])]
@@ -143,7 +188,7 @@ def as_text(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"right: {record['answer']}  ({rewards})" if "answer" in record else rewards])
 
 
-def _lines_of_turns(record: dict[str, Any]) -> list[str]:
+def _lines_of_turns(record: Record) -> list[str]:
     """Of a rollout function's turns."""
     lines, gains = [], iter(record.get("gains", []))
     for turn in record["turns"]:
@@ -152,7 +197,7 @@ def _lines_of_turns(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _lines_of_messages(record: dict[str, Any]) -> list[str]:
+def _lines_of_messages(record: Record) -> list[str]:
     lines, gains, before = [], iter(record.get("gains", [])), ""
     for message in record["completion"]:
         if message["role"] == "tool":

@@ -104,3 +104,12 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for module, name, buffer in buffers:
             if getattr(module, name).dtype != buffer.dtype:
                 setattr(module, name, buffer)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws inside come from the seed; draws afterwards go on as if nothing had happened."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield

@@ -5,17 +5,19 @@ rank's own state, so that ranks with unequal numbers of turns hang or mix rollou
 """
 
 import resource
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import psutil
 from accelerate.logging import get_logger
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import RunStopped
 from ..ranks import Ranks
 from ..tools.cache import CallCache
 from ..tools.calls import Limits
-from ..tools.control import ControlText, SuffixWriter
+from ..tools.control import ControlText
 from ..tools.runner import ToolRunner
 from ..tools.settings import check_tool_settings
 from .answers import forget_answer
@@ -24,13 +26,9 @@ from .environments import Environments
 from .open_files import WARN, OpenFiles
 from .parsing import TurnParser
 from .rollout import Rollout, Rules, Timing, roll_out
+from .settings import ToolConfig
 from .tally import Tally
-from .vllm_engine import longest_context
 
-
-if TYPE_CHECKING:
-    from ..config import A2TGPOConfig
-    from ..trainer import A2TGPOTrainer
 
 logger = get_logger(__name__)
 
@@ -42,7 +40,7 @@ MANY_CALLS = 4
 DEAD_BATCHES = 2
 
 
-def make_runner(args: "A2TGPOConfig") -> ToolRunner:
+def make_runner(args: ToolConfig) -> ToolRunner:
     """What makes the calls of a trainer with these settings."""
     cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, args.process_index)
     limits = Limits(
@@ -55,29 +53,46 @@ def make_runner(args: "A2TGPOConfig") -> ToolRunner:
     return ToolRunner(limits, _words(args), cache)
 
 
-def _words(args: "A2TGPOConfig") -> dict[str, dict[str, Any]]:
+def _words(args: ToolConfig) -> dict[str, dict[str, Any]]:
     return cast(dict[str, dict[str, Any]], args.tool_settings or {})
 
 
-class ToolLoop:
-    """What a trainer needs to let its policy call tools."""
+@dataclass(frozen=True)
+class Start:
+    """What a rollout begins with: tools by name as they are called, and as the policy sees them."""
 
-    def __init__(self, trainer: "A2TGPOTrainer", environments: Environments):
-        self._trainer, self._ranks = trainer, Ranks(trainer.accelerator)
+    prompt_ids: list[int]
+    tools: Mapping[str, Callable]
+    visible_tools: Sequence[Callable]
+    environment: Any = None
+
+
+class ToolLoop:
+    """What a trainer needs to let its policy call tools. All ranks call it together."""
+
+    def __init__(
+        self,
+        args: ToolConfig,
+        ranks: Ranks,
+        environments: Environments,
+        tools: Sequence[Callable],
+        tokenizer: PreTrainedTokenizerBase,
+        control: ControlText | None,
+        *,
+        has_environments: bool,
+        longest_context: Callable[[], int],
+    ):
+        """`control`: None where there are no tools, as an environment need not have any."""
+        self._args, self._ranks, self._tools, self._tokenizer = args, ranks, tools, tokenizer
         self.environments, self.runner = environments, environments.runner
-        environments.batch = lambda: trainer.environments or []
-        if trainer.rollout_func is not None:
-            raise ValueError(
-                "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
-                "leave rollout_func out."
-            )
-        if trainer.args.tool_replay and trainer.environment_factories is not None:
+        self._has_environments, self._longest_context = has_environments, longest_context
+        if args.tool_replay and has_environments:
             raise ValueError(
                 "tool_replay cannot answer for environments: a replayed call would not change their state, which "
                 "rewards may read. Replay tools that are functions."
             )
-        check_tool_settings(trainer.tools, _words(trainer.args))
-        self.runner.prepare(trainer.tools)
+        check_tool_settings(tools, _words(args))
+        self.runner.prepare(tools)
         self._asked = False
         self._silent = 0
         self._files = OpenFiles(psutil.Process().num_fds())
@@ -85,19 +100,15 @@ class ToolLoop:
         self._dead_batches = {"reset": 0, "get_reward": 0}
         self.rollouts: list[Rollout] = []
         self._timing = Timing()
-        self._parser = TurnParser(trainer._tokenizer)
-        if trainer.tools:  # an environment need not have any
-            template = trainer.chat_template or trainer._tokenizer.get_chat_template(tools=trainer.tools)
-            self._control = ControlText(trainer._tokenizer, template, SuffixWriter(trainer))
+        self._parser = TurnParser(tokenizer)
+        self._control = control
 
     # ---- a batch
 
     def begin_batch(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Before the environments of a batch are reset with its rows."""
-        if self._trainer._multi_environment:  # each row names its environment, which the parent keeps to itself
-            rows = [{name: row[name] for name in row if name != "environment"} for row in rows]
-        self.environments.begin_batch(rows if self._trainer.environment_factories is not None else ())
-        for environment in self._trainer.environments or []:  # of the batch before
+        """Before the environments of a batch, if there are any, are reset with these rows."""
+        self.environments.begin_batch(rows)
+        for environment in self.environments.batch():  # of the batch before
             forget_answer(environment)
         self.runner.begin_batch()
         self.rollouts, self._timing = [], Timing()
@@ -107,7 +118,7 @@ class ToolLoop:
     def _ask_tools(self) -> None:
         """Whether the tools are up, once, on all ranks alike: one that raised alone would leave the others waiting."""
         try:
-            self.runner.check(self._trainer.tools)
+            self.runner.check(self._tools)
             error = None
         except RuntimeError as found:
             error = str(found)
@@ -116,37 +127,33 @@ class ToolLoop:
             raise RunStopped(error)
         self._asked = True
 
-    def run(self, prompt_ids: Sequence[list[int]], engine: Engine, ends: Ends, training: bool) -> list[Rollout]:
+    def run(self, starts: Sequence[Start], engine: Engine, ends: Ends, training: bool) -> list[Rollout]:
         """Roll all prompts out to their end. An evaluation leaves none out: its scores are of all questions."""
         rules = self._rules(ends, training)
-        self.rollouts = [self._rollout(i, ids, rules) for i, ids in enumerate(prompt_ids)]
+        self.rollouts = [
+            Rollout(start.prompt_ids, rules, self.runner, start.tools, start.visible_tools, start.environment)
+            for start in starts
+        ]
         for rollout in self.rollouts:
             if rollout.environment is not None and self.environments.failed(rollout.environment) is not None:
                 rollout.skip(ends.ids[0])
         self._timing = roll_out(self.rollouts, engine, self.runner)
         return self.rollouts
 
-    def _rollout(self, i: int, prompt_ids: list[int], rules: Rules) -> Rollout:
-        trainer = self._trainer
-        tools = {**trainer._sync_tool_dicts[i], **trainer._async_tool_dicts[i]}
-        if trainer.environments is None:
-            return Rollout(prompt_ids, rules, self.runner, tools, trainer.tools)
-        visible_tools = trainer._env_tools[trainer._batch_environments[i]]
-        return Rollout(prompt_ids, rules, self.runner, tools, visible_tools, trainer.environments[i])
-
     def _rules(self, ends: Ends, training: bool) -> Rules:
-        trainer, args = self._trainer, self._trainer.args
+        args = self._args
+        assert self._control is not None
         if self._longest is None:
-            self._longest = longest_context(trainer, self._ranks)
+            self._longest = self._longest_context()
         policy = args.failure_policies
         if not training:
             policy = {status: "end" if action == "exclude" else action for status, action in policy.items()}
         return Rules(
-            trainer._tokenizer,
+            self._tokenizer,
             self._parser,
             self._control,
             policy,
-            max_tokens=trainer.max_completion_length,
+            max_tokens=args.max_completion_length,
             max_context=self._longest,
             end_ids=ends.ids,
             stop_texts=ends.texts,
@@ -155,12 +162,14 @@ class ToolLoop:
             max_result_tokens=args.max_result_tokens,
         )
 
-    def end_batch(self) -> str | None:
-        """After the rewards: let go of what is stuck or held. Why the run should stop, if any rank says so."""
-        if self._trainer.environment_factories is not None:
-            self.environments.release(self._trainer.environments or [])
-            self.environments.drop_stuck(self._trainer._environment_pool)
-        nothing_works = self._nothing_works() if self._trainer.environment_factories is not None else None
+    def end_batch(self, pools: Mapping[Any, list]) -> str | None:
+        """After the rewards: let go of what is stuck or held. Why the run should stop, if any rank says so.
+
+        `pools`: environments that are kept for further batches.
+        """
+        self.environments.release(self.environments.batch())
+        self.environments.drop_stuck(pools)
+        nothing_works = self._nothing_works() if self._has_environments else None
         return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
 
     def _nothing_works(self) -> str | None:
@@ -179,7 +188,7 @@ class ToolLoop:
             first = next(error for ((_, _, some),) in of_ranks for error in some)
             which = f"all {asked}" if failed == asked else f"{failed} of {asked}"
             why = f"{method} failed for {which} environments of a batch, the first with: {first}."
-            if self._dead_batches[method] >= DEAD_BATCHES and self._trainer.args.on_outage == "stop":
+            if self._dead_batches[method] >= DEAD_BATCHES and self._args.on_outage == "stop":
                 return why
             logger.warning(why)
         return None
@@ -206,7 +215,7 @@ class ToolLoop:
 
         Without its reward alone, a rollout would look worse than its group.
         """
-        owners = self._trainer.environments or [None] * number
+        owners = self.environments.batch() or [None] * number
         left_out = [rollout.excluded for rollout in self.rollouts] or [False] * number
         return [out or self.environments.has_failed(owner) for out, owner in zip(left_out, owners, strict=True)]
 
@@ -218,9 +227,9 @@ class ToolLoop:
         mine = Tally.of(self.rollouts, self.runner.hung, judges.rewards, len(judges.reward_errors))
         tally = sum((of_rank for (of_rank,) in self._ranks.gather_lists([mine])), Tally())
         sampling, waiting = self._ranks.max_each([self._timing.sampling, self._timing.waiting])
-        if self._trainer.tools:
+        if self._tools:
             self._warn(tally, training)
-        names = dict.fromkeys(tool.__name__ for tool in self._trainer.tools)
+        names = dict.fromkeys(tool.__name__ for tool in self._tools)
         return {
             **tally.metrics(list(names)),
             "rollouts/sampling_seconds": sampling,

@@ -1,6 +1,6 @@
 """contexts -> requests to the vLLM of this process -> samples, each as soon as it is finished.
 
-    with awake(trainer), VLLMStream(trainer.vllm_generation) as engine:
+    with awake(generation, push, stale=False), VLLMStream(generation) as engine:
         submit(key, context) ... collect() -> [Sample], until has_work() is False
 
 TRL's `generate` returns when the longest of its completions is finished. Here the same requests, made by the same
@@ -12,11 +12,11 @@ a batch, by `awake`.
 import copy
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trl.extras.profiling import profiling_context
+from transformers import PreTrainedConfig
 
 from ..errors import RunStopped
 from ..ranks import Ranks
@@ -24,7 +24,6 @@ from .engines import Engine, LogProbs, Sample, Seeds, context_of
 
 
 if TYPE_CHECKING:
-    from trl import GRPOTrainer
     from trl.generation.vllm_generation import VLLMGeneration
     from vllm import RequestOutput, SamplingParams
 
@@ -139,18 +138,18 @@ def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
     return recorder.params
 
 
-def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
+def longest_context(generation: "VLLMGeneration | None", config: PreTrainedConfig, ranks: Ranks) -> int:
     """Tokens that a rollout may have, prompt included, before the engine takes it no more.
 
-    An engine in this process samples until its context is full. A server refuses a request that might not fit, so
-    room for a whole turn must be left; it is asked by the first rank, and all ranks take part.
+    A vLLM in this process samples until its context is full. A server refuses a request that might not fit, so room
+    for a whole turn must be left; it is asked by the first rank, and all ranks take part. Without vLLM (`generation`
+    None) it is the model that has an end.
 
     Example: a server that reads 8192 tokens, turns of up to 1024 -> 7169: a context of 7168 may still be continued
     """
-    if not trainer.use_vllm:
-        return context_of(trainer.model.config) or sys.maxsize
-    generation = trainer.vllm_generation
-    if trainer.vllm_mode == "colocate":
+    if generation is None:
+        return context_of(config) or sys.maxsize
+    if generation.mode == "colocate":
         return generation.llm.llm_engine.model_config.max_model_len
     reads, error = 0, None
     if ranks.index == 0:
@@ -175,36 +174,24 @@ def longest_context(trainer: "GRPOTrainer", ranks: Ranks) -> int:
 # ---- weights and sleep
 
 
-def forget_weights(trainer: "GRPOTrainer") -> None:
-    """Let vLLM be given the policy's weights before it samples again, whatever their step.
-
-    TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the best
-    ones at the end of training, a checkpoint's, a user's.
-    """
-    if trainer.use_vllm:
-        trainer._last_loaded_step = -1
-
-
 @contextmanager
-def awake(trainer: "GRPOTrainer") -> Iterator[None]:
-    """Hold a colocated vLLM ready, with the policy's present weights, for all turns of a batch of rollouts.
+def awake(generation: "VLLMGeneration", push: Callable[[], None], *, stale: bool) -> Iterator[None]:
+    """Hold the vLLM of this process ready, with the policy's present weights, for all turns of a batch of rollouts.
 
     With sleep mode, TRL's `generate` ends with a sleep that throws the weights away, and pushes them again at its next
     call: once a turn. In here they are pushed once, and sleep comes at the end, also after an exception. Without sleep
     mode, all that is done is to push weights that are older than the last update, as TRL does before it generates.
-    Nothing is done where vLLM is a server, or is not used.
 
     Collective where weights are sharded: all ranks enter together.
+
+    Args:
+        generation: TRL's hold on vLLM.
+        push: gives vLLM the policy's weights.
+        stale: whether those that it has are older.
     """
-    if not (trainer.use_vllm and trainer.vllm_mode == "colocate"):
-        yield
-        return
-    generation = trainer.vllm_generation
     sleeps = generation.enable_sleep_mode
-    if trainer.state.global_step != trainer._last_loaded_step or (sleeps and generation._llm_weights_sleeping):
-        with profiling_context(trainer, "sync_weights"):
-            generation.sync_weights()
-        trainer._last_loaded_step = trainer.state.global_step
+    if stale or (sleeps and generation._llm_weights_sleeping):
+        push()
     if not sleeps:
         yield
         return

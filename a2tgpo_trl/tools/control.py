@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -79,10 +79,11 @@ class SuffixWriter:
     _is_vlm = False
     _get_tool_suffix_ids = GRPOTrainer._get_tool_suffix_ids
 
-    def __init__(self, trainer: Any):
-        self._tokenizer = trainer._tokenizer
-        self.processing_class = _RemembersBeginnings(trainer.processing_class)
-        self.chat_template, self.chat_template_kwargs = trainer.chat_template, trainer.chat_template_kwargs
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, chat_template_kwargs: Mapping[str, Any]
+    ):
+        self._tokenizer, self.processing_class = tokenizer, _RemembersBeginnings(tokenizer)
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs
 
     def __call__(self, messages: Messages) -> list[int]:
         return self._get_tool_suffix_ids(messages)

@@ -59,11 +59,11 @@ def make(folder: str, backend: str, processes: int, at_once: int, **changes) -> 
 def watch(trainer: A2TGPOTrainer) -> list[dict[str, dict]]:
     """What each batch is credited with, by the tokens of its rollouts."""
     batches: list[dict[str, dict]] = []
-    assign = trainer._assign_credit
+    assign = trainer.credit_batch
 
-    def note(output: dict) -> dict:
-        values = trainer._turn_scores.values_BK.tolist()
-        output = assign(output)
+    def note(output: dict, batch) -> dict:
+        values = batch.turn_scores.values_BK.tolist()
+        output = assign(output, batch)
         batches.append({})
         for row, tokens in enumerate(output["completion_ids"]):
             length = int(output["completion_mask"][row].sum())
@@ -77,7 +77,7 @@ def watch(trainer: A2TGPOTrainer) -> list[dict[str, dict]]:
             batches[-1].setdefault(name, []).append(entry)
         return output
 
-    trainer._assign_credit = note
+    trainer.credit_batch = note
     return batches
 
 

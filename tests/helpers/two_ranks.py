@@ -69,11 +69,11 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
         rollout_func=rollout,
     )
     credited = {}
-    assign = trainer._assign_credit
+    assign = trainer.credit_batch
 
-    def watch(output: dict) -> dict:
-        values = trainer._turn_scores.values_BK.tolist()
-        output = assign(output)
+    def watch(output: dict, batch) -> dict:
+        values = batch.turn_scores.values_BK.tolist()
+        output = assign(output, batch)
         for row, (tokens, turns) in enumerate(zip(output["completion_ids"], output["turn_index"], strict=True)):
             length = int(output["completion_mask"][row].sum())
             credited["-".join(map(str, tokens[:length].tolist()))] = {
@@ -85,7 +85,7 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
             }
         return output
 
-    trainer._assign_credit = watch
+    trainer.credit_batch = watch
     trainer.train()
     history = trainer.state.log_history[0]
     report = {

@@ -357,8 +357,8 @@ def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_w
     # first one's are 0 to 3: half of it.
     rollouts = Rollouts({1: {0}})
     trainer = make(tmp_path, rollouts, num_iterations=2, gain_weight=0.0)
-    first, inner = [], trainer._roll_out
-    trainer._roll_out = lambda inputs: (first.append(inner(inputs)), first[-1])[1]
+    first, inner = [], trainer._roll_out_batch
+    trainer._roll_out_batch = lambda *round: (first.append(inner(*round)), first[-1])[1]
     records = []
     trainer.on_rollouts = records.extend
     batch = batches(trainer)[0]
@@ -488,8 +488,7 @@ def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
     trainer = make(tmp_path, rollouts, resample_limit=0)
     found = batches(trainer)
     plain = make(tmp_path, Rollouts({1: {0}}), resample_limit=0)  # seeds anew
-    plain._mode = "train"
-    plain._generate_and_score_completions = lambda inputs: plain._roll_out(inputs)[0]
+    plain._train_batch = lambda rows: plain._roll_out_batch(rows)[0]
     expected = batches(plain)
     for batch, same in zip(found, expected, strict=True):
         assert all(torch.equal(batch[key], values) for key, values in same.items())

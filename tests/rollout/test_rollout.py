@@ -618,7 +618,11 @@ def test_results_are_written_as_trl_writes_them_and_what_stands_before_them_once
     chat, _ = long_chat
     results = [[{"role": "tool", "name": name, "content": "x " * 9}] for name in ("search", "load", "search")]
     expected = [chat.suffix_ids(result) for result in results]
-    write, render, rendered = SuffixWriter(chat), chat.tokenizer.apply_chat_template, []
+    write, render, rendered = (
+        SuffixWriter(chat.tokenizer, chat.chat_template, chat.chat_template_kwargs),
+        chat.tokenizer.apply_chat_template,
+        [],
+    )
     monkeypatch.setattr(
         chat.tokenizer,
         "apply_chat_template",

@@ -9,7 +9,7 @@ import math
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import tiny
@@ -19,11 +19,20 @@ from trl import GRPOConfig, GRPOTrainer
 from vllm_on_cpu import keep_weights
 
 from a2tgpo_trl.rollout.rollout import Rollout
-from a2tgpo_trl.rollout.vllm_engine import VLLMStream, awake, sampled_logprobs
+from a2tgpo_trl.rollout.trainer import ToolTrainer
+from a2tgpo_trl.rollout.vllm_engine import VLLMStream, sampled_logprobs
 
 
 LONGEST = 24  # tokens of a completion
 TEXTS = ["question", "the capital of France is " * 3, "search", "user question answer " * 9, "Paris France"]
+
+
+@contextmanager
+def awake(trainer):
+    """TRL's trainer with its vLLM held ready as `ToolTrainer` does it."""
+    trainer._push_weights = MethodType(ToolTrainer._push_weights, trainer)
+    with ToolTrainer._awake(trainer):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +392,7 @@ def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
     # Neither has the attributes that more than a look at the mode would need.
     for trainer in (SimpleNamespace(use_vllm=False), SimpleNamespace(use_vllm=True, vllm_mode="server")):
         before = dict(vars(trainer))
-        with awake(trainer):
+        with ToolTrainer._awake(trainer):
             assert vars(trainer) == before
 
 

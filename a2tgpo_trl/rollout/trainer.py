@@ -1,0 +1,586 @@
+"""ToolTrainer: GRPO whose policy calls tools, over several turns, in a loop that cannot hang or mix rollouts up.
+
+    rows -> environments reset -> first turns -> tool loop -> [answers found] -> rewards -> records -> batch
+
+It stands alone, with TRL's own credit and loss, and is what `A2TGPOTrainer` is built on. The parent samples through
+its own engines, calls reward functions and makes the batch; what lies between its steps stands in one `Batch`.
+"""
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.data_utils import is_conversational
+from trl.extras.profiling import profiling_context
+
+from ..errors import RunStopped
+from ..launch.launched import check_launch
+from ..models import base_model, evaluation_mode
+from ..ranks import Ranks
+from ..resume.trainer import Resumable
+from ..tools.control import ControlText, SuffixWriter
+from ..turns import count_turns, turn_index, turn_metrics
+from .answers import Answer, find_answer, rows_with_answers
+from .batch import Batch, Row, Scored, Tokens
+from .checks import check_best_metric, check_one_sequence, check_tools, checked_rollout_func, complete_args
+from .engines import Ends, Engine, LockStep, Request, Seeds, most_tokens
+from .environments import Environments, environment_kinds
+from .records import Record, make_records, read_off
+from .sampler_gap import GapWatch, sampler_gap_metrics, sampler_gap_sums, warn_of_incomparable
+from .seeds import left_as_it_was, own_draws, seed_of, seeded
+from .settings import ToolConfig
+from .tally import Tally
+from .tool_loop import Start, ToolLoop, make_runner
+from .vllm_engine import VLLMStream, awake, can_stream, longest_context
+
+
+class ToolTrainer(Resumable):
+    """
+    [`~trl.GRPOTrainer`] with a tool loop of its own: calls at once and with time limits, failures that are told to
+    the policy or left out of the batch, a seed for each rollout, ranks with unequal numbers of turns, runs that go on
+    where they were interrupted.
+
+    Takes the arguments of [`~trl.GRPOTrainer`], with a [`ToolConfig`] for `args`.
+
+    A batch of training comes about in this order, each step a method that a subclass may extend:
+
+        _train_batch(rows)                   as many rounds of rollouts as the batch takes; here one
+          _roll_out_batch(rows, round)       makes the `Batch` and drops it at the end, however it ends
+            _generate(prompts)               tokens of all turns, by `_tool_call_loop`; answers are known by now
+            _calculate_rewards(...)          of the whole rollouts
+            _see_records(records)            what happened, to those who want to know
+            credit_batch(output, batch)      what is trained on: here the parent's advantages, as they are
+        _compute_loss(model, inputs)         the parent's
+
+    An evaluation takes `_evaluate_batch` in the place of the first and ends with the records: it has no loss.
+
+    Example:
+
+    ```python
+    >>> trainer = ToolTrainer("Qwen/Qwen3-0.6B", exact_match, ToolConfig("out"), dataset, tools=[search])
+    >>> trainer.train()
+    >>> records = trainer.roll_out(held_out_rows)
+    ```
+    """
+
+    _tag_names = ["trl", "tools"]
+    _name = "Tool GRPO"
+    config_class: type[ToolConfig] = ToolConfig
+    batch_class: type[Batch] = Batch
+
+    args: ToolConfig
+    rollout_func: Callable[..., dict[str, Any]] | None
+    beta: float
+    vllm_importance_sampling_correction: bool
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: ToolConfig | None = None,
+        *positional: Any,
+        **keywords: Any,
+    ):
+        args = complete_args(model, args, self.config_class)
+        self._batch: Batch | None = None
+        # Called with the records of each batch of rollouts, in training and in evaluation, on each rank with its own.
+        self.on_rollouts: Callable[[list[Record]], None] | None = None
+        given = inspect.signature(GRPOTrainer.__init__).bind(self, model, reward_funcs, args, *positional, **keywords)
+        tools, factory = given.arguments.get("tools"), given.arguments.get("environment_factory")
+        if tools:
+            check_tools(tools)
+        check_best_metric(args, given.arguments.get("eval_dataset"))
+        environments = Environments(make_runner(args)) if tools or factory is not None else None
+        if environments is not None and factory is not None:
+            given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
+        super().__init__(*given.args[1:], **given.kwargs)
+        self._check_support()
+        self._let_ddp_miss_gradients()
+        self._ranks = Ranks(self.accelerator)
+        self._tool_loop = None if environments is None else self._make_tool_loop(environments)
+        if self.rollout_func is not None:
+            self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
+        # What the seeds of rollouts come from, with the step and the place of each.
+        self.rollout_seed = args.seed
+        self.evaluated_rollouts = 0  # that came before, in an evaluation
+        self._evaluated_set = ""  # its name, if there are several
+        self.allows_changes, self.seeds_rollouts = args.resume_changed, args.seeds_rollouts
+        self._gap_watch = GapWatch()
+        warn_of_incomparable(args)
+
+    def _check_support(self) -> None:
+        """What neither the tool loop nor the parent would refuse in plain words."""
+        args = self.args
+        if self._is_vlm:
+            raise ValueError(
+                "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "
+                "processor) as processing_class to train the text model alone."
+            )
+        check_launch(args, self.accelerator)
+        if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):
+            raise ValueError(
+                "use_transformers_continuous_batching casts the weights to sample with them, which cannot be undone "
+                "where FSDP has split them. Sample by vLLM (use_vllm), or leave it out."
+            )
+        if not self.use_vllm and self.rollout_func is None:
+            check_one_sequence(self.generation_config, base_model(self.model).generation_config, args.seeds_rollouts)
+        calls_tools = bool(self.tools) or self.environment_factories is not None
+        if args.seeded_rollouts and (self.rollout_func is not None or (self.use_vllm and not calls_tools)):
+            raise ValueError(
+                "seeded_rollouts=True has no effect on a rollout_func, nor on vLLM without tools. Leave it out."
+            )
+        if calls_tools and self.rollout_func is not None:
+            raise ValueError(
+                "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
+                "leave rollout_func out."
+            )
+
+    def _let_ddp_miss_gradients(self) -> None:
+        """Of a multimodal checkpoint the text model is trained: what reads images gets no gradient, and DDP waits."""
+        multimodal = self.model.config.get_text_config() is not self.model.config
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")  # fails with such a search
+        if multimodal and self.args.ddp_find_unused_parameters is None and not reentrant:
+            self.accelerator.ddp_handler.find_unused_parameters = True
+
+    def _make_tool_loop(self, environments: Environments) -> ToolLoop:
+        environments.batch = lambda: self.environments or []
+        control = None
+        if self.tools:  # an environment need not have any
+            template = self.chat_template or self._tokenizer.get_chat_template(tools=self.tools)
+            write = SuffixWriter(self._tokenizer, self.chat_template, self.chat_template_kwargs)
+            control = ControlText(self._tokenizer, template, write)
+        return ToolLoop(
+            self.args,
+            self._ranks,
+            environments,
+            self.tools,
+            self._tokenizer,
+            control,
+            has_environments=self.environment_factories is not None,
+            longest_context=self._longest_context,
+        )
+
+    @property
+    def environment_kinds(self) -> set[type]:
+        """The classes of the environments, if rollouts have any."""
+        return environment_kinds(self._environment_pool if self.environment_factories is not None else {})
+
+    # ---- evaluations
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        self.evaluated_rollouts = 0
+        self._evaluated_set = metric_key_prefix.partition("eval_")[2]
+        self.forget_weights()
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with the metrics of one of several evaluation sets by its name: `eval_easy_reward`."""
+        if self.model.training:
+            super().log(logs, start_time)
+            return
+        metrics = self._metrics["eval"]
+        if self._evaluated_set:
+            named = {f"{self._evaluated_set}_{name}": values for name, values in metrics.items()}
+            metrics.clear()
+            metrics.update(named)
+        super().log(logs, start_time)
+        # What nobody scored is None in the log. Who follows a metric compares it, and NaN is never the best.
+        logs.update({name: math.nan for name, value in logs.items() if value is None})
+
+    def _evaluate_batch(self, rows: list[Row]) -> dict[str, Any]:
+        """Rolled out and scored, and nothing else: an evaluation has no loss, and makes no forward for one."""
+        corrects, beta = self.vllm_importance_sampling_correction, self.beta
+        self.vllm_importance_sampling_correction, self.beta = False, 0.0
+        try:
+            with self._new_batch(rows, is_training=False) as batch:
+                output = self._sample_and_score(batch)
+                self._log_evaluated(output, batch)
+        finally:
+            self.vllm_importance_sampling_correction, self.beta = corrects, beta
+        self.evaluated_rollouts += len(rows) * self._ranks.number
+        return output
+
+    def _log_evaluated(self, output: dict[str, Any], batch: Batch) -> None:
+        """How many turns rollouts have that are not trained on."""
+        _, _, num_turns_N = self._turns_of(output)
+        self._log_scalars("eval", turn_metrics(num_turns_N[num_turns_N > 0]))
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        with torch.no_grad():
+            self._prepare_inputs(inputs)
+        return None, None, None
+
+    @property
+    def fewest_rows(self) -> int:
+        """The fewest rows whose rollouts the ranks can share out equally, as collective generation needs it."""
+        return self._ranks.number // math.gcd(self._ranks.number, self.num_generations_eval)
+
+    def roll_out(self, rows: Sequence[Row], *, seed: int = 0, first: int = 0) -> list[Record]:
+        """Roll out and score rows by the policy as it is, `num_generations_eval` times each.
+
+        All ranks call it together with the same rows, and all get the records, each with the number of its row.
+
+        Args:
+            seed: what the rollouts are drawn by. The same one gives the same rollouts, whatever was drawn before.
+            first: number of the first of these rows among all that are rolled out with this seed.
+        """
+        samples = self.num_generations_eval
+        records: list[Record] = []
+        filled = [*rows, *[rows[-1]] * (-len(rows) % self.fewest_rows)]  # what the ranks can share out
+        repeated = [row for row in filled for _ in range(samples)]
+        drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{self._ranks.index}".encode()).digest()[:7], "big")
+        before = self.on_rollouts, self.rollout_seed
+        self.on_rollouts, self.rollout_seed, self.evaluated_rollouts = records.extend, seed, first * samples
+        try:
+            with evaluation_mode(self.model), seeded(drawn, self.accelerator.device):
+                self._evaluate_batch(repeated[self._ranks.own_rows(len(repeated) // self._ranks.number)])
+        finally:
+            self.on_rollouts, self.rollout_seed = before
+            self._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
+        gathered = gather_object(records)[: len(rows) * samples]
+        return [{**record, "row": first + i // samples} for i, record in enumerate(gathered)]
+
+    # ---- a batch
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        return self._train_batch(inputs) if self.model.training else self._evaluate_batch(inputs)
+
+    def _train_batch(self, rows: list[Row]) -> dict[str, Any]:
+        return self._roll_out_batch(rows)[0]
+
+    def _roll_out_batch(self, rows: list[Row], round: int = 1) -> tuple[dict[str, Any], Batch]:
+        """The parent's generation and scoring, credited, and what is known of it."""
+        with self._new_batch(rows, is_training=True, round=round) as batch:
+            return self.credit_batch(self._sample_and_score(batch), batch), batch
+
+    @contextmanager
+    def _new_batch(self, rows: list[Row], *, is_training: bool, round: int = 1) -> Iterator[Batch]:
+        # The parent writes what a rollout function returns into the rows.
+        self._batch = self.batch_class([dict(row) for row in rows], is_training, round)
+        try:
+            yield self._batch
+        finally:
+            self._batch = None
+
+    def _sample_and_score(self, batch: Batch) -> dict[str, Any]:
+        if self._tool_loop is not None:
+            self._begin_tool_loop(self._tool_loop, batch.rows)
+        output = super()._generate_and_score_completions(batch.rows)
+        if self._wants_records:
+            self._see_records(self._make_records(batch))
+        if self._tool_loop is not None:
+            self._end_tool_loop(self._tool_loop, batch)
+        return output
+
+    def credit_batch(self, output: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """What is trained on, of rollouts that are sampled and scored. Called by all ranks together."""
+        turn_BT, num_turns, num_turns_N = self._turns_of(output)
+        self._log_scalars("train", turn_metrics(num_turns_N[num_turns_N > 0]))
+        self._log_sampler_gap(output, turn_BT, num_turns)
+        return output
+
+    def _turns_of(self, output: dict[str, Any]) -> tuple[Tensor, int, Tensor]:
+        """The turn of each token on this rank, the most turns that any rank's rollouts have, and how many each has."""
+        turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
+        num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
+        return turn_BT, self._ranks.max(count_turns(turn_BT)), num_turns_N
+
+    def _log_sampler_gap(self, output: dict[str, Any], turn_BT: Tensor, num_turns: int) -> None:
+        if "sampling_per_token_logps" not in output or "old_per_token_logps" not in output:
+            return
+        logps_BT = (output["sampling_per_token_logps"], output["old_per_token_logps"])
+        sums = sampler_gap_sums(*logps_BT, turn_BT, num_turns)
+        metrics = sampler_gap_metrics(self.accelerator.reduce(sums, reduction="sum"))
+        self._log_scalars("train", metrics)
+        self._gap_watch.see(metrics)
+
+    def _log_scalars(self, mode: str, scalars: dict[str, float]) -> None:
+        for name in sorted(scalars):
+            self._metrics[mode][name].append(scalars[name])
+
+    # ---- records
+
+    @property
+    def _wants_records(self) -> bool:
+        return self.on_rollouts is not None
+
+    def _see_records(self, records: list[Record]) -> None:
+        if self.on_rollouts is not None:
+            self.on_rollouts(records)
+
+    def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
+        scored = batch.scored
+        assert scored is not None
+        of_rollouts = (scored.rows, scored.prompts, scored.completions, scored.rewards_BF)
+        return make_records(*of_rollouts, self.reward_func_names, values_BK, self._happened(batch))
+
+    def _happened(self, batch: Batch) -> list[dict[str, Any]] | None:
+        """What the loop over turns says of each rollout, or what tokens say where a rollout function ran it."""
+        if self.rollout_func is None:
+            rollouts = [] if self._tool_loop is None else self._tool_loop.rollouts
+            return [rollout.record for rollout in rollouts] or None
+        assert batch.tokens is not None
+        tokens = zip(batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask, strict=True)
+        return [read_off(*of_rollout, self._tokenizer.decode, self._ends.ids) for of_rollout in tokens]
+
+    # ---- rewards
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.args.answer_column not in self._signature_columns:
+            self._signature_columns.append(self.args.answer_column)
+
+    def _find_answers(self, rows: Sequence[Row]) -> list[Answer]:
+        """The answers to the rows of a batch, whose environments have been reset."""
+        environments = self.environments or [None] * len(rows)
+        return [
+            find_answer(row, self.args.answer_column, environment, self._has_failed_to_reset(environment))
+            for row, environment in zip(rows, environments, strict=True)
+        ]
+
+    def _has_failed_to_reset(self, environment: Any) -> bool:
+        return self._tool_loop is not None and self._tool_loop.environments.failed(environment) is not None
+
+    def _calculate_rewards(
+        self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        batch = self._batch
+        assert batch is not None
+        inputs = rows_with_answers(inputs, batch.answers)  # `reset` has got them as they are
+        rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if rewards_per_func_NF.isinf().any():
+            named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]
+            raise ValueError(f"Rewards must be finite, or None; {', '.join(named)} returned an infinite one.")
+        if self._tool_loop is not None:
+            excluded = self._tool_loop.unscored(len(inputs))
+            excluded_N = self.accelerator.gather(torch.tensor(excluded, device=rewards_per_func_NF.device))
+            rewards_per_func_NF = rewards_per_func_NF.masked_fill(excluded_N.unsqueeze(1), torch.nan)
+        unscored_N = rewards_per_func_NF.isnan().all(dim=1)
+        weighted_NF = rewards_per_func_NF * self.reward_weights.to(rewards_per_func_NF.device)
+        batch.outcomes_N = weighted_NF.nansum(dim=1).masked_fill(unscored_N, torch.nan)
+        batch.scored = Scored(inputs, prompts, completions, rewards_per_func_NF[self._ranks.own_rows(len(inputs))])
+        return rewards_per_func_NF
+
+    # ---- turns of a batch
+
+    def _begin_tool_loop(self, loop: ToolLoop, rows: Sequence[Row]) -> None:
+        if self.environment_factories is None:
+            rows = ()
+        elif self._multi_environment:  # each row names its environment, which the parent keeps to itself
+            rows = [{name: row[name] for name in row if name != "environment"} for row in rows]
+        loop.begin_batch(rows)
+
+    def _end_tool_loop(self, loop: ToolLoop, batch: Batch) -> None:
+        """Metrics of the batch; and if a tool has failed for good, on all ranks together, the end of the run."""
+        self._log_scalars(batch.mode, loop.metrics(training=batch.is_training))
+        trouble = loop.end_batch(self._environment_pool if self.environment_factories is not None else {})
+        if trouble is None:
+            return
+        saved = ""
+        if self.is_in_train and self.state.global_step > 0:  # also where an evaluation in between has found it
+            self._save_checkpoint(self.model, trial=None)
+            saved = (
+                f" What was learnt is in {self._checkpoint_now()}: go on from there when that is mended "
+                "(resume_from_checkpoint)."
+            )
+        raise RunStopped(f"{trouble}{saved}")
+
+    def _generate(self, prompts: list) -> tuple:
+        batch = self._batch
+        assert batch is not None
+        batch.answers = self._find_answers(batch.rows)
+        self._check_answers(batch)  # before anything is sampled in vain
+        with left_as_it_was(self.model):
+            rollout = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask = rollout[:3]
+        mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
+        batch.tokens = Tokens(prompt_ids, completion_ids, mask)
+        if not batch.is_training:
+            batch.old_logps = self._placeholders(completion_ids)  # an evaluation has no loss
+        return rollout
+
+    def _check_answers(self, batch: Batch) -> None:
+        """Nothing here reads them but rewards, which check what they need."""
+
+    def _placeholders(self, completion_ids: list[list[int]]) -> list[Tensor]:
+        """In place of the parent's pass by the policy as it was, where nobody reads that."""
+        return [torch.zeros(len(ids), device=self.accelerator.device) for ids in completion_ids]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._batch is not None and self._batch.old_logps is not None:
+            # The parent's first request after generation has been answered already.
+            logps = pad_sequence(self._batch.old_logps, batch_first=True)
+            self._batch.old_logps = None
+            return pad(logps, (0, logits_to_keep - logps.size(1))), None, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+
+    def _tool_call_loop(self, prompts: list, prompt_ids: list[list[int]], *_: Any) -> tuple:
+        assert self._tool_loop is not None and self._batch is not None
+        if not is_conversational({"prompt": prompts[0]}):
+            raise ValueError(
+                "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
+                "texts with dataset.map, or train without tools."
+            )
+        starts = [self._start(i, ids) for i, ids in enumerate(prompt_ids)]
+        with self._engine(self._rollout_seeds(prompt_ids)) as engine:
+            rollouts = self._tool_loop.run(starts, engine, self._ends, self._batch.is_training)
+        tally = Tally.of(rollouts)
+        return (
+            [rollout.mask for rollout in rollouts],
+            [rollout.messages for rollout in rollouts],
+            [rollout.completion_ids for rollout in rollouts],
+            [rollout.logprobs for rollout in rollouts] if self.use_vllm else None,
+            tally.made,
+            tally.failed,
+            [[] for _ in rollouts],  # images, which text models do not read
+        )
+
+    def _start(self, i: int, prompt_ids: list[int]) -> Start:
+        tools = {**self._sync_tool_dicts[i], **self._async_tool_dicts[i]}
+        if self.environments is None:
+            return Start(prompt_ids, tools, self.tools)
+        return Start(prompt_ids, tools, self._env_tools[self._batch_environments[i]], self.environments[i])
+
+    # ---- sampling
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
+        if self._tool_loop is not None and self.tools:  # an environment need not have any
+            # The parent asks for the first turns and hands them to its tool loop. Ours samples those as well.
+            return [[self._tokenizer.eos_token_id]] * len(prompt_ids), None
+        seeds = Seeds(self._rollout_seeds(prompt_ids))
+        return self._sample([Request(ids, seeds.next(i)) for i, ids in enumerate(prompt_ids)], *args, **kwargs)
+
+    def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """One turn for each request. Ranks that sample together have as many requests, so they make as many parts."""
+        size = self.args.sampling_batch_size or len(requests)
+        parts = [
+            self._sample_at_once(requests[start : start + size], *args, **kwargs)
+            for start in range(0, len(requests), size)
+        ]
+        ids, logprobs = ([row for part in of_parts for row in part or []] for of_parts in zip(*parts, strict=True))
+        return ids, logprobs or None
+
+    def _sample_at_once(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """By the parent's engine."""
+        contexts, seeds, _ = [list(of_all) for of_all in zip(*requests, strict=True)]
+        model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
+        with own_draws(model, None if None in seeds else seeds), self._turns_of_at_most(most_tokens(requests)):
+            completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
+        # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
+        if logprobs is not None:
+            logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
+        return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
+
+    @contextmanager
+    def _turns_of_at_most(self, tokens: int | None) -> Iterator[None]:
+        """Let the parent's engine sample no more than this: late in a rollout there is no room for its usual turns."""
+        if tokens is None:
+            yield
+        elif self.use_vllm:
+            generation = self.vllm_generation
+            given = generation.generation_kwargs
+            limit = min(tokens, given.get("max_tokens", generation.max_completion_length))
+            generation.generation_kwargs = {**given, "max_tokens": max(limit, given.get("min_tokens", 0))}
+            try:
+                yield
+            finally:
+                generation.generation_kwargs = given
+        else:
+            limit = self.generation_config.max_new_tokens
+            self.generation_config.max_new_tokens = tokens if limit is None else min(tokens, limit)
+            try:
+                yield
+            finally:
+                self.generation_config.max_new_tokens = limit
+
+    @property
+    def _ends(self) -> Ends:
+        return Ends.of(self.eos_token_ids, self._tokenizer.pad_token_id, self.args.generation_kwargs)
+
+    def _rollout_seeds(self, prompt_ids: list[list[int]]) -> list[int] | None:
+        """A seed for each of this rank's rollouts, the same on however many ranks the batch is spread.
+
+        Evaluations draw the same at every step, so that two of them differ by the policy alone: the place of a rollout
+        is that in the whole evaluation.
+        """
+        if not self.args.seeds_rollouts:
+            return None
+        assert self._batch is not None
+        first = self._ranks.own_rows(len(prompt_ids)).start
+        places = list(range(first, first + len(prompt_ids)))
+        batch = self._step // (self.args.steps_per_generation * self.num_iterations)  # since the run began
+        when: tuple[int, ...] = (self.state.global_step, batch, self._batch.round)
+        if not self._batch.is_training:
+            when, places = (), [self.evaluated_rollouts + place for place in places]
+        return [
+            seed_of(self.rollout_seed, self._batch.mode, *when, place, ids)
+            for place, ids in zip(places, prompt_ids, strict=True)
+        ]
+
+    @contextmanager
+    def _engine(self, seeds: list[int] | None) -> Iterator[Engine]:
+        """What samples the turns of a batch: where generation is collective, all ranks together."""
+        with self._awake():
+            if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
+                with VLLMStream(self.vllm_generation, seeds) as stream:
+                    yield stream
+            else:
+                ranks = self._ranks if self._samples_together else None
+                yield LockStep(lambda requests: self._sample(requests, None, {}, 1), ranks, seeds)
+
+    @property
+    def _samples_together(self) -> bool:
+        """Whether sampling on one rank needs the others: they gather weights, or share an engine."""
+        server = self.use_vllm and self.vllm_mode == "server"
+        parallel = self.use_vllm and self.vllm_mode == "colocate" and self.args.vllm_tensor_parallel_size > 1
+        sharded = not self.use_vllm and (self._dist.is_zero3 or self._dist.is_fsdp)
+        return self._ranks.number > 1 and (server or parallel or sharded)
+
+    # ---- vLLM
+
+    def _longest_context(self) -> int:
+        """Tokens that a rollout may have, prompt included. All ranks ask together."""
+        return longest_context(self.vllm_generation if self.use_vllm else None, self.model.config, self._ranks)
+
+    def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
+        return super().settings_of_run({*may_change, *self.args.MAY_CHANGE})
+
+    def forget_weights(self) -> None:
+        """Let vLLM be given the policy's weights before it samples again, whatever their step.
+
+        TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the
+        best ones at the end of training, a checkpoint's, a user's.
+        """
+        if self.use_vllm:
+            self._last_loaded_step = -1
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """A colocated vLLM is ready, with the policy's present weights, for all turns of a batch of rollouts."""
+        if not (self.use_vllm and self.vllm_mode == "colocate"):
+            yield
+            return
+        stale = self.state.global_step != self._last_loaded_step
+        with awake(self.vllm_generation, self._push_weights, stale=stale):
+            yield
+
+    def _push_weights(self) -> None:
+        with profiling_context(self, "sync_weights"):
+            self.vllm_generation.sync_weights()
+        self._last_loaded_step = self.state.global_step
