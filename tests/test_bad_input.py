@@ -7,7 +7,7 @@ import tiny
 from datasets import Dataset, IterableDataset
 from peft import PromptTuningConfig
 from test_trainer import Library, make, questions, rollouts_of_tokens, settings, spread
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.rewards import exact_match
@@ -139,12 +139,15 @@ def test_a_plain_grpo_config_is_an_error(tokenizer, tmp_path):
 
 
 def test_a_vision_language_model_is_an_error(tokenizer, tmp_path, monkeypatch):
-    def with_eyes(self, *_, **__):
+    made = GRPOTrainer.__init__
+
+    def with_eyes(self, *given, **by_name):
+        made(self, *given, **by_name)
         self._is_vlm = True
 
-    monkeypatch.setattr("a2tgpo_trl.trainer.GRPOTrainer.__init__", with_eyes)
+    monkeypatch.setattr(GRPOTrainer, "__init__", with_eyes)
     with pytest.raises(ValueError, match="Vision-language"):
-        A2TGPOTrainer(tiny.make_model(tokenizer), exact_match, A2TGPOConfig(**settings(tmp_path)))
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan import processes
 from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
+from a2tgpo_trl.rollout.trainer import ToolTrainer
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ OVERRIDDEN = {
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_methods_we_override_still_exist_with_these_arguments(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == OVERRIDDEN[name]
-    assert name in {**vars(Resumable), **vars(A2TGPOTrainer)}
+    assert name in {**vars(Resumable), **vars(ToolTrainer), **vars(A2TGPOTrainer)}
 
 
 def test_the_log_probability_helper_still_starts_with_these_arguments():

@@ -24,9 +24,10 @@ def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Ar
     if args is None:
         args = kind(f"{_name_of(model).split('/')[-1] or 'model'}-{kind.__name__.removesuffix('Config')}")
     elif not isinstance(args, kind):
+        given, article = type(args).__name__, "an" if kind.__name__.startswith("A") else "a"
         raise TypeError(
-            f"args must be an {kind.__name__}, got {type(args).__name__}. Replace {type(args).__name__}(...) by "
-            f"{kind.__name__}(...): it takes the same fields, some with other defaults."
+            f"args must be {article} {kind.__name__}, got {given}. Replace {given}(...) by {kind.__name__}(...): it "
+            "takes the same fields, some with other defaults."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(

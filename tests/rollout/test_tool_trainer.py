@@ -1,0 +1,46 @@
+"""The trainer whose policy calls tools, taken alone: TRL's GRPO on rollouts that are safe, and records of any rows."""
+
+import pytest
+import torch
+from test_trainer import logged, make, questions, settings, tokenizer, weights  # noqa: F401  # a fixture
+from trl import GRPOConfig, GRPOTrainer
+
+from a2tgpo_trl import A2TGPOConfig, ToolConfig, ToolTrainer
+
+
+def test_alone_it_trains_as_trls_grpo_does_on_the_same_rollouts_bit_for_bit(tokenizer, tmp_path):  # noqa: F811
+    common = settings(tmp_path, num_iterations=2, steps_per_generation=2)
+    grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
+    grpo.train()
+    ours = make(tokenizer, ToolConfig(**common), trainer=ToolTrainer)
+    start = weights(ours)
+    ours.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(start.values(), weights(ours).values(), strict=True))
+    assert logged(ours, "loss") == logged(grpo, "loss")
+    # Rollouts of 2, 1, 0 and 3 tool turns, each with an answer behind them, all of which ended well.
+    assert logged(ours, "turns/mean")[0] == 2.5 and logged(ours, "turns/ok")[0] == 1.0
+    assert not logged(ours, "gain/mean")
+
+
+def test_rows_are_rolled_out_by_their_seed_and_nothing_of_it_is_left_behind(tokenizer, tmp_path):  # noqa: F811
+    trainer = make(tokenizer, ToolConfig(**settings(tmp_path)), trainer=ToolTrainer, scripted=False)
+    trainer.num_generations_eval = 2
+    rows, seen = [questions()[0]] * 3, []
+    trainer.on_rollouts = seen.extend
+    state, training = torch.get_rng_state(), trainer.model.training
+    first = trainer.roll_out(rows, seed=1)
+    assert torch.equal(torch.get_rng_state(), state) and trainer.model.training == training
+    assert seen == [] and not trainer._metrics["eval"] and trainer._batch is None
+    assert [record["row"] for record in first] == [0, 0, 1, 1, 2, 2]
+    texts = [record["completion"] for record in first]
+    assert len({str(text) for text in texts}) == 6  # each draws by itself, though all read the same
+    assert [record["completion"] for record in trainer.roll_out(rows, seed=1)] == texts
+    assert [record["completion"] for record in trainer.roll_out(rows[1:], seed=1, first=1)] == texts[2:]
+    assert [record["completion"] for record in trainer.roll_out(rows, seed=2)] != texts
+
+
+def test_settings_of_another_class_are_refused(tokenizer, tmp_path):  # noqa: F811
+    with pytest.raises(TypeError, match="args must be a ToolConfig, got GRPOConfig"):
+        make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=ToolTrainer)
+    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), trainer=ToolTrainer)  # which are a ToolConfig and more
