@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.resume import folders
 from a2tgpo_trl.resume.disk import told_if_not_written
 from a2tgpo_trl.resume.folders import checkpoints_of, step_of
-from a2tgpo_trl.resume.manifest import fault, read_manifest
+from a2tgpo_trl.resume.manifest import fault, read_manifest, write_manifest
+from a2tgpo_trl.resume.own_files import MARKER
 from a2tgpo_trl.tools import tool
+from a2tgpo_trl.train import make_room
 
 
 STEPS = 11  # a window is four steps, an epoch is two windows: this ends in the second epoch
@@ -410,6 +413,46 @@ def test_inside_a_window_the_work_cannot_be_shared_out_anew_and_between_two_it_c
     trainer = make(folder, max_steps=6, **split)
     trainer.train(resume_from_checkpoint=True)
     assert trainer._step == 12  # micro-batches: eight of the first window, and two for each of the steps 5 and 6
+
+
+# ---- runs of before
+
+
+BEFORE = json.loads(Path(__file__).with_name("layout_of_1ccd31c.json").read_text())
+TRL_SETTINGS = GRPOConfig.__dataclass_fields__.keys()
+
+
+def as_of_1ccd31c(one: Path) -> None:
+    """Turn a checkpoint of now into what that version wrote: what it knew, by the names that it had."""
+    manifest, saved = read_manifest(one), torch.load(one / "rank_0.pt", weights_only=True)
+    assert {file.name for file in one.iterdir()} == set(BEFORE["files"])
+    of_trl = {name: value for name, value in manifest["settings"].items() if name in TRL_SETTINGS}
+    batch = [{name: rows[name] for name in BEFORE["batch"]} for rows in saved["batch"]]
+    torch.save({**{name: saved[name] for name in BEFORE["rank"]}, "batch": batch}, one / "rank_0.pt")
+    write_manifest(one, {**BEFORE["manifest"], "settings": {**of_trl, **BEFORE["settings"]}})
+
+
+def test_a_run_of_an_earlier_version_goes_on_to_the_same_end_and_its_checkpoints_stay(saved, make, unbroken, tmp_path):
+    folder = copied(saved, tmp_path)
+    for later in (3, 4):
+        shutil.rmtree(folder / f"checkpoint-{later}")
+    (folder / MARKER).unlink()  # that version wrote none
+    as_of_1ccd31c(folder / "checkpoint-2")
+    assert make_room(folder, overwrite=False, resume=True) == []
+    again = make(folder, save_total_limit=1)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(unbroken))
+    assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
+    # Nothing says that this package wrote the earlier ones, so that they do not give way.
+    assert {one.name for one in checkpoints_of(folder)} == {"checkpoint-1", "checkpoint-2", f"checkpoint-{STEPS}"}
+
+
+def test_settings_that_an_earlier_version_pickled_are_read(saved):
+    file = saved / "checkpoint-2" / "training_args.bin"
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        assert b"a2tgpo_trl.config\nA2TGPOConfig" in archive.read(name)  # as it was written then
+    assert type(torch.load(file, weights_only=False)) is A2TGPOConfig
 
 
 # ---- SIGTERM
