@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..tools.python import settings_from
-    from ..tools.python.pool import describe, pool_of
+    from ..tools.python.pool import pool_of
     from ..tools.python.server import PythonServer
 
     settings = settings_from(
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         (args.host, args.port), pool_of(settings), most_sessions=args.most_sessions, idle=args.idle
     ) as server:
         host, port = server.server_address[:2]
-        print(f"http://{host!s}:{port} runs Python: {describe(settings)}", flush=True)
+        limits = f"{args.timeout:g} s a call, {args.memory_mb} MiB, {args.disk_mb} MiB of files"
+        print(f"http://{host!s}:{port} runs Python: level {settings.isolation}, {limits}", flush=True)
         if not server.token and not _is_loopback(str(host)):
             print("Whoever reaches this address can run code here: set A2TGPO_PYTHON_TOKEN.", flush=True)
         try:

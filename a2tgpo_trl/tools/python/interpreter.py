@@ -1,8 +1,8 @@
 """code and a time limit -> what a confined interpreter made of it: text of a bounded length, and how it ended.
 
-The trainer's end of an interpreter. It trusts nothing that comes from there: output is cut while it is read, the word
-that a call is done has a fixed length and must hold the call's own random bytes, and whatever else arrives ends the
-interpreter. Between calls it is stopped, with all its threads.
+The trainer's end of an interpreter. It trusts nothing that comes from there: output is cut while it is read, the
+message that a call is done has a fixed length and must hold the call's own random bytes, and whatever else arrives
+ends the interpreter. Between calls it is stopped, with all its threads.
 """
 
 import os
@@ -73,15 +73,19 @@ def _decoded(data: bytes | bytearray) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def _problem_before(channel: socket.socket) -> str | None:
-    """Why an interpreter cannot be asked anything; None if it can."""
+class _Ended(Exception):
+    """An interpreter can do no more; says why."""
+
+
+def _check_before(channel: socket.socket) -> None:
+    """Nothing came since the last call, and there is still somebody to ask."""
     channel.settimeout(0)
     try:
-        return BROKEN if channel.recv(1) else KILLED
+        raise _Ended(BROKEN if channel.recv(1) else KILLED)
     except BlockingIOError:
-        return None  # nothing came since the last call, as it should be
-    except OSError:
-        return KILLED
+        pass  # as it should be
+    except OSError as error:
+        raise _Ended(KILLED) from error
 
 
 class Handles:
@@ -131,41 +135,45 @@ class Interpreter:
         handles = self._handles
         handles.channel.settimeout(STARTING)
         try:
-            word, files, _, _ = socket.recv_fds(handles.channel, 4096, 1)
+            message, files, _, _ = socket.recv_fds(handles.channel, 4096, 1)
         except OSError as error:
             raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
-        if word == READY and not files:  # the kernel drops a file that there is no number for
+        if message == READY and not files:  # the kernel drops a file that there is no number for
             raise NotStarted("this process has as many files open as it may have (ulimit -n)")
-        if word != READY:
-            said = _decoded(word.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
+        if message != READY:
+            said = _decoded(message.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
             raise NotStarted(said.strip() or "it ended before it was ready")
         handles.process = files[0]
 
     def run(self, code: str, timeout: float) -> Finished:
         """Run code, for so many seconds at most. After `ended` there is no interpreter any more."""
-        end, output = time.monotonic() + timeout, Output(self._kept)
+        output = Output(self._kept)
         self._read_rest(Output(0))  # what a thread of the call before printed after its end
-        words = code.encode("utf-8", errors="replace")
-        nonce = secrets.token_bytes(NONCE)
-        problem, word = _problem_before(self._handles.channel), b""
-        self._handles.send(signal.SIGCONT)
         try:
-            if problem is None:
-                self._handles.channel.settimeout(timeout)
-                self._handles.channel.sendall(nonce + LENGTH.pack(len(words)) + words)
-                problem, word = self._wait(nonce, output, end)
+            raised = self._call(code, timeout, output)
         except TimeoutError:
-            problem, word = LATE.format(timeout), b""
+            return self._end(output, LATE.format(timeout))
         except OSError:  # it ended before it was asked
-            problem, word = GONE, b""
-        if problem is not None:
-            return self._end(output, problem.format(timeout))
+            return self._end(output, GONE)
+        except _Ended as ended:
+            return self._end(output, str(ended))
         self._handles.send(signal.SIGSTOP)
         self._read_rest(output)
-        return Finished(output.text(), word == RAISED)
+        return Finished(output.text(), raised)
 
-    def _wait(self, nonce: bytes, output: Output, end: float) -> tuple[str | None, bytes]:
-        """What is wrong, or the word that the call is done; output is read and cut meanwhile."""
+    def _call(self, code: str, timeout: float, output: Output) -> bool:
+        """Have code run, and wait until it has; whether it raised."""
+        end = time.monotonic() + timeout
+        data = code.encode("utf-8", errors="replace")
+        nonce = secrets.token_bytes(NONCE)
+        _check_before(self._handles.channel)
+        self._handles.send(signal.SIGCONT)
+        self._handles.channel.settimeout(timeout)
+        self._handles.channel.sendall(nonce + LENGTH.pack(len(data)) + data)
+        return self._wait(nonce, output, end) == RAISED
+
+    def _wait(self, nonce: bytes, output: Output, end: float) -> bytes:
+        """How the call ended; output is read and cut meanwhile."""
         channel, most = self._handles.channel, max(FLOOD * self._kept, LEAST_FLOOD)
         poll = select.poll()
         poll.register(channel, select.POLLIN)
@@ -179,17 +187,17 @@ class Interpreter:
                 if not data:
                     poll.unregister(self._handles.output)  # the code closed it
                 if output.total > most:
-                    return FLOODED.format(most), b""
+                    raise _Ended(FLOODED.format(most))
             if channel.fileno() in ready:
                 data = channel.recv(NONCE + 2)
                 received += data
                 if not data:
-                    return GONE, b""
+                    raise _Ended(GONE)
                 if received in (nonce + RAN, nonce + RAISED):
-                    return None, received[NONCE:]
+                    return received[NONCE:]
                 if not nonce.startswith(received):
-                    return BROKEN, b""
-        return LATE, b""
+                    raise _Ended(BROKEN)
+        raise TimeoutError
 
     def _end(self, output: Output, why: str) -> Finished:
         self._handles.send(signal.SIGKILL)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 HOME = Path(__file__).parent
 MIB = 2**20
+OPEN_FILES = 64  # of an interpreter
 CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
 ENDING = 5.0  # seconds that a fork server gets to clear up
 # Seconds before each attempt to get an interpreter: a machine may be short of files for a moment.
@@ -67,7 +68,6 @@ class Settings:
     disk_mb: int = 16
     max_output: int = 8192
     threads: int = 32
-    open_files: int = 64
     warm: int = 4
     preload: tuple[str, ...] = ()
     python: str = sys.executable
@@ -79,7 +79,7 @@ class Settings:
             "memory": self.memory_mb * MIB,
             "disk": self.disk_mb * MIB,
             "threads": self.threads,
-            "files": self.open_files,
+            "files": OPEN_FILES,
             "cpu": int(CALLS_OF_CPU * self.timeout) + 1,
             "preload": list(self.preload),
             "home": str(HOME),
@@ -140,14 +140,14 @@ class ForkServerProcess:
         try:
             socket.send_fds(self._control, [b"i"], [their_channel.fileno(), their_output])
         except OSError as error:
-            raise NotStarted(f"the process that makes interpreters has ended: {self.last_words}") from error
+            raise NotStarted(f"the process that makes interpreters has ended: {self.reason_of_end}") from error
         finally:
             their_channel.close()
             os.close(their_output)
         return interpreter
 
     @property
-    def last_words(self) -> str:
+    def reason_of_end(self) -> str:
         """Why it ended, if it has. For many threads: each may wait for an interpreter."""
         if not self.ends_within(ENDING):
             return "it does not say why"
@@ -233,7 +233,7 @@ class Pool:
             interpreter.close()
             if not server.ends_within(0.5):
                 raise
-            raise NotStarted(f"{error}; {server.last_words}") from error
+            raise NotStarted(f"{error}; {server.reason_of_end}") from error
         return interpreter
 
     def _living_server(self) -> ForkServerProcess:
@@ -241,7 +241,7 @@ class Pool:
             return self._server
         if self._server is not None and self._owner == os.getpid():
             logger.warning(
-                f"The process that makes interpreters has ended ({self._server.last_words}). One more is started."
+                f"The process that makes interpreters has ended ({self._server.reason_of_end}). One more is started."
             )
             self._server.close()
         self._warm.clear()
@@ -264,9 +264,3 @@ class Pool:
 def pool_of(settings: Settings) -> Pool:
     """The one pool of these settings."""
     return Pool(settings)
-
-
-def describe(settings: Settings) -> str:
-    """Example: 'level bubblewrap, 5 s a call, 512 MiB, 16 MiB of files'"""
-    kept = asdict(settings)
-    return "level {isolation}, {timeout:g} s a call, {memory_mb} MiB, {disk_mb} MiB of files".format(**kept)

@@ -107,12 +107,12 @@ class Handler(BaseHTTPRequestHandler):
             code, content = refusal.code, {"error": str(refusal)}
         except (NotStarted, Unavailable) as error:  # no interpreter could be made
             code, content = 503, {"error": str(error)}
-        words = json.dumps(content).encode()
+        body = json.dumps(content).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(words)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(words)
+        self.wfile.write(body)
 
     def _serve(self, method: str) -> dict[str, Any]:
         expected, given = f"Bearer {self.server.token}", self.headers.get("Authorization", "")

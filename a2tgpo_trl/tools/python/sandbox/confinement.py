@@ -35,8 +35,8 @@ def _check(result: int, what: str) -> None:
 
 
 def _prctl(option: int, *values: int) -> int:
-    words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
-    return _libc.prctl(ctypes.c_int(option), *words)
+    arguments = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    return _libc.prctl(ctypes.c_int(option), *arguments)
 
 
 # ---- what is seen of the machine
@@ -131,8 +131,8 @@ def _show(source: str, target: str) -> None:
 
 
 def _mount(source: str, target: str, kind: "str | None", flags: int, options: "str | None" = None) -> None:
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, options)]
-    result = _libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3])
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    result = _libc.mount(*texts[:3], ctypes.c_ulong(flags), texts[3])
     _check(result, f"mounting {target}")
 
 

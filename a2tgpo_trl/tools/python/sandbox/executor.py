@@ -1,4 +1,4 @@
-"""code -> what it prints and the value of its last expression, on standard output; then one word to the trainer.
+"""code -> what it prints and the value of its last expression, on standard output; then a message to the trainer.
 
     trainer -> executor    16 random bytes, length of the code (4 bytes), the code in UTF-8
     executor -> trainer    the same 16 random bytes and one byte: "+" the code ran, "-" it raised
@@ -101,8 +101,8 @@ class Executor:
         while True:
             head = self._receive(NONCE + LENGTH.size)
             (size,) = LENGTH.unpack(head[NONCE:])
-            word = self._run(self._receive(size).decode())
-            self._channel.sendall(head[:NONCE] + word)
+            ending = self._run(self._receive(size).decode())
+            self._channel.sendall(head[:NONCE] + ending)
 
     def _receive(self, size: int) -> bytes:
         received = b""
@@ -119,19 +119,19 @@ class Executor:
         stream = self._stream = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
         sys.stdout = sys.stderr = stream
         sys.stdin = open(0, closefd=False)
-        word = RAN
+        ending = RAN
         try:
             try:
                 self._execute(code, f"Cell {self._count}")
             except BaseException as error:  # noqa: BLE001  # SystemExit too
                 if not (isinstance(error, SystemExit) and error.code in (None, 0)):
-                    word = RAISED
+                    ending = RAISED
                     stream.write(explain(error))
             stream.flush()
             _flush_c()
         except BaseException:  # noqa: BLE001  # the code closed its output, or its exception raises when it is printed
-            word = RAISED
-        return word
+            ending = RAISED
+        return ending
 
     def _execute(self, code: str, name: str) -> None:
         tree = ast.parse(code, name)

@@ -153,7 +153,7 @@ SOCKETPAIR, LOCAL, STREAM, KIND = (53, 199), 1, 1, 0xF
 CLONE, CLONE3 = (56, 220), (435, 435)
 SECCOMP = (317, 277)
 
-MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's word for it
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's number for it
 THREAD = 0x10000  # CLONE_THREAD: a thread of this process, and no process of its own
 LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # instructions of the filter
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
@@ -170,7 +170,7 @@ def argument(place: int) -> int:
 
 def program(machine: str, own_id: int) -> bytes:
     """The filter, as instructions of 8 bytes."""
-    column, word = MACHINES[machine]
+    column, number_of_machine = MACHINES[machine]
     code: list[tuple[int, int, int, int]] = []
 
     def add(operation: int, value: int, if_so: int = 0, if_not: int = 0) -> None:
@@ -183,7 +183,7 @@ def program(machine: str, own_id: int) -> bytes:
 
     refuse, allow = (RETURN, 0, 0, REFUSE | EPERM), (RETURN, 0, 0, ALLOW)
     add(LOAD, MACHINE)
-    add(EQUAL, word, 1, 0)
+    add(EQUAL, number_of_machine, 1, 0)
     add(RETURN, KILL)
     add(LOAD, NUMBER)
     if machine == "x86_64":
