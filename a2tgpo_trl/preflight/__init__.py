@@ -18,7 +18,7 @@ from .calls import check_calls
 from .chat import Status, Verdict
 from .data import check_answers, check_prompts
 from .lengths import check_fit, check_tool_turn
-from .loading import all_tools, environment_kinds, load_config, load_data, load_model, load_tokenizer, make_chat
+from .loading import all_tools, environment_kinds, load_config, load_data, load_tokenizer, make_chat
 from .sampling import check_logps, check_truncation, uses_other_engine
 from .template import (
     check_mask,
@@ -108,6 +108,6 @@ def preflight(recipe: Recipe, call_tools: bool = False) -> list[Finding]:
     if uses_other_engine(args):
         found.add("log-probabilities", check_truncation, args)
     else:
-        model = found.load("model", load_model, recipe, needs=["tokenizer", "model config"])
+        model = found.load("model", recipe.load_base, needs=["tokenizer", "model config"])
         found.add("log-probabilities", check_logps, model, chat, args, data, needs=["model", "template", "prompts"])
     return found.all

@@ -71,6 +71,10 @@ class Chat:
         """The template's text."""
         return self.chat_template or self.tokenizer.get_chat_template()
 
+    @property
+    def end_texts(self) -> list[str]:
+        return [self.tokenizer.decode([end]) for end in self.end_ids]
+
     def text(self, messages: Messages, generation_prompt: bool = False, **template_kwargs: Any) -> str:
         """The conversation as the template writes it."""
         return self.tokenizer.apply_chat_template(
@@ -137,35 +141,31 @@ class Chat:
         before, whole = self.ids(prompt), self.ids(prompt + written)
         return whole[len(before) :] if whole[: len(before)] == before else self.ids(written)
 
-    @property
-    def end_texts(self) -> list[str]:
-        return [self.tokenizer.decode([end]) for end in self.end_ids]
 
+def play(chat: Chat, prompt: Messages, turns: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The rollout of a policy that writes these turns, with tools that all say `RESULT`, made as training makes it.
 
-class ScriptedLoop(Chat):
-    """The package's tool loop with a policy that writes given turns, and tools that all say `RESULT`."""
-
-    def play(self, prompt: Messages, turns: list[list[int]]) -> tuple[list[int], list[int]]:
-        """Token ids of the completion, and which of them the policy wrote."""
-        left = list(turns)
-        rules = Rules(
-            self.tokenizer,
-            TurnParser(self.tokenizer),
-            ControlText(self.tokenizer, self.source, self.suffix_ids),
-            {**DEFAULT_POLICY, "over_budget": "end"},
-            max_tokens=sys.maxsize,
-            max_context=sys.maxsize,
-            end_ids=self.end_ids,
-            max_turns=len(turns) - 1,  # under a broken template, an answer may look like a call
-        )
-        runner = ToolRunner()
-        tools = {tool.__name__: _stub(tool) for tool in self.tools}
-        rollout = Rollout(self.prompt_ids([prompt])[0], rules, runner, tools, self.tools)
-        try:
-            roll_out([rollout], LockStep(lambda contexts: ([left.pop(0)], None)), runner)
-        finally:
-            runner.close()
-        return rollout.completion_ids, rollout.mask
+    Returns the token ids of the completion, and which of them the policy wrote.
+    """
+    left = list(turns)
+    rules = Rules(
+        chat.tokenizer,
+        TurnParser(chat.tokenizer),
+        ControlText(chat.tokenizer, chat.source, chat.suffix_ids),
+        {**DEFAULT_POLICY, "over_budget": "end"},
+        max_tokens=sys.maxsize,
+        max_context=sys.maxsize,
+        end_ids=chat.end_ids,
+        max_turns=len(turns) - 1,  # under a broken template, an answer may look like a call
+    )
+    runner = ToolRunner()
+    tools = {tool.__name__: _stub(tool) for tool in chat.tools}
+    rollout = Rollout(chat.prompt_ids([prompt])[0], rules, runner, tools, chat.tools)
+    try:
+        roll_out([rollout], LockStep(lambda contexts: ([left.pop(0)], None)), runner)
+    finally:
+        runner.close()
+    return rollout.completion_ids, rollout.mask
 
 
 def _stub(tool: Callable) -> Callable:

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from transformers import (
     AutoConfig,
     AutoProcessor,
     GenerationConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -18,7 +16,7 @@ from transformers import (
 from ..information_gain.answers import named_datasets
 from ..recipe.recipe import Recipe
 from ..tasks import Task
-from .chat import Chat
+from .chat import Chat, Datasets
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -37,7 +35,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_data(recipe: Recipe) -> dict[str, Dataset | IterableDataset]:
+def load_data(recipe: Recipe) -> Datasets:
     """The data sets by the names that messages give them; none where an environment brings the prompts."""
     return dict(named_datasets(recipe.task.train_dataset, recipe.test_dataset))
 
@@ -49,11 +47,6 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         revision=recipe.model_init_kwargs["revision"],
         trust_remote_code=recipe.args.trust_remote_code,
     )
-
-
-def load_model(recipe: Recipe) -> PreTrainedModel:
-    """The policy as `GRPOTrainer` loads it. An adapter is left out: a fresh one changes no output."""
-    return recipe.load_base()
 
 
 def factories(task: Task) -> list[Callable[[], Any]]:

@@ -17,7 +17,7 @@ from trl.data_utils import is_conversational
 from ..config import A2TGPOConfig
 from ..information_gain.probes import check_seam, thought_before_answer
 from ..turns import count_turns, turn_index
-from .chat import THOUGHTS, Chat, Datasets, Messages, ScriptedLoop, Verdict, conversation, difference, tool_call
+from .chat import THOUGHTS, Chat, Datasets, Messages, Verdict, conversation, difference, play, tool_call
 from .data import first_row
 
 
@@ -160,8 +160,7 @@ def check_mask(chat: Chat) -> Verdict:
     messages = chat.conversation
     turns = _assistant_turns(messages)
     written = [chat.turn_ids(messages, turn) for turn in turns]
-    loop = ScriptedLoop(chat.tokenizer, chat.tools, chat.end_ids, chat.chat_template_kwargs)
-    completion_ids, mask = loop.play(list(messages[:1]), written)
+    completion_ids, mask = play(chat, messages[:1], written)
     turn_T = turn_index(torch.tensor([mask]))[0]
     found = count_turns(turn_T[None])
     if found != len(turns):

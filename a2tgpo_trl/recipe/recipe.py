@@ -1,129 +1,36 @@
 """a YAML file and words of the command line -> settings, task and policy -> a trainer.
 
-The file is read by TRL's `TrlParser`: every field of `A2TGPOConfig`, of TRL's `ModelConfig` (LoRA and quantisation
-among them) and of `RecipeArguments` is a key of the file and an option of the command line, and the command line wins.
-`recipe_file.py` checks the file before the parser sees it; `names.py` finds what it names.
+The file is read by TRL's `TrlParser` (`arguments.py`), and the command line wins. `recipe_file.py` checks the file
+before the parser sees it; `task.py` finds what it names.
 """
 
-import inspect
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoTokenizer, PreTrainedModel
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from ..config import A2TGPOConfig
 from ..credit.turn_rewards import find as find_turn_reward
 from ..errors import RecipeError
-from ..launch.launched import deepspeed_on_cpu
-from ..lookup import find_file, load, nearest, read_yaml
+from ..lookup import find_file, nearest, read_yaml
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
-from ..tasks import TASKS, Task, arithmetic, atlas
-from ..tools.mcp import mcp_tools
-from .names import REWARDS, load_reward
+from ..tasks import Task, arithmetic, atlas
+from .arguments import RecipeArguments, RecipeParser
 from .recipe_file import check_keys, find_recipe
+from .task import make_task
 
 
 # Policies that come with the package.
 MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
 HELD_OUT = "held-out questions"
-FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-@dataclass
-class RecipeArguments:
-    """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
-
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
-        },
-    )
-    task_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the task's function."}
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set of the hub."})
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on, or rows of one: train[50:]."}
-    )
-    dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on, or rows of one: train[:50]. None: no evaluation."}
-    )
-    tools: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts "
-            "one, mcp+http://... is spoken to. Replaces the task's."
-        },
-    )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward "
-            "models. Replaces the task's."
-        },
-    )
-    environment_factory: str | None = field(
-        default=None, metadata={"help": "Import path of a class with a `reset` method. Replaces the task's."}
-    )
-    environment_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the environment_factory."}
-    )
-    group_by: str | None = field(
-        default=None, metadata={"help": "Column of the test set whose values get lines of their own in the tables."}
-    )
-    eval_rows: int | None = field(
-        default=None, metadata={"help": "Rows of the test set that are evaluated. None: all; 0: no evaluation."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Whether to write over a finished run in the output folder."}
-    )
-
-    def __post_init__(self):
-        self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
-        self.environment_kwargs = _mapping("environment_kwargs", self.environment_kwargs, '{"timeout": 2}')
-
-
-def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any] | None:
-    """From a file as it is, from the command line as JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{key} must be JSON of a mapping ('{example}'); got {value!r}.")
-    return found
-
-
-class RecipeParser(TrlParser):
-    """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
-
-    def __init__(self) -> None:
-        super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
-        self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
-        self.set_defaults(use_cpu=deepspeed_on_cpu())  # which Accelerate does not tell its processes
-
-    def error(self, message: str):
-        raise ValueError(message)
-
-    @property
-    def valid_keys(self) -> list[str]:
-        return sorted({action.dest for action in self._actions} - {"help"})
 
 
 @dataclass
@@ -340,95 +247,3 @@ def check_test_set(recipe: Recipe) -> None:
         raise ValueError("the test set is empty. Name another dataset_test_split, or none.")
     if rows is not None and column is not None and column not in rows.column_names:
         raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
-
-
-# ---- the task
-
-
-def _tools(name: str, folders: Sequence[Path]) -> list[Callable]:
-    """The function that is named, or what a server offers."""
-    prefix = next((prefix for prefix in ("mcp:", "mcp+") if name.startswith(prefix)), None)
-    if prefix is None:
-        return [load(name, folders, "tool", ())]
-    return mcp_tools(name.removeprefix(prefix).strip())
-
-
-def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
-    """The task that is named, with what the recipe puts in its place."""
-    if (run.task is None) == (run.dataset_name is None):
-        raise ValueError("name either a task or a dataset_name.")
-    if run.task is not None:
-        maker = load(TASKS.get(run.task, run.task), folders, "task", TASKS)
-        kwargs = run.task_kwargs or {}
-        assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
-        check_fits("task_kwargs", kwargs, maker, f"the task {run.task!r}")
-        task = maker(**kwargs)
-        if not isinstance(task, Task):
-            raise ValueError(f"The task {run.task!r} must return an a2tgpo_trl.tasks.Task; got {type(task).__name__}.")
-    else:
-        task = _task_of_dataset(run, folders)
-    if run.tools is not None:
-        task.tools = [tool for name in run.tools for tool in _tools(name, folders)]
-    if run.reward_funcs is not None:
-        task.reward_funcs = [load_reward(name, folders) for name in run.reward_funcs]
-        task.reward_weights = None
-    if run.environment_factory is not None:
-        task.environment_factory = _environment(run, run.environment_factory, folders)
-    task.group_by = run.group_by or task.group_by
-    return task
-
-
-def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
-    """The function takes these arguments."""
-    known: list[str] = []
-    try:
-        signature = inspect.signature(function)
-        known = [name for name, one in signature.parameters.items() if one.kind is not one.VAR_KEYWORD]
-        signature.bind(**kwargs)
-    except TypeError as error:
-        hints = (nearest(name, known) for name in kwargs if name not in known)
-        raise ValueError(f"{key} do not fit {named}: {error}.{''.join(hints)}") from error
-
-
-def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> Any:
-    factory, kwargs = load(name, folders, "environment", ()), run.environment_kwargs
-    if not kwargs:
-        return factory
-    assert not isinstance(kwargs, str)  # `RecipeArguments` has read it
-    check_fits("environment_kwargs", kwargs, factory, f"the environment {name!r}")
-    return partial(factory, **kwargs)
-
-
-def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
-    from datasets import load_dataset
-
-    assert run.dataset_name is not None
-    file = find_file(run.dataset_name, folders)
-    if file is None:
-        if Path(run.dataset_name).suffix in FILE_KINDS:
-            raise ValueError(f"There is no file {run.dataset_name!r} in {' or '.join(map(str, folders))}.")
-        splits = load_dataset(run.dataset_name, name=run.dataset_config)
-    else:
-        kind = FILE_KINDS.get(file.suffix)
-        if kind is None:
-            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
-        splits = load_dataset(kind, data_files=str(file))
-    train = _split(splits, run.dataset_train_split, run.dataset_name)
-    test = _split(splits, run.dataset_test_split, run.dataset_name) if run.dataset_test_split else None
-    return Task(train, test)
-
-
-def _split(splits: Any, name: str, dataset: str) -> Any:
-    """A split, or some rows of one.
-
-    Example: "train[:50]" -> the first 50 rows, "train[50:]" -> the others
-    """
-    found = re.fullmatch(r"([^\[]+)(?:\[(-?\d*):(-?\d*)\])?", name)
-    if found is None or found[1] not in splits:
-        raise ValueError(
-            f"{dataset} has no split {name!r}; it has {', '.join(splits)}, and rows of each "
-            f"({next(iter(splits))}[:50], {next(iter(splits))}[50:])."
-        )
-    rows = splits[found[1]]
-    chosen = range(len(rows))[slice(*(int(bound) if bound else None for bound in found.group(2, 3)))]
-    return rows.select(chosen) if ":" in name else rows

@@ -7,7 +7,7 @@ misspelt choices, keys given twice. Errors name the file, the key, and the neare
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
 from ..lookup import nearest
@@ -47,39 +47,44 @@ def recipe_folder() -> Path:
 def check_keys(path: Path, content: Mapping[str, Any], parser: "HfArgumentParser") -> None:
     """Each key is known, and its value is of the kind that the key takes."""
     actions = {action.dest: action for action in reversed(parser._actions)}
-    kinds = {name: str(kind) for group in parser.dataclass_types for name, kind in get_type_hints(group).items()}
+    types = {name: _types_in(hint) for group in parser.dataclass_types for name, hint in get_type_hints(group).items()}
     for key, value in content.items():
         if key == "env" or (key, value) == ("resume_from_checkpoint", True):
             continue  # the parser's own: variables to set; the last checkpoint, whichever it is
-        if key not in kinds:
-            raise RecipeError(f"{path}: there is no key {key!r}.{nearest(str(key), kinds)}")
-        problem = _problem(value, actions[key], kinds[key])
+        if key not in types:
+            raise RecipeError(f"{path}: there is no key {key!r}.{nearest(str(key), types)}")
+        problem = _problem(value, actions[key], types[key])
         if problem:
             raise RecipeError(f"{path}: {key} {problem}")
 
 
-def _problem(value: Any, action: argparse.Action, kind: str) -> str | None:
-    """What is wrong with a value, given the option's converter and choices and the field's annotation."""
+def _types_in(annotation: Any) -> set[Any]:
+    """Example: dict[str, float] | None -> dict, str, float and NoneType, beside the union"""
+    return {get_origin(annotation) or annotation}.union(*map(_types_in, get_args(annotation)))
+
+
+def _problem(value: Any, action: argparse.Action, types: set[Any]) -> str | None:
+    """What is wrong with a value, given the option's converter and choices and the types that the field may have."""
     if value is None:
-        return None if action.default is None or "None" in kind else "must not be empty."
+        return None if action.default is None or type(None) in types else "must not be empty."
     if isinstance(value, Mapping):
-        return None if "dict" in kind else f"must be a single value; got the mapping {value!r}."
+        return None if dict in types else f"must be a single value; got the mapping {value!r}."
     many = action.nargs in ("+", "*")
     if isinstance(value, list):
-        if not many and "list" not in kind:
+        if not many and list not in types:
             return f"must be a single value; got the list {value!r}."
-        return next(filter(None, (_problem_of_one(item, action, kind) for item in value)), None)
-    return f"must be a list; got {value!r}. Write [{value}]." if many else _problem_of_one(value, action, kind)
+        return next(filter(None, (_problem_of_one(item, action, types) for item in value)), None)
+    return f"must be a list; got {value!r}. Write [{value}]." if many else _problem_of_one(value, action, types)
 
 
-def _problem_of_one(value: Any, action: argparse.Action, kind: str) -> str | None:
+def _problem_of_one(value: Any, action: argparse.Action, types: set[Any]) -> str | None:
     if action.choices and value not in action.choices:
         valid = ", ".join(map(str, action.choices))
         return f"cannot be {value!r}.{nearest(str(value), action.choices)} It must be one of {valid}."
     if isinstance(value, bool):
-        return None if "bool" in kind else f"must not be true or false; got {value!r}."
+        return None if bool in types else f"must not be true or false; got {value!r}."
     if action.type is str or action.type is None:
-        is_text = isinstance(value, str) or "int" in kind or "float" in kind
+        is_text = isinstance(value, str) or int in types or float in types
         return None if is_text else f"must be text; got {value!r}. Put it in quotation marks."
     try:
         action.type(str(value))  # type: ignore[operator]

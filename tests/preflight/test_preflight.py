@@ -317,13 +317,13 @@ def test_results_that_the_template_swallows_lose_turns(monkeypatch):
 
 def test_a_mask_that_is_off_by_a_token_fails(monkeypatch):
     chat = Chat(add_response_schema(tiny.make_tokenizer()), [tiny.search])
-    play = preflight.chat.ScriptedLoop.play
+    play = preflight.template.play
 
     def late(*inputs):
         ids, mask = play(*inputs)
         return ids, [0, *mask[:-1]]
 
-    monkeypatch.setattr(preflight.chat.ScriptedLoop, "play", late)
+    monkeypatch.setattr(preflight.template, "play", late)
     status, message = preflight.check_mask(chat)
     assert status == "fail" and "The mask of turn 1 does not show what the policy wrote" in message
 

@@ -84,7 +84,7 @@ def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
         ("credit: grop", "got 'grop'. Did you mean 'grpo'?"),
         (
             "loss_type: dapoo",
-            "'dapo', 'grpo', 'bnpo', 'dr_grpo', 'luspo', 'cispo', 'sapo', 'vespo'; got 'dapoo'. Did you",
+            "Did you mean 'dapo'? It must be one of dapo, grpo, bnpo, dr_grpo, luspo, cispo, sapo, vespo.",
         ),
         ("lr_scheduler_type: cosin", "lr_scheduler_type cannot be 'cosin'. Did you mean 'cosine'?"),
         ("dtype: float23", "dtype cannot be 'float23'. Did you mean 'float32'?"),

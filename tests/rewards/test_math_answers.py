@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from a2tgpo_trl.recipe.names import load_reward
+from a2tgpo_trl.recipe.task import load_reward
 from a2tgpo_trl.rewards import math_answers, symbolic
 from a2tgpo_trl.rewards.math_answers import (
     LONGEST,
@@ -220,7 +220,7 @@ def test_a_text_that_is_too_long_is_not_read(monkeypatch):
 
 
 def test_without_the_library_the_reward_says_what_to_install():
-    code = "import sys; sys.modules['math_verify'] = None; from a2tgpo_trl.recipe.names import load_reward\n"
+    code = "import sys; sys.modules['math_verify'] = None; from a2tgpo_trl.recipe.task import load_reward\n"
     for name, complaint in (("exact_match", ""), ("math_equal", "pip install 'a2tgpo_trl[math]'")):
         run = subprocess.run(
             [sys.executable, "-c", f"{code}load_reward({name!r}, [])"], capture_output=True, text=True

@@ -1,0 +1,81 @@
+"""the keys of a recipe, and the parser that reads them from a file and a command line.
+
+Every field of `A2TGPOConfig`, of TRL's `ModelConfig` (LoRA and quantisation among them) and of `RecipeArguments` is a
+key of the file and an option of the command line.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, TrlParser
+
+from ..config import A2TGPOConfig
+from ..launch.launched import deepspeed_on_cpu
+from ..tasks import TASKS
+from .task import REWARDS
+
+
+def _key(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
+
+    task: str | None = _key(
+        f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
+    )
+    task_kwargs: dict[str, Any] | str | None = _key("Arguments of the task's function.")
+    dataset_name: str | None = _key(
+        "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."
+    )
+    dataset_config: str | None = _key("Configuration of a data set of the hub.")
+    dataset_train_split: str = _key("Split to train on, or rows of one: train[50:].", "train")
+    dataset_test_split: str | None = _key("Split to evaluate on, or rows of one: train[:50]. None: no evaluation.")
+    tools: list[str] | None = _key(
+        "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts one, "
+        "mcp+http://... is spoken to. Replaces the task's."
+    )
+    reward_funcs: list[str] | None = _key(
+        f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward models. Replaces the task's."
+    )
+    environment_factory: str | None = _key("Import path of a class with a `reset` method. Replaces the task's.")
+    environment_kwargs: dict[str, Any] | str | None = _key("Arguments of the environment_factory.")
+    group_by: str | None = _key("Column of the test set whose values get lines of their own in the tables.")
+    eval_rows: int | None = _key("Rows of the test set that are evaluated. None: all; 0: no evaluation.")
+    overwrite: bool = _key("Whether to write over a finished run in the output folder.", False)
+
+    def __post_init__(self):
+        self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
+        self.environment_kwargs = _mapping("environment_kwargs", self.environment_kwargs, '{"timeout": 2}')
+
+
+def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any] | None:
+    """From a file as it is, from the command line as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be JSON of a mapping ('{example}'); got {value!r}.")
+    return found
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
+
+    def __init__(self) -> None:
+        super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
+        self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
+        self.set_defaults(use_cpu=deepspeed_on_cpu())  # which Accelerate does not tell its processes
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    @property
+    def valid_keys(self) -> list[str]:
+        return sorted({action.dest for action in self._actions} - {"help"})
