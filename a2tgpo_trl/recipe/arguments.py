@@ -12,8 +12,8 @@ from trl import ModelConfig, TrlParser
 
 from ..config import A2TGPOConfig
 from ..launch.launched import deepspeed_on_cpu
+from ..rewards import REWARDS
 from ..tasks import TASKS
-from .task import REWARDS
 
 
 def _key(text: str, default: Any = None) -> Any:

@@ -10,28 +10,19 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..lookup import find_file, load, nearest
+from ..rewards import REWARDS
 from ..tasks import TASKS, Task
 from ..tools.mcp import mcp_tools
+from .arguments import RecipeArguments
 
-
-if TYPE_CHECKING:
-    from .arguments import RecipeArguments
 
 FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-# short name -> import path. Imported when it is used: what `math_equal` stands on is not installed everywhere.
-REWARDS = {
-    "exact_match": "a2tgpo_trl.rewards:exact_match",
-    "exact_number": "a2tgpo_trl.rewards:exact_number",
-    "f1": "a2tgpo_trl.rewards:f1",
-    "answer_format": "a2tgpo_trl.rewards:answer_format",
-    "math_equal": "a2tgpo_trl.rewards.math_answers:math_equal",
-}
 
 
-def make_task(run: "RecipeArguments", folders: Sequence[Path]) -> Task:
+def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     """The task that is named, with what the recipe puts in its place."""
     if (run.task is None) == (run.dataset_name is None):
         raise ValueError("name either a task or a dataset_name.")
@@ -68,7 +59,7 @@ def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str)
         raise ValueError(f"{key} do not fit {named}: {error}.{''.join(hints)}") from error
 
 
-def _environment(run: "RecipeArguments", name: str, folders: Sequence[Path]) -> Any:
+def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> Any:
     factory, kwargs = load(name, folders, "environment", ()), run.environment_kwargs
     if not kwargs:
         return factory
@@ -77,7 +68,7 @@ def _environment(run: "RecipeArguments", name: str, folders: Sequence[Path]) -> 
     return partial(factory, **kwargs)
 
 
-def _task_of_dataset(run: "RecipeArguments", folders: Sequence[Path]) -> Task:
+def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     from datasets import load_dataset
 
     assert run.dataset_name is not None
