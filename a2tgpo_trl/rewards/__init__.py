@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 RIGHT_OR_WRONG = ("exact_match", "exact_number", "math_equal")  # rewards that are 1 or 0 by their meaning
-# By the names that recipes have for them. Imported when they are used: what `math_equal` stands on is not installed everywhere.
+# By the names that recipes have for them. Imported when used: what `math_equal` stands on is not installed everywhere.
 REWARDS = {
     "exact_match": "a2tgpo_trl.rewards:exact_match",
     "exact_number": "a2tgpo_trl.rewards:exact_number",
