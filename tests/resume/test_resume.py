@@ -29,6 +29,9 @@ from a2tgpo_trl.resume.disk import told_if_not_written
 from a2tgpo_trl.resume.folders import checkpoints_of, step_of
 from a2tgpo_trl.resume.manifest import fault, read_manifest, write_manifest
 from a2tgpo_trl.resume.own_files import MARKER
+from a2tgpo_trl.resume.trainer import Resumable
+from a2tgpo_trl.rollout.settings import ToolConfig
+from a2tgpo_trl.rollout.trainer import ToolTrainer
 from a2tgpo_trl.tools import tool
 from a2tgpo_trl.train import make_room
 
@@ -157,6 +160,20 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(after, make, unbroke
     assert torch.equal(weights(again), weights(unbroken))
     assert torch.equal(*(torch.cat([p.flatten() for p in t.ref_model.parameters()]) for t in (again, unbroken)))
     assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
+
+
+@pytest.mark.parametrize(("trainer", "config"), [(Resumable, GRPOConfig), (ToolTrainer, ToolConfig)])
+def test_each_layer_below_goes_on_as_well(trainer, config, make, tmp_path):
+    layer = {"trainer": trainer, "config": config, "max_steps": 4, "eval_steps": 2}
+    whole = make(tmp_path / "whole", **layer)
+    whole.train()
+    broken(make, tmp_path / "broken", 2, **layer)
+    again = make(tmp_path / "broken", **layer)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(whole))
+    assert log_of(again.state.log_history) == log_of(whole.state.log_history)
+    with pytest.raises(ResumeError, match=r"other settings: temperature \(1.0, now 0.5\)\."):
+        make(tmp_path / "broken", **layer, temperature=0.5).train(resume_from_checkpoint=True)
 
 
 def test_the_completions_of_a_log_are_those_of_before_the_interruption_as_well(make, tmp_path):
