@@ -146,7 +146,7 @@ class A2TGPOTrainer(ToolTrainer):
         has_data = (positional[0] if positional else keywords.get("train_dataset")) is not None
         self._gain_pass = self._make_gain_pass(has_data) if self.args.uses_gain else None
         self._credit = self._make_credit_pass(turn_reward_funcs)
-        self._nothing_to_learn = NothingToLearn(lambda: self._interruption.agreed)
+        self._nothing_to_learn = NothingToLearn(lambda: self._interruption.leaving)
         self.add_callback(self._nothing_to_learn)
 
     # ---- the two passes

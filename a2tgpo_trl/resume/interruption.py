@@ -26,13 +26,13 @@ class Interruption(TrainerCallback):
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._asked = False
-        self.agreed = False
+        self.leaving = False  # on all ranks, after the step that is under way
         self.evaluation_is_due = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Inside, SIGTERM is a request. A handler that the user has set stays in its place."""
-        self._asked = self.agreed = self.evaluation_is_due = False
+        self._asked = self.leaving = self.evaluation_is_due = False
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets the main thread alone handle signals
             return
@@ -45,14 +45,14 @@ class Interruption(TrainerCallback):
             yield
         finally:
             # A launcher sends another one to the ranks that leave a little later than the first.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.agreed else signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.leaving else signal.SIG_DFL)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.agreed = bool(self._ranks.max(int(self._asked)))
-        if self.agreed:
+        self.leaving = bool(self._ranks.max(int(self._asked)))
+        if self.leaving:
             control.should_save = control.should_training_stop = True
             # There may be seconds left. The resumed run makes up for it.
             self.evaluation_is_due, control.should_evaluate = control.should_evaluate, False

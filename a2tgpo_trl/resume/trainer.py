@@ -61,7 +61,8 @@ class Resumable(GRPOTrainer):
                 "sync_ref_model moves the reference model, and where that is sharded no checkpoint holds it: a "
                 "resumed run would be another one. Leave it out, or do without checkpoints (save_strategy='no')."
             )
-        self._interruption = Interruption(Ranks(self.accelerator))
+        self._ranks = Ranks(self.accelerator)
+        self._interruption = Interruption(self._ranks)
         self.add_callback(StepCallback(self._resume, self._begin_step, self._end_step))
         self.add_callback(self._interruption)
 
@@ -104,11 +105,11 @@ class Resumable(GRPOTrainer):
         self._saved_step: int | None = None
         self._resumed = self._choose(resume_from_checkpoint)
         self.forget_weights()
-        with self._interruption.heard():
+        with self._interruption.listening():
             return super().train(None if self._resumed is None else str(self._resumed.folder), *args, **kwargs)
 
     def _choose(self, asked: bool | str | None) -> Checkpoint | None:
-        choice = Choice(self._run, Ranks(self.accelerator))
+        choice = Choice(self._run, self._ranks)
         chosen = choice.choose(asked)
         if chosen is not None and choice.is_of_run(chosen):
             choice.set_later_aside(chosen, moves=self.args.should_save)
@@ -241,15 +242,14 @@ class Resumable(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         """Let the parent write its checkpoint, add what it leaves out, and declare it whole."""
         folder, main = self._checkpoint_now(trial), self.args.should_save
-        ranks = Ranks(self.accelerator)
         if self._saved_step != self.state.global_step:  # by an earlier request; nothing was learnt since
-            write_together(ranks, folder, lambda: make_place(folder) if main else None)
-            write_together(ranks, folder, lambda: self._write(folder, model, trial))
+            write_together(self._ranks, folder, lambda: make_place(folder) if main else None)
+            write_together(self._ranks, folder, lambda: self._write(folder, model, trial))
             facts = self._facts_now()
-            write_together(ranks, folder, lambda: declare_whole(folder, facts) if main else None)
+            write_together(self._ranks, folder, lambda: declare_whole(folder, facts) if main else None)
             self._saved_step = self.state.global_step
             self._remove_surplus(latest=folder)
-        if self._interruption.agreed:
+        if self._interruption.leaving:
             self._leave(folder)
 
     def _write(self, folder: Path, model: Any, trial: Any) -> None:

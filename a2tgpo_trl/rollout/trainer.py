@@ -26,7 +26,6 @@ from trl.extras.profiling import profiling_context
 from ..errors import RunStopped
 from ..launch.launched import check_launch
 from ..models import base_model, evaluation_mode
-from ..ranks import Ranks
 from ..resume.trainer import Resumable
 from ..tools.control import ControlText, SuffixWriter
 from ..turns import count_turns, turn_index, turn_metrics
@@ -106,7 +105,6 @@ class ToolTrainer(Resumable):
         super().__init__(*given.args[1:], **given.kwargs)
         self._check_support()
         self._let_ddp_miss_gradients()
-        self._ranks = Ranks(self.accelerator)
         self._tool_loop = None if environments is None else self._make_tool_loop(environments)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
