@@ -27,7 +27,6 @@ from test_tool_faults import args, train
 from transformers.utils import get_json_schema
 from waiting import until
 
-import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.cli import bench_python, main
 from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.recipe.recipe import read_recipe
@@ -716,11 +715,5 @@ def test_the_bench_prints_a_row_for_each_level(capsys, level):
     assert any(line.split()[:1] == [level] for line in capsys.readouterr().out.splitlines())
 
 
-def test_settings_with_which_nothing_runs_are_refused_before_a_policy_calls():
-    with pytest.raises(ValueError, match="No interpreter runs code with these settings.*numpi"):
-        python_tool.python_sessions(preload=["numpi"])
-
-
 def test_environments_with_equal_settings_share_a_pool():
     assert pool_of(Settings("bubblewrap")) is pool_of(Settings("bubblewrap"))
-    assert python_tool.PythonSession.python.__doc__

@@ -1,16 +1,37 @@
 """code of a policy -> what it prints, from an interpreter of its own that cannot reach anything else.
 
-    python_sessions(...)   an `environment_factory`; in a recipe `environment_factory:
-                           a2tgpo_trl.tools.python:PythonSession`, with `environment_kwargs`
+In a script, the sessions are the environments of a trainer:
 
-An interpreter is used by one rollout and thrown away. It is one process without a right to start others, has no
-network, sees its own libraries, and writes to a folder in memory that goes with it. Between calls it is stopped. How
-much of this holds depends on the level of isolation, of which the strongest that works is taken: `bubblewrap` (a
-program of many systems, and of `pip install a2tgpo_trl[python]`), or `process` (limits, a filter of system calls,
-another user if root trains, and a warning). Locks of files are refused at all of them, since rollouts could talk by
-locks on the libraries that they share: sqlite3 works on files with "file:NAME?nolock=1" (and uri=True). What they have
-in common: none stops code that knows of a hole in the kernel, or that measures how long things take. For that,
-`remote` runs code on another machine.
+    from a2tgpo_trl.tools.python import python_sessions
+    A2TGPOTrainer(..., environment_factory=python_sessions(timeout=5, preload=["numpy"]))
+
+In a recipe:
+
+    environment_factory: a2tgpo_trl.tools.python:PythonSession
+    environment_kwargs: {isolation: bubblewrap, timeout: 5, memory_mb: 512}
+
+`python(code)` behaves like a cell of a notebook, and a rollout keeps its variables from call to call. An interpreter
+is used by one rollout and thrown away. It is one process without a right to start others, has no network, sees its own
+libraries, and writes to a folder in memory that goes with it (at the level `process`, on the disk). Between calls it
+is stopped.
+
+An error of the code is a `tool_error`, with what was printed until then. A call that takes too long, or prints more
+than 4 MiB, ends the interpreter; the next call gets a new one and is told that its variables are gone. A machine that
+can start no interpreter is waited for and is no error of the policy. Sessions begin with the same hash order and the
+same states of `random` and `numpy.random`. Files cannot be locked, since rollouts could talk by locks on the libraries
+that they share: sqlite3 opens them as "file:NAME?nolock=1", with uri=True.
+
+There are three places to run the code, of which `isolation="auto"` takes the first that works:
+
+    bubblewrap   a process in namespaces of its own. Needs `pip install a2tgpo_trl[python]` or the system's bubblewrap,
+                 and that namespaces are allowed.
+    process      a process with limits and a filter of system calls; where root trains, also with a user of its own. A
+                 warning lists what is left open.
+    remote       another machine or a container, where `a2tgpo serve-python` runs: `remote="http://sandbox:8400"`. The
+                 limits and the level are the server's. A2TGPO_PYTHON_TOKEN, the same on both sides, keeps others out.
+
+The first two stop no code that knows of a hole in the kernel, or that measures how long things take. An interpreter
+takes three open files of the trainer: raise `ulimit -n` for hundreds of rollouts a process.
 """
 
 import functools
