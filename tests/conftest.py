@@ -2,6 +2,7 @@ import gc
 import os
 
 import pytest
+import tiny
 import torch
 from hypothesis import settings
 
@@ -31,6 +32,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     chosen = config.option.keyword or any(word.startswith("-m") for word in config.invocation_params.args)
     everything = config.args_source is config.ArgsSource.TESTPATHS and not chosen
     return min(4, len(os.sched_getaffinity(0))) if everything else 0  # each takes a gigabyte
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import tiny
 from datasets import Dataset, IterableDataset
 from peft import PromptTuningConfig
-from test_trainer import Library, make, questions, rollouts_of_tokens, settings, spread
+from training import Library, make, questions, rollouts_of_tokens, settings, spread
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer

@@ -8,9 +8,9 @@ import tiny
 import torch
 import yaml
 from peft import LoHaConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
-from test_recipe import SHIPPED
-from test_trainer import logged, questions, settings, write
+from recipe_files import SHIPPED
 from torch.optim.lr_scheduler import LambdaLR
+from training import logged, questions, settings, write
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.dropout import dropout_rates, settle_dropout, switch_off_dropout

@@ -6,7 +6,7 @@ import pandas
 import pytest
 import tiny
 import torch
-from test_trainer import make, questions, settings, spread
+from training import make, questions, settings, spread
 from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, evaluation

@@ -12,7 +12,7 @@ import tiny
 import torch
 from datasets import Dataset, DatasetDict
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
-from test_trainer import Library, questions, rollouts_of_tokens, settings, spread, write
+from training import Library, questions, rollouts_of_tokens, settings, spread, write
 from transformers import AutoModelForSequenceClassification, Qwen3Config, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import tiny
 import torch
-from datasets import Dataset
 from peft import LoraConfig
+from training import WAYS, captured, logged, make, questions, settings, spread, weights, write
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -15,66 +15,6 @@ from a2tgpo_trl.information_gain.values import Rollouts, answer_values, fused_sc
 from a2tgpo_trl.loss import mean_log_ratio, turn_policy_loss
 from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.records import as_text, read_off
-
-
-TOOL_TURNS = [2, 1, 0, 3]  # of the four rollouts of each prompt
-ANSWERS = ["Paris", "Rome", "Paris", "Oslo"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
-def questions(rows: int = 4) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "prompt": [[{"role": "user", "content": "the capital of France is? " * (i + 1)}] for i in range(rows)],
-            "answer": ["Paris"] * rows,
-        }
-    )
-
-
-def write(turn: int, row: int) -> str:
-    """A scripted policy: rollouts of 2, 1, 0 and 3 tool turns; the last one makes two calls at once."""
-    if turn < TOOL_TURNS[row % 4]:
-        return tiny.call(f"capital {turn} {row}", times=2 if row % 4 == 3 else 1)
-    return tiny.final(ANSWERS[row % 4])
-
-
-def settings(tmp_path, **changes) -> dict:
-    return {
-        "output_dir": str(tmp_path),
-        "use_cpu": True,
-        "bf16": False,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "num_generations": 4,
-        "max_steps": 2,
-        "max_completion_length": 700,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        **changes,
-    }
-
-
-def make(tokenizer, args, trainer=A2TGPOTrainer, scripted=True, **keywords):
-    model = tiny.make_model(tokenizer)
-    if scripted:
-        tiny.script(model, tokenizer, write)
-    keywords = {"reward_funcs": exact_match, "train_dataset": questions(), "tools": [tiny.search], **keywords}
-    return trainer(model, args=args, processing_class=tokenizer, **keywords)
-
-
-def weights(trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def logged(trainer, key: str) -> list[float]:
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
 # ---- reduction to GRPO
@@ -154,15 +94,6 @@ def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, mon
 
 
 # ---- credit and loss as the trainer wires them
-
-
-def captured(trainer) -> tuple[dict, torch.Tensor]:
-    """The batch that reaches the loss in the first step, and the completions' old log-probabilities it came with."""
-    batches = []
-    inner = trainer._compute_loss
-    trainer._compute_loss = lambda model, inputs: (batches.append(dict(inputs)), inner(model, inputs))[1]
-    trainer.train()
-    return batches
 
 
 def test_each_turn_is_credited_with_its_gain_as_computed_by_hand(tokenizer, tmp_path):
@@ -443,55 +374,6 @@ def test_a_mixture_of_experts_with_its_balancing_loss_trains(tokenizer, tmp_path
 
 
 # ---- every way of making rollouts, two steps each
-
-
-class Library:
-    """An environment with one tool and a reward of its own."""
-
-    def reset(self, **row) -> str:
-        self.asked = 0
-        return " (look it up)"
-
-    def search(self, query: str) -> str:
-        """Look something up.
-
-        Args:
-            query: What to look for.
-
-        Returns:
-            What was found.
-        """
-        self.asked += 1
-        return f"The {query} is Paris."
-
-    def get_reward(self) -> float:
-        return float(self.asked)
-
-
-def rollouts_of_tokens(prompts, trainer) -> dict:
-    """A rollout_func with ragged turns: cut off in a turn, right after a result, empty, and without any call."""
-    masks = [[1, 1, 0, 0, 1], [1, 1, 0, 0], [], [1, 1, 1]]
-    assert len(prompts) == 4
-    return {
-        "prompt_ids": [trainer.processing_class(prompt[-1]["content"])["input_ids"] for prompt in prompts],
-        "completion_ids": [[30 + 7 * i + j for j in range(len(mask))] for i, mask in enumerate(masks)],
-        "logprobs": [[-1.0] * len(mask) for mask in masks],
-        "env_mask": masks,
-    }
-
-
-def spread(completions, **_) -> list[float]:
-    """Rewards that differ within every group."""
-    return [float(i % 3) for i in range(len(completions))]
-
-
-WAYS = {
-    "tools": {},
-    "environment_factory": {"tools": None, "environment_factory": Library, "reward_funcs": None},
-    "rollout_func": {"tools": None, "rollout_func": rollouts_of_tokens, "reward_funcs": spread},
-    "lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)},
-    "no tools at all": {"tools": None, "scripted": False, "reward_funcs": spread},
-}
 
 
 @pytest.mark.parametrize("way", WAYS)

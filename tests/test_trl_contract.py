@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate.commands import launch
-from test_trainer import captured, make, questions, settings, spread
+from training import captured, make, questions, settings, spread
 from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
 from transformers import trainer as trainer_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from test_trainer import Library, captured, make, questions, settings, spread
+from training import Library, captured, make, questions, settings, spread
 from trl import GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig

@@ -4,18 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near import NAN, assert_near
 
 from a2tgpo_trl.credit import a2tgpo_credit, clip_scale, discounted_sum, pooled_zscore, turn_group_zscore
 
 
-NAN = float("nan")
 ZSCORES = [turn_group_zscore, pooled_zscore]
 DTYPES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}  # tolerance on scores of order 1
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
 @st.composite

@@ -10,11 +10,11 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near import NAN, assert_near
 from places import ROOT
-from test_credit import NAN, assert_near
-from test_recipe import write
-from test_trainer import captured, logged, make, spread, tokenizer, weights  # noqa: F401  # a fixture
-from test_trainer import settings as run_settings
+from recipe_files import write
+from training import captured, logged, make, spread, weights
+from training import settings as run_settings
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig

@@ -3,11 +3,11 @@
 import functools
 
 import pytest
-import test_trainer
 import torch
-from test_credit import NAN, assert_near
-from test_trainer import TOOL_TURNS, captured, logged, make, spread, tokenizer  # noqa: F401  # a fixture
-from test_trainer import settings as run_settings
+import training
+from near import NAN, assert_near
+from training import TOOL_TURNS, captured, logged, make, spread
+from training import settings as run_settings
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit.shaping import attempted, find_embedding, ngram_embedding, shaped_outcomes
@@ -185,7 +185,7 @@ def points(rollout: dict) -> list[float]:
 
 def scored_rollouts(prompts, trainer) -> dict:
     points = [[10.0, 20.0], [30.0], [], [40.0]]
-    return {**test_trainer.rollouts_of_tokens(prompts, trainer), "points": points}
+    return {**training.rollouts_of_tokens(prompts, trainer), "points": points}
 
 
 def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tmp_path):  # noqa: F811
@@ -202,7 +202,7 @@ def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tm
         rollout_func=scored_rollouts,
         reward_funcs=spread,
         turn_reward_funcs=[points],
-        train_dataset=test_trainer.questions().remove_columns("answer"),
+        train_dataset=training.questions().remove_columns("answer"),
     )
     batch = captured(trainer)[0]
     # By their tokens: 5 (two turns, the second cut), 4 (one turn that was answered), 3 (one, cut). Outcomes 0, 1, 0.
@@ -219,7 +219,7 @@ def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answe
     assert attempted({"turns": turns}) == "look\ngo"
 
     def alike(prompts, trainer) -> dict:
-        output = test_trainer.rollouts_of_tokens(prompts, trainer)
+        output = training.rollouts_of_tokens(prompts, trainer)
         output["completion_ids"][1] = output["completion_ids"][0][:4]
         return output
 
@@ -231,7 +231,7 @@ def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answe
     assert logged(trainer, "shaping/mean") == [pytest.approx(0.25 / 4)]
 
 
-class Shop(test_trainer.Library):
+class Shop(training.Library):
     """An environment that rewards each step with the number of things that were asked so far."""
 
     turn_reward = 0.0  # where each turn begins
@@ -289,13 +289,13 @@ def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_aga
     assert [turn["reward"] for turn in seen[0]["turns"]] == [7.0, 0.0, None]
 
 
-class Late(test_trainer.Library):
+class Late(training.Library):
     def reset(self, **row) -> str:
         self.turn_reward = None
         return super().reset(**row)
 
 
-class Computed(test_trainer.Library):
+class Computed(training.Library):
     @property
     def turn_reward(self) -> float:
         return 1.0
@@ -384,7 +384,7 @@ NO_TOOLS = {"tools": None, "scripted": False}
         ),
         (
             {"turn_rewards": {"failed_call": -1, "bad_format": -1}},
-            test_trainer.WAYS["rollout_func"],
+            training.WAYS["rollout_func"],
             "turn_rewards: failed_call cannot be told of a rollout_func",
         ),
         ({"turn_rewards": {"environment": 1}}, {}, "no environment's class has an attribute turn_reward"),

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from test_credit import NAN, assert_near
-from test_resampling import uninformative
-from test_trainer import logged, make, tokenizer  # noqa: F401  # a fixture
-from test_trainer import settings as run_settings
+from groups import uninformative
+from near import NAN, assert_near
+from training import logged, make
+from training import settings as run_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer

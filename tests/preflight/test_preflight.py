@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 
 import pytest
-import test_trainer
 import tiny
+import training
 from datasets import Dataset, IterableDataset
 from transformers import MambaConfig
 from trl import ModelConfig
@@ -161,12 +161,12 @@ def test_a_tool_that_speaks_of_threads_is_not_said_to_run_on_the_wrong_one(make)
 BOOKS = sqlite3.connect(":memory:")  # on the thread that imports this
 
 
-class Reads(test_trainer.Library):
+class Reads(training.Library):
     def __init__(self):
         BOOKS.execute("select 7")
 
 
-class Refuses(test_trainer.Library):
+class Refuses(training.Library):
     def __init__(self):
         if threading.current_thread() is not threading.main_thread():
             raise OSError("no licence")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from places import ROOT
+from recipe_files import SHIPPED, write
 
 from a2tgpo_trl.config import A2TGPOConfig
 from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
@@ -13,19 +14,8 @@ from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder
 from a2tgpo_trl.rewards import exact_match
 
 
-SHIPPED = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "accelerate")
 # A row of what a recipe takes from the hub.
 DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 = 72\n#### 72"}}
-
-
-def write(folder: Path, text: str, **others: str) -> Path:
-    """A recipe with what each needs, and these lines instead of or beside it."""
-    given = yaml.safe_load(text) or {}
-    base = {"model_name_or_path": "atlas-tiny", "task": "atlas", "bf16": "false", "output_dir": f"'{folder}'"}
-    lines = [f"{key}: {value}" for key, value in {**base, **others}.items() if key not in given]
-    file = folder / "recipe.yaml"
-    file.write_text("\n".join([*lines, text]) + "\n")
-    return file
 
 
 def test_there_are_recipes_and_the_package_finds_them():

@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-import test_trainer
 import tiny
-from test_trainer import logged, make, questions, settings
+import training
+from training import logged, make, questions, settings
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.preflight.data import check_answers
@@ -17,7 +17,7 @@ def tokenizer():
     return tiny.make_tokenizer()
 
 
-class Riddles(test_trainer.Library):
+class Riddles(training.Library):
     """Two riddles that alternate from rollout to rollout: nothing of them is in a data set."""
 
     answer: str | list[str] | None = None
@@ -67,7 +67,7 @@ def test_what_an_environment_says_wins_over_its_row_and_none_leaves_it_to_the_ro
     assert find_answer({"gold": "Oslo"}, "gold", game)[::2] == ("Oslo", False)
     game.answer = ["Bern", "Berne"]
     assert find_answer({"gold": "Oslo"}, "gold", game)[::2] == (["Bern", "Berne"], True)
-    assert find_answer({"gold": "Oslo"}, "gold", test_trainer.Library())[::2] == ("Oslo", False)
+    assert find_answer({"gold": "Oslo"}, "gold", training.Library())[::2] == ("Oslo", False)
     # What a failed reset left is an answer of before.
     assert find_answer({"gold": "Oslo"}, "gold", game, failed=True)[::2] == ("Oslo", False)
     assert find_answer({}, "gold", game, failed=True)[::2] == (UNKNOWN, True)
@@ -110,7 +110,7 @@ class Silent(Riddles):
         return super(Riddles, self).reset()
 
 
-class Submits(test_trainer.Library):
+class Submits(training.Library):
     def answer(self, text: str) -> str:
         """Give the answer.
 
@@ -123,11 +123,11 @@ class Submits(test_trainer.Library):
 @pytest.mark.parametrize(
     ("environment", "dataset", "words"),
     [
-        (test_trainer.Library, None, "no data set was given, and Library declares none.*answer: str.*credit='gtpo'"),
+        (training.Library, None, "no data set was given, and Library declares none.*answer: str.*credit='gtpo'"),
         (Submits, None, "no data set was given, and Submits declares none"),
         (Silent, None, "attribute answer of Silent, once it was reset, holds None.*credit='gtpo'"),
         (
-            test_trainer.Library,
+            training.Library,
             questions().remove_columns("answer"),
             "no column 'answer'; it has prompt.*credit='gtpo'",
         ),
@@ -143,7 +143,7 @@ def test_a_game_without_an_answer_is_told_how_to_give_one_and_what_does_without(
 def test_a_game_without_an_answer_trains_by_turn_rewards(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit="gtpo", shaping_embedding="ngrams"))
     keywords = {"tools": None, "train_dataset": None, "reward_funcs": None}
-    trainer = make(tokenizer, args, environment_factory=test_trainer.Library, **keywords)
+    trainer = make(tokenizer, args, environment_factory=training.Library, **keywords)
     trainer.train()
     assert trainer.state.global_step == 1 and not logged(trainer, "gain/mean")
     assert logged(trainer, "rewards/Library/mean") and logged(trainer, "turn_rewards/bad_format/mean")
@@ -152,9 +152,9 @@ def test_a_game_without_an_answer_trains_by_turn_rewards(tokenizer, tmp_path):
 def test_check_knows_environments_that_give_the_answer(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path))
     data = {"training": questions().remove_columns("answer")}
-    assert check_answers(data, args, tokenizer, {test_trainer.Library})[0] == "fail"
+    assert check_answers(data, args, tokenizer, {training.Library})[0] == "fail"
     status, message = check_answers(data, args, tokenizer, {Riddles})
     assert status == "pass" and "Riddles" in message
     only_tested = {"evaluation": questions()}
-    status, message = check_answers(only_tested, args, tokenizer, {test_trainer.Library})
+    status, message = check_answers(only_tested, args, tokenizer, {training.Library})
     assert status == "fail" and "no data set was given" in message

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import tiny
-from test_tool_faults import args, train
-from test_tool_runner import Gauge
-from test_trainer import questions
+from calls import Gauge
+from tool_runs import args, train
+from training import questions
 
 from a2tgpo_trl.tools import tool
 

@@ -8,9 +8,9 @@ from urllib.request import urlopen
 
 import pytest
 import tiny
-from test_tool_faults import args, one_call, spread
-from test_tool_runner import becomes, requests, timed
-from test_trainer import make
+from calls import becomes, requests, timed
+from tool_runs import args, one_call, spread
+from training import make
 
 from a2tgpo_trl.tools import tool
 

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from test_trainer import captured, logged, make, questions, settings, write
+from training import captured, logged, make, questions, settings, write
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.rewards import exact_match

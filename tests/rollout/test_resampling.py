@@ -6,24 +6,21 @@ import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_trainer
 import tiny
 import torch
+import training
 from datasets import Dataset
+from groups import uninformative
 from places import HELPERS
 from ranks import ON_CPU, reports
 from torch import tensor
-from torch.nn.functional import pad
 from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.credit import GAIN_FLOOR, Evidence, find_method, preset_of
-from a2tgpo_trl.credit.uninformative import uninformative_groups
 from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.rollout.padding import BATCH_KEYS, COMPLETION_FILL, PROMPT_KEYS, to_batch, to_rows
@@ -33,34 +30,6 @@ from a2tgpo_trl.rollout.resampling import Resampler, first_informative, spread_o
 NAN = float("nan")
 SCRIPT = HELPERS / "two_rounds.py"
 PAD = 99
-
-
-def uninformative(
-    outcomes,
-    gains,
-    groups,
-    in_loss=None,
-    *,
-    credit="a2tgpo",
-    turn_rewards=None,
-    rewards=None,
-    gain_floor=GAIN_FLOOR,
-    **changes,
-):
-    """What `uninformative_groups` says of rollouts with a turn for each gain, and an answer turn after them."""
-    outcomes, gains = tensor(outcomes), pad(tensor(gains), (0, 1), value=NAN)
-    in_loss = ~outcomes.isnan() if in_loss is None else tensor(in_loss)
-    evidence = Evidence(
-        gains_NK=gains,
-        turn_rewards_NK=torch.full_like(gains, NAN) if turn_rewards is None else tensor(turn_rewards),
-        outcomes_N=outcomes if rewards is None else tensor(rewards),
-        outcome_advantages_N=outcomes,
-        num_turns_N=in_loss * gains.size(1),
-        group_ids_N=tensor(groups),
-        gain_floor=gain_floor,
-    )
-    switches = replace(preset_of(find_method(credit)).switches, **changes)
-    return uninformative_groups(evidence, lambda it: find_method(credit)(it, switches)).tolist()
 
 
 # ---- what a group teaches
@@ -514,15 +483,13 @@ def test_prompts_with_tools_are_rolled_out_again_by_the_same_loop(way, tmp_path)
     def write(turn, row):
         if len(batches_begun) == 1:
             return tiny.call("capital") if turn == 0 else tiny.final("Rome")
-        return test_trainer.write(turn, row)
+        return training.write(turn, row)
 
     model = tiny.make_model(tokenizer)
     tiny.script(model, tokenizer, write)
-    args = A2TGPOConfig(**test_trainer.settings(tmp_path, resample_limit=2, max_steps=1))
-    given = {"reward_funcs": exact_match, "tools": [tiny.search], **test_trainer.WAYS[way]}
-    trainer = A2TGPOTrainer(
-        model, args=args, train_dataset=test_trainer.questions(), processing_class=tokenizer, **given
-    )
+    args = A2TGPOConfig(**training.settings(tmp_path, resample_limit=2, max_steps=1))
+    given = {"reward_funcs": exact_match, "tools": [tiny.search], **training.WAYS[way]}
+    trainer = A2TGPOTrainer(model, args=args, train_dataset=training.questions(), processing_class=tokenizer, **given)
     begin, records = trainer._tool_loop.begin_batch, []
     trainer._tool_loop.begin_batch = lambda rows: (batches_begun.append(1), begin(rows))
     trainer.on_rollouts = records.extend

@@ -5,7 +5,7 @@ import logging
 import pytest
 import tiny
 import torch
-from test_trainer import logged, make, settings, spread
+from training import logged, make, settings, spread
 from trl import GRPOConfig
 
 from a2tgpo_trl import A2TGPOConfig

@@ -13,12 +13,12 @@ import psutil
 import pytest
 import tiny
 import torch
-from test_tool_runner import becomes
-from test_trainer import captured, logged, make, questions, settings, weights
+from calls import becomes
+from tool_runs import args, one_call, spread, train
+from training import logged, make, questions, weights
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.errors import RunStopped
 from a2tgpo_trl.rollout.open_files import OpenFiles
 from a2tgpo_trl.rollout.records import as_text
@@ -29,28 +29,6 @@ from a2tgpo_trl.tools import tool
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny.make_tokenizer()
-
-
-def args(tmp_path, **changes) -> A2TGPOConfig:
-    return A2TGPOConfig(**settings(tmp_path, **{"max_steps": 1, "tool_timeout": 10.0, **changes}))
-
-
-def spread(prompts, **_) -> list[float]:
-    return [float(i % 4) for i in range(len(prompts))]
-
-
-def one_call(turn: int, row: int) -> str:
-    return tiny.call(f"{row}") if turn == 0 else tiny.final("Paris")
-
-
-def train(tokenizer, config, write=one_call, **keywords):
-    """A trainer whose policy writes these turns, and its first batch, after training."""
-    trainer = make(tokenizer, config, scripted=False, **{"reward_funcs": spread, **keywords})
-    tiny.script(trainer.model, tokenizer, write)
-    records = []
-    trainer.on_rollouts = records.extend
-    batch = captured(trainer)[0]
-    return trainer, batch, records
 
 
 def failing_for(rows: set[str], error: BaseException | None = None):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import logged, make, questions, settings, tokenizer, weights  # noqa: F401  # a fixture
+from training import logged, make, questions, settings, weights
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl import A2TGPOConfig, ToolConfig, ToolTrainer

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import tiny
 from places import ROOT
-from test_tool_faults import args, train
+from tool_runs import args, train
 from transformers.utils import get_json_schema
 from waiting import until
 

@@ -9,8 +9,8 @@ from concurrent.futures import CancelledError
 import psutil
 import pytest
 import tools_for_processes
+from calls import Notebook, anap, becomes, call, local_tool, nap, requests, timed
 from places import HELPERS
-from test_tool_runner import Notebook, anap, becomes, call, local_tool, nap, requests, timed
 
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.runner import ToolRunner
