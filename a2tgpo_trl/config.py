@@ -1,12 +1,14 @@
 """A2TGPOConfig: the settings of the method, on top of those of `ToolConfig` and `GRPOConfig`."""
 
 import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from trl import GRPOConfig
+
 from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
-from .fields import Interval, check_number
+from .fields import Interval, check_number, documented, setting
 from .information_gain.probes import ANSWER_SLOT
 from .lookup import nearest, read_yaml
 from .rollout.settings import ToolConfig, mapping
@@ -30,11 +32,15 @@ def _by_credit(name: str, text: str) -> Any:
     """A field whose default is the preset's value; `__post_init__` puts it there."""
     values = {preset: preset_of(find_method(preset)).values[name] for preset in METHODS}
     usual = max(values.values(), key=[*values.values()].count)
-    others = [f"{value!r} for {preset}" for preset, value in values.items() if value != usual]
-    default = f"{', '.join(others)}, else {usual!r}" if others else repr(usual)
-    return field(default=None, metadata={"help": f"{text} If it is not set: {default}."})
+    others: dict[str, list[str]] = {}
+    for preset, value in values.items():
+        if value != usual:
+            others.setdefault(repr(value), []).append(preset)
+    default = "".join(f"{value} for {' and '.join(names)}, else " for value, names in others.items()) + repr(usual)
+    return setting(None, f"{text} If it is not set: {default}.")
 
 
+@documented(GRPOConfig)
 @dataclass
 class A2TGPOConfig(ToolConfig):
     """Settings of [`A2TGPOTrainer`]: everything in `ToolConfig` and `GRPOConfig`, with the defaults of the A2TGPO
@@ -48,50 +54,25 @@ class A2TGPOConfig(ToolConfig):
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (*ToolConfig.MAY_CHANGE, "gain_token_budget")
+    HEADINGS: ClassVar[dict[str, str]] = {
+        "credit": "the credit of turns",
+        "turn_rewards": "rewards of turns and of failed rollouts",
+        "importance_sampling_level": "ratios, the clip range and the loss",
+        "gain_measure": "information gain",
+        "resample_limit": "groups that teach nothing",
+    }
 
-    credit: str = field(
-        default="a2tgpo",
-        metadata={
-            "help": "Method that credits the turns, whose paper's values the switches have that are not set: "
-            "'a2tgpo', 'grpo', 'gspo', 'atpo', 'igpo', 'igpo_joint', 'gtpo', 'mt_grpo', 'hybrid', or the import path "
-            "of a function (file.py:function, package.module:function)."
-        },
-    )
-    epsilon: Annotated[float, Interval(0.0, 1.0, "()")] = _by_credit(
-        "epsilon", "Width of the clip range below 1, before it is scaled per turn. Above 0, below 1."
-    )
-    epsilon_high: Annotated[float, Interval(0.0, ends="()")] = _by_credit(
-        "epsilon_high",
-        "Width of the clip range above 1, before it is scaled per turn. If only `epsilon` is set: the same.",
-    )
-    importance_sampling_level: RatioLevel = _by_credit(
-        "importance_sampling_level",
-        "Span whose tokens share one importance ratio: 'turn' (A2TGPO), 'token' (GRPO) or 'sequence' (GSPO, with the "
-        "gradient kept per token).",
-    )
-    loss_type: LossType = _by_credit(
-        "loss_type",
-        "What becomes of ratios, and how the loss is summed up over tokens, as TRL explains: 'dapo', 'grpo', "
-        "'dr_grpo', 'bnpo' or 'luspo'; with clip_adaptation 0 also 'cispo', 'sapo' or 'vespo', which clip nothing.",
-    )
-    beta: Annotated[float, Interval(0.0)] = _by_credit(
-        "beta", "Weight of the KL divergence from the reference model. At least 0; 0: no KL."
-    )
-    outcome_weight: Annotated[float, Interval(0.0)] = _by_credit(
-        "outcome_weight", "Weight of the outcome of the whole rollout beside the credit of its turns. At least 0."
+    credit: str = setting(
+        "a2tgpo",
+        "Method that credits the turns, whose paper's values the switches have that are not set: "
+        f"{', '.join(map(repr, METHODS))}, or the import path of a function (file.py:function, "
+        "package.module:function).",
     )
     gain_weight: Annotated[float, Interval(0.0)] = _by_credit(
-        "gain_weight", "Weight of the accumulated information gain beside the outcome advantage. At least 0."
+        "gain_weight", "Weight of the accumulated information gain beside the outcome advantage."
     )
-    turn_reward_weight: Annotated[float, Interval(0.0)] = _by_credit(
-        "turn_reward_weight",
-        "Weight of the accumulated turn rewards beside gains and outcome. At least 0; 0: they are logged only.",
-    )
-    turn_rewards: dict[str, float] | str | None = _by_credit(
-        "turn_rewards",
-        "Rewards of single turns and what each is worth, as a mapping or a YAML file that holds it: names of "
-        "ready-made ones ('bad_format', 'failed_call', 'duplicate_call', 'read_only', 'state_changing', "
-        "'environment') or import paths of functions.",
+    outcome_weight: Annotated[float, Interval(0.0)] = _by_credit(
+        "outcome_weight", "Weight of the outcome of the whole rollout beside the credit of its turns."
     )
     gain_normalization: Normalization = _by_credit(
         "gain_normalization",
@@ -99,63 +80,82 @@ class A2TGPOConfig(ToolConfig):
         "prompt), 'pooled' (all turns of the same prompt) or 'none'.",
     )
     discount: Annotated[float, Interval(0.0, 1.0, "[]")] = _by_credit(
-        "discount", "Discount of what comes later, per turn. From 0 to 1; 0 keeps what is a turn's own only."
+        "discount", "Discount of what comes later, per turn. 0 keeps what is a turn's own only."
     )
     rescale_accumulation: bool = _by_credit(
         "rescale_accumulation", "Whether to divide an accumulated sum by the square root of its number of terms."
     )
+    turn_rewards: dict[str, float] | str | None = _by_credit(
+        "turn_rewards",
+        "Rewards of single turns and what each is worth, as a mapping or a YAML file that holds it: names of "
+        "ready-made ones ('bad_format', 'failed_call', 'duplicate_call', 'read_only', 'state_changing', "
+        "'environment') or import paths of functions.",
+    )
+    turn_reward_weight: Annotated[float, Interval(0.0)] = _by_credit(
+        "turn_reward_weight",
+        "Weight of the accumulated turn rewards beside gains and outcome. 0: they are logged only.",
+    )
     failure_shaping: Annotated[float, Interval(0.0, 1.0, "[]")] = _by_credit(
         "failure_shaping",
         "Share of what it lacks to success_reward that a failed rollout earns if what it tried is just like what "
-        "passing rollouts of its group did (GTPO); less in proportion. From 0 to 1.",
+        "passing rollouts of its group did (GTPO); less in proportion.",
     )
-    shaping_embedding: str = field(
-        default="auto",
-        metadata={
-            "help": "What compares failed rollouts with passing ones: 'ngrams' (hashed n-grams of tokens), the name "
-            "of a sentence encoder, the import path of a function (list of texts -> tensor), or 'auto': a small "
-            "sentence encoder if it is on this machine, else 'ngrams'."
-        },
+    shaping_embedding: str = setting(
+        "auto",
+        "What compares failed rollouts with passing ones: 'ngrams' (hashed n-grams of tokens), the name "
+        "of a sentence encoder, the import path of a function (list of texts -> tensor), or 'auto': a small "
+        "sentence encoder if it is on this machine, else 'ngrams'.",
     )
-    success_reward: Annotated[float, Interval(ends="()")] = field(
-        default=1.0, metadata={"help": "Reward from which on a rollout has passed, for failure_shaping."}
+    success_reward: Annotated[float, Interval(ends="()")] = setting(
+        1.0, "Reward from which on a rollout has passed, for failure_shaping."
+    )
+    importance_sampling_level: RatioLevel = _by_credit(
+        "importance_sampling_level",
+        "Span whose tokens share one importance ratio: 'turn' (A2TGPO), 'token' (GRPO) or 'sequence' (GSPO, with the "
+        "gradient kept per token).",
+    )
+    epsilon: Annotated[float, Interval(0.0, 1.0, "()")] = _by_credit(
+        "epsilon", "Width of the clip range below 1, before it is scaled per turn."
+    )
+    epsilon_high: Annotated[float, Interval(0.0, ends="()")] = _by_credit(
+        "epsilon_high",
+        "Width of the clip range above 1, before it is scaled per turn. If only `epsilon` is set: the same.",
     )
     clip_adaptation: Annotated[float, Interval(0.0, 1.0)] = _by_credit(
         "clip_adaptation",
         "How far the clip range of a turn follows its gain: the range is scaled by between 1 minus and 1 plus this. "
-        "At least 0, below 1; 0 turns adaptive clipping off.",
+        "0 turns adaptive clipping off.",
     )
-    gain_measure: GainMeasure = field(
-        default="logprob",
-        metadata={
-            "help": "Value of a context: the mean log-probability per answer token ('logprob'), or its exponential "
-            "('probability')."
-        },
+    loss_type: LossType = _by_credit(
+        "loss_type",
+        "What becomes of ratios, and how the loss is summed up over tokens, as TRL explains: 'dapo', 'grpo', "
+        "'dr_grpo', 'bnpo' or 'luspo'; with clip_adaptation 0 also 'cispo', 'sapo' or 'vespo', which clip nothing.",
     )
-    answer_aliases: AnswerAliases = field(
-        default="first",
-        metadata={"help": "Which accepted answer is scored: the 'first', the best ('max') or their average ('mean')."},
+    beta: Annotated[float, Interval(0.0)] = _by_credit(
+        "beta", "Weight of the KL divergence from the reference model. 0: no KL."
     )
-    probe_template: str = field(
-        default="<answer>{answer}</answer>",
-        metadata={
-            "help": "What the policy is imagined to write when it answers at once; only the tokens of {answer} are "
-            "scored. It starts where a turn starts, right after the generation prompt."
-        },
+    gain_measure: GainMeasure = setting(
+        "logprob",
+        "Value of a context: the mean log-probability per answer token ('logprob'), or its exponential "
+        "('probability').",
     )
-    gain_token_budget: Annotated[int, Interval(1)] = field(
-        default=16384,
-        metadata={
-            "help": "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
-            "rollout goes alone. Lower it if the gain pass runs out of memory. At least 1."
-        },
+    answer_aliases: AnswerAliases = setting(
+        "first", "Which accepted answer is scored: the 'first', the best ('max') or their average ('mean')."
     )
-    resample_limit: Annotated[int, Interval(0)] = field(
-        default=0,
-        metadata={
-            "help": "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
-            "again before a batch is trained on, in the manner of DAPO; at most so many times. 0: never."
-        },
+    probe_template: str = setting(
+        "<answer>{answer}</answer>",
+        "What the policy is imagined to write when it answers at once; only the tokens of {answer} are "
+        "scored. It starts where a turn starts, right after the generation prompt.",
+    )
+    gain_token_budget: Annotated[int, Interval(1)] = setting(
+        16384,
+        "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
+        "rollout goes alone. Lower it if the gain pass runs out of memory.",
+    )
+    resample_limit: Annotated[int, Interval(0)] = setting(
+        0,
+        "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
+        "again before a batch is trained on, in the manner of DAPO; at most so many times. 0: never.",
     )
 
     def __post_init__(self):

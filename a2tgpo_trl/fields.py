@@ -1,4 +1,4 @@
-"""settings whose annotations say what they take -> the same settings, checked.
+"""settings whose annotations say what they take -> the same settings, checked; and their page of documentation.
 
     discount: Annotated[float, Interval(0.0, 1.0, "[]")]
     tool_concurrency: Annotated[int, Interval(1)]
@@ -8,13 +8,19 @@ The annotation is the one place that says of a setting whether it is a switch, a
 may be None, and which interval it lies in. Parsers of recipes and of command lines read the plain type within.
 """
 
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .lookup import nearest
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field of a dataclass with this help, as parsers of command lines look for it."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def kinds_of(settings: type, base: type) -> dict[str, Kind]:
-    """Of each field that a class of settings, or one between it and `base`, declares."""
+    """Of each field that a class of settings, or one between it and `base`, declares; those of the class first."""
     hints = get_type_hints(settings, include_extras=True)
-    between = [parent for parent in reversed(settings.__mro__) if issubclass(parent, base) and parent is not base]
-    names = dict.fromkeys(name for parent in between for name in parent.__dict__.get("__annotations__", {}))
-    known: Mapping[str, Any] = getattr(settings, "__dataclass_fields__", {})
+    between = [parent for parent in settings.__mro__ if issubclass(parent, base) and parent is not base]
+    names = [name for parent in between for name in inspect.get_annotations(parent)]
+    known = {entry.name for entry in fields(settings)}
     return {name: kind_of(hints[name]) for name in names if name in known}
 
 
@@ -93,3 +99,46 @@ def check_number(name: str, value: Any, interval: Interval, whole: bool = False)
         raise ValueError(f"{name} must be in {interval}; got {value!r}.")
     if whole and not isinstance(value, int):
         raise ValueError(f"{name} must be a whole number; got {value!r}.")
+
+
+def documented(base: type) -> Any:
+    """Ends the docstring of a dataclass of settings with what `parameters` says."""
+
+    def decorate(settings: type) -> type:
+        settings.__doc__ = f"{inspect.cleandoc(settings.__doc__ or '')}\n\n{parameters(settings, base)}"
+        return settings
+
+    return decorate
+
+
+def parameters(settings: type, base: type) -> str:
+    """Name, type, interval, default and meaning of each field of `kinds_of`, as docstrings of TRL's configs say them.
+
+    `HEADINGS` of a class names the fields at which a part of the page begins, and what that part is about.
+    """
+    headings = {name: text for parent in settings.__mro__ for name, text in vars(parent).get("HEADINGS", {}).items()}
+    known = {entry.name: entry for entry in fields(settings)}
+    lines = ["Parameters:"]
+    for name, kind in kinds_of(settings, base).items():
+        if name in headings:
+            lines += [f"    > Parameters that control {headings[name]}", ""]
+        lines.append(f"    {name} ({_kind_in_words(kind, known[name].default)}):")
+        lines += [_indented(known[name].metadata["help"], " " * 8), ""]
+    return "\n".join(lines)
+
+
+def _indented(text: str, by: str) -> str:
+    return textwrap.fill(text, 115, initial_indent=by, subsequent_indent=by, break_on_hyphens=False)
+
+
+def _kind_in_words(kind: Kind, default: Any) -> str:
+    types = ["str" if get_origin(each) is Literal else _name_of_type(each) for each in kind.types]
+    words = [f"`{name}`" for name in types]
+    if kind.interval is not None and kind.interval != Interval(ends="()"):
+        words.append(f"in {kind.interval}")
+    words.append("*optional*" if default is None else f"*optional*, defaults to `{default!r}`")
+    return ", ".join(words)
+
+
+def _name_of_type(kind: Any) -> str:
+    return str(kind).replace("typing.", "") if get_args(kind) else kind.__name__

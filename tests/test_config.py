@@ -1,12 +1,16 @@
+import pickle
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import TrlParser
+from trl import GRPOConfig, TrlParser
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.config import Normalization
 from a2tgpo_trl.credit import NORMALIZATIONS
+from a2tgpo_trl.fields import check_fields, kinds_of
+from a2tgpo_trl.rollout.settings import ToolConfig
 
 
 def config(tmp_path, **changes) -> A2TGPOConfig:
@@ -113,6 +117,58 @@ def test_gains_are_computed_only_if_something_reads_them(tmp_path):
 
 def test_every_normalisation_of_the_config_exists(tmp_path):
     assert tuple(NORMALIZATIONS) == get_args(Normalization)
+
+
+def test_settings_of_tools_alone_leave_the_method_to_grpo_and_are_checked(tmp_path):
+    args = ToolConfig(str(tmp_path), use_cpu=True, bf16=False, tool_settings='{"search": {"timeout": 5}}')
+    theirs = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    assert (args.epsilon, args.importance_sampling_level, args.beta) == (theirs.epsilon, "token", theirs.beta)
+    assert args.tool_settings == {"search": {"timeout": 5}} and args.failure_policies["context_full"] == "end"
+    assert ToolConfig(str(tmp_path), use_cpu=True, bf16=False, max_calls_per_turn=None).max_calls_per_turn is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tool_concurrency", 0, r"tool_concurrency must be in \[1, inf\); got 0."),
+        ("max_hung_calls", None, r"max_hung_calls must be a number in \[0, inf\); got None."),
+        ("tool_timeout", 0, r"tool_timeout must be in \(0.0, inf\); got 0."),
+        ("max_result_tokens", 2.5, "max_result_tokens must be a whole number; got 2.5."),
+        ("seeded_rollouts", "no", "seeded_rollouts must be true, false or None; got 'no'."),
+        ("on_outage", "stopp", "on_outage must be one of 'stop', 'continue'; got 'stopp'. Did you mean 'stop'?"),
+    ],
+)
+def test_a_setting_of_tools_out_of_range_is_refused_with_what_it_takes(field, value, message, tmp_path):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        ToolConfig(str(tmp_path), use_cpu=True, bf16=False, **{field: value})
+
+
+def test_a_setting_that_was_changed_afterwards_can_be_checked_again(tmp_path):
+    args = config(tmp_path)
+    check_fields(args, GRPOConfig)
+    args.discount = 2.0
+    with pytest.raises(ValueError, match=r"discount must be in \[0.0, 1.0\]; got 2.0."):
+        check_fields(args, GRPOConfig)
+
+
+@pytest.mark.parametrize("settings", [ToolConfig, A2TGPOConfig])
+def test_every_field_of_ours_is_documented_with_its_type_and_meaning(settings):
+    theirs = {entry.name for entry in fields(GRPOConfig)}
+    documented = set(kinds_of(settings, GRPOConfig))
+    assert {entry.name for entry in fields(settings)} - theirs <= documented
+    page = " ".join(settings.__doc__.split())
+    for name in documented:
+        assert f" {name} (`" in page
+        assert settings.__dataclass_fields__[name].metadata["help"] in page
+    assert "tool_timeout (`float`, in (0.0, inf), *optional*, defaults to `60.0`): Seconds that a call" in page
+    headings = {name for parent in settings.__mro__ for name in vars(parent).get("HEADINGS", ())}
+    assert headings <= documented
+    assert page.count("> Parameters that control") == len(headings)
+
+
+def test_settings_that_were_pickled_are_the_same(tmp_path):
+    args = config(tmp_path, credit="gtpo", tool_timeout=3.0)
+    assert pickle.loads(pickle.dumps(args)).to_dict() == args.to_dict()
 
 
 ABLATIONS = {

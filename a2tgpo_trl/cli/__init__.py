@@ -6,7 +6,7 @@ them are imported to know the options, so what takes seconds to import (torch, T
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from .. import __version__
@@ -26,11 +26,20 @@ COMMANDS = {
 }
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The options of a command. `more_help` ends its help, and may import what takes seconds."""
+
+    more_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        return super().format_help() + (self.more_help() if self.more_help else "")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     parser = argparse.ArgumentParser(prog="a2tgpo", description="Turn-level credit from information gain.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, line in COMMANDS.items():
         import_module(f".{name.replace('-', '_')}", __package__).add_arguments(
             commands.add_parser(name, help=line, description=line, allow_abbrev=False)

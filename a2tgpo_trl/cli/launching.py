@@ -9,7 +9,10 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     """A recipe, and what it is to say otherwise."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
     parser.set_defaults(overrides=[])
-    parser.epilog = "Any key of the recipe may follow, as --key value: --learning_rate 1e-5 --output_dir outputs/slow"
+    parser.epilog = (
+        "Any key of the recipe may follow, as --key value: --learning_rate 1e-5 --output_dir outputs/slow. "
+        "`a2tgpo train --help` lists the keys"
+    )
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,16 @@
 """ToolConfig: the settings of a policy that calls tools, on top of those of `GRPOConfig`."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from trl import GRPOConfig
 
-from ..fields import Interval, check_fields
+from ..fields import Interval, check_fields, documented, setting
 from .failures import Policy, complete_policy
 
 
+@documented(GRPOConfig)
 @dataclass
 class ToolConfig(GRPOConfig):
     """Settings of [`ToolTrainer`]: everything in `GRPOConfig`, and how rollouts call tools, fail, and go on.
@@ -27,100 +28,78 @@ class ToolConfig(GRPOConfig):
     # Those that may be others when a run goes on.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (*BOOKKEEPING, "sampling_batch_size", "tool_cache", "tool_replay")
 
-    answer_column: str = field(
-        default="answer",
-        metadata={
-            "help": "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
-            "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it."
-        },
+    # A part of the docstring begins at a field named here.
+    HEADINGS: ClassVar[dict[str, str]] = {
+        "tool_settings": "tools and their calls",
+        "failure_policy": "failed turns, calls that hang, and tools that are down",
+        "sampling_batch_size": "sampling",
+        "answer_column": "data and checkpoints",
+    }
+
+    tool_settings: dict[str, dict[str, Any]] | str | None = setting(
+        None,
+        "By name of a tool: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, "
+        "process. As the decorator `a2tgpo_trl.tools.tool` says them in Python, over which these win.",
     )
-    tool_timeout: Annotated[float | None, Interval(0.0, ends="()")] = field(
-        default=60.0,
-        metadata={"help": "Seconds that a call may take, above 0. A tool's own limit wins. None: no limit."},
+    tool_timeout: Annotated[float | None, Interval(0.0, ends="()")] = setting(
+        60.0, "Seconds that a call may take. A tool's own limit wins. None: no limit."
     )
-    tool_concurrency: Annotated[int, Interval(1)] = field(
-        default=64, metadata={"help": "Calls that run at once in a process. At least 1."}
+    tool_concurrency: Annotated[int, Interval(1)] = setting(64, "Calls that run at once in a process.")
+    max_calls_per_turn: Annotated[int | None, Interval(1)] = setting(
+        16, "Calls that one turn may make; the rest are not made. None: no limit."
     )
-    tool_settings: dict[str, dict[str, Any]] | str | None = field(
-        default=None,
-        metadata={
-            "help": "By name of a tool: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, "
-            "process. As the decorator `a2tgpo_trl.tools.tool` says them in Python, over which these win."
-        },
+    max_result_tokens: Annotated[int | None, Interval(1)] = setting(
+        None, "Tokens of a tool's result that the policy reads; the rest is cut off. None: no limit."
     )
-    max_calls_per_turn: Annotated[int | None, Interval(1)] = field(
-        default=16,
-        metadata={"help": "Calls that one turn may make; the rest are not made. At least 1. None: no limit."},
+    tool_cache: str | None = setting(
+        None,
+        "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
+        "Calls on environments are made always.",
     )
-    max_result_tokens: Annotated[int | None, Interval(1)] = field(
-        default=None,
-        metadata={"help": "Tokens of a tool's result that the policy reads; the rest is cut off. None: no limit."},
+    tool_replay: bool = setting(False, "Whether a call that is not in `tool_cache` is an error instead of being made.")
+    failure_policy: dict[str, str] | str | None = setting(
+        None,
+        "By way in which a turn failed (unparsed_call, unknown_tool, bad_arguments, tool_error, timeout, "
+        "result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from its "
+        "group and the loss. What is not named is told; context_full ends.",
     )
-    tool_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
-            "Calls on environments are made always."
-        },
+    max_hung_calls: Annotated[int, Interval(0)] = setting(
+        16,
+        "Calls that may be out beyond their time at once. With more, further calls wait until some have "
+        "come back; if they do not within outage_patience, the run saves a checkpoint and stops.",
     )
-    tool_replay: bool = field(
-        default=False,
-        metadata={"help": "Whether a call that is not in `tool_cache` is an error instead of being made."},
+    on_outage: Literal["stop", "continue"] = setting(
+        "stop",
+        "What happens when a tool whose check fails stays down: the run saves a checkpoint and stops "
+        "('stop'), or goes on while calls fail ('continue').",
     )
-    failure_policy: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "By way in which a turn failed (unparsed_call, unknown_tool, bad_arguments, tool_error, timeout, "
-            "result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from its "
-            "group and the loss. What is not named is told; context_full ends."
-        },
+    outage_patience: Annotated[float, Interval(0.0)] = setting(
+        300.0, "Seconds that a tool which is down, or calls that hang, are waited for."
     )
-    max_hung_calls: Annotated[int, Interval(0)] = field(
-        default=16,
-        metadata={
-            "help": "Calls that may be out beyond their time at once. With more, further calls wait until some have "
-            "come back; if they do not within outage_patience, the run saves a checkpoint and stops. At least 0."
-        },
+    sampling_batch_size: Annotated[int | None, Interval(1)] = setting(
+        None,
+        "Rollouts that transformers' generation samples at once in a process, while the others of the "
+        "batch wait: lower it if sampling runs out of memory. None: all of them. With vLLM, which "
+        "sees to that by itself, it must be None.",
     )
-    on_outage: Literal["stop", "continue"] = field(
-        default="stop",
-        metadata={
-            "help": "What happens when a tool whose check fails stays down: the run saves a checkpoint and stops "
-            "('stop'), or goes on while calls fail ('continue')."
-        },
+    stream_turns: bool = setting(
+        True,
+        "Whether a colocated vLLM (without tensor parallelism) goes on with each rollout as soon as its "
+        "tools have answered, instead of waiting for all.",
     )
-    outage_patience: Annotated[float, Interval(0.0)] = field(
-        default=300.0,
-        metadata={"help": "Seconds that a tool which is down, or calls that hang, are waited for. At least 0."},
+    seeded_rollouts: bool | None = setting(
+        None,
+        "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
+        "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
+        "generation, but not with vLLM, whose sampler is slower then.",
     )
-    sampling_batch_size: Annotated[int | None, Interval(1)] = field(
-        default=None,
-        metadata={
-            "help": "Rollouts that transformers' generation samples at once in a process, while the others of the "
-            "batch wait: lower it if sampling runs out of memory. At least 1. None: all of them. With vLLM, which "
-            "sees to that by itself, it must be None."
-        },
+    answer_column: str = setting(
+        "answer",
+        "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
+        "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it.",
     )
-    stream_turns: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether a colocated vLLM (without tensor parallelism) goes on with each rollout as soon as its "
-            "tools have answered, instead of waiting for all."
-        },
-    )
-    seeded_rollouts: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
-            "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
-            "generation, but not with vLLM, whose sampler is slower then."
-        },
-    )
-    resume_changed: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether a run may go on from a checkpoint that was saved with other settings, data or policy."
-        },
+    resume_changed: bool = setting(
+        False, "Whether a run may go on from a checkpoint that was saved with other settings, data or policy."
     )
 
     def __post_init__(self):
