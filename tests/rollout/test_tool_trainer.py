@@ -5,7 +5,7 @@ import torch
 from training import logged, make, questions, settings, weights
 from trl import GRPOConfig, GRPOTrainer
 
-from a2tgpo_trl import A2TGPOConfig, ToolConfig, ToolTrainer
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, ToolConfig, ToolTrainer
 
 
 def test_alone_it_trains_as_trls_grpo_does_on_the_same_rollouts_bit_for_bit(tokenizer, tmp_path):  # noqa: F811
@@ -44,3 +44,26 @@ def test_settings_of_another_class_are_refused(tokenizer, tmp_path):  # noqa: F8
     with pytest.raises(TypeError, match="args must be a ToolConfig, got GRPOConfig"):
         make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=ToolTrainer)
     make(tokenizer, A2TGPOConfig(**settings(tmp_path)), trainer=ToolTrainer)  # which are a ToolConfig and more
+
+
+@pytest.mark.parametrize("ours", [(ToolTrainer, ToolConfig), (A2TGPOTrainer, A2TGPOConfig)], ids=["tools", "a2tgpo"])
+def test_what_a_batch_leaves_on_the_trainer_beside_what_trl_does_is_the_batch_alone(ours, tokenizer, tmp_path):  # noqa: F811
+    def assigned(kind, config) -> set[str]:
+        names: set[str] = set()
+
+        class Watched(kind):
+            def __setattr__(self, name, value):
+                names.add(name)
+                super().__setattr__(name, value)
+
+        trainer = make(tokenizer, config(**settings(tmp_path)), trainer=Watched)
+        batch = [dict(row) for row in trainer.train_dataset.select([0] * 4)]
+        names.clear()
+        for training in (True, False):
+            trainer.model.train(training)
+            trainer._generate_and_score_completions(batch)
+        return names
+
+    beside = assigned(*ours) - assigned(GRPOTrainer, GRPOConfig)
+    # An evaluation goes without two of TRL's passes, and counts its rollouts for their seeds.
+    assert beside - {"beta", "vllm_importance_sampling_correction", "evaluated_rollouts"} == {"_batch"}
