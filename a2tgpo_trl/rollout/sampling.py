@@ -1,0 +1,116 @@
+"""requests for turns -> turns, by whichever engine TRL's trainer samples with, on one rank or on all together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trl.extras.profiling import profiling_context
+
+from ..models import base_model
+from ..resume.trainer import Resumable
+from .engines import Ends, Engine, LockStep, Request, most_tokens
+from .seeds import own_draws
+from .settings import ToolConfig
+from .vllm_engine import VLLMStream, awake, can_stream, longest_context
+
+
+class SamplingTrainer(Resumable):
+    """[`~trl.GRPOTrainer`] that samples single turns: each from a context, a seed and room of its own."""
+
+    args: ToolConfig
+
+    @contextmanager
+    def _engine(self, seeds: list[int] | None) -> Iterator[Engine]:
+        """What samples the turns of a batch: where generation is collective, all ranks together."""
+        with self._awake():
+            if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
+                with VLLMStream(self.vllm_generation, seeds) as stream:
+                    yield stream
+            else:
+                ranks = self._ranks if self._samples_together else None
+                yield LockStep(lambda requests: self._sample(requests, None, {}, 1), ranks, seeds)
+
+    @property
+    def _samples_together(self) -> bool:
+        """Whether sampling on one rank needs the others: they gather weights, or share an engine."""
+        server = self.use_vllm and self.vllm_mode == "server"
+        parallel = self.use_vllm and self.vllm_mode == "colocate" and self.args.vllm_tensor_parallel_size > 1
+        sharded = not self.use_vllm and (self._dist.is_zero3 or self._dist.is_fsdp)
+        return self._ranks.number > 1 and (server or parallel or sharded)
+
+    def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """One turn for each request. Ranks that sample together have as many requests, so they make as many parts."""
+        size = self.args.sampling_batch_size or len(requests)
+        parts = [
+            self._sample_at_once(requests[start : start + size], *args, **kwargs)
+            for start in range(0, len(requests), size)
+        ]
+        ids, logprobs = ([row for part in of_parts for row in part or []] for of_parts in zip(*parts, strict=True))
+        return ids, logprobs or None
+
+    def _sample_at_once(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
+        """By the parent's engine."""
+        contexts, seeds, _ = [list(of_all) for of_all in zip(*requests, strict=True)]
+        model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
+        with own_draws(model, None if None in seeds else seeds), self._turns_of_at_most(most_tokens(requests)):
+            completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
+        # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
+        if logprobs is not None:
+            logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
+        return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
+
+    @contextmanager
+    def _turns_of_at_most(self, tokens: int | None) -> Iterator[None]:
+        """Let the parent's engine sample no more than this: late in a rollout there is no room for its usual turns."""
+        if tokens is None:
+            yield
+        elif self.use_vllm:
+            generation = self.vllm_generation
+            given = generation.generation_kwargs
+            limit = min(tokens, given.get("max_tokens", generation.max_completion_length))
+            generation.generation_kwargs = {**given, "max_tokens": max(limit, given.get("min_tokens", 0))}
+            try:
+                yield
+            finally:
+                generation.generation_kwargs = given
+        else:
+            limit = self.generation_config.max_new_tokens
+            self.generation_config.max_new_tokens = tokens if limit is None else min(tokens, limit)
+            try:
+                yield
+            finally:
+                self.generation_config.max_new_tokens = limit
+
+    @property
+    def _ends(self) -> Ends:
+        return Ends.of(self.eos_token_ids, self._tokenizer.pad_token_id, self.args.generation_kwargs)
+
+    # ---- vLLM
+
+    def _longest_context(self) -> int:
+        """Tokens that a rollout may have, prompt included. All ranks ask together."""
+        return longest_context(self.vllm_generation if self.use_vllm else None, self.model.config, self._ranks)
+
+    def forget_weights(self) -> None:
+        """Let vLLM be given the policy's weights before it samples again, whatever their step.
+
+        TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the
+        best ones at the end of training, a checkpoint's, a user's.
+        """
+        if self.use_vllm:
+            self._last_loaded_step = -1
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """A colocated vLLM is ready, with the policy's present weights, for all turns of a batch of rollouts."""
+        if not (self.use_vllm and self.vllm_mode == "colocate"):
+            yield
+            return
+        stale = self.state.global_step != self._last_loaded_step
+        with awake(self.vllm_generation, self._push_weights, stale=stale):
+            yield
+
+    def _push_weights(self) -> None:
+        with profiling_context(self, "sync_weights"):
+            self.vllm_generation.sync_weights()
+        self._last_loaded_step = self.state.global_step
