@@ -21,7 +21,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from trl import GRPOTrainer
 
-from ..errors import RunInterrupted
+from ..errors import ResumeError, RunInterrupted
 from ..ranks import Ranks
 from .choice import Checkpoint, Choice, Run
 from .disk import is_about_writing, leave_at_once, write_together
@@ -162,6 +162,12 @@ class Resumable(GRPOTrainer):
         }
 
     def _load_state(self, saved: dict[str, Any]) -> None:
+        missing = sorted(self.extra_state().keys() - saved.keys())
+        if missing:
+            raise ResumeError(
+                f"The checkpoint was saved by another class of trainer, which knows no {', '.join(missing)}. Go on "
+                "with that class, or start a new run from its weights (model_name_or_path)."
+            )
         device = self.accelerator.device
         self._step, self._buffered_inputs = saved["micro_step"], send_to_device(saved["batch"], device)
         self._metrics["train"].clear()

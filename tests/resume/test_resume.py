@@ -176,6 +176,14 @@ def test_each_layer_below_goes_on_as_well(trainer, config, make, tmp_path):
         make(tmp_path / "broken", **layer, temperature=0.5).train(resume_from_checkpoint=True)
 
 
+def test_a_run_of_the_layer_below_is_not_one_of_the_method(make, tmp_path):
+    make(tmp_path, trainer=ToolTrainer, config=ToolConfig, max_steps=1).train()
+    with pytest.raises(ResumeError, match=r"other settings: .*credit \(None, now a2tgpo\)"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match="another class of trainer, which knows no packing. Go on with that class"):
+        make(tmp_path, resume_changed=True).train(resume_from_checkpoint=True)
+
+
 def test_the_completions_of_a_log_are_those_of_before_the_interruption_as_well(make, tmp_path):
     make(tmp_path / "whole", max_steps=4, log_completions=True).train()
     broken(make, tmp_path / "broken", 1, max_steps=4, log_completions=True)
