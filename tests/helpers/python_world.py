@@ -106,7 +106,11 @@ class World:
         self.scratch.mkdir()
         self.scratch.chmod(0o1777)
         with mock.patch.dict(os.environ, {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET}):
-            self.pool = start_pool(level, user, self.scratch)
+            try:
+                self.pool = start_pool(level, user, self.scratch)
+            except NotHere:
+                shutil.rmtree(self.base)
+                raise
             self._start_victim(user)
         self.max_output = self.pool.settings.max_output
         home = pools.HOME if user is None else self.base / "installed/python"
