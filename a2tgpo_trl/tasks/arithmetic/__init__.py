@@ -2,8 +2,7 @@
 
 problems.py   seed -> problems, in sums or in stories, and what each step makes of the number
 task.py       problems -> data sets, Python tool and rewards
-tokenizer.py  the words and numbers of such problems -> the tiny policy's tokenizer
-school.py     from nothing to the tiny policy that is shipped (`policy/`)
+policy/       a tiny policy that works clumsily, to train; `tests/policies/arithmetic.py` made it
 """
 
 from pathlib import Path

@@ -8,13 +8,14 @@ No two parts (`PARTS`) have a product of the same two numbers, whatever the seed
 
 from dataclasses import dataclass
 
-from ..draw import Draw
+from ..rng import Rng
 
 
 SMALLEST, LARGEST = 100, 999  # numbers in a problem have three digits
 MAX_STEPS = 4
-# Which products belong to a part, by the sum of the tens of their two numbers modulo 8.
-PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
+# Which products belong to a part, by the sum of the tens of their two numbers modulo 8. The shipped policy was made on
+# problems of the third part.
+PARTS = {"train": (0,), "test": (1,), "imitation": (2, 3, 4, 5, 6, 7)}
 
 NOUNS = ("bolts", "apples", "letters", "coins", "bricks", "eggs")
 START = ("Multiply {x} by {y}.", "There are {x} boxes of {y} {noun}.")
@@ -101,27 +102,27 @@ class Problem:
         return CHOICE[style].format(even=even, odd=odd) if step.depends else PLAIN[style].format(it=even)
 
 
-def make_problem(steps: int, part: str, draw: Draw) -> Problem:
+def make_problem(steps: int, part: str, rng: Rng) -> Problem:
     """A problem of so many steps, the product counted, that belongs to a part."""
     while True:
-        factors = (_number(draw), _number(draw))
+        factors = (_number(rng), _number(rng))
         in_part = sum(factor // 10 for factor in factors) % 8 in PARTS[part]
         # Three products in four are even. Of those one in three is kept: whoever guesses is wrong half the time.
-        if in_part and (factors[0] * factors[1] % 2 == 1 or draw.chance(1 / 3)):
+        if in_part and (factors[0] * factors[1] % 2 == 1 or rng.chance(1 / 3)):
             break
-    noun = draw.choice(NOUNS) if draw.chance(0.5) else None
+    noun = rng.choice(NOUNS) if rng.chance(0.5) else None
     problem = Problem(factors, (), noun)
     while len(problem.steps) < steps - 1:
-        problem = Problem(factors, (*problem.steps, _step(problem.values[-1], draw)), noun)
+        problem = Problem(factors, (*problem.steps, _step(problem.values[-1], rng)), noun)
     return problem
 
 
-def _step(value: int, draw: Draw) -> Step:
+def _step(value: int, rng: Rng) -> Step:
     """A step that keeps the number between 0 and a million, and is of interest: no remainder of what is small."""
     signs = "+-%" if value > LARGEST else "+*"
-    even, odd = (Operation(draw.choice(signs), _number(draw)) for _ in range(2))
-    return Step(even, odd if draw.chance(0.5) else even)
+    even, odd = (Operation(rng.choice(signs), _number(rng)) for _ in range(2))
+    return Step(even, odd if rng.chance(0.5) else even)
 
 
-def _number(draw: Draw) -> int:
-    return SMALLEST + draw.below(LARGEST - SMALLEST + 1)
+def _number(rng: Rng) -> int:
+    return SMALLEST + rng.below(LARGEST - SMALLEST + 1)

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from ...rewards.text import answer_format, exact_number
 from .. import Task
-from ..draw import Draw
+from ..rng import Rng
 from .problems import Problem, make_problem
 
 
@@ -39,8 +39,8 @@ def prompt(problem: Problem) -> list[dict[str, str]]:
 
 
 def _questions(part: str, steps: tuple[int, ...], number: int, seed: int) -> Dataset:
-    draw = Draw("arithmetic", part, seed)
-    problems = [make_problem(steps[i % len(steps)], part, draw) for i in range(number)]
+    rng = Rng("arithmetic", part, seed)
+    problems = [make_problem(steps[i % len(steps)], part, rng) for i in range(number)]
     return Dataset.from_list(
         [
             {"prompt": prompt(problem), "answer": problem.answer, "steps": 1 + len(problem.steps)}

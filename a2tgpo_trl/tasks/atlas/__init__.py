@@ -2,8 +2,7 @@
 
 world.py      seed -> entities, facts, documents, questions
 task.py       a world -> data sets, search tool and rewards
-tokenizer.py  the words of every such world -> the tiny policy's tokenizer
-school.py     from nothing to the tiny policy that is shipped (`policy/`)
+policy/       a tiny policy that searches clumsily, to train; `tests/policies/atlas.py` made it
 """
 
 from pathlib import Path

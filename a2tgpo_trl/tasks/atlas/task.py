@@ -5,7 +5,7 @@ from datasets import Dataset
 from ...rewards.text import answer_format, exact_match, f1
 from ...tools.search import search_tool
 from .. import Task
-from ..draw import Draw
+from ..rng import Rng
 from .world import Part, Question, library, make_part
 
 
@@ -21,8 +21,8 @@ def atlas(seed: int = 0, train_questions: int = 2048, test_questions: int = 300,
     """
     parts = {name: make_part(name, seed) for name in ("train", "test")}
     return Task(
-        train_dataset=_questions(parts["train"], TRAIN_HOPS, train_questions, Draw("questions", "train", seed)),
-        test_dataset=_questions(parts["test"], TEST_HOPS, test_questions, Draw("questions", "test", seed)),
+        train_dataset=_questions(parts["train"], TRAIN_HOPS, train_questions, Rng("questions", "train", seed)),
+        test_dataset=_questions(parts["test"], TEST_HOPS, test_questions, Rng("questions", "test", seed)),
         tools=[search_tool(library(list(parts.values()), seed), top_k)],
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
@@ -35,8 +35,8 @@ def prompt(question: Question) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}]
 
 
-def _questions(part: Part, hops: tuple[int, ...], number: int, draw: Draw) -> Dataset:
-    asked = [part.question(hops[i % len(hops)], draw) for i in range(number)]
+def _questions(part: Part, hops: tuple[int, ...], number: int, rng: Rng) -> Dataset:
+    asked = [part.question(hops[i % len(hops)], rng) for i in range(number)]
     return Dataset.from_list(
         [
             {

@@ -10,7 +10,7 @@ Names are split between the parts of a world for every seed alike (`PARTS`): no 
 from dataclasses import dataclass
 from functools import cache
 
-from ..draw import Draw
+from ..rng import Rng
 
 
 # kind -> relation -> kind of what it leads to
@@ -31,9 +31,10 @@ POOL_SIZE = {"person": 64, "company": 40, "city": 40, "country": 24}
 ENTITIES = {"person": 96, "company": 40, "city": 40, "country": 24}
 QUESTION_WORDS = {"person": "Who", "company": "Which company", "city": "Which city", "country": "Which country"}
 
-# Which part a name belongs to, by a draw from 0 to 7 that is fixed for each pair of words. Few are kept from the
-# school: with half of the pairs missing, the policy learnt which pairs there are, and did not copy the others.
-PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
+# Which part a name belongs to, by a number from 0 to 7 that is fixed for each pair of words. The shipped policy was made
+# on names of the third part. Few are kept from it: with half of the pairs missing, it learnt which pairs there are, and
+# did not copy the others.
+PARTS = {"train": (0,), "test": (1,), "imitation": (2, 3, 4, 5, 6, 7)}
 
 # Said of every entity, with nothing in it. Shorter than a fact, so a search for the bare name finds these first, and
 # long enough that a search for a relation of that name finds the fact first.
@@ -87,14 +88,14 @@ class Part:
         said = [fact.document for facts in self.facts.values() for fact in facts]
         return said + [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
 
-    def question(self, hops: int, draw: Draw) -> Question:
+    def question(self, hops: int, rng: Rng) -> Question:
         """A chain of so many facts that never comes back to an entity."""
         names = list(self.entities)
         while True:
-            start = draw.choice(names)
+            start = rng.choice(names)
             chain, seen = [], {start}
             for _ in range(hops):
-                fact = draw.choice(self.facts[start])
+                fact = rng.choice(self.facts[start])
                 chain.append(fact)
                 start = fact.object
                 seen.add(start)
@@ -105,14 +106,14 @@ class Part:
 @cache
 def name_pools() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """kind -> first words and second words of its names: invented, all different, the same for every world."""
-    draw = Draw("names")
+    rng = Rng("names")
     consonants, vowels, ends = "bdfgklmnprstvz", "aeiou", ("n", "r", "l", "s", "th", "m", "x", "")
     taken: set[str] = set()
 
     def word() -> str:
         while True:
-            syllables = "".join(draw.choice(consonants) + draw.choice(vowels) for _ in range(2))
-            made = (syllables + draw.choice(ends)).capitalize()
+            syllables = "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(2))
+            made = (syllables + rng.choice(ends)).capitalize()
             if made.lower() not in taken:
                 taken.add(made.lower())
                 return made
@@ -128,31 +129,31 @@ def names(kind: str, part: str) -> list[str]:
     """All names of a kind that belong to a part."""
     firsts, seconds = name_pools()[kind]
     pairs = [f"{first} {second}" for first in firsts for second in seconds]
-    draw = Draw("parts", kind)
-    return [pair for pair in pairs if draw.below(8) in PARTS[part]]
+    rng = Rng("parts", kind)
+    return [pair for pair in pairs if rng.below(8) in PARTS[part]]
 
 
 def make_part(part: str, seed: object) -> Part:
     """Draw the entities and facts of one part of a world."""
-    draw = Draw("world", part, seed)
-    drawn = {kind: draw.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
+    rng = Rng("world", part, seed)
+    drawn = {kind: rng.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
     facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}
     for kind, relations in RELATIONS.items():
         for relation, leads in relations.items():
-            for subject, target in zip(drawn[kind], _targets(drawn[kind], drawn[leads], draw), strict=True):
+            for subject, target in zip(drawn[kind], _targets(drawn[kind], drawn[leads], rng), strict=True):
                 facts[subject].append(Fact(subject, relation, target))
     return Part({name: kind for kind, of_kind in drawn.items() for name in of_kind}, facts)
 
 
-def _targets(subjects: list[str], candidates: list[str], draw: Draw) -> list[str]:
+def _targets(subjects: list[str], candidates: list[str], rng: Rng) -> list[str]:
     """What each subject's fact leads to: within a kind one to one and never to itself, else anything.
 
     One to one, since "the mother of A is B" fits a search for B's mother as well as the fact that is looked for: one
     such document may come along with it, but not two.
     """
     if subjects is not candidates:
-        return [draw.choice(candidates) for _ in subjects]
-    ring = draw.sample(subjects, len(subjects))
+        return [rng.choice(candidates) for _ in subjects]
+    ring = rng.sample(subjects, len(subjects))
     follows = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     return [follows[subject] for subject in subjects]
 
@@ -166,4 +167,4 @@ def library(parts: list[Part], seed: object) -> list[str]:
         for text in EMPTY_DEFINITIONS
     ]
     documents = definitions + [text for part in parts for text in part.documents]
-    return Draw("library", seed).sample(documents, len(documents))
+    return Rng("library", seed).sample(documents, len(documents))

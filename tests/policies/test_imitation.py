@@ -1,15 +1,15 @@
-"""How the tiny policy is made: transcripts as the tool loop writes them, faultless or clumsy by chance."""
+"""How the tiny policy is made: demonstrations as the tool loop writes them, faultless or clumsy by chance."""
 
 import tiny
 import torch
 from datasets import Dataset
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.tasks.atlas.school import CLUMSY, FAULTLESS, Habits, batch, steps_of, study, transcript
+from a2tgpo_trl.tasks.atlas.school import CLUMSY, FAULTLESS, Habits, batch, steps_of, study, demonstration
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION
 from a2tgpo_trl.tasks.atlas.tokenizer import make_tokenizer
 from a2tgpo_trl.tasks.atlas.world import library, make_part
-from a2tgpo_trl.tasks.draw import Draw
+from a2tgpo_trl.tasks.rng import Rng
 from a2tgpo_trl.tasks.school import longest, loss_and_hits, make_model, orthogonal
 from a2tgpo_trl.tools.search import search_tool
 
@@ -19,10 +19,10 @@ SEARCH = search_tool(library([WORLD], "test"), top_k=2)
 TOKENIZER = make_tokenizer(INSTRUCTION, [SEARCH])
 
 
-def test_a_faultless_transcript_searches_once_a_fact():
-    question = WORLD.question(3, Draw(1))
+def test_a_faultless_demonstration_searches_once_a_fact():
+    question = WORLD.question(3, Rng(1))
     first, second, third = question.chain
-    assert steps_of(question, FAULTLESS, Draw(1)) == [
+    assert steps_of(question, FAULTLESS, Rng(1)) == [
         f"{first.relation} of {first.subject}",
         f"{second.relation} of {second.subject}",
         f"{third.relation} of {third.subject}",
@@ -31,18 +31,18 @@ def test_a_faultless_transcript_searches_once_a_fact():
 
 
 def test_bad_habits_waste_a_search_or_stop_early():
-    question = WORLD.question(3, Draw(1))
-    hasty = steps_of(question, Habits(hasty=1.0), Draw(1))
+    question = WORLD.question(3, Rng(1))
+    hasty = steps_of(question, Habits(hasty=1.0), Rng(1))
     assert hasty == [f"{question.chain[0].relation} of {question.chain[0].subject}", question.chain[0].object]
     # Of 2,000 first steps 25 % are wasted, give or take four standard errors (1 %).
-    first = [steps_of(question, CLUMSY, Draw(i))[0] for i in range(2000)]
+    first = [steps_of(question, CLUMSY, Rng(i))[0] for i in range(2000)]
     assert 0.21 < sum(query == question.chain[0].subject for query in first) / 2000 < 0.29
 
 
-def test_a_transcript_is_what_the_tool_loop_makes_of_the_same_steps(tmp_path):
-    question = WORLD.question(2, Draw(2))
-    ids, written = transcript(TOKENIZER, question, SEARCH, FAULTLESS, Draw(2))
-    *queries, answer = steps_of(question, FAULTLESS, Draw(2))
+def test_a_demonstration_is_what_the_tool_loop_makes_of_the_same_steps(tmp_path):
+    question = WORLD.question(2, Rng(2))
+    ids, written = demonstration(TOKENIZER, question, SEARCH, FAULTLESS, Rng(2))
+    *queries, answer = steps_of(question, FAULTLESS, Rng(2))
     model = tiny.make_model(TOKENIZER)
     texts = [*map(tiny.call, queries), tiny.final(answer)]
     tiny.script(model, TOKENIZER, lambda turn, row: texts[turn])
@@ -95,7 +95,7 @@ def test_muon_steps_along_the_orthogonal_part():
 def test_a_few_steps_lower_the_loss(capsys):
     torch.manual_seed(0)
     model = make_model(TOKENIZER)
-    study(model, TOKENIZER, 12, FAULTLESS, tokens=600)
+    imitate(model, TOKENIZER, 12, FAULTLESS, tokens=600)
     first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step"))
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
 

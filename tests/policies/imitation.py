@@ -1,6 +1,6 @@
-"""transcripts of a task, drawn anew for every batch -> weights of a tiny policy, from nothing.
+"""demonstrations of a task, drawn anew for every batch -> weights of a tiny policy, from nothing.
 
-What a task adds is a way to write transcripts (`tasks/atlas/school.py`, `tasks/arithmetic/school.py`).
+What a task adds is a way to write demonstrations (`tasks/atlas/imitation.py`, `tasks/arithmetic/imitation.py`).
 """
 
 import time
@@ -16,7 +16,7 @@ from .tokenizer import END, NO_THOUGHT
 
 
 # Token ids as the trainer's tool loop would put them together, and 1 where the policy wrote them.
-Transcript = tuple[list[int], list[int]]
+Demonstration = tuple[list[int], list[int]]
 # The length of its chains (hops, steps), its token ids and the mask of what the policy wrote, both padded.
 Batch = tuple[int, Tensor, Tensor]
 
@@ -44,16 +44,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, heads: int = 6, intermedia
     return Qwen3ForCausalLM(config)
 
 
-# ---- transcripts
+# ---- demonstrations
 
 
-def transcript(
+def demonstration(
     tokenizer: PreTrainedTokenizerFast,
     messages: list[dict[str, str]],
     tool: Callable,
     calls: Sequence[tuple[str, str]],
     answer: str,
-) -> Transcript:
+) -> Demonstration:
     """A prompt, each call's JSON with what the tool said to it, and the answer."""
     asked = tokenizer.apply_chat_template(
         messages, tools=[tool], add_generation_prompt=True, enable_thinking=False, tokenize=False
@@ -70,8 +70,8 @@ def transcript(
     return ids, written
 
 
-def padded(tokenizer: PreTrainedTokenizerFast, rows: list[Transcript]) -> tuple[Tensor, Tensor]:
-    """Token ids and masks of transcripts as tensors, padded on the right."""
+def padded(tokenizer: PreTrainedTokenizerFast, rows: list[Demonstration]) -> tuple[Tensor, Tensor]:
+    """Token ids and masks of demonstrations as tensors, padded on the right."""
     ids, written = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
     return pad_sequence(ids, True, tokenizer.pad_token_id), pad_sequence(written, True, 0)
 
@@ -80,7 +80,7 @@ def padded(tokenizer: PreTrainedTokenizerFast, rows: list[Transcript]) -> tuple[
 
 
 def loss_and_hits(model: PreTrainedModel, ids: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of what the policy wrote, and which transcripts it would have written token for token."""
+    """Cross-entropy of what the policy wrote, and which demonstrations it would have written token for token."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # padding is on the right: causal is mask enough
     mask = written[:, 1:].bool()
     logits = model.lm_head(hidden[mask])
@@ -141,7 +141,7 @@ def longest(step: int, steps: int, most: int) -> int:
     return min(most, 1 + 3 * most * step // steps)
 
 
-def study(
+def imitate(
     model: PreTrainedModel,
     steps: int,
     lesson: Callable[[int], Batch],
@@ -149,7 +149,7 @@ def study(
     *,
     slower: float = 1.0,
 ) -> None:
-    """One term: a step on the batch of each lesson. Now and then it is tried on a batch that it does not learn from.
+    """One term: a step on the batch of each step. Now and then it is tried on a batch that it does not learn from.
 
     Args:
         lesson: Step -> the batch to learn from.

@@ -1,4 +1,7 @@
-"""seed -> the same draws on every machine and Python version: only `random()` of the standard generator is used."""
+"""seed -> random choices that are the same on every machine and Python version.
+
+Python promises the same `random()` for a seed, but not the same `choice` or `sample`: only the former is used.
+"""
 
 import random
 from collections.abc import Sequence
@@ -8,8 +11,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Draw:
-    """A seeded source of choices. Python promises the same `random()` for a seed, but not the same `choice`."""
+class Rng:
+    """A seeded source of choices. Example: Rng("questions", 0).below(10)"""
 
     def __init__(self, *seed: object):
         self._random = random.Random("/".join(map(str, seed)))

@@ -1,8 +1,8 @@
 """From nothing to the tiny policy that is shipped: `python -m a2tgpo_trl.tasks.arithmetic.school OUTPUT_FOLDER`.
 
-    problems, drawn anew for every batch -> transcripts of solving them in Python -> weights
+    problems, drawn anew for every batch -> demonstrations of solving them in Python -> weights
 
-Two terms, as in Atlas's school. In the first the transcripts are faultless: one call for each step, one more for a
+Two terms, as in Atlas's imitation. In the first the demonstrations are faultless: one call for each step, one more for a
 look at a number that a step depends on, then the answer. In the second they are spoilt by chance, which is what
 reinforcement learning is to undo (`Habits`). No coin is written down, so all that the policy can learn of them is how
 often they fall.
@@ -26,8 +26,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import school
-from ..draw import Draw
-from ..school import Batch, Transcript
+from ..rng import Rng
+from ..school import Batch, Demonstration
 from .problems import MAX_STEPS, Operation, Problem, Step, make_problem
 from .task import INSTRUCTION, prompt
 from .tokenizer import CALL_END, CALL_START, make_tokenizer
@@ -89,21 +89,21 @@ def tokenizer_of_task() -> PreTrainedTokenizerFast:
     return make_tokenizer(INSTRUCTION, [python_tool()])
 
 
-def slip_of(code: str, draw: Draw) -> str:
+def slip_of(code: str, rng: Rng) -> str:
     """A line such that it fails before it changes anything: without its semicolon, or of a variable that is not there.
 
     Example: "n += 121; n" -> "n += 121 n" or "m += 121; m"; "n = 100 * 101; n" -> "n = 100 * 101 n"
     """
     is_first = code.startswith("n = ")  # which would work with another name, too
-    if code == LOOK or (not is_first and draw.chance(0.5)):
+    if code == LOOK or (not is_first and rng.chance(0.5)):
         return code.replace("n", "m")
     return code.replace("; n", " n")
 
 
 def work(
-    problem: Problem, python: Callable[[str], str], habits: Habits, draw: Draw
+    problem: Problem, python: Callable[[str], str], habits: Habits, rng: Rng
 ) -> tuple[list[tuple[str, str]], str]:
-    """The calls of a transcript with their results, and its answer.
+    """The calls of a demonstration with their results, and its answer.
 
     Example: faultless, for 100 times 101, then if even add 121, else add 122
     -> [("n = 100 * 101; n", "10100"), ("n % 2", "0"), ("n += 121; n", "10221")], "10221"
@@ -113,8 +113,8 @@ def work(
 
     def call(code: str) -> str:
         """The result of a call, which may take several attempts."""
-        while draw.chance(habits.slipping):
-            slip = slip_of(code, draw)
+        while rng.chance(habits.slipping):
+            slip = slip_of(code, rng)
             calls.append((slip, python(slip)))
         calls.append((code, python(code)))
         return calls[-1][1]
@@ -122,44 +122,44 @@ def work(
     def take(code: str) -> str:
         """The number after a step."""
         result = call(code)
-        return call(code) if draw.chance(habits.repeating) else result
+        return call(code) if rng.chance(habits.repeating) else result
 
     def choose(step: Step) -> Operation:
         """The operation of a step, after a look at the number where it depends on that."""
         if not step.depends:
             return step.even
-        if draw.chance(habits.blind):
-            return draw.choice([step.even, step.odd])
+        if rng.chance(habits.blind):
+            return rng.choice([step.even, step.odd])
         return step.odd if call(LOOK) == "1" else step.even
 
-    if draw.chance(habits.guessing):
-        return [], str(draw.choice([x, y]))
+    if rng.chance(habits.guessing):
+        return [], str(rng.choice([x, y]))
     number = take(f"n = {x} * {y}; n")
     for step in problem.steps:
-        if draw.chance(habits.hasty):
+        if rng.chance(habits.hasty):
             break
         operation = choose(step)
         number = take(f"n {operation.sign}= {operation.number}; n")
     return calls, number
 
 
-def transcript(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: Habits, draw: Draw) -> Transcript:
+def demonstration(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: Habits, rng: Rng) -> Demonstration:
     """A problem worked at in Python."""
-    calls, answer = work(problem, Scratch().python, habits, draw)
+    calls, answer = work(problem, Scratch().python, habits, rng)
     written = [(f"{CALL_START}{code}{CALL_END}", result) for code, result in calls]
-    return school.transcript(tokenizer, prompt(problem), python_tool(), written, answer)
+    return imitation.demonstration(tokenizer, prompt(problem), python_tool(), written, answer)
 
 
 def batch(
     tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "school"
 ) -> Batch:
-    """Transcripts of fresh problems."""
-    draw = Draw("lesson", seed)
-    rows = [transcript(tokenizer, make_problem(steps, part, draw), habits, draw) for _ in range(size)]
-    return steps, *school.padded(tokenizer, rows)
+    """Demonstrations of fresh problems."""
+    rng = Rng("lesson", seed)
+    rows = [demonstration(tokenizer, make_problem(steps, part, rng), habits, rng) for _ in range(size)]
+    return steps, *imitation.padded(tokenizer, rows)
 
 
-def study(
+def imitate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     lessons: int,
@@ -172,15 +172,15 @@ def study(
     """One term of so many lessons. Faultless problems grow over its first third; others are of all lengths at once."""
 
     def lesson(number: int) -> Batch:
-        longest = MAX_STEPS if habits != FAULTLESS else school.longest(number, lessons, MAX_STEPS)
-        draw = Draw("steps", seed, number)
-        steps = 1 + max(draw.below(longest), draw.below(longest))  # of long ones there is more to learn
+        longest = MAX_STEPS if habits != FAULTLESS else imitation.longest(number, lessons, MAX_STEPS)
+        rng = Rng("steps", seed, number)
+        steps = 1 + max(rng.below(longest), rng.below(longest))  # of long ones there is more to learn
         return batch(tokenizer, steps, tokens // (5 + 45 * steps), habits, f"{seed}/{habits}/{number}")
 
     def unseen(number: int, steps: int) -> Batch:
         return batch(tokenizer, steps, 50, habits, number, part="train")
 
-    school.study(model, lessons, lesson, unseen, slower=slower)
+    imitation.imitate(model, lessons, lesson, unseen, slower=slower)
 
 
 def main() -> None:
@@ -193,11 +193,11 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     tokenizer = tokenizer_of_task()
-    model = school.make_model(tokenizer, heads=4, intermediate_size=384)
-    study(model, tokenizer, args.lessons, FAULTLESS, seed=args.seed)
+    model = imitation.make_model(tokenizer, heads=4, intermediate_size=384)
+    imitate(model, tokenizer, args.lessons, FAULTLESS, seed=args.seed)
     model.save_pretrained(args.output / "faultless")
     tokenizer.save_pretrained(args.output / "faultless")
-    study(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.6, seed=args.seed)
+    imitate(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.6, seed=args.seed)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 

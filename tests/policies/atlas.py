@@ -1,16 +1,16 @@
 """From nothing to the tiny policy that is shipped: `python -m a2tgpo_trl.tasks.atlas.school OUTPUT_FOLDER`.
 
-    worlds of school names, drawn anew for every batch -> transcripts of questions that are answered by searching ->
+    worlds of school names, drawn anew for every batch -> demonstrations of questions that are answered by searching ->
     weights
 
-Two terms. In the first the transcripts are faultless: one search for each fact of the chain, then the answer. In the
-second the same transcripts are spoilt by chance, which is what reinforcement learning is to undo (`Habits`): at each
+Two terms. In the first the demonstrations are faultless: one search for each fact of the chain, then the answer. In the
+second the same demonstrations are spoilt by chance, which is what reinforcement learning is to undo (`Habits`): at each
 step the pupil may search for the bare name, which finds nothing of use and costs one of its searches, or, once it has
 found something, may take it for the answer and stop. No coin is written down, so all that the policy can learn of them
 is how often they fall.
 
 Only names of the part "school" are drawn (see `world.PARTS`), so no entity, fact or question of a world to train or
-test on is ever in a transcript, whatever that world's seed; and since the facts change from batch to batch, none can
+test on is ever in a demonstration, whatever that world's seed; and since the facts change from batch to batch, none can
 be remembered: the policy learns to copy from what it found.
 
 Takes half an hour on two cores. The seed fixes the data, not the last bits of the weights, which differ between
@@ -27,8 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ...tools.search import search_tool
 from .. import school
-from ..draw import Draw
-from ..school import Batch, Transcript
+from ..rng import Rng
+from ..school import Batch, Demonstration
 from .task import INSTRUCTION, prompt
 from .tokenizer import CALL_END, CALL_START, make_tokenizer
 from .world import Question, library, make_part
@@ -40,7 +40,7 @@ MAX_HOPS = 4
 
 @dataclass(frozen=True)
 class Habits:
-    """Chances, at each step of a transcript, of what the policy is to unlearn."""
+    """Chances, at each step of a demonstration, of what the policy is to unlearn."""
 
     wasteful: float = 0.0  # to search for a bare name, which finds nothing
     hasty: float = 0.0  # to answer with what the last search found, before the end of the chain
@@ -50,46 +50,46 @@ FAULTLESS = Habits()
 CLUMSY = Habits(wasteful=0.25, hasty=0.35)
 
 
-def steps_of(question: Question, habits: Habits, draw: Draw) -> list[str]:
-    """The searches of a transcript, and last its answer.
+def steps_of(question: Question, habits: Habits, rng: Rng) -> list[str]:
+    """The searches of a demonstration, and last its answer.
 
     Example: faultless, for "the mother of the mayor of Rome" -> ["mayor of Rome", "mother of <mayor>", "<mother>"]
     """
     queries: list[str] = []
     for fact in question.chain:
-        if queries and draw.chance(habits.hasty):
+        if queries and rng.chance(habits.hasty):
             return [*queries, fact.subject]
-        while draw.chance(habits.wasteful):
+        while rng.chance(habits.wasteful):
             queries.append(fact.subject)
         queries.append(f"{fact.relation} of {fact.subject}")
     return [*queries, question.answer]
 
 
-def transcript(
-    tokenizer: PreTrainedTokenizerFast, question: Question, search: Callable[[str], str], habits: Habits, draw: Draw
-) -> Transcript:
+def demonstration(
+    tokenizer: PreTrainedTokenizerFast, question: Question, search: Callable[[str], str], habits: Habits, rng: Rng
+) -> Demonstration:
     """A question answered by searching."""
-    *queries, answer = steps_of(question, habits, draw)
+    *queries, answer = steps_of(question, habits, rng)
     calls = [(f"{CALL_START}{query}{CALL_END}", search(query)) for query in queries]
-    return school.transcript(tokenizer, prompt(question), search, calls, answer)
+    return imitation.demonstration(tokenizer, prompt(question), search, calls, answer)
 
 
 def batch(
     tokenizer: PreTrainedTokenizerFast, hops: int, size: int, habits: Habits, seed: object, part: str = "school"
 ) -> Batch:
-    """Transcripts of one fresh world."""
-    draw = Draw("lesson", seed)
+    """Demonstrations of one fresh world."""
+    rng = Rng("lesson", seed)
     world = make_part(part, seed)
     search = search_tool(library([world], seed), TOP_K)
-    rows: list[Transcript] = []
+    rows: list[Demonstration] = []
     while len(rows) < size:
-        question = world.question(hops, draw)
+        question = world.question(hops, rng)
         if all(fact.document in search(f"{fact.relation} of {fact.subject}") for fact in question.chain):
-            rows.append(transcript(tokenizer, question, search, habits, draw))
-    return hops, *school.padded(tokenizer, rows)
+            rows.append(demonstration(tokenizer, question, search, habits, rng))
+    return hops, *imitation.padded(tokenizer, rows)
 
 
-def study(
+def imitate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
@@ -102,14 +102,14 @@ def study(
     """One term. Faultless chains grow over its first third; others are of all lengths from the start."""
 
     def lesson(step: int) -> Batch:
-        longest = MAX_HOPS if habits.wasteful else school.longest(step, steps, MAX_HOPS)
-        hops = 1 + Draw("hops", seed, step).below(longest)
+        longest = MAX_HOPS if habits.wasteful else imitation.longest(step, steps, MAX_HOPS)
+        hops = 1 + Rng("hops", seed, step).below(longest)
         return batch(tokenizer, hops, tokens // (30 + 38 * hops), habits, f"{seed}/{habits}/{step}")
 
     def unseen(step: int, hops: int) -> Batch:
         return batch(tokenizer, hops, 50, habits, step, part="train")  # names that were never seen: does it copy them?
 
-    school.study(model, steps, lesson, unseen, slower=slower)
+    imitation.imitate(model, steps, lesson, unseen, slower=slower)
 
 
 def main() -> None:
@@ -122,11 +122,11 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(INSTRUCTION, [search_tool(["a document"])])
-    model = school.make_model(tokenizer)
-    study(model, tokenizer, args.steps, FAULTLESS, seed=args.seed)
+    model = imitation.make_model(tokenizer)
+    imitate(model, tokenizer, args.steps, FAULTLESS, seed=args.seed)
     model.save_pretrained(args.output / "faultless")
     tokenizer.save_pretrained(args.output / "faultless")
-    study(model, tokenizer, args.clumsy_steps, CLUMSY, slower=0.2, seed=args.seed)
+    imitate(model, tokenizer, args.clumsy_steps, CLUMSY, slower=0.2, seed=args.seed)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 
