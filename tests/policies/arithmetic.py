@@ -1,13 +1,14 @@
-"""From nothing to the tiny policy that is shipped: `python -m a2tgpo_trl.tasks.arithmetic.school OUTPUT_FOLDER`.
+"""From nothing to the policy that is shipped with arithmetic: `python tests/policies/arithmetic.py FOLDER`.
 
     problems, drawn anew for every batch -> demonstrations of solving them in Python -> weights
 
-Two terms, as in Atlas's imitation. In the first the demonstrations are faultless: one call for each step, one more for a
-look at a number that a step depends on, then the answer. In the second they are spoilt by chance, which is what
-reinforcement learning is to undo (`Habits`). No coin is written down, so all that the policy can learn of them is how
-often they fall.
+Two phases, as for Atlas. In the first the demonstrations are faultless: one call for each step, one more for a look at
+a number that a step depends on, then the answer. In the second they are spoilt by chance, which is what reinforcement
+learning is to undo (`Habits`). Nothing in a demonstration tells when, so all that the policy can learn of these habits
+is how often they come.
 
-The products of these problems belong to the part "school", so none is in a set to train or test on (`problems.PARTS`).
+The products of these problems belong to the part "imitation", so none is in a set to train or test on
+(`problems.PARTS`).
 
 Took 25 minutes on one core of an AMD EPYC, which others used as well. The seed fixes the data, not the last bits of
 the weights, which differ between processors.
@@ -22,15 +23,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import imitation
 import torch
+from arithmetic_tokenizer import CALL_END, CALL_START, make_tokenizer
+from imitation import Batch, Demonstration
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from .. import school
-from ..rng import Rng
-from ..school import Batch, Demonstration
-from .problems import MAX_STEPS, Operation, Problem, Step, make_problem
-from .task import INSTRUCTION, prompt
-from .tokenizer import CALL_END, CALL_START, make_tokenizer
+from a2tgpo_trl.tasks.arithmetic.problems import MAX_STEPS, Operation, Problem, Step, make_problem
+from a2tgpo_trl.tasks.arithmetic.task import INSTRUCTION, prompt
+from a2tgpo_trl.tasks.rng import Rng
+from a2tgpo_trl.tools.python import PythonSession
 
 
 LOOK = "n % 2"
@@ -79,8 +81,6 @@ class Scratch:
 @cache
 def python_tool() -> Callable[[str], str]:
     """The tool as the policy reads of it."""
-    from ...tools.python import PythonSession
-
     return PythonSession().python
 
 
@@ -151,7 +151,7 @@ def demonstration(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: 
 
 
 def batch(
-    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "school"
+    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "imitation"
 ) -> Batch:
     """Demonstrations of fresh problems."""
     rng = Rng("lesson", seed)
@@ -162,42 +162,42 @@ def batch(
 def imitate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    lessons: int,
+    steps: int,
     habits: Habits,
     *,
     tokens: int = 3000,
     slower: float = 1.0,
     seed: object = 0,
 ) -> None:
-    """One term of so many lessons. Faultless problems grow over its first third; others are of all lengths at once."""
+    """One phase. Faultless problems grow over its first third; others are of all lengths at once."""
 
-    def lesson(number: int) -> Batch:
-        longest = MAX_STEPS if habits != FAULTLESS else imitation.longest(number, lessons, MAX_STEPS)
-        rng = Rng("steps", seed, number)
-        steps = 1 + max(rng.below(longest), rng.below(longest))  # of long ones there is more to learn
-        return batch(tokenizer, steps, tokens // (5 + 45 * steps), habits, f"{seed}/{habits}/{number}")
+    def batch_of(step: int) -> Batch:
+        longest = MAX_STEPS if habits != FAULTLESS else imitation.longest(step, steps, MAX_STEPS)
+        rng = Rng("steps", seed, step)
+        length = 1 + max(rng.below(longest), rng.below(longest))  # of long ones there is more to learn
+        return batch(tokenizer, length, tokens // (5 + 45 * length), habits, f"{seed}/{habits}/{step}")
 
-    def unseen(number: int, steps: int) -> Batch:
-        return batch(tokenizer, steps, 50, habits, number, part="train")
+    def unseen(step: int, length: int) -> Batch:
+        return batch(tokenizer, length, 50, habits, step, part="train")
 
-    imitation.imitate(model, lessons, lesson, unseen, slower=slower)
+    imitation.imitate(model, steps, batch_of, unseen, slower=slower)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny policy of arithmetic from nothing.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--lessons", type=int, default=800, help="of the first term")
-    parser.add_argument("--clumsy-lessons", type=int, default=200, help="of the second term")
+    parser.add_argument("--steps", type=int, default=800, help="of the first phase")
+    parser.add_argument("--clumsy-steps", type=int, default=200, help="of the second phase")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     tokenizer = tokenizer_of_task()
     model = imitation.make_model(tokenizer, heads=4, intermediate_size=384)
-    imitate(model, tokenizer, args.lessons, FAULTLESS, seed=args.seed)
+    imitate(model, tokenizer, args.steps, FAULTLESS, seed=args.seed)
     model.save_pretrained(args.output / "faultless")
     tokenizer.save_pretrained(args.output / "faultless")
-    imitate(model, tokenizer, args.clumsy_lessons, CLUMSY, slower=0.6, seed=args.seed)
+    imitate(model, tokenizer, args.clumsy_steps, CLUMSY, slower=0.6, seed=args.seed)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 

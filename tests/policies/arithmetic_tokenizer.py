@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from word_tokenizer import build
 
-from .. import tokenizer
-from .problems import CHOICE, END, NOUNS, PLAIN, START, WORDS
+from a2tgpo_trl.tasks.arithmetic.problems import CHOICE, END, NOUNS, PLAIN, START, WORDS
 
 
 CALL_START, CALL_END = '{"name": "python", "arguments": {"code": "', '"}}'
@@ -34,7 +34,7 @@ def make_tokenizer(instruction: str, tools: list[Callable]) -> PreTrainedTokeniz
     )
     words = [word for text in _texts() for word, _ in splitter.pre_tokenize_str(text)]
     numbers = [str(i).zfill(digits) for digits in (1, 2, 3) for i in range(10**digits)]
-    return tokenizer.build(
+    return build(
         words=[*words, *numbers],
         pieces=(CALL_START, CALL_END, *TRACEBACK, *_code()),
         splitter=splitter,

@@ -1,17 +1,16 @@
-"""From nothing to the tiny policy that is shipped: `python -m a2tgpo_trl.tasks.atlas.school OUTPUT_FOLDER`.
+"""From nothing to the policy that is shipped with Atlas: `python tests/policies/atlas.py FOLDER`.
 
-    worlds of school names, drawn anew for every batch -> demonstrations of questions that are answered by searching ->
-    weights
+    worlds, made anew for every batch -> demonstrations of questions that are answered by searching -> weights
 
-Two terms. In the first the demonstrations are faultless: one search for each fact of the chain, then the answer. In the
-second the same demonstrations are spoilt by chance, which is what reinforcement learning is to undo (`Habits`): at each
-step the pupil may search for the bare name, which finds nothing of use and costs one of its searches, or, once it has
-found something, may take it for the answer and stop. No coin is written down, so all that the policy can learn of them
-is how often they fall.
+Two phases. In the first the demonstrations are faultless: one search for each fact of the chain, then the answer. In
+the second the same demonstrations are spoilt by chance, which is what reinforcement learning is to undo (`Habits`): at
+each step the policy may search for the bare name, which finds nothing of use and costs one of its searches, or, once
+it has found something, may take it for the answer and stop. Nothing in a demonstration tells when, so all that the
+policy can learn of these habits is how often they come.
 
-Only names of the part "school" are drawn (see `world.PARTS`), so no entity, fact or question of a world to train or
-test on is ever in a demonstration, whatever that world's seed; and since the facts change from batch to batch, none can
-be remembered: the policy learns to copy from what it found.
+Only names of the part "imitation" are used (see `world.PARTS`), so no entity, fact or question of a world to train or
+test on is ever in a demonstration, whatever that world's seed; and since the facts change from batch to batch, none
+can be remembered: the policy learns to copy from what it found.
 
 Takes half an hour on two cores. The seed fixes the data, not the last bits of the weights, which differ between
 processors.
@@ -22,16 +21,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import imitation
 import torch
+from atlas_tokenizer import CALL_END, CALL_START, make_tokenizer
+from imitation import Batch, Demonstration
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ...tools.search import search_tool
-from .. import school
-from ..rng import Rng
-from ..school import Batch, Demonstration
-from .task import INSTRUCTION, prompt
-from .tokenizer import CALL_END, CALL_START, make_tokenizer
-from .world import Question, library, make_part
+from a2tgpo_trl.tasks.atlas.task import INSTRUCTION, prompt
+from a2tgpo_trl.tasks.atlas.world import Question, library, make_part
+from a2tgpo_trl.tasks.rng import Rng
+from a2tgpo_trl.tools.search import search_tool
 
 
 TOP_K = 2
@@ -75,7 +74,7 @@ def demonstration(
 
 
 def batch(
-    tokenizer: PreTrainedTokenizerFast, hops: int, size: int, habits: Habits, seed: object, part: str = "school"
+    tokenizer: PreTrainedTokenizerFast, hops: int, size: int, habits: Habits, seed: object, part: str = "imitation"
 ) -> Batch:
     """Demonstrations of one fresh world."""
     rng = Rng("lesson", seed)
@@ -99,9 +98,9 @@ def imitate(
     slower: float = 1.0,
     seed: object = 0,
 ) -> None:
-    """One term. Faultless chains grow over its first third; others are of all lengths from the start."""
+    """One phase. Faultless chains grow over its first third; others are of all lengths from the start."""
 
-    def lesson(step: int) -> Batch:
+    def batch_of(step: int) -> Batch:
         longest = MAX_HOPS if habits.wasteful else imitation.longest(step, steps, MAX_HOPS)
         hops = 1 + Rng("hops", seed, step).below(longest)
         return batch(tokenizer, hops, tokens // (30 + 38 * hops), habits, f"{seed}/{habits}/{step}")
@@ -109,14 +108,14 @@ def imitate(
     def unseen(step: int, hops: int) -> Batch:
         return batch(tokenizer, hops, 50, habits, step, part="train")  # names that were never seen: does it copy them?
 
-    imitation.imitate(model, steps, lesson, unseen, slower=slower)
+    imitation.imitate(model, steps, batch_of, unseen, slower=slower)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make Atlas's tiny policy from nothing.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1000, help="of the first term")
-    parser.add_argument("--clumsy-steps", type=int, default=80, help="of the second term")
+    parser.add_argument("--steps", type=int, default=1000, help="of the first phase")
+    parser.add_argument("--clumsy-steps", type=int, default=80, help="of the second phase")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

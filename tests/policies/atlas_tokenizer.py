@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from word_tokenizer import build
 
-from .. import tokenizer
-from .world import EMPTY_DEFINITIONS, EMPTY_DOCUMENTS, QUESTION_WORDS, RELATIONS, name_pools
+from a2tgpo_trl.tasks.atlas.world import EMPTY_DEFINITIONS, EMPTY_DOCUMENTS, QUESTION_WORDS, RELATIONS, name_pools
 
 
 CALL_START, CALL_END = '{"name": "search", "arguments": {"query": "', '"}}'
@@ -22,7 +22,7 @@ _NO_SPACE_AFTER = r"(?<=^|<answer>|\": \"|\n)"
 
 def make_tokenizer(instruction: str, tools: list[Callable]) -> PreTrainedTokenizerFast:
     """The tokenizer for prompts with this instruction and these tools."""
-    return tokenizer.build(
+    return build(
         words=("Ġ" + word for word in _words()),
         pieces=(CALL_START, CALL_END),
         splitter=pre_tokenizers.ByteLevel(add_prefix_space=True),

@@ -1,6 +1,6 @@
-"""demonstrations of a task, drawn anew for every batch -> weights of a tiny policy, from nothing.
+"""demonstrations of a task, made anew for every batch -> weights of a tiny policy, from nothing, by imitation.
 
-What a task adds is a way to write demonstrations (`tasks/atlas/imitation.py`, `tasks/arithmetic/imitation.py`).
+What a task adds is a way to write demonstrations (`atlas.py`, `arithmetic.py`).
 """
 
 import time
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-from .tokenizer import END, NO_THOUGHT
+from word_tokenizer import END, NO_THOUGHT
 
 
 # Token ids as the trainer's tool loop would put them together, and 1 where the policy wrote them.
@@ -100,7 +99,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for matrix in group["params"]:
                 mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
@@ -144,30 +143,30 @@ def longest(step: int, steps: int, most: int) -> int:
 def imitate(
     model: PreTrainedModel,
     steps: int,
-    lesson: Callable[[int], Batch],
+    batch_of: Callable[[int], Batch],
     unseen: Callable[[int, int], Batch],
     *,
     slower: float = 1.0,
 ) -> None:
-    """One term: a step on the batch of each step. Now and then it is tried on a batch that it does not learn from.
+    """One phase. Now and then the policy is tried on a batch that it does not learn from.
 
     Args:
-        lesson: Step -> the batch to learn from.
-        unseen: Step and length of the chains -> a batch of things that no lesson has.
+        batch_of: Step -> the batch to learn from.
+        unseen: Step and length of the chains -> a batch of things that it never learns from.
         slower: Factor of the learning rates.
     """
     model.train()
-    taught = optimizers(model)
-    for group in (group for optimizer in taught for group in optimizer.param_groups):
+    chosen = optimizers(model)
+    for group in (group for optimizer in chosen for group in optimizer.param_groups):
         group["peak"] = group["lr"] * slower
     start = time.perf_counter()
     hits: dict[int, float] = {}
     for step in range(steps):
-        length, ids, written = lesson(step)
+        length, ids, written = batch_of(step)
         loss, right = loss_and_hits(model, ids, written)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in taught:
+        for optimizer in chosen:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * pace(step, steps)
             optimizer.step()
@@ -178,7 +177,7 @@ def imitate(
             with torch.no_grad():
                 _, transferred = loss_and_hits(model, *unseen(step, length)[1:])
             seconds = time.perf_counter() - start
-            print(  # noqa: T201
+            print(
                 f"step {step} loss {loss.item():.4f} right by length {rates}, "
                 f"of unseen ones {length}: {transferred.float().mean().item():.2f} seconds {seconds:.0f}",
                 flush=True,

@@ -2,19 +2,19 @@
 
 import tiny
 import torch
+from atlas import CLUMSY, FAULTLESS, Habits, batch, demonstration, imitate, steps_of
+from atlas_tokenizer import make_tokenizer
 from datasets import Dataset
+from imitation import longest, loss_and_hits, make_model, orthogonal
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.tasks.atlas.school import CLUMSY, FAULTLESS, Habits, batch, steps_of, study, demonstration
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION
-from a2tgpo_trl.tasks.atlas.tokenizer import make_tokenizer
 from a2tgpo_trl.tasks.atlas.world import library, make_part
 from a2tgpo_trl.tasks.rng import Rng
-from a2tgpo_trl.tasks.school import longest, loss_and_hits, make_model, orthogonal
 from a2tgpo_trl.tools.search import search_tool
 
 
-WORLD = make_part("school", "test")
+WORLD = make_part("imitation", "test")
 SEARCH = search_tool(library([WORLD], "test"), top_k=2)
 TOKENIZER = make_tokenizer(INSTRUCTION, [SEARCH])
 
@@ -100,6 +100,6 @@ def test_a_few_steps_lower_the_loss(capsys):
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
 
 
-def test_chains_grow_over_the_first_third_of_a_term():
+def test_chains_grow_over_the_first_third_of_a_phase():
     assert [longest(step, 9, 4) for step in range(9)] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
     assert longest(0, 9, 4) == 1 and longest(8, 9, 2) == 2

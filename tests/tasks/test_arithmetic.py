@@ -5,27 +5,27 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from a2tgpo_trl.rewards import exact_number
-from a2tgpo_trl.tasks.arithmetic import POLICY
-from a2tgpo_trl.tasks.arithmetic.problems import NOUNS, PARTS, Operation, Problem, Step, make_problem
-from a2tgpo_trl.tasks.arithmetic.school import (
+from arithmetic import (
     CLUMSY,
     FAULTLESS,
     Habits,
     Scratch,
     batch,
+    demonstration,
+    imitate,
     python_tool,
     slip_of,
-    study,
     tokenizer_of_task,
-    transcript,
     work,
 )
+from imitation import make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from a2tgpo_trl.rewards import exact_number
+from a2tgpo_trl.tasks.arithmetic import POLICY
+from a2tgpo_trl.tasks.arithmetic.problems import NOUNS, PARTS, Operation, Problem, Step, make_problem
 from a2tgpo_trl.tasks.arithmetic.task import arithmetic
-from a2tgpo_trl.tasks.draw import Draw
-from a2tgpo_trl.tasks.school import make_model
+from a2tgpo_trl.tasks.rng import Rng
 from a2tgpo_trl.tools.python import python_sessions
 
 
@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_problems_on_every_machine(task):
 
 
 def test_training_and_test_have_no_product_in_common_whatever_the_seed():
-    drawn = {part: {make_problem(2, part, Draw(part, i)).factors for i in range(400)} for part in PARTS}
+    drawn = {part: {make_problem(2, part, Rng(part, i)).factors for i in range(400)} for part in PARTS}
     assert not any(drawn[one] & drawn[other] for one in PARTS for other in PARTS if one != other)
     assert sorted(residue for residues in PARTS.values() for residue in residues) == list(range(8))
 
@@ -86,18 +86,18 @@ def test_a_problem_is_told_as_a_sum_or_as_a_story():
 
 
 def test_numbers_stay_within_what_can_be_written_and_a_look_cannot_be_guessed():
-    problems = [make_problem(4, "train", Draw("numbers", i)) for i in range(1000)]
+    problems = [make_problem(4, "train", Rng("numbers", i)) for i in range(1000)]
     assert all(0 <= value < 1_010_000 for problem in problems for value in problem.values)
     assert {problem.noun for problem in problems} == {None, *NOUNS}
     # Of 1,000 products half are even, give or take four standard errors (1.6 %).
     assert 0.43 < sum(problem.values[0] % 2 for problem in problems) / 1000 < 0.57
 
 
-# ---- transcripts
+# ---- demonstrations
 
 
 def test_faultless_work_takes_one_call_a_step_and_one_a_look():
-    assert work(PROBLEM, Scratch().python, FAULTLESS, Draw(1)) == (
+    assert work(PROBLEM, Scratch().python, FAULTLESS, Rng(1)) == (
         [("n = 100 * 101; n", "10100"), ("n % 2", "0"), ("n += 121; n", "10221"), ("n %= 500; n", "221")],
         "221",
     )
@@ -106,13 +106,13 @@ def test_faultless_work_takes_one_call_a_step_and_one_a_look():
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_faultless_work_finds_the_answer(steps):
     for i in range(50):
-        problem = make_problem(steps, "school", Draw("faultless", steps, i))
-        assert work(problem, Scratch().python, FAULTLESS, Draw(i))[1] == problem.answer
+        problem = make_problem(steps, "imitation", Rng("faultless", steps, i))
+        assert work(problem, Scratch().python, FAULTLESS, Rng(i))[1] == problem.answer
 
 
 def test_each_habit_is_what_it_is_called():
     def habit(**chances):
-        return work(PROBLEM, Scratch().python, Habits(**chances), Draw(3))
+        return work(PROBLEM, Scratch().python, Habits(**chances), Rng(3))
 
     assert habit(guessing=1.0)[0] == [] and habit(guessing=1.0)[1] in ("100", "101")
     assert habit(hasty=1.0) == ([("n = 100 * 101; n", "10100")], "10100")
@@ -129,12 +129,12 @@ def test_a_slip_fails_and_changes_nothing():
         for i in range(8):
             scratch = Scratch()
             scratch.python("n = 7; n")
-            assert "Error: " in scratch.python(slip_of(code, Draw(i))) and scratch.python("n; n") == "7"
-    slips = {slip_of("n += 121; n", Draw(i)) for i in range(8)}
+            assert "Error: " in scratch.python(slip_of(code, Rng(i))) and scratch.python("n; n") == "7"
+    slips = {slip_of("n += 121; n", Rng(i)) for i in range(8)}
     assert slips == {"n += 121 n", "m += 121; m"}
 
 
-def test_the_school_says_of_code_what_the_tool_says():
+def test_the_interpreter_of_demonstrations_says_of_code_what_the_tool_says():
     session, scratch = python_sessions()(), Scratch()
     session.reset()
     for code in ("n = 300 * 400; n", "n % 2", "m += 521; m", "n += 521 n", "n = 3 * 4 n", "m % 2", "n %= 7; n"):
@@ -145,28 +145,28 @@ def test_the_school_says_of_code_what_the_tool_says():
         assert said == scratch.python(code)
 
 
-def test_a_transcript_marks_what_the_policy_wrote(tokenizer):
-    ids, written = transcript(tokenizer, PROBLEM, FAULTLESS, Draw(1))
+def test_a_demonstration_marks_what_the_policy_wrote(tokenizer):
+    ids, written = demonstration(tokenizer, PROBLEM, FAULTLESS, Rng(1))
     assert len(ids) == len(written)
     parts = tokenizer.decode([token for token, mine in zip(ids, written, strict=True) if mine]).split("<|im_end|>")
     assert parts[0] == ('<tool_call>\n{"name": "python", "arguments": {"code": "n = 100 * 101; n"}}\n</tool_call>')
     assert parts[-2:] == ["<answer>221</answer>", ""] and len(parts) == 6
 
 
-def test_a_few_lessons_lower_the_loss(tokenizer, capsys):
+def test_a_few_steps_lower_the_loss(tokenizer, capsys):
     torch.manual_seed(0)
     model = make_model(tokenizer, heads=4, intermediate_size=384)
-    study(model, tokenizer, 12, FAULTLESS, tokens=600)
+    imitate(model, tokenizer, 12, FAULTLESS, tokens=600)
     first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step"))
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
 
 
-def test_lessons_have_problems_of_the_school_only(tokenizer):
+def test_demonstrations_have_problems_of_their_part_only(tokenizer):
     _, ids, _ = batch(tokenizer, 2, 20, CLUMSY, seed=0)
     asked = [text.split("<|im_start|>user\n")[1].split() for text in tokenizer.batch_decode(ids)]
     for words in asked:
         x, y = [int(word.strip(".")) for word in words if word.strip(".").isdigit()][:2]
-        assert (x // 10 + y // 10) % 8 in PARTS["school"]
+        assert (x // 10 + y // 10) % 8 in PARTS["imitation"]
 
 
 # ---- the tokenizer and the policy that is shipped

@@ -4,13 +4,13 @@ import hashlib
 import json
 
 import pytest
+from atlas_tokenizer import make_tokenizer
 
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION, atlas
-from a2tgpo_trl.tasks.atlas.tokenizer import make_tokenizer
 from a2tgpo_trl.tasks.atlas.world import ENTITIES, PARTS, library, make_part, names
-from a2tgpo_trl.tasks.draw import Draw
+from a2tgpo_trl.tasks.rng import Rng
 from a2tgpo_trl.tools.search import NOTHING_FOUND, BM25Index, search_tool
 
 
@@ -58,12 +58,12 @@ def test_questions_have_the_promised_hops_and_name_neither_the_answer_nor_what_l
     assert [task.test_dataset["hops"].count(hops) for hops in (2, 3, 4)] == [100, 100, 100]
     part = make_part("test", 0)
     for i in range(50):
-        question = part.question(4, Draw(i))
+        question = part.question(4, Rng(i))
         assert not any(fact.object in question.text for fact in question.chain)
 
 
 def test_a_question_reads_its_chain_from_the_end(parts):
-    question = parts["test"].question(2, Draw("reading"))
+    question = parts["test"].question(2, Rng("reading"))
     first, second = question.chain
     assert question.text.endswith(f"is the {second.relation} of the {first.relation} of {first.subject}?")
     assert first.object == second.subject and question.answer == second.object
