@@ -49,8 +49,6 @@ KNOWN_UPWARD: set[tuple[str, str]] = {
 }
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_PRIVATE: set[str] = {
-    "cli.bench_tools: _generate_and_score_completions",
-    "cli.bench_tools: _tool_loop",
     "plan.measured: _gain_pass",
 }
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MethodType, SimpleNamespace
 
 import pytest
+import stream
 import tiny
 import torch
 from datasets import Dataset
@@ -401,26 +402,22 @@ def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
 
 @pytest.mark.vllm
 def test_the_bench_gives_both_ways_the_same_work_and_counts_fewer_steps_without_the_barrier(generation, monkeypatch):
-    from a2tgpo_trl.cli import bench_stream
-
     monkeypatch.setattr(generation, "generation_kwargs", {"ignore_eos": True})
     # With the barrier, 8 + 8 steps, as long as the longest of each turn. Without, each rollout has 8 + 1 to sample; a
     # tool's answer may come a few steps late.
-    work = bench_stream.Work([[5, 6]] * 2, [[8, 1], [1, 8]], [[0.0]] * 2, [[[7]]] * 2)
-    monkeypatch.setattr(bench_stream, "make_work", lambda *_: work)
-    load = bench_stream.Load(2, 2, 4, LONGEST, 0.0, 1.0, 2, 1)
-    found = bench_stream.measure(generation, load, repeats=1, seed=0)
+    work = stream.Work([[5, 6]] * 2, [[8, 1], [1, 8]], [[0.0]] * 2, [[[7]]] * 2)
+    monkeypatch.setattr(stream, "make_work", lambda *_: work)
+    load = stream.Load(2, 2, 4, LONGEST, 0.0, 1.0, 2, 1)
+    found = stream.measure(generation, load, repeats=1, seed=0)
     assert found.tokens == 18
     assert found.steps["together"] == 16
     assert 9 <= found.steps["stream"] < 14
 
 
 def test_the_work_of_the_bench_is_drawn_from_its_seed_within_its_bounds():
-    from a2tgpo_trl.cli import bench_stream
-
-    load = bench_stream.Load(200, 3, 10, 30, 0.1, 1.0, 4, 2)
-    work = bench_stream.make_work(load, 50, 0)
-    assert work == bench_stream.make_work(load, 50, 0) != bench_stream.make_work(load, 50, 1)
+    load = stream.Load(200, 3, 10, 30, 0.1, 1.0, 4, 2)
+    work = stream.make_work(load, 50, 0)
+    assert work == stream.make_work(load, 50, 0) != stream.make_work(load, 50, 1)
     lengths = sorted(length for row in work.lengths for length in row)
     assert lengths[0] >= 1 and lengths[-1] == 30
     assert lengths[len(lengths) // 2] == pytest.approx(10, abs=2)
@@ -429,7 +426,7 @@ def test_the_work_of_the_bench_is_drawn_from_its_seed_within_its_bounds():
     )
     assert load.context == 4 + 3 * 30 + 2 * 2
     with pytest.raises(ValueError, match="--longest 5"):
-        bench_stream.Load(2, 2, 10, 5, 0.1, 1.0, 4, 2)
+        stream.Load(2, 2, 10, 5, 0.1, 1.0, 4, 2)
 
 
 # ---- our trainer

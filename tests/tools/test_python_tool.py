@@ -21,13 +21,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import python_calls
 import tiny
 from places import ROOT
 from tool_runs import args, train
 from transformers.utils import get_json_schema
 from waiting import until
 
-from a2tgpo_trl.cli import bench_python, main
 from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rollout.environments import Environments
@@ -704,14 +704,14 @@ def test_a_recipe_names_the_environment_and_its_arguments(level, tmp_path):
 
 
 def test_a_call_costs_a_tenth_of_a_program_at_most(level):
-    load = bench_python.Load(sessions=4, calls=100, fresh=4, programs=8)
-    found = bench_python.measure(level, load)
+    load = python_calls.Load(sessions=4, calls=100, fresh=4, programs=8)
+    found = python_calls.measure(level, load)
     # Measured on 2 cores: about 100 times; a busy machine slows both.
-    assert bench_python.program_seconds(load.programs) * found.calls_a_second >= 10
+    assert python_calls.program_seconds(load.programs) * found.calls_a_second >= 10
 
 
 def test_the_bench_prints_a_row_for_each_level(capsys, level):
-    assert main("bench python --sessions 2 --calls 5 --fresh 2 --programs 2".split()) == 0
+    assert python_calls.main("--sessions 2 --calls 5 --fresh 2 --programs 2".split()) == 0
     assert any(line.split()[:1] == [level] for line in capsys.readouterr().out.splitlines())
 
 

@@ -8,10 +8,12 @@ contexts are handed to the model. Sampling takes no time, since `generate` write
 one, so their rollouts must be the same, token for token.
 """
 
+import argparse
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -21,10 +23,11 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from ..config import A2TGPOConfig
-from ..tasks.atlas import POLICY
-from ..trainer import A2TGPOTrainer
-from .machine import device_name
+from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
+from a2tgpo_trl.cli.bench import add_numbers, show, table
+from a2tgpo_trl.cli.machine import device_name
+from a2tgpo_trl.report.progress import quiet_libraries
+from a2tgpo_trl.tasks.atlas import POLICY
 
 
 PATIENCE = 60.0  # seconds that a call may take beside those that it is asked to take
@@ -221,3 +224,41 @@ def describe(load: Load) -> Iterable[str]:
         f"{load.rollouts} rollouts of {load.turns} tool turns, one call of {load.tool_seconds:g} s each, "
         f"{load.concurrency} at once: {load.least_seconds:g} s a turn at least"
     )
+
+
+# ---- the program
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Times the tools of a turn, by this package and by TRL's tool loop.")
+    numbers = (
+        ("--rollouts", 1, 64, "rollouts in a batch; TRL calls the tool once for each, one after the other"),
+        ("--turns", 1, 2, "tool turns of a rollout, with one call each"),
+        ("--tool-ms", 0, 200, "milliseconds of a call"),
+        ("--concurrency", 1, 64, "calls that this package makes at once"),
+    )
+    add_numbers(parser, numbers)
+    args = parser.parse_args(words)
+    quiet_libraries()
+    load = Load(args.rollouts, args.turns, args.tool_ms / 1000, args.concurrency)
+    show("\n".join(describe(load)))
+    found = measure(load)
+    show(_tools_table(found))
+    show(f"TRL / ours: {found.ratio:.1f}")
+    if found.differences:
+        print(f"The ways disagree in {', '.join(found.differences)}.", file=sys.stderr)
+        return 1
+    show("token ids and masks: equal")
+    return 0
+
+
+def _tools_table(found: ToolTimes):
+    lines = [
+        [way, f"{found.seconds(way):.4g}", f"{min(timings):.4g}", f"{max(timings):.4g}"]
+        for way, timings in found.timings.items()
+    ]
+    return table(["way", "a turn's\ntools, s", "fastest\nturn", "slowest\nturn"], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,15 +1,21 @@
 """a trivial snippet -> calls a second of Python sessions, seconds of a fresh session, seconds of `python -c`."""
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..tools.python.levels import LEVELS, try_level
-from ..tools.python.pool import Pool, Settings
-from ..tools.python.session import LocalSession
+import torch
+
+from a2tgpo_trl.cli.bench import add_numbers, show, table
+from a2tgpo_trl.cli.machine import device_name
+from a2tgpo_trl.tools.python.levels import LEVELS, try_level
+from a2tgpo_trl.tools.python.pool import Pool, Settings
+from a2tgpo_trl.tools.python.session import LocalSession
 
 
 SNIPPET = "x = 1 + 1\nx"
@@ -85,3 +91,35 @@ def program_seconds(number: int) -> float:
         subprocess.run([sys.executable, "-c", SNIPPET], check=True)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Times calls of Python sessions against a fresh python -c for each.")
+    numbers = (
+        ("--sessions", 1, 4, "sessions at once"),
+        ("--calls", 1, 300, "calls of each session"),
+        ("--fresh", 1, 40, "sessions of one call, one after the other"),
+        ("--programs", 1, 20, "runs of python -c"),
+    )
+    add_numbers(parser, numbers)
+    args = parser.parse_args(words)
+    load = Load(args.sessions, args.calls, args.fresh, args.programs)
+    show(device_name(torch.device("cpu")))
+    program = program_seconds(load.programs)
+    heads = ["level", "calls\na second", "python -c /\na call", "fresh session,\nms", "the same,\nnone warm, ms"]
+    lines = []
+    for level, why in levels().items():
+        if why is not None:
+            show(f"{level}: does not work here: {why}")
+            continue
+        found = measure(level, load)
+        numbers_of_calls = (f"{found.calls_a_second:.0f}", f"{program * found.calls_a_second:.0f}")
+        times = (f"{found.warm_seconds * 1000:.1f}", f"{found.cold_seconds * 1000:.1f}")
+        lines.append([level, *numbers_of_calls, *times])
+    show(f"{load.sessions} sessions of {load.calls} calls; python -c takes {program * 1000:.1f} ms")
+    show(table(heads, lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

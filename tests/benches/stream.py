@@ -8,11 +8,13 @@ ends nothing, and each request may sample just so many tokens. Tools only sleep,
 wait for a network do; so with a barrier a turn's tools cost what the slowest costs, not their sum.
 """
 
+import argparse
 import math
 import random
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..rollout.vllm_engine import VLLMStream, sampling_params
-from ..tasks.atlas import POLICY
-from .machine import device_name
+from a2tgpo_trl.cli.bench import add_numbers, show, table
+from a2tgpo_trl.cli.machine import device_name
+from a2tgpo_trl.rollout.vllm_engine import VLLMStream, sampling_params
+from a2tgpo_trl.tasks.atlas import POLICY
 
 
 if TYPE_CHECKING:
@@ -261,3 +264,42 @@ def describe(generation: "VLLMGeneration", load: Load) -> Iterable[str]:
         f"of the tools take under {load.tool_seconds:g} s, one in a hundred {tail:.1f} times as much or more "
         f"(turns end at {load.longest} tokens)"
     )
+
+
+# ---- the program
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Times rollouts on a colocated vLLM, with and without a barrier.")
+    parser.add_argument("--model", help="name or path of a model that vLLM can serve (default: the shipped policy)")
+    numbers = (
+        ("--rollouts", 1, 32, "rollouts in a batch"),
+        ("--turns", 1, 4, "turns of a rollout, the answer turn included"),
+        ("--tokens", 1, 32, "tokens of the median turn"),
+        ("--longest", 1, 256, "tokens of a turn at most"),
+        ("--tool-ms", 0, 200, "milliseconds of the median tool call"),
+        ("--prompt-tokens", 1, 64, "tokens of a prompt"),
+        ("--result-tokens", 1, 32, "tokens of a tool result"),
+        ("--repeats", 1, 3, "timings of each way, in turns, after a warm-up"),
+        ("--seed", 0, 0, "of lengths, times and tokens"),
+    )
+    add_numbers(parser, numbers)
+    parser.add_argument("--spread", type=float, default=1.0, help="of the logarithms of lengths and times (default 1)")
+    parser.add_argument("--memory", type=float, default=0.5, help="share of the GPU's memory for vLLM (default 0.5)")
+    args = parser.parse_args(words)
+    sizes = (args.tokens, args.longest, args.tool_ms / 1000, args.spread, args.prompt_tokens, args.result_tokens)
+    load = Load(args.rollouts, args.turns, *sizes)
+    generation = load_vllm(args.model, load, args.memory)
+    show("\n".join(describe(generation, load)))
+    found = measure(generation, load, repeats=args.repeats, seed=args.seed)
+    lines = [
+        [way, f"{found.seconds(way):.4g}", f"{found.steps[way]:.0f}", f"{found.least_tool_seconds[way]:.2f}"]
+        for way in WAYS
+    ]
+    show(table(["way", "s", "vLLM\nsteps", "tools alone\ns"], lines))
+    show(f"{found.tokens} tokens sampled; together / stream: {found.ratio:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,19 +7,22 @@ write them down, and over lists, the fastest thing that Python can loop over, ma
 Shapes: N rollouts, K turns, T completion tokens.
 """
 
+import argparse
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..credit import SCALE_FLOOR, VARIANCE_FLOOR, a2tgpo_credit
-from ..turns import to_tokens, turn_index
-from .machine import device_name
+from a2tgpo_trl.cli.bench import add_numbers, show, table
+from a2tgpo_trl.cli.machine import device_name
+from a2tgpo_trl.credit import SCALE_FLOOR, VARIANCE_FLOOR, a2tgpo_credit
+from a2tgpo_trl.turns import to_tokens, turn_index
 
 
 # The paper's values; what they are changes no timing.
@@ -229,3 +232,72 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def describe() -> str:
     return f"{device_name(torch.device('cpu'))}; torch {torch.__version__}"
+
+
+# ---- the program
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Times credit against the same rules as loops over tokens.")
+    numbers = (
+        ("--rollouts", 2, 1024, "rollouts in a batch"),
+        ("--compared", 2, 64, "of these, compared with loops, which take minutes for many"),
+        ("--tokens", 2, 8192, "completion tokens of a rollout, padding included"),
+        ("--turns", 1, 7, "turns of a rollout, the answer turn included"),
+        ("--group-size", 2, 16, "rollouts of one prompt"),
+        ("--repeats", 1, 5, "timings of each way, in turns, after a warm-up"),
+        ("--seed", 0, 0, "of masks, gains and outcomes"),
+    )
+    add_numbers(parser, numbers)
+    args = parser.parse_args(words)
+    sizes = {"turns": args.turns, "group_size": args.group_size, "seed": args.seed}
+    part = make_case(args.rollouts, args.tokens, **sizes).first(args.compared)
+    comparisons = [
+        compare(part, *over_tensors(part), repeats=1),  # long, so once is enough
+        compare(part, *over_lists(part), repeats=args.repeats),
+    ]
+    speeds = [speed(make_case(args.rollouts, times * args.tokens, **sizes), args.repeats) for times in (1, 2, 4)]
+    show(describe())
+    show(_comparison_table(comparisons, args.turns))
+    show("The vectorised way alone, as rollouts get longer:")
+    show(_speed_table(speeds))
+    agree = all(comparison.agrees for comparison in comparisons)
+    if not agree:
+        print("The ways disagree.", file=sys.stderr)
+    return 0 if agree else 1
+
+
+def _comparison_table(comparisons: list[Comparison], turns: int):
+    heads = ["loops\nover", "rollouts", "tokens", "turns", "loops\ns", "vectorised\ns", "loops /\nvectorised"]
+    heads += ["turn index", "advantages\ndiffer by", "clip ranges\ndiffer by"]
+    lines = [
+        [
+            *map(str, (found.loops_over, found.rollouts, found.tokens, turns)),
+            f"{found.plain_seconds:.4g}",
+            f"{found.vectorised_seconds:.4g}",
+            f"{found.ratio:.1f}",
+            "equal" if found.same_turns else "differs",
+            f"{found.advantage_difference:.1e}",
+            f"{found.range_difference:.1e}",
+        ]
+        for found in comparisons
+    ]
+    return table(heads, lines)
+
+
+def _speed_table(speeds: list[Speed]):
+    first = speeds[0]
+    lines = [
+        [
+            *map(str, (speed.rollouts, speed.tokens)),
+            f"{speed.seconds:.4g}",
+            f"{speed.per_token * 1e9:.2f}",
+            f"{speed.per_token / first.per_token:.2f}",
+        ]
+        for speed in speeds
+    ]
+    return table(["rollouts", "tokens", "vectorised\ns", "ns\na token", "a token,\nto the first"], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
