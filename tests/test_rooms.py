@@ -37,20 +37,16 @@ ROOMS = {
     "evaluation": "a policy and a test set -> records and scores; a program that is launched",
     "train": "a recipe -> a trained policy; a program that is launched",
     "preflight": "a recipe -> what would go wrong in its run",
-    "plan": "a recipe, a machine -> memory and seconds of its run",
+    "plan": "a recipe, devices -> whether it fits them; what a step of it takes here",
     "cli": "words -> verbs",
     "__main__": "python -m a2tgpo_trl",
 }
 THE_PACKAGE = {"__init__": "the two names that a script imports"}  # made of anything, and imported for its version
 
 # Arrows that still go up, and circles that are still there. This list only gets shorter.
-KNOWN_UPWARD: set[tuple[str, str]] = {
-    ("plan.calibration", "cli.machine"),
-}
+KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
-KNOWN_PRIVATE: set[str] = {
-    "plan.measured: _gain_pass",
-}
+KNOWN_PRIVATE: set[str] = set()
 
 # What knows the trainer from inside.
 TRAINERS = {"trainer", "rollout.trainer"}

@@ -25,7 +25,7 @@ from trl.trainer.utils import add_fused_lm_head
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
-from a2tgpo_trl.plan import processes
+from a2tgpo_trl.plan.planning import processes
 from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.trainer import ToolTrainer
@@ -497,18 +497,14 @@ def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_pa
     assert "ACCELERATE_USE_DEEPSPEED" not in launch.prepare_multi_gpu_env(args)
 
 
-def test_the_fused_head_folds_its_tiles_by_functions_that_a_plan_can_replace(tokenizer):
-    # Called by these names, with the tile first; what they leave in it is not looked at on tensors without values.
-    for name in ("_forward_tile", "_backward_tile"):
-        assert next(iter(inspect.signature(getattr(chunked_logprob, name)).parameters)) == "tile"
-    model = add_head(tiny.make_model(tokenizer))
-    folded = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked_logprob, "_forward_tile", lambda tile, *_, **__: folded.append("forward"))
-        patch.setattr(chunked_logprob, "_backward_tile", lambda tile, *_, **__: folded.append("backward"))
-        ids = torch.ones(1, 4, dtype=torch.long)
-        model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.sum().backward()
-    assert folded == ["forward", "backward"]
+def test_the_fused_head_still_works_in_tiles_whose_size_a_plan_knows():
+    for function in (chunked_logprob.ChunkedLogProbFunction.forward, chunked_logprob.ChunkedLogProbFunction.backward):
+        source = inspect.getsource(function)
+        assert "mm_buf = torch.empty((min(N, TOKEN_CHUNK_SIZE), chunk_size)" in source
+    assert "dtype=torch.float32) if needs_weight_grad" in inspect.getsource(
+        chunked_logprob.ChunkedLogProbFunction.backward
+    )
+    assert "_CHUNKED_LOGPROB_CHUNK_SIZE," in inspect.getsource(add_fused_lm_head)
 
 
 def add_head(model: PreTrainedModel) -> PreTrainedModel:
@@ -533,7 +529,8 @@ def test_batches_are_still_checked_against_a_number_of_processes_that_a_plan_can
 def test_the_trainer_still_names_its_optimizer_and_the_parts_of_a_step_that_are_timed(tmp_path):
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(A2TGPOConfig(str(tmp_path), bf16=False))
     assert issubclass(kind, torch.optim.Optimizer) and kwargs["lr"] > 0
-    assert all(callable(getattr(GRPOTrainer, name)) for name in ("training_step", "_prepare_inputs"))
+    step = inspect.getsource(Trainer.training_step)
+    assert "self.compute_loss(" in step and "self.accelerator.backward(" in step
 
 
 def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():

@@ -1,16 +1,13 @@
-"""`a2tgpo bench gain` and `plan`: options in, tables out; a module each."""
+"""`a2tgpo bench gain`: options in, a table out."""
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     from .bench_gain import GainTimes
-    from .bench_plan import Comparison
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
@@ -19,17 +16,11 @@ GIB = 2**30
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
 the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then
 after each tool turn) for all rollouts, each context read again from its first token."""
-PLAN = """Trains a few steps of small recipes on this CPU and sets what `a2tgpo plan` says of them beside what they
-took. The plan is given the turns that the rollouts had, and a measurement of this machine right before and after."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(metavar="BENCH", required=True)
-    for name, text, add in (
-        ("gain", GAIN, _add_gain),
-        ("plan", PLAN, _add_plan),
-    ):
-        add(benches.add_parser(name, help=text.split(".")[0], description=text))
+    _add_gain(benches.add_parser("gain", help=GAIN.split(".")[0], description=GAIN))
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -76,14 +67,6 @@ def _add_gain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_gain)
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cases", nargs="+", metavar="CASE", help="quickstart, middle, each also -plain and -lora (all)"
-    )
-    add_numbers(parser, [("--steps", 2, 4, "steps of each run; the first warms up")])
-    parser.set_defaults(run=run_plan)
-
-
 # ---- gain
 
 
@@ -125,55 +108,6 @@ def _gain_table(rows: "list[GainTimes]"):
         line += [f"{row.value_difference:.1e}", f"{row.logp_difference:.1e}"]
         line += [f"{row.peak_bytes[name] / GIB:.2f}" for name in passes] if row.peak_bytes else []
         lines.append(line)
-    return table(heads, lines)
-
-
-# ---- plan
-
-
-def run_plan(args: argparse.Namespace) -> int:
-    from tempfile import TemporaryDirectory
-
-    import torch
-
-    from ..lookup import nearest
-    from ..report.progress import quiet_libraries
-    from . import bench_plan
-    from .machine import device_name
-
-    quiet_libraries()
-    names = args.cases or list(bench_plan.CASES)
-    for name in names:
-        if name not in bench_plan.CASES:
-            known = ", ".join(bench_plan.CASES)
-            raise ValueError(f"--cases: there is no {name!r}.{nearest(name, bench_plan.CASES)} Known: {known}.")
-    show(device_name(torch.device("cpu")))
-    with TemporaryDirectory() as folder:
-        comparisons = list(bench_plan.compare(names, args.steps, Path(folder)))
-    show(_plan_table(comparisons))
-    return 0
-
-
-def _plan_table(comparisons: "list[Comparison]"):
-    heads = [
-        "case",
-        "",
-        "tensors\nMiB",
-        "step\ns",
-        "sampling\ns",
-        "gain pass\ns",
-        "loss and\nbackward s",
-        "optimiser\ns",
-    ]
-    lines = []
-    for found in comparisons:
-        stages = [found.stage(name) for name in ("sampling", "gain pass", "loss and backward", "optimiser")]
-        sizes = (found.planned_bytes, found.measured_bytes)
-        steps = (found.planned_seconds, found.run.step_seconds[1:])
-        for i, way in enumerate(("planned", "measured")):
-            numbers = [sizes[i] / 2**20, statistics.median(steps[i]), *(stage[i] for stage in stages)]
-            lines.append([found.name if i == 0 else "", way, *(f"{number:.3g}" for number in numbers)])
-        lines.append(["", "ratio", f"{found.memory_ratio:.2f}", f"{found.time_ratio:.2f}", *[""] * len(stages)])
     return table(heads, lines)
 
 

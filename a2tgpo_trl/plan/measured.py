@@ -1,107 +1,190 @@
-"""words of a recipe -> a few steps of real training in this process -> what they took, as JSON in a file.
+"""words of a recipe -> two batches of rollouts and their steps, trained here in a process of its own: `Measured`.
 
     python -m a2tgpo_trl.plan.measured FILE --config RECIPE [--key value ...]
 
-Run in a process of its own: the most memory that a process has ever had cannot be taken back. `tensor_bytes` is
-resident memory at its peak less what was resident after the imports, one step of a model of a few hundred weights, and
-the reading of the recipe with its data. That is tensors, if the C library gives back what is freed (`GIVE_BACK`); by
-default it keeps much of it, which makes steps faster.
+is that process; it writes what it measured to FILE. The first batch warms up, and the second is timed.
 
-Seconds are those of the main thread on a processor (`calibration.clock`): waiting for tools and for other processes is
-left out, but in `wall_seconds`.
+Peak memory is that of tensors. On a GPU PyTorch tells it, less what vLLM takes past PyTorch. On a CPU it is resident
+memory at its peak less what was resident after the imports and one step of a model of a few hundred weights. There the
+C library keeps much of what is freed, which makes steps faster; under `GIVE_BACK` it does not.
 """
 
 import json
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import environ
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from ..recipe.recipe import read_recipe
-from ..report.progress import quiet_libraries
-from ..rollout.records import Record
-from ..trainer import A2TGPOTrainer
-from .calibration import clock
+from ..launch.processes import choose_start, count_accelerators
+from ..recipe.program import run_recipe
+from ..recipe.recipe import Recipe
 
 
 # Variables of the environment under which glibc maps tensors one by one.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+TRAINING_ALONE = {
+    **{"eval_rows": "0", "eval_strategy": "no", "load_best_model_at_end": "false", "save_strategy": "no"},
+    **{"report_to": "none", "log_completions": "false", "logging_strategy": "steps", "logging_steps": "1"},
+    **{"overwrite": "true", "disable_tqdm": "true"},
+}
+METRICS = {
+    "sampling": "rollouts/sampling_seconds",
+    "tools": "rollouts/tool_seconds",
+    "gain pass": "gain/seconds",
+}
+LOSS, REST = "loss", "the rest"
+LAST_WORDS = 2000  # characters of what a run that failed has said
 
 
-@dataclass
-class Run:
-    """What a run took. A list has one entry for each step."""
+@dataclass(frozen=True)
+class Measured:
+    """What two batches took. Seconds are those of an optimiser step, by stage."""
 
-    tensor_bytes: int = 0
-    step_seconds: list[float] = field(default_factory=list)
-    wall_seconds: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=dict)
-    records: list[list[Record]] = field(default_factory=list)
+    seconds: dict[str, float]
+    peak_bytes: int  # of the process that had the highest peak
+    longest_completion: int
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+def measure(
+    recipe: Recipe,
+    words: Sequence[str],
+    processes: int = 1,
+    config_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Measured:
+    """Run two batches of the recipe that was read of these words, in so many processes of this machine."""
+    accelerators = count_accelerators()
+    if processes > accelerators > 0:
+        raise ValueError(
+            f"--gpu this: {processes} processes do not run on this machine, which has {accelerators} GPU(s). Give "
+            f"--gpus {accelerators}, or compute it for a kind of GPU (--gpu h100)."
+        )
+    start = choose_start(config_file, processes, accelerators)
+    settings = {**TRAINING_ALONE, "max_steps": str(2 * steps_of_batch(recipe))}
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "measured.json")
+        options = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        command = [sys.executable, *start.words, "-m", "a2tgpo_trl.plan.measured", str(file), *words, *options]
+        command += ["--output_dir", str(Path(folder, "run"))]
+        variables = {**environ, **start.variables, **(environment or {})}
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
+        if done.returncode != 0 or not file.exists():
+            raise ValueError(
+                f"--gpu this: two batches of the recipe did not run here:\n{done.stderr[-LAST_WORDS:].strip()}\n"
+                "Change the recipe until they do, or compute it for a kind of GPU (--gpu h100)."
+            )
+        return Measured(**json.loads(file.read_text()))
+
+
+def steps_of_batch(recipe: Recipe) -> int:
+    """Optimiser steps that one batch of rollouts serves; 1 where a step takes several."""
+    args = recipe.args
+    return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+
+
+def count_steps(recipe: Recipe, processes: int) -> int:
+    """max_steps, or as many as the epochs need: each prompt is rolled out `num_generations` times, and each batch of
+    rollouts serves `num_iterations` updates."""
+    args = recipe.args
+    if args.max_steps > 0:
+        return args.max_steps
+    rows: Any = recipe.task.train_dataset
+    try:
+        number = len(rows)
+    except TypeError:
+        raise ValueError(f"{recipe.where}a data set that is streamed has no length: set max_steps.") from None
+    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    prompts = rollouts / (args.num_generations * args.num_iterations)
+    return max(1, round(args.num_train_epochs * number / prompts))
+
+
+# ---- the process that runs it
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each step, and of its parts as a plan names them."""
+    """Seconds of each step, and of its loss."""
 
-    def __init__(self, run: Run):
-        self._run = run
-        self._parts: dict[str, float] = {}
-
-    def watch(self, trainer: A2TGPOTrainer) -> None:
-        """Time methods of a trainer, and keep the turns of its rollouts."""
-        self._time(trainer, "_sample", "sampling")
-        self._time(trainer, "_prepare_inputs", "before the loss")
-        self._time(trainer, "training_step", "training steps")
-        if trainer._gain_pass is not None:
-            self._time(trainer._gain_pass, "run", "gain pass")
-        trainer.on_rollouts = self._keep
-
-    def _time(self, owner: Any, name: str, part: str) -> None:
-        method = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            result = method(*args, **kwargs)
-            self._parts[part] = self._parts.get(part, 0.0) + clock() - start
-            return result
-
-        setattr(owner, name, timed)
-
-    def _keep(self, records: list[Record]) -> None:
-        self._run.records.append([{"turns": record["turns"]} for record in records])
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.losses: list[float] = []
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._start, self._wall_start = clock(), time.perf_counter()
-        self._parts = {}
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self._optimizer_start = clock()
+        self._start = _now()
+        self.losses.append(0.0)
 
     def on_step_end(self, args, state, control, **kwargs):
-        now, parts = clock(), self._parts
-        stages = {
-            "sampling": parts["sampling"],
-            "gain pass": parts.get("gain pass", 0.0),
-            "loss and backward": parts["training steps"] - parts["before the loss"],
-            "optimiser": now - self._optimizer_start,
-        }
-        stages["rest"] = now - self._start - sum(stages.values())
-        self._run.step_seconds.append(now - self._start)
-        self._run.wall_seconds.append(time.perf_counter() - self._wall_start)
-        for stage, seconds in stages.items():
-            self._run.stages.setdefault(stage, []).append(seconds)
+        self.steps.append(_now() - self._start)
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose seconds count as those of the loss."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = _now()
+            result = function(*args, **kwargs)
+            self.losses[-1] += _now() - start
+            return result
+
+        return run
 
 
-def resident_peak() -> int:
-    """Bytes; kilobytes is what Linux counts in."""
+def _now() -> float:
+    """When all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run_batches(recipe: Recipe) -> Measured:
+    """Train `max_steps`, and measure the second half of them."""
+    load_libraries()
+    before = psutil.Process().memory_info().rss
+    times = StepTimes()
+    trainer = recipe.build_trainer([times])
+    trainer.compute_loss = times.timed(trainer.compute_loss)
+    trainer.accelerator.backward = times.timed(trainer.accelerator.backward)
+    trainer.train()
+    peak = torch.tensor([float(_peak_bytes(before))], dtype=torch.float64, device=trainer.accelerator.device)
+    logs = trainer.state.log_history
+    return Measured(
+        seconds=seconds_by_stage(recipe, times, logs),
+        peak_bytes=int(trainer.accelerator.gather(peak).max()),
+        longest_completion=int(max(log.get("completions/max_length", 0) for log in logs)),
+    )
+
+
+def seconds_by_stage(recipe: Recipe, times: StepTimes, logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of a step, on average over the second half. Metrics are logged once a step, averaged over its batches."""
+    args = recipe.args
+    half = len(times.steps) // 2
+    batches = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+    found = {
+        stage: sum(log.get(name, 0.0) for log in logs if log["step"] > half) * batches / half
+        for stage, name in METRICS.items()
+    }
+    found[LOSS] = sum(times.losses[half:]) / half
+    found[REST] = max(sum(times.steps[half:]) / half - sum(found.values()), 0.0)
+    return found
+
+
+def _peak_bytes(before: int) -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return (peak if sys.platform == "darwin" else peak * 1024) - before  # Linux counts in kilobytes
 
 
 def load_libraries() -> None:
@@ -115,20 +198,17 @@ def load_libraries() -> None:
         model.generate(ids, attention_mask=ids, max_new_tokens=2, do_sample=True, pad_token_id=0)
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> int:
+    """Measure, and write it down."""
     file, *words = words
-    quiet_libraries()
-    load_libraries()
-    recipe = read_recipe(words)
-    before = psutil.Process().memory_info().rss
-    run = Run()
-    times = StepTimes(run)
-    trainer = recipe.build_trainer([times])
-    times.watch(trainer)
-    trainer.train()
-    run.tensor_bytes = resident_peak() - before
-    Path(file).write_text(json.dumps(asdict(run)))
+
+    def write(recipe: Recipe) -> None:
+        found = run_batches(recipe)
+        if recipe.args.process_index == 0:
+            Path(file).write_text(json.dumps(asdict(found)))
+
+    return run_recipe(write, words)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,20 +1,20 @@
-"""policy, setting, sharding, lengths -> bytes on each device, by part and by stage of a step: `Memory`.
+"""policy, setting, sharding, length of a rollout -> bytes on each device, by part and by stage of a step: `Memory`.
 
 What stays for the whole run and what a stage adds are kept apart: stages do not overlap, so the peak is what stays and
 the most that any one of them adds.
 """
 
-import math
 from dataclasses import dataclass
 
-from .hardware import Machine
-from .lengths import Lengths
-from .policy import Parameters, Policy
+from .hardware import Device
+from .policy import FULL, Parameters, Policy
 from .setting import Setting
 from .sharding import LIVE_PARAMETERS, REDUCE_BUCKET, Sharding
 
 
-FULL = 4  # bytes of float32
+VLLM_BYTES = 2  # of a weight and of a number in its cache
+VLLM_FREE = 0.9  # of its memory beside weights: the rest are activations and graphs
+
 # 4 bits a weight, and one float32 for each block of 64, which use_bnb_nested_quant makes smaller still.
 QUANTIZED_BYTES = {4: 0.5 + FULL / 64, 8: 1.0}
 
@@ -86,45 +86,36 @@ def _buffers(parameters: Parameters, setting: Setting, sharding: Sharding) -> fl
     return 0.0
 
 
-def plan_memory(
-    policy: Policy, setting: Setting, sharding: Sharding, lengths: Lengths, machine: Machine, full: bool
-) -> Memory:
-    """`full`: rollouts as long as max_completion_length allows, all of them, instead of the lengths assumed."""
-    row = lengths.longest_prompt + setting.max_completion_length if full else lengths.longest_row
-    row = math.ceil(row)
-
-    def shapes(rollouts: int) -> list[tuple[int, int]]:
-        return [(rollouts, row)] if full else sampled_shapes(rollouts, lengths)
-
-    update = policy.update()
+def plan_memory(policy: Policy, setting: Setting, sharding: Sharding, device: Device, row: int) -> Memory:
+    """`row`: tokens of a rollout with its prompt; all of a batch are as long."""
     numbers = policy.parameters
-    per_weight = update.kept_bytes / max(numbers.trained, 1) * _widened(policy, setting, sharding)
+    update = policy.update()
+    per_weight = update.kept / max(numbers.trained, 1) * _widened(policy, setting, sharding)
     stays, gradients = states(numbers, setting, sharding, per_weight)
-    if machine.runtime_bytes:
-        stays["runtime"] = machine.runtime_bytes
-    engine = setting.engine
-    if engine.kind == "colocate" and not engine.sleeps:
-        stays["vLLM"] = engine.memory_share * machine.memory_bytes
+    if device.runtime_bytes:
+        stays["runtime"] = device.runtime_bytes
+    if setting.sampler == "colocate":
+        check_vllm(policy, setting, device, row)
+        if not setting.vllm_sleeps:
+            stays["vLLM"] = setting.vllm_share * device.memory_bytes
     accumulating = setting.micro_batches > 1 or sharding.kind != "none"
-    loss: dict[str, float] = {"activations": policy.learn(setting.rows, row, accumulating).peak_bytes}
+    loss: dict[str, float] = {"activations": policy.learn(setting.rows, row, accumulating)}
     if accumulating:
         loss["gradients"] = gradients
         loss["gradient buffers"] = _buffers(numbers, setting, sharding)
     stages: dict[str, dict[str, float]] = {
-        "sampling": _sampling(policy, setting, sharding, machine, shapes(setting.generated)),
+        "sampling": _sampling(policy, setting, sharding, device, setting.generated, row),
         "loss": loss,
         "optimiser": {
             "gradients": gradients,
-            "optimiser's work": max(update.peak_bytes - update.kept_bytes, 0) / sharding.devices,
+            "optimiser's work": (update.peak - update.kept) / sharding.devices,
         },
     }
+    if setting.gain_token_budget:
+        stages["gain pass"] = {"packed rows": policy.score(gain_rows(setting, row), row)}
     if setting.evaluated:  # it samples and scores, nothing else
-        sampled = _sampling(policy, setting, sharding, machine, shapes(setting.evaluated))
+        sampled = _sampling(policy, setting, sharding, device, setting.evaluated, row)
         stages["evaluation"] = {EVALUATED.get(part, part): size for part, size in sampled.items()}
-    if setting.gain:
-        stages["gain pass"] = {"packed rows": policy.score(*gain_rows(setting, lengths, row)).peak_bytes}
-    if setting.old_logps or setting.reference != "none":
-        stages["log-probabilities"] = {"activations": policy.score(setting.rows, row).peak_bytes}
     return Memory(stays, stages)
 
 
@@ -134,37 +125,38 @@ def _widened(policy: Policy, setting: Setting, sharding: Sharding) -> float:
     return FULL / policy.training.dtype.itemsize if updates_full and not setting.quantized_bits else 1.0
 
 
-def gain_rows(setting: Setting, lengths: Lengths, row: int) -> tuple[int, int]:
-    """Rows of one forward of the packed gain pass, and their width: as many as the token budget takes.
+def gain_rows(setting: Setting, row: int) -> int:
+    """Rows of one forward of the packed gain pass: as many as its token budget takes, and one at least.
 
-    Example: budget 16384, rollouts of 900 tokens, 4 contexts with probes of 16 -> 16 rows of 964
+    The probes, a few tokens a turn, are not counted: with them a row is longer, and there are fewer of them.
     """
-    width = row + math.ceil(math.ceil(lengths.contexts) * lengths.probe)
-    return min(setting.generated, max(1, setting.gain_token_budget // width)), width
+    return min(setting.generated, max(1, setting.gain_token_budget // row))
 
 
 def _sampling(
-    policy: Policy, setting: Setting, sharding: Sharding, machine: Machine, shapes: list[tuple[int, int]]
+    policy: Policy, setting: Setting, sharding: Sharding, device: Device, rollouts: int, row: int
 ) -> dict[str, float]:
-    engine = setting.engine
-    if engine.kind == "server":
+    if setting.sampler == "server":
         return {}
-    if engine.kind == "colocate":
-        return {"vLLM": engine.memory_share * machine.memory_bytes} if engine.sleeps else {}
+    if setting.sampler == "colocate":
+        return {"vLLM": setting.vllm_share * device.memory_bytes} if setting.vllm_sleeps else {}
     parts: dict[str, float] = {}
     if sharding.kind == "zero3" and setting.gathers_for_generation:
         parts["gathered for generation"] = policy.parameters.all * setting.compute_bytes
-    shapes = [(min(rows, setting.sampled_at_once or rows), context) for rows, context in shapes]
-    rows, context = max(shapes, key=lambda shape: shape[0] * shape[1])
-    step, first = policy.decode(rows, context), policy.prefill(rows, context)
-    parts["KV cache"] = step.kept_bytes
-    parts["sampling's work"] = max(step.peak_bytes, first.peak_bytes) - step.kept_bytes
+    read = policy.read(min(rollouts, setting.sampled_at_once or rollouts), row)
+    parts["KV cache"] = read.kept
+    parts["sampling's work"] = read.peak - read.kept
     return parts
 
 
-def sampled_shapes(rollouts: int, lengths: Lengths) -> list[tuple[int, int]]:
-    """Rows of each turn's generation, and the tokens of their contexts at its end."""
-    return [
-        (max(1, math.ceil(turn.share * rollouts)), math.ceil(lengths.context(k) + turn.longest))
-        for k, turn in enumerate(lengths.turns)
-    ]
+def check_vllm(policy: Policy, setting: Setting, device: Device, row: int) -> None:
+    """Its share of a device holds its weights and the cache of one rollout."""
+    weights = policy.parameters.all * VLLM_BYTES / setting.vllm_devices
+    itemsize = (policy.training.autocast or policy.training.dtype).itemsize
+    cache = policy.read(1, row).kept * VLLM_BYTES / itemsize / setting.vllm_devices
+    if weights + cache / VLLM_FREE > setting.vllm_share * device.memory_bytes:
+        raise ValueError(
+            f"vLLM has {setting.vllm_share:.0%} of {device.memory_bytes / 1e9:.0f} GB, which does not hold its "
+            f"weights ({weights / 1e9:.1f} GB) and the cache of a rollout of {row} tokens ({cache / 1e9:.1f} GB). "
+            "Raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size."
+        )

@@ -1,34 +1,35 @@
-"""a model's config and how it is trained -> what each part of a training step runs and holds, as `Work`.
+"""a model's config and how it is trained -> the memory that each part of a training step holds.
 
-The policy is built without weights, with the adapters, the types and the checkpointing that training gives it. Each
-method runs one part of a step on tensors without values; `rows` and `length` are those of one forward.
+The policy is built without weights, with the adapters, the types and the checkpointing that training gives it. Its
+layers run on tensors without values (tracing.py); what TRL's fused LM head takes after them is a formula (`Head`),
+since on GPUs it is a kernel that no CPU runs. `rows` and `length` are those of one forward.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from trl.trainer.utils import add_fused_lm_head
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from ..dropout import switch_off_dropout
-from ..information_gain.packed_attention import packed_implementation
 from ..models import base_model
-from .tracing import Work, one_kernel_a_tile, trace, without_values
+from .tracing import MemoryTrace, without_values
 
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+FULL = 4  # bytes of float32
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a policy's memory and operations depend on beside its config."""
+    """What a policy's memory depends on beside its config."""
 
     dtype: torch.dtype = torch.float32  # of the weights
     autocast: torch.dtype | None = None
@@ -36,24 +37,49 @@ class Training:
     checkpointing: bool = False
     disable_dropout: bool = False
     clip_gradients: bool = True
-    attention: str = "sdpa"
-    accelerated: bool = False  # on a GPU
+    on_gpu: bool = False
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of weights; `tensors` hold them."""
+    """Numbers of weights."""
 
     trained: int
     frozen: int
     largest_block: int  # of a decoder layer, an embedding or a head: what sharding gathers at once
     quantizable: int = 0  # of the frozen: those that 4 or 8 bits can hold
-    tensors: int = 0
 
     @property
     def all(self) -> int:
         return self.trained + self.frozen
+
+
+class Held(NamedTuple):
+    """Bytes beyond what was there before: at most, and at the end."""
+
+    peak: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """TRL's fused LM head: logits of so many tokens and words at a time, which never lie in memory as a whole."""
+
+    vocabulary: int
+    hidden: int
+    trained: bool
+    copies: int  # of a tile, in float32, while it is folded; a kernel on GPUs makes none
+
+    def scoring(self, tokens: int, itemsize: int) -> int:
+        """Bytes of a forward, beside the hidden states of its tokens."""
+        tile = min(tokens, TOKEN_CHUNK_SIZE) * min(self.vocabulary, _CHUNKED_LOGPROB_CHUNK_SIZE)
+        return tokens * self.hidden * itemsize + tile * (itemsize + self.copies * FULL)
+
+    def learning(self, tokens: int, itemsize: int) -> int:
+        """Bytes of its backward, which sums gradients up in float32 and then gives them the type of the weights."""
+        gradients = tokens * self.hidden + (self.vocabulary * self.hidden if self.trained else 0)
+        return self.scoring(tokens, itemsize) + gradients * (FULL + itemsize)
 
 
 class Policy:
@@ -62,117 +88,90 @@ class Policy:
     def __init__(self, config: PreTrainedConfig, training: Training, make_optimizer: MakeOptimizer):
         self.config, self.training = config, training
         self._make_optimizer = make_optimizer
-        model = _build(config, training)
-        self.packed, self.packing_reason = packed_implementation(base_model(model))
-        self.parameters = count_parameters(model)
-        self._mode: FakeTensorMode = without_values(model)
-        self._model = model
-        self.score, self.prefill = cache(self._score), cache(self._prefill)
-        self.decode, self.learn, self.update = cache(self._decode), cache(self._learn), cache(self._update)
+        self._model = _build(config, training)
+        self.parameters = count_parameters(self._model)
+        weight = base_model(self._model).get_output_embeddings().weight
+        self.head = Head(len(weight), weight.size(1), weight.requires_grad, copies=0 if training.on_gpu else 6)
+        self._mode = without_values(self._model)
+        # Shapes come again: for a plan's stages, and for the same with other lengths.
+        self.read, self.score = cache(self._read), cache(self._score)
+        self.learn, self.update = cache(self._learn), cache(self._step)
 
     # ---- the parts of a step
 
-    def _prefill(self, rows: int, length: int) -> Work:
-        """The first forward of a generation; what it keeps is the cache."""
-        with self._evaluating():
-            return self._trace(lambda: self._read(rows, length).past_key_values)
+    def _read(self, rows: int, length: int) -> Held:
+        """The forward that begins a generation; what it keeps is the KV cache."""
+        with self._mode:
+            ids = torch.ones(rows, length, dtype=torch.long)
+        with self._tracing(training=False) as trace:
+            cached = self._model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1
+            ).past_key_values
+            held = Held(trace.peak, trace.held)
+            del cached
+        return held
 
-    @cached_property
-    def cache_numbers(self) -> float:
-        """Numbers that the model's own cache keeps of a token, whatever their precision is there."""
-        lengths = (1, 65)  # what does not grow is no part of it
-        with self._evaluating(), self._mode:
-            sizes = [
-                sum(leaf.numel() for layer in self._read(1, length).past_key_values.layers for leaf in _tensors(layer))
-                for length in lengths
-            ]
-        return (sizes[1] - sizes[0]) / (lengths[1] - lengths[0])
+    def _score(self, rows: int, length: int) -> int:
+        """Log-probabilities of rows, without gradients: the gain pass."""
+        with self._tracing(training=False) as trace:
+            hidden = self._hidden(rows, length)
+            in_head = trace.held + self.head.scoring(rows * length, hidden.itemsize)
+        return max(trace.peak, in_head)
 
-    def _decode(self, rows: int, context: int) -> Work:
-        """One sampled token for each row; the cache of the context counts as there before, the longer one as held."""
-        with self._evaluating():
-            with self._mode:
-                cached = self._read(rows, context).past_key_values
-            return self._trace(lambda: self._read(rows, context + 1, cached))
-
-    def _score(self, rows: int, length: int) -> Work:
-        """Log-probabilities of rows, without gradients: the gain pass, the old and the reference policy."""
-        with self._evaluating():
-            return self._trace(lambda: self._logps(rows, length))
-
-    def _learn(self, rows: int, length: int, accumulating: bool) -> Work:
+    def _learn(self, rows: int, length: int, accumulating: bool) -> int:
         """Forward and backward of one micro-batch. `accumulating`: gradients are there, and counted elsewhere."""
-        self._model.train()
-        with self._mode:
-            for parameter in self._trained():
-                parameter.grad = torch.empty_like(parameter) if accumulating else None
-        work = self._trace(lambda: self._logps(rows, length).sum().backward())
-        for parameter in self._trained():
-            parameter.grad = None
-        return work
+        self._set_gradients(accumulating)
+        head = self.head
+        with self._tracing(training=True) as trace:
+            hidden = self._hidden(rows, length)
+            in_head = trace.held + head.learning(rows * length, hidden.itemsize)
+            hidden.backward(torch.empty_like(hidden))
+        self._set_gradients(False)
+        kept_of_head = 0 if accumulating or not head.trained else head.vocabulary * head.hidden * hidden.itemsize
+        return max(trace.peak + kept_of_head, in_head)
 
-    def _update(self) -> Work:
-        """Clipping and an optimiser step. What the first one keeps is the optimiser's state; later ones find it."""
-        with self._mode:
-            for parameter in self._trained():
-                parameter.grad = torch.empty_like(parameter)
-            optimizer = self._make_optimizer(self._trained())
-
-        def run() -> Any:
+    def _step(self) -> Held:
+        """Clipping and the first optimiser step; what it keeps is the optimiser's state."""
+        self._set_gradients(True)
+        parameters = self._trained()
+        with self._tracing(training=True) as trace:
+            optimizer = self._make_optimizer(parameters)
             if self.training.clip_gradients:
-                nn.utils.clip_grad_norm_(self._trained(), 1.0)
+                nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            return optimizer.state
-
-        first, later = self._trace(run), self._trace(run)
-        for parameter in self._trained():
-            parameter.grad = None
-        return replace(later, peak_bytes=first.peak_bytes, kept_bytes=first.kept_bytes)
+            held = Held(trace.peak, trace.held)
+        self._set_gradients(False)
+        return held
 
     # ---- how
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
-    def _read(self, rows: int, length: int, cached: Any = None) -> Any:
-        new = length if cached is None else 1
-        with self._autocast():
-            return self._model(
-                input_ids=torch.ones(rows, new, dtype=torch.long),
-                attention_mask=torch.ones(rows, length, dtype=torch.long),
-                past_key_values=cached,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+    def _set_gradients(self, there: bool) -> None:
+        with self._mode:
+            for parameter in self._trained():
+                parameter.grad = torch.empty_like(parameter) if there else None
 
-    def _logps(self, rows: int, length: int) -> Tensor:
+    def _hidden(self, rows: int, length: int) -> Tensor:
+        """The last layer's output, which the head is given."""
         ids = torch.ones(rows, length, dtype=torch.long)
-        with self._autocast():
-            return self._model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids.clone(), fused_lm_head=True
-            ).log_probs
+        backbone: Any = base_model(self._model).base_model
+        return backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
 
-    def _autocast(self) -> AbstractContextManager:
+    @contextmanager
+    def _tracing(self, training: bool) -> Iterator[MemoryTrace]:
+        self._model.train(training)
         dtype = self.training.autocast
-        return nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
-
-    def _evaluating(self) -> AbstractContextManager:
-        self._model.eval()
-        return torch.no_grad()
-
-    def _trace(self, run: Callable[[], Any]) -> Work:
-        with one_kernel_a_tile() if self.training.accelerated else nullcontext():
-            try:
-                return trace(self._mode, run, resident=not self.training.accelerated)
-            except (RuntimeError, NotImplementedError) as error:
-                raise ValueError(
-                    f"The code of {type(base_model(self._model)).__name__} cannot be run without weights, as a plan "
-                    f"does: {error}"
-                ) from error
-
-
-def _tensors(layer: Any) -> list[Tensor]:
-    return [value for value in vars(layer).values() if isinstance(value, Tensor)]
+        autocast: AbstractContextManager = nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+        try:
+            with torch.set_grad_enabled(training), self._mode, MemoryTrace() as trace, autocast:
+                yield trace
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"The code of {type(base_model(self._model)).__name__} cannot be run without weights, as a plan does: "
+                f"{error}"
+            ) from error
 
 
 def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
@@ -181,10 +180,9 @@ def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
         model: Any = AutoModelForCausalLM.from_config(
             config,
             dtype=training.dtype,
-            attn_implementation=training.attention,
+            attn_implementation="sdpa",
             trust_remote_code=training.trust_remote_code,
         )
-        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
         if training.adapter is not None:
             model = get_peft_model(model, training.adapter, autocast_adapter_dtype=False)
     if training.disable_dropout:
@@ -214,5 +212,4 @@ def count_parameters(model: nn.Module) -> Parameters:
         frozen=counts[False],
         largest_block=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
         quantizable=quantizable,
-        tensors=len(list(model.parameters())),
     )

@@ -19,11 +19,10 @@ REDUCE_BUCKET, LIVE_PARAMETERS = 5e8, 1e9
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a policy lies on devices, and over how many nodes these are spread."""
+    """How a policy lies on devices."""
 
     kind: str = "none"
     devices: int = 1
-    nodes: int = 1
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -32,8 +31,6 @@ class Sharding:
             )
         if self.kind == "none" and self.devices > 1:
             raise ValueError(f"--sharding none is for one device; {self.devices} need ddp, zero1-3 or fsdp2.")
-        if self.devices % self.nodes:
-            raise ValueError(f"{self.devices} GPUs do not spread evenly over {self.nodes} nodes (--gpus, --nodes).")
 
     @property
     def deepspeed(self) -> bool:
@@ -51,30 +48,20 @@ class Sharding:
     def splits_optimizer(self) -> bool:
         return self.deepspeed or self.kind == "fsdp2"
 
-    def link(self, node_link: float, cluster_link: float) -> float:
-        """Bytes/s of a device in a ring over all: between nodes, all ports of a node carry what one ring sends."""
-        if self.nodes == 1:
-            return node_link
-        return min(node_link, cluster_link * self.devices / self.nodes)
 
-    def gathered(self, size: float) -> float:
-        """Bytes that a device receives when so many are gathered from all; as many when they are scattered.
+def of_accelerate(path: Path, devices: int | None = None) -> Sharding:
+    """What a configuration of Accelerate says, on so many devices in place of its own.
 
-        Example: 8 devices, 16 GB -> 14 GB
-        """
-        return size * (self.devices - 1) / self.devices
-
-
-def of_accelerate(path: Path) -> Sharding:
-    """What a configuration of Accelerate says. Offloading, which a plan does not know, is refused."""
+    Offloading, which a plan does not know, is refused.
+    """
     from accelerate.commands.config.config_args import load_config_from_file
 
     config: Any = load_config_from_file(str(path))
-    kind = _kind(config, path)
-    return Sharding(kind, max(config.num_processes, 1), max(config.num_machines, 1))
+    devices = devices or max(config.num_processes, 1)
+    return Sharding(_kind(config, devices, path), devices)
 
 
-def _kind(config: Any, path: Path) -> str:
+def _kind(config: Any, devices: int, path: Path) -> str:
     name = str(config.distributed_type.value)
     if name == "DEEPSPEED":
         settings = config.deepspeed_config
@@ -92,7 +79,7 @@ def _kind(config: Any, path: Path) -> str:
         _refuse([key for key in settings if "offload" in key and settings[key] not in (None, "none", False)], path)
         return "fsdp2"
     if name in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        return "none" if config.num_processes == 1 else "ddp"
+        return "none" if devices == 1 else "ddp"
     raise ValueError(f"{path}: distributed_type {name} is not planned. Known: NO, MULTI_GPU, DEEPSPEED, FSDP.")
 
 
