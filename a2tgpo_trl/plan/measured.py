@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -188,7 +189,8 @@ def _peak_bytes(before: int) -> int:
 
 
 def load_libraries() -> None:
-    """One step of a model of a few hundred weights: what libraries load at their first use is not the run's."""
+    """The trainer, and one step of a model of a few hundred weights: what is loaded at first use is not the run's."""
+    import_module("..trainer", __package__)
     size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1, vocab_size=16, max_position_embeddings=64))
