@@ -11,7 +11,7 @@
 Memory is that of the longest rollouts that the recipe allows, all at once. Nothing in it is fitted: weights, gradients
 and the optimiser's state are counted, and what the model's layers hold is seen by running its own code on tensors
 without values, with its adapters, autocast and gradient checkpointing. No weights are loaded: a folder with a
-`config.json` will do. On a CPU, peaks of 42 million weights in training are within a quarter of measured ones
+`config.json` will do. On a CPU, peaks in training are within a quarter of measured ones
 (`tests/plan/test_plan_measured.py`); on GPUs nothing was measured. Seconds are never computed, only measured.
 
 The exit code is 0 where the run fits, 1 where it does not (what to change is said), and 2 where it cannot be planned.

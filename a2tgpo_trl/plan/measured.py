@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from ..launch.processes import choose_start, count_accelerators
 from ..recipe.program import run_recipe
 from ..recipe.recipe import Recipe
+from ..rollout.records import Record
 
 
 # Variables of the environment under which glibc maps tensors one by one.
@@ -53,7 +54,7 @@ class Measured:
 
     seconds: dict[str, float]
     peak_bytes: int  # of the process that had the highest peak
-    longest_completion: int
+    longest_completion: int  # tokens of tools included
 
     @property
     def step_seconds(self) -> float:
@@ -157,14 +158,18 @@ def run_batches(recipe: Recipe) -> Measured:
     trainer = recipe.build_trainer([times])
     trainer.compute_loss = times.timed(trainer.compute_loss)
     trainer.accelerator.backward = times.timed(trainer.accelerator.backward)
+    lengths = [0]
+    trainer.on_rollouts = lambda records: lengths.extend(map(completion_tokens, records))
     trainer.train()
-    peak = torch.tensor([float(_peak_bytes(before))], dtype=torch.float64, device=trainer.accelerator.device)
-    logs = trainer.state.log_history
-    return Measured(
-        seconds=seconds_by_stage(recipe, times, logs),
-        peak_bytes=int(trainer.accelerator.gather(peak).max()),
-        longest_completion=int(max(log.get("completions/max_length", 0) for log in logs)),
-    )
+    device = trainer.accelerator.device
+    mine = torch.tensor([[_peak_bytes(before), max(lengths)]], dtype=torch.float64, device=device)
+    peak, longest = trainer.accelerator.gather(mine).amax(dim=0).tolist()
+    return Measured(seconds_by_stage(recipe, times, trainer.state.log_history), int(peak), int(longest))
+
+
+def completion_tokens(record: Record) -> int:
+    """Sampled tokens and those of tools: a row of the batch holds both."""
+    return sum(turn["tokens_out"] + turn["tokens_in"] for turn in record["turns"])
 
 
 def seconds_by_stage(recipe: Recipe, times: StepTimes, logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

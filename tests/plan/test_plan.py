@@ -12,7 +12,7 @@ from transformers import Qwen3Config
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.plan.hardware import named
-from a2tgpo_trl.plan.measured import METRICS, Measured, StepTimes, seconds_by_stage, steps_of_batch
+from a2tgpo_trl.plan.measured import METRICS, Measured, StepTimes, completion_tokens, seconds_by_stage, steps_of_batch
 from a2tgpo_trl.plan.memory import gain_rows, plan_memory, states
 from a2tgpo_trl.plan.policy import Head, Parameters, Policy, Training
 from a2tgpo_trl.plan.report import CURES
@@ -253,6 +253,11 @@ def settings_of_batches(generation: int, accumulation: int) -> SimpleNamespace:
 @pytest.mark.parametrize("generation, accumulation, steps", [(4, 4, 1), (64, 8, 8), (4, 16, 1)])
 def test_a_batch_of_rollouts_serves_one_step_or_several(generation, accumulation, steps):
     assert steps_of_batch(settings_of_batches(generation, accumulation)) == steps
+
+
+def test_a_completion_is_as_long_as_its_row_with_what_tools_added():
+    turns = [{"tokens_out": 10, "tokens_in": 20}, {"tokens_out": 5, "tokens_in": 0}]
+    assert completion_tokens({"turns": turns}) == 35
 
 
 def test_seconds_of_a_step_are_those_of_the_second_half():
