@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.plan.hardware import this_machine
@@ -102,7 +102,8 @@ def test_this_machine_is_measured(capsys):
 
 @pytest.mark.slow
 def test_a_recipe_that_does_not_run_here_is_said_in_the_words_of_its_run(tmp_path, capsys):
-    Qwen3Config(vocab_size=400, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)  # and no weights
+    for part in (AutoConfig, AutoTokenizer):
+        part.from_pretrained(str(POLICY)).save_pretrained(tmp_path)  # and no weights
     assert main(["plan", "quickstart", "--gpu", "this", "--model_name_or_path", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert "two batches of the recipe did not run here" in message and str(tmp_path) in message
