@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "plot": "draw the learning curves of finished runs in one picture",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
-    "bench": "time the gain pass against plain passes, and set a plan beside a run",
+    "bench": "time steps against TRL's, and the gain pass against plain passes",
 }
 
 

@@ -1,9 +1,12 @@
-"""`a2tgpo bench gain`: options in, a table out."""
+"""`a2tgpo bench step` and `gain`: options in, a table out; a module each."""
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+
+from .launching import add_recipe_argument
 
 
 if TYPE_CHECKING:
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
 GIB = 2**30
 
+STEP = """Times steps of a recipe and their stages, by this package and by TRL's GRPOTrainer with the same policy,
+data, tools and settings, alternately in one process."""
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
 the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then
 after each tool turn) for all rollouts, each context read again from its first token."""
@@ -20,7 +25,11 @@ after each tool turn) for all rollouts, each context read again from its first t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(metavar="BENCH", required=True)
-    _add_gain(benches.add_parser("gain", help=GAIN.split(".")[0], description=GAIN))
+    for name, text, add in (
+        ("step", STEP, _add_step),
+        ("gain", GAIN, _add_gain),
+    ):
+        add(benches.add_parser(name, help=text.split(".")[0], description=text))
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -41,6 +50,12 @@ def at_least(lowest: int) -> Callable[[str], int]:
 def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, int, int, str]]) -> None:
     for name, lowest, default, text in numbers:
         parser.add_argument(name, type=at_least(lowest), default=default, help=f"{text} (default {default})")
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    add_recipe_argument(parser)
+    add_numbers(parser, [("--steps", 1, 5, "steps of each that are timed, after one that warms up")])
+    parser.set_defaults(run=run_step)
 
 
 def _add_gain(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +80,29 @@ def _add_gain(parser: argparse.ArgumentParser) -> None:
     )
     add_numbers(parser, numbers)
     parser.set_defaults(run=run_gain)
+
+
+# ---- step
+
+
+def run_step(args: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    from ..report.progress import quiet_libraries
+    from . import bench_step
+
+    quiet_libraries()
+    show(bench_step.describe())
+    with TemporaryDirectory() as folder:
+        found = bench_step.measure(args.recipe, args.overrides, args.steps, folder)
+    heads = ["", "step\ns", *(f"{stage}\ns" for stage in bench_step.STAGES), "tokens"]
+    lines = [
+        [way, *(f"{statistics.median(x):.4g}" for x in (times.seconds, *times.stages.values(), times.tokens))]
+        for way, times in found.items()
+    ]
+    show(table(heads, lines))
+    show(f"ours / TRL: {bench_step.ratio(found):.2f}, medians of {args.steps} steps")
+    return 0
 
 
 # ---- gain

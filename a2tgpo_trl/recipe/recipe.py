@@ -81,22 +81,28 @@ class Recipe:
                 f"One process sees {self.args.n_gpu} GPUs. Start one process for each (--num_processes "
                 f"{self.args.n_gpu}, before the other options), or show it one (CUDA_VISIBLE_DEVICES=0)."
             )
-        task = self.task
         try:
             check_output_apart(self.args.output_dir, self.model.model_name_or_path)
             return A2TGPOTrainer(
-                reward_funcs=list(task.reward_funcs) or None,
                 args=self.args,
-                train_dataset=task.train_dataset,
-                eval_dataset=self.test_dataset,
-                tools=list(task.tools) or None,
-                environment_factory=task.environment_factory,
                 callbacks=list(callbacks),
                 turn_reward_funcs=self._own_turn_rewards,
-                **(self._adapted_policy() if self.adapter else self._policy()),
+                **self.trainer_arguments(),
             )
         except (ValueError, OSError) as error:  # OSError: no such model
             raise RecipeError(f"{self.where}{error}") from error
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What `GRPOTrainer` takes as well, but the settings: policy, rewards, data and tools."""
+        task = self.task
+        return {
+            "reward_funcs": list(task.reward_funcs) or None,
+            "train_dataset": task.train_dataset,
+            "eval_dataset": self.test_dataset,
+            "tools": list(task.tools) or None,
+            "environment_factory": task.environment_factory,
+            **(self._adapted_policy() if self.adapter else self._policy()),
+        }
 
     @property
     def _own_turn_rewards(self) -> dict[str, Any]:

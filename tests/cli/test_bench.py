@@ -1,14 +1,18 @@
-"""The bench of the gain pass runs, counts and agrees. How fast it is is not for a test to say."""
+"""The benches run, count and agree. How fast they are is for a quiet machine to say, not for a test."""
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from trl import GRPOConfig, GRPOTrainer
 
-from a2tgpo_trl.cli import bench_gain, main
+from a2tgpo_trl.cli import bench_gain, bench_step, main
+from a2tgpo_trl.recipe import read_recipe
 
 
+ONE_BATCH = "--gradient_accumulation_steps 1".split()
 TINY_MODEL = "--hidden 16 --layers 1 --vocab 50 --device cpu".split()
 TINY_GAIN = [*"bench gain --tokens 40 --prompt-tokens 8 --probe-tokens 3 --repeats 1".split(), *TINY_MODEL]
 
@@ -61,6 +65,45 @@ def test_a_ratio_is_the_median_over_repeats_and_not_the_ratio_of_medians():
     assert found.time_ratio(("plain", "prefill"), "packed") == 2.0  # of 4/2, 12/4, 3/6
 
 
+def test_step_times_real_steps_of_both_trainers(capsys):
+    assert main([*"bench step quickstart --steps 1 --per_device_train_batch_size 8".split(), *ONE_BATCH]) == 0
+    output = capsys.readouterr().out
+    for way in bench_step.WAYS:
+        step, before_the_loss, gain_pass, loss, rest, tokens = map(float, cells(output, way)[1:])
+        # Printed with four digits each.
+        assert step == pytest.approx(before_the_loss + loss + rest, rel=2e-3)
+        assert min(before_the_loss, loss, rest, tokens) > 0
+        assert (0 < gain_pass < before_the_loss) if way == "ours" else gain_pass == 0
+    assert "ours / TRL: " in output
+
+
+def test_the_other_way_is_the_trainer_of_trl_with_the_settings_of_the_recipe(tmp_path):
+    recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *ONE_BATCH])
+    theirs = bench_step.make_theirs(recipe)
+    assert type(theirs) is GRPOTrainer and type(theirs.args) is GRPOConfig
+    same = ("learning_rate", "num_generations", "per_device_train_batch_size", "max_completion_length", "epsilon")
+    for name in (*same, "gradient_accumulation_steps", "steps_per_generation", "max_tool_calling_iterations"):
+        assert getattr(theirs.args, name) == getattr(recipe.args, name)
+    assert theirs.args.importance_sampling_level == "token" != recipe.args.importance_sampling_level
+    assert theirs.args.reward_weights == recipe.args.reward_weights and len(theirs.tools) == 1
+
+
+def test_steps_alternate_and_one_way_goes_on_where_the_other_has_ended():
+    alternation, steps = bench_step.Alternation(), []
+
+    def take(place: int, number: int) -> None:
+        alternation.wait(place)
+        for _ in range(number):
+            steps.append(place)
+            alternation.hand_over(place)
+        alternation.end()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(take, 1, 2), threads.submit(take, 0, 4)]:
+            done.result(30)
+    assert steps == [0, 1, 0, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -70,6 +113,9 @@ def test_a_ratio_is_the_median_over_repeats_and_not_the_ratio_of_medians():
         ([*TINY_GAIN, "--turns", "16"], "--turns"),  # 2 * 16 + 1 tokens do not fit into 40 - 8
         ([*TINY_GAIN, "--attention", "nonesuch"], "--attention"),
         (["bench", "gain", "--model", "somewhere", "--hidden", "64"], "--hidden"),
+        (["bench", "step", "quickstart", "--steps", "0"], "--steps"),
+        (["bench", "step", "nonesuch"], "nonesuch"),
+        (["bench", "step", "quickstart", "--credti", "grpo"], "--credti"),
         (["bench"], "BENCH"),
         ([], "COMMAND"),
     ],

@@ -1,0 +1,160 @@
+"""a recipe -> seconds of its steps and of TRL's, by stage: same policy, data, tools and settings, in one process.
+
+    ours   the trainer that `a2tgpo train` would make
+    TRL    `GRPOTrainer` with those settings that it knows; where ours takes a ratio of turns, its ratio of tokens
+
+Their steps alternate, so that what slows the machine for a while slows both; the first of each warms up. Each samples
+its own rollouts, so tokens stand beside the seconds.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from ..plan.measured import TRAINING_ALONE
+from ..recipe.recipe import Recipe, read_recipe
+from .machine import device_name
+
+
+WAYS = ("ours", "TRL")
+STAGES = ("before the loss", "of it gain pass", "loss", "rest")
+DERIVED = "generation_batch_size"  # by TRL, from steps_per_generation, beside which it cannot be given
+
+
+@dataclass
+class StepTimes:
+    """What each step took, the first left out."""
+
+    seconds: list[float] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    tokens: list[float] = field(default_factory=list)  # of prompts and completions
+
+
+class Alternation:
+    """Lets one of two threads go on at a time; once one has ended, the other goes on alone."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._turn, self._ended = 0, False
+
+    def wait(self, place: int) -> None:
+        """Until it is the turn of this one."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._turn == place or self._ended)
+
+    def hand_over(self, place: int) -> None:
+        """Let the other one go on, until it hands over."""
+        with self._condition:
+            self._turn = 1 - place
+            self._condition.notify_all()
+        self.wait(place)
+
+    def end(self) -> None:
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
+
+
+class StepClock(TrainerCallback):
+    """Times the steps of a trainer and their stages, and hands over after each."""
+
+    def __init__(self, trainer: GRPOTrainer, hand_over: Callable[[], None]):
+        self.times = StepTimes()
+        self._hand_over = hand_over
+        self._start = self._tokens = self._in_step = self._in_loss = 0.0
+        trainer.training_step = self._timed(trainer.training_step, "_in_step")  # what comes before the loss lies in it
+        trainer.compute_loss = self._timed(trainer.compute_loss, "_in_loss")
+        trainer.accelerator.backward = self._timed(trainer.accelerator.backward, "_in_loss")
+        for display in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(display)
+        trainer.add_callback(self)
+
+    def _timed(self, function: Callable[..., Any], total: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            result = function(*args, **kwargs)
+            setattr(self, total, getattr(self, total) + now() - start)
+            return result
+
+        return timed
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._tokens = state.num_input_tokens_seen
+        self._in_step = self._in_loss = 0.0
+        self._start = now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        seconds = now() - self._start
+        if state.global_step > 1:
+            self.times.seconds.append(seconds)
+            self.times.tokens.append(state.num_input_tokens_seen - self._tokens)
+            self.times.stages["before the loss"].append(self._in_step - self._in_loss)
+            self.times.stages["loss"].append(self._in_loss)
+            self.times.stages["rest"].append(seconds - self._in_step)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if state.global_step > 1 and "loss" in logs:  # not at the end of training, when it is summed up
+            batches = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+            self.times.stages["of it gain pass"].append(logs.get("gain/seconds", 0.0) * batches)
+        if "loss" in logs:
+            self._hand_over()
+
+
+def now() -> float:
+    """Seconds, once an accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> dict[str, StepTimes]:
+    """Train so many steps of each way after one that warms up, a step of one and a step of the other."""
+    words = ["--config", recipe, *overrides, "--max_steps", str(steps + 1), "--output_dir", folder]
+    words += [word for key, value in TRAINING_ALONE.items() for word in (f"--{key}", value)]
+    trainers = (read_recipe(words).build_trainer(), make_theirs(read_recipe(words)))
+    alternation = Alternation()
+
+    def train(place: int) -> StepTimes:
+        clock = StepClock(trainers[place], lambda: alternation.hand_over(place))
+        try:
+            alternation.wait(place)
+            trainers[place].train()
+        finally:
+            alternation.end()
+        return clock.times
+
+    # Ours in this thread: it listens for signals, which only the main thread can.
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(train, 1)
+        ours = train(0)
+    return dict(zip(WAYS, (ours, theirs.result()), strict=True))
+
+
+def make_theirs(recipe: Recipe) -> GRPOTrainer:
+    """TRL's trainer of a recipe."""
+    arguments = recipe.trainer_arguments()  # which completes the settings
+    known = [one.name for one in fields(GRPOConfig) if one.init and one.name != DERIVED]
+    settings = {name: getattr(recipe.args, name) for name in known}
+    if settings["importance_sampling_level"] == "turn":
+        settings["importance_sampling_level"] = "token"
+    return GRPOTrainer(args=GRPOConfig(**settings), **arguments)
+
+
+def ratio(found: dict[str, StepTimes]) -> float:
+    """Ours to TRL's: the median over neighbouring steps."""
+    pairs = zip(found["ours"].seconds, found["TRL"].seconds, strict=True)
+    return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def describe() -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{device_name(device)}; torch {torch.__version__}; TRL {version('trl')}"
