@@ -241,7 +241,9 @@ class ToolTrainer(SamplingTrainer):
         self.on_rollouts, self.rollout_seed, self.evaluated_rollouts = records.extend, seed, first * samples
         try:
             with evaluation_mode(self.model), seeded(drawn, self.accelerator.device):
-                self._evaluate_batch(repeated[self._ranks.own_rows(len(repeated) // self._ranks.number)])
+                self._generate_and_score_completions(
+                    repeated[self._ranks.own_rows(len(repeated) // self._ranks.number)]
+                )
         finally:
             self.on_rollouts, self.rollout_seed = before
             self._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
