@@ -1,5 +1,6 @@
 """The rules of the house: lint, format and types are tests, so that `pytest` covers them."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, metadata
@@ -32,3 +33,15 @@ def test_the_installed_metadata_are_those_of_this_version():
 def test_the_command_line_is_installed():
     (command,) = entry_points(group="console_scripts", name="a2tgpo")
     assert callable(command.load())
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "recipes/README.md"])
+def test_what_a_text_points_to_is_there(file):
+    text = (ROOT / file).read_text()
+    linked = [(ROOT / file).parent / target for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
+    named = re.findall(r"`((?:tests|recipes|notebooks|a2tgpo_trl|\.ci)/[\w./]*|[\w/]+/\w+\.py)`", text)
+    assert linked or named
+    for path in linked:
+        assert path.exists(), path
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "a2tgpo_trl" / name).exists(), name

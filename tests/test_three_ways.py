@@ -1,4 +1,4 @@
-"""What the README shows beside the recipe (test_train.py), run as it stands there: script, notebook, wheel."""
+"""What the pages and the notebook show, run as it stands there; and the package as a wheel."""
 
 import os
 import re
@@ -11,29 +11,17 @@ import nbclient
 import nbformat
 import pytest
 import tiny
-import torch
 from datasets import Dataset
+from pages import example
 from places import ROOT
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 
-def test_the_readmes_script_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (script,) = [block for block in blocks if "A2TGPOTrainer(" in block]
-    assert len(script.splitlines()) <= 30
-    (tmp_path / "script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "outputs").exists()
-
-
-def blocks_of_the_readme(word: str) -> dict:
-    """What a block of Python in the README defines."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if word in block]
-    names = {"torch": torch}
-    exec(block, names)
+def defined(file: str, word: str) -> dict:
+    """What the example with this word defines, in the page of a topic."""
+    names: dict = {}
+    exec(example(file, word), names)
     return names
 
 
@@ -48,13 +36,13 @@ def settings_of_a_step(folder: Path, **changes) -> A2TGPOConfig:
     return A2TGPOConfig(str(folder), **small, **changes)
 
 
-def test_the_readmes_environment_is_one(tmp_path):
+def test_the_environment_of_its_page_is_one(tmp_path):
     tokenizer, seen = tiny.make_tokenizer(), []
     add = '<tool_call>\n{{"name": "add", "arguments": {{"number": {}}}}}\n</tool_call><|im_end|>'
     model = tiny.make_model(tokenizer)
     tiny.script(model, tokenizer, lambda turn, row: tiny.final("4") if turn else add.format(2 + row % 2 * 2))
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Count."}]] * 4, "goal": [4] * 4})
-    counter = blocks_of_the_readme("class Counter")["Counter"]
+    counter = defined("rollout/environments.py", "class Counter")["Counter"]
     args = settings_of_a_step(tmp_path, credit="gtpo", turn_rewards={"environment": 1.0})
     trainer = A2TGPOTrainer(model, None, args, data, processing_class=tokenizer, environment_factory=counter)
     trainer.on_rollouts = seen.extend
@@ -65,7 +53,7 @@ def test_the_readmes_environment_is_one(tmp_path):
     assert "Count to 4." in str(seen[0]["prompt"])
 
 
-def test_the_readmes_rollout_function_is_one(tmp_path):
+def test_the_rollout_function_of_its_page_is_one(tmp_path):
     tokenizer, seen, notes = tiny.make_tokenizer(), [], []
 
     def length(completions, note, **_) -> list[float]:
@@ -73,7 +61,7 @@ def test_the_readmes_rollout_function_is_one(tmp_path):
         return [float(len(completion)) for completion in completions]
 
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "Go."}]] * 4, "answer": ["Paris"] * 4})
-    rollout = blocks_of_the_readme("def rollout(")["rollout"]
+    rollout = defined("rollout/__init__.py", "def rollout(")["rollout"]
     trainer = A2TGPOTrainer(
         tiny.make_model(tokenizer),
         length,

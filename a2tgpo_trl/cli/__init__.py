@@ -14,15 +14,16 @@ from .. import __version__
 
 # module -> its line in the help
 COMMANDS = {
+    "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
+    "plan": "say whether a recipe fits: memory of a GPU by part; or run two batches here, and time them",
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
-    "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
-    "merge": "make one policy of an adapter and its base",
-    "plan": "say what a recipe would take: memory of a GPU, seconds of a step, hours of the run, and the bottleneck",
-    "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "plot": "draw the learning curves of finished runs in one picture",
-    "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
+    "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
+    "merge": "make one policy of an adapter and its base",
     "bench": "time steps against TRL's, and the gain pass against plain passes",
+    "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
+    "help": "read about settings, credit, tools, failures, metrics and more",
 }
 
 

@@ -1,13 +1,32 @@
 """rollouts and their answers -> values at every turn boundary -> information gain of each turn.
 
-answers.py           rows -> the answers that are scored
-probes.py            answer text -> token ids to score
-rows.py              rollouts and probes -> padded rows of a forward, and where each score belongs
-packed_attention.py  which token of a packed row sees which, for each attention implementation
-values.py            rollouts and probes -> values -> gains
-rounding.py          precision, values scored twice -> what gains differ by through rounding alone
-metrics.py           values and gains -> what is logged of them
-gain_pass.py         wires these into a trainer
+The value of a context is the mean log-probability of the tokens of the right answer, written there as the policy would
+write it at once (`probe_template`, by default "<answer>{answer}</answer>"); or the exponential of that (`gain_measure:
+probability`). The gain of a turn is the value after it minus the value before. A turn has one if a tool answered it;
+the answer turn has none. Of several accepted answers the first is scored, the best, or their average
+(`answer_aliases`). Prompt, probe and reward must agree on the form of an answer: the rewards of this package read
+`<answer>` tags. `gain_token_budget` bounds the tokens of one forward.
+
+Any decoder of transformers that reads text will do. Rollout and probes share one row where that is exact: full and
+sliding-window attention under sdpa, eager, flex_attention and FlashAttention (whose gain pass runs by sdpa). In
+float32 the old log-probabilities come from the same forward. For recurrent, convolutional and hybrid models, ALiBi,
+and rotary frequencies that depend on the length, each turn boundary gets a pass of its own, and the log says so once.
+Before its first use the packed row is tried against single passes on the real weights, and given up if they differ by
+more than rounding explains.
+
+In 16 bits and TF32 a value is off by some hundredths. So 8 to 16 rollouts of each batch are scored twice, with all
+rounding drawn anew, and a gain that lies within four standard deviations of that (`gain/floor`) of the mean of its
+cell (the turns at the same depth of the same prompt) counts as the mean: no credit, no change of its clip range. In
+float32 the floor is 0.0001 and nothing is scored twice.
+
+    answers.py           rows -> the answers that are scored
+    probes.py            answer text -> token ids to score
+    rows.py              rollouts and probes -> padded rows of a forward, and where each score belongs
+    packed_attention.py  which token of a packed row sees which, for each attention implementation
+    values.py            rollouts and probes -> values -> gains
+    rounding.py          precision, values scored twice -> what gains differ by through rounding alone
+    metrics.py           values and gains -> what is logged of them
+    gain_pass.py         wires these into a trainer
 """
 
 from .rows import Rollouts

@@ -1,11 +1,41 @@
 """environments that may fail -> environments whose failure costs a rollout, and not the run.
 
-`GRPOTrainer` resets the environments of a batch itself, one after the other, and asks them for rewards. Here both go
-through the tool runner, on the environment's own thread and with its time limit; a `reset` that fails leaves its
-rollout out of the batch, and one whose `get_reward` fails gets no reward at all. Both are counted.
+An environment keeps the state of a rollout. It is a class; each rollout has an instance of its own
+(`environment_factory=Counter`), and its public methods are the tools:
 
-When the first of a batch is asked for, all others are begun as well, as many at once as tool calls: by the time that
-the parent comes to them, they are done.
+    class Counter:
+        answer: str | None = None  # if it is declared, reset sets it, and it wins over the row's
+        turn_reward: float | None = None  # if it is declared, tools set it, and it is the reward of their turn
+
+        def reset(self, goal: int, **row) -> str | None:  # the row's columns -> text behind the prompt
+            self.count, self.answer = 0, str(goal)
+            return f"Count to {goal}."
+
+        def add(self, number: int) -> str:  # every other public method is a tool
+            \"\"\"Add to the counter.
+
+            Args:
+                number: What to add.
+            \"\"\"
+            self.count, self.turn_reward = self.count + number, 0.1
+            return str(self.count)
+
+        def get_reward(self) -> float:  # if it is defined, after the last turn; its name in the log is the class's
+            return float(str(self.count) == self.answer)
+
+An environment lives on a thread of its own. `reset` and `get_reward` of all environments of a batch run at once, as
+calls do, with the time limit of tools or their own (`@tool(timeout=600)`; one after the other:
+`@tool(concurrency=1)`). So the row, or a seed in it, has to choose from what environments share: by whose turn it is,
+the rollouts of a group would get unlike questions.
+
+A rollout whose `reset` or `get_reward` fails gets no reward and is out of its group; both are counted. If all
+environments fail in two batches in a row, the run stops, as for a tool that is down. `answer` may be a list of
+accepted texts; where it is None, the data set's answer counts, which need then have no such column, or not be there at
+all (`max_steps` says how long to train).
+
+`GRPOTrainer` resets environments itself, one after the other, and asks them for rewards. Here both go through the tool
+runner. When the first of a batch is asked for, all others are begun as well: by the time that the parent comes to
+them, they are done.
 """
 
 import asyncio

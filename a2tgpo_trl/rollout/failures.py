@@ -1,16 +1,29 @@
 """How a turn can end, and what is done about each way.
 
-    ok             the policy answered, or all its calls did
-    unparsed_call  it began a call that cannot be read
-    unknown_tool   it called what is not there
-    bad_arguments  the arguments do not fit the tool's schema
-    tool_error     the tool raised
-    timeout        the tool did not answer in time
-    result_cut     the result was longer than `max_result_tokens`
-    over_budget    a call beyond the limits on turns or calls, or text that a limit cut before the policy ended it
-    context_full   the results do not fit into what is left of `max_completion_length` or of the model's context
+    ends as        when                                                                              default
+    ok             it answered, or all its calls did
+    result_cut     a result is longer than `max_result_tokens` (no limit), and is cut there          tell
+    bad_arguments  arguments are missing, unknown or of another type than the tool's schema says     tell
+    unknown_tool   there is no such tool                                                             tell
+    unparsed_call  a call was begun that cannot be read                                              tell
+    tool_error     the tool raised                                                                   tell
+    timeout        it did not answer within `tool_timeout` (60 s), or its own limit                  tell
+    over_budget    more than `max_calls_per_turn` (16) calls, which are not made; a call after       tell
+                   `max_tool_calling_iterations` turns; text that a limit cut before the policy
+                   ended it
+    context_full   results do not fit into what is left of `max_completion_length` or of the         end
+                   model's context
 
-A turn of several calls ends as its gravest call, in this order.
+`failure_policy` says what follows: `tell` the policy, as the result of its call, and go on; `end` the rollout, which
+is scored as it stands; or `exclude` it from the statistics of its group and from the loss.
+
+    failure_policy: {timeout: exclude, unparsed_call: end}
+
+A turn of several calls ends as its gravest call, in the order of this list. After its last allowed turn the policy is
+told to answer, and ends if it calls again. A turn whose calls failed and were told has a gain like others; the turns
+of an excluded rollout have none. An evaluation leaves no rollout out: there `exclude` means `end`. With `loss_type`
+"grpo" or "dr_grpo", rollouts that are left out still count in the denominator; with "dapo", the default, and "bnpo"
+they do not. What tools themselves may do wrong, and what outages cost: `a2tgpo help tools`.
 """
 
 from collections.abc import Iterable, Mapping

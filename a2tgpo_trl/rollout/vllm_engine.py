@@ -7,6 +7,20 @@ TRL's `generate` returns when the longest of its completions is finished. Here t
 settings, go to the same vLLM one by one, so that a rollout whose sample is finished goes on while others are sampled.
 What TRL does around `generate` (weights pushed after an update, sleep between its calls) is done once for all turns of
 a batch, by `awake`.
+
+What a user should know. `use_vllm: true` samples by vLLM, in the trainer's process (`vllm_mode: colocate`) or on a
+server, as in TRL. What vLLM rounds otherwise than the trainer is corrected by importance weights
+(`vllm_importance_sampling_correction`, on by default). By default a rollout has one weight, the product over its
+tokens, and is left out above 3; with `vllm_importance_sampling_mode: token_truncate`, which the recipes for vLLM set,
+each token has its own, cut at 3. The weights are right as long as both know how tokens were drawn: the trainer knows
+of `temperature`, not of `top_p`, `top_k`, `min_p`, penalties and what else `generation_kwargs` may hold. With these a
+rollout's weight goes to nothing as it gets longer, and a warning says so.
+
+A server refuses requests that might not fit: give it a `--max-model-len` of the longest prompt and twice
+`max_completion_length`, or rollouts end earlier, as context_full.
+
+Tried for real, on vLLM's build for CPUs: one and two processes, LoRA, tensor parallelism, a server. Not tried is what
+only GPUs have: sleep mode, and sending weights to a server.
 """
 
 import copy

@@ -1,4 +1,25 @@
-"""A task: prompts with answers, the tools to find them with, and the rewards.
+"""A task: prompts with answers, the tools to find them with, and the rewards. Or: your own questions.
+
+A row is a prompt and the answer to it, which may be a list of accepted texts; other columns reach rewards and `reset`
+by their names. With a file of rows, a tool and a reward of your own, a recipe of ten lines is enough
+(`recipes/own_tool.yaml`):
+
+    model_name_or_path: Qwen/Qwen3-0.6B
+    dataset_name: questions.jsonl            # rows {"prompt": [...], "answer": ...}; or a data set of the hub
+    dataset_test_split: train[:50]           # held out: what is scored before and after
+    dataset_train_split: train[50:]
+    tools: [my_tool.py:lookup]               # a file beside the recipe, or package.module:name
+    reward_funcs: [my_tool.py:short_answer, exact_match]
+    output_dir: outputs/own
+
+Rewards of this package: exact_match, exact_number, f1, answer_format, math_equal. They read the last pair of <answer>
+tags of the last message. Scores on rows that are trained on say so. In a script, hand the same over to the trainer.
+
+Tasks that come along, by the name that a recipe gives them (`task:`, with `task_kwargs:`):
+
+    atlas         a generated world, questions of one to four hops; search
+    arithmetic    generated problems of one to four steps, each needing the one before; Python
+    gsm8k, math   the data sets of these names, from the hub or from files ({path: FOLDER}); Python
 
 To add one, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
 Tasks of this package also stand in `TASKS`, under a short name.

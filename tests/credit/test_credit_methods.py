@@ -1,7 +1,6 @@
 """Each way to give credit, on the group of three rollouts that the docstrings work out by hand, and in training."""
 
 import math
-import re
 import textwrap
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near import NAN, assert_near
-from places import ROOT
+from pages import example
 from recipe_files import write
 from training import captured, logged, make, spread, weights
 from training import settings as run_settings
@@ -280,9 +279,7 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
     assert len({str(advantages[name].tolist()) for name in different}) == len(different)
 
 
-# What the README shows.
-README = ROOT.joinpath("README.md").read_text()
-OWN = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def last_tool_turn" in block)
+OWN = example("credit/__init__.py", "def last_tool_turn")
 
 
 def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):  # noqa: F811

@@ -1,0 +1,35 @@
+"""The reference on the terminal: a page a topic, without what takes seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+
+from a2tgpo_trl.cli import main
+from a2tgpo_trl.cli.help import PAGES
+
+
+@pytest.mark.parametrize("topic", PAGES)
+def test_a_topic_has_a_page(topic, capsys):
+    assert main(["help", *topic.split()]) == 0
+    page = capsys.readouterr().out
+    assert len(page.splitlines()) > 5
+    assert all(len(line) < 120 for line in page.splitlines())
+    assert main(["help", topic.replace(" ", "-")]) == 0 and capsys.readouterr().out == page
+
+
+def test_without_a_topic_all_are_listed_with_their_first_lines(capsys):
+    assert main(["help"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.strip().partition("   ")[0] for line in listed if line.startswith("    ")] == list(PAGES)
+    assert all(len(line.split("   ", 1)[1].strip()) > 20 for line in listed if line.startswith("    "))
+
+
+def test_an_unknown_topic_names_the_nearest(capsys):
+    assert main(["help", "tool"]) == 2
+    assert "There is no page on 'tool'. Did you mean 'tools'?" in capsys.readouterr().err
+
+
+def test_a_page_is_shown_without_importing_torch():
+    code = "import sys; from a2tgpo_trl.cli import main; main(['help', 'credit']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,61 @@
+"""The README: read in three minutes, and every command and line of Python in it runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+
+README = ROOT.joinpath("README.md").read_text()
+SHORT = "--max_steps 1 --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --eval_rows 3"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def test_it_is_read_in_three_minutes():
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_script_runs_and_three_lines_of_it_are_marked(tmp_path):
+    (script,) = blocks("python")
+    assert re.findall(r"  # (\d)\.", script) == ["1", "2", "3"]
+    (tmp_path / "script.py").write_text(script)
+    done = run([sys.executable, "script.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs").exists()
+
+
+def test_its_two_ways_to_install_are_those_of_a_fresh_environment():
+    # What the first command trains is held by test_quickstart.py; a fresh environment runs the second one so.
+    first, second = (command.partition(" && ") for command in COMMANDS if command.startswith("pip"))
+    assert (first[0], first[2]) == ("pip install -e .", "a2tgpo train quickstart")
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert second[0] in script and second[2] in script
+
+
+@pytest.mark.slow
+def test_its_commands_run_one_after_the_other(tmp_path):
+    commands = ["a2tgpo train quickstart", *[command for command in COMMANDS if not command.startswith("pip")]]
+    assert len(commands) >= 7
+    for command in commands:
+        words = shlex.split(command)
+        if {"train", "eval", "launch"} & set(words):
+            words += shlex.split(SHORT)
+        done = run(words, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "outputs" / "quickstart").is_dir() and (tmp_path / "outputs" / "launched").is_dir()
