@@ -119,7 +119,7 @@ class ToolTrainer(SamplingTrainer):
         args = self.args
         if self._is_vlm:
             raise ValueError(
-                "Vision-language models are not supported: a probe carries no images. Pass a tokenizer (not a "
+                "Vision-language models are not supported: turns and probes carry no images. Pass a tokenizer (not a "
                 "processor) as processing_class to train the text model alone."
             )
         check_launch(args, self.accelerator)
