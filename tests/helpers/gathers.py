@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import three_steps
@@ -53,7 +54,8 @@ def count(trainer: A2TGPOTrainer) -> dict[str, list]:
     for token_budget in (10**6, 10**6, 1):
         with evaluation_mode(trainer.model), torch.no_grad():
             found["plain"].append(gathers(lambda: trainer.model(input_ids=ids, use_cache=False)))
-        trainer.args.gain_token_budget = token_budget
+        gain_pass = trainer._gain_pass
+        gain_pass._settings = replace(gain_pass._settings, gain_token_budget=token_budget)
         forwards: list[int] = []
         counted = gathers(lambda: forwards.append(score(trainer)))  # noqa: B023  # called at once
         found["gain"].append((counted, *forwards))
