@@ -38,6 +38,10 @@ def test_its_script_runs_and_three_lines_of_it_are_marked(tmp_path):
     done = run([sys.executable, "script.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs").exists()
+    # What it prints begins as it is shown: question, first search, what that found, its gain.
+    (shown,) = blocks("text")
+    assert done.stdout.startswith("".join(shown.splitlines(keepends=True)[:4]))
+    assert done.stdout.count("right: Lututh Pogom") == 2  # a rollout of each step
 
 
 def test_its_two_ways_to_install_are_those_of_a_fresh_environment():
