@@ -10,23 +10,26 @@ from ..lookup import nearest
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = "settings"
 
-# topic -> the file whose docstring is its page, in the order of a newcomer's questions
+# topic -> the file whose docstring is its page, and what it answers; in the order of a newcomer's questions
 PAGES = {
-    "your own questions": "tasks/__init__.py",
-    "tools": "tools/__init__.py",
-    "environments": "rollout/environments.py",
-    "rollout functions": "rollout/__init__.py",
-    "python": "tools/python/__init__.py",
-    "failures": "rollout/failures.py",
-    "gain": "information_gain/__init__.py",
-    "credit": "credit/__init__.py",
-    SETTINGS: "config.py",
-    "metrics": "report/__init__.py",
-    "check": "preflight/__init__.py",
-    "plan": "plan/__init__.py",
-    "launch": "launch/__init__.py",
-    "vllm": "rollout/vllm_engine.py",
-    "resume": "resume/__init__.py",
+    "your own questions": (
+        "tasks/__init__.py",
+        "train on rows, a tool and a reward of your own; tasks that come along",
+    ),
+    "tools": ("tools/__init__.py", "write a tool; time limits, retries, outages, threads, servers of MCP"),
+    "environments": ("rollout/environments.py", "tools that keep a state, one object for each rollout"),
+    "rollout functions": ("rollout/__init__.py", "a loop of your own; ToolTrainer, which stands alone"),
+    "python": ("tools/python/__init__.py", "let the policy run Python, and what its code cannot reach"),
+    "failures": ("rollout/failures.py", "how a turn can end, and what follows"),
+    "gain": ("information_gain/__init__.py", "what information gain is, which models it takes, rounding"),
+    "credit": ("credit/__init__.py", "the methods of credit, one of your own, rewards of single turns"),
+    SETTINGS: ("config.py", "every field of A2TGPOConfig that TRL's GRPOConfig lacks or sets otherwise"),
+    "metrics": ("report/__init__.py", "what is logged"),
+    "check": ("preflight/__init__.py", "what a2tgpo check looks at before the first step"),
+    "plan": ("plan/__init__.py", "the memory of a run, computed; the seconds of a step, measured"),
+    "launch": ("launch/__init__.py", "several processes, GPUs or machines; exit codes"),
+    "vllm": ("rollout/vllm_engine.py", "sampling by vLLM: modes, importance weights, what was tried"),
+    "resume": ("resume/__init__.py", "go on with a run that was interrupted"),
 }
 
 
@@ -54,12 +57,12 @@ def page(topic: str) -> str:
 
 def _docstring(topic: str) -> str:
     """Read off the source: what it imports would take seconds."""
-    found = ast.get_docstring(ast.parse((PACKAGE / PAGES[topic]).read_text()))
+    found = ast.get_docstring(ast.parse((PACKAGE / PAGES[topic][0]).read_text()))
     assert found is not None
     return found
 
 
 def _topics() -> str:
     width = max(map(len, PAGES))
-    lines = [f"    {topic:<{width}}   {_docstring(topic).splitlines()[0]}" for topic in PAGES]
+    lines = [f"    {topic:<{width}}   {line}" for topic, (_, line) in PAGES.items()]
     return "\n".join(["a2tgpo help TOPIC, where TOPIC is one of", "", *lines])

@@ -18,11 +18,11 @@ def test_a_topic_has_a_page(topic, capsys):
     assert main(["help", topic.replace(" ", "-")]) == 0 and capsys.readouterr().out == page
 
 
-def test_without_a_topic_all_are_listed_with_their_first_lines(capsys):
+def test_without_a_topic_all_are_listed_with_a_line_each(capsys):
     assert main(["help"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.strip().partition("   ")[0] for line in listed if line.startswith("    ")] == list(PAGES)
-    assert all(len(line.split("   ", 1)[1].strip()) > 20 for line in listed if line.startswith("    "))
+    assert all(len(line) <= 100 for line in listed)
 
 
 def test_an_unknown_topic_names_the_nearest(capsys):
