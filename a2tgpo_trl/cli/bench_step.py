@@ -9,23 +9,23 @@ its own rollouts, so tokens stand beside the seconds.
 
 import statistics
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from ..plan.measured import TRAINING_ALONE
+from ..plan.clock import LOSS, StepClock
+from ..plan.measured import TRAINING_ALONE, batches_of_step
 from ..recipe.recipe import Recipe, read_recipe
 from .machine import device_name
 
 
 WAYS = ("ours", "TRL")
+STEP = "micro-steps"
 STAGES = ("before the loss", "of it gain pass", "loss", "rest")
 DERIVED = "generation_batch_size"  # by TRL, from steps_per_generation, beside which it cannot be given
 
@@ -64,56 +64,36 @@ class Alternation:
             self._condition.notify_all()
 
 
-class StepClock(TrainerCallback):
-    """Times the steps of a trainer and their stages, and hands over after each."""
+class AlternatingClock(StepClock):
+    """Times the steps of a trainer but the first, and hands over after each."""
 
     def __init__(self, trainer: GRPOTrainer, hand_over: Callable[[], None]):
+        super().__init__(trainer)
+        self.time(trainer, "training_step", STEP)  # what comes before the loss lies in it
         self.times = StepTimes()
-        self._hand_over = hand_over
-        self._start = self._tokens = self._in_step = self._in_loss = 0.0
-        trainer.training_step = self._timed(trainer.training_step, "_in_step")  # what comes before the loss lies in it
-        trainer.compute_loss = self._timed(trainer.compute_loss, "_in_loss")
-        trainer.accelerator.backward = self._timed(trainer.accelerator.backward, "_in_loss")
+        self._hand_over, self._tokens = hand_over, 0.0
         for display in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(display)
-        trainer.add_callback(self)
-
-    def _timed(self, function: Callable[..., Any], total: str) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = now()
-            result = function(*args, **kwargs)
-            setattr(self, total, getattr(self, total) + now() - start)
-            return result
-
-        return timed
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._tokens = state.num_input_tokens_seen
-        self._in_step = self._in_loss = 0.0
-        self._start = now()
+        super().on_step_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
-        seconds = now() - self._start
+        super().on_step_end(args, state, control, **kwargs)
         if state.global_step > 1:
-            self.times.seconds.append(seconds)
+            step, in_step, in_loss = self.seconds[-1], self.parts[STEP][-1], self.parts[LOSS][-1]
+            self.times.seconds.append(step)
             self.times.tokens.append(state.num_input_tokens_seen - self._tokens)
-            self.times.stages["before the loss"].append(self._in_step - self._in_loss)
-            self.times.stages["loss"].append(self._in_loss)
-            self.times.stages["rest"].append(seconds - self._in_step)
+            self.times.stages["before the loss"].append(in_step - in_loss)
+            self.times.stages["loss"].append(in_loss)
+            self.times.stages["rest"].append(step - in_step)
 
     def on_log(self, args, state, control, logs, **kwargs):
         if state.global_step > 1 and "loss" in logs:  # not at the end of training, when it is summed up
-            batches = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
-            self.times.stages["of it gain pass"].append(logs.get("gain/seconds", 0.0) * batches)
+            self.times.stages["of it gain pass"].append(logs.get("gain/seconds", 0.0) * batches_of_step(args))
         if "loss" in logs:
             self._hand_over()
-
-
-def now() -> float:
-    """Seconds, once an accelerator has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> dict[str, StepTimes]:
@@ -124,7 +104,7 @@ def measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> d
     alternation = Alternation()
 
     def train(place: int) -> StepTimes:
-        clock = StepClock(trainers[place], lambda: alternation.hand_over(place))
+        clock = AlternatingClock(trainers[place], lambda: alternation.hand_over(place))
         try:
             alternation.wait(place)
             trainers[place].train()

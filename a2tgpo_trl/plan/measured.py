@@ -13,8 +13,7 @@ import json
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from os import environ
@@ -24,12 +23,14 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig
 
 from ..launch.processes import choose_start, count_accelerators
 from ..recipe.program import run_recipe
 from ..recipe.recipe import Recipe
 from ..rollout.records import Record
+from .clock import LOSS, StepClock
 
 
 # Variables of the environment under which glibc maps tensors one by one.
@@ -44,7 +45,7 @@ METRICS = {
     "tools": "rollouts/tool_seconds",
     "gain pass": "gain/seconds",
 }
-LOSS, REST = "loss", "the rest"
+REST = "the rest"
 LAST_WORDS = 2000  # characters of what a run that failed has said
 
 
@@ -98,6 +99,11 @@ def steps_of_batch(recipe: Recipe) -> int:
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
 
 
+def batches_of_step(args: GRPOConfig) -> int:
+    """Batches of rollouts that an optimiser step takes; 1 where a batch serves several."""
+    return max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+
+
 def count_steps(recipe: Recipe, processes: int) -> int:
     """max_steps, or as many as the epochs need: each prompt is rolled out `num_generations` times, and each batch of
     rollouts serves `num_iterations` updates."""
@@ -117,54 +123,19 @@ def count_steps(recipe: Recipe, processes: int) -> int:
 # ---- the process that runs it
 
 
-class StepTimes(TrainerCallback):
-    """Seconds of each step, and of its loss."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.losses: list[float] = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._start = _now()
-        self.losses.append(0.0)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.steps.append(_now() - self._start)
-
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose seconds count as those of the loss."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = _now()
-            result = function(*args, **kwargs)
-            self.losses[-1] += _now() - start
-            return result
-
-        return run
-
-
-def _now() -> float:
-    """When all that was asked of a GPU is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def run_batches(recipe: Recipe) -> Measured:
     """Train `max_steps`, and measure the second half of them."""
     load_libraries()
     before = psutil.Process().memory_info().rss
-    times = StepTimes()
-    trainer = recipe.build_trainer([times])
-    trainer.compute_loss = times.timed(trainer.compute_loss)
-    trainer.accelerator.backward = times.timed(trainer.accelerator.backward)
+    trainer = recipe.build_trainer()
+    clock = StepClock(trainer)
     lengths = [0]
     trainer.on_rollouts = lambda records: lengths.extend(map(completion_tokens, records))
     trainer.train()
     device = trainer.accelerator.device
     mine = torch.tensor([[_peak_bytes(before), max(lengths)]], dtype=torch.float64, device=device)
     peak, longest = trainer.accelerator.gather(mine).amax(dim=0).tolist()
-    return Measured(seconds_by_stage(recipe, times, trainer.state.log_history), int(peak), int(longest))
+    return Measured(seconds_by_stage(recipe, clock, trainer.state.log_history), int(peak), int(longest))
 
 
 def completion_tokens(record: Record) -> int:
@@ -172,17 +143,15 @@ def completion_tokens(record: Record) -> int:
     return sum(turn["tokens_out"] + turn["tokens_in"] for turn in record["turns"])
 
 
-def seconds_by_stage(recipe: Recipe, times: StepTimes, logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def seconds_by_stage(recipe: Recipe, clock: StepClock, logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of a step, on average over the second half. Metrics are logged once a step, averaged over its batches."""
-    args = recipe.args
-    half = len(times.steps) // 2
-    batches = max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
+    half, batches = len(clock.seconds) // 2, batches_of_step(recipe.args)
     found = {
         stage: sum(log.get(name, 0.0) for log in logs if log["step"] > half) * batches / half
         for stage, name in METRICS.items()
     }
-    found[LOSS] = sum(times.losses[half:]) / half
-    found[REST] = max(sum(times.steps[half:]) / half - sum(found.values()), 0.0)
+    found[LOSS] = sum(clock.parts[LOSS][half:]) / half
+    found[REST] = max(sum(clock.seconds[half:]) / half - sum(found.values()), 0.0)
     return found
 
 

@@ -12,7 +12,7 @@ from transformers import Qwen3Config
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.plan.hardware import named
-from a2tgpo_trl.plan.measured import METRICS, Measured, StepTimes, completion_tokens, seconds_by_stage, steps_of_batch
+from a2tgpo_trl.plan.measured import METRICS, Measured, completion_tokens, seconds_by_stage, steps_of_batch
 from a2tgpo_trl.plan.memory import gain_rows, plan_memory, states
 from a2tgpo_trl.plan.policy import Head, Parameters, Policy, Training
 from a2tgpo_trl.plan.report import CURES
@@ -261,14 +261,13 @@ def test_a_completion_is_as_long_as_its_row_with_what_tools_added():
 
 
 def test_seconds_of_a_step_are_those_of_the_second_half():
-    times = StepTimes()
-    times.steps, times.losses = [90.0, 90.0, 7.0, 5.0], [50.0, 50.0, 1.0, 2.0]
+    clock = SimpleNamespace(seconds=[90.0, 90.0, 7.0, 5.0], parts={"loss": [50.0, 50.0, 1.0, 2.0]})
     logs = [{"step": 1, "gain/seconds": 80.0}, {"step": 3, "gain/seconds": 2.0, METRICS["sampling"]: 4.0}, {"step": 4}]
-    found = seconds_by_stage(settings_of_batches(16, 8), times, logs)
+    found = seconds_by_stage(settings_of_batches(16, 8), clock, logs)
     assert found == {"sampling": 2.0, "tools": 0.0, "gain pass": 1.0, "loss": 1.5, "the rest": 1.5}
     assert Measured(found, 0, 0).step_seconds == 6.0
     # Two batches a step: a log has their average.
-    assert seconds_by_stage(settings_of_batches(4, 8), times, logs)["gain pass"] == 2.0
+    assert seconds_by_stage(settings_of_batches(4, 8), clock, logs)["gain pass"] == 2.0
 
 
 # ---- the command
