@@ -5,47 +5,50 @@ key of the file and an option of the command line.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl import ModelConfig, TrlParser
 
 from ..config import A2TGPOConfig
+from ..fields import setting
 from ..launch.launched import deepspeed_on_cpu
 from ..rewards import REWARDS
 from ..tasks import TASKS
-
-
-def _key(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class RecipeArguments:
     """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
 
-    task: str | None = _key(
-        f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
+    task: str | None = setting(
+        None, f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
     )
-    task_kwargs: dict[str, Any] | str | None = _key("Arguments of the task's function.")
-    dataset_name: str | None = _key(
-        "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."
+    task_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the task's function.")
+    dataset_name: str | None = setting(
+        None, "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."
     )
-    dataset_config: str | None = _key("Configuration of a data set of the hub.")
-    dataset_train_split: str = _key("Split to train on, or rows of one: train[50:].", "train")
-    dataset_test_split: str | None = _key("Split to evaluate on, or rows of one: train[:50]. None: no evaluation.")
-    tools: list[str] | None = _key(
+    dataset_config: str | None = setting(None, "Configuration of a data set of the hub.")
+    dataset_train_split: str = setting("train", "Split to train on, or rows of one: train[50:].")
+    dataset_test_split: str | None = setting(
+        None, "Split to evaluate on, or rows of one: train[:50]. None: no evaluation."
+    )
+    tools: list[str] | None = setting(
+        None,
         "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts one, "
-        "mcp+http://... is spoken to. Replaces the task's."
+        "mcp+http://... is spoken to. Replaces the task's.",
     )
-    reward_funcs: list[str] | None = _key(
-        f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward models. Replaces the task's."
+    reward_funcs: list[str] | None = setting(
+        None,
+        f"Rewards: {', '.join(REWARDS)}, import paths of functions, or names of reward models. Replaces the task's.",
     )
-    environment_factory: str | None = _key("Import path of a class with a `reset` method. Replaces the task's.")
-    environment_kwargs: dict[str, Any] | str | None = _key("Arguments of the environment_factory.")
-    group_by: str | None = _key("Column of the test set whose values get lines of their own in the tables.")
-    eval_rows: int | None = _key("Rows of the test set that are evaluated. None: all; 0: no evaluation.")
-    overwrite: bool = _key("Whether to write over a finished run in the output folder.", False)
+    environment_factory: str | None = setting(
+        None, "Import path of a class with a `reset` method. Replaces the task's."
+    )
+    environment_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the environment_factory.")
+    group_by: str | None = setting(None, "Column of the test set whose values get lines of their own in the tables.")
+    eval_rows: int | None = setting(None, "Rows of the test set that are evaluated. None: all; 0: no evaluation.")
+    overwrite: bool = setting(False, "Whether to write over a finished run in the output folder.")
 
     def __post_init__(self):
         self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
