@@ -62,7 +62,7 @@ def evaluate(
     With `resume`, rows whose records are in the file already are not rolled out again.
     """
     main, samples = trainer.accelerator.is_main_process, trainer.num_generations_eval
-    per_batch = rows_per_batch(trainer)
+    per_batch = trainer.rows_per_batch
     records = from_main(trainer, lambda: _whole_batches(file, len(dataset), per_batch, samples) if resume else [])
     if main:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +77,6 @@ def evaluate(
         records += made
         on_progress(len(records))
     return records
-
-
-def rows_per_batch(trainer: ToolTrainer) -> int:
-    """Rows that all ranks together roll out at once: what fills `per_device_eval_batch_size` on each."""
-    rollouts = trainer.args.per_device_eval_batch_size * trainer.accelerator.num_processes
-    return max(rollouts // trainer.num_generations_eval // trainer.fewest_rows, 1) * trainer.fewest_rows
 
 
 def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[Record]:

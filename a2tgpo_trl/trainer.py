@@ -11,7 +11,7 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from .credit.metrics import floor_metrics
 from .credit.turn_rewards import TurnReward
 from .credit.uninformative import uninformative_groups
 from .dropout import settle_dropout
-from .information_gain import Rollouts, TurnScores, information_gain
+from .information_gain import TurnScores, information_gain
 from .information_gain.answers import check_dataset, check_owned_data, named_datasets, used_answers
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
@@ -40,8 +40,8 @@ from .information_gain.rounding import EXACT, training_unit
 from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model
 from .report.nothing_to_learn import NothingToLearn
-from .rollout.answers import declares_answer
-from .rollout.batch import Batch, Row
+from .rollout.answers import Row, declares_answer
+from .rollout.batch import Batch
 from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.records import Record
 from .rollout.resampling import Resampler
@@ -57,6 +57,7 @@ logger = get_logger(__name__)
 class CreditedBatch(Batch):
     """A batch whose turns are credited. G groups of rollouts, of all ranks."""
 
+    accepted: list[list[str]] = field(default_factory=list)  # answers of each rollout that are scored, if any are
     turn_scores: TurnScores | None = None  # None where no gains are computed
     uninformative_G: Tensor | None = None  # groups that teach nothing
 
@@ -266,14 +267,11 @@ class A2TGPOTrainer(ToolTrainer):
         self._log_scalars("train", metrics)
         return output
 
-    def _check_answers(self, batch: Batch) -> None:
-        self._accepted_answers(batch)
-
-    def _accepted_answers(self, batch: Batch) -> list[list[str]]:
-        """Those that are scored; none where nothing is."""
-        if self._gain_pass is None or not batch.is_training:
-            return []
-        return [used_answers(answer.text, self.args.answer_aliases, answer.where) for answer in batch.answers]
+    def _read_answers(self, batch: Batch) -> None:
+        assert isinstance(batch, CreditedBatch)
+        if self._gain_pass is not None and batch.is_training:
+            aliases = self.args.answer_aliases
+            batch.accepted = [used_answers(answer.text, aliases, answer.where) for answer in batch.answers]
 
     def _generate(self, prompts: list) -> tuple:
         rollout = super()._generate(prompts)
@@ -282,9 +280,8 @@ class A2TGPOTrainer(ToolTrainer):
         if not batch.is_training:
             return rollout
         if self._gain_pass is not None:
-            rollouts = Rollouts(batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask)
-            accepted = self._accepted_answers(batch)
-            batch.turn_scores, metrics = self._gain_pass.run(rollouts, accepted, self._parent_wants_old_logps)
+            wants_logps = self._parent_wants_old_logps
+            batch.turn_scores, metrics = self._gain_pass.run(batch.tokens, batch.accepted, wants_logps)
             batch.old_logps = batch.turn_scores.logps
             self._log_scalars("train", metrics)
         sampled_logps = rollout[4]
@@ -320,9 +317,9 @@ class A2TGPOTrainer(ToolTrainer):
 
     def credit_batch(self, output: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Replace the parent's advantage per rollout by one per token, and add turn index and clip scale."""
-        assert isinstance(batch, CreditedBatch) and batch.outcomes_N is not None
+        assert isinstance(batch, CreditedBatch) and batch.outcomes_N is not None and batch.turns is not None
         output = super().credit_batch(output, batch)
-        turn_BT, num_turns, num_turns_N = self._turns_of(output)
+        turn_BT, num_turns_N, num_turns = batch.turns.index_BT, batch.turns.number_N, batch.turns.most
         local = self._ranks.own_rows(len(turn_BT))
 
         outcome_N = self.accelerator.gather(output["advantages"])
@@ -365,11 +362,13 @@ class A2TGPOTrainer(ToolTrainer):
         values_BV = pad(values_BV, (0, max(num_turns + 1 - values_BV.size(1), 0)), value=torch.nan)
         return self.accelerator.gather(values_BV.contiguous())
 
-    def _log_evaluated(self, output: dict[str, Any], batch: Batch) -> None:
+    def _log_evaluated(self, batch: Batch) -> None:
         """What single turns earned, beside how many there are."""
-        super()._log_evaluated(output, batch)
-        _, num_turns, num_turns_N = self._turns_of(output)
-        self._log_scalars("eval", self._credit.metrics(num_turns_N.masked_fill(batch.unscored_N, 0), num_turns))
+        super()._log_evaluated(batch)
+        assert batch.turns is not None
+        num_turns_N = batch.turns.number_N
+        scored_N = num_turns_N.masked_fill(batch.unscored_N, 0)
+        self._log_scalars("eval", self._credit.metrics(scored_N, batch.turns.most))
         self._show_advantages(num_turns_N.new_zeros(len(num_turns_N), 0), torch.zeros_like(num_turns_N))
 
     def _show_advantages(self, advantages_NK: Tensor, num_turns_N: Tensor) -> None:

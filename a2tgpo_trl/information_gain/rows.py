@@ -5,7 +5,7 @@ A packed row holds a rollout and its probes (`packed_attention`); a single row h
 Shapes: B rollouts, K contexts, A accepted answers, R rows of one forward, L tokens of a row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from ..turns import seen_before_turns
+from ..rollout.batch import Rollouts
 from .packed_attention import Layout, attention_mask
 from .probes import Probe
 
@@ -25,41 +25,6 @@ FLEX_BLOCK = 128
 
 # Numbers of this rank -> the largest of each over all ranks
 Agree = Callable[[list[int]], list[int]]
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Token ids as the rollout made them, ragged: prompts, completions, and 1 for each completion token sampled."""
-
-    prompt_ids: Sequence[Sequence[int]]
-    completion_ids: Sequence[Sequence[int]]
-    model_mask: Sequence[Sequence[int]]
-
-    @classmethod
-    def from_padded(cls, batch: Mapping[str, Tensor]) -> "Rollouts":
-        """From tensors as TRL pads them: prompts on the left, completions on the right, `tool_mask` optional."""
-        tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
-        parts = (
-            (batch["prompt_ids"], batch["prompt_mask"]),
-            (batch["completion_ids"], batch["completion_mask"]),
-            (tool_mask, batch["completion_mask"]),
-        )
-        return cls(*([row[keep.bool()].tolist() for row, keep in zip(*part, strict=True)] for part in parts))
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids)
-
-    def some(self, chosen: Sequence[int]) -> "Rollouts":
-        """The rollouts with these numbers."""
-        parts = (self.prompt_ids, self.completion_ids, self.model_mask)
-        return Rollouts(*([part[i] for i in chosen] for part in parts))
-
-    def contexts(self, i: int) -> list[int]:
-        """Lengths, in tokens from the start of the prompt, of the contexts at which rollout i is valued."""
-        prompt = len(self.prompt_ids[i])
-        if prompt == 0:
-            raise ValueError(f"Rollout {i} has an empty prompt: there is no context in which to value its answer.")
-        return [prompt + seen for seen in seen_before_turns(list(self.model_mask[i]))]
 
 
 @dataclass

@@ -1,24 +1,49 @@
 """What is known of a batch of rollouts while its parent class makes it: from its rows to what is trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .answers import Answer
-
-
-Row = dict[str, Any]
+from ..turns import seen_before_turns
+from .answers import Answer, Row
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Of each rollout: its prompt, what followed it, and 1 for each token of that which the policy sampled."""
+class Rollouts:
+    """Token ids as the rollout made them, ragged: prompts, completions, and 1 for each completion token sampled."""
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    model_mask: list[list[int]]
+    prompt_ids: Sequence[Sequence[int]]
+    completion_ids: Sequence[Sequence[int]]
+    model_mask: Sequence[Sequence[int]]
+
+    @classmethod
+    def from_padded(cls, batch: Mapping[str, Tensor]) -> "Rollouts":
+        """From tensors as TRL pads them: prompts on the left, completions on the right, `tool_mask` optional."""
+        tool_mask = batch.get("tool_mask", torch.ones_like(batch["completion_mask"]))
+        parts = (
+            (batch["prompt_ids"], batch["prompt_mask"]),
+            (batch["completion_ids"], batch["completion_mask"]),
+            (tool_mask, batch["completion_mask"]),
+        )
+        return cls(*([row[keep.bool()].tolist() for row, keep in zip(*part, strict=True)] for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def some(self, chosen: Sequence[int]) -> "Rollouts":
+        """The rollouts with these numbers."""
+        parts = (self.prompt_ids, self.completion_ids, self.model_mask)
+        return Rollouts(*([part[i] for i in chosen] for part in parts))
+
+    def contexts(self, i: int) -> list[int]:
+        """Lengths, in tokens from the start of the prompt, of the contexts at which rollout i is valued."""
+        prompt = len(self.prompt_ids[i])
+        if prompt == 0:
+            raise ValueError(f"Rollout {i} has an empty prompt: there is no context in which to value its answer.")
+        return [prompt + seen for seen in seen_before_turns(list(self.model_mask[i]))]
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,15 @@ class Scored:
     rewards_BF: Tensor
 
 
+@dataclass(frozen=True)
+class Turns:
+    """The turn of each token of this rank, how many turns each rollout of all ranks has, and the most of them."""
+
+    index_BT: Tensor
+    number_N: Tensor
+    most: int
+
+
 @dataclass
 class Batch:
     """One batch of rollouts. Fields are filled in their order; N rollouts of all ranks, B of this rank, F rewards."""
@@ -39,11 +73,12 @@ class Batch:
     is_training: bool
     round: int = 1  # of several in which prompts are rolled out again
     answers: list[Answer] = field(default_factory=list)
-    tokens: Tokens | None = None
+    tokens: Rollouts | None = None
     # What the parent's request for log-probabilities of the policy as it was is answered with, if it need not ask.
     old_logps: list[Tensor] | None = None
     outcomes_N: Tensor | None = None  # weighted sums of rewards, NaN where nobody scored
     scored: Scored | None = None
+    turns: Turns | None = None
 
     @property
     def mode(self) -> str:

@@ -27,8 +27,8 @@ from ..launch.launched import check_launch
 from ..models import base_model, evaluation_mode
 from ..tools.control import ControlText, SuffixWriter
 from ..turns import count_turns, turn_index, turn_metrics
-from .answers import Answer, find_answer, rows_with_answers
-from .batch import Batch, Row, Scored, Tokens
+from .answers import Answer, Row, find_answer, rows_with_answers
+from .batch import Batch, Rollouts, Scored, Turns
 from .checks import check_best_metric, check_one_sequence, check_tools, checked_rollout_func, complete_args
 from .engines import Request, Seeds
 from .environments import Environments, environment_kinds
@@ -202,16 +202,16 @@ class ToolTrainer(SamplingTrainer):
         try:
             with self._new_batch(rows, is_training=False) as batch:
                 output = self._sample_and_score(batch)
-                self._log_evaluated(output, batch)
+                self._log_evaluated(batch)
         finally:
             self.vllm_importance_sampling_correction, self.beta = corrects, beta
         self.evaluated_rollouts += len(rows) * self._ranks.number
         return output
 
-    def _log_evaluated(self, output: dict[str, Any], batch: Batch) -> None:
+    def _log_evaluated(self, batch: Batch) -> None:
         """How many turns rollouts have that are not trained on."""
-        _, _, num_turns_N = self._turns_of(output)
-        self._log_scalars("eval", turn_metrics(num_turns_N[num_turns_N > 0]))
+        assert batch.turns is not None
+        self._log_scalars("eval", turn_metrics(batch.turns.number_N[batch.turns.number_N > 0]))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
         with torch.no_grad():
@@ -219,9 +219,15 @@ class ToolTrainer(SamplingTrainer):
         return None, None, None
 
     @property
-    def fewest_rows(self) -> int:
+    def _fewest_rows(self) -> int:
         """The fewest rows whose rollouts the ranks can share out equally, as collective generation needs it."""
         return self._ranks.number // math.gcd(self._ranks.number, self.num_generations_eval)
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows that `roll_out` takes at once: what fills `per_device_eval_batch_size` on each rank."""
+        rollouts = self.args.per_device_eval_batch_size * self._ranks.number
+        return max(rollouts // self.num_generations_eval // self._fewest_rows, 1) * self._fewest_rows
 
     def roll_out(self, rows: Sequence[Row], *, seed: int = 0, first: int = 0) -> list[Record]:
         """Roll out and score rows by the policy as it is, `num_generations_eval` times each.
@@ -232,18 +238,24 @@ class ToolTrainer(SamplingTrainer):
             seed: what the rollouts are drawn by. The same one gives the same rollouts, whatever was drawn before.
             first: number of the first of these rows among all that are rolled out with this seed.
         """
+        rows, records = list(rows), []
+        with evaluation_mode(self.model):
+            for start in range(0, len(rows), self.rows_per_batch):
+                records += self._roll_out_at_once(rows[start : start + self.rows_per_batch], seed, first + start)
+        return records
+
+    def _roll_out_at_once(self, rows: list[Row], seed: int, first: int) -> list[Record]:
         samples = self.num_generations_eval
         records: list[Record] = []
-        filled = [*rows, *[rows[-1]] * (-len(rows) % self.fewest_rows)]  # what the ranks can share out
+        filled = rows + rows[-1:] * (-len(rows) % self._fewest_rows)  # what the ranks can share out
         repeated = [row for row in filled for _ in range(samples)]
         drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{self._ranks.index}".encode()).digest()[:7], "big")
         before = self.on_rollouts, self.rollout_seed
         self.on_rollouts, self.rollout_seed, self.evaluated_rollouts = records.extend, seed, first * samples
         try:
-            with evaluation_mode(self.model), seeded(drawn, self.accelerator.device):
-                self._generate_and_score_completions(
-                    repeated[self._ranks.own_rows(len(repeated) // self._ranks.number)]
-                )
+            with seeded(drawn, self.accelerator.device):
+                mine = self._ranks.own_rows(len(repeated) // self._ranks.number)
+                self._generate_and_score_completions(repeated[mine])
         finally:
             self.on_rollouts, self.rollout_seed = before
             self._metrics["eval"].clear()  # these belong to no evaluation step of the training loop
@@ -276,6 +288,7 @@ class ToolTrainer(SamplingTrainer):
         if self._tool_loop is not None:
             self._begin_tool_loop(self._tool_loop, batch.rows)
         output = super()._generate_and_score_completions(batch.rows)
+        batch.turns = self._turns_of(output)
         if self._wants_records:
             self._see_records(self._make_records(batch))
         if self._tool_loop is not None:
@@ -284,22 +297,20 @@ class ToolTrainer(SamplingTrainer):
 
     def credit_batch(self, output: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """What is trained on, of rollouts that are sampled and scored. Called by all ranks together."""
-        turn_BT, num_turns, num_turns_N = self._turns_of(output)
-        self._log_scalars("train", turn_metrics(num_turns_N[num_turns_N > 0]))
-        self._log_sampler_gap(output, turn_BT, num_turns)
+        assert batch.turns is not None
+        self._log_scalars("train", turn_metrics(batch.turns.number_N[batch.turns.number_N > 0]))
+        self._log_sampler_gap(output, batch.turns)
         return output
 
-    def _turns_of(self, output: dict[str, Any]) -> tuple[Tensor, int, Tensor]:
-        """The turn of each token on this rank, the most turns that any rank's rollouts have, and how many each has."""
+    def _turns_of(self, output: dict[str, Any]) -> Turns:
         turn_BT = turn_index(output["completion_mask"] * output.get("tool_mask", 1))
-        num_turns_N = self.accelerator.gather(turn_BT.amax(dim=1) + 1)
-        return turn_BT, self._ranks.max(count_turns(turn_BT)), num_turns_N
+        return Turns(turn_BT, self.accelerator.gather(turn_BT.amax(dim=1) + 1), self._ranks.max(count_turns(turn_BT)))
 
-    def _log_sampler_gap(self, output: dict[str, Any], turn_BT: Tensor, num_turns: int) -> None:
+    def _log_sampler_gap(self, output: dict[str, Any], turns: Turns) -> None:
         if "sampling_per_token_logps" not in output or "old_per_token_logps" not in output:
             return
         logps_BT = (output["sampling_per_token_logps"], output["old_per_token_logps"])
-        sums = sampler_gap_sums(*logps_BT, turn_BT, num_turns)
+        sums = sampler_gap_sums(*logps_BT, turns.index_BT, turns.most)
         metrics = sampler_gap_metrics(self.accelerator.reduce(sums, reduction="sum"))
         self._log_scalars("train", metrics)
         self._gap_watch.see(metrics)
@@ -399,20 +410,20 @@ class ToolTrainer(SamplingTrainer):
         batch = self._batch
         assert batch is not None
         batch.answers = self._find_answers(batch.rows)
-        self._check_answers(batch)  # before anything is sampled in vain
+        self._read_answers(batch)  # before anything is sampled in vain
         with left_as_it_was(self.model):
             rollout = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = rollout[:3]
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
-        batch.tokens = Tokens(prompt_ids, completion_ids, mask)
+        batch.tokens = Rollouts(prompt_ids, completion_ids, mask)
         if not batch.is_training:
             batch.old_logps = self._placeholders(completion_ids)  # an evaluation has no loss
         return rollout
 
-    def _check_answers(self, batch: Batch) -> None:
-        """Nothing here reads them but rewards, which check what they need."""
+    def _read_answers(self, batch: Batch) -> None:
+        """They are known. Nothing here reads them but rewards, which check what they need."""
 
-    def _placeholders(self, completion_ids: list[list[int]]) -> list[Tensor]:
+    def _placeholders(self, completion_ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """In place of the parent's pass by the policy as it was, where nobody reads that."""
         return [torch.zeros(len(ids), device=self.accelerator.device) for ids in completion_ids]
 
