@@ -31,11 +31,6 @@ from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.trainer import ToolTrainer
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 OVERRIDDEN = {
     "_generate": ["self", "prompts"],
     "_generate_single_turn": [
@@ -346,7 +341,7 @@ def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokeniz
 
 
 def test_colocated_vllm_is_still_held_by_these_names():
-    # Streaming and `awake` use them; tests/test_vllm_engine.py runs them where vLLM is installed.
+    # Streaming and `awake` use them; tests/rollout/test_vllm_engine.py runs them where vLLM is installed.
     arguments = list(inspect.signature(VLLMGeneration.generate).parameters)
     assert arguments[:4] == ["self", "prompts", "images", "num_generations"]
     source = inspect.getsource(VLLMGeneration)
@@ -482,7 +477,7 @@ def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():
 
 
 def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_path):
-    # `cli/processes.py` asks it for the variables of a configuration, where something else starts the processes.
+    # `launch/processes.py` asks it for the variables of a configuration, where something else starts the processes.
     assert list(inspect.signature(launch._validate_launch_command).parameters) == ["args"]
     file = tmp_path / "zero1.yaml"
     file.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 1}\n")

@@ -2,13 +2,14 @@
 
 import argparse
 import ast
+import inspect
 from pathlib import Path
 
 from ..lookup import nearest
 
 
 PACKAGE = Path(__file__).parents[1]
-SETTINGS = "settings"
+SETTINGS, PYTHON = "settings", "python"
 
 # topic -> the file whose docstring is its page, and what it answers; in the order of a newcomer's questions
 PAGES = {
@@ -19,7 +20,7 @@ PAGES = {
     "tools": ("tools/__init__.py", "write a tool; time limits, retries, outages, threads, servers of MCP"),
     "environments": ("rollout/environments.py", "tools that keep a state, one object for each rollout"),
     "rollout functions": ("rollout/__init__.py", "a loop of your own; ToolTrainer, which stands alone"),
-    "python": ("tools/python/__init__.py", "let the policy run Python, and what its code cannot reach"),
+    PYTHON: ("tools/python/__init__.py", "let the policy run Python, and what its code cannot reach"),
     "failures": ("rollout/failures.py", "how a turn can end, and what follows"),
     "gain": ("information_gain/__init__.py", "what information gain is, which models it takes, rounding"),
     "credit": ("credit/__init__.py", "the methods of credit, one of your own, rewards of single turns"),
@@ -52,6 +53,10 @@ def page(topic: str) -> str:
         from ..config import A2TGPOConfig
 
         return str(A2TGPOConfig.__doc__)
+    if topic == PYTHON:  # ends with a table that is made of the threats
+        from ..tools import python
+
+        return inspect.cleandoc(str(python.__doc__))
     return _docstring(topic)
 
 

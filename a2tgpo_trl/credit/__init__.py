@@ -17,8 +17,10 @@ One word names the method (`credit: gtpo`, `--credit grpo`); task, rollouts and 
                  outcome                                                                      the gain
 
 Each sets the switches (`A2TGPOConfig`) to its paper's values; what you set wins, and what a method never reads is
-refused. Its docstring has the formula and an example by hand: `help(find_method("gtpo"))`. `a2tgpo compare RECIPE
---credit grpo a2tgpo --seeds 0 1 2` trains several with several seeds, and compares their held-out learning curves.
+refused. `loss_type` is "grpo" for gspo and atpo, else "dapo"; gtpo has a turn reward of its own, {bad_format: -0.1};
+mt_grpo and hybrid need some of yours. A method's docstring has its formula and an example by hand:
+`help(find_method("gtpo"))`. `a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several with several
+seeds, and compares their held-out learning curves.
 
 A method of your own is a function in a file, `credit: my_credit.py:last_tool_turn`:
 

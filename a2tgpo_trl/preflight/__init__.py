@@ -1,12 +1,33 @@
 """a recipe -> findings: what would go wrong in training, found before the first step.
 
-    tokenizer, tools -> template and parser, as `GRPOTrainer` sets them up -> turns of a made-up rollout -> findings
-    data sets        -> answers, prompts, the longest of them -> findings
-    model            -> log-probabilities of a few sampled tokens -> finding
+`a2tgpo check RECIPE` makes the cheap checks first and loads the model last. Each passes, warns or fails, and says what
+was seen and, unless it passed, what to do. One that needs a failed one is not tried. The exit code is 1 if any failed.
+
+    answers             each row has an answer that can be scored, where gains are computed
+    tool format         tools have schemas, and the template writes calls and results
+    tools answer        with --call-tools: each tool was called once
+    tool parser         calls in the template's form can be parsed
+    prompts             the template can write them, and the tool loop take them
+    prefixes            what was written stays as it was when the conversation goes on
+    separators          prompt, turns and results, one after another, are the conversation as it is rendered
+    tool calls          a call of each tool is parsed back to its name and arguments
+    parallel calls      two calls in one turn are both parsed, or the template has no form for them
+    mask                tells the turns of the policy from results
+    probe               its tokens stay the same after the prompt and after a result
+    fit, tool turn      the longest prompt and a full completion fit; a call leaves room for an answer
+    log-probabilities   those of the trainer are those that tokens were sampled with
+
+`--call-tools` calls each tool once, with arguments made up from its schema, under the run's limits and on a thread of
+its own, as training does. A timeout, an error of a wrong thread and an error of a call without arguments fail; another
+error warns, since the arguments are made up.
 
 What training does with a template is borrowed, not modelled: `Chat` runs the methods of `GRPOTrainer` that make
-prompts and turns. A check returns (status, message); the message says what was seen and, unless it passed, what to do.
-Tools are called only where the user says so.
+prompts and turns.
+
+    chat.py, loading.py        a made-up rollout; what a recipe names, loaded as training would load it
+    data.py, lengths.py        answers and prompts; room
+    template.py, sampling.py   what the template writes; log-probabilities
+    calls.py                   one call of each tool
 """
 
 from collections.abc import Callable, Sequence

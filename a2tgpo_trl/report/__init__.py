@@ -6,15 +6,16 @@ tools. With `log_completions`, the table has the advantage of each turn (`turn_a
 
     gain/mean, std, share_positive; gain/turn_1/mean ...    what turns gain, and the share of them that gain at all
     gain/floor               what rounding may move a gain by: 1e-4 in float32, some hundredths in 16 bits and TF32
-    gain/cells_below_floor   share of cells (a depth of a prompt) in which no gain is further than that from the mean
+    gain/cells_below_floor   share of cells (a depth of a prompt) of two rollouts or more, in which no gain is further
+                             than that from the mean
     gain/seconds, gain/forwards, gain/failed_probes    cost of the gain pass; values that were not finite
     value/before, value/after, value/after_turn_1 ...  how well the policy predicts the answer, from the prompt on
     turns/mean, turns/max, turns/survivors_turn_1 ...  turns a rollout; rollouts of a group with a gain at that depth
     turns/singleton_cells    share of cells with one rollout, which has nothing to be compared with
     turns/ok, turns/timeout ...                        share of turns that ended so (`a2tgpo help failures`)
-    turn_rewards/failed_call/turn_1 ...                what single turns earned
+    turn_rewards/failed_call/mean, turn_rewards/failed_call/turn_1 ...     what single turns earned
     clip_scale/mean, clip_scale/turn_1 ...             how far clip ranges are widened or narrowed
-    clip_fraction/mean, clip_fraction/turn_1 ...       share of tokens that are clipped
+    clip_fraction/mean, clip_fraction/turn_1 ...       share of tokens that are clipped, by losses that clip
     turn_ratio/mean, turn_ratio/turn_1 ...             importance ratio
     sampler_gap/mean, absolute; sampler_gap/turn_1, absolute_turn_1 ...    log-probabilities of the sampler minus the
                              trainer's, over tokens: about 0.01 by rounding in 16 bits, more if weights were not pushed
@@ -29,7 +30,8 @@ tools. With `log_completions`, the table has the advantage of each turn (`turn_a
     shaping/passed, share, mean, seconds               with `failure_shaping`
     rewards/exact_match/mean ...                       of each reward; with weight 0 in `reward_weights` only logged
 
-`eval_rewards/f1/mean` and the like can be the `metric_for_best_model`, which is `eval_reward` unless it is set.
+`eval_rewards/f1/mean` and the like can be the `metric_for_best_model`. Where the best model is looked for, or the
+learning rate follows a plateau, and none is named, it is `reward`.
 
     progress.py           steps of a run -> lines on a terminal
     scores.py             records -> scores with intervals

@@ -15,10 +15,16 @@ something else did: that is what tells turns apart. `logprobs` are those that th
 What else it returns reaches rewards as arguments of its name, and stands in the records.
 
     import torch
+    from trl.models.utils import unwrap_model_for_generation
 
 
     def rollout(prompts, trainer):
-        tokenizer, model = trainer.processing_class, trainer.model
+        # Whole weights, without gradient checkpointing, which would switch the key-value cache off.
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, torch.no_grad():
+            return sample(prompts, trainer.processing_class, model)
+
+
+    def sample(prompts, tokenizer, model):
         out = {"prompt_ids": [], "completion_ids": [], "env_mask": [], "logprobs": None, "note": []}
         for prompt in prompts:
             ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)

@@ -15,7 +15,8 @@
                    model's context
 
 `failure_policy` says what follows: `tell` the policy, as the result of its call, and go on; `end` the rollout, which
-is scored as it stands; or `exclude` it from the statistics of its group and from the loss.
+is scored as it stands; or `exclude` it from the statistics of its group and from the loss. Where the context is full
+there is no room to tell anything.
 
     failure_policy: {timeout: exclude, unparsed_call: end}
 

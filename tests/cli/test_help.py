@@ -7,6 +7,7 @@ import pytest
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.cli.help import PAGES
+from a2tgpo_trl.tools.python.levels import table
 
 
 @pytest.mark.parametrize("topic", PAGES)
@@ -30,6 +31,12 @@ def test_an_unknown_topic_names_the_nearest(capsys):
     assert "There is no page on 'tool'. Did you mean 'tools'?" in capsys.readouterr().err
 
 
-def test_a_page_is_shown_without_importing_torch():
-    code = "import sys; from a2tgpo_trl.cli import main; main(['help', 'credit']); sys.exit('torch' in sys.modules)"
+def test_the_page_on_python_ends_with_what_each_level_does_not_stop(capsys):
+    assert main(["help", "python"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(table())
+
+
+@pytest.mark.parametrize("topic", ["credit", "python"])
+def test_a_page_is_shown_without_importing_torch(topic):
+    code = f"import sys; from a2tgpo_trl.cli import main; main(['help', '{topic}']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

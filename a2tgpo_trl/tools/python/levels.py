@@ -42,7 +42,7 @@ THREATS = {
     "memory of others": Threat(
         "reach memory and files of a process of the user who trains by /proc", (PROCESS_AS_SELF,)
     ),
-    "calls on others": Threat("trace or schedule another process, or take its memory or open files by system calls"),
+    "calls on others": Threat("take memory or open files of another process, trace it or schedule it"),
     "telling": Threat("tell another rollout, or learn from it, by locks or watches on shared files"),
     "signals": Threat("send signals to another process"),
     "network": Threat("open a socket: network, names, services of the machine"),
@@ -66,7 +66,7 @@ def table() -> str:
     Example: a row is "read a file of the machine that every user may read    stopped    NOT STOPPED    NOT STOPPED"
     """
     columns = (LEVELS[0], *WEAK)
-    heads = ["Code tries to", "bubblewrap", "process (root)", "process (other user)"]
+    heads = ["Code tries to", "bubblewrap", "process (root)", "process (user)"]
     rows = [
         [threat.what, *("NOT STOPPED" if column in threat.not_stopped_at else "stopped" for column in columns)]
         for threat in THREATS.values()
