@@ -13,11 +13,6 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.rewards import exact_match
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 def with_answers(answers: list) -> Dataset:
     prompt = [{"role": "user", "content": "question"}]
     return Dataset.from_dict({"prompt": [prompt] * len(answers), "answer": answers})

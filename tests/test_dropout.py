@@ -17,11 +17,6 @@ from a2tgpo_trl.dropout import dropout_rates, settle_dropout, switch_off_dropout
 from a2tgpo_trl.rewards import exact_match
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 def with_dropout(name: str):
     """A tiny model of this architecture that drops half of everything its config knows of."""
     config = copy.deepcopy(tiny.architectures()[name]().config)

@@ -12,11 +12,6 @@ from trl import GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig, evaluation
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 # ---- a sampler with weights of its own
 
 

@@ -25,11 +25,6 @@ PARAMETERS = set(inspect.signature(GRPOTrainer.__init__).parameters)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
     """A policy, and a reward model beside it, as a user has them on disk."""
     folder = tmp_path_factory.mktemp("models")

@@ -16,11 +16,6 @@ from a2tgpo_trl.rollout.engines import Request
 from a2tgpo_trl.turns import to_tokens
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 NAMES = [["Paris", "Lutetia", "X"]] * 4
 SWITCHES = [
     {},

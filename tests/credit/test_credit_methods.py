@@ -233,7 +233,7 @@ def test_a_decorator_with_an_unknown_setting_says_which_there_are():
 
 
 @pytest.mark.parametrize("extra", [{}, {"beta": 0.1, "use_bias_correction_kl": False}, {"delta": 1.5}], ids=str)
-def test_the_preset_gspo_is_trls_ratio_of_the_sequence(extra, tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_the_preset_gspo_is_trls_ratio_of_the_sequence(extra, tokenizer, tmp_path, monkeypatch):
     # On the policy of the first step, and off it in the second.
     # SGD, since Adam divides rounding by itself where a gradient is as small as that.
     common = run_settings(tmp_path, num_iterations=2, steps_per_generation=2, optim="sgd", **extra)
@@ -258,7 +258,7 @@ def test_the_preset_gspo_is_trls_ratio_of_the_sequence(extra, tokenizer, tmp_pat
 CREDITED = {"advantages", "clip_scale"}
 
 
-def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_path):  # noqa: F811
+def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_path):
     # Without KL, which is part of IGPO's loss and would add the reference's log-probabilities.
     batches, advantages = {}, {}
     for name in METHODS:
@@ -282,7 +282,7 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
 OWN = example("credit/__init__.py", "def last_tool_turn")
 
 
-def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):
     assert len(OWN.strip().splitlines()) <= 20
     (tmp_path / "own_credit.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -299,7 +299,7 @@ def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, mon
         A2TGPOConfig(**run_settings(tmp_path, credit="own_credit.py:last_tool_turn", discount=0.5))
 
 
-def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "raw.py").write_text("def raw(it, _):\n    return it.outcomes_N.unsqueeze(1).expand_as(it.gains_NK)\n")
     monkeypatch.chdir(tmp_path)
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="raw.py:raw"))
@@ -311,7 +311,7 @@ def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tok
     assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
 
 
-def test_a_method_that_returns_something_else_is_told_what_it_should_have(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_a_method_that_returns_something_else_is_told_what_it_should_have(tokenizer, tmp_path, monkeypatch):
     code = "def sums(evidence, switches):\n    return evidence.gains_NK\n"
     (tmp_path / "holes.py").write_text(code)
     monkeypatch.chdir(tmp_path)
@@ -348,7 +348,7 @@ def test_a_recipe_finds_a_method_and_turn_rewards_beside_it(tmp_path):
         read_recipe(["--config", str(file)])
 
 
-def test_a_run_goes_on_with_the_same_method_wherever_its_file_is(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_goes_on_with_the_same_method_wherever_its_file_is(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
     for folder, code in (("a", OWN), ("b", OWN), ("c", OWN + "\n# another\n")):

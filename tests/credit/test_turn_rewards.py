@@ -150,7 +150,7 @@ def depth(rollout: dict) -> list[float]:
     return [10.0 * i for i, _ in enumerate(rollout["turns"])]
 
 
-def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tmp_path):  # noqa: F811
+def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tmp_path):
     args = A2TGPOConfig(
         **run_settings(
             tmp_path, max_steps=1, credit="gtpo", failure_shaping=0.0, gain_normalization="none", discount=0.5
@@ -188,7 +188,7 @@ def scored_rollouts(prompts, trainer) -> dict:
     return {**training.rollouts_of_tokens(prompts, trainer), "points": points}
 
 
-def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tmp_path):  # noqa: F811
+def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tmp_path):
     args = A2TGPOConfig(
         **run_settings(
             tmp_path, max_steps=1, credit="gtpo", failure_shaping=0.0, gain_normalization="none", discount=0.5
@@ -214,7 +214,7 @@ def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tm
     assert logged(trainer, "turn_rewards/points/turn_1") == [pytest.approx(80 / 3)]
 
 
-def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answered(tokenizer, tmp_path):  # noqa: F811
+def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answered(tokenizer, tmp_path):
     turns = [{"calls": None, "text": text, "tokens_in": read} for text, read in (("look", 3), ("go", 2), ("done", 0))]
     assert attempted({"turns": turns}) == "look\ngo"
 
@@ -248,7 +248,7 @@ class Shop(training.Library):
         return f"The {query} is Paris."
 
 
-def test_an_environment_rewards_its_steps(tokenizer, tmp_path):  # noqa: F811
+def test_an_environment_rewards_its_steps(tokenizer, tmp_path):
     args = A2TGPOConfig(
         **run_settings(tmp_path, max_steps=1, credit="mt_grpo", gain_normalization="none"),
         turn_rewards={"state_changing": 0.5},
@@ -268,7 +268,7 @@ def test_an_environment_rewards_its_steps(tokenizer, tmp_path):  # noqa: F811
     assert [x - of_turn[3] for x in of_turn] == pytest.approx([21 + 1.5, 18 + 1.0, 11 + 0.5, 0], abs=1e-4)
 
 
-def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_again(tokenizer, tmp_path):  # noqa: F811
+def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_again(tokenizer, tmp_path):
     class Once(Shop):
         def search(self, query: str) -> str:
             """Look something up.
@@ -308,13 +308,13 @@ class Computed(training.Library):
         (Computed, ValueError, "Computed.turn_reward must be a plain attribute"),
     ],
 )
-def test_an_environment_whose_rewards_would_be_overlooked_is_told(environment, error, message, tokenizer, tmp_path):  # noqa: F811
+def test_an_environment_whose_rewards_would_be_overlooked_is_told(environment, error, message, tokenizer, tmp_path):
     with pytest.raises(error, match=message):
         args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1))
         make(tokenizer, args, tools=None, environment_factory=environment, reward_funcs=None).train()
 
 
-def test_grpo_only_watches_turn_rewards(tokenizer, tmp_path, caplog):  # noqa: F811
+def test_grpo_only_watches_turn_rewards(tokenizer, tmp_path, caplog):
     common = run_settings(tmp_path, credit="grpo", max_steps=1)
     plain = captured(make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread))[0]
     trainer = make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread, turn_reward_funcs=[depth])
@@ -324,7 +324,7 @@ def test_grpo_only_watches_turn_rewards(tokenizer, tmp_path, caplog):  # noqa: F
     assert "depth) are logged and not learnt from" in caplog.text
 
 
-def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name(tokenizer, tmp_path, monkeypatch):
     code = (
         "import torch\ndef one(texts):\n    return torch.ones(1, 3)\ndef none(texts):\n    raise OSError('no route')\n"
     )
@@ -336,7 +336,7 @@ def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name
             make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread).train()
 
 
-def test_who_shapes_failures_where_nothing_passes_is_told(tokenizer, tmp_path, caplog, monkeypatch):  # noqa: F811
+def test_who_shapes_failures_where_nothing_passes_is_told(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("a2tgpo_trl.credit.credit_pass.FRUITLESS_BATCHES", 2)
     chosen = {"credit": "gtpo", "shaping_embedding": "ngrams", "success_reward": 5.0}
     trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread)
@@ -345,7 +345,7 @@ def test_who_shapes_failures_where_nothing_passes_is_told(tokenizer, tmp_path, c
     assert logged(trainer, "shaping/passed") == [0, 0]
 
 
-def test_failures_are_shaped_in_training_and_the_cost_is_logged(tokenizer, tmp_path):  # noqa: F811
+def test_failures_are_shaped_in_training_and_the_cost_is_logged(tokenizer, tmp_path):
     def first_passes(completions, **_):
         return [1.0, 0.0, 0.0, 0.0]
 
@@ -392,13 +392,13 @@ NO_TOOLS = {"tools": None, "scripted": False}
         ({"turn_rewards": {"depht": 1}}, {"turn_reward_funcs": [depth]}, "no turn reward 'depht'"),
     ],
 )
-def test_what_cannot_be_rewarded_is_refused_before_the_first_step(changes, keywords, message, tokenizer, tmp_path):  # noqa: F811
+def test_what_cannot_be_rewarded_is_refused_before_the_first_step(changes, keywords, message, tokenizer, tmp_path):
     with pytest.raises(ValueError) as error:
         make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **changes)), **keywords)
     assert message in str(error.value)
 
 
-def test_a_turn_reward_that_raises_ends_the_run_with_its_name(tokenizer, tmp_path):  # noqa: F811
+def test_a_turn_reward_that_raises_ends_the_run_with_its_name(tokenizer, tmp_path):
     def broken(rollout):
         return rollout["no such key"]
 

@@ -1,4 +1,4 @@
-"""Tools that tests/test_tool_runner.py has called in processes of their own: they must stand in a module."""
+"""Tools that tests/tools/test_tool_runner.py has called in processes of their own: they must stand in a module."""
 
 import os
 import subprocess

@@ -29,11 +29,6 @@ TOLERANCE = 1e-4
 ARCHITECTURES = tiny.architectures()
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 def random_batch(seed: int, most_turns: int = 6) -> dict[str, torch.Tensor]:
     """Rollouts of 0 to 6 tool turns as TRL pads them: prompts left, completions right, tool_mask with ones."""
     draw = random.Random(seed)

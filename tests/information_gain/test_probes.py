@@ -7,11 +7,6 @@ from a2tgpo_trl.information_gain.probes import ProbeMaker, check_seam, thought_b
 TEMPLATE = "<answer>{answer}</answer>"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 def text(tokenizer, ids) -> str:
     return tokenizer.decode(ids)
 

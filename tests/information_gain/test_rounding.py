@@ -265,7 +265,7 @@ def tf32():
     torch.backends.fp32_precision = before
 
 
-def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):  # noqa: F811
+def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):
     for device in (CPU, torch.device("cuda")):
         assert rounding_unit(torch.float32, "no", device) == TF32
         assert rounding_unit(torch.float32, "bf16", device) == 2.0**-8
@@ -275,7 +275,7 @@ def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):  
     assert logged(trainer, "gain/floor")[0] > GAIN_FLOOR and trainer._gain_pass.packing is not None
 
 
-def test_float32_is_not_scored_twice(tokenizer, tmp_path):  # noqa: F811
+def test_float32_is_not_scored_twice(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, max_steps=1)))
     trainer.train()
     assert logged(trainer, "gain/forwards") == [1] and logged(trainer, "gain/floor") == [GAIN_FLOOR]

@@ -43,11 +43,6 @@ TIMES = ("time", "second", "runtime", "per_sec", "train_loss", "flos")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def policy(tokenizer, tmp_path_factory):
     """A tiny policy on the disk, where a reference model can be loaded from as well."""
     folder = tmp_path_factory.mktemp("policy") / "tiny"

@@ -3,18 +3,12 @@
 import itertools
 
 import pytest
-import tiny
 import training
 from training import logged, make, questions, settings
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.preflight.data import check_answers
 from a2tgpo_trl.rollout.answers import UNKNOWN, Answer, find_answer, rows_with_answers
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
 
 
 class Riddles(training.Library):

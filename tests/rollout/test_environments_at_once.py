@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 
-import pytest
 import tiny
 from calls import Gauge
 from tool_runs import args, train
@@ -15,11 +14,6 @@ from a2tgpo_trl.tools import tool
 
 ROWS = 4  # of a batch
 SECONDS = 0.2
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
 
 
 def hold(gauge: Gauge) -> None:

@@ -10,11 +10,6 @@ from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.rollout.padding import Padding, padding_of, trimmed
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 PROMPTS, COMPLETIONS = torch.tensor([[0, 0, 1], [0, 1, 1]]), torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]])
 
 

@@ -3,7 +3,6 @@
 import logging
 
 import pytest
-import tiny
 import torch
 from training import logged, make, settings, spread
 from trl import GRPOConfig
@@ -131,11 +130,6 @@ def test_the_watch_warns_once_when_the_alarm_goes_on(alarms, warned, caplog, tmp
 
 
 # ---- in the trainer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
 
 
 SHIFTS = {0: 0.1, 1: 0.3}  # what the sampler is made to say too much, by turn

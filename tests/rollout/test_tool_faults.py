@@ -26,11 +26,6 @@ from a2tgpo_trl.rollout.tool_loop import SILENT_BATCHES
 from a2tgpo_trl.tools import tool
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.make_tokenizer()
-
-
 def failing_for(rows: set[str], error: BaseException | None = None):
     @tiny.searches
     def search(query):
