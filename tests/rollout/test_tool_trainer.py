@@ -38,6 +38,11 @@ def test_rows_are_rolled_out_by_their_seed_and_nothing_of_it_is_left_behind(toke
     assert [record["completion"] for record in trainer.roll_out(rows, seed=1)] == texts
     assert [record["completion"] for record in trainer.roll_out(rows[1:], seed=1, first=1)] == texts[2:]
     assert [record["completion"] for record in trainer.roll_out(rows, seed=2)] != texts
+    # Four rollouts at once are two rows; none take none.
+    asked, inner = [], trainer._evaluate_batch
+    trainer._evaluate_batch = lambda rows: (asked.append(len(rows)), inner(rows))[1]
+    assert [record["completion"] for record in trainer.roll_out(rows, seed=1)] == texts
+    assert trainer.rows_per_batch == 2 and asked == [4, 2] and trainer.roll_out([]) == []
 
 
 def test_settings_of_another_class_are_refused(tokenizer, tmp_path):
