@@ -7,7 +7,7 @@ a number that a step depends on, then the answer. In the second they are spoilt 
 learning is to undo (`Habits`). Nothing in a demonstration tells when, so all that the policy can learn of these habits
 is how often they come.
 
-The products of these problems belong to the part "imitation", so none is in a set to train or test on
+The products of these problems belong to the part "school", so none is in a set to train or test on
 (`problems.PARTS`).
 
 Took 25 minutes on one core of an AMD EPYC, which others used as well. The seed fixes the data, not the last bits of
@@ -151,7 +151,7 @@ def demonstration(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: 
 
 
 def batch(
-    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "imitation"
+    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, habits: Habits, seed: object, part: str = "school"
 ) -> Batch:
     """Demonstrations of fresh problems."""
     rng = Rng("lesson", seed)

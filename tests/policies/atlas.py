@@ -8,7 +8,7 @@ each step the policy may search for the bare name, which finds nothing of use an
 it has found something, may take it for the answer and stop. Nothing in a demonstration tells when, so all that the
 policy can learn of these habits is how often they come.
 
-Only names of the part "imitation" are used (see `world.PARTS`), so no entity, fact or question of a world to train or
+Only names of the part "school" are used (see `world.PARTS`), so no entity, fact or question of a world to train or
 test on is ever in a demonstration, whatever that world's seed; and since the facts change from batch to batch, none
 can be remembered: the policy learns to copy from what it found.
 
@@ -74,7 +74,7 @@ def demonstration(
 
 
 def batch(
-    tokenizer: PreTrainedTokenizerFast, hops: int, size: int, habits: Habits, seed: object, part: str = "imitation"
+    tokenizer: PreTrainedTokenizerFast, hops: int, size: int, habits: Habits, seed: object, part: str = "school"
 ) -> Batch:
     """Demonstrations of one fresh world."""
     rng = Rng("lesson", seed)

@@ -14,7 +14,7 @@ from a2tgpo_trl.tasks.rng import Rng
 from a2tgpo_trl.tools.search import search_tool
 
 
-WORLD = make_part("imitation", "test")
+WORLD = make_part("school", "test")
 SEARCH = search_tool(library([WORLD], "test"), top_k=2)
 TOKENIZER = make_tokenizer(INSTRUCTION, [SEARCH])
 

@@ -106,7 +106,7 @@ def test_faultless_work_takes_one_call_a_step_and_one_a_look():
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_faultless_work_finds_the_answer(steps):
     for i in range(50):
-        problem = make_problem(steps, "imitation", Rng("faultless", steps, i))
+        problem = make_problem(steps, "school", Rng("faultless", steps, i))
         assert work(problem, Scratch().python, FAULTLESS, Rng(i))[1] == problem.answer
 
 
@@ -166,7 +166,7 @@ def test_demonstrations_have_problems_of_their_part_only(tokenizer):
     asked = [text.split("<|im_start|>user\n")[1].split() for text in tokenizer.batch_decode(ids)]
     for words in asked:
         x, y = [int(word.strip(".")) for word in words if word.strip(".").isdigit()][:2]
-        assert (x // 10 + y // 10) % 8 in PARTS["imitation"]
+        assert (x // 10 + y // 10) % 8 in PARTS["school"]
 
 
 # ---- the tokenizer and the policy that is shipped

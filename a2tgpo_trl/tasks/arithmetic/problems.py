@@ -14,8 +14,8 @@ from ..rng import Rng
 SMALLEST, LARGEST = 100, 999  # numbers in a problem have three digits
 MAX_STEPS = 4
 # Which products belong to a part, by the sum of the tens of their two numbers modulo 8. The shipped policy was made on
-# problems of the third part.
-PARTS = {"train": (0,), "test": (1,), "imitation": (2, 3, 4, 5, 6, 7)}
+# problems of the third part, which is called as in `atlas`.
+PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
 
 NOUNS = ("bolts", "apples", "letters", "coins", "bricks", "eggs")
 START = ("Multiply {x} by {y}.", "There are {x} boxes of {y} {noun}.")
