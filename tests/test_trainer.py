@@ -1,6 +1,6 @@
 """The trainer on CPU: what it reduces to, what it credits, and that every way of making rollouts trains."""
 
-import functools
+import dataclasses
 import math
 
 import pytest
@@ -642,11 +642,19 @@ def test_the_answer_column_survives_removing_unused_columns(tokenizer, tmp_path)
     assert logged(trainer, "gain/mean")
 
 
+@dataclasses.dataclass
+class HomeConfig(A2TGPOConfig):
+    """A user's own, which trains on a CPU whatever the machine has."""
+
+    use_cpu: bool = True
+    bf16: bool = False
+
+
 def test_a_default_config_is_made_from_the_model_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    on_cpu = functools.partial(A2TGPOConfig, use_cpu=True, bf16=False)
-    monkeypatch.setattr("a2tgpo_trl.rollout.checks.A2TGPOConfig", on_cpu)
+    assert A2TGPOTrainer.config_class is A2TGPOConfig
+    monkeypatch.setattr(A2TGPOTrainer, "config_class", HomeConfig)
     model = tiny.make_model(tokenizer)
     model.config._name_or_path = "someone/tiny"
     trainer = A2TGPOTrainer(model, exact_match, train_dataset=questions(), processing_class=tokenizer)
-    assert isinstance(trainer.args, A2TGPOConfig) and trainer.args.output_dir.endswith("tiny-A2TGPO")
+    assert type(trainer.args) is HomeConfig and trainer.args.output_dir.endswith("tiny-Home")
