@@ -3,6 +3,8 @@
 import argparse
 import ast
 import inspect
+import os
+import sys
 from pathlib import Path
 
 from ..lookup import nearest
@@ -21,6 +23,7 @@ PAGES = {
     "environments": ("rollout/environments.py", "tools that keep a state, one object for each rollout"),
     "rollout functions": ("rollout/__init__.py", "a loop of your own; ToolTrainer, which stands alone"),
     PYTHON: ("tools/python/__init__.py", "let the policy run Python, and what its code cannot reach"),
+    "rewards": ("rewards/__init__.py", "rewards that come along, one of your own, which texts are answers"),
     "failures": ("rollout/failures.py", "how a turn can end, and what follows"),
     "gain": ("information_gain/__init__.py", "what information gain is, which models it takes, rounding"),
     "credit": ("credit/__init__.py", "the methods of credit, one of your own, rewards of single turns"),
@@ -41,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     topic = " ".join(args.topic).lower().replace("-", " ").replace("_", " ")
-    print(page(topic) if topic else _topics())
+    try:
+        print(page(topic) if topic else _topics(), flush=True)
+    except BrokenPipeError:  # who reads it (`| head`) has seen enough; what is left is not written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

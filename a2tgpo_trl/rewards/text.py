@@ -1,8 +1,6 @@
 """completions -> last assistant text -> final answer -> compared with the accepted answers -> one float a rollout.
 
-Each public function with `completions` is a reward function of TRL. It is also a metric, logged under its name: with
-an evaluation data set, `eval_rewards/exact_match/mean` and `eval_rewards/f1/mean` can be the `metric_for_best_model`
-(set `greater_is_better=True`). To log one without training on it, give it weight 0 in `reward_weights`.
+Each public function with `completions` is a reward function of TRL.
 
 A completion is a list of message dicts (conversational data) or a string. `answer` is the data set's column of that
 name: a string, or a list of accepted strings, of which the best match counts.

@@ -1,4 +1,4 @@
-"""environments that may fail -> environments whose failure costs a rollout, and not the run.
+"""Environments: tools that keep a state, and whose failure costs a rollout, and not the run.
 
 An environment keeps the state of a rollout. It is a class; each rollout has an instance of its own
 (`environment_factory=Counter`), and its public methods are the tools:

@@ -1,4 +1,4 @@
-"""contexts -> requests to the vLLM of this process -> samples, each as soon as it is finished.
+"""Sampling by vLLM: contexts -> requests to the vLLM of this process -> samples, each as soon as it is finished.
 
     with awake(generation, push, stale=False), VLLMStream(generation) as engine:
         submit(key, context) ... collect() -> [Sample], until has_work() is False

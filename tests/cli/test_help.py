@@ -40,3 +40,10 @@ def test_the_page_on_python_ends_with_what_each_level_does_not_stop(capsys):
 def test_a_page_is_shown_without_importing_torch(topic):
     code = f"import sys; from a2tgpo_trl.cli import main; main(['help', '{topic}']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    words = [sys.executable, "-m", "a2tgpo_trl", "help", "settings"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        shown.stdout.close()
+        assert (shown.stderr.read(), shown.wait()) == (b"", 0)
