@@ -1,13 +1,17 @@
-"""policy, with or without adapters -> the transformers model in it, and modes that are left as they were."""
+"""policy, with or without adapters -> the transformers model in it, what its tokens depend on, and its logits."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 from accelerate.utils import is_peft_model
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -25,3 +29,71 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def positions_are_relative(model: PreTrainedModel) -> bool:
+    """Whether only distances between tokens matter, so that padding on the left changes nothing.
+
+    TRL's forward counts positions from the padding, a packed row from the first token. For rotary embeddings that is
+    one and the same; for learned ones the log-probabilities of the two must not be mixed.
+    """
+    return bool(_rope_types(model.config.get_text_config()))
+
+
+def length_matters(model: PreTrainedModel) -> bool:
+    """Whether a longer row changes what its earlier tokens compute: then even padding does, and rows go alone."""
+    return bool({"dynamic", "longrope"} & _rope_types(model.config.get_text_config()))
+
+
+def obstacle_to_layouts(model: PreTrainedModel) -> str | None:
+    """What makes tokens depend on more than their positions and the tokens that they see, in words; None: nothing."""
+    config = model.config.get_text_config()
+    kinds = layer_kinds(config) - {FULL, SLIDING}
+    if kinds:
+        return f"it has {' and '.join(sorted(kinds))} layers"
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        return "it has local attention layers"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
+    if getattr(config, "alibi", False):
+        return "its attention biases depend on the place in the row (ALiBi)"
+    if model._is_stateful:
+        return "it carries a recurrent state from token to token"
+    # `base_model` is the property of transformers; a PEFT model hides it behind an attribute of the same name.
+    if "position_ids" not in inspect.signature(type(model.base_model).forward).parameters:
+        return "its forward takes no position_ids"
+    if length_matters(model):
+        return "its rotary frequencies depend on the length of the row"
+    if not model._supports_attention_backend:
+        return "its code does not let the attention be chosen"
+    return None
+
+
+def layer_kinds(config: PreTrainedConfig) -> set[str]:
+    """Kinds of its attention layers, as transformers calls them."""
+    if getattr(config, "layer_types", None):
+        return set(config.layer_types)
+    return {FULL if getattr(config, "sliding_window", None) is None else SLIDING}
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return {entry["rope_type"] for entry in nested if "rope_type" in entry}
+
+
+@contextmanager
+def logits_of(model: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Give the model's head the hidden states of these tokens only, as one row. What follows it treats tokens alike.
+
+    `logits_to_keep` would keep the same columns of all rows, and not every model has it.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0][wanted.to(inputs[0].device)].unsqueeze(0)
+
+    hook = base_model(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -12,9 +12,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models import base_model
+from ..models import base_model, positions_are_relative
 from ..ranks import Ranks
-from .packed_attention import packed_implementation, positions_are_relative
+from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit
 from .values import Rollouts, Scorer, TurnScores, fused_scorer, one_value_each, packing_error, score_turns

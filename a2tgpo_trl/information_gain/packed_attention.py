@@ -13,7 +13,6 @@ take the mask of the whole row, as they do without probes.
 Shapes: R rows, T rollout tokens, P probe tokens.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..models import SLIDING, layer_kinds, obstacle_to_layouts
+
 
 SPLIT_SDPA = "a2tgpo_split_sdpa"
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 Mask = Tensor | BlockMask
 _FLASH = ("flash_attention", "kernels-community/flash-attn", "kernels-community/vllm-flash-attn")
 
@@ -63,7 +63,7 @@ def attention_mask(config: PreTrainedConfig, layout: Layout, dtype: torch.dtype)
         kind: _layer_mask(
             config._attn_implementation, layout, config.sliding_window if kind == SLIDING else None, dtype
         )
-        for kind in _layer_kinds(config)
+        for kind in layer_kinds(config)
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -120,7 +120,7 @@ def attention_implementation(config: PreTrainedConfig, implementation: str) -> I
 def packed_implementation(model: PreTrainedModel) -> tuple[str | None, str]:
     """The attention implementation that packs rows exactly for this model, or None; and why, in words for the log."""
     config = model.config.get_text_config()
-    obstacle = _obstacle(model, config)
+    obstacle = obstacle_to_layouts(model)
     if obstacle:
         return None, obstacle
     current = config._attn_implementation
@@ -133,52 +133,3 @@ def packed_implementation(model: PreTrainedModel) -> tuple[str | None, str]:
     if current.startswith(_FLASH) and model._supports_sdpa:
         return SPLIT_SDPA, f"{current} takes no such mask, so the gain pass runs the same attention by sdpa"
     return None, f"attention implementation {current!r} is not known to take the mask of a packed row"
-
-
-def positions_are_relative(model: PreTrainedModel) -> bool:
-    """Whether only distances between tokens matter, so that padding on the left changes nothing.
-
-    TRL's forward counts positions from the padding, a packed row from the first token. For rotary embeddings that is
-    one and the same; for learned ones the log-probabilities of the two must not be mixed.
-    """
-    return bool(_rope_types(model.config.get_text_config()))
-
-
-def length_matters(model: PreTrainedModel) -> bool:
-    """Whether a longer row changes what its earlier tokens compute: then even padding does, and rows go alone."""
-    return bool({"dynamic", "longrope"} & _rope_types(model.config.get_text_config()))
-
-
-def _obstacle(model: PreTrainedModel, config: PreTrainedConfig) -> str | None:
-    """What makes tokens depend on more than their positions and the tokens that they see."""
-    kinds = _layer_kinds(config) - {FULL, SLIDING}
-    if kinds:
-        return f"it has {' and '.join(sorted(kinds))} layers"
-    if "local" in (getattr(config, "attention_layers", None) or []):
-        return "it has local attention layers"
-    if getattr(config, "use_bidirectional_attention", False):
-        return "its attention looks ahead"
-    if getattr(config, "alibi", False):
-        return "its attention biases depend on the place in the row (ALiBi)"
-    if model._is_stateful:
-        return "it carries a recurrent state from token to token"
-    # `base_model` is the property of transformers; a PEFT model hides it behind an attribute of the same name.
-    if "position_ids" not in inspect.signature(type(model.base_model).forward).parameters:
-        return "its forward takes no position_ids"
-    if length_matters(model):
-        return "its rotary frequencies depend on the length of the row"
-    if not model._supports_attention_backend:
-        return "its code does not let the attention be chosen"
-    return None
-
-
-def _layer_kinds(config: PreTrainedConfig) -> set[str]:
-    if getattr(config, "layer_types", None):
-        return set(config.layer_types)
-    return {FULL if getattr(config, "sliding_window", None) is None else SLIDING}
-
-
-def _rope_types(config: PreTrainedConfig) -> set[str]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return {entry["rope_type"] for entry in nested if "rope_type" in entry}

@@ -13,8 +13,8 @@ Shapes: B rollouts, K contexts or turns, A accepted answers, R rows of one forwa
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models import base_model, evaluation_mode
-from .packed_attention import attention_implementation, length_matters, packed_implementation
+from ..models import base_model, evaluation_mode, length_matters, logits_of
+from .packed_attention import attention_implementation, packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import GAIN_FLOOR
 from .rows import (
@@ -244,30 +244,13 @@ def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
     def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:
         options = quiet if position_ids is None else {**quiet, "position_ids": position_ids}
         scored = next_ids != NOT_SCORED
-        with _logits_of(model, scored):
+        with logits_of(model, scored):
             (logits,) = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
         logps = (logits.float() / temperature).log_softmax(dim=-1)
         found = logps.gather(1, next_ids[scored].to(logps.device).unsqueeze(1)).squeeze(1)
         return torch.zeros_like(next_ids, dtype=found.dtype, device=found.device).masked_scatter(scored, found)
 
     return score
-
-
-@contextmanager
-def _logits_of(model: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """Give the model's head the hidden states of these tokens only, as one row. What follows it treats tokens alike.
-
-    `logits_to_keep` would keep the same columns of all rows, and not every model has it.
-    """
-
-    def select(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        return inputs[0][wanted.to(inputs[0].device)].unsqueeze(0)
-
-    hook = base_model(model).get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> Scorer:

@@ -104,6 +104,9 @@ class Engine(ABC):
         A lock-step engine always samples everything, on all ranks at once, and ignores `wait`.
         """
 
+    def forget(self, key: int) -> None:  # noqa: B027
+        """The rollout has ended: it will ask for no further turn."""
+
     @abstractmethod
     def has_work(self) -> bool:
         """Whether anything is pending: on this rank, or on any rank where ranks sample together."""

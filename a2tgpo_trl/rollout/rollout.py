@@ -341,7 +341,9 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
         for sample in engine.collect(wait=not calling):
             rollout = rollouts[sample.key]
             rollout.receive(sample)
-            if rollout.state is State.CALLING:
+            if rollout.state is State.DONE:
+                engine.forget(sample.key)
+            elif rollout.state is State.CALLING:
                 calling[runner.submit(rollout.requests)] = (sample.key, time.perf_counter())
         timing.sampling += time.perf_counter() - start
         start = time.perf_counter()
@@ -353,6 +355,8 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
                 rollout.stop()
             if rollout.state is State.SAMPLING:
                 engine.submit(key, rollout.context, rollout.room)
+            else:
+                engine.forget(key)
         timing.waiting += time.perf_counter() - start
     return timing
 

@@ -42,17 +42,25 @@ class OwnDraws(LogitsProcessor):
                 f"{len(scores)} rows are sampled for {len(self._streams)} rollouts. Beams and several sequences for "
                 "one prompt (generation_kwargs) need seeded_rollouts=False."
             )
-        # In float64, or a vocabulary's sum would swallow rare tokens. MPS has none, so there the CPU draws.
-        where = torch.device("cpu") if scores.device.type == "mps" else scores.device
-        draws = torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64, device=where)
-        cumulated = scores.to(where).softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
-        total = cumulated[:, -1:]
-        # Below the total, which a product may be rounded to, since only impossible tokens lie above it.
-        places = torch.minimum(draws.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(cumulated, places, right=True).clamp(max=scores.size(1) - 1)
-        drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens.to(scores.device), 0.0)
+        draws = [stream.random() for stream in self._streams]
+        tokens, total = drawn_tokens(scores, draws)
+        drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
         # What is not a number stays so: `generate` refuses to draw from it, rightly.
-        return torch.where(total.isnan().to(scores.device), scores, drawn)
+        return torch.where(total.isnan().unsqueeze(1), scores, drawn)
+
+
+def drawn_tokens(scores_RV: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Tokens (R,) where these uniform numbers fall, and the sums (R,) of the probabilities: not a number, or 1."""
+    # In float64, or a vocabulary's sum would swallow rare tokens. MPS has none, so there the CPU draws.
+    device = scores_RV.device
+    where = torch.device("cpu") if device.type == "mps" else device
+    draws_R1 = torch.tensor(draws, dtype=torch.float64, device=where).unsqueeze(1)
+    cumulated_RV = scores_RV.to(where).softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
+    total_R1 = cumulated_RV[:, -1:]
+    # Below the total, which a product may be rounded to, since only impossible tokens lie above it.
+    places_R1 = torch.minimum(draws_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
+    tokens_R1 = torch.searchsorted(cumulated_RV, places_R1, right=True).clamp(max=scores_RV.size(1) - 1)
+    return tokens_R1.squeeze(1).to(device), total_R1.squeeze(1).to(device)
 
 
 @contextmanager

@@ -1,0 +1,505 @@
+"""Sampling by a model of transformers: contexts -> turns, each as soon as it is finished; nothing is read twice.
+
+    with unwrap_model_for_generation(...) as model:
+        engine = TransformersStream(model, sampling, ...)
+        submit(key, context) ... collect() -> [Sample], until has_work() is False
+
+`generate` reads a whole context at every turn, and goes on with all rows until the last one stops. Here a rollout's
+keys and values are kept while its tools are called, so that only what is new is read; contexts that are the same, as
+the prompts of a group, are read once; and rows whose turn has ended leave the batch. Tokens are drawn by the same
+processors, from the same seeds.
+
+    waiting ----read----> live --sample, one token of each row--> ended: a Sample, and what is kept of it
+       ^                   |
+       +---- no room ------+
+
+Where tokens are to be scored behind a context (`Tail`), they are read with it: they cost themselves alone.
+
+`token_budget` bounds the columns that are held, of rows that are sampled and of rows that wait for their tools. When it
+is full, the ones that have waited longest are forgotten and read again later; then rows wait, one going on in any case.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    GenerationMixin,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.cache_utils import Cache
+
+from ..dropout import dropout_rates
+from ..models import base_model, logits_of, obstacle_to_layouts
+from .engines import Engine, Sample, Seeds
+from .key_values import JoinedKV, Kept, LayerKV
+from .seeds import drawn_tokens
+
+
+# Processors that look at the scores of the next token alone, and at none that came before it.
+OF_ONE_TOKEN = (
+    *(TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper, TypicalLogitsWarper),
+    *(EpsilonLogitsWarper, EtaLogitsWarper, SuppressTokensLogitsProcessor, InfNanRemoveLogitsProcessor),
+    LogitNormalization,
+)
+# What else `generate` may be told, with the value that leaves it as it is.
+PLAIN = {
+    **{"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "guidance_scale": 1.0},
+    **dict.fromkeys(
+        (
+            "cache_implementation",
+            "stop_strings",
+            "max_time",
+            "penalty_alpha",
+            "dola_layers",
+            "prompt_lookup_num_tokens",
+        )
+    ),
+}
+
+READ_AT_ONCE = 16384  # tokens of one forward that reads, padding included
+LOGITS_AT_ONCE = 512  # of them, those whose logits are wanted: each has a number for every word of the vocabulary
+# Rows that wait are read once there are so many for each live one: reading is a forward of its own.
+JOIN_AT = 0.25
+# Rows that have ended leave the batch once there are so many for each row in it: leaving copies the others.
+LEAVE_AT = 0.125
+# Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
+# float32, and in 16 bits. A wrong mask or position moves them by more.
+EXACT, COARSE = 1e-3, 0.25
+
+
+class Tail(Protocol):
+    """Tokens that are scored behind a context: those that are `gold`."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def gold(self) -> Sequence[bool]: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `end_ids`: those that end a turn; `draws`: whether at random, or the likeliest."""
+
+    processors: LogitsProcessorList
+    end_ids: frozenset[int]
+    max_tokens: int | None
+    temperature: float
+    draws: bool
+
+
+def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequence[int]) -> Sampling | str:
+    """How `model.generate` would sample by this configuration; or what it would do that is not done here, in words."""
+    config, _ = model._prepare_generation_config(given)
+    for name, plain in PLAIN.items():
+        if getattr(config, name, None) not in (plain, None):
+            return f"{name}={getattr(config, name)!r} is set"
+    processors = model._get_logits_processor(
+        config, input_ids_seq_length=0, logits_processor=LogitsProcessorList(), device=model.device, model_kwargs={}
+    )
+    for processor in processors:
+        if not isinstance(processor, OF_ONE_TOKEN):
+            return f"{type(processor).__name__} looks at more than the next token"
+    ends = config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else ends or []
+    return Sampling(
+        processors,
+        frozenset([*ends, *end_ids]),
+        config.max_new_tokens,
+        1.0 if config.temperature is None else config.temperature,
+        bool(config.do_sample),
+    )
+
+
+def obstacle_to_keeping(model: nn.Module) -> str | None:
+    """Why turns of this model are sampled by its own `generate`, in words; None if they are sampled here."""
+    base = base_model(model)
+    if "generate" in vars(base) or type(base).generate is not GenerationMixin.generate:
+        return "it has a generate of its own"
+    if getattr(base.config.get_text_config(), "num_kv_shared_layers", None):
+        return "its layers share keys and values"
+    if rates := dropout_rates(model):
+        return f"it samples with dropout ({', '.join(rates)})"
+    return obstacle_to_layouts(base)
+
+
+@dataclass
+class _Turn:
+    """A turn that is being sampled. `kept`: of the first tokens that were read, `read` of them."""
+
+    key: int
+    tokens: list[int]
+    start: int  # length of the context
+    limit: float
+    stream: random.Random | None
+    tail: Tail | None = None
+    kept: Kept | None = None
+
+    @property
+    def read(self) -> int:
+        return 0 if self.kept is None else self.kept[0].keys.size(1)
+
+    @property
+    def unread(self) -> list[int]:
+        return self.tokens[self.read :]
+
+    @property
+    def identity(self) -> Any:
+        """Equal for turns of which one forward may stand for all: nothing of them is kept, and they are the same."""
+        tail = self.tail and (tuple(self.tail.ids), tuple(self.tail.gold))
+        return (tuple(self.tokens), tail) if self.kept is None else self.key
+
+    @property
+    def tail_ids(self) -> Sequence[int]:
+        return () if self.tail is None else self.tail.ids
+
+    @property
+    def gold(self) -> list[int]:
+        """The tokens of the tail that are scored."""
+        return (
+            [] if self.tail is None else [id for id, gold in zip(self.tail.ids, self.tail.gold, strict=True) if gold]
+        )
+
+    @property
+    def wanted(self) -> list[int]:
+        """Where, among the unread tokens and the tail, logits are wanted: behind the context, and before each gold one."""
+        last = len(self.unread) - 1
+        golden = [last + i for i, gold in enumerate(() if self.tail is None else self.tail.gold) if gold]
+        return sorted({last, *golden})
+
+
+class _Parked(NamedTuple):
+    """What is kept of a rollout whose tools are called."""
+
+    tokens: list[int]
+    kept: Kept
+
+
+class Score(NamedTuple):
+    """Of a tail behind a context: the sum of its gold tokens' log-probabilities, and their number."""
+
+    total: float
+    tokens: int
+
+
+@dataclass
+class _Live:
+    """The rows of the batch: their turns, keys and values, and the scores of their next tokens (R,V)."""
+
+    turns: list[_Turn | None] = field(default_factory=list)  # None: its turn has ended
+    joined: JoinedKV = field(default_factory=JoinedKV)
+    logits_RV: Tensor | None = None
+
+    @property
+    def rows(self) -> list[int]:
+        return [row for row, turn in enumerate(self.turns) if turn is not None]
+
+    def add(self, rows: Sequence[tuple[_Turn, "_Reading"]]) -> None:
+        self.turns += [turn for turn, _ in rows]
+        logits_NV = torch.stack([reading.logits_V for _, reading in rows])
+        self.logits_RV = logits_NV if self.logits_RV is None else torch.cat([self.logits_RV, logits_NV])
+        self.joined.add([reading.kept for _, reading in rows])
+
+    def select(self, rows: Sequence[int]) -> None:
+        if len(rows) == len(self.turns):
+            return
+        assert self.logits_RV is not None
+        self.turns = [self.turns[row] for row in rows]
+        self.logits_RV = self.logits_RV[torch.tensor(rows, dtype=torch.long, device=self.logits_RV.device)]
+        self.joined.select(rows)
+
+
+class TransformersStream(Engine):
+    """The turns of one batch of rollouts, by a model whose weights do not change meanwhile."""
+
+    lockstep = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        *,
+        token_budget: int,
+        most_rows: int | None = None,
+        tails: Sequence[Tail] | None = None,
+    ):
+        """`tails`: what is scored behind each context of a rollout, by its key."""
+        self._model, self._sampling, self._seeds = model, sampling, Seeds(seeds)
+        self._device = base_model(model).device
+        self._budget, self._most_rows, self._tails = token_budget, most_rows, tails
+        self._waiting: list[_Turn] = []
+        self._live = _Live()
+        self._parked: dict[int, _Parked] = {}
+        # By rollout and length of the context.
+        self.scores: dict[int, dict[int, Score]] = {}
+
+    def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
+        seed = self._seeds.next(key)
+        limits = [limit for limit in (max_tokens, self._sampling.max_tokens) if limit is not None]
+        stream = None if seed is None else random.Random(seed)
+        turn = _Turn(key, list(context), len(context), min(limits, default=float("inf")), stream)
+        if self._tails is not None:
+            turn.tail = self._tails[key]
+        parked = self._parked.pop(key, None)
+        if parked is not None and turn.tokens[: len(parked.tokens)] == parked.tokens:
+            turn.kept = parked.kept
+        self._waiting.append(turn)
+
+    def forget(self, key: int) -> None:
+        self._parked.pop(key, None)
+
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._live.rows)
+
+    @torch.no_grad()
+    def collect(self, *, wait: bool = True) -> list[Sample]:
+        samples: list[Sample] = []
+        while self.has_work() and not samples:
+            self._join()
+            samples = self._sample()
+            if not wait:
+                break
+        return samples
+
+    # ---- live rows: a token of each
+
+    def _sample(self) -> list[Sample]:
+        live, samples = self._live, []
+        for row, token in zip(live.rows, self._draw(), strict=True):
+            turn = live.turns[row]
+            assert turn is not None
+            turn.tokens.append(token)
+            if token in self._sampling.end_ids or len(turn.tokens) - turn.start >= turn.limit:
+                samples.append(Sample(turn.key, turn.tokens[turn.start :], None))
+                self._parked[turn.key] = _Parked(turn.tokens[:-1], live.joined.kept(row))  # the last one is not read
+                live.turns[row] = None
+        if live.turns.count(None) >= LEAVE_AT * len(live.turns):
+            live.select(live.rows)
+        self._make_room(columns=len(live.turns))
+        if live.rows:
+            self._read_next(live)
+        return samples
+
+    def _draw(self) -> list[int]:
+        """The next token of each live row."""
+        live, sampling = self._live, self._sampling
+        assert live.logits_RV is not None
+        scores_RV = live.logits_RV[torch.tensor(live.rows, device=self._device)]
+        scores_RV = sampling.processors(torch.empty(len(scores_RV), 0, dtype=torch.long), scores_RV)
+        if not sampling.draws:
+            return scores_RV.argmax(dim=-1).tolist()
+        streams = [turn.stream for turn in live.turns if turn is not None]
+        if None in streams:
+            return scores_RV.softmax(dim=-1).multinomial(1).squeeze(1).tolist()
+        tokens_R, total_R = drawn_tokens(scores_RV, [stream.random() for stream in streams if stream is not None])
+        if total_R.isnan().any():
+            raise RuntimeError("The policy's probabilities are no numbers: its weights are not, or have diverged.")
+        return tokens_R.tolist()
+
+    def _read_next(self, live: _Live) -> None:
+        """Rows that have ended and not yet left read anything."""
+        last = [0 if turn is None else turn.tokens[-1] for turn in live.turns]
+        ids_R1, lengths_R1 = (
+            torch.tensor(of_rows, device=self._device).unsqueeze(1) for of_rows in (last, live.joined.lengths)
+        )
+        mask = live.joined.mask(self._device, new=1)
+        live.logits_RV = self._forward(ids_R1, mask, lengths_R1, live.joined.cache, torch.ones_like(ids_R1).bool())
+        live.joined.grown()
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache, wanted: Tensor) -> Tensor:
+        """Logits of the wanted tokens, one after the other; the cache holds all tokens then."""
+        with logits_of(self._model, wanted):
+            (logits,) = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).logits
+        return logits.float()
+
+    # ---- room
+
+    @property
+    def held(self) -> int:
+        """Columns that are held: of rows that are sampled, the masked ones included, and of rollouts that wait."""
+        parked = sum(len(one.tokens) for one in self._parked.values())
+        return parked + len(self._live.turns) * self._live.joined.width
+
+    def _make_room(self, columns: int) -> None:
+        """For so many more: forget who has waited longest, then let the row that came last wait."""
+        while self.held + columns > self._budget and self._parked:
+            self._parked.pop(next(iter(self._parked)))
+        live = self._live
+        while self.held + len(live.turns) > self._budget and len(live.rows) > 1:
+            last = live.rows[-1]
+            turn = live.turns[last]
+            assert turn is not None
+            self._waiting.insert(0, turn)
+            live.select(live.rows[:-1])
+
+    def _fits(self, joining: Sequence[_Turn], turn: _Turn) -> bool:
+        """Whether it goes on with these, and one more token of each."""
+        rows = len(self._live.turns) + len(joining) + 1
+        if rows > (self._most_rows or rows):
+            return False
+        width = max(self._live.joined.width, *(len(one.tokens) for one in (*joining, turn))) + 1
+        more = rows * width - len(self._live.turns) * self._live.joined.width
+        if self.held + more > self._budget:
+            self._make_room(more)
+        return rows == 1 or self.held + more <= self._budget
+
+    # ---- waiting rows: read, and join the others
+
+    def _join(self) -> None:
+        live = self._live
+        if not self._waiting or len(self._waiting) < JOIN_AT * len(live.rows):
+            return
+        live.select(live.rows)
+        joining: list[_Turn] = []
+        while self._waiting and self._fits(joining, self._waiting[0]):
+            joining.append(self._waiting.pop(0))
+        alike: dict[Any, list[_Turn]] = {}
+        for turn in joining:
+            alike.setdefault(turn.identity, []).append(turn)
+        found: list[tuple[_Turn, _Reading]] = []
+        for chunk in _chunks([turns[0] for turns in alike.values()], self._budget):
+            for first, reading in zip(chunk, self._read(chunk), strict=True):
+                found += [(turn, reading) for turn in alike[first.identity]]
+        for turn, reading in found:
+            self._take(turn, reading)
+        if found:
+            live.add(found)
+
+    def _take(self, turn: _Turn, reading: "_Reading") -> None:
+        if reading.score is not None:
+            self.scores.setdefault(turn.key, {})[turn.start] = reading.score
+        turn.kept, turn.tail = None, None  # it is in the batch now, and is scored once
+
+    def _read(self, turns: Sequence[_Turn]) -> list["_Reading"]:
+        """What has not been read of them, and their tails, in one forward."""
+        joined = JoinedKV()
+        if turns[0].kept is not None:
+            joined.add([turn.kept for turn in turns if turn.kept is not None])
+        width, read = joined.width, [turn.read for turn in turns]
+        rows = [[*turn.unread, *turn.tail_ids[:-1]] for turn in turns]
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self._device)
+        new = torch.arange(ids.size(1), device=self._device)
+        sizes, before = (
+            torch.tensor(of_rows, device=self._device).unsqueeze(1) for of_rows in (list(map(len, rows)), read)
+        )
+        mask = (new < sizes).long()
+        if width:
+            mask = torch.cat([joined.mask(self._device), mask], dim=1)
+        places = [turn.wanted for turn in turns]
+        wanted = torch.zeros_like(ids).bool()
+        for row, of_row in enumerate(places):
+            wanted[row, of_row] = True
+        logits = self._forward(ids, mask, before + new, joined.cache, wanted).split(list(map(len, places)))
+        totals = self._totals(turns, logits)
+        readings = []
+        for row, turn in enumerate(turns):
+            end = width + len(turn.unread)
+            kept = [
+                LayerKV(*(part[row, :, width - turn.read : end].clone() for part in (layer.keys, layer.values)))
+                for layer in joined.cache.layers
+            ]
+            score = None if turn.tail is None else Score(totals[row], sum(turn.tail.gold))
+            readings.append(_Reading(kept, logits[row][0], score))
+        return readings
+
+    def _totals(self, turns: Sequence[_Turn], logits: Sequence[Tensor]) -> list[float]:
+        """Sums of the log-probabilities of each tail's gold tokens, by the distribution that tokens are drawn from."""
+        totals = []
+        for turn, logits_WV in zip(turns, logits, strict=True):
+            gold = turn.gold
+            logits_GV = logits_WV[-len(gold) :] if gold else logits_WV[:0]
+            logps_GV = (logits_GV / self._sampling.temperature).log_softmax(dim=-1)
+            index = torch.tensor(gold, dtype=torch.long, device=self._device)
+            totals.append(logps_GV.gather(1, index.unsqueeze(1)).sum())
+        return torch.stack(totals).tolist()
+
+
+class _Reading(NamedTuple):
+    """What a forward found: of a context, what is kept of it and the logits of its next token; the score of its tail."""
+
+    kept: Kept
+    logits_V: Tensor
+    score: Score | None
+
+
+def _chunks(turns: Sequence[_Turn], token_budget: int) -> Iterator[list[_Turn]]:
+    """Turns that are read in one forward: of like lengths, and either none or all with kept tokens."""
+    chunk: list[_Turn] = []
+    for turn in sorted(turns, key=lambda turn: (turn.kept is None, -len(turn.unread))):
+        more = [*chunk, turn]
+        padded = len(more) * (max(len(one.unread) + len(one.tail_ids) for one in more))
+        wanted = sum(len(one.wanted) for one in more)
+        if chunk and (
+            (chunk[0].kept is None) != (turn.kept is None) or padded > READ_AT_ONCE or wanted > LOGITS_AT_ONCE
+        ):
+            yield chunk
+            more = [turn]
+        chunk = more
+    if chunk:
+        yield chunk
+
+
+# ---- the proof by trial
+
+
+class _TrialTail(NamedTuple):
+    ids: list[int]
+    gold: list[bool]
+
+
+@torch.no_grad()
+def keeping_error(model: nn.Module) -> float:
+    """Largest difference of a token's log-probability between kept and newly read contexts, on a small random example.
+
+    Knowing a model's attention is not knowing its code. A model that ignores positions or masks shows here.
+    """
+    base = base_model(model)
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(base.get_input_embeddings().num_embeddings, (count,), generator=generator).tolist()
+
+    tails = [_TrialTail(tokens(4), [False, True, True, True]) for _ in range(2)]
+    sampling = Sampling(LogitsProcessorList(), frozenset(), 2, 1.0, draws=False)
+    stream = TransformersStream(model, sampling, token_budget=2**20, tails=tails)
+    contexts = [tokens(9), tokens(4)]
+    error = 0.0
+    for _ in range(3):
+        for key, context in enumerate(contexts):
+            stream.submit(key, context)
+        while stream.has_work():
+            for sample in stream.collect():
+                context, tail = contexts[sample.key], tails[sample.key]
+                plain = _plain_score(model, context, tail)
+                error = max(error, abs(stream.scores[sample.key][len(context)].total - plain) / sum(tail.gold))
+                contexts[sample.key] = [*context, *sample.ids, *tokens(3 + 2 * sample.key)]
+    return error
+
+
+def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail) -> float:
+    ids = torch.tensor([[*context, *tail.ids]], device=base_model(model).device)
+    logps = (
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().log_softmax(-1)
+    )
+    found = logps[len(context) - 1 : -1].gather(1, ids[0, len(context) :].unsqueeze(1)).squeeze(1)
+    return found[torch.tensor(tail.gold, device=found.device)].sum().item()
