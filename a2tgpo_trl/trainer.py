@@ -41,6 +41,7 @@ from .models import base_model, length_matters, positions_are_relative
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
+from .rollout.engines import Tail
 from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.records import Record
 from .rollout.resampling import Resampler
@@ -279,8 +280,9 @@ class A2TGPOTrainer(ToolTrainer):
         if not batch.is_training:
             return rollout
         if self._gain_pass is not None:
-            wants_logps = self._parent_wants_old_logps
-            batch.turn_scores, metrics = self._gain_pass.run(batch.tokens, batch.accepted, wants_logps)
+            batch.turn_scores, metrics = self._gain_pass.run(
+                batch.tokens, batch.accepted, self._parent_wants_old_logps, batch.tail_scores
+            )
             batch.old_logps = batch.turn_scores.logps
             self._log_scalars("train", metrics)
         sampled_logps = rollout[4]
@@ -288,6 +290,12 @@ class A2TGPOTrainer(ToolTrainer):
             # Nothing compares them with those of the sampler, and the loss makes its own.
             batch.old_logps = self._placeholders(batch.tokens.completion_ids)
         return rollout
+
+    def _tails(self, batch: Batch) -> Sequence[Tail] | None:
+        assert isinstance(batch, CreditedBatch)
+        if self._gain_pass is None or not batch.is_training:
+            return None
+        return self._gain_pass.probes_while_sampling(batch.accepted, self._parent_wants_old_logps)
 
     @property
     def _parent_wants_old_logps(self) -> bool:

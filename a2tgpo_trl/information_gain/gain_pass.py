@@ -14,10 +14,20 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models import base_model, positions_are_relative
 from ..ranks import Ranks
+from ..rollout.engines import TailScores
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit
-from .values import Rollouts, Scorer, TurnScores, fused_scorer, one_value_each, packing_error, score_turns
+from .values import (
+    Rollouts,
+    Scorer,
+    TurnScores,
+    fused_scorer,
+    one_value_each,
+    packing_error,
+    score_turns,
+    turn_scores,
+)
 
 
 logger = get_logger(__name__)
@@ -64,21 +74,59 @@ class GainPass:
         else:
             logger.info(f"Information gain takes one packed row per rollout: {reason}.")
 
+    def probes_while_sampling(self, answers: list[list[str]], want_logps: bool) -> list[Probe] | None:
+        """What an engine may score behind each context; None where the pass finds more, or does so more exactly."""
+        probes = self._probes_of(answers)
+        one_each = all(len(of_rollout) == 1 for of_rollout in probes)
+        shares = want_logps and self._can_share_logps
+        return [probe for (probe,) in probes] if one_each and self._is_exact and not shares else None
+
     def run(
-        self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool
+        self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool, found: TailScores
     ) -> tuple[TurnScores, dict[str, float]]:
-        """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough."""
-        probes = [self._probes.make_all(answer, self._settings.answer_aliases) for answer in answers]
-        if self.packing is not None and not self.packing_tried:
-            self._try_packing(self.packing, rollouts, probes)
+        """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough.
+
+        `found`: of `probes_while_sampling`, scored behind all contexts, or nothing.
+        """
         start = time.perf_counter()
-        scores = self._score_turns(rollouts, probes, self.packing, want_logps and self._can_share_logps)
-        if not self._is_exact:
-            scores = self._with_floor(scores, rollouts, probes)
+        probes = self._probes_of(answers)
+        scores = self._scores_found(rollouts, probes, found) or self._run(rollouts, probes, want_logps)
         scores = replace(scores, values_BK=self._agreed(scores))
         slowest = self._ranks.max(time.perf_counter() - start)
         failed = sum(of_rank for (of_rank,) in self._ranks.gather_lists([scores.failed_probes]))
         return scores, {"gain/seconds": slowest, "gain/forwards": scores.forwards, "gain/failed_probes": failed}
+
+    def _probes_of(self, answers: list[list[str]]) -> list[list[Probe]]:
+        return [self._probes.make_all(answer, self._settings.answer_aliases) for answer in answers]
+
+    def _run(self, rollouts: Rollouts, probes: list[list[Probe]], want_logps: bool) -> TurnScores:
+        if self.packing is not None and not self.packing_tried:
+            self._try_packing(self.packing, rollouts, probes)
+        scores = self._score_turns(rollouts, probes, self.packing, want_logps and self._can_share_logps)
+        return scores if self._is_exact else self._with_floor(scores, rollouts, probes)
+
+    def _scores_found(self, rollouts: Rollouts, probes: list[list[Probe]], found: TailScores) -> TurnScores | None:
+        """Those of an engine; None if any context of any rank has none."""
+        contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
+        known = [[found.get(i, {}).get(length) for length in lengths] for i, lengths in enumerate(contexts)]
+        if self._ranks.max(int(any(None in of_rollout for of_rollout in known))):
+            return None
+        (most,) = self._ranks.max_each([max(map(len, contexts))])
+        sums, counts = torch.zeros(2, len(known), most, 1)
+        for i, of_rollout in enumerate(known):
+            for k, score in enumerate(of_rollout):
+                assert score is not None
+                sums[i, k], counts[i, k] = score
+        settings = self._settings
+        return turn_scores(
+            rollouts,
+            probes,
+            sums,
+            counts,
+            aliases=settings.answer_aliases,
+            measure=settings.gain_measure,
+            device=self._accelerator.device,
+        )
 
     def _score_turns(
         self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None, want_logps: bool = False

@@ -15,7 +15,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class TurnScores:
     values_BK: Tensor  # NaN where a rollout has no such context, or where its probe was not finite
     keys_BK: Tensor  # equal where the same answer was scored in the same context; NO_CONTEXT where there is none
     failed_probes: int
-    forwards: int
-    logps: list[Tensor] | None  # of every completion token, per rollout; None if not asked for
+    forwards: int = 0
+    logps: list[Tensor] | None = None  # of every completion token, per rollout; None if not asked for
     gain_floor: float = GAIN_FLOOR  # what gains may differ by through rounding
 
 
@@ -160,12 +160,29 @@ def score_turns(
             for row, row_scores in zip(chunk, scored, strict=True):
                 if row.scored_from < len(row.tokens):
                     logps[row.rollout] = row_scores[row.scored_from - 1 : len(row.tokens) - 1]
-    values_BK, failed = _reduce_aliases(sums.view(shape), counts.view(shape), aliases, measure)
     kept = [scores.to(device) for scores in logps] if want_logps and implementation else None
-    keys_BK = torch.full(shape[:2], NO_CONTEXT)
-    for i, lengths in enumerate(contexts):
-        keys_BK[i, : len(lengths)] = torch.tensor(_context_keys(i, rollouts, lengths, probes[i]))
-    return TurnScores(values_BK.to(device), keys_BK.to(device), failed, forwards, kept)
+    found = sums.view(shape), counts.view(shape)
+    scores = turn_scores(rollouts, probes, *found, aliases=aliases, measure=measure, device=device)
+    return replace(scores, forwards=forwards, logps=kept)
+
+
+def turn_scores(
+    rollouts: Rollouts,
+    probes: Sequence[Sequence[Probe]],
+    sums_BKA: Tensor,
+    counts_BKA: Tensor,
+    *,
+    aliases: str,
+    measure: str,
+    device: torch.device,
+) -> TurnScores:
+    """From the sums of the log-probabilities of each probe's gold tokens, and their numbers: 0 where there is none."""
+    values_BK, failed = _reduce_aliases(sums_BKA, counts_BKA, aliases, measure)
+    keys_BK = torch.full(values_BK.shape, NO_CONTEXT)
+    for i in range(len(rollouts)):
+        keys = _context_keys(i, rollouts, rollouts.contexts(i), probes[i])
+        keys_BK[i, : len(keys)] = torch.tensor(keys)
+    return TurnScores(values_BK.to(device), keys_BK.to(device), failed)
 
 
 def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:

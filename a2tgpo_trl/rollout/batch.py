@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..turns import seen_before_turns
 from .answers import Answer, Row
+from .engines import TailScores
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Batch:
     round: int = 1  # of several in which prompts are rolled out again
     answers: list[Answer] = field(default_factory=list)
     tokens: Rollouts | None = None
+    # By rollout and length of the context, where the engine scored tails while it sampled.
+    tail_scores: TailScores = field(default_factory=dict)
     # What the parent's request for log-probabilities of the policy as it was is answered with, if it need not ask.
     old_logps: list[Tensor] | None = None
     outcomes_N: Tensor | None = None  # weighted sums of rewards, NaN where nobody scored

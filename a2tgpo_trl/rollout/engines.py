@@ -59,6 +59,26 @@ class Sample(NamedTuple):
     logprobs: LogProbs | None
 
 
+class Tail(Protocol):
+    """Tokens that are scored behind a context: those that are `gold`."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def gold(self) -> Sequence[bool]: ...
+
+
+class TailScore(NamedTuple):
+    """Of a tail behind a context: the sum of its gold tokens' log-probabilities, and their number."""
+
+    total: float
+    tokens: int
+
+
+TailScores = dict[int, dict[int, TailScore]]  # by rollout and length of the context
+
+
 class Ends(NamedTuple):
     """What ends a turn: tokens, of which the first is the policy's own, and texts."""
 
@@ -89,6 +109,11 @@ class Engine(ABC):
     """Takes contexts, gives samples. `lockstep`: whether all pending contexts are sampled together."""
 
     lockstep: bool
+
+    @property
+    def scores(self) -> TailScores:
+        """Of the tails behind all contexts, where the engine has been given tails and can score them."""
+        return {}
 
     @abstractmethod
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""keys and values of the tokens that a model has read -> kept for one rollout, or joined for those that go on together.
+"""keys and values of tokens that a model has read -> kept for one rollout, or joined for those that go on together.
 
 A rollout that waits for its tools keeps its own, without padding. Rollouts that are sampled together share a tensor in
 each layer. They end in the same column, so that the next tokens of all fill the next one; what stands before the
@@ -72,7 +72,7 @@ def _widened(used: Tensor, columns: int) -> Tensor:
 
 
 class JoinedKV:
-    """Of rollouts that are sampled together. `lengths`: tokens of each, of which the last stands in the last column."""
+    """Of rollouts that are sampled together. `lengths`: tokens of each, which end in the last column."""
 
     def __init__(self) -> None:
         self.cache = Cache(layer_class_to_replicate=RoomyLayer)

@@ -1,17 +1,33 @@
 """requests for turns -> turns, by whichever engine TRL's trainer samples with, on one rank or on all together."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any
 
+from accelerate.logging import get_logger
+from torch import nn
 from trl.extras.profiling import profiling_context
+from trl.models.utils import unwrap_model_for_generation
 
 from ..models import base_model
 from ..resume.trainer import Resumable
 from .engines import Ends, Engine, LockStep, Request, most_tokens
 from .seeds import own_draws
 from .settings import ToolConfig
+from .transformers_engine import (
+    Sampling,
+    Tail,
+    TransformersStream,
+    keeping_error,
+    keeping_tolerance,
+    obstacle_to_keeping,
+    sampling_of,
+)
 from .vllm_engine import VLLMStream, awake, can_stream, longest_context
+
+
+logger = get_logger(__name__)
 
 
 class SamplingTrainer(Resumable):
@@ -20,15 +36,58 @@ class SamplingTrainer(Resumable):
     args: ToolConfig
 
     @contextmanager
-    def _engine(self, seeds: list[int] | None) -> Iterator[Engine]:
-        """What samples the turns of a batch: where generation is collective, all ranks together."""
+    def _engine(self, seeds: list[int] | None, tails: Sequence[Tail] | None = None) -> Iterator[Engine]:
+        """What samples the turns of a batch: where generation is collective, all ranks together.
+
+        `tails`: what is to be scored behind each context of a rollout. Only an engine that keeps contexts does.
+        """
         with self._awake():
             if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
                 with VLLMStream(self.vllm_generation, seeds) as stream:
                     yield stream
+            elif self._keeps_contexts:
+                with self._unwrapped_model() as model:
+                    sampling = self._sampling_of(model)
+                    assert isinstance(sampling, Sampling)
+                    yield TransformersStream(
+                        model,
+                        sampling,
+                        seeds,
+                        token_budget=self.args.sampling_token_budget,
+                        most_rows=self.args.sampling_batch_size,
+                        tails=tails,
+                    )
             else:
                 ranks = self._ranks if self._samples_together else None
                 yield LockStep(lambda requests: self._sample(requests, None, {}, 1), ranks, seeds)
+
+    @cached_property
+    def _keeps_contexts(self) -> bool:
+        """Whether what the policy has read is kept while tools are called. Tried once, with the real weights."""
+        sharded = self._dist.is_zero3 or self._dist.is_fsdp
+        if self.use_vllm or self.use_transformers_continuous_batching or sharded or not self.args.stream_turns:
+            return False
+        with self._unwrapped_model() as model:
+            obstacle = obstacle_to_keeping(model)
+            if obstacle is None and isinstance(sampling := self._sampling_of(model), str):
+                obstacle = sampling
+            if obstacle is None and not (error := keeping_error(model)) <= keeping_tolerance(model):
+                obstacle = f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
+        if obstacle is not None:
+            logger.info(f"Turns are sampled by `generate`, which reads whole contexts, since {obstacle}.")
+        return obstacle is None
+
+    def _unwrapped_model(self) -> AbstractContextManager[nn.Module]:
+        """As the parent generates with it."""
+        return unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    def _sampling_of(self, model: nn.Module) -> Sampling | str:
+        return sampling_of(base_model(model), self.generation_config, self.eos_token_ids)
 
     @property
     def _samples_together(self) -> bool:

@@ -26,7 +26,13 @@ class ToolConfig(GRPOConfig):
         *("resume_changed", "tool_concurrency", "max_hung_calls", "on_outage", "outage_patience"),
     )
     # Those that may be others when a run goes on.
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*BOOKKEEPING, "sampling_batch_size", "tool_cache", "tool_replay")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *BOOKKEEPING,
+        "sampling_batch_size",
+        "sampling_token_budget",
+        "tool_cache",
+        "tool_replay",
+    )
 
     # A part of the docstring begins at a field named here.
     HEADINGS: ClassVar[dict[str, str]] = {
@@ -82,10 +88,16 @@ class ToolConfig(GRPOConfig):
         "batch wait: lower it if sampling runs out of memory. None: all of them. With vLLM, which "
         "sees to that by itself, it must be None.",
     )
+    sampling_token_budget: Annotated[int, Interval(1)] = setting(
+        65536,
+        "Tokens whose keys and values a process holds at once where transformers' models are streamed, padding "
+        "included. When it is full, rollouts wait, or are read again later. Lower it if sampling runs out of "
+        "memory.",
+    )
     stream_turns: bool = setting(
         True,
-        "Whether a colocated vLLM (without tensor parallelism) goes on with each rollout as soon as its "
-        "tools have answered, instead of waiting for all.",
+        "Whether a rollout goes on as soon as its tools have answered, instead of waiting for all: with a colocated "
+        "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process.",
     )
     seeded_rollouts: bool | None = setting(
         None,

@@ -30,7 +30,7 @@ from ..turns import count_turns, turn_index, turn_metrics
 from .answers import Answer, Row, find_answer, rows_with_answers
 from .batch import Batch, Rollouts, Scored, Turns
 from .checks import check_best_metric, check_one_sequence, check_tools, checked_rollout_func, complete_args
-from .engines import Request, Seeds
+from .engines import Request, Seeds, Tail
 from .environments import Environments, environment_kinds
 from .records import Record, make_records, read_off
 from .sampler_gap import GapWatch, sampler_gap_metrics, sampler_gap_sums, warn_of_incomparable
@@ -447,8 +447,9 @@ class ToolTrainer(SamplingTrainer):
                 "texts with dataset.map, or train without tools."
             )
         starts = [self._start(i, ids) for i, ids in enumerate(prompt_ids)]
-        with self._engine(self._rollout_seeds(prompt_ids)) as engine:
+        with self._engine(self._rollout_seeds(prompt_ids), self._tails(self._batch)) as engine:
             rollouts = self._tool_loop.run(starts, engine, self._ends, self._batch.is_training)
+        self._batch.tail_scores = engine.scores
         tally = Tally.of(rollouts)
         return (
             [rollout.mask for rollout in rollouts],
@@ -459,6 +460,10 @@ class ToolTrainer(SamplingTrainer):
             tally.failed,
             [[] for _ in rollouts],  # images, which text models do not read
         )
+
+    def _tails(self, batch: Batch) -> Sequence[Tail] | None:
+        """What is to be scored behind each context of the rollouts while they are sampled, if the engine can."""
+        return None
 
     def _start(self, i: int, prompt_ids: list[int]) -> Start:
         tools = {**self._sync_tool_dicts[i], **self._async_tool_dicts[i]}

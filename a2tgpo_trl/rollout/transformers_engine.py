@@ -15,14 +15,14 @@ processors, from the same seeds.
 
 Where tokens are to be scored behind a context (`Tail`), they are read with it: they cost themselves alone.
 
-`token_budget` bounds the columns that are held, of rows that are sampled and of rows that wait for their tools. When it
-is full, the ones that have waited longest are forgotten and read again later; then rows wait, one going on in any case.
+`token_budget` bounds the columns that are held, of rows that are sampled and of rollouts that wait for tools. When
+it is full, those that have waited longest are forgotten and read again later; then rows wait. One goes on in any case.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from transformers.cache_utils import Cache
 
 from ..dropout import dropout_rates
 from ..models import base_model, logits_of, obstacle_to_layouts
-from .engines import Engine, Sample, Seeds
+from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores
 from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
 
@@ -82,16 +82,6 @@ LEAVE_AT = 0.125
 # Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
 # float32, and in 16 bits. A wrong mask or position moves them by more.
 EXACT, COARSE = 1e-3, 0.25
-
-
-class Tail(Protocol):
-    """Tokens that are scored behind a context: those that are `gold`."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-
-    @property
-    def gold(self) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ class _Turn:
 
     @property
     def wanted(self) -> list[int]:
-        """Where, among the unread tokens and the tail, logits are wanted: behind the context, and before each gold one."""
+        """Where logits are wanted, among unread tokens and tail: behind the context, and before each gold token."""
         last = len(self.unread) - 1
         golden = [last + i for i, gold in enumerate(() if self.tail is None else self.tail.gold) if gold]
         return sorted({last, *golden})
@@ -190,13 +180,6 @@ class _Parked(NamedTuple):
 
     tokens: list[int]
     kept: Kept
-
-
-class Score(NamedTuple):
-    """Of a tail behind a context: the sum of its gold tokens' log-probabilities, and their number."""
-
-    total: float
-    tokens: int
 
 
 @dataclass
@@ -248,8 +231,11 @@ class TransformersStream(Engine):
         self._waiting: list[_Turn] = []
         self._live = _Live()
         self._parked: dict[int, _Parked] = {}
-        # By rollout and length of the context.
-        self.scores: dict[int, dict[int, Score]] = {}
+        self._scores: TailScores = {}
+
+    @property
+    def scores(self) -> TailScores:
+        return self._scores
 
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
         seed = self._seeds.next(key)
@@ -387,7 +373,7 @@ class TransformersStream(Engine):
 
     def _take(self, turn: _Turn, reading: "_Reading") -> None:
         if reading.score is not None:
-            self.scores.setdefault(turn.key, {})[turn.start] = reading.score
+            self._scores.setdefault(turn.key, {})[turn.start] = reading.score
         turn.kept, turn.tail = None, None  # it is in the batch now, and is scored once
 
     def _read(self, turns: Sequence[_Turn]) -> list["_Reading"]:
@@ -418,7 +404,7 @@ class TransformersStream(Engine):
                 LayerKV(*(part[row, :, width - turn.read : end].clone() for part in (layer.keys, layer.values)))
                 for layer in joined.cache.layers
             ]
-            score = None if turn.tail is None else Score(totals[row], sum(turn.tail.gold))
+            score = None if turn.tail is None else TailScore(totals[row], sum(turn.tail.gold))
             readings.append(_Reading(kept, logits[row][0], score))
         return readings
 
@@ -435,11 +421,11 @@ class TransformersStream(Engine):
 
 
 class _Reading(NamedTuple):
-    """What a forward found: of a context, what is kept of it and the logits of its next token; the score of its tail."""
+    """What a forward found: of a context what is kept and the logits of its next token; the score of its tail."""
 
     kept: Kept
     logits_V: Tensor
-    score: Score | None
+    score: TailScore | None
 
 
 def _chunks(turns: Sequence[_Turn], token_budget: int) -> Iterator[list[_Turn]]:
@@ -494,6 +480,10 @@ def keeping_error(model: nn.Module) -> float:
                 error = max(error, abs(stream.scores[sample.key][len(context)].total - plain) / sum(tail.gold))
                 contexts[sample.key] = [*context, *sample.ids, *tokens(3 + 2 * sample.key)]
     return error
+
+
+def keeping_tolerance(model: nn.Module) -> float:
+    return EXACT if base_model(model).dtype == torch.float32 else COARSE
 
 
 def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail) -> float:
