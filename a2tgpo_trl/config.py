@@ -53,7 +53,7 @@ class A2TGPOConfig(ToolConfig):
     `attention_dropout`.
     """
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*ToolConfig.MAY_CHANGE, "gain_token_budget")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*ToolConfig.MAY_CHANGE, "gain_token_budget", "shared_prompts")
     HEADINGS: ClassVar[dict[str, str]] = {
         "credit": "the credit of turns",
         "turn_rewards": "rewards of turns and of failed rollouts",
@@ -133,6 +133,17 @@ class A2TGPOConfig(ToolConfig):
     )
     beta: Annotated[float, Interval(0.0)] = _by_credit(
         "beta", "Weight of the KL divergence from the reference model. 0: no KL."
+    )
+    sorted_rows: bool = setting(
+        True,
+        "Whether rollouts are shared out among the micro-batches of an optimizer step by their lengths and prompts, "
+        "which pads less, instead of by lot. The gradient is the same sum; a loss that is no sum of rows (bnpo) keeps "
+        "the lot.",
+    )
+    shared_prompts: bool = setting(
+        True,
+        "Whether the loss reads a prompt once for all rollouts of it in a micro-batch. Models and attention "
+        "implementations that this is not known to be exact for read it with each.",
     )
     gain_measure: GainMeasure = setting(
         "logprob",

@@ -31,6 +31,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def attention_implementation(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
+    """Run the model with another attention function for a while."""
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 def positions_are_relative(model: PreTrainedModel) -> bool:
     """Whether only distances between tokens matter, so that padding on the left changes nothing.
 

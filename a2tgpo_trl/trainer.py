@@ -11,12 +11,14 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
@@ -42,11 +44,20 @@ from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
 from .rollout.engines import Tail
+from .rollout.micro_batches import SUMS_OF_ROWS, arranged
 from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.records import Record
 from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
 from .rollout.trainer import ToolTrainer
+from .shared_prompts import (
+    obstacle_to_sharing,
+    score_shared,
+    shared_rows,
+    sharing_attention,
+    sharing_error,
+    sharing_tolerance,
+)
 from .turns import to_tokens
 
 
@@ -400,22 +411,49 @@ class A2TGPOTrainer(ToolTrainer):
         answered = self._batch is not None and self._batch.old_logps is not None
         if not answered and self._trims_padding and kwargs.get("batch_size"):
             return self._logps_of_chunks(model, input_ids, attention_mask, logits_to_keep, kwargs["batch_size"])
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-        if self._loss_inputs is not None:
-            logps = self._set_turn_ratio(self._loss_inputs, logps)
-        return logps, entropies, aux_loss
+        if self._loss_inputs is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        logps, entropies, aux_loss = self._score(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        return self._set_turn_ratio(self._loss_inputs, logps), entropies, aux_loss
 
     # ---- padding
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if not self._trims_padding or self._buffered_inputs is None or self._buffered_inputs is before:
+        batches = self._buffered_inputs
+        if not self._trims_padding or batches is None or batches is before:
             return inputs
-        self._buffered_inputs = [self._trimmed(batch) for batch in self._buffered_inputs]
+        shares = self._shares_prompts  # tried before anything relies on it
+        if together := self._added_up:
+            batches = arranged(batches, together, shares)
+        self._buffered_inputs = [self._trimmed(batch) for batch in batches]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    @property
+    def _added_up(self) -> int:
+        """Neighbouring micro-batches whose rows may be shared out anew: their gradients are one sum. 0: none."""
+        args = self.args
+        steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)
+        whole = max(steps, args.gradient_accumulation_steps) % together == 0
+        return together if args.sorted_rows and whole and self.loss_type in SUMS_OF_ROWS else 0
+
+    @cached_property
+    def _shares_prompts(self) -> bool:
+        """Whether rollouts of a micro-batch share the forward over their prompt. Tried once, by all ranks together."""
+        if not (self.args.shared_prompts and self._trims_padding):
+            return False
+        base = base_model(self.model)
+        obstacle = obstacle_to_sharing(base)
+        if obstacle is None:
+            error = self._ranks.max(sharing_error(self.model_wrapped, self.accelerator.autocast))
+            if not error <= sharing_tolerance(training_unit(self.accelerator, self.model)):  # NaN is no agreement
+                obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"
+        if obstacle is not None:
+            logger.info(f"The loss reads a prompt with each of its rollouts, since {obstacle}.")
+        return obstacle is None
 
     @property
     def _trims_padding(self) -> bool:
@@ -445,10 +483,29 @@ class A2TGPOTrainer(ToolTrainer):
                 torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
             )
             with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-                batch["old_per_token_logps"], _, _ = super()._get_per_token_logps_and_entropies(
-                    self.model, ids, mask, batch["completion_ids"].size(1)
-                )
+                with self._sharing():
+                    batch["old_per_token_logps"], _, _ = self._score(
+                        self.model, ids, mask, batch["completion_ids"].size(1)
+                    )
         return batch
+
+    def _sharing(self) -> AbstractContextManager[None]:
+        return sharing_attention(base_model(self.model)) if self._shares_prompts else nullcontext()
+
+    def _score(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The parent's forward, or one that reads prompts once: of the loss, and of what it is compared with."""
+        rows = None
+        if self._shares_prompts:
+            rows = shared_rows(
+                input_ids, attention_mask, logits_to_keep, base_model(self.model).config.get_text_config()
+            )
+        if rows is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        return *score_shared(model, rows, self.accelerator.autocast), None
 
     def _logps_of_chunks(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int
@@ -469,6 +526,11 @@ class A2TGPOTrainer(ToolTrainer):
         return coarse and self._trims_padding and not self._on_policy
 
     # ---- loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
+        """In the attention of shared rows, which gradient checkpointing computes once more in the backward pass."""
+        with self._sharing():
+            return super().training_step(model, inputs, *args)
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
         """The parent's loss, with the clip range of each turn for the two numbers it knows."""

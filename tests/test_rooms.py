@@ -18,6 +18,7 @@ ROOMS = {
     "lookup": "names in recipes -> what they mean; YAML",
     "fields": "settings whose annotations say what they take -> the same settings, checked",
     "models": "a model without its wrappers, in evaluation mode",
+    "shared_prompts": "rows with equal prompts -> their log-probabilities, each prompt read once",
     "dropout": "a policy -> the same without dropout",
     "ranks": "all ranks together: maxima, lists, errors",
     "turns": "masks of sampled tokens -> turns",

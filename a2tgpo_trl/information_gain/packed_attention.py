@@ -13,8 +13,6 @@ take the mask of the whole row, as they do without probes.
 Shapes: R rows, T rollout tokens, P probe tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -104,17 +102,6 @@ def _split_sdpa(
 
 
 AttentionInterface.register(SPLIT_SDPA, _split_sdpa)
-
-
-@contextmanager
-def attention_implementation(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
-    """Run the model with another attention function for a while."""
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def packed_implementation(model: PreTrainedModel) -> tuple[str | None, str]:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models import base_model, evaluation_mode, length_matters, logits_of
-from .packed_attention import attention_implementation, packed_implementation
+from ..models import attention_implementation, base_model, evaluation_mode, length_matters, logits_of
+from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import GAIN_FLOOR
 from .rows import (

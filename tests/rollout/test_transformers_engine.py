@@ -67,7 +67,7 @@ def result(key: int, turn: int) -> list[int]:
 def play(
     engine: Engine, contexts: list[list[int]], hold_back: Callable[[int], bool] = lambda key: False
 ) -> list[list[int]]:
-    """Let rollouts take their turns, tools answering between them; those held back answer once nothing else goes on."""
+    """Let rollouts take their turns. Tools answer at once, those held back once nothing else goes on."""
     contexts, turns, late = [list(context) for context in contexts], [0] * len(contexts), []
     for key, context in enumerate(contexts):
         engine.submit(key, context, 9 - key % 3)

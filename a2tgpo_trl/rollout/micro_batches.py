@@ -1,0 +1,75 @@
+"""rows of a batch -> the same rows in micro-batches that compute less.
+
+TRL draws by lot which rows share a micro-batch. Where their gradients are added up before the policy changes, and each
+row adds the same wherever it stands, any other way of sharing them out gives the same sum. Two ways are compared by
+what their forwards would read: rows of like lengths side by side, which pad each other less, and rollouts of a prompt
+side by side, which may share it (`shared_prompts`).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared_prompts import tokens_read
+
+
+# Losses that are a sum over rows, each of which weighs the same in whatever micro-batch it stands.
+SUMS_OF_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
+
+Row = tuple[tuple[int, ...], int]  # a prompt, and the length of its completion
+
+
+def arranged(batches: Sequence[Mapping[str, Any]], together: int, shares: bool) -> list[dict[str, Any]]:
+    """Micro-batches of as many rows as before, of the rows of `together` neighbouring ones each.
+
+    Args:
+        together: micro-batches whose gradients are added up before the policy changes.
+        shares: whether a forward reads a prompt once for all of its rollouts.
+    """
+    return [
+        batch
+        for start in range(0, len(batches), together)
+        for batch in _arranged(batches[start : start + together], shares)
+    ]
+
+
+def _arranged(batches: Sequence[Mapping[str, Any]], shares: bool) -> list[dict[str, Any]]:
+    of_rows = [key for key, values in batches[0].items() if isinstance(values, Tensor) and values.dim() > 0]
+    joined = {key: torch.cat([batch[key] for batch in batches]) for key in of_rows}
+    size = len(batches[0]["prompt_ids"])
+    index = torch.tensor(best_order(_rows(joined), size, shares), device=joined["prompt_ids"].device)
+    chosen = {key: rows[index].split(size) for key, rows in joined.items()}
+    return [{**batch, **{key: rows[i] for key, rows in chosen.items()}} for i, batch in enumerate(batches)]
+
+
+def _rows(batch: Mapping[str, Any]) -> list[Row]:
+    prompts = [
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    ]
+    places = torch.arange(1, batch["completion_mask"].size(1) + 1, device=batch["completion_mask"].device)
+    lengths = (batch["completion_mask"].bool() * places).amax(dim=1).tolist()
+    return list(zip(prompts, lengths, strict=True))
+
+
+def best_order(rows: Sequence[Row], size: int, shares: bool) -> list[int]:
+    """The order in which micro-batches of this size read least; the longest rows come first, as memory may not do."""
+
+    def cost(order: Sequence[int]) -> int:
+        return sum(
+            tokens_read([rows[i] for i in order[start : start + size]], shares) for start in range(0, len(order), size)
+        )
+
+    return min([_by_length(rows), _by_prompt(rows)], key=cost)
+
+
+def _by_length(rows: Sequence[Row]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda i: (-rows[i][1], -len(rows[i][0])))
+
+
+def _by_prompt(rows: Sequence[Row]) -> list[int]:
+    by_prompt = sorted(range(len(rows)), key=lambda i: (rows[i][0], -rows[i][1]))
+    groups = [list(group) for _, group in groupby(by_prompt, key=lambda i: rows[i][0])]
+    return [i for group in sorted(groups, key=lambda group: -rows[group[0]][1]) for i in group]

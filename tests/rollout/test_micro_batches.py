@@ -1,0 +1,119 @@
+"""Rows shared out anew among micro-batches: less to read, and the same gradient."""
+
+import pytest
+import torch
+from training import logged, make, settings, weights
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.rollout.micro_batches import arranged, best_order
+
+
+LONG, SHORT = tuple(range(50)), tuple(range(5))
+
+
+def test_rows_of_like_lengths_stand_together_where_no_prompt_is_shared():
+    rows = [(SHORT, 3), (SHORT, 90), (SHORT, 5), (SHORT, 80)]
+    assert best_order(rows, 2, shares=False) == [1, 3, 2, 0]
+
+
+def test_rollouts_of_a_long_prompt_stand_together_where_it_is_shared():
+    other = tuple(range(1, 51))
+    rows = [(LONG, 3), (other, 4), (LONG, 5), (other, 2)]
+    assert best_order(rows, 2, shares=True) == [2, 0, 1, 3]
+    assert best_order(rows, 2, shares=False) == [2, 1, 0, 3]
+
+
+def batches() -> list[dict]:
+    """Two micro-batches of two rows, which hold their number wherever they hold anything."""
+    made = []
+    for first in (0, 2):
+        numbers = torch.arange(first, first + 2).unsqueeze(1)
+        lengths = torch.tensor([[1, 4], [2, 3]][first // 2]).unsqueeze(1)
+        made.append(
+            {
+                "prompt_ids": numbers.expand(2, 3),
+                "prompt_mask": torch.ones(2, 3),
+                "completion_ids": numbers.expand(2, 4),
+                "completion_mask": (torch.arange(4) < lengths).long(),
+                "advantages": numbers.expand(2, 4).float(),
+                "num_items_in_batch": torch.tensor(10),
+                "ref_per_token_logps": None,
+            }
+        )
+    return made
+
+
+def test_rows_keep_what_is_theirs_and_batches_what_is_all_theirs():
+    found = arranged(batches(), together=2, shares=False)
+    assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 3], [2, 0]]
+    for batch in found:
+        for key in ("completion_ids", "advantages"):
+            assert batch[key][:, 0].tolist() == batch["prompt_ids"][:, 0].tolist()
+        assert batch["num_items_in_batch"] == 10 and batch["ref_per_token_logps"] is None
+
+
+def test_rows_stay_among_those_whose_gradients_are_added_up():
+    found = arranged(batches(), together=1, shares=False)
+    assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 0], [3, 2]]
+
+
+# ---- in the trainer
+
+
+def trained(tokenizer, tmp_path, **changes):
+    args = A2TGPOConfig(
+        **settings(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=2, **changes)
+    )
+    return make(tokenizer, args)
+
+
+def widths_of(trainer) -> list[int]:
+    """The completions' columns of each micro-batch that it will train on."""
+    widths, inner = [], trainer._compute_loss
+
+    def watched(model, inputs):
+        widths.append(inputs["completion_ids"].size(1))
+        return inner(model, inputs)
+
+    trainer._compute_loss = watched
+    return widths
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, loss_type, checkpointing):
+    runs = []
+    for switches in ((False, False), (True, False), (True, True)):
+        how = dict(zip(("sorted_rows", "shared_prompts"), switches, strict=True))
+        how["optim"] = "sgd"  # Adam turns rounding of a gradient near 0 into a step
+        folder = tmp_path / str(switches)
+        trainer = trained(tokenizer, folder, loss_type=loss_type, gradient_checkpointing=checkpointing, **how)
+        widths = widths_of(trainer)
+        trainer.train()
+        assert trainer._shares_prompts == how["shared_prompts"]
+        runs.append((logged(trainer, "grad_norm"), weights(trainer), sum(widths)))
+    plain, *others = runs
+    for found in others:
+        assert found[0] == pytest.approx(plain[0], rel=1e-3)
+        for name, weight in found[1].items():
+            torch.testing.assert_close(weight, plain[1][name], atol=1e-4, rtol=1e-3)
+    assert others[0][2] < plain[2]
+
+
+def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
+    assert trained(tokenizer, tmp_path, loss_type="bnpo")._added_up == 0
+    assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._added_up == 0
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "generated", "together"), [(4, 4, 4), (2, 4, 2), (1, 4, 1), (8, 4, 4), (3, 4, 0)]
+)
+def test_only_micro_batches_of_one_step_share_rows_out(tokenizer, tmp_path, accumulated, generated, together):
+    steps = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
+    args = A2TGPOConfig(**settings(tmp_path, per_device_train_batch_size=2, **steps))
+    assert make(tokenizer, args)._added_up == together
+
+
+def test_grpo_as_trl_has_it_shares_nothing(tokenizer, tmp_path):
+    trainer = trained(tokenizer, tmp_path, credit="grpo")
+    assert not trainer._shares_prompts and not trainer._trims_padding
