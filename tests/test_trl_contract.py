@@ -12,13 +12,15 @@ import tiny
 import torch
 from accelerate.commands import launch
 from training import captured, make, questions, settings, spread
-from transformers import AttentionInterface, GenerationMixin, PreTrainedModel, Trainer
+from transformers import AttentionInterface, GenerationMixin, LogitsProcessorList, PreTrainedModel, Trainer
 from transformers import trainer as trainer_module
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import chunked_logprob
+from trl.models.utils import unwrap_model_for_generation
 from trl.trainer import utils as trainer_utils
 from trl.trainer.utils import add_fused_lm_head
 
@@ -28,6 +30,7 @@ from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan.planning import processes
 from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
+from a2tgpo_trl.rollout.micro_batches import SUMS_OF_ROWS
 from a2tgpo_trl.rollout.trainer import ToolTrainer
 
 
@@ -49,6 +52,7 @@ OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
     "_set_signature_columns_if_needed": ["self"],
     "_get_train_sampler": ["self", "dataset"],
@@ -467,6 +471,52 @@ def test_the_last_processor_of_scores_has_the_last_word_on_what_is_sampled():
     assert "self._get_logits_processor(\n            generation_config=" in source
     sample = inspect.getsource(GenerationMixin._sample)
     assert sample.index("logits_processor(") < sample.index("torch.multinomial")
+
+
+def test_a_configuration_of_generation_is_completed_by_the_models_own(tokenizer, tmp_path):
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), scripted=False)
+    assert trainer.generation_kwargs["temperature"] == trainer.generation_config.temperature == 1.0
+    trainer.model.generation_config.no_repeat_ngram_size = 3
+    with unwrap_model_for_generation(
+        trainer.model_wrapped,
+        trainer.accelerator,
+        generation_kwargs=trainer.generation_kwargs,
+        gradient_checkpointing_kwargs=None,
+    ) as model:
+        completed, _ = model._prepare_generation_config(trainer.generation_config)
+        assert completed.no_repeat_ngram_size == 3 and completed.max_new_tokens == 700 and completed.do_sample
+        made = model._get_logits_processor(
+            completed,
+            input_ids_seq_length=0,
+            logits_processor=LogitsProcessorList(),
+            device=model.device,
+            model_kwargs={},
+        )
+        assert [type(one).__name__ for one in made] == ["NoRepeatNGramLogitsProcessor"]
+
+
+def test_a_layer_of_a_cache_holds_what_it_is_given_and_shows_it_by_these_names(tokenizer):
+    model = tiny.make_model(tokenizer)
+    cache = Cache(layer_class_to_replicate=DynamicLayer)
+    ids = torch.tensor([[5, 6, 7]])
+    model(input_ids=ids, past_key_values=cache, use_cache=True)
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, 2, 3, 8)] * 2
+    assert all(layer.is_initialized and layer.get_seq_length() == 3 for layer in cache.layers)
+    assert all(layer.get_mask_sizes(2) == (5, 0) for layer in cache.layers)
+
+
+def test_these_losses_are_still_sums_over_rows_that_weigh_the_same_in_any_micro_batch():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    for losses, sums in (
+        ('in ["grpo", "sapo"]', "((per_token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()"),
+        ('== "dr_grpo"', "(per_token_loss * mask).sum() / (per_token_loss.size(0) * self.max_completion_length)"),
+        ('in ["cispo", "dapo", "vespo"]', 'normalizer = inputs["num_items_in_batch"]'),
+        ('== "luspo"', "(per_token_loss * mask).sum(-1).mean()"),
+    ):
+        after = source.split(f"self.loss_type {losses}:")[-1]
+        assert sums in after.split("elif self.loss_type")[0]
+    assert set(SUMS_OF_ROWS) == {"grpo", "sapo", "dr_grpo", "cispo", "dapo", "vespo", "luspo"}
+    assert "shuffle_sequence_dict(generation_batch)" in inspect.getsource(GRPOTrainer._prepare_inputs)
 
 
 def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():

@@ -11,13 +11,14 @@ from .launching import add_recipe_argument
 
 if TYPE_CHECKING:
     from .bench_gain import GainTimes
+    from .bench_step import StepTimes
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
 GIB = 2**30
 
 STEP = """Times steps of a recipe and their stages, by this package and by TRL's GRPOTrainer with the same policy,
-data, tools and settings, alternately in one process."""
+data, tools and settings, alternately in one process: on average over all steps, and their ratio."""
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
 the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then
 after each tool turn) for all rollouts, each context read again from its first token."""
@@ -54,7 +55,11 @@ def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, in
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
-    add_numbers(parser, [("--steps", 1, 5, "steps of each that are timed, after one that warms up")])
+    numbers = (
+        ("--steps", 1, 5, "steps of each that are timed with a seed, after one that warms up"),
+        ("--seeds", 1, 1, "seeds, the first of which is 0; --seed names one"),
+    )
+    add_numbers(parser, numbers)
     parser.set_defaults(run=run_step)
 
 
@@ -94,15 +99,31 @@ def run_step(args: argparse.Namespace) -> int:
     quiet_libraries()
     show(bench_step.describe())
     with TemporaryDirectory() as folder:
-        found = bench_step.measure(args.recipe, args.overrides, args.steps, folder)
-    heads = ["", "step\ns", *(f"{stage}\ns" for stage in bench_step.STAGES), "tokens"]
-    lines = [
-        [way, *(f"{statistics.median(x):.4g}" for x in (times.seconds, *times.stages.values(), times.tokens))]
-        for way, times in found.items()
-    ]
-    show(table(heads, lines))
-    show(f"ours / TRL: {bench_step.ratio(found):.2f}, medians of {args.steps} steps")
+        found = bench_step.measure(args.recipe, args.overrides, args.steps, args.seeds, folder)
+    show(_step_table(found))
+    ours, theirs = found["ours"], found["TRL"]
+    by_time = bench_step.ratio(ours.seconds, theirs.seconds)
+    by_work = bench_step.ratio(ours.processor, theirs.processor)
+    show(
+        f"ours / TRL over {len(ours.seconds)} steps, with 95 % confidence: {by_time} of the time, {by_work} of the "
+        f"processor time. Longest step of ours: {ours.longest:.1f} times the median."
+    )
     return 0
+
+
+def _step_table(found: "dict[str, StepTimes]"):
+    from .bench_step import STAGES
+
+    heads = ["mean of a step", "all\ns", "processor\ns", *(f"{stage}\ns" for stage in STAGES)]
+    heads += ["sampled\ntokens", "a token\nms"]
+    on_cuda = bool(found["ours"].peak_bytes)
+    lines = []
+    for way, times in found.items():
+        line = [way, *(f"{statistics.mean(x):.4g}" for x in (times.seconds, times.processor, *times.stages.values()))]
+        line += [f"{statistics.mean(times.sampled):.4g}", f"{1000 * sum(times.seconds) / sum(times.sampled):.3g}"]
+        line += [f"{max(times.peak_bytes) / GIB:.2f}"] if on_cuda else []
+        lines.append(line)
+    return table([*heads, *(["peak\nGiB"] if on_cuda else [])], lines)
 
 
 # ---- gain

@@ -4,16 +4,18 @@
     TRL    `GRPOTrainer` with those settings that it knows; where ours takes a ratio of turns, its ratio of tokens
 
 Their steps alternate, so that what slows the machine for a while slows both; the first of each warms up. Each samples
-its own rollouts, so tokens stand beside the seconds.
+its own rollouts, so the tokens that it sampled stand beside the seconds.
 """
 
 import statistics
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -27,6 +29,7 @@ from .machine import device_name
 WAYS = ("ours", "TRL")
 STEP = "micro-steps"
 STAGES = ("before the loss", "of it gain pass", "loss", "rest")
+RESAMPLES = 2000
 DERIVED = "generation_batch_size"  # by TRL, from steps_per_generation, beside which it cannot be given
 
 
@@ -35,8 +38,22 @@ class StepTimes:
     """What each step took, the first left out."""
 
     seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # seconds of all threads
     stages: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
-    tokens: list[float] = field(default_factory=list)  # of prompts and completions
+    sampled: list[float] = field(default_factory=list)  # tokens
+    peak_bytes: list[int] = field(default_factory=list)  # of an accelerator's memory
+
+    def extend(self, other: "StepTimes") -> None:
+        """By the steps of another seed."""
+        for name in ("seconds", "processor", "sampled", "peak_bytes"):
+            getattr(self, name).extend(getattr(other, name))
+        for stage, seconds in other.stages.items():
+            self.stages[stage] += seconds
+
+    @property
+    def longest(self) -> float:
+        """The longest step, in medians."""
+        return max(self.seconds) / statistics.median(self.seconds)
 
 
 class Alternation:
@@ -71,12 +88,14 @@ class AlternatingClock(StepClock):
         super().__init__(trainer)
         self.time(trainer, "training_step", STEP)  # what comes before the loss lies in it
         self.times = StepTimes()
-        self._hand_over, self._tokens = hand_over, 0.0
+        self._hand_over, self._processor = hand_over, 0.0
         for display in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(display)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._tokens = state.num_input_tokens_seen
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._processor = time.process_time()
         super().on_step_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -84,7 +103,9 @@ class AlternatingClock(StepClock):
         if state.global_step > 1:
             step, in_step, in_loss = self.seconds[-1], self.parts[STEP][-1], self.parts[LOSS][-1]
             self.times.seconds.append(step)
-            self.times.tokens.append(state.num_input_tokens_seen - self._tokens)
+            self.times.processor.append(time.process_time() - self._processor)
+            if torch.cuda.is_available():
+                self.times.peak_bytes.append(torch.cuda.max_memory_allocated())
             self.times.stages["before the loss"].append(in_step - in_loss)
             self.times.stages["loss"].append(in_loss)
             self.times.stages["rest"].append(step - in_step)
@@ -92,11 +113,23 @@ class AlternatingClock(StepClock):
     def on_log(self, args, state, control, logs, **kwargs):
         if state.global_step > 1 and "loss" in logs:  # not at the end of training, when it is summed up
             self.times.stages["of it gain pass"].append(logs.get("gain/seconds", 0.0) * batches_of_step(args))
+            rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            self.times.sampled.append(logs["completions/mean_length"] * rollouts)
         if "loss" in logs:
             self._hand_over()
 
 
-def measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> dict[str, StepTimes]:
+def measure(recipe: str, overrides: Sequence[str], steps: int, seeds: int, folder: str) -> dict[str, StepTimes]:
+    """Steps of each way with each of the seeds 0, 1, ..., unless the overrides name one."""
+    found = {way: StepTimes() for way in WAYS}
+    for seed in range(seeds):
+        of_seed = overrides if "--seed" in overrides else [*overrides, "--seed", str(seed)]
+        for way, times in _measure(recipe, of_seed, steps, f"{folder}/{seed}").items():
+            found[way].extend(times)
+    return found
+
+
+def _measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> dict[str, StepTimes]:
     """Train so many steps of each way after one that warms up, a step of one and a step of the other."""
     words = ["--config", recipe, *overrides, "--max_steps", str(steps + 1), "--output_dir", folder]
     words += [word for key, value in TRAINING_ALONE.items() for word in (f"--{key}", value)]
@@ -129,10 +162,28 @@ def make_theirs(recipe: Recipe) -> GRPOTrainer:
     return GRPOTrainer(args=GRPOConfig(**settings), **arguments)
 
 
-def ratio(found: dict[str, StepTimes]) -> float:
-    """Ours to TRL's: the median over neighbouring steps."""
-    pairs = zip(found["ours"].seconds, found["TRL"].seconds, strict=True)
-    return statistics.median(ours / theirs for ours, theirs in pairs)
+@dataclass(frozen=True)
+class Ratio:
+    """Ours to TRL's over all steps, and where it lies with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Of sums; neighbouring steps are drawn again together (bootstrap).
+
+    Example: 2, 2, 2 and 4, 4, 4 -> 0.50 (0.50 to 0.50)
+    """
+    pairs = np.array([ours, theirs])
+    draws = np.random.default_rng(0).integers(0, len(ours), (RESAMPLES, len(ours)))
+    above, below = pairs[:, draws].sum(axis=2)
+    low, high = np.quantile(above / below, [0.025, 0.975])
+    return Ratio(sum(ours) / sum(theirs), float(low), float(high))
 
 
 def describe() -> str:

@@ -14,6 +14,9 @@ and rotary frequencies that depend on the length, each turn boundary gets a pass
 Before its first use the packed row is tried against single passes on the real weights, and given up if they differ by
 more than rounding explains.
 
+In float32, where this package's engine samples by a model of transformers, the pass is not needed: a probe is read
+behind the context that its turn has just read, whose keys and values are there (`stream_turns`).
+
 In 16 bits and TF32 a value is off by some hundredths. So 8 to 16 rollouts of each batch are scored twice, with all
 rounding drawn anew, and a gain that lies within four standard deviations of that (`gain/floor`) of the mean of its
 cell (the turns at the same depth of the same prompt) counts as the mean: no credit, no change of its clip range. In

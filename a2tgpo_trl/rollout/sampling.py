@@ -63,25 +63,34 @@ class SamplingTrainer(Resumable):
 
     @cached_property
     def _keeps_contexts(self) -> bool:
-        """Whether what the policy has read is kept while tools are called. Tried once, with the real weights."""
-        sharded = self._dist.is_zero3 or self._dist.is_fsdp
-        if self.use_vllm or self.use_transformers_continuous_batching or sharded or not self.args.stream_turns:
+        """Whether what the policy has read is kept while tools are called. Asked once, by all ranks together."""
+        args = self.args
+        if self.use_vllm or self.use_transformers_continuous_batching or not args.stream_turns:
             return False
+        if self._dist.is_fsdp or (self._dist.is_zero3 and not args.ds3_gather_for_generation):
+            return False  # each forward gathers weights, so that all ranks have to make it
         with self._unwrapped_model() as model:
-            obstacle = obstacle_to_keeping(model)
-            if obstacle is None and isinstance(sampling := self._sampling_of(model), str):
-                obstacle = sampling
-            if obstacle is None and not (error := keeping_error(model)) <= keeping_tolerance(model):
-                obstacle = f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
+            obstacle = self._ranks.first_text(self._obstacle_to_keeping(model))
         if obstacle is not None:
             logger.info(f"Turns are sampled by `generate`, which reads whole contexts, since {obstacle}.")
         return obstacle is None
+
+    def _obstacle_to_keeping(self, model: nn.Module) -> str | None:
+        if obstacle := obstacle_to_keeping(model):
+            return obstacle
+        if isinstance(sampling := self._sampling_of(model), str):
+            return sampling
+        error = keeping_error(model)  # tried with the real weights
+        if not error <= keeping_tolerance(model):  # NaN is no agreement
+            return f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
+        return None
 
     def _unwrapped_model(self) -> AbstractContextManager[nn.Module]:
         """As the parent generates with it."""
         return unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
             generation_kwargs=self.generation_kwargs,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )

@@ -66,15 +66,24 @@ def test_a_ratio_is_the_median_over_repeats_and_not_the_ratio_of_medians():
 
 
 def test_step_times_real_steps_of_both_trainers(capsys):
-    assert main([*"bench step quickstart --steps 1 --per_device_train_batch_size 8".split(), *ONE_BATCH]) == 0
+    words = "bench step quickstart --steps 1 --seeds 2 --per_device_train_batch_size 8"
+    assert main([*words.split(), *ONE_BATCH]) == 0
     output = capsys.readouterr().out
     for way in bench_step.WAYS:
-        step, before_the_loss, gain_pass, loss, rest, tokens = map(float, cells(output, way)[1:])
-        # Printed with four digits each.
+        step, processor, before_the_loss, gain_pass, loss, rest, tokens, each = map(float, cells(output, way)[1:])
+        # Printed with four digits each, the last with three.
         assert step == pytest.approx(before_the_loss + loss + rest, rel=2e-3)
-        assert min(before_the_loss, loss, rest, tokens) > 0
+        assert min(processor, before_the_loss, loss, rest, tokens) > 0
+        assert each == pytest.approx(1000 * step / tokens, rel=1e-2)
         assert (0 < gain_pass < before_the_loss) if way == "ours" else gain_pass == 0
-    assert "ours / TRL: " in output
+    assert "ours / TRL over 2 steps, with 95 % confidence: " in output
+
+
+def test_a_ratio_of_steps_is_that_of_their_sums_and_follows_neighbours():
+    same = bench_step.ratio([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
+    assert (same.mean, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5))
+    found = bench_step.ratio([1.0, 1.0, 1.0, 9.0], [2.0, 2.0, 2.0, 2.0])
+    assert found.mean == 1.5 and found.low == 0.5 and found.high > 2
 
 
 def test_the_other_way_is_the_trainer_of_trl_with_the_settings_of_the_recipe(tmp_path):
