@@ -143,7 +143,8 @@ def _sampling(
     parts: dict[str, float] = {}
     if sharding.kind == "zero3" and setting.gathers_for_generation:
         parts["gathered for generation"] = policy.parameters.all * setting.compute_bytes
-    read = policy.read(min(rollouts, setting.sampled_at_once or rollouts), row)
+    kept = rollouts if setting.sampling_token_budget is None else max(1, setting.sampling_token_budget // row)
+    read = policy.read(min(rollouts, setting.sampled_at_once or rollouts, kept), row)
     parts["KV cache"] = read.kept
     parts["sampling's work"] = read.peak - read.kept
     return parts

@@ -30,6 +30,7 @@ class Setting:
     stored_bytes: int  # of a weight as it is kept, without DeepSpeed's master copy
     gathers_for_generation: bool = True
     sampled_at_once: int | None = None  # by transformers; None: all that reach a turn
+    sampling_token_budget: int | None = None  # columns that are kept while rollouts are sampled; None: all of them
     vllm_share: float = 0.0  # of a device, for a colocated vLLM
     vllm_sleeps: bool = False
     vllm_devices: int = 1  # that hold its weights together
@@ -57,6 +58,7 @@ def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding) -> 
         stored_bytes=2 if sharding.deepspeed and sixteen else stored,
         gathers_for_generation=args.ds3_gather_for_generation,
         sampled_at_once=args.sampling_batch_size,
+        sampling_token_budget=args.sampling_token_budget if args.stream_turns and sharding.kind != "fsdp2" else None,
         vllm_share=args.vllm_gpu_memory_utilization,
         vllm_sleeps=args.vllm_enable_sleep_mode,
         vllm_devices=args.vllm_tensor_parallel_size,

@@ -97,8 +97,8 @@ class ToolConfig(GRPOConfig):
     stream_turns: bool = setting(
         True,
         "Whether a rollout goes on as soon as its tools have answered, instead of waiting for all: with a colocated "
-        "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process (also "
-        "under ZeRO-3, which gathers them to sample). The latter then keep what they have read while tools are called.",
+        "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process ("
+        "ZeRO-3 gathers them to sample). The latter then keep what they have read while tools are called.",
     )
     seeded_rollouts: bool | None = setting(
         None,

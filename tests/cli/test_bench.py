@@ -9,6 +9,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl.cli import bench_gain, bench_step, main
+from a2tgpo_trl.cli.bench_policy import write_recipe
 from a2tgpo_trl.recipe import read_recipe
 
 
@@ -77,6 +78,20 @@ def test_step_times_real_steps_of_both_trainers(capsys):
         assert each == pytest.approx(1000 * step / tokens, rel=1e-2)
         assert (0 < gain_pass < before_the_loss) if way == "ours" else gain_pass == 0
     assert "ours / TRL over 2 steps, with 95 % confidence: " in output
+
+
+def test_the_random_policy_takes_turns_of_all_lengths_behind_long_prompts(tmp_path):
+    recipe = read_recipe(
+        ["--config", write_recipe(str(tmp_path)), "--use_cpu", "true", "--max_completion_length", "400"]
+    )
+    trainer = recipe.build_trainer()
+    assert 15e6 < sum(weight.numel() for weight in trainer.model.parameters()) < 25e6
+    records = trainer.roll_out(recipe.test_dataset or list(trainer.train_dataset.select(range(4))))
+    assert 1400 < len(trainer._tokenize_prompts([records[0]["prompt"]])[0][0]) < 1600
+    turns = [len(record["turns"]) for record in records]
+    assert max(turns) > 2 and len(set(turns)) > 1
+    calls = [call for record in records for turn in record["turns"] for call in turn["calls"]]
+    assert calls and {call["status"] for call in calls} <= {"ok", "over_budget"}
 
 
 def test_a_ratio_of_steps_is_that_of_their_sums_and_follows_neighbours():

@@ -1,0 +1,116 @@
+"""a policy of random weights, tools with long descriptions, questions -> a folder with a recipe of them, to be timed.
+
+What is random still takes turns: the bias of the head makes a whole call, which is one token of the vocabulary, and
+the end of a turn about as probable as each should be. Rollouts differ in lengths and numbers of turns, as real ones do.
+"""
+
+import importlib.resources
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+from ..tasks import Task
+from ..tasks.atlas.world import library, make_part
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+CALL = '<tool_call>\n{"name": "search_0", "arguments": {"query": "who"}}\n</tool_call>'
+TOOLS = 6
+TURN = 60  # tokens of a turn, on average
+CALLS_PER_END = 3  # so that three turns of four hold a call
+SIZES = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1536}
+VOCABULARY = 8192
+DESCRIPTION = (
+    "Search one part of the encyclopedia, and return the documents in it that fit the words of the query best. Ask "
+    "for one fact at a time, by the names that the question gives, and go on from what was found. Names of persons, "
+    "companies, cities and countries are found in any part, dates and numbers in none. If nothing fits, another part "
+    "may still know."
+)
+RECIPE = """\
+model_name_or_path: {folder}/policy
+task: a2tgpo_trl.cli.bench_policy:long_prompts
+output_dir: {folder}/run
+bf16: {bf16}
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 1
+num_generations: 8
+max_completion_length: 700
+max_tool_calling_iterations: 5
+gradient_checkpointing: false
+chat_template_kwargs: {{enable_thinking: false}}
+save_strategy: "no"
+report_to: none
+"""
+
+
+def write_recipe(folder: str) -> str:
+    """A policy of about 20 million weights and a recipe that trains it; the path of the latter."""
+    tokenizer = make_tokenizer()
+    model = make_policy(tokenizer)
+    for part in (tokenizer, model):
+        part.save_pretrained(f"{folder}/policy")
+    file = Path(folder, "recipe.yaml")
+    file.write_text(RECIPE.format(folder=folder, bf16=str(torch.cuda.is_available()).lower()))
+    return str(file)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+    )
+    bpe.train_from_iterator([DESCRIPTION, *library([make_part("train", 0)], 0)], trainer)
+    bpe.add_tokens([CALL])
+    template = importlib.resources.files("trl").joinpath("chat_templates", "qwen3.jinja").read_text()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    )
+
+
+def make_policy(tokenizer: PreTrainedTokenizerFast) -> PhiForCausalLM:
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=VOCABULARY,
+        **SIZES,
+        max_position_embeddings=4096,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = PhiForCausalLM(config)
+    words = len(tokenizer)
+    with torch.no_grad():
+        bias = model.lm_head.bias
+        bias[:] = -1e4  # what the tokenizer does not know
+        bias[len(SPECIAL) : words] = 0.0
+        for token, share in ((tokenizer.eos_token_id, 1 / TURN), (words - 1, CALLS_PER_END / TURN)):
+            bias[token] = math.log(share * words)
+    return model
+
+
+def long_prompts() -> Task:
+    """Questions behind the descriptions of many tools, and a reward that tells rollouts apart."""
+    questions = [f"Who is the president of country {number}?" for number in range(256)]
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": "Lututh Pogom"} for text in questions]
+    return Task(Dataset.from_list(rows), tools=[_tool(number) for number in range(TOOLS)], reward_funcs=[odd_length])
+
+
+def odd_length(completions, **_) -> list[float]:
+    return [float(len(str(completion)) % 2) for completion in completions]
+
+
+def _tool(number: int) -> Callable[[str], str]:
+    def search(query: str) -> str:
+        return DESCRIPTION[: 40 + 37 * (len(query) + number) % 200]
+
+    search.__name__ = f"search_{number}"
+    search.__doc__ = f"{DESCRIPTION}\n\nArgs:\n    query: {DESCRIPTION}"
+    return search
