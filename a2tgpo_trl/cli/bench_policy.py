@@ -1,7 +1,7 @@
 """a policy of random weights, tools with long descriptions, questions -> a folder with a recipe of them, to be timed.
 
 What is random still takes turns: the bias of the head makes a whole call, which is one token of the vocabulary, and
-the end of a turn about as probable as each should be. Rollouts differ in lengths and numbers of turns, as real ones do.
+the end of a turn about as probable as each should be. Rollouts differ in lengths and numbers of turns.
 """
 
 import importlib.resources

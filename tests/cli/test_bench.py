@@ -81,12 +81,11 @@ def test_step_times_real_steps_of_both_trainers(capsys):
 
 
 def test_the_random_policy_takes_turns_of_all_lengths_behind_long_prompts(tmp_path):
-    recipe = read_recipe(
-        ["--config", write_recipe(str(tmp_path)), "--use_cpu", "true", "--max_completion_length", "400"]
-    )
+    words = "--use_cpu true --max_completion_length 400".split()
+    recipe = read_recipe(["--config", write_recipe(str(tmp_path)), *words])
     trainer = recipe.build_trainer()
     assert 15e6 < sum(weight.numel() for weight in trainer.model.parameters()) < 25e6
-    records = trainer.roll_out(recipe.test_dataset or list(trainer.train_dataset.select(range(4))))
+    records = trainer.roll_out(trainer.train_dataset.select(range(4)).to_list())
     assert 1400 < len(trainer._tokenize_prompts([records[0]["prompt"]])[0][0]) < 1600
     turns = [len(record["turns"]) for record in records]
     assert max(turns) > 2 and len(set(turns)) > 1
