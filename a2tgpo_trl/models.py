@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from accelerate.utils import is_peft_model
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,7 +15,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as tra
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT model, or the model itself."""
-    return cast(PeftModel, model).get_base_model() if is_peft_model(model) else cast(PreTrainedModel, model)
+    # Accelerate's `is_peft_model` looks up the versions of what is installed, which takes as long as a small forward.
+    has_adapters = isinstance(getattr(model, "_orig_mod", model), PeftModel)  # also of a compiled one
+    return cast(PeftModel, model).get_base_model() if has_adapters else cast(PreTrainedModel, model)
 
 
 @contextmanager

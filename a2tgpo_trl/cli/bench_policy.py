@@ -20,7 +20,7 @@ from ..tasks.atlas.world import library, make_part
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CALL = '<tool_call>\n{"name": "search_0", "arguments": {"query": "who"}}\n</tool_call>'
-TOOLS = 6
+TOOLS = 3
 TURN = 60  # tokens of a turn, on average
 CALLS_PER_END = 3  # so that three turns of four hold a call
 SIZES = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1536}
@@ -112,5 +112,5 @@ def _tool(number: int) -> Callable[[str], str]:
         return DESCRIPTION[: 40 + 37 * (len(query) + number) % 200]
 
     search.__name__ = f"search_{number}"
-    search.__doc__ = f"{DESCRIPTION}\n\nArgs:\n    query: {DESCRIPTION}"
+    search.__doc__ = f"{DESCRIPTION}\n\nArgs:\n    query: The names and words to look for, as the question has them."
     return search

@@ -76,7 +76,7 @@ PLAIN = {
 READ_AT_ONCE = 16384  # tokens of one forward that reads, padding included
 LOGITS_AT_ONCE = 512  # of them, those whose logits are wanted: each has a number for every word of the vocabulary
 # Rows that wait are read once there are so many for each live one: reading is a forward of its own.
-JOIN_AT = 0.25
+JOIN_AT = 0.5
 # Rows that have ended leave the batch once there are so many for each row in it: leaving copies the others.
 LEAVE_AT = 0.125
 # Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
