@@ -56,7 +56,7 @@ def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, in
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
-    parser.epilog = f"Recipe {RANDOM!r}: 20 million random weights, prompts of 1,500 tokens. {parser.epilog}"
+    parser.epilog = f"Recipe {RANDOM!r}: 20 million random weights, prompts of 1,400 tokens. {parser.epilog}"
     numbers = (
         ("--steps", 1, 5, "steps of each that are timed with a seed, after one that warms up"),
         ("--seeds", 1, 1, "seeds, the first of which is 0; --seed names one"),
