@@ -56,6 +56,7 @@ class SamplingTrainer(Resumable):
                         token_budget=self.args.sampling_token_budget,
                         most_rows=self.args.sampling_batch_size,
                         tails=tails,
+                        temperature=self.temperature,
                     )
             else:
                 ranks = self._ranks if self._samples_together else None

@@ -91,7 +91,6 @@ class Sampling:
     processors: LogitsProcessorList
     end_ids: frozenset[int]
     max_tokens: int | None
-    temperature: float
     draws: bool
 
 
@@ -113,7 +112,6 @@ def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequen
         processors,
         frozenset([*ends, *end_ids]),
         config.max_new_tokens,
-        1.0 if config.temperature is None else config.temperature,
         bool(config.do_sample),
     )
 
@@ -223,11 +221,12 @@ class TransformersStream(Engine):
         token_budget: int,
         most_rows: int | None = None,
         tails: Sequence[Tail] | None = None,
+        temperature: float = 1.0,
     ):
-        """`tails`: what is scored behind each context of a rollout, by its key."""
+        """`tails`: what is scored behind each context of a rollout, by its key, at this `temperature`."""
         self._model, self._sampling, self._seeds = model, sampling, Seeds(seeds)
         self._device = base_model(model).device
-        self._budget, self._most_rows, self._tails = token_budget, most_rows, tails
+        self._budget, self._most_rows, self._tails, self._temperature = token_budget, most_rows, tails, temperature
         self._waiting: list[_Turn] = []
         self._live = _Live()
         self._parked: dict[int, _Parked] = {}
@@ -245,7 +244,7 @@ class TransformersStream(Engine):
         if self._tails is not None:
             turn.tail = self._tails[key]
         parked = self._parked.pop(key, None)
-        if parked is not None and turn.tokens[: len(parked.tokens)] == parked.tokens:
+        if parked is not None and len(parked.tokens) < len(context) and context[: len(parked.tokens)] == parked.tokens:
             turn.kept = parked.kept
         self._waiting.append(turn)
 
@@ -324,12 +323,16 @@ class TransformersStream(Engine):
     def held(self) -> int:
         """Columns that are held: of rows that are sampled, the masked ones included, and of rollouts that wait."""
         parked = sum(len(one.tokens) for one in self._parked.values())
-        return parked + len(self._live.turns) * self._live.joined.width
+        waiting = sum(turn.read for turn in self._waiting)
+        return parked + waiting + len(self._live.turns) * self._live.joined.width
 
     def _make_room(self, columns: int) -> None:
-        """For so many more: forget who has waited longest, then let the row that came last wait."""
+        """For so many more: forget what is kept for rollouts that wait, then let the row that came last wait."""
         while self.held + columns > self._budget and self._parked:
             self._parked.pop(next(iter(self._parked)))
+        for turn in reversed(self._waiting):
+            if self.held + columns > self._budget:
+                turn.kept = None
         live = self._live
         while self.held + len(live.turns) > self._budget and len(live.rows) > 1:
             last = live.rows[-1]
@@ -363,7 +366,7 @@ class TransformersStream(Engine):
         for turn in joining:
             alike.setdefault(turn.identity, []).append(turn)
         found: list[tuple[_Turn, _Reading]] = []
-        for chunk in _chunks([turns[0] for turns in alike.values()], self._budget):
+        for chunk in _chunks([turns[0] for turns in alike.values()]):
             for first, reading in zip(chunk, self._read(chunk), strict=True):
                 found += [(turn, reading) for turn in alike[first.identity]]
         for turn, reading in found:
@@ -409,12 +412,12 @@ class TransformersStream(Engine):
         return readings
 
     def _totals(self, turns: Sequence[_Turn], logits: Sequence[Tensor]) -> list[float]:
-        """Sums of the log-probabilities of each tail's gold tokens, by the distribution that tokens are drawn from."""
+        """Sums of the log-probabilities of each tail's gold tokens."""
         totals = []
         for turn, logits_WV in zip(turns, logits, strict=True):
             gold = turn.gold
             logits_GV = logits_WV[-len(gold) :] if gold else logits_WV[:0]
-            logps_GV = (logits_GV / self._sampling.temperature).log_softmax(dim=-1)
+            logps_GV = (logits_GV / self._temperature).log_softmax(dim=-1)
             index = torch.tensor(gold, dtype=torch.long, device=self._device)
             totals.append(logps_GV.gather(1, index.unsqueeze(1)).sum())
         return torch.stack(totals).tolist()
@@ -428,7 +431,7 @@ class _Reading(NamedTuple):
     score: TailScore | None
 
 
-def _chunks(turns: Sequence[_Turn], token_budget: int) -> Iterator[list[_Turn]]:
+def _chunks(turns: Sequence[_Turn]) -> Iterator[list[_Turn]]:
     """Turns that are read in one forward: of like lengths, and either none or all with kept tokens."""
     chunk: list[_Turn] = []
     for turn in sorted(turns, key=lambda turn: (turn.kept is None, -len(turn.unread))):
@@ -466,7 +469,7 @@ def keeping_error(model: nn.Module) -> float:
         return torch.randint(base.get_input_embeddings().num_embeddings, (count,), generator=generator).tolist()
 
     tails = [_TrialTail(tokens(4), [False, True, True, True]) for _ in range(2)]
-    sampling = Sampling(LogitsProcessorList(), frozenset(), 2, 1.0, draws=False)
+    sampling = Sampling(LogitsProcessorList(), frozenset(), 2, draws=False)
     stream = TransformersStream(model, sampling, token_budget=2**20, tails=tails)
     contexts = [tokens(9), tokens(4)]
     error = 0.0

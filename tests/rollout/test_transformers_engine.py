@@ -109,6 +109,7 @@ def stream_of(
     model: PreTrainedModel, seeds: list[int] | None, tails: list[Tail] | None = None, **settings
 ) -> TransformersStream:
     limits = {name: settings.pop(name) for name in ("token_budget", "most_rows") if name in settings}
+    limits["temperature"] = settings.get("temperature", 1.0)
     sampling = sampling_of(model, GenerationConfig(**{**GENERATION, **settings}), [END])
     assert isinstance(sampling, Sampling)
     return TransformersStream(model, sampling, seeds, tails=tails, **{"token_budget": 2**16, **limits})
@@ -117,7 +118,8 @@ def stream_of(
 def tails_of(contexts: list[list[int]]) -> list[Tail]:
     """One for the rollouts of a prompt."""
     made = {tuple(context): tokens(random.Random(len(context)), 4) for context in contexts}
-    return [Tail(made[tuple(context)], [False, True, False, True]) for context in contexts]
+    gold = {False: [False, True, False, True], True: [True, False, False, True]}
+    return [Tail(made[tuple(context)], gold[len(context) > 10]) for context in contexts]
 
 
 def plain(model: PreTrainedModel, context: list[int], tail: Tail, temperature: float = 1.0) -> float:
@@ -153,7 +155,7 @@ def test_tokens_are_drawn_by_the_settings_of_generate(settings):
     assert play(stream_of(model, seeds, **settings), contexts) == play(by_generate(model, seeds, **settings), contexts)
 
 
-def test_scores_are_of_the_distribution_that_tokens_are_drawn_from():
+def test_scores_are_taken_at_the_temperature():
     model, contexts = make("llama"), prompts()
     tails = tails_of(contexts)
     stream = stream_of(model, list(range(6)), tails, temperature=0.5)
