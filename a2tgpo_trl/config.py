@@ -53,7 +53,12 @@ class A2TGPOConfig(ToolConfig):
     `attention_dropout`.
     """
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*ToolConfig.MAY_CHANGE, "gain_token_budget", "shared_prompts")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *ToolConfig.MAY_CHANGE,
+        "gain_token_budget",
+        "shared_prompts",
+        "sorted_rows",
+    )
     HEADINGS: ClassVar[dict[str, str]] = {
         "credit": "the credit of turns",
         "turn_rewards": "rewards of turns and of failed rollouts",
@@ -246,6 +251,11 @@ class A2TGPOConfig(ToolConfig):
     def trains_as_grpo(self) -> bool:
         """Whether nothing in the loss differs from TRL's GRPO, with which training is then the same to the bit."""
         return not self.uses_gain and self.turn_reward_weight == 0 and self.importance_sampling_level == "token"
+
+    @property
+    def knows_turns(self) -> bool:
+        """Whether anything in the loss is a turn's. Without that, training is TRL's, or differs from it by padding."""
+        return self.uses_gain or self.turn_reward_weight > 0 or self.importance_sampling_level == "turn"
 
     @property
     def uses_gain(self) -> bool:

@@ -20,6 +20,12 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return cast(PeftModel, model).get_base_model() if has_adapters else cast(PreTrainedModel, model)
 
 
+def has_virtual_tokens(model: nn.Module) -> bool:
+    """Whether it has an adapter that puts tokens of its own before the prompt."""
+    found = getattr(model, "_orig_mod", model)
+    return isinstance(found, PeftModel) and found.active_peft_config.is_prompt_learning
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout, adapters' included; every module returns to the mode it was in."""

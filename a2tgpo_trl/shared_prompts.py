@@ -26,7 +26,6 @@ from transformers.masking_utils import sdpa_mask
 from .models import (
     SLIDING,
     attention_implementation,
-    base_model,
     evaluation_mode,
     layer_kinds,
     obstacle_to_layouts,
@@ -36,6 +35,12 @@ from .models import (
 
 SHARED_SDPA = "a2tgpo_shared_sdpa"
 NOT_SCORED = -100
+Autocast = Callable[[], AbstractContextManager]
+
+
+def is_shared(model: PreTrainedModel) -> bool:
+    """Whether its attention knows shared rows now."""
+    return model.config.get_text_config()._attn_implementation == SHARED_SDPA
 
 
 def tokens_read(rows: Sequence[tuple[Any, int]], shares: bool) -> int:
@@ -163,9 +168,7 @@ AttentionInterface.register(SHARED_SDPA, _shared_sdpa)
 AttentionMaskInterface.register(SHARED_SDPA, sdpa_mask)
 
 
-def score_shared(
-    model: nn.Module, rows: SharedRows, autocast: Callable[[], AbstractContextManager] = nullcontext
-) -> tuple[Tensor, Tensor | None]:
+def score_shared(model: nn.Module, rows: SharedRows, autocast: Autocast = nullcontext) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities and entropies of the completions (R,T), by TRL's fused head; in `sharing_attention`."""
     with autocast():
         found = model(
@@ -183,12 +186,13 @@ EXACT, COARSE = 1e-4, 0.05
 
 
 @torch.no_grad()
-def sharing_error(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> float:
+def sharing_error(
+    model: nn.Module, base: PreTrainedModel, device: torch.device, autocast: Autocast = nullcontext
+) -> float:
     """Mean difference of log-probabilities between shared and plain rows, on a small random example.
 
-    Knowing a model's attention is not knowing its code. Every rank makes two forwards.
+    Knowing a model's attention is not knowing its code. Every rank makes two forwards of `model`, which wraps `base`.
     """
-    base = base_model(model)
     generator = torch.Generator().manual_seed(0)
     size = (6, 24)  # two prompts of up to 12 tokens, three completions of up to 12 each
     ids = torch.randint(base.get_input_embeddings().num_embeddings, size, generator=generator)
@@ -196,7 +200,7 @@ def sharing_error(model: nn.Module, autocast: Callable[[], AbstractContextManage
     place = torch.arange(24)
     first, last = torch.tensor([0, 0, 0, 5, 5, 5]).unsqueeze(1), torch.tensor([24, 17, 20, 13, 24, 19]).unsqueeze(1)
     mask = ((place >= first) & (place < last)).long()
-    ids, mask = ids.to(base.device), mask.to(base.device)
+    ids, mask = ids.to(device), mask.to(device)
     rows = shared_rows(ids, mask, 12, base.config.get_text_config())
     assert rows is not None
     labels = ids.masked_fill(mask == 0, NOT_SCORED)

@@ -11,7 +11,7 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,7 @@ from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .information_gain.rounding import EXACT, training_unit
 from .loss import ratio_metrics, ratio_reference, ratio_sums
-from .models import base_model, length_matters, positions_are_relative
+from .models import base_model, has_virtual_tokens, length_matters, positions_are_relative
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
@@ -51,6 +51,7 @@ from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
 from .rollout.trainer import ToolTrainer
 from .shared_prompts import (
+    is_shared,
     obstacle_to_sharing,
     score_shared,
     shared_rows,
@@ -146,6 +147,7 @@ class A2TGPOTrainer(ToolTrainer):
         **keywords: Any,
     ):
         self._loss_inputs: dict[str, Any] | None = None  # None outside of the loss
+        self._until_backward = ExitStack()
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         settle_dropout(
             self.model,
@@ -438,19 +440,22 @@ class A2TGPOTrainer(ToolTrainer):
         args = self.args
         steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)
         whole = max(steps, args.gradient_accumulation_steps) % together == 0
-        return together if args.sorted_rows and whole and self.loss_type in SUMS_OF_ROWS else 0
+        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS
+        return together if args.sorted_rows and whole and sums else 0
 
     @cached_property
     def _shares_prompts(self) -> bool:
         """Whether rollouts of a micro-batch share the forward over their prompt. Tried once, by all ranks together."""
-        if not (self.args.shared_prompts and self._trims_padding):
+        if not (self.args.shared_prompts and self.args.knows_turns and self._trims_padding):
             return False
         base = base_model(self.model)
         obstacle = obstacle_to_sharing(base)
+        if has_virtual_tokens(self.model):
+            obstacle = "its adapter puts virtual tokens before the prompt"
         if obstacle is None:
-            error = self._ranks.max(sharing_error(self.model_wrapped, self.accelerator.autocast))
-            if not error <= sharing_tolerance(training_unit(self.accelerator, self.model)):  # NaN is no agreement
-                obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"
+            error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
+            if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
+                obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
         if obstacle is not None:
             logger.info(f"The loss reads a prompt with each of its rollouts, since {obstacle}.")
         return obstacle is None
@@ -496,11 +501,9 @@ class A2TGPOTrainer(ToolTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The parent's forward, or one that reads prompts once: of the loss, and of what it is compared with."""
-        rows = None
-        if self._shares_prompts:
-            rows = shared_rows(
-                input_ids, attention_mask, logits_to_keep, base_model(self.model).config.get_text_config()
-            )
+        rows, base = None, base_model(self.model)
+        if is_shared(base):
+            rows = shared_rows(input_ids, attention_mask, logits_to_keep, base.config.get_text_config())
         if rows is None:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
@@ -528,12 +531,13 @@ class A2TGPOTrainer(ToolTrainer):
     # ---- loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
-        """In the attention of shared rows, which gradient checkpointing computes once more in the backward pass."""
-        with self._sharing():
+        """Ends the attention of shared rows, which gradient checkpointing computes once more in the backward pass."""
+        with ExitStack() as self._until_backward:
             return super().training_step(model, inputs, *args)
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
         """The parent's loss, with the clip range of each turn for the two numbers it knows."""
+        self._until_backward.enter_context(self._sharing())
         epsilon_low, epsilon_high = self.epsilon_low, self.epsilon_high
         self.epsilon_low = epsilon_low * inputs["clip_scale"]
         self.epsilon_high = epsilon_high * inputs["clip_scale"]

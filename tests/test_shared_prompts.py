@@ -127,7 +127,7 @@ def test_the_trial_agrees_with_plain_rows(name):
     model = tiny.architectures()[name]()
     assert obstacle_to_sharing(model) is None
     add_fused_lm_head(model)
-    assert sharing_error(model) < 1e-5
+    assert sharing_error(model, model, model.device) < 1e-5
 
 
 def test_the_trial_finds_a_model_that_ignores_positions():
@@ -136,4 +136,4 @@ def test_the_trial_finds_a_model_that_ignores_positions():
     model.model.register_forward_pre_hook(
         lambda _, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
     )
-    assert sharing_error(model) > 1e-2
+    assert sharing_error(model, model, model.device) > 1e-2

@@ -54,6 +54,7 @@ class SamplingTrainer(Resumable):
                         sampling,
                         seeds,
                         token_budget=self.args.sampling_token_budget,
+                        device=self.accelerator.device,
                         most_rows=self.args.sampling_batch_size,
                         tails=tails,
                         temperature=self.temperature,
@@ -81,7 +82,7 @@ class SamplingTrainer(Resumable):
             return obstacle
         if isinstance(sampling := self._sampling_of(model), str):
             return sampling
-        error = keeping_error(model)  # tried with the real weights
+        error = keeping_error(model, self.accelerator.device)  # tried with the real weights
         if not error <= keeping_tolerance(model):  # NaN is no agreement
             return f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
         return None

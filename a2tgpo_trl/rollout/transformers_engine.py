@@ -46,7 +46,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from ..dropout import dropout_rates
-from ..models import base_model, logits_of, obstacle_to_layouts
+from ..models import base_model, has_virtual_tokens, logits_of, obstacle_to_layouts
 from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores
 from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
@@ -97,6 +97,7 @@ class Sampling:
 def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequence[int]) -> Sampling | str:
     """How `model.generate` would sample by this configuration; or what it would do that is not done here, in words."""
     config, _ = model._prepare_generation_config(given)
+    model._prepare_special_tokens(config, True, device=model.device)  # some processors are left out without them
     for name, plain in PLAIN.items():
         if getattr(config, name, None) not in (plain, None):
             return f"{name}={getattr(config, name)!r} is set"
@@ -106,7 +107,7 @@ def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequen
     for processor in processors:
         if not isinstance(processor, OF_ONE_TOKEN):
             return f"{type(processor).__name__} looks at more than the next token"
-    ends = config.eos_token_id
+    ends = given.eos_token_id
     ends = [ends] if isinstance(ends, int) else ends or []
     return Sampling(
         processors,
@@ -123,6 +124,8 @@ def obstacle_to_keeping(model: nn.Module) -> str | None:
         return "it has a generate of its own"
     if getattr(base.config.get_text_config(), "num_kv_shared_layers", None):
         return "its layers share keys and values"
+    if has_virtual_tokens(model):
+        return "its adapter puts virtual tokens before the prompt"
     if rates := dropout_rates(model):
         return f"it samples with dropout ({', '.join(rates)})"
     return obstacle_to_layouts(base)
@@ -219,13 +222,14 @@ class TransformersStream(Engine):
         seeds: Sequence[int] | None = None,
         *,
         token_budget: int,
+        device: torch.device,
         most_rows: int | None = None,
         tails: Sequence[Tail] | None = None,
         temperature: float = 1.0,
     ):
         """`tails`: what is scored behind each context of a rollout, by its key, at this `temperature`."""
         self._model, self._sampling, self._seeds = model, sampling, Seeds(seeds)
-        self._device = base_model(model).device
+        self._device = device
         self._budget, self._most_rows, self._tails, self._temperature = token_budget, most_rows, tails, temperature
         self._waiting: list[_Turn] = []
         self._live = _Live()
@@ -457,7 +461,7 @@ class _TrialTail(NamedTuple):
 
 
 @torch.no_grad()
-def keeping_error(model: nn.Module) -> float:
+def keeping_error(model: nn.Module, device: torch.device) -> float:
     """Largest difference of a token's log-probability between kept and newly read contexts, on a small random example.
 
     Knowing a model's attention is not knowing its code. A model that ignores positions or masks shows here.
@@ -470,7 +474,7 @@ def keeping_error(model: nn.Module) -> float:
 
     tails = [_TrialTail(tokens(4), [False, True, True, True]) for _ in range(2)]
     sampling = Sampling(LogitsProcessorList(), frozenset(), 2, draws=False)
-    stream = TransformersStream(model, sampling, token_budget=2**20, tails=tails)
+    stream = TransformersStream(model, sampling, token_budget=2**20, device=device, tails=tails)
     contexts = [tokens(9), tokens(4)]
     error = 0.0
     for _ in range(3):
@@ -479,7 +483,7 @@ def keeping_error(model: nn.Module) -> float:
         while stream.has_work():
             for sample in stream.collect():
                 context, tail = contexts[sample.key], tails[sample.key]
-                plain = _plain_score(model, context, tail)
+                plain = _plain_score(model, context, tail, device)
                 error = max(error, abs(stream.scores[sample.key][len(context)].total - plain) / sum(tail.gold))
                 contexts[sample.key] = [*context, *sample.ids, *tokens(3 + 2 * sample.key)]
     return error
@@ -489,8 +493,8 @@ def keeping_tolerance(model: nn.Module) -> float:
     return EXACT if base_model(model).dtype == torch.float32 else COARSE
 
 
-def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail) -> float:
-    ids = torch.tensor([[*context, *tail.ids]], device=base_model(model).device)
+def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail, device: torch.device) -> float:
+    ids = torch.tensor([[*context, *tail.ids]], device=device)
     logps = (
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().log_softmax(-1)
     )

@@ -263,7 +263,8 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
     batches, advantages = {}, {}
     for name in METHODS:
         rewarded = {"turn_rewards": {"bad_format": -0.1}} if name in ("mt_grpo", "hybrid") else {}
-        args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, num_iterations=2, credit=name, beta=0.0, **rewarded))
+        same = {"max_steps": 1, "num_iterations": 2, "beta": 0.0, "sorted_rows": False}
+        args = A2TGPOConfig(**run_settings(tmp_path, **same, credit=name, **rewarded))
         trainer = make(tokenizer, args, reward_funcs=spread)
         (batch,) = captured(trainer)[:1]
         advantages[name] = batch.pop("advantages")

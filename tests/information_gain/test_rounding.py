@@ -68,9 +68,9 @@ class Atlas:
         trainer = self.trainer(learning_rate=0.0)
         run = trainer._gain_pass.run
 
-        def kept(rollouts, answers, want_logps):
+        def kept(rollouts, answers, *given):
             self.rollouts, self.answers = rollouts, answers
-            return run(rollouts, answers, want_logps)
+            return run(rollouts, answers, *given)
 
         trainer._gain_pass.run = kept
         trainer.train()

@@ -68,7 +68,7 @@ def test_a_rollout_alone_is_read_without_padding_by_the_loss_and_before_it(chang
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
     )
-    args = A2TGPOConfig(**settings(tmp_path, num_generations=4, **ALONE, **changes))
+    args = A2TGPOConfig(**settings(tmp_path, num_generations=4, shared_prompts=False, **ALONE, **changes))
     before, in_loss, real = widths_of(make(tokenizer, args))
     assert in_loss == real and len(set(real)) == 8  # two questions, four rollouts of each
     assert len(before) >= 8 and set(before) == set(real)
@@ -79,7 +79,7 @@ def test_in_16_bits_old_log_probabilities_are_computed_once(changes, passes, tok
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
     )
-    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, bf16=True, **ALONE, **changes)))
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, bf16=True, shared_prompts=False, **ALONE, **changes)))
     reference = trainer.ref_model
     forwards = []
     for model in filter(None, (trainer.model, reference)):
@@ -128,6 +128,7 @@ def test_training_is_what_it_was_with_the_padding(name, steps, tokenizer, tmp_pa
         model = tiny.architectures()[name]()
         tiny.script(model, tokenizer, write)
         layout = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-4}
+        layout["sorted_rows"] = False
         args = A2TGPOConfig(**settings(tmp_path, **layout, steps_per_generation=4 * steps, disable_dropout=True))
         trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
         trainer.train()

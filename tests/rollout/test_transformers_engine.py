@@ -112,7 +112,9 @@ def stream_of(
     limits["temperature"] = settings.get("temperature", 1.0)
     sampling = sampling_of(model, GenerationConfig(**{**GENERATION, **settings}), [END])
     assert isinstance(sampling, Sampling)
-    return TransformersStream(model, sampling, seeds, tails=tails, **{"token_budget": 2**16, **limits})
+    return TransformersStream(
+        model, sampling, seeds, tails=tails, **{"token_budget": 2**16, "device": torch.device("cpu"), **limits}
+    )
 
 
 def tails_of(contexts: list[list[int]]) -> list[Tail]:
@@ -271,13 +273,13 @@ def test_models_that_keep_more_than_keys_and_values_are_named(name):
 @pytest.mark.parametrize("name", KEPT)
 def test_the_trial_agrees_with_whole_contexts(name):
     assert obstacle_to_keeping(tiny.architectures()[name]()) is None
-    assert keeping_error(tiny.architectures()[name]()) < 1e-5
+    assert keeping_error(tiny.architectures()[name](), torch.device("cpu")) < 1e-5
 
 
 def test_the_trial_finds_a_model_that_ignores_positions():
     model = tiny.architectures()["llama"]()
     model.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True)
-    assert keeping_error(model) > 1e-2
+    assert keeping_error(model, torch.device("cpu")) > 1e-2
 
 
 def test_a_generate_of_its_own_is_used():
@@ -366,7 +368,7 @@ def test_evaluations_keep_contexts_and_score_nothing(tmp_path):
 
 
 def test_a_policy_whose_kept_contexts_are_wrong_is_sampled_by_generate(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("a2tgpo_trl.rollout.sampling.keeping_error", lambda model: float("nan"))
+    monkeypatch.setattr("a2tgpo_trl.rollout.sampling.keeping_error", lambda *_: float("nan"))
     found = trained(tmp_path, max_steps=1)
     assert not found.trainer._keeps_contexts and found.log[0]["gain/forwards"] > 0
 
