@@ -96,7 +96,7 @@ def test_an_adapter_goes_on_and_its_reference_is_what_it_was(first, tmp_path):
 def test_the_gain_of_a_new_adapter_is_the_adapted_policys_and_not_the_bases(first):
     trainer, _ = first
     tokenizer, rollouts = trainer._tokenizer, Rollouts([[5, 6, 7]], [[8, 9]], [[1, 0]])
-    adapted = trainer._gain_pass.run(rollouts, [["Paris"]], want_logps=False, found={})[0].values_BK
+    adapted = trainer._gain_pass.run(rollouts, [["Paris"]], want_logps=False)[0].values_BK
     with trainer.model.disable_adapter():
         bare = answer_values(trainer.model, rollouts, [["Paris"]], tokenizer=tokenizer)
     here = answer_values(trainer.model, rollouts, [["Paris"]], tokenizer=tokenizer)

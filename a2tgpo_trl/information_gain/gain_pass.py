@@ -82,15 +82,15 @@ class GainPass:
         return [probe for (probe,) in probes] if one_each and self._is_exact and not shares else None
 
     def run(
-        self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool, found: TailScores
+        self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool, found: TailScores | None = None
     ) -> tuple[TurnScores, dict[str, float]]:
         """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough.
 
-        `found`: of `probes_while_sampling`, scored behind all contexts, or nothing.
+        `found`: what an engine found of `probes_while_sampling`, behind all contexts, if one did.
         """
         start = time.perf_counter()
         probes = self._probes_of(answers)
-        scores = self._scores_found(rollouts, probes, found) or self._run(rollouts, probes, want_logps)
+        scores = self._scores_found(rollouts, probes, found or {}) or self._run(rollouts, probes, want_logps)
         scores = replace(scores, values_BK=self._agreed(scores))
         slowest = self._ranks.max(time.perf_counter() - start)
         failed = sum(of_rank for (of_rank,) in self._ranks.gather_lists([scores.failed_probes]))

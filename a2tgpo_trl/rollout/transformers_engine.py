@@ -97,6 +97,8 @@ class Sampling:
 def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequence[int]) -> Sampling | str:
     """How `model.generate` would sample by this configuration; or what it would do that is not done here, in words."""
     config, _ = model._prepare_generation_config(given)
+    ends = config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else ends or []
     model._prepare_special_tokens(config, True, device=model.device)  # some processors are left out without them
     for name, plain in PLAIN.items():
         if getattr(config, name, None) not in (plain, None):
@@ -107,8 +109,6 @@ def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequen
     for processor in processors:
         if not isinstance(processor, OF_ONE_TOKEN):
             return f"{type(processor).__name__} looks at more than the next token"
-    ends = given.eos_token_id
-    ends = [ends] if isinstance(ends, int) else ends or []
     return Sampling(
         processors,
         frozenset([*ends, *end_ids]),
@@ -120,7 +120,7 @@ def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequen
 def obstacle_to_keeping(model: nn.Module) -> str | None:
     """Why turns of this model are sampled by its own `generate`, in words; None if they are sampled here."""
     base = base_model(model)
-    if "generate" in vars(base) or type(base).generate is not GenerationMixin.generate:
+    if "generate" in {*vars(model), *vars(base)} or type(base).generate is not GenerationMixin.generate:
         return "it has a generate of its own"
     if getattr(base.config.get_text_config(), "num_kv_shared_layers", None):
         return "its layers share keys and values"
@@ -334,9 +334,9 @@ class TransformersStream(Engine):
         """For so many more: forget what is kept for rollouts that wait, then let the row that came last wait."""
         while self.held + columns > self._budget and self._parked:
             self._parked.pop(next(iter(self._parked)))
-        for turn in reversed(self._waiting):
+        for waiting in reversed(self._waiting):
             if self.held + columns > self._budget:
-                turn.kept = None
+                waiting.kept = None
         live = self._live
         while self.held + len(live.turns) > self._budget and len(live.rows) > 1:
             last = live.rows[-1]

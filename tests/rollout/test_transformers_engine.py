@@ -109,12 +109,10 @@ def stream_of(
     model: PreTrainedModel, seeds: list[int] | None, tails: list[Tail] | None = None, **settings
 ) -> TransformersStream:
     limits = {name: settings.pop(name) for name in ("token_budget", "most_rows") if name in settings}
-    limits["temperature"] = settings.get("temperature", 1.0)
+    limits |= {"temperature": settings.get("temperature", 1.0), "device": torch.device("cpu")}
     sampling = sampling_of(model, GenerationConfig(**{**GENERATION, **settings}), [END])
     assert isinstance(sampling, Sampling)
-    return TransformersStream(
-        model, sampling, seeds, tails=tails, **{"token_budget": 2**16, "device": torch.device("cpu"), **limits}
-    )
+    return TransformersStream(model, sampling, seeds, tails=tails, **{"token_budget": 2**16, **limits})
 
 
 def tails_of(contexts: list[list[int]]) -> list[Tail]:
