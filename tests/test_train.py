@@ -205,6 +205,7 @@ def test_a_layer_that_a_checkpoint_lacks_is_not_passed_over(run, tmp_path):
     assert "layers.0.mlp" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_recipe_runs_as_grpo_and_both_curves_are_in_one_picture(run, tmp_path, capsys):
     folder, _, _ = run
     grpo = tmp_path / "grpo"
@@ -273,9 +274,8 @@ def test_a_users_own_tool_reward_and_questions_train_through_the_command_line(tm
     assert 0 <= step["rewards/brevity/mean"] <= 1 and "rewards/exact_match/mean" in step
 
 
-@pytest.mark.parametrize(
-    "tracker", ["tensorboard", *(pytest.param(one, marks=pytest.mark.slow) for one in ("wandb", "trackio"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_trackers_get_the_metrics_of_each_turn(tracker, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -121,7 +121,7 @@ def test_values_equal_separate_passes_with_lora_and_its_dropout_stays_off(name, 
     assert all(module.training for module in model.modules())  # and the mode is back
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_flex_attention_gives_the_values_of_separate_passes(name, tokenizer):
     batch = random_batch(seed=3, most_turns=2)
     answers = answers_for(batch)

@@ -259,6 +259,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow
 def test_accelerate_launch_that_starts_one_process_of_two_does_not_train(tmp_path):
     launched = [*words("cpu_ddp"), "-m", "a2tgpo_trl.train", *SHORT, "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, *launched], env=environment(), capture_output=True, text=True, timeout=120)

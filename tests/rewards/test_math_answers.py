@@ -219,6 +219,7 @@ def test_a_text_that_is_too_long_is_not_read(monkeypatch):
     assert math_equal([f"<answer>{'1' * (LONGEST + 1)}</answer>"], ["1"]) == [0.0]
 
 
+@pytest.mark.slow
 def test_without_the_library_the_reward_says_what_to_install():
     code = "import sys; sys.modules['math_verify'] = None; from a2tgpo_trl.recipe.task import load_reward\n"
     for name, complaint in (("exact_match", ""), ("math_equal", "pip install 'a2tgpo_trl[math]'")):
