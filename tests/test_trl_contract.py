@@ -485,6 +485,9 @@ def test_a_configuration_of_generation_is_completed_by_the_models_own(tokenizer,
     ) as model:
         completed, _ = model._prepare_generation_config(trainer.generation_config)
         assert completed.no_repeat_ngram_size == 3 and completed.max_new_tokens == 700 and completed.do_sample
+        assert completed.eos_token_id == [tokenizer.eos_token_id]
+        model._prepare_special_tokens(completed, True, device=model.device)
+        assert completed._eos_token_tensor.tolist() == [tokenizer.eos_token_id]  # or processors were left out
         made = model._get_logits_processor(
             completed,
             input_ids_seq_length=0,
