@@ -187,6 +187,18 @@ def test_parallel_calls_of_one_message_are_one_tool_turn():
     assert count_tool_turns("plain text") == 0
 
 
+def test_the_gain_of_a_turn_stands_behind_the_results_of_all_its_calls():
+    call = {"type": "function", "function": {"name": "search", "arguments": {"query": "a"}}}
+    completion = [
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "name": "search", "content": "first"},
+        {"role": "tool", "name": "search", "content": "second"},
+        {"role": "assistant", "content": "done"},
+    ]
+    lines = as_text({"prompt": "q", "completion": completion, "gains": [1.0], "rewards": {"f1": 0.0}}).splitlines()
+    assert [line.strip() for line in lines[3:7]] == ["first", "second", "gain +1.00", "done"]
+
+
 def test_a_rollout_reads_as_text(whole):
     evaluated = whole[0][0]
     record = {**evaluated, "gains": [0.25] * evaluated["tool_turns"]}  # as one of training has them

@@ -43,9 +43,9 @@ class NothingToLearn(TrainerCallback):
         logger.warning(
             f"{what} had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of a "
             f"prompt earned and gained the same (groups/teach_nothing), {earned}. Read some rollouts "
-            "(log_completions: true, or the folder evaluation of a2tgpo train). Where rewards are always the lowest: "
+            "(log_completions: true, or on_rollouts of the trainer). Where rewards are always the lowest: "
             "does the policy call its tools (turns/mean), does it come to an answer within max_completion_length "
-            "(completions/clipped_ratio), and in the form that the reward reads? a2tgpo check looks at these. Where "
+            "(completions/clipped_ratio), and in the form that the reward reads? Where "
             "they are always the highest, take harder questions. In between, more rollouts a prompt "
             "(num_generations) or a higher temperature make rollouts differ."
         )

@@ -198,14 +198,14 @@ def _lines_of_turns(record: Record) -> list[str]:
 
 
 def _lines_of_messages(record: Record) -> list[str]:
-    lines, gains, before = [], iter(record.get("gains", [])), ""
-    for message in record["completion"]:
-        if message["role"] == "tool":
-            lines += _answered(str(message["content"]), next(gains, None) if before != "tool" else None)
-        else:
+    lines, gains = [], iter(record.get("gains", []))
+    for role, messages in groupby(record["completion"], key=lambda message: message["role"]):
+        if role == "tool":  # the results of a turn's calls
+            lines += _answered("\n".join(str(message["content"]) for message in messages), next(gains, None))
+            continue
+        for message in messages:
             lines += [message["content"]] if message.get("content") else []
             lines += [f"  {_call_text(call['function'])}" for call in message.get("tool_calls") or ()]
-        before = message["role"]
     return lines
 
 
