@@ -73,7 +73,7 @@ def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, proce
                 assert found[name] == pytest.approx(value, abs=1e-4, rel=1e-4), name
 
     for rank in ranks:
-        # Ranks share rows out among micro-batches otherwise than one process does, and Adam magnifies what that rounds.
+        # Ranks share rows out among micro-batches otherwise than one process, and Adam magnifies what that rounds.
         assert rank["adapter"] == pytest.approx(alone["adapter"], abs=5e-5)
         assert rank["frozen"] == alone["frozen"]
 
