@@ -81,7 +81,7 @@ def test_a_run_that_had_nothing_to_learn_from_says_so_once_at_its_end(body, told
     said = [record.getMessage() for record in caplog.records if "next to nothing to learn from" in record.getMessage()]
     assert len(said) == told
     assert all("in 100% of the groups" in text and "mean reward of 0." in text for text in said)
-    assert all("a2tgpo check" in text and "num_generations" in text for text in said)
+    assert all("on_rollouts" in text and "num_generations" in text for text in said)
 
 
 def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(tmp_path, caplog):
