@@ -11,8 +11,8 @@ Shapes: R rows, S prompts of G rows each, P prompt tokens without the last, T co
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -31,6 +31,7 @@ from .models import (
     obstacle_to_layouts,
     positions_are_relative,
 )
+from .precision import EXACT
 
 
 SHARED_SDPA = "a2tgpo_shared_sdpa"
@@ -74,11 +75,9 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     return None
 
 
-@contextmanager
-def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
+def sharing_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Attention that knows shared rows, for forwards and for what gradient checkpointing computes once more."""
-    with attention_implementation(model.config, SHARED_SDPA):
-        yield
+    return attention_implementation(model.config, SHARED_SDPA)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def score_shared(model: nn.Module, rows: SharedRows, autocast: Autocast = nullco
 
 
 # What log-probabilities of shared and plain rows may differ by on average: by rounding, in float32 and in 16 bits.
-EXACT, COARSE = 1e-4, 0.05
+IN_FLOAT32, COARSE = 1e-4, 0.05
 
 
 @torch.no_grad()
@@ -214,4 +213,4 @@ def sharing_error(
 
 def sharing_tolerance(unit: float) -> float:
     """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
-    return EXACT if unit < 1e-5 else COARSE
+    return IN_FLOAT32 if unit <= EXACT else COARSE

@@ -37,9 +37,9 @@ from .information_gain.answers import check_dataset, check_owned_data, named_dat
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
-from .information_gain.rounding import EXACT, training_unit
 from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model, has_virtual_tokens, length_matters, positions_are_relative
+from .precision import EXACT, training_unit
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch

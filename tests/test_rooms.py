@@ -17,6 +17,7 @@ ROOMS = {
     "errors": "what ends a run, in words that a user can act on",
     "lookup": "names in recipes -> what they mean; YAML",
     "fields": "settings whose annotations say what they take -> the same settings, checked",
+    "precision": "weights, mixed precision, device -> by how much a forward rounds",
     "models": "a model without its wrappers, in evaluation mode",
     "shared_prompts": "rows with equal prompts -> their log-probabilities, each prompt read once",
     "dropout": "a policy -> the same without dropout",

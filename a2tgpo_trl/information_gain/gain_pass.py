@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..models import base_model, positions_are_relative
+from ..models import base_model, has_virtual_tokens, positions_are_relative
+from ..precision import EXACT, training_unit
 from ..ranks import Ranks
 from ..rollout.engines import TailScores
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
-from .rounding import EXACT, gain_floor, rounding_redrawn, spread_out, squares, training_unit
+from .rounding import gain_floor, rounding_redrawn, spread_out, squares
 from .values import (
     Rollouts,
     Scorer,
@@ -60,7 +60,7 @@ class GainPass:
         self._model_of, self._settings = model_of, settings
         self._accelerator, self._ranks = accelerator, Ranks(accelerator)
         model: Any = model_of()
-        if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
+        if has_virtual_tokens(model):
             raise ValueError(
                 f"{model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and the "
                 "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "

@@ -1,4 +1,4 @@
-"""precision of a forward, values scored twice -> what gains differ by through rounding alone.
+"""values scored twice -> what gains differ by through rounding alone.
 
 In 16 bits a value is off by some hundredths, in float32 by some millionths. How far, depends on the model and on what
 it reads, so it is measured: some contexts of each batch are scored once more with the rounding of all layers drawn
@@ -19,40 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 
 # Nats: what gains of float32 differ by through rounding is well below. At this deviation z-scores fade out, too
 # (`VARIANCE_FLOOR` of `credit/scores.py` is its square).
 GAIN_FLOOR = 1e-4
 FLOOR_DEVIATIONS = 4.0  # beyond which rounding takes a gain once in 16,000 times
-MIXED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8 adds up in bf16
-EXACT = torch.finfo(torch.float32).eps / 2
-TF32 = 2.0**-11
-
-
-def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.device) -> float:
-    """By how much of itself a number is rounded at most where a forward multiplies.
-
-    Example: bfloat16, as weights or by autocast, 2^-8; float16 and float32 cut to TF32 2^-11; float32 2^-24
-    """
-    dtype = MIXED.get(mixed_precision, weights)
-    if dtype == torch.float32 and _cuts_float32(device):
-        return TF32
-    return torch.finfo(dtype).eps / 2
-
-
-def training_unit(accelerator: Accelerator, model: PreTrainedModel) -> float:
-    """The same of a model that is trained."""
-    return rounding_unit(model.dtype, accelerator.mixed_precision, accelerator.device)
-
-
-def _cuts_float32(device: torch.device) -> bool:
-    """Whether matrices of float32 are multiplied in less (`tf32: true`, `torch.set_float32_matmul_precision`)."""
-    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    return backend.matmul.fp32_precision not in ("none", "ieee")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from trl.extras.profiling import profiling_context
 from trl.models.utils import unwrap_model_for_generation
 
 from ..models import base_model
+from ..precision import training_unit
 from ..resume.trainer import Resumable
 from .engines import Ends, Engine, LockStep, Request, most_tokens
 from .seeds import own_draws
@@ -83,7 +84,7 @@ class SamplingTrainer(Resumable):
         if isinstance(sampling := self._sampling_of(model), str):
             return sampling
         error = keeping_error(model, self.accelerator.device)  # tried with the real weights
-        if not error <= keeping_tolerance(model):  # NaN is no agreement
+        if not error <= keeping_tolerance(training_unit(self.accelerator, base_model(model))):  # NaN is no agreement
             return f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
         return None
 

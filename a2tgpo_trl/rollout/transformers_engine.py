@@ -47,6 +47,7 @@ from transformers.cache_utils import Cache
 
 from ..dropout import dropout_rates
 from ..models import base_model, has_virtual_tokens, logits_of, obstacle_to_layouts
+from ..precision import EXACT
 from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores
 from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
@@ -81,7 +82,7 @@ JOIN_AT = 0.5
 LEAVE_AT = 0.125
 # Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
 # float32, and in 16 bits. A wrong mask or position moves them by more.
-EXACT, COARSE = 1e-3, 0.25
+IN_FLOAT32, COARSE = 1e-3, 0.25
 
 
 @dataclass(frozen=True)
@@ -489,8 +490,9 @@ def keeping_error(model: nn.Module, device: torch.device) -> float:
     return error
 
 
-def keeping_tolerance(model: nn.Module) -> float:
-    return EXACT if base_model(model).dtype == torch.float32 else COARSE
+def keeping_tolerance(unit: float) -> float:
+    """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
+    return IN_FLOAT32 if unit <= EXACT else COARSE
 
 
 def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail, device: torch.device) -> float:

@@ -25,8 +25,9 @@ from a2tgpo_trl.credit import (
 )
 from a2tgpo_trl.credit.metrics import floor_metrics
 from a2tgpo_trl.information_gain import gain_pass
-from a2tgpo_trl.information_gain.rounding import TF32, gain_floor, rounding_unit, spread_out, squares
+from a2tgpo_trl.information_gain.rounding import gain_floor, spread_out, squares
 from a2tgpo_trl.information_gain.values import Rollouts, information_gain
+from a2tgpo_trl.precision import TF32, rounding_unit
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 

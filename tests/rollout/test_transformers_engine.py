@@ -371,6 +371,7 @@ def test_a_policy_whose_kept_contexts_are_wrong_is_sampled_by_generate(tmp_path,
     assert not found.trainer._keeps_contexts and found.log[0]["gain/forwards"] > 0
 
 
-def test_in_16_bits_values_come_from_the_pass(tmp_path):
-    found = trained(tmp_path, max_steps=1, model_init_kwargs={"dtype": "bfloat16"})
+@pytest.mark.parametrize("sixteen", [{"model_init_kwargs": {"dtype": "bfloat16"}}, {"bf16": True}], ids=str)
+def test_in_16_bits_contexts_are_kept_and_values_come_from_the_pass(tmp_path, sixteen):
+    found = trained(tmp_path, max_steps=1, **sixteen)
     assert found.trainer._keeps_contexts and found.log[0]["gain/forwards"] > 0

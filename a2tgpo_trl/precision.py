@@ -1,0 +1,34 @@
+"""weights, mixed precision, device -> by how much a forward rounds."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+
+MIXED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8 adds up in bf16
+EXACT = torch.finfo(torch.float32).eps / 2
+TF32 = 2.0**-11
+
+
+def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.device) -> float:
+    """By how much of itself a number is rounded at most where a forward multiplies.
+
+    Example: bfloat16, as weights or by autocast, 2^-8; float16 and float32 cut to TF32 2^-11; float32 2^-24
+    """
+    dtype = MIXED.get(mixed_precision, weights)
+    if dtype == torch.float32 and _cuts_float32(device):
+        return TF32
+    return torch.finfo(dtype).eps / 2
+
+
+def training_unit(accelerator: Accelerator, model: PreTrainedModel) -> float:
+    """The same of a model that is trained, or samples by the same forward."""
+    return rounding_unit(model.dtype, accelerator.mixed_precision, accelerator.device)
+
+
+def _cuts_float32(device: torch.device) -> bool:
+    """Whether matrices of float32 are multiplied in less (`tf32: true`, `torch.set_float32_matmul_precision`)."""
+    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    return backend.matmul.fp32_precision not in ("none", "ieee")
