@@ -6,7 +6,7 @@ the end of a turn about as probable as each should be. Rollouts differ in length
 
 import importlib.resources
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -60,18 +60,30 @@ def write_recipe(folder: str) -> str:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One that knows the words of the descriptions and of a generated world, and a whole call as its last token."""
+    tokenizer = byte_level_tokenizer([DESCRIPTION, *library([make_part("train", 0)], 0)], 1000, SPECIAL)
+    tokenizer.add_tokens([CALL])
+    return tokenizer
+
+
+def byte_level_tokenizer(
+    texts: Sequence[str], size: int, special: Sequence[str], template: str | None = None
+) -> PreTrainedTokenizerFast:
+    """BPE of so many tokens that knows every byte, and Qwen3's chat template unless there is another."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
     )
-    bpe.train_from_iterator([DESCRIPTION, *library([make_part("train", 0)], 0)], trainer)
-    bpe.add_tokens([CALL])
-    template = importlib.resources.files("trl").joinpath("chat_templates", "qwen3.jinja").read_text()
+    bpe.train_from_iterator(texts, trainer)
+    qwen3 = importlib.resources.files("trl").joinpath("chat_templates", "qwen3.jinja")
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=template or qwen3.read_text(),
     )
 
 

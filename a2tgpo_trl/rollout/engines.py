@@ -94,11 +94,11 @@ class Ends(NamedTuple):
         Example: [2], 0, {"stop": "</call>", "stop_token_ids": [7]} -> Ends([2, 0, 7], ["</call>"])
         """
         given = generation_kwargs or {}
-        ids = [*eos_ids, pad_id, *_listed(given.get("eos_token_id")), *_listed(given.get("stop_token_ids"))]
-        return cls(list(dict.fromkeys(ids)), _listed(given.get("stop")))
+        ids = [*eos_ids, pad_id, *listed(given.get("eos_token_id")), *listed(given.get("stop_token_ids"))]
+        return cls(list(dict.fromkeys(ids)), listed(given.get("stop")))
 
 
-def _listed(value: Any) -> list:
+def listed(value: Any) -> list:
     """vLLM and transformers take one, several or None."""
     if value is None:
         return []

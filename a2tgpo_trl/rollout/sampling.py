@@ -13,18 +13,12 @@ from trl.models.utils import unwrap_model_for_generation
 from ..models import base_model
 from ..precision import training_unit
 from ..resume.trainer import Resumable
-from .engines import Ends, Engine, LockStep, Request, most_tokens
+from .drawing import Sampling, sampling_of
+from .engines import Ends, Engine, LockStep, Request, Tail, most_tokens
+from .keeping import keeping_error, keeping_tolerance, obstacle_to_keeping
 from .seeds import own_draws
 from .settings import ToolConfig
-from .transformers_engine import (
-    Sampling,
-    Tail,
-    TransformersStream,
-    keeping_error,
-    keeping_tolerance,
-    obstacle_to_keeping,
-    sampling_of,
-)
+from .transformers_engine import TransformersStream
 from .vllm_engine import VLLMStream, awake, can_stream, longest_context
 
 

@@ -27,52 +27,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    GenerationConfig,
-    GenerationMixin,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 from transformers.cache_utils import Cache
 
-from ..dropout import dropout_rates
-from ..models import base_model, has_virtual_tokens, logits_of, obstacle_to_layouts
-from ..precision import EXACT
+from ..models import logits_of
+from .drawing import Sampling
 from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores
 from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
 
-
-# Processors that look at the scores of the next token alone, and at none that came before it.
-OF_ONE_TOKEN = (
-    *(TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper, TypicalLogitsWarper),
-    *(EpsilonLogitsWarper, EtaLogitsWarper, SuppressTokensLogitsProcessor, InfNanRemoveLogitsProcessor),
-    LogitNormalization,
-)
-# What else `generate` may be told, with the value that leaves it as it is.
-PLAIN = {
-    **{"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "guidance_scale": 1.0},
-    **dict.fromkeys(
-        (
-            "cache_implementation",
-            "stop_strings",
-            "max_time",
-            "penalty_alpha",
-            "dola_layers",
-            "prompt_lookup_num_tokens",
-        )
-    ),
-}
 
 READ_AT_ONCE = 16384  # tokens of one forward that reads, padding included
 LOGITS_AT_ONCE = 512  # of them, those whose logits are wanted: each has a number for every word of the vocabulary
@@ -80,56 +42,6 @@ LOGITS_AT_ONCE = 512  # of them, those whose logits are wanted: each has a numbe
 JOIN_AT = 0.5
 # Rows that have ended leave the batch once there are so many for each row in it: leaving copies the others.
 LEAVE_AT = 0.125
-# Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
-# float32, and in 16 bits. A wrong mask or position moves them by more.
-IN_FLOAT32, COARSE = 1e-3, 0.25
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. `end_ids`: those that end a turn; `draws`: whether at random, or the likeliest."""
-
-    processors: LogitsProcessorList
-    end_ids: frozenset[int]
-    max_tokens: int | None
-    draws: bool
-
-
-def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequence[int]) -> Sampling | str:
-    """How `model.generate` would sample by this configuration; or what it would do that is not done here, in words."""
-    config, _ = model._prepare_generation_config(given)
-    ends = config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else ends or []
-    model._prepare_special_tokens(config, True, device=model.device)  # some processors are left out without them
-    for name, plain in PLAIN.items():
-        if getattr(config, name, None) not in (plain, None):
-            return f"{name}={getattr(config, name)!r} is set"
-    processors = model._get_logits_processor(
-        config, input_ids_seq_length=0, logits_processor=LogitsProcessorList(), device=model.device, model_kwargs={}
-    )
-    for processor in processors:
-        if not isinstance(processor, OF_ONE_TOKEN):
-            return f"{type(processor).__name__} looks at more than the next token"
-    return Sampling(
-        processors,
-        frozenset([*ends, *end_ids]),
-        config.max_new_tokens,
-        bool(config.do_sample),
-    )
-
-
-def obstacle_to_keeping(model: nn.Module) -> str | None:
-    """Why turns of this model are sampled by its own `generate`, in words; None if they are sampled here."""
-    base = base_model(model)
-    if "generate" in {*vars(model), *vars(base)} or type(base).generate is not GenerationMixin.generate:
-        return "it has a generate of its own"
-    if getattr(base.config.get_text_config(), "num_kv_shared_layers", None):
-        return "its layers share keys and values"
-    if has_virtual_tokens(model):
-        return "its adapter puts virtual tokens before the prompt"
-    if rates := dropout_rates(model):
-        return f"it samples with dropout ({', '.join(rates)})"
-    return obstacle_to_layouts(base)
 
 
 @dataclass
@@ -311,16 +223,15 @@ class TransformersStream(Engine):
             torch.tensor(of_rows, device=self._device).unsqueeze(1) for of_rows in (last, live.joined.lengths)
         )
         mask = live.joined.mask(self._device, new=1)
-        live.logits_RV = self._forward(ids_R1, mask, lengths_R1, live.joined.cache, torch.ones_like(ids_R1).bool())
+        live.logits_RV = self._forward(ids_R1, mask, lengths_R1, live.joined.cache).squeeze(1)
         live.joined.grown()
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache, wanted: Tensor) -> Tensor:
-        """Logits of the wanted tokens, one after the other; the cache holds all tokens then."""
-        with logits_of(self._model, wanted):
-            (logits,) = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            ).logits
-        return logits.float()
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Logits of the tokens that the head is given; the cache holds all tokens then."""
+        found = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return found.logits.float()
 
     # ---- room
 
@@ -403,7 +314,9 @@ class TransformersStream(Engine):
         wanted = torch.zeros_like(ids).bool()
         for row, of_row in enumerate(places):
             wanted[row, of_row] = True
-        logits = self._forward(ids, mask, before + new, joined.cache, wanted).split(list(map(len, places)))
+        with logits_of(self._model, wanted):
+            (found,) = self._forward(ids, mask, before + new, joined.cache)
+        logits = found.split(list(map(len, places)))
         totals = self._totals(turns, logits)
         readings = []
         for row, turn in enumerate(turns):
@@ -451,54 +364,3 @@ def _chunks(turns: Sequence[_Turn]) -> Iterator[list[_Turn]]:
         chunk = more
     if chunk:
         yield chunk
-
-
-# ---- the proof by trial
-
-
-class _TrialTail(NamedTuple):
-    ids: list[int]
-    gold: list[bool]
-
-
-@torch.no_grad()
-def keeping_error(model: nn.Module, device: torch.device) -> float:
-    """Largest difference of a token's log-probability between kept and newly read contexts, on a small random example.
-
-    Knowing a model's attention is not knowing its code. A model that ignores positions or masks shows here.
-    """
-    base = base_model(model)
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(count: int) -> list[int]:
-        return torch.randint(base.get_input_embeddings().num_embeddings, (count,), generator=generator).tolist()
-
-    tails = [_TrialTail(tokens(4), [False, True, True, True]) for _ in range(2)]
-    sampling = Sampling(LogitsProcessorList(), frozenset(), 2, draws=False)
-    stream = TransformersStream(model, sampling, token_budget=2**20, device=device, tails=tails)
-    contexts = [tokens(9), tokens(4)]
-    error = 0.0
-    for _ in range(3):
-        for key, context in enumerate(contexts):
-            stream.submit(key, context)
-        while stream.has_work():
-            for sample in stream.collect():
-                context, tail = contexts[sample.key], tails[sample.key]
-                plain = _plain_score(model, context, tail, device)
-                error = max(error, abs(stream.scores[sample.key][len(context)].total - plain) / sum(tail.gold))
-                contexts[sample.key] = [*context, *sample.ids, *tokens(3 + 2 * sample.key)]
-    return error
-
-
-def keeping_tolerance(unit: float) -> float:
-    """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
-    return IN_FLOAT32 if unit <= EXACT else COARSE
-
-
-def _plain_score(model: nn.Module, context: Sequence[int], tail: Tail, device: torch.device) -> float:
-    ids = torch.tensor([[*context, *tail.ids]], device=device)
-    logps = (
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().log_softmax(-1)
-    )
-    found = logps[len(context) - 1 : -1].gather(1, ids[0, len(context) :].unsqueeze(1)).squeeze(1)
-    return found[torch.tensor(tail.gold, device=found.device)].sum().item()

@@ -4,8 +4,9 @@ import importlib.resources
 from collections.abc import Callable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
+
+from a2tgpo_trl.cli.bench_policy import byte_level_tokenizer
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>"]
@@ -22,20 +23,7 @@ def chat_template(name: str = "qwen3.jinja") -> str:
 
 def make_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     """Byte-level BPE that knows every byte, with Qwen3's control tokens and chat template."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=384, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
-    )
-    bpe.train_from_iterator(CORPUS * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=template or chat_template(),
-    )
+    return byte_level_tokenizer(CORPUS * 4, 384, SPECIAL, template)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **settings) -> PreTrainedModel:

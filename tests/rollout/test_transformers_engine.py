@@ -12,16 +12,12 @@ from peft import LoraConfig
 from transformers import GenerationConfig, PreTrainedModel
 
 from a2tgpo_trl import A2TGPOTrainer
+from a2tgpo_trl.rollout.drawing import Sampling, sampling_of
 from a2tgpo_trl.rollout.engines import Engine, LockStep, Request, most_tokens
+from a2tgpo_trl.rollout.keeping import keeping_error, obstacle_to_keeping
 from a2tgpo_trl.rollout.seeds import own_draws
 from a2tgpo_trl.rollout.trainer import ToolTrainer
-from a2tgpo_trl.rollout.transformers_engine import (
-    Sampling,
-    TransformersStream,
-    keeping_error,
-    obstacle_to_keeping,
-    sampling_of,
-)
+from a2tgpo_trl.rollout.transformers_engine import TransformersStream
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 
