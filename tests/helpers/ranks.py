@@ -4,8 +4,10 @@ A program is the words after `python`: a script or `-m MODULE`, with its argumen
 `log0`, `log1` ... of a folder; what they report is in `rank0.json`, `rank1.json` ... there.
 """
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,9 +21,14 @@ ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system gives to connections: one of those may be taken before the rank binds."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    mine = range(12_000 + 2_000 * worker, 14_000 + 2_000 * worker)  # tests in other processes look in other ranges
+    for port in random.SystemRandom().sample(mine, len(mine)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port is free from {mine.start} to {mine.stop - 1}")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -126,6 +126,7 @@ def seconds_until_stopped(folder: Path, processes: list[subprocess.Popen], survi
     try:
         for process in survivors:
             assert process.wait(timeout=150) != 0, logs(folder)
+        assert (folder / "killed").exists(), "ended before rank 1 had killed itself\n" + logs(folder)
         return time.time() - float((folder / "killed").read_text())
     except subprocess.TimeoutExpired:
         pytest.fail("still running\n" + logs(folder))

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from datasets import Dataset
 from places import HELPERS
+from ranks import free_port
 from transformers.utils.chat_template_utils import get_json_schema
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -24,12 +25,6 @@ from a2tgpo_trl.tools.runner import ToolRunner
 
 
 COMMAND = f"{sys.executable} {HELPERS / 'mcp_server.py'}"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextmanager
