@@ -56,6 +56,7 @@ class A2TGPOConfig(ToolConfig):
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *ToolConfig.MAY_CHANGE,
         "gain_token_budget",
+        "sampled_tokens_only",
         "shared_prompts",
         "sorted_rows",
     )
@@ -144,6 +145,11 @@ class A2TGPOConfig(ToolConfig):
         "Whether rollouts are shared out among the micro-batches of an optimizer step by their lengths and prompts, "
         "which pads less, instead of by lot. The gradient is the same sum; a loss that is no sum of rows (bnpo) keeps "
         "the lot.",
+    )
+    sampled_tokens_only: bool = setting(
+        True,
+        "Whether the loss gives the policy's head sampled tokens alone, which are all that it trains on, and not the "
+        "results of tools. Images and adapters that put virtual tokens before the prompt have all of them.",
     )
     shared_prompts: bool = setting(
         True,

@@ -37,10 +37,10 @@ def ratio_reference(logps_BT: Tensor, old_logps_BT: Tensor, turn_BT: Tensor, lev
     """Log-probs and old log-probs whose *token* ratio has the value and the gradient of the ratio at `level`.
 
     exp(logps - reference) = exp(mean log-ratio), and d/dlogps of it is itself, token by token. Tokens at the cap come
-    back without gradient.
+    back without gradient. Outside a turn the ratio is 1: what stands there may be anything.
     """
     if level == "token":
-        return logps_BT, old_logps_BT
+        return logps_BT, torch.where(turn_BT >= 0, old_logps_BT, logps_BT.detach())
     mean_BT = mean_log_ratio(logps_BT, old_logps_BT, turn_BT, level)
     capped_BT = mean_BT >= LOG_RATIO_CAP
     return torch.where(capped_BT, logps_BT.detach(), logps_BT), logps_BT.detach() - mean_BT

@@ -11,7 +11,7 @@ Shapes: R rows, S prompts of G rows each, P prompt tokens without the last, T co
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .log_probabilities import NOT_SCORED, Autocast, obstacle_to_scoring, scored
 from .models import (
     SLIDING,
     attention_implementation,
@@ -35,8 +36,6 @@ from .precision import EXACT
 
 
 SHARED_SDPA = "a2tgpo_shared_sdpa"
-NOT_SCORED = -100
-Autocast = Callable[[], AbstractContextManager]
 
 
 def is_shared(model: PreTrainedModel) -> bool:
@@ -62,7 +61,7 @@ def group_size(prompts: Sequence[Any]) -> int:
 def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     """Why prompts of this model are not shared, in words; None if they are."""
     config = model.config.get_text_config()
-    if obstacle := obstacle_to_layouts(model):
+    if obstacle := obstacle_to_layouts(model) or obstacle_to_scoring(model):
         return obstacle
     if config._attn_implementation not in ("sdpa", SHARED_SDPA):
         return f"its attention is {config._attn_implementation}, and not sdpa"
@@ -86,7 +85,7 @@ class SharedRows:
 
     ids: Tensor  # (S, P + G T)
     positions: Tensor
-    next_ids: Tensor  # what each token predicts; NOT_SCORED for the prompts and for padding
+    next_ids: Tensor  # what each token predicts; NOT_SCORED for the prompts and for what is not scored
     mask: Tensor | dict[str, Tensor]  # (R,1,C,C), of plain rows; one for each kind of layer if there are two
     rows: int
     prompt: int
@@ -96,16 +95,18 @@ class SharedRows:
         return found[:, self.prompt :].reshape(self.rows, -1)
 
 
-def shared_rows(ids: Tensor, attention_mask: Tensor, completion: int, config: PreTrainedConfig) -> SharedRows | None:
+def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: PreTrainedConfig) -> SharedRows | None:
     """Rows of prompt and completion, padded on the left and on the right, with their prompts shared.
 
-    None where no neighbours have the same prompt, or none that could be shared.
+    `scored_RT`: which tokens of the completions are scored. None where no neighbours have the same prompt, or none
+    that could be shared.
     """
+    completion = scored_RT.size(1)
     prompts = ids[:, :-completion].masked_fill(attention_mask[:, :-completion] == 0, -1)
     group, prompt = group_size([tuple(row) for row in prompts.tolist()]), prompts.size(1) - 1
     if group == 1 or prompt == 0:
         return None
-    next_ids = ids.masked_fill(attention_mask == 0, NOT_SCORED)[:, -completion:]
+    next_ids = ids[:, -completion:].masked_fill(scored_RT == 0, NOT_SCORED)
     real = attention_mask[:, :-1].bool()
     positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
 
@@ -167,17 +168,20 @@ AttentionInterface.register(SHARED_SDPA, _shared_sdpa)
 AttentionMaskInterface.register(SHARED_SDPA, sdpa_mask)
 
 
-def score_shared(model: nn.Module, rows: SharedRows, autocast: Autocast = nullcontext) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of the completions (R,T), by TRL's fused head; in `sharing_attention`."""
-    with autocast():
-        found = model(
-            input_ids=rows.ids,
-            attention_mask=rows.mask,
-            position_ids=rows.positions,
-            shift_labels=rows.next_ids,
-            fused_lm_head=True,
-        )
-    return rows.of_rows(found.log_probs), None if found.entropy is None else rows.of_rows(found.entropy)
+def score_shared(
+    model: nn.Module, base: PreTrainedModel, rows: SharedRows, autocast: Autocast = nullcontext
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of the completions (R,T); in `sharing_attention`. `model` wraps `base`."""
+    logps, entropies = scored(
+        model,
+        base,
+        rows.next_ids,
+        autocast,
+        input_ids=rows.ids,
+        attention_mask=rows.mask,
+        position_ids=rows.positions,
+    )
+    return rows.of_rows(logps), None if entropies is None else rows.of_rows(entropies)
 
 
 # What log-probabilities of shared and plain rows may differ by on average: by rounding, in float32 and in 16 bits.
@@ -200,15 +204,17 @@ def sharing_error(
     first, last = torch.tensor([0, 0, 0, 5, 5, 5]).unsqueeze(1), torch.tensor([24, 17, 20, 13, 24, 19]).unsqueeze(1)
     mask = ((place >= first) & (place < last)).long()
     ids, mask = ids.to(device), mask.to(device)
-    rows = shared_rows(ids, mask, 12, base.config.get_text_config())
+    completions = mask[:, 12:]
+    rows = shared_rows(ids, mask, completions, base.config.get_text_config())
     assert rows is not None
     labels = ids.masked_fill(mask == 0, NOT_SCORED)
     labels[:, :12] = NOT_SCORED
-    with evaluation_mode(model), autocast():
-        plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -12:]
+    with evaluation_mode(model):
+        with autocast():
+            plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -12:]
         with sharing_attention(base):
-            shared, _ = score_shared(model, rows)
-    return (shared - plain)[mask[:, 12:].bool()].abs().mean().item()
+            shared, _ = score_shared(model, base, rows, autocast)
+    return (shared - plain)[completions.bool()].abs().mean().item()
 
 
 def sharing_tolerance(unit: float) -> float:

@@ -37,6 +37,7 @@ from .information_gain.answers import check_dataset, check_owned_data, named_dat
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
+from .log_probabilities import obstacle_to_scoring, scored_completions
 from .loss import ratio_metrics, ratio_reference, ratio_sums
 from .models import base_model, has_virtual_tokens, length_matters, positions_are_relative
 from .precision import EXACT, training_unit
@@ -417,7 +418,9 @@ class A2TGPOTrainer(ToolTrainer):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
-        logps, entropies, aux_loss = self._score(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        logps, entropies, aux_loss = self._score(
+            self._loss_inputs, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
         return self._set_turn_ratio(self._loss_inputs, logps), entropies, aux_loss
 
     # ---- padding
@@ -490,7 +493,7 @@ class A2TGPOTrainer(ToolTrainer):
             with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
                 with self._sharing():
                     batch["old_per_token_logps"], _, _ = self._score(
-                        self.model, ids, mask, batch["completion_ids"].size(1)
+                        batch, self.model, ids, mask, batch["completion_ids"].size(1)
                     )
         return batch
 
@@ -498,17 +501,31 @@ class A2TGPOTrainer(ToolTrainer):
         return sharing_attention(base_model(self.model)) if self._shares_prompts else nullcontext()
 
     def _score(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        batch: Mapping[str, Any],
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        completion: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The parent's forward, or one that reads prompts once: of the loss, and of what it is compared with."""
-        rows, base = None, base_model(self.model)
-        if is_shared(base):
-            rows = shared_rows(input_ids, attention_mask, logits_to_keep, base.config.get_text_config())
-        if rows is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        return *score_shared(model, rows, self.accelerator.autocast), None
+        """Of the loss, and of what it is compared with: the head is given sampled tokens alone, where that can be."""
+        base, only_sampled, rows = base_model(self.model), self.args.sampled_tokens_only, None
+        scored = batch["completion_mask"] * (batch.get("tool_mask", 1) if only_sampled else 1)
+        text = self._trims_padding and self._scores_text and not _needs_more(kwargs)
+        if text and is_shared(base):
+            rows = shared_rows(ids, mask, scored, base.config.get_text_config())
+        if rows is not None:
+            return *score_shared(model, base, rows, self.accelerator.autocast), None
+        if text and only_sampled:
+            return *scored_completions(model, base, ids, mask, scored, self.accelerator.autocast), None
+        return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, *args, **kwargs)
+
+    @cached_property
+    def _scores_text(self) -> bool:
+        """Whether the model has a head that sampled tokens alone can be given to."""
+        return obstacle_to_scoring(base_model(self.model)) is None and not has_virtual_tokens(self.model)
 
     def _logps_of_chunks(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int
@@ -566,3 +583,9 @@ class A2TGPOTrainer(ToolTrainer):
         clips = self.loss_type not in WITHOUT_CLIP_RANGE
         self._log_scalars("train", ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps
+
+
+def _needs_more(options: Mapping[str, Any]) -> bool:
+    """Whether a forward takes more than text, or is asked for more than log-probabilities and entropies."""
+    known = ("compute_entropy", "batch_size")
+    return any(value is not None and value is not False for name, value in options.items() if name not in known)

@@ -19,6 +19,7 @@ ROOMS = {
     "fields": "settings whose annotations say what they take -> the same settings, checked",
     "precision": "weights, mixed precision, device -> by how much a forward rounds",
     "models": "a model without its wrappers, in evaluation mode",
+    "log_probabilities": "rows of tokens -> log-probabilities of those that were sampled",
     "shared_prompts": "rows with equal prompts -> their log-probabilities, each prompt read once",
     "dropout": "a policy -> the same without dropout",
     "ranks": "all ranks together: maxima, lists, errors",

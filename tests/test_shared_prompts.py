@@ -46,9 +46,10 @@ def plain(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def shared(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    found = shared_rows(ids, mask, COMPLETION, base_model(model).config.get_text_config())
+    base = base_model(model)
+    found = shared_rows(ids, mask, mask[:, -COMPLETION:], base.config.get_text_config())
     assert found is not None and found.ids.numel() < ids.numel()
-    logps, entropy = score_shared(model, found)
+    logps, entropy = score_shared(model, base, found)
     assert entropy is not None
     return logps, entropy
 
@@ -100,8 +101,9 @@ def test_other_masks_get_plain_attention():
 
 def test_where_no_neighbours_are_alike_there_is_nothing_to_share():
     config = tiny.architectures()["qwen3"]().config
-    assert shared_rows(*rows([9, 4, 2], [5, 6, 7]), COMPLETION, config) is None
-    assert shared_rows(*rows([9, 4], [1, 1]), COMPLETION, config) is None  # a prompt of the one token that is copied
+    for completions, prompts in (([9, 4, 2], [5, 6, 7]), ([9, 4], [1, 1])):  # the one token of a prompt is copied
+        ids, mask = rows(completions, prompts)
+        assert shared_rows(ids, mask, mask[:, -COMPLETION:], config) is None
 
 
 def test_as_many_rows_for_each_prompt_as_all_have():
@@ -113,7 +115,7 @@ def test_tokens_of_a_forward_are_counted_with_their_padding():
     assert tokens_read(of_rows, shares=False) == 4 * 4 + 4 * 7
     assert tokens_read(of_rows, shares=True) == 2 * 4 + 4 * 7
     ids, mask = rows([3, 7, 2, 2], [5, 5, 3, 3])
-    found = shared_rows(ids, mask, COMPLETION, tiny.architectures()["qwen3"]().config)
+    found = shared_rows(ids, mask, mask[:, -COMPLETION:], tiny.architectures()["qwen3"]().config)
     assert found.ids.numel() == 2 * 4 + 4 * COMPLETION
 
 

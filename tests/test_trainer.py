@@ -87,7 +87,7 @@ def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, mon
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
     grpo = make(tokenizer, GRPOConfig(**common, epsilon=0.003), trainer=GRPOTrainer, peft_config=lora)
     grpo.train()
-    plain = {"sorted_rows": False, "shared_prompts": False}
+    plain = {"sorted_rows": False, "shared_prompts": False, "sampled_tokens_only": False}
     ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES, **plain, epsilon=0.003), peft_config=lora)
     ours.train()
     assert len(logged(ours, "gain/mean")) == 2

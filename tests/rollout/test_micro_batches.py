@@ -83,8 +83,9 @@ def widths_of(trainer) -> list[int]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, loss_type, checkpointing):
     runs = []
-    for switches in ((False, False), (True, False), (True, True)):
-        how = dict(zip(("sorted_rows", "shared_prompts"), switches, strict=True))
+    names = ("sorted_rows", "shared_prompts", "sampled_tokens_only")
+    for switches in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
+        how = dict(zip(names, map(bool, switches), strict=True))
         how["optim"] = "sgd"  # Adam turns rounding of a gradient near 0 into a step
         folder = tmp_path / str(switches)
         trainer = trained(tokenizer, folder, loss_type=loss_type, gradient_checkpointing=checkpointing, **how)

@@ -46,7 +46,14 @@ def test_whatever_has_an_entry_for_each_token_loses_those_of_the_padding():
 # ---- in training
 
 # Each rollout a micro-batch of its own, and two steps on the rollouts of a batch.
-ALONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "steps_per_generation": 8}
+# All tokens are scored by the parent's forward.
+ALONE = {
+    "sampled_tokens_only": False,
+    "shared_prompts": False,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "steps_per_generation": 8,
+}
 
 
 def widths_of(trainer) -> tuple[list[int], list[int], list[int]]:
@@ -68,7 +75,7 @@ def test_a_rollout_alone_is_read_without_padding_by_the_loss_and_before_it(chang
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
     )
-    args = A2TGPOConfig(**settings(tmp_path, num_generations=4, shared_prompts=False, **ALONE, **changes))
+    args = A2TGPOConfig(**settings(tmp_path, num_generations=4, **ALONE, **changes))
     before, in_loss, real = widths_of(make(tokenizer, args))
     assert in_loss == real and len(set(real)) == 8  # two questions, four rollouts of each
     assert len(before) >= 8 and set(before) == set(real)
@@ -79,7 +86,7 @@ def test_in_16_bits_old_log_probabilities_are_computed_once(changes, passes, tok
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
     )
-    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, bf16=True, shared_prompts=False, **ALONE, **changes)))
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, bf16=True, **ALONE, **changes)))
     reference = trainer.ref_model
     forwards = []
     for model in filter(None, (trainer.model, reference)):
