@@ -57,7 +57,7 @@ class A2TGPOConfig(ToolConfig):
         *ToolConfig.MAY_CHANGE,
         "gain_token_budget",
         "sampled_tokens_only",
-        "shared_prompts",
+        "shared_prefixes",
         "sorted_rows",
     )
     HEADINGS: ClassVar[dict[str, str]] = {
@@ -151,10 +151,11 @@ class A2TGPOConfig(ToolConfig):
         "Whether the loss gives the policy's head sampled tokens alone, which are all that it trains on, and not the "
         "results of tools. Images and adapters that put virtual tokens before the prompt have all of them.",
     )
-    shared_prompts: bool = setting(
+    shared_prefixes: bool = setting(
         True,
-        "Whether the loss reads a prompt once for all rollouts of it in a micro-batch. Models and attention "
-        "implementations that this is not known to be exact for read it with each.",
+        "Whether the loss reads once what rollouts of a micro-batch begin with alike: their prompt, and often a first "
+        "call and its result. Models and attention implementations that this is not known to be exact for read rows "
+        "one by one.",
     )
     gain_measure: GainMeasure = setting(
         "logprob",

@@ -51,7 +51,7 @@ from .rollout.records import Record
 from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
 from .rollout.trainer import ToolTrainer
-from .shared_prompts import (
+from .shared_prefixes import (
     is_shared,
     obstacle_to_sharing,
     score_shared,
@@ -431,7 +431,7 @@ class A2TGPOTrainer(ToolTrainer):
         batches = self._buffered_inputs
         if not self._trims_padding or batches is None or batches is before:
             return inputs
-        shares = self._shares_prompts  # tried before anything relies on it
+        shares = self._shares_prefixes  # tried before anything relies on it
         if together := self._added_up:
             batches = arranged(batches, together, shares)
         self._buffered_inputs = [self._trimmed(batch) for batch in batches]
@@ -447,9 +447,9 @@ class A2TGPOTrainer(ToolTrainer):
         return together if args.sorted_rows and whole and sums else 0
 
     @cached_property
-    def _shares_prompts(self) -> bool:
-        """Whether rollouts of a micro-batch share the forward over their prompt. Tried once, by all ranks together."""
-        if not (self.args.shared_prompts and self.args.knows_turns and self._trims_padding):
+    def _shares_prefixes(self) -> bool:
+        """Whether a forward reads once what its rows begin with alike. Tried once, by all ranks together."""
+        if not (self.args.shared_prefixes and self.args.knows_turns and self._trims_padding):
             return False
         base = base_model(self.model)
         obstacle = obstacle_to_sharing(base)
@@ -460,7 +460,7 @@ class A2TGPOTrainer(ToolTrainer):
             if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
                 obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
         if obstacle is not None:
-            logger.info(f"The loss reads a prompt with each of its rollouts, since {obstacle}.")
+            logger.info(f"The loss reads rows one by one, since {obstacle}.")
         return obstacle is None
 
     @property
@@ -498,7 +498,7 @@ class A2TGPOTrainer(ToolTrainer):
         return batch
 
     def _sharing(self) -> AbstractContextManager[None]:
-        return sharing_attention(base_model(self.model)) if self._shares_prompts else nullcontext()
+        return sharing_attention(base_model(self.model)) if self._shares_prefixes else nullcontext()
 
     def _score(
         self,

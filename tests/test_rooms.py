@@ -20,7 +20,7 @@ ROOMS = {
     "precision": "weights, mixed precision, device -> by how much a forward rounds",
     "models": "a model without its wrappers, in evaluation mode",
     "log_probabilities": "rows of tokens -> log-probabilities of those that were sampled",
-    "shared_prompts": "rows with equal prompts -> their log-probabilities, each prompt read once",
+    "shared_prefixes": "rows that begin alike -> their log-probabilities, each token read once",
     "dropout": "a policy -> the same without dropout",
     "ranks": "all ranks together: maxima, lists, errors",
     "turns": "masks of sampled tokens -> turns",

@@ -87,7 +87,7 @@ def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, mon
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
     grpo = make(tokenizer, GRPOConfig(**common, epsilon=0.003), trainer=GRPOTrainer, peft_config=lora)
     grpo.train()
-    plain = {"sorted_rows": False, "shared_prompts": False, "sampled_tokens_only": False}
+    plain = {"sorted_rows": False, "shared_prefixes": False, "sampled_tokens_only": False}
     ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES, **plain, epsilon=0.003), peft_config=lora)
     ours.train()
     assert len(logged(ours, "gain/mean")) == 2
@@ -221,7 +221,7 @@ def test_trls_other_losses_take_the_advantage_and_the_ratio_of_each_turn(loss_ty
 
 
 def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(tokenizer, tmp_path):
-    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, num_iterations=2, max_steps=1, shared_prompts=False)))
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, num_iterations=2, max_steps=1, shared_prefixes=False)))
     trainer._gain_pass.packing_tried = True  # the trial on a small example is not part of the count
     forwards = []
     trainer.model.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))

@@ -3,7 +3,7 @@
 TRL draws by lot which rows share a micro-batch. Where their gradients are added up before the policy changes, and each
 row adds the same wherever it stands, any other way of sharing them out gives the same sum. Two ways are compared by
 what their forwards would read: rows of like lengths side by side, which pad each other less, and rollouts of a prompt
-side by side, which may share it (`shared_prompts`).
+side by side, which begin alike (`shared_prefixes`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shared_prompts import tokens_read
+from ..shared_prefixes import tokens_read
 
 
 # Losses that are a sum over rows, each of which weighs the same in whatever micro-batch it stands.
 SUMS_OF_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 
-Row = tuple[tuple[int, ...], int]  # a prompt, and the length of its completion
+Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of its completion
 
 
 def arranged(batches: Sequence[Mapping[str, Any]], together: int, shares: bool) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def arranged(batches: Sequence[Mapping[str, Any]], together: int, shares: bool) 
 
     Args:
         together: micro-batches whose gradients are added up before the policy changes.
-        shares: whether a forward reads a prompt once for all of its rollouts.
+        shares: whether a forward reads once what its rows begin with alike.
     """
     return [
         batch
@@ -46,30 +46,39 @@ def _arranged(batches: Sequence[Mapping[str, Any]], shares: bool) -> list[dict[s
 
 
 def _rows(batch: Mapping[str, Any]) -> list[Row]:
-    prompts = [
-        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-    ]
-    places = torch.arange(1, batch["completion_mask"].size(1) + 1, device=batch["completion_mask"].device)
-    lengths = (batch["completion_mask"].bool() * places).amax(dim=1).tolist()
-    return list(zip(prompts, lengths, strict=True))
+    prompts, completions = (
+        [
+            tuple(ids[real.bool()].tolist())
+            for ids, real in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
+        ]
+        for part in ("prompt", "completion")
+    )
+    return list(zip(prompts, completions, strict=True))
 
 
 def best_order(rows: Sequence[Row], size: int, shares: bool) -> list[int]:
     """The order in which micro-batches of this size read least; the longest rows come first, as memory may not do."""
 
     def cost(order: Sequence[int]) -> int:
-        return sum(
-            tokens_read([rows[i] for i in order[start : start + size]], shares) for start in range(0, len(order), size)
-        )
+        batches = ([rows[i] for i in order[start : start + size]] for start in range(0, len(order), size))
+        return sum(map(_read_once if shares else _read_with_padding, batches))
 
     return min([_by_length(rows), _by_prompt(rows)], key=cost)
 
 
+def _read_once(rows: Sequence[Row]) -> int:
+    return tokens_read([prompt + completion for prompt, completion in rows])
+
+
+def _read_with_padding(rows: Sequence[Row]) -> int:
+    return len(rows) * sum(max(map(len, parts)) for parts in zip(*rows, strict=True))
+
+
 def _by_length(rows: Sequence[Row]) -> list[int]:
-    return sorted(range(len(rows)), key=lambda i: (-rows[i][1], -len(rows[i][0])))
+    return sorted(range(len(rows)), key=lambda i: (-len(rows[i][1]), -len(rows[i][0])))
 
 
 def _by_prompt(rows: Sequence[Row]) -> list[int]:
-    by_prompt = sorted(range(len(rows)), key=lambda i: (rows[i][0], -rows[i][1]))
+    by_prompt = sorted(range(len(rows)), key=lambda i: (rows[i][0], -len(rows[i][1])))
     groups = [list(group) for _, group in groupby(by_prompt, key=lambda i: rows[i][0])]
-    return [i for group in sorted(groups, key=lambda group: -rows[group[0]][1]) for i in group]
+    return [i for group in sorted(groups, key=lambda group: -len(rows[group[0]][1])) for i in group]

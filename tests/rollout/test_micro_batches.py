@@ -11,14 +11,18 @@ from a2tgpo_trl.rollout.micro_batches import arranged, best_order
 LONG, SHORT = tuple(range(50)), tuple(range(5))
 
 
-def test_rows_of_like_lengths_stand_together_where_no_prompt_is_shared():
-    rows = [(SHORT, 3), (SHORT, 90), (SHORT, 5), (SHORT, 80)]
+def completion(length: int) -> tuple[int, ...]:
+    return tuple(range(100 * length, 101 * length))
+
+
+def test_rows_of_like_lengths_stand_together_where_nothing_is_shared():
+    rows = [(SHORT, completion(length)) for length in (3, 90, 5, 80)]
     assert best_order(rows, 2, shares=False) == [1, 3, 2, 0]
 
 
 def test_rollouts_of_a_long_prompt_stand_together_where_it_is_shared():
-    other = tuple(range(1, 51))
-    rows = [(LONG, 3), (other, 4), (LONG, 5), (other, 2)]
+    prompts = [LONG, tuple(range(1, 51)), LONG, tuple(range(1, 51))]
+    rows = list(zip(prompts, map(completion, (3, 4, 5, 2)), strict=True))
     assert best_order(rows, 2, shares=True) == [2, 0, 1, 3]
     assert best_order(rows, 2, shares=False) == [2, 1, 0, 3]
 
@@ -83,7 +87,7 @@ def widths_of(trainer) -> list[int]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, loss_type, checkpointing):
     runs = []
-    names = ("sorted_rows", "shared_prompts", "sampled_tokens_only")
+    names = ("sorted_rows", "shared_prefixes", "sampled_tokens_only")
     for switches in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
         how = dict(zip(names, map(bool, switches), strict=True))
         how["optim"] = "sgd"  # Adam turns rounding of a gradient near 0 into a step
@@ -91,7 +95,7 @@ def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, lo
         trainer = trained(tokenizer, folder, loss_type=loss_type, gradient_checkpointing=checkpointing, **how)
         widths = widths_of(trainer)
         trainer.train()
-        assert trainer._shares_prompts == how["shared_prompts"]
+        assert trainer._shares_prefixes == how["shared_prefixes"]
         runs.append((logged(trainer, "grad_norm"), weights(trainer), sum(widths)))
     plain, *others = runs
     for found in others:
@@ -117,4 +121,4 @@ def test_only_micro_batches_of_one_step_share_rows_out(tokenizer, tmp_path, accu
 
 def test_grpo_as_trl_has_it_shares_nothing(tokenizer, tmp_path):
     trainer = trained(tokenizer, tmp_path, credit="grpo")
-    assert not trainer._shares_prompts and not trainer._trims_padding
+    assert not trainer._shares_prefixes and not trainer._trims_padding

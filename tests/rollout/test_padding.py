@@ -49,7 +49,7 @@ def test_whatever_has_an_entry_for_each_token_loses_those_of_the_padding():
 # All tokens are scored by the parent's forward.
 ALONE = {
     "sampled_tokens_only": False,
-    "shared_prompts": False,
+    "shared_prefixes": False,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 4,
     "steps_per_generation": 8,

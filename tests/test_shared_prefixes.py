@@ -1,4 +1,4 @@
-"""Rows of which a forward reads equal prompts once: log-probabilities, entropies and gradients of plain rows."""
+"""Rows of which a forward reads once what they begin with alike: numbers and gradients of plain rows."""
 
 import pytest
 import tiny
@@ -7,11 +7,12 @@ from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl.models import base_model
-from a2tgpo_trl.shared_prompts import (
+from a2tgpo_trl.shared_prefixes import (
     SHARED_SDPA,
-    group_size,
+    _Chosen,
     obstacle_to_sharing,
     score_shared,
+    shared_lengths,
     shared_rows,
     sharing_attention,
     sharing_error,
@@ -23,18 +24,31 @@ SHARED = ("llama", "qwen2", "qwen3", "mistral", "mistral-sliding", "gemma3", "gp
 COMPLETION = 9
 
 
-def rows(completions: list[int], prompts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of rows with completions and prompts of these lengths; equal neighbours have the same prompt."""
-    generator = torch.Generator().manual_seed(0)
+def rows(alike: dict[int, tuple[int, int]] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of six rows of two prompts. `alike`: row -> another, whose completion it begins with, so far."""
+    completions, prompts = [9, 4, 1, 7, 9, 2], [11, 11, 11, 11, 6, 6]
     width = max(prompts)
-    ids = torch.randint(3, 384, (len(prompts), width + COMPLETION), generator=generator)
+    ids = torch.randint(3, 384, (len(prompts), width + COMPLETION), generator=torch.Generator().manual_seed(0))
     for i in range(1, len(prompts)):
         if prompts[i] == prompts[i - 1]:
             ids[i, :width] = ids[i - 1, :width]
+    for row, (other, number) in (alike or {}).items():
+        ids[row, width : width + number] = ids[other, width : width + number]
     place = torch.arange(width + COMPLETION)
     first = torch.tensor([width - prompt for prompt in prompts]).unsqueeze(1)
     last = torch.tensor([width + completion for completion in completions]).unsqueeze(1)
     return ids, ((place >= first) & (place < last)).long()
+
+
+# Prompts alone; a branch in a completion, and one behind it; rows that are the same to their end, one of them shorter.
+ALIKE = [{}, {3: (0, 4), 1: (0, 2)}, {3: (0, 7), 1: (0, 4), 5: (4, 2)}]
+
+
+def sampled(mask: torch.Tensor) -> torch.Tensor:
+    """All tokens of completions but the first row's third and the second's first, as of tools."""
+    of_rows = mask[:, -COMPLETION:].clone()
+    of_rows[0, 2] = of_rows[1, 0] = 0
+    return of_rows
 
 
 def plain(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,8 +61,8 @@ def plain(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, t
 
 def shared(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     base = base_model(model)
-    found = shared_rows(ids, mask, mask[:, -COMPLETION:], base.config.get_text_config())
-    assert found is not None and found.ids.numel() < ids.numel()
+    found = shared_rows(ids, mask, sampled(mask), base.config.get_text_config())
+    assert found is not None and found.ids_1N.numel() < mask.sum()
     logps, entropy = score_shared(model, base, found)
     assert entropy is not None
     return logps, entropy
@@ -61,14 +75,14 @@ def gradients(
     with sharing_attention(base_model(model)):
         logps, entropy = score(model, ids, mask)
         weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
-        (logps * weights * mask[:, -COMPLETION:]).sum().backward()
+        (logps * weights * sampled(mask)).sum().backward()
     return logps, entropy, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("adapter", "checkpointing"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("alike", ALIKE, ids=["prompts", "branches", "same"])
 @pytest.mark.parametrize("name", SHARED)
-def test_numbers_and_gradients_are_those_of_plain_rows(name, checkpointing, adapter):
+def test_numbers_and_gradients_are_those_of_plain_rows(name, alike, adapter, checkpointing):
     model = tiny.architectures()[name]()
     add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
     if adapter:
@@ -77,9 +91,9 @@ def test_numbers_and_gradients_are_those_of_plain_rows(name, checkpointing, adap
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     model.train()
-    ids, mask = rows([9, 4, 1, 7, 9, 2], [11, 11, 11, 11, 6, 6])
+    ids, mask = rows(alike)
     expected, found = (gradients(model, score, ids, mask) for score in (plain, shared))
-    real = mask[:, -COMPLETION:].bool()
+    real = sampled(mask).bool()
     for one, other in zip(found[:2], expected[:2], strict=True):
         torch.testing.assert_close(one[real], other[real], atol=1e-5, rtol=1e-5)
         assert not one[~real].any()
@@ -90,7 +104,7 @@ def test_numbers_and_gradients_are_those_of_plain_rows(name, checkpointing, adap
 
 def test_other_masks_get_plain_attention():
     model = tiny.architectures()["qwen3"]()
-    ids, mask = rows([9, 4], [11, 6])
+    ids, mask = rows()
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask).logits
         with sharing_attention(model):
@@ -99,24 +113,44 @@ def test_other_masks_get_plain_attention():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_where_no_neighbours_are_alike_there_is_nothing_to_share():
-    config = tiny.architectures()["qwen3"]().config
-    for completions, prompts in (([9, 4, 2], [5, 6, 7]), ([9, 4], [1, 1])):  # the one token of a prompt is copied
-        ids, mask = rows(completions, prompts)
-        assert shared_rows(ids, mask, mask[:, -COMPLETION:], config) is None
+def test_what_rows_have_in_common_is_counted_with_what_it_predicts():
+    examples = [[list(map(ord, text)) for text in texts.split()] for texts in ("abcdef abcgh abcdei", "ab abc ab x")]
+    assert list(shared_lengths(examples[0]).items()) == [(0, 0), (2, 4), (1, 2)]
+    assert list(shared_lengths(examples[1]).items()) == [(0, 0), (2, 1), (1, 1), (3, 0)]
+    assert list(map(tokens_read, examples)) == [5 + 1 + 2, 1 + 0 + 1 + 0]
+    ids, mask = rows()
+    found = shared_rows(ids, mask, sampled(mask), tiny.architectures()["qwen3"]().config)
+    assert found.ids_1N.numel() == (11 - 1 + 9 + 4 + 1 + 7) + (6 - 1 + 9 + 2)
+    assert (
+        tokens_read([row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]) == found.ids_1N.numel()
+    )
 
 
-def test_as_many_rows_for_each_prompt_as_all_have():
-    assert [group_size(text) for text in ("aaaa", "aaaabb", "aaabb", "abab")] == [4, 2, 1, 1]
+def test_rows_with_nothing_in_common_and_no_padding_are_read_as_they_are():
+    ids = torch.arange(3, 63).view(3, 20)
+    mask = torch.ones_like(ids)
+    assert shared_rows(ids, mask, mask[:, -COMPLETION:], tiny.architectures()["qwen3"]().config) is None
 
 
-def test_tokens_of_a_forward_are_counted_with_their_padding():
-    of_rows = [("12345", 3), ("12345", 7), ("123", 2), ("123", 2)]
-    assert tokens_read(of_rows, shares=False) == 4 * 4 + 4 * 7
-    assert tokens_read(of_rows, shares=True) == 2 * 4 + 4 * 7
-    ids, mask = rows([3, 7, 2, 2], [5, 5, 3, 3])
-    found = shared_rows(ids, mask, mask[:, -COMPLETION:], tiny.architectures()["qwen3"]().config)
-    assert found.ids.numel() == 2 * 4 + 4 * COMPLETION
+def test_of_tokens_that_one_row_wants_and_another_does_not_each_row_has_its_own():
+    model = tiny.architectures()["qwen3"]()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ids, mask = rows({3: (0, 7)})
+    wanted = mask[:, -COMPLETION:].clone()
+    wanted[0] = 0  # a rollout that is left out of the loss
+    found = shared_rows(ids, mask, wanted, model.config)
+    with torch.no_grad(), sharing_attention(model):
+        logps, _ = score_shared(model, model, found)
+        expected = plain(model, ids, mask)[0]
+    assert not logps[0].any()
+    torch.testing.assert_close(logps[3, :7], expected[3, :7], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_a_token_in_many_rows_are_added_up_in_float32():
+    states = torch.ones(1, 1, 4, dtype=torch.bfloat16, requires_grad=True)
+    numbers = torch.zeros(300, 2, dtype=torch.long)
+    _Chosen.apply(states, numbers).sum().backward()
+    assert states.grad.unique().tolist() == [600.0]  # bfloat16 counts by ones to 256
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.architectures() if name not in SHARED])

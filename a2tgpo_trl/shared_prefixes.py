@@ -1,0 +1,320 @@
+"""rows of which several begin alike -> their log-probabilities, by a forward that reads each token once.
+
+    plain   a b c d e f .      once   a b c d e f | c g h | e i
+            a b c g h . .             (row 0)      (row 1) (row 2)
+            a b c d e i .
+
+Rollouts of a prompt have it in common, often a first call and its result as well, and some are the same to the end.
+What a layer computes of single tokens (projections, norms) it computes once for each token that stands behind the same
+tokens, and never for padding. Its attention reads the rows as they were: the tokens of a row, out of the one long row
+in which each stands once. A row's own part begins with a copy of the last token that it shares, which predicts the
+first of its own.
+
+Shapes: R rows of up to C tokens without the last, which predicts nothing; N tokens that are read; T of completions.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .log_probabilities import NOT_SCORED, Autocast, obstacle_to_scoring, scored
+from .models import (
+    SLIDING,
+    attention_implementation,
+    evaluation_mode,
+    layer_kinds,
+    obstacle_to_layouts,
+    positions_are_relative,
+)
+from .precision import EXACT
+
+
+SHARED_SDPA = "a2tgpo_shared_sdpa"
+
+
+def is_shared(model: PreTrainedModel) -> bool:
+    """Whether its attention knows shared rows now."""
+    return model.config.get_text_config()._attn_implementation == SHARED_SDPA
+
+
+def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
+    """Why rows of this model are read one by one, in words; None if they are not."""
+    config = model.config.get_text_config()
+    if obstacle := obstacle_to_layouts(model) or obstacle_to_scoring(model):
+        return obstacle
+    if config._attn_implementation not in ("sdpa", SHARED_SDPA):
+        return f"its attention is {config._attn_implementation}, and not sdpa"
+    if not positions_are_relative(model):
+        return "its positions count from the first column"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention caps logits"
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        return "a mixture of experts balances its load by all tokens"
+    return None
+
+
+def sharing_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Attention that knows shared rows, for forwards and for what gradient checkpointing computes once more."""
+    return attention_implementation(model.config, SHARED_SDPA)
+
+
+# ---- which tokens are read
+
+
+def shared_lengths(rows: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Rows in alphabetical order, and how many tokens each has in common with the one before, each with its successor.
+
+    None before has more in common. A token that is in common predicts one that is in common as well.
+
+    Example: abcdef, abcgh, abcdei -> {0: 0, 2: 4, 1: 2}
+    """
+    order = sorted(range(len(rows)), key=lambda row: tuple(rows[row]))
+    alike = [_in_common(rows[before], rows[row]) for before, row in zip(order, order[1:], strict=False)]
+    return dict(zip(order, [0, *(max(length - 1, 0) for length in alike)], strict=True))
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    length = min(len(one), len(other))
+    differs = np.asarray(one[:length]) != np.asarray(other[:length])
+    return int(differs.argmax()) if differs.any() else length
+
+
+def tokens_read(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens of a forward that reads each of these rows without its last token, and what is in common once."""
+    return sum(len(rows[row]) - 1 - shared for row, shared in shared_lengths(rows).items())
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows whose own parts are of like lengths, of up to U tokens: their attention is one call."""
+
+    queries_RU: Tensor  # which of the tokens that are read
+    keys_RC: Tensor
+    real_RU: Tensor  # where the queries are no padding
+    places_RU: Tensor  # of the queries in their rows
+
+    def mask(self, window: int | None) -> Tensor:
+        """True (R,1,U,C) where a token sees another: not after it, and in a sliding layer within its window."""
+        back = self.places_RU.unsqueeze(2) - torch.arange(self.keys_RC.size(1), device=self.places_RU.device)
+        seen = back >= 0 if window is None else (back >= 0) & (back < window)
+        return seen.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """What a forward takes, and where in its result the rows are."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    next_1N: Tensor  # what each token predicts; NOT_SCORED where no row wants it
+    masks: Tensor | dict[str, Tensor]  # (1,1,1,M): of all buckets, one behind the other; one for each kind of layer
+    buckets: list[Bucket]
+    index_RT: Tensor  # which token predicts this one of a completion
+    scored_RT: Tensor
+
+    def of_rows(self, found_1N: Tensor) -> Tensor:
+        """Numbers of the tokens that are read -> those of completions (R,T)."""
+        return found_1N[0][self.index_RT].masked_fill(~self.scored_RT, 0.0)
+
+
+def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: PreTrainedConfig) -> SharedRows | None:
+    """Rows of prompt and completion, padded on the left and on the right, with what they begin alike read once.
+
+    `scored_RT`: which tokens of the completions are scored. None where plain rows have no more tokens.
+    """
+    real = attention_mask.bool()
+    rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
+    shared = shared_lengths(rows)
+    own = {row: len(rows[row]) - 1 - length for row, length in shared.items()}
+    if sum(own.values()) >= ids[:, 1:].numel():
+        return None
+    grouped = _of_like_lengths(own)
+    order = [row for group in grouped for row in group]
+    index = _index(shared, own, order)
+    buckets = [_bucket([index[row] for row in group], [own[row] for row in group], ids.device) for group in grouped]
+    windows = {kind: config.sliding_window if kind == SLIDING else None for kind in layer_kinds(config)}
+    masks = {
+        kind: torch.cat([bucket.mask(window).flatten() for bucket in buckets]) for kind, window in windows.items()
+    }
+    masks = {kind: mask.view(1, 1, 1, -1) for kind, mask in masks.items()}
+    index_RT = _of_completions(index, real, scored_RT.size(1))
+    scored_RT = scored_RT.bool()
+    next_N = torch.full((sum(own.values()),), NOT_SCORED, device=ids.device)
+    next_N[index_RT[scored_RT]] = ids[:, -scored_RT.size(1) :][scored_RT]
+    return SharedRows(
+        ids_1N=_joined([rows[row][shared[row] : -1] for row in order], ids.device),
+        positions_1N=_joined([range(shared[row], len(rows[row]) - 1) for row in order], ids.device),
+        next_1N=next_N.unsqueeze(0),
+        masks=masks if len(masks) > 1 else next(iter(masks.values())),
+        buckets=buckets,
+        index_RT=index_RT,
+        scored_RT=scored_RT,
+    )
+
+
+def _of_like_lengths(own: Mapping[int, int]) -> list[list[int]]:
+    """Rows that read something, those side by side of which none reads twice as much as another."""
+    groups: list[list[int]] = []
+    for row in sorted(own, key=lambda row: -own[row]):
+        if groups and own[row] * 2 > own[groups[-1][0]]:
+            groups[-1].append(row)
+        elif own[row]:
+            groups.append([row])
+    return groups
+
+
+def _index(shared: Mapping[int, int], own: Mapping[int, int], order: Sequence[int]) -> dict[int, np.ndarray]:
+    """Which of the tokens that are read stand in each row, where those of its own part are read in this order."""
+    ends = np.cumsum([own[row] for row in order])
+    first = dict(zip(order, ends - [own[row] for row in order], strict=True))
+    index: dict[int, np.ndarray] = {}
+    before = np.arange(0)
+    for row, length in shared.items():
+        start = first.get(row, 0)
+        before = index[row] = np.concatenate([before[:length], np.arange(start, start + own[row])])
+    return index
+
+
+def _bucket(index: Sequence[np.ndarray], own: Sequence[int], device: torch.device) -> Bucket:
+    keys, places = np.zeros((len(index), max(map(len, index))), int), np.zeros((len(index), max(own)), int)
+    queries, real = np.zeros_like(places), np.zeros_like(places, bool)
+    for row, (of_row, number) in enumerate(zip(index, own, strict=True)):
+        keys[row, : len(of_row)] = of_row
+        queries[row, :number] = of_row[-number:]
+        places[row, :number] = range(len(of_row) - number, len(of_row))
+        real[row, :number] = True
+    return Bucket(*(torch.from_numpy(part).to(device) for part in (queries, keys, real, places)))
+
+
+def _of_completions(index: Mapping[int, np.ndarray], real: Tensor, completion: int) -> Tensor:
+    """Which of the tokens that are read stand before those of the completions (R,T); any before padding."""
+    found = np.zeros(real.shape, int)
+    for row, (first, length) in enumerate(
+        zip(real.int().argmax(dim=1).tolist(), real.sum(dim=1).tolist(), strict=True)
+    ):
+        found[row, first + 1 : first + length] = index[row]
+    return torch.from_numpy(found[:, -completion:]).to(real.device)
+
+
+def _joined(parts: Iterable[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([[number for part in parts for number in part]], device=device)
+
+
+# ---- how they are read
+
+
+class _Chosen(torch.autograd.Function):
+    """Of tokens (N,H,D) those with these numbers, some of them often: gradients are added up in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, numbers: Tensor) -> Tensor:
+        ctx.save_for_backward(numbers)
+        ctx.size = len(states)
+        return states.index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (numbers,) = ctx.saved_tensors
+        sums = gradient.new_zeros(ctx.size, *gradient.shape[2:], dtype=torch.float32)
+        sums.index_add_(0, numbers.flatten(), gradient.flatten(0, 1).float())
+        return sums.to(gradient.dtype), None
+
+
+def _shared_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared_buckets: Sequence[Bucket] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention (1,N,H,D) of tokens that are read once, each in a row that it stands in. Of other rows: plain sdpa."""
+    if shared_buckets is None or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    of_queries, of_keys, of_values = (states[0].transpose(0, 1) for states in (query, key, value))
+    sizes = [bucket.queries_RU.numel() * bucket.keys_RC.size(1) for bucket in shared_buckets]
+    found = []
+    for bucket, mask in zip(shared_buckets, attention_mask.flatten().split(sizes), strict=True):
+        chosen = (
+            _Chosen.apply(states, numbers).transpose(1, 2)
+            for states, numbers in (
+                (of_queries, bucket.queries_RU),
+                (of_keys, bucket.keys_RC),
+                (of_values, bucket.keys_RC),
+            )
+        )
+        rows, queries = bucket.queries_RU.shape
+        result, _ = sdpa_attention_forward(module, *chosen, mask.view(rows, 1, queries, -1), **kwargs)
+        found.append(result[bucket.real_RU])
+    return torch.cat(found).unsqueeze(0), None
+
+
+AttentionInterface.register(SHARED_SDPA, _shared_sdpa)
+AttentionMaskInterface.register(SHARED_SDPA, sdpa_mask)
+
+
+def score_shared(
+    model: nn.Module, base: PreTrainedModel, rows: SharedRows, autocast: Autocast = nullcontext
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of the completions (R,T); in `sharing_attention`. `model` wraps `base`."""
+    logps, entropies = scored(
+        model,
+        base,
+        rows.next_1N,
+        autocast,
+        input_ids=rows.ids_1N,
+        attention_mask=rows.masks,
+        position_ids=rows.positions_1N,
+        shared_buckets=rows.buckets,
+    )
+    return rows.of_rows(logps), None if entropies is None else rows.of_rows(entropies)
+
+
+# ---- whether a model computes the same
+
+
+# What log-probabilities of shared and plain rows may differ by on average: by rounding, in float32 and in 16 bits.
+IN_FLOAT32, COARSE = 1e-4, 0.05
+
+
+@torch.no_grad()
+def sharing_error(
+    model: nn.Module, base: PreTrainedModel, device: torch.device, autocast: Autocast = nullcontext
+) -> float:
+    """Mean difference of log-probabilities between shared and plain rows, on a small random example.
+
+    Knowing a model's attention is not knowing its code. Every rank makes two forwards of `model`, which wraps `base`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = (6, 24)  # two prompts of up to 12 tokens, three completions of up to 12 each, two of which begin alike
+    ids = torch.randint(base.get_input_embeddings().num_embeddings, size, generator=generator)
+    ids[1:3, :12], ids[4:6, :12], ids[5, 12:16] = ids[0, :12], ids[3, :12], ids[4, 12:16]
+    place = torch.arange(24)
+    first, last = torch.tensor([0, 0, 0, 5, 5, 5]).unsqueeze(1), torch.tensor([24, 17, 20, 13, 24, 19]).unsqueeze(1)
+    mask = ((place >= first) & (place < last)).long()
+    ids, mask = ids.to(device), mask.to(device)
+    completions = mask[:, 12:]
+    rows = shared_rows(ids, mask, completions, base.config.get_text_config())
+    assert rows is not None
+    labels = ids.masked_fill(mask == 0, NOT_SCORED)
+    labels[:, :12] = NOT_SCORED
+    with evaluation_mode(model):
+        with autocast():
+            plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -12:]
+        with sharing_attention(base):
+            shared, _ = score_shared(model, base, rows, autocast)
+    return (shared - plain)[completions.bool()].abs().mean().item()
+
+
+def sharing_tolerance(unit: float) -> float:
+    """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
+    return IN_FLOAT32 if unit <= EXACT else COARSE
