@@ -7,9 +7,10 @@ word, and it lets a RecursionError through. Here every call that was begun is ei
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from ..tools.arguments import schema_of
 
 
 SHORTEST_END = 64  # tokens of a prefix that are looked at first: a generation prompt is shorter
+MOST_REMEMBERED = 1024  # turns
 DEEPEST = 50  # levels of nesting in the arguments of a call
 REASONING = ("reasoning_content", "thinking")
 # What calls begin with, over the families of models: one that spells its call in the way of another has begun one.
@@ -57,10 +59,18 @@ class TurnParser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
+        # Rollouts of a prompt often make the same call.
+        self._remembered = lru_cache(maxsize=MOST_REMEMBERED)(self._parse)
 
-    def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
+    def parse(self, ids: Sequence[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
+        functions = tuple(getattr(tool, "__func__", tool) for tool in tools)  # of methods: no environment is held
+        parse = self._remembered if all(isinstance(tool, Hashable) for tool in functions) else self._parse
+        return deepcopy(parse(tuple(ids), self._end_of(prefix), functions))
+
+    def _parse(self, turn: tuple[int, ...], prefix: str, tools: tuple[Callable, ...]) -> Parsed:
+        ids = list(turn)
         try:
-            message = parse_response(self._reader, ids, prefix=self._end_of(prefix), tools=self._schemas(tools))
+            message = parse_response(self._reader, ids, prefix=prefix, tools=self._schemas(tools))
         except RecursionError:
             message = self._as_text(ids)
         if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
@@ -70,21 +80,19 @@ class TurnParser:
         return Parsed(message, self._unread(ids, message, tools))
 
     def _end_of(self, prefix: list[int]) -> str:
-        """The prefix as text, from somewhere before the last anchor: there the parser begins to read."""
-        length = SHORTEST_END
+        """The prefix as text, from its last anchor: there the parser begins to read."""
+        length, anchor = SHORTEST_END, self._reader.response_template.start_anchor_re
         while length < len(prefix):
             text = self._tokenizer.decode(prefix[-length:])
-            if self._reader.response_template.start_anchor_re.search(text):
-                return text
+            if found := list(anchor.finditer(text)):
+                last = text[found[-1].start() :]
+                return last if anchor.match(last) else text
             length *= 4
         return self._tokenizer.decode(prefix)
 
     def _schemas(self, tools: Sequence[Callable]) -> list[Any]:
         """In place of functions, their schemas, which the parser would make anew at each turn."""
-        return [
-            schema_of(getattr(tool, "__func__", tool)) if inspect.isfunction(tool) or inspect.ismethod(tool) else tool
-            for tool in tools
-        ]
+        return [schema_of(tool) if inspect.isfunction(tool) else tool for tool in tools]
 
     @cached_property
     def _reader(self) -> "_Reader":

@@ -66,9 +66,8 @@ class _Turn:
 
     @property
     def identity(self) -> Any:
-        """Equal for turns of which one forward may stand for all: nothing of them is kept, and they are the same."""
-        tail = self.tail and (tuple(self.tail.ids), tuple(self.tail.gold))
-        return (tuple(self.tokens), tail) if self.kept is None else self.key
+        """Equal for turns of which one forward may stand for all: they are the same, as those of a group often are."""
+        return tuple(self.tokens), self.tail and (tuple(self.tail.ids), tuple(self.tail.gold))
 
     @property
     def tail_ids(self) -> Sequence[int]:
@@ -282,9 +281,9 @@ class TransformersStream(Engine):
         for turn in joining:
             alike.setdefault(turn.identity, []).append(turn)
         found: list[tuple[_Turn, _Reading]] = []
-        for chunk in _chunks([turns[0] for turns in alike.values()]):
-            for first, reading in zip(chunk, self._read(chunk), strict=True):
-                found += [(turn, reading) for turn in alike[first.identity]]
+        for chunk in _chunks([max(turns, key=lambda turn: turn.read) for turns in alike.values()]):
+            for one, reading in zip(chunk, self._read(chunk), strict=True):
+                found += [(turn, reading) for turn in alike[one.identity]]
         for turn, reading in found:
             self._take(turn, reading)
         if found:

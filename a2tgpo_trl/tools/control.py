@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from trl import GRPOTrainer
 
 WITHHELD = "The tool's result was withheld: it holds control text of the chat template."
 MOST_REMEMBERED = 4096
+RESULTS_REMEMBERED = 256
 _FRAMES = re.compile(r"\W(think|tool|reason|call|response)")
 
 Messages = list[dict[str, Any]]
@@ -35,9 +37,16 @@ class ControlText:
         self._strings = tokenizer.convert_ids_to_tokens(sorted(self._control_ids))
         self._harmless: dict[tuple[str, ...], list[int]] = {}
         self._frame: list[str] | None = None
+        # Rollouts of a prompt often read the same result.
+        self._remembered = lru_cache(maxsize=RESULTS_REMEMBERED)(self._encode_results)
 
     def encode(self, messages: Messages) -> tuple[list[int], bool]:
         """Token ids of these tool messages, with all that the template puts around them; whether text was broken."""
+        ids, broken = self._remembered(tuple((message["name"], message["content"]) for message in messages))
+        return list(ids), broken
+
+    def _encode_results(self, results: tuple[tuple[str, str], ...]) -> tuple[list[int], bool]:
+        messages = [{"role": "tool", "name": name, "content": content} for name, content in results]
         names = tuple(message["name"] for message in messages)
         if names not in self._harmless:
             if len(self._harmless) >= MOST_REMEMBERED:
