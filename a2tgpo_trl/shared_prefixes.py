@@ -40,11 +40,6 @@ from .precision import EXACT
 SHARED_SDPA = "a2tgpo_shared_sdpa"
 
 
-def is_shared(model: PreTrainedModel) -> bool:
-    """Whether its attention knows shared rows now."""
-    return model.config.get_text_config()._attn_implementation == SHARED_SDPA
-
-
 def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     """Why rows of this model are read one by one, in words; None if they are not."""
     config = model.config.get_text_config()
@@ -221,7 +216,7 @@ class _Chosen(torch.autograd.Function):
         return states.index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (numbers,) = ctx.saved_tensors
         sums = gradient.new_zeros(ctx.size, *gradient.shape[2:], dtype=torch.float32)
         sums.index_add_(0, numbers.flatten(), gradient.flatten(0, 1).float())

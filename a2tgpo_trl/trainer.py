@@ -11,18 +11,15 @@ turn's), so that its aggregations, KL, entropy, clipping and corrections stay it
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
-from trl.models.utils import disable_gradient_checkpointing
 
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR
@@ -37,29 +34,15 @@ from .information_gain.answers import check_dataset, check_owned_data, named_dat
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
-from .log_probabilities import obstacle_to_scoring, scored_completions
 from .loss import ratio_metrics, ratio_reference, ratio_sums
-from .models import base_model, has_virtual_tokens, length_matters, positions_are_relative
-from .precision import EXACT, training_unit
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
 from .rollout.engines import Tail
-from .rollout.micro_batches import SUMS_OF_ROWS, arranged
-from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.records import Record
 from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
-from .rollout.trainer import ToolTrainer
-from .shared_prefixes import (
-    is_shared,
-    obstacle_to_sharing,
-    score_shared,
-    shared_rows,
-    sharing_attention,
-    sharing_error,
-    sharing_tolerance,
-)
+from .scoring import ScoringTrainer
 from .turns import to_tokens
 
 
@@ -75,7 +58,7 @@ class CreditedBatch(Batch):
     uninformative_G: Tensor | None = None  # groups that teach nothing
 
 
-class A2TGPOTrainer(ToolTrainer):
+class A2TGPOTrainer(ScoringTrainer):
     """
     Trainer for Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping (A2TGPO).
 
@@ -133,7 +116,6 @@ class A2TGPOTrainer(ToolTrainer):
     batch_class = CreditedBatch
 
     args: A2TGPOConfig
-    _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
     # The parent's two numbers; tensors of one entry per token while the loss runs.
     epsilon_low: float | Tensor
     epsilon_high: float | Tensor
@@ -147,8 +129,6 @@ class A2TGPOTrainer(ToolTrainer):
         turn_reward_funcs: Sequence[TurnReward] | Mapping[str, TurnReward] = (),
         **keywords: Any,
     ):
-        self._loss_inputs: dict[str, Any] | None = None  # None outside of the loss
-        self._until_backward = ExitStack()
         super().__init__(model, reward_funcs, args, *positional, **keywords)
         settle_dropout(
             self.model,
@@ -317,11 +297,6 @@ class A2TGPOTrainer(ToolTrainer):
         return not self._on_policy or (self.use_vllm and self.vllm_importance_sampling_correction)
 
     @property
-    def _on_policy(self) -> bool:
-        """Whether all micro-batches of a batch of rollouts are trained on before the policy changes."""
-        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
-
-    @property
     def _wants_records(self) -> bool:
         return self._credit.reads_records or super()._wants_records
 
@@ -406,163 +381,25 @@ class A2TGPOTrainer(ToolTrainer):
         shown.extend(sum(row) / len(row) if row else math.nan for row in of_turns)
         self._logs["extra"]["turn_advantages"].extend([round(value, 4) for value in row] for row in of_turns)
 
-    # ---- log-probabilities
-
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        answered = self._batch is not None and self._batch.old_logps is not None
-        if not answered and self._trims_padding and kwargs.get("batch_size"):
-            return self._logps_of_chunks(model, input_ids, attention_mask, logits_to_keep, kwargs["batch_size"])
-        if self._loss_inputs is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        logps, entropies, aux_loss = self._score(
-            self._loss_inputs, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-        return self._set_turn_ratio(self._loss_inputs, logps), entropies, aux_loss
-
-    # ---- padding
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        batches = self._buffered_inputs
-        if not self._trims_padding or batches is None or batches is before:
-            return inputs
-        shares = self._shares_prefixes  # tried before anything relies on it
-        if together := self._added_up:
-            batches = arranged(batches, together, shares)
-        self._buffered_inputs = [self._trimmed(batch) for batch in batches]
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
-
-    @property
-    def _added_up(self) -> int:
-        """Neighbouring micro-batches whose rows may be shared out anew: their gradients are one sum. 0: none."""
-        args = self.args
-        steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)
-        whole = max(steps, args.gradient_accumulation_steps) % together == 0
-        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS
-        return together if args.sorted_rows and whole and sums else 0
-
-    @cached_property
-    def _shares_prefixes(self) -> bool:
-        """Whether a forward reads once what its rows begin with alike. Tried once, by all ranks together."""
-        if not (self.args.shared_prefixes and self.args.knows_turns and self._trims_padding):
-            return False
-        base = base_model(self.model)
-        obstacle = obstacle_to_sharing(base)
-        if has_virtual_tokens(self.model):
-            obstacle = "its adapter puts virtual tokens before the prompt"
-        if obstacle is None:
-            error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
-            if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
-                obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
-        if obstacle is not None:
-            logger.info(f"The loss reads rows one by one, since {obstacle}.")
-        return obstacle is None
-
-    @property
-    def _trims_padding(self) -> bool:
-        """Whether micro-batches are no wider than their rows. Those of TRL's GRPO, to the bit, keep their padding.
-
-        So do those of a model whose tokens depend on the width of their row: old and reference log-probabilities are
-        of other micro-batches than the loss.
-        """
-        return not self.args.trains_as_grpo and not length_matters(base_model(self.model))
-
-    def _padding_of(self, prompt_mask: Tensor, completion_mask: Tensor) -> Padding:
-        relative = positions_are_relative(base_model(self.model))
-        return padding_of(prompt_mask, completion_mask, left=relative, multiple=self.pad_to_multiple_of)
-
-    def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch without its padding, and with old log-probabilities of the very forward that the loss makes.
-
-        In 16 bits they follow the width of the row by more than a turn's clip range.
-        """
-        batch = trimmed(batch, self._padding_of(batch["prompt_mask"], batch["completion_mask"]))
-        if "old_per_token_logps" not in batch:
-            return batch
-        if self._on_policy:
-            del batch["old_per_token_logps"]  # without them, the parent takes those of the loss itself
-        elif self._scores_trimmed:
-            ids, mask = (
-                torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
-            )
-            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-                with self._sharing():
-                    batch["old_per_token_logps"], _, _ = self._score(
-                        batch, self.model, ids, mask, batch["completion_ids"].size(1)
-                    )
-        return batch
-
-    def _sharing(self) -> AbstractContextManager[None]:
-        return sharing_attention(base_model(self.model)) if self._shares_prefixes else nullcontext()
-
-    def _score(
-        self,
-        batch: Mapping[str, Any],
-        model: Any,
-        ids: Tensor,
-        mask: Tensor,
-        completion: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of the loss, and of what it is compared with: the head is given sampled tokens alone, where that can be."""
-        base, only_sampled, rows = base_model(self.model), self.args.sampled_tokens_only, None
-        scored = batch["completion_mask"] * (batch.get("tool_mask", 1) if only_sampled else 1)
-        text = self._trims_padding and self._scores_text and not _needs_more(kwargs)
-        if text and is_shared(base):
-            rows = shared_rows(ids, mask, scored, base.config.get_text_config())
-        if rows is not None:
-            return *score_shared(model, base, rows, self.accelerator.autocast), None
-        if text and only_sampled:
-            return *scored_completions(model, base, ids, mask, scored, self.accelerator.autocast), None
-        return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, *args, **kwargs)
-
-    @cached_property
-    def _scores_text(self) -> bool:
-        """Whether the model has a head that sampled tokens alone can be given to."""
-        return obstacle_to_scoring(base_model(self.model)) is None and not has_virtual_tokens(self.model)
-
-    def _logps_of_chunks(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int
-    ) -> tuple[Tensor, None, None]:
-        """The parent's pass over a whole batch, each chunk as wide as its own rows."""
-        found = []
-        for ids, mask in zip(input_ids.split(batch_size), attention_mask.split(batch_size), strict=True):
-            padding = self._padding_of(mask[:, :-logits_to_keep], mask[:, -logits_to_keep:])
-            kept = logits_to_keep - padding.right
-            logps, _, _ = super()._get_per_token_logps_and_entropies(model, padding.cut(ids), padding.cut(mask), kept)
-            found.append(pad(logps, (0, padding.right)))
-        return torch.cat(found), None, None
-
-    @property
-    def _scores_trimmed(self) -> bool:
-        """Whether old log-probabilities of a batch are taken again once its micro-batches are there."""
-        coarse = training_unit(self.accelerator, self.model) > EXACT
-        return coarse and self._trims_padding and not self._on_policy
-
     # ---- loss
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
-        """Ends the attention of shared rows, which gradient checkpointing computes once more in the backward pass."""
-        with ExitStack() as self._until_backward:
-            return super().training_step(model, inputs, *args)
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
         """The parent's loss, with the clip range of each turn for the two numbers it knows."""
-        self._until_backward.enter_context(self._sharing())
         epsilon_low, epsilon_high = self.epsilon_low, self.epsilon_high
         self.epsilon_low = epsilon_low * inputs["clip_scale"]
         self.epsilon_high = epsilon_high * inputs["clip_scale"]
-        self._loss_inputs = dict(inputs)
         try:
-            return super()._compute_loss(model, self._loss_inputs)
+            return super()._compute_loss(model, inputs)
         finally:
-            self.epsilon_low, self.epsilon_high, self._loss_inputs = epsilon_low, epsilon_high, None
+            self.epsilon_low, self.epsilon_high = epsilon_low, epsilon_high
+
+    def _get_per_token_logps_and_entropies(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss_inputs is not None:
+            logps = self._set_turn_ratio(self._loss_inputs, logps)
+        return logps, entropies, aux_loss
 
     def _set_turn_ratio(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
         """Between the parent's forward and its ratio: put in the old log-probs that make it the turn's."""
@@ -583,9 +420,3 @@ class A2TGPOTrainer(ToolTrainer):
         clips = self.loss_type not in WITHOUT_CLIP_RANGE
         self._log_scalars("train", ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps
-
-
-def _needs_more(options: Mapping[str, Any]) -> bool:
-    """Whether a forward takes more than text, or is asked for more than log-probabilities and entropies."""
-    known = ("compute_entropy", "batch_size")
-    return any(value is not None and value is not False for name, value in options.items() if name not in known)

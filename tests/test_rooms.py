@@ -35,6 +35,7 @@ ROOMS = {
     "information_gain": "rollouts, answers -> the value of each context, the gain of each turn",
     "credit": "gains, turn rewards, outcomes -> the advantage and the clip range of each turn",
     "config": "the settings of A2TGPO",
+    "scoring": "micro-batches -> log-probabilities, with less to read",
     "trainer": "A2TGPO itself: gain, credit, ratio and loss, wired into the layer below",
     "recipe": "YAML and words of the command line -> settings, task, trainer",
     "evaluation": "a policy and a test set -> records and scores; a program that is launched",
@@ -52,7 +53,7 @@ KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_PRIVATE: set[str] = set()
 
 # What knows the trainer from inside.
-TRAINERS = {"trainer", "rollout.trainer"}
+TRAINERS = {"trainer", "scoring", "rollout.trainer"}
 NAMES_OF_A_TRAINER = {"trainer", "_trainer", "ours"}
 
 

@@ -32,6 +32,7 @@ from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.micro_batches import SUMS_OF_ROWS
 from a2tgpo_trl.rollout.trainer import ToolTrainer
+from a2tgpo_trl.scoring import ScoringTrainer
 
 
 OVERRIDDEN = {
@@ -71,7 +72,7 @@ OVERRIDDEN = {
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_methods_we_override_still_exist_with_these_arguments(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == OVERRIDDEN[name]
-    assert name in {**vars(Resumable), **vars(ToolTrainer), **vars(A2TGPOTrainer)}
+    assert name in {**vars(Resumable), **vars(ToolTrainer), **vars(ScoringTrainer), **vars(A2TGPOTrainer)}
 
 
 def test_the_log_probability_helper_still_starts_with_these_arguments():
