@@ -1,18 +1,20 @@
 import gc
 import os
 
-import pytest
-import tiny
-import torch
-from hypothesis import settings
 
-from a2tgpo_trl.tools.calls import Limits
-from a2tgpo_trl.tools.runner import ToolRunner
-
-
+# Before the imports: huggingface_hub reads them when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub, and nothing may wait for it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from a2tgpo_trl.tools.calls import Limits  # noqa: E402
+from a2tgpo_trl.tools.runner import ToolRunner  # noqa: E402
+
 
 torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
 

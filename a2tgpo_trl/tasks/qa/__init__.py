@@ -1,0 +1,6 @@
+"""Questions about an encyclopedia, to be answered by searching it: seven sets, as A2TGPO's paper uses them.
+
+sets.py       the seven sets: their splits and sizes
+questions.py  a folder of files, or the hub -> questions with all accepted answers
+leakage.py    questions to train on and to test on -> those that are in both
+"""
