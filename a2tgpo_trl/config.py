@@ -15,6 +15,7 @@ from .rollout.settings import ToolConfig, mapping
 
 
 Normalization = Literal["turn_group", "pooled", "none"]
+GainGroups = Literal["turn", "state"]
 RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
@@ -26,6 +27,10 @@ WITHOUT_CLIP_RANGE = {
     "sapo": "fades ratios out without an edge",
     "vespo": "weighs whole rollouts",
 }
+
+
+# Of those, a clip range that follows the gain reads some, whatever credits the turn.
+OF_GAINS = ("gain_normalization", "gain_groups")
 
 
 def _by_credit(name: str, text: str) -> Any:
@@ -62,6 +67,7 @@ class A2TGPOConfig(ToolConfig):
     )
     HEADINGS: ClassVar[dict[str, str]] = {
         "credit": "the credit of turns",
+        "gain_groups": "the states in which turns begin",
         "turn_rewards": "rewards of turns and of failed rollouts",
         "importance_sampling_level": "ratios, the clip range and the loss",
         "gain_measure": "information gain",
@@ -90,6 +96,22 @@ class A2TGPOConfig(ToolConfig):
     )
     rescale_accumulation: bool = _by_credit(
         "rescale_accumulation", "Whether to divide an accumulated sum by the square root of its number of terms."
+    )
+    gain_groups: GainGroups = _by_credit(
+        "gain_groups",
+        "Which turns of the prompt a gain is compared with, by gain_normalization 'turn_group': those at the same "
+        "depth ('turn'), or those that began in the same state, at whatever depth, and where there are none those at "
+        "the same depth ('state'). A state is what the policy had just read: the prompt, or the results of its last "
+        "calls.",
+    )
+    state_likeness: Annotated[float, Interval(0.0, 1.0, "(]")] = _by_credit(
+        "state_likeness",
+        "Ratio (difflib's, of characters) from which on two states count as the same one. 1: equal ones only. GiGPO "
+        "takes 0.9 for results of a search.",
+    )
+    state_weight: Annotated[float, Interval(0.0)] = _by_credit(
+        "state_weight",
+        "Weight of what a turn earned beyond others that began in its state, beside the outcome advantage (GiGPO).",
     )
     turn_rewards: dict[str, float] | str | None = _by_credit(
         "turn_rewards",
@@ -217,12 +239,37 @@ class A2TGPOConfig(ToolConfig):
         """Nothing is set that the method does not read."""
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
+        self._check_states(preset)
         for name in preset.without_effect:
+            if name in OF_GAINS and self.clip_adaptation > 0:
+                continue
             neutral = preset.values[name] if name in DEFAULTS else type(self).__dataclass_fields__[name].default
             if getattr(self, name) != neutral:
                 raise ValueError(
                     f"{name} has no effect with credit={self.credit!r}: leave it out. It would be {neutral!r}."
                 )
+
+    def _check_states(self, preset: Preset) -> None:
+        if self.gain_groups == "state":
+            if self.gain_normalization != "turn_group":
+                raise ValueError(
+                    f"gain_groups='state' has no effect with gain_normalization={self.gain_normalization!r}: groups "
+                    "of turns are compared by 'turn_group'. Leave one of the two out."
+                )
+            if not self.uses_gain:
+                raise ValueError(
+                    f"gain_groups='state' has no effect with credit={self.credit!r}, which compares no gains unless "
+                    "gain_weight or clip_adaptation is above 0. credit='gigpo' compares what turns earn by state."
+                )
+        if self.state_likeness != 1 and not self.reads_states:
+            raise ValueError(
+                "state_likeness has no effect: states are read by credit='gigpo' and gain_groups='state' only."
+            )
+        weight = preset.values["state_weight"]
+        if self.state_weight != weight and not preset.needs_states:
+            raise ValueError(
+                f"state_weight has no effect with credit={self.credit!r}: leave it out. It would be {weight!r}."
+            )
 
     def _check_loss(self) -> None:
         if self.loss_type in WITHOUT_CLIP_RANGE and self.clip_adaptation > 0:
@@ -257,17 +304,23 @@ class A2TGPOConfig(ToolConfig):
     @property
     def trains_as_grpo(self) -> bool:
         """Whether nothing in the loss differs from TRL's GRPO, with which training is then the same to the bit."""
-        return not self.uses_gain and self.turn_reward_weight == 0 and self.importance_sampling_level == "token"
+        return not self.knows_turns and self.importance_sampling_level == "token"
 
     @property
     def knows_turns(self) -> bool:
         """Whether anything in the loss is a turn's. Without that, training is TRL's, or differs from it by padding."""
-        return self.uses_gain or self.turn_reward_weight > 0 or self.importance_sampling_level == "turn"
+        credits_turns = self.uses_gain or self.turn_reward_weight > 0 or self.reads_states
+        return credits_turns or self.importance_sampling_level == "turn"
 
     @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether anything reads in which state a turn began. If nothing does, states are not compared."""
+        return self.gain_groups == "state" or preset_of(self.credit_method).needs_states
 
 
 def _turn_rewards(value: Any) -> dict[str, float]:

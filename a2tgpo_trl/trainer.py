@@ -197,6 +197,7 @@ class A2TGPOTrainer(ScoringTrainer):
             failure_shaping=args.failure_shaping,
             shaping_embedding=args.shaping_embedding,
             success_reward=args.success_reward,
+            state_likeness=args.state_likeness if args.reads_states else None,
         )
         credit = CreditPass(
             settings,
@@ -306,7 +307,8 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _see_records(self, records: list[Record]) -> None:
         if self._credit.reads_records:
-            self._credit.read(records)
+            assert self._batch is not None
+            self._credit.read(records, self.num_generations if self._batch.is_training else None)
         super()._see_records(records)
 
     # ---- credit

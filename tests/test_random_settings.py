@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
-from a2tgpo_trl.config import AnswerAliases, GainMeasure, LossType, Normalization, RatioLevel
+from a2tgpo_trl.config import AnswerAliases, GainGroups, GainMeasure, LossType, Normalization, RatioLevel
 from a2tgpo_trl.credit import METHODS
 from a2tgpo_trl.rewards import exact_match, f1
 from a2tgpo_trl.rollout.failures import Policy, Status
@@ -75,6 +75,9 @@ OURS = dict(
         st.sampled_from(["bad_format", "failed_call", "duplicate_call", "read_only", "state_changing"]), numbers(-2, 2)
     ),
     gain_normalization=st.sampled_from(get_args(Normalization)),
+    gain_groups=st.sampled_from(get_args(GainGroups)),
+    state_likeness=numbers(0, 1, exclude_min=True),
+    state_weight=numbers(0, 3),
     discount=numbers(0, 1),
     rescale_accumulation=st.booleans(),
     failure_shaping=numbers(0, 1),

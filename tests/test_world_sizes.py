@@ -104,6 +104,26 @@ def test_turn_rewards_and_shaped_failures_of_two_ranks_are_those_of_one_process(
         assert of_ranks[name] == pytest.approx(entry[name], abs=1e-5), name
 
 
+GIGPO = {"credit": "gigpo", "beta": 0.0, "gain_weight": 0.1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [GIGPO, {"gain_groups": "state"}], ids=str)
+def test_states_of_two_ranks_are_those_of_one_process(changes, tmp_path):
+    # The third of five prompts has its rollouts on both ranks.
+    words = json.dumps({**changes, "state_likeness": 0.9, "max_steps": 1})
+    alone = run(tmp_path / "alone", "alone", 1, "1", "20", words)
+    ranks = run(tmp_path / "ranks", "ddp", 2, "2", "10", words)
+    one, together = rollouts_of(alone, 0), rollouts_of(ranks, 0)
+    assert together.keys() == one.keys()
+    for tokens, rows in one.items():
+        for found, wanted in zip(together[tokens], rows, strict=True):
+            assert found["advantages"] == pytest.approx(wanted["advantages"], abs=2e-4)
+    (entry,), (of_ranks,) = alone[0]["history"], ranks[0]["history"]
+    for name in ("states/alone", "states/turns"):
+        assert 0 < entry[name] == pytest.approx(of_ranks[name]), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", SHARDED)
 def test_a_gain_pass_gathers_sharded_weights_once_a_forward_and_on_all_ranks_alike(backend, tmp_path):

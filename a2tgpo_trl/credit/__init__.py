@@ -13,6 +13,8 @@ One word names the method (`credit: gtpo`, `--credit grpo`); task, rollouts and 
                  then normalised; failures shaped
     mt_grpo      turn rewards, normalised by depth, summed up, beside the outcome   token     0.2, 0.2
     hybrid       the returns of gtpo, without shaping, and 0.3 times the outcome    token     0.2, 0.2
+    gigpo        outcome advantage, and the discounted return of the turn less     token     0.2, 0.2; KL 0.001
+                 the mean of those from the same state
     a2tgpo       gains, normalised by depth, summed up and rescaled, beside the     turn      3e-3, 4e-3, scaled by
                  outcome                                                                      the gain
 
@@ -39,8 +41,9 @@ The decorator holds the method's own values of settings; what it does not name i
 (NaN where a turn has none, and everywhere unless `gain_weight` or `clip_adaptation` is above 0), `turn_rewards_NK`
 (weighted sum, NaN where a turn has none), `outcomes_N` (NaN where nobody scored the rollout), `outcome_advantages_N`
 (what TRL makes of it), `num_turns_N` and `is_turn_NK` (the answer turn included; 0 for a rollout out of the loss),
-`group_ids_N` and `gain_floor` (what gains may differ by through rounding). `switches` has the settings that methods
-read; `switches.gain_scores(evidence)` are the normalised gains.
+`group_ids_N` and `gain_floor` (what gains may differ by through rounding), and where the decorator says
+`needs_states=True`, `states_NK`. `switches` has the settings that methods read; `switches.gain_scores(evidence)` are
+the normalised gains.
 
 Rewards of single turns read the record of a rollout and return one number a turn. A recipe says what each is worth,
 a script hands functions over as `turn_reward_funcs`:
@@ -53,6 +56,12 @@ attribute `turn_reward` of an environment). `turn_reward_weight` says what is le
 hybrid and methods of your own, 0 with the others, which then only log them. The mapping may stand in a file, below a
 key turn_rewards (`turn_rewards: weights.yaml`).
 
+A state is what the policy had just read when it began a turn: the prompt, or the results of its last calls.
+`state_likeness` says from which ratio of matching characters on two are the same one: 1, equal ones only; GiGPO takes
+0.9 for results of a search. gigpo compares what turns of a prompt earned from the same state on. With `gain_groups:
+state`, gains are compared so, and by depth where a state has one turn. Records have the numbers of states; the log has
+the share of turns that are alone in theirs (`states/alone`), which such a comparison tells nothing of.
+
 gtpo gives a failed rollout a share of what it lacks to `success_reward`: `failure_shaping` (0.5) times the likeness of
 what it tried to what the passing rollouts of its group did, by a small sentence encoder if one is on the machine, else
 by hashed n-grams of tokens (`shaping_embedding`).
@@ -62,6 +71,8 @@ by hashed n-grams of tokens (`shaping_embedding`).
     a2tgpo.py         A2TGPO, and GRPO, GSPO, ATPO and MT-GRPO, which are the same function with other switches
     igpo.py           IGPO and its first variant, igpo_joint
     gtpo.py           GTPO and the hybrid
+    gigpo.py          GiGPO
+    states.py         what was read before each turn, and which of it is alike
     methods.py        how one is found by its name
     turn_rewards.py   records of rollouts -> rewards of single turns
     shaping.py        what failed, compared with what passed
@@ -75,6 +86,8 @@ N rollouts of all ranks, K turns. The docstring of each method works this group 
     a        search, search, answer     1, 2, -   0, 0, 0         1         1.1545
     b        search, answer             3, -      -0.1, 0         0         -0.5773
     c        answer                     -         -0.1            0         -0.5773
+
+The second turns of a and b begin in the same state.
 
 TRL's advantage is (outcome - mean) / (sample standard deviation + 1e-4): mean 1/3, deviation 0.57735.
 """
@@ -90,6 +103,7 @@ from .scores import (
     clip_scale,
     discounted_sum,
     pooled_zscore,
+    state_group_zscore,
     turn_group_zscore,
 )
 
@@ -113,5 +127,6 @@ __all__ = [
     "method",
     "pooled_zscore",
     "preset_of",
+    "state_group_zscore",
     "turn_group_zscore",
 ]

@@ -5,7 +5,7 @@ Shapes: N rollouts of all ranks, B of this rank, F turn rewards, K turns.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ranks import Ranks
 from ..rollout.records import Record
 from . import Evidence, Method, Switches, gain_clip_scale, preset_of
-from .metrics import turn_reward_metrics
+from .metrics import state_metrics, turn_reward_metrics
 from .shaping import (
     ENCODER,
     NGRAMS_NAME,
@@ -26,6 +26,7 @@ from .shaping import (
     has_small_encoder,
     shaped_outcomes,
 )
+from .states import number_states_of_ranks, read_before_turns, to_tensor
 from .turn_rewards import TurnRewards
 
 
@@ -46,6 +47,7 @@ class CreditSettings:
     failure_shaping: float
     shaping_embedding: str
     success_reward: float
+    state_likeness: float | None  # None: nothing reads in which states turns began
 
 
 class CreditPass:
@@ -82,6 +84,8 @@ class CreditPass:
         self._embed = self._agreed_embedding() if settings.failure_shaping else None
         self._scores: list[dict[str, list[float | None]]] = []
         self._texts: list[str] = []
+        self._states: list[list[int]] = []
+        self._state_seconds = 0.0
         self._without_success = 0  # batches in a row
 
     def _agreed_embedding(self) -> Embedding:
@@ -121,10 +125,12 @@ class CreditPass:
     def _check_turns_are_known(self) -> None:
         """There are turns to read, and what is known of them is enough for what reads them."""
         settings = self._settings
-        reads_turns = self.rewards or settings.failure_shaping
+        reads_turns = self.rewards or settings.failure_shaping or self._reads_states
         if reads_turns and not self._has_tools and not self._has_rollout_func:
             own = self.rewards and settings.turn_rewards != preset_of(settings.method).values["turn_rewards"]
             what = f"Turn rewards ({', '.join(self.rewards.names)})" if own else f"credit={settings.name!r}"
+            if settings.switches.gain_groups == "state":
+                what = "gain_groups='state'"
             raise ValueError(
                 f"{what} can only be had of a policy with tools, or of a rollout_func: what is read is how its turns "
                 "went."
@@ -139,7 +145,11 @@ class CreditPass:
     @property
     def reads_records(self) -> bool:
         """Whether records of the rollouts are needed."""
-        return bool(self.rewards) or self._embed is not None
+        return bool(self.rewards) or self._embed is not None or self._reads_states
+
+    @property
+    def _reads_states(self) -> bool:
+        return self._settings.state_likeness is not None
 
     @property
     def strength(self) -> float:
@@ -148,8 +158,11 @@ class CreditPass:
         weights = [switches.gain_weight, switches.turn_reward_weight if self.rewards else 0.0]
         return min(1.0, max(weights)) or 1.0
 
-    def read(self, records: Sequence[Record]) -> None:
-        """Score the turns of this rank's rollouts, whose records get the scores as well."""
+    def read(self, records: Sequence[Record], group_size: int | None = None) -> None:
+        """Score the turns of this rank's rollouts, whose records get the scores as well.
+
+        `group_size`: rollouts of a prompt, in a batch that is trained on; records of it get the states of turns.
+        """
 
         def read() -> None:
             self._scores = [self.rewards.score(record) for record in records]
@@ -158,6 +171,18 @@ class CreditPass:
         self._ranks.attempt("A turn reward", read)
         for record, scores in zip(records, self._scores, strict=True):
             record |= {"turn_rewards": scores} if scores else {}
+        if self._reads_states and group_size is not None:
+            self._read_states(records, group_size)
+
+    def _read_states(self, records: Sequence[Record], group_size: int) -> None:
+        likeness = self._settings.state_likeness
+        assert likeness is not None
+        start = time.perf_counter()
+        texts = [read_before_turns(record) for record in records]
+        self._states = number_states_of_ranks(self._ranks, texts, group_size, likeness)
+        self._state_seconds = time.perf_counter() - start
+        for record, states in zip(records, self._states, strict=True):
+            record["states"] = states
 
     def evidence(
         self,
@@ -174,7 +199,20 @@ class CreditPass:
             outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
             metrics |= of_shaping
         gathered = (gains_NK, rewards_NK, outcomes_N, outcome_advantages_N, num_turns_N, group_ids_N)
-        return Evidence(*gathered, gain_floor=gain_floor), metrics
+        evidence = Evidence(*gathered, gain_floor=gain_floor)
+        if self._reads_states:
+            states_NK = self._gather_states(evidence)
+            evidence = replace(evidence, states_NK=states_NK)
+            metrics |= state_metrics(states_NK, group_ids_N)
+            metrics["states/seconds"] = self._ranks.max(self._state_seconds)
+        return evidence, metrics
+
+    def _gather_states(self, evidence: Evidence) -> Tensor:
+        """Of all ranks' rollouts, with those in the loss for all that there are."""
+        num_turns_N = evidence.num_turns_N
+        self._check_turns(num_turns_N, [len(states) for states in self._states])
+        mine = to_tensor(self._states, evidence.gains_NK.size(1)).to(num_turns_N.device)
+        return self._accelerator.gather(mine.contiguous()).masked_fill(~evidence.is_turn_NK, -1)
 
     def metrics(self, num_turns_N: Tensor, num_turns: int) -> dict[str, float]:
         """What turns earned that are not credited, as in an evaluation."""
@@ -205,17 +243,16 @@ class CreditPass:
     def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         if not self.rewards:
             return torch.full_like(gains_NK, torch.nan), {}
-        self._check_turns(num_turns_N)
+        self._check_turns(num_turns_N, [len(next(iter(of_rollout.values()))) for of_rollout in self._scores])
         mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
         scores_NFK = self._accelerator.gather(mine.contiguous())
         beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
         scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # out of the loss, out of statistics
         return self.rewards.weighted(scores_NFK), turn_reward_metrics(scores_NFK, self.rewards.names)
 
-    def _check_turns(self, num_turns_N: Tensor) -> None:
-        """A turn of the record is a run of sampled tokens: else the wrong turn would be rewarded."""
-        mine = num_turns_N[self._ranks.own_rows(len(self._scores))].tolist()
-        recorded = [len(next(iter(of_rollout.values()))) for of_rollout in self._scores]
+    def _check_turns(self, num_turns_N: Tensor, recorded: Sequence[int]) -> None:
+        """A turn of the record is a run of sampled tokens: else the wrong turn would be credited."""
+        mine = num_turns_N[self._ranks.own_rows(len(recorded))].tolist()
         assert all(turns in (0, number) for turns, number in zip(mine, recorded, strict=True)), (mine, recorded)
 
     def _shape(self, outcomes_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..information_gain.rounding import GAIN_FLOOR
-from .scores import NORMALIZATIONS, Floor, clip_scale, returns, weighted_sum
+from .scores import NORMALIZATIONS, Floor, clip_scale, returns, state_group_zscore, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Evidence:
     outcome_advantages_N  what TRL makes of the rewards: compared with those of the group, scaled by `scale_rewards`
     num_turns_N           turns in the loss, the answer turn included; 0 for a rollout that is out of it
     gain_floor            what gains may differ by through rounding; all else is exact
+    states_NK             number of the state in which a turn began, among those of its prompt: like states have the
+                          same number (`states.py`), -1 where there is no turn. None unless `needs_states` or
+                          gain_groups asks for them
     """
 
     gains_NK: Tensor
@@ -35,6 +38,7 @@ class Evidence:
     num_turns_N: Tensor
     group_ids_N: Tensor
     gain_floor: float = GAIN_FLOOR
+    states_NK: Tensor | None = None
 
     @property
     def is_turn_NK(self) -> Tensor:
@@ -57,8 +61,11 @@ class Switches:
     turn_reward_weight: float = 1.0
     discount: float = 1.0
     gain_normalization: str = "turn_group"
+    gain_groups: str = "turn"
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
+    state_weight: float = 1.0
+    scale_rewards: str = "group"  # the parent's
 
     @property
     def uses_gain(self) -> bool:
@@ -74,6 +81,9 @@ class Switches:
 
     def gain_scores(self, evidence: Evidence) -> Tensor:
         """Each turn's gain compared, without what is rounding."""
+        if self.gain_groups == "state":
+            assert evidence.states_NK is not None
+            return state_group_zscore(evidence.gains_NK, evidence.states_NK, evidence.group_ids_N, evidence.gain_floor)
         return self.normalize(evidence.gains_NK, evidence.group_ids_N, evidence.gain_floor)
 
     def signal(self, evidence: Evidence) -> Tensor:
@@ -103,8 +113,11 @@ DEFAULTS: dict[str, Any] = {
     "turn_reward_weight": 1.0,
     "discount": 1.0,
     "gain_normalization": "turn_group",
+    "gain_groups": "turn",
     "rescale_accumulation": False,
     "clip_adaptation": 0.0,
+    "state_weight": 1.0,
+    "state_likeness": 1.0,
     "failure_shaping": 0.0,
     "importance_sampling_level": "token",
     "epsilon": 0.2,
@@ -125,18 +138,24 @@ class Preset:
     values: dict[str, Any]  # of all settings in DEFAULTS
     without_effect: tuple[str, ...] = ()  # settings that this method does not read, so that nobody may set them
     needs_turn_rewards: bool = False
+    needs_states: bool = False
 
     @property
     def switches(self) -> Switches:
         """Those of its values that the method itself reads."""
-        return Switches(**{switch.name: self.values[switch.name] for switch in fields(Switches)})
+        names = [switch.name for switch in fields(Switches)]
+        return Switches(**{name: self.values[name] for name in names if name in self.values})
 
 
 _PRESET = "__a2tgpo_credit__"
 
 
 def method(
-    *, without_effect: Iterable[str] = (), needs_turn_rewards: bool = False, **values: Any
+    *,
+    without_effect: Iterable[str] = (),
+    needs_turn_rewards: bool = False,
+    needs_states: bool = False,
+    **values: Any,
 ) -> Callable[[Method], Method]:
     """Say what a method is made of: its paper's values of settings in `DEFAULTS`, which it has in place of those.
 
@@ -152,7 +171,7 @@ def method(
     if unknown:
         known = ", ".join((*DEFAULTS, *OF_THE_OUTCOME))
         raise ValueError(f"method(): {', '.join(sorted(unknown))} is none of {known}.")
-    preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards)
+    preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards, needs_states)
 
     def decorate(function: Method) -> Method:
         setattr(function, _PRESET, preset)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ..lookup import load
 from .a2tgpo import a2tgpo, atpo, grpo, gspo, mt_grpo
+from .gigpo import gigpo
 from .gtpo import gtpo, hybrid
 from .igpo import igpo, igpo_joint
 from .method import Method
 
 
 _METHODS: dict[str, Method] = {
-    method.__name__: method for method in (a2tgpo, grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid)
+    method.__name__: method for method in (a2tgpo, grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid, gigpo)
 }
 METHODS = tuple(_METHODS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..turns import LOGGED_TURNS, mean_metric
-from .scores import turn_group_zscore
+from .scores import state_cells, state_group_sizes, turn_group_zscore
 
 
 def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floor: float) -> dict[str, float]:
@@ -41,3 +41,20 @@ def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, f
         for k in range(min(scores_NFK.size(2), LOGGED_TURNS)):
             metrics |= mean_metric(f"turn_rewards/{name}/turn_{k + 1}", scores_NFK[:, f, k])
     return metrics
+
+
+def state_metrics(states_NK: Tensor, group_ids_N: Tensor) -> dict[str, float]:
+    """How many turns of a prompt begin in a state, over its states, and the share of turns that are alone in theirs.
+
+    Example: states [[0, 1], [0, -1]], one group -> states/turns 1.5 (two and one), states/alone 0.333
+    """
+    is_turn_NK = states_NK >= 0
+    if not is_turn_NK.any():
+        return {}
+    cell_NK, _ = state_cells(states_NK, group_ids_N)
+    sizes_NK = state_group_sizes(is_turn_NK, states_NK, group_ids_N)
+    number = len(cell_NK[is_turn_NK].unique())
+    return {
+        "states/turns": is_turn_NK.sum().item() / number,
+        "states/alone": (sizes_NK[is_turn_NK] == 1).float().mean().item(),
+    }

@@ -2,7 +2,7 @@
 
 N rollouts of all ranks, K turns. NaN marks "this turn has none", going in and coming out: for a gain, the answer turn,
 a turn that was cut off, a turn whose probe was not finite, and the columns beyond a rollout's last turn. Zero is a
-number like any other. A cell is one turn index of one prompt.
+number like any other. A cell is one turn index of one prompt; or one state of it, -1 being none (`states.py`).
 
 Statistics are computed in float32 at least and returned in the dtype that came in.
 """
@@ -19,32 +19,49 @@ SCALE_FLOOR = 1e-6
 Floor = float | Tensor  # of all entries, or of each
 
 
+class _Cells:
+    """The entries of a tensor, each compared with those that have the same cell number. NaN is no entry.
+
+    All of its tensors are flat, and float32 at least.
+    """
+
+    def __init__(self, values_NK: Tensor, cell_NK: Tensor, num_cells: int, floor: Floor):
+        values, self._cell = values_NK.flatten(), cell_NK.flatten()
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        self._like, self.present = values_NK, ~wide.isnan()
+        # Subtracting one member of the cell first keeps the digits when gains are large and close together, and makes
+        # a cell of equal gains exactly zero.
+        lowest = wide.new_full((num_cells,), torch.inf).scatter_reduce(
+            0, self._cell, wide.masked_fill(~self.present, torch.inf), reduce="amin"
+        )
+        shifted = torch.where(self.present, wide - lowest[self._cell], 0.0)
+        count = wide.new_zeros(num_cells).scatter_add(0, self._cell, self.present.to(wide.dtype)).clamp(min=1.0)
+        self._count_of_cells, self.count = count, count[self._cell]
+        self.centred = torch.where(self.present, shifted - self.mean(shifted), 0.0)
+        floor = torch.as_tensor(floor, dtype=wide.dtype, device=wide.device)
+        self._floors = torch.where(self.present, floor.expand_as(values_NK).flatten(), 0.0)
+        self.noise = self.mean(self._floors.square())
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Of each entry's cell."""
+        sums = x.new_zeros(len(self._count_of_cells)).scatter_add(0, self._cell, x)
+        return (sums / self._count_of_cells)[self._cell]
+
+    def table(self, scores: Tensor) -> Tensor:
+        """Scores in the shape and the dtype of what came in; 0 where an entry is no further off than its floor."""
+        # What rounding moves some entries by, it moves their mean by as well, the less the more there are.
+        off = self.centred.abs() > torch.maximum(self._floors, (self.noise / self.count).sqrt())
+        scores = torch.where(off, scores, 0.0)
+        # A turn alone in its cell has nothing to be compared with: 0, so that it lives on its outcome.
+        scores = torch.where(self.count > 1, scores, 0.0)
+        return torch.where(self.present, scores, torch.nan).to(self._like.dtype).view_as(self._like)
+
+
 def _zscore(values_NK: Tensor, cell_NK: Tensor, num_cells: int, floor: Floor) -> Tensor:
     """Population z-score of the entries of a tensor among those with the same cell number; NaN stays NaN."""
-    values, cell = values_NK.flatten(), cell_NK.flatten()
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    present = ~wide.isnan()
-    # Subtracting one member of the cell first keeps the digits when gains are large and close together, and makes a
-    # cell of equal gains exactly zero.
-    lowest = wide.new_full((num_cells,), torch.inf).scatter_reduce(
-        0, cell, wide.masked_fill(~present, torch.inf), reduce="amin"
-    )
-    shifted = torch.where(present, wide - lowest[cell], 0.0)
-
-    def cell_mean(x: Tensor) -> Tensor:
-        return (x.new_zeros(num_cells).scatter_add(0, cell, x) / count)[cell]
-
-    count = wide.new_zeros(num_cells).scatter_add(0, cell, present.to(wide.dtype)).clamp(min=1.0)
-    centred = torch.where(present, shifted - cell_mean(shifted), 0.0)
-    floor = torch.as_tensor(floor, dtype=wide.dtype, device=wide.device)
-    floors = torch.where(present, floor.expand_as(values_NK).flatten(), 0.0)
-    noise = cell_mean(floors.square())
-    scores = centred / ((cell_mean(centred.square()) + noise.clamp(min=VARIANCE_FLOOR)).sqrt() + SCALE_FLOOR)
-    # What rounding moves some entries by, it moves their mean by as well, the less the more there are.
-    scores = torch.where(centred.abs() > torch.maximum(floors, (noise / count[cell]).sqrt()), scores, 0.0)
-    # A turn alone in its cell has nothing to be compared with: 0, so that it lives on its outcome.
-    scores = torch.where(count[cell] > 1, scores, 0.0)
-    return torch.where(present, scores, torch.nan).to(values.dtype).view_as(values_NK)
+    cells = _Cells(values_NK, cell_NK, num_cells, floor)
+    variance = cells.mean(cells.centred.square()) + cells.noise.clamp(min=VARIANCE_FLOOR)
+    return cells.table(cells.centred / (variance.sqrt() + SCALE_FLOOR))
 
 
 def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
@@ -89,6 +106,71 @@ def no_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tens
 
 
 NORMALIZATIONS = {"turn_group": turn_group_zscore, "pooled": pooled_zscore, "none": no_zscore}
+
+
+# ---- turns that began in the same state
+
+
+def state_cells(states_NK: Tensor, group_ids_N: Tensor) -> tuple[Tensor, int]:
+    """A cell number for each state of each prompt, and how many there are. Turns without a state have any."""
+    groups, group_N = group_ids_N.unique(return_inverse=True)
+    most = int(states_NK.max()) + 1 if states_NK.numel() else 0
+    return group_N.unsqueeze(1) * max(most, 1) + states_NK.clamp(min=0), len(groups) * max(most, 1)
+
+
+def state_group_sizes(present_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor) -> Tensor:
+    """How many of the turns that are there began in the state of each of them, itself included; 0 for the others."""
+    there_NK = present_NK & (states_NK >= 0)
+    cell_NK, num_cells = state_cells(states_NK, group_ids_N)
+    sizes = torch.zeros(num_cells, dtype=torch.long, device=states_NK.device)
+    sizes = sizes.scatter_add(0, cell_NK.flatten(), there_NK.flatten().long())
+    return sizes[cell_NK].masked_fill(~there_NK, 0)
+
+
+def state_group_zscore(gains_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
+    """Compare each turn with those of the same prompt that began in the same state, at whatever depth.
+
+    A turn whose state no other turn with a gain has is compared with all turns at its depth, as by
+    `turn_group_zscore`, whose floor this is.
+
+    Example (one group): gains [[1, 5, nan], [3, 2, nan], [4, nan, nan]], states [[0, 1, 2], [0, 0, 1], [0, 3, -1]] ->
+        state 0 has 1, 3, 2, 4: mean 2.5, deviation 1.1180; the 5 is alone in state 1, and compared with the 2 at its
+        depth -> [[-1.3416, 1, nan], [0.4472, -0.4472, nan], [1.3416, nan, nan]]
+    """
+    cell_NK, num_cells = state_cells(states_NK, group_ids_N)
+    has_mates_NK = state_group_sizes(~gains_NK.isnan(), states_NK, group_ids_N) > 1
+    of_state_NK = _zscore(gains_NK.masked_fill(states_NK < 0, torch.nan), cell_NK, num_cells, floor)
+    return torch.where(has_mates_NK, of_state_NK, turn_group_zscore(gains_NK, group_ids_N, floor))
+
+
+def above_state_mean(
+    returns_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor, scale: str, floor: Floor = 0.0
+) -> Tensor:
+    """What a turn earned beyond the mean of the prompt's turns that began in the same state (GiGPO).
+
+        S[i,t] = (R[i,t] - mean) / d          over the turns of i's group with the state of (i,t); 0 for one alone
+        d = 1                                 where scale is "none"
+        d = sample deviation + 1e-6           of those turns where it is "group", of all turns where it is "batch"
+
+    A variance has the floor of `turn_group_zscore` added. A turn without a state has NaN.
+
+    Example (one group, all in one state): returns [[0.9025], [-0.1], [-0.1]] -> mean 0.2342, deviation 0.5788 ->
+        [[1.1547], [-0.5774], [-0.5774]]; with "none" [[0.6683], [-0.3342], [-0.3342]]
+    """
+    cell_NK, num_cells = state_cells(states_NK, group_ids_N)
+    cells = _Cells(returns_NK.masked_fill(states_NK < 0, torch.nan), cell_NK, num_cells, floor)
+    if scale == "none":
+        return cells.table(cells.centred)
+    if scale == "batch":
+        all_returns = returns_NK.flatten()[cells.present].to(cells.centred.dtype)
+        variance = all_returns.var() if len(all_returns) > 1 else cells.centred.new_zeros(())
+    else:
+        variance = cells.mean(cells.centred.square()) * cells.count / (cells.count - 1).clamp(min=1.0)
+    variance = variance + cells.noise.clamp(min=VARIANCE_FLOOR)
+    return cells.table(cells.centred / (variance.sqrt() + SCALE_FLOOR))
+
+
+# ---- over the turns of a rollout
 
 
 def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:

@@ -27,6 +27,8 @@ tools. With `log_completions`, the table has the advantage of each turn (`turn_a
     tools/seconds, tools/retries, tools/hung           seconds of a call; further attempts; calls that never came back
     rollouts/excluded, rollouts/failed_rewards         share of rollouts left out of the loss; of rewards that failed
     rollouts/sampling_seconds, rollouts/tool_seconds   of the slowest process
+    states/alone, states/turns, states/seconds         where states are compared: share of turns alone in theirs; turns
+                             of a prompt that begin in one, on average; seconds that it took the slowest process
     shaping/passed, share, mean, seconds               with `failure_shaping`
     rewards/exact_match/mean ...                       of each reward; with weight 0 in `reward_weights` only logged
 

@@ -5,11 +5,12 @@
      "turns": [{"status": "ok", "calls": [{"name": "search", "arguments": {...}, "status": "ok", "result": "...",
                 "seconds": 0.01, "attempts": 1, "made": true, "changes_state": false}],
                 "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false, "reward": null}],
-     "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}}
+     "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}, "states": [0, 3]}
 
 `prompt` is what the policy read, with what `reset` of an environment put behind the row's. `turns`, `ended` and
 `excluded` are there where rollouts may have turns: how each turn ended (see failures.py), and why the rollout did;
-`turn_rewards` where there are any: a number a turn, the answer turn included. `values` and `gains` are there where a
+`turn_rewards` where there are any: a number a turn, the answer turn included. `states` where a method compares turns
+by what was read before them: turns of a prompt with the same number read alike. `values` and `gains` are there where a
 gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value that could not be
 computed is None.
 
@@ -73,6 +74,7 @@ class Record(TypedDict, total=False):
     values: list[float | None]
     gains: list[float | None]
     turn_rewards: dict[str, list[float | None]]
+    states: list[int]
 
 
 def make_records(
@@ -177,7 +179,7 @@ def read_jsonl(path: Path) -> list[Record]:
 def as_text(record: Record) -> str:
     """A rollout for a reader: question, calls with their results and gains, answer, rewards."""
     prompt, completion = record["prompt"], record["completion"]
-    lines = [prompt if isinstance(prompt, str) else _content(prompt[-1])]
+    lines = [prompt if isinstance(prompt, str) else text_of(prompt[-1])]
     if record.get("turns") and record["turns"][0]["calls"] is None:
         lines += _lines_of_turns(record)
     elif isinstance(completion, str):
@@ -214,7 +216,7 @@ def _answered(text: str, gain: float | None) -> list[str]:
     return [*lines, f"    gain {gain:+.2f}"] if gain is not None else lines
 
 
-def _content(message: dict[str, Any]) -> str:
+def text_of(message: dict[str, Any]) -> str:
     """The text of a message, whose content may be in parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -40,6 +40,8 @@ WORKED = {
     "mt_grpo": [[2.5687, HIGH, HIGH], [-1.2843, LOW], [-1.2843]],
     # Returns 0.81, 0.9, 1 | -0.1, 0 | -0.1; and 0.3 times the outcome
     "hybrid": [[1.7606, 1.3464, 0.3464], [-0.8803, -1.1732], [-0.8803]],
+    # Returns 0.9025, 0.95, 1 | -0.1, 0 | -0.1; states 0, 1, 2 | 0, 1 | 0. 1.1545 + 1.1547, 1.1545 + 0.7071, ...
+    "gigpo": [[2.3092, 1.8616, HIGH], [-1.1546, -1.2844], [-1.1546]],
 }
 
 
@@ -52,6 +54,7 @@ def the_group(turn_rewards: bool = True, outcomes=(1.0, 0.0, 0.0)) -> Evidence:
         outcome_advantages_N=torch.tensor([2 / 3, -1 / 3, -1 / 3]) / (math.sqrt(1 / 3) + 1e-4),
         num_turns_N=torch.tensor([3, 2, 1]),
         group_ids_N=torch.tensor([5, 5, 5]),
+        states_NK=torch.tensor([[0, 1, 2], [0, 1, -1], [0, -1, -1]]),
     )
 
 
@@ -64,7 +67,7 @@ def switches_of(name: str, **changes) -> Switches:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_preset_credits_three_rollouts_as_worked_out_by_hand(name):
-    rewarded = name in ("gtpo", "mt_grpo", "hybrid")
+    rewarded = name in ("gtpo", "mt_grpo", "hybrid", "gigpo")
     outcomes = (1.0, 0.3, 0.0) if name == "gtpo" else (1.0, 0.0, 0.0)
     evidence = the_group(rewarded, outcomes)
     credited = find_method(name)(evidence, switches_of(name))
@@ -138,7 +141,9 @@ def groups(draw):
     rewards = torch.tensor(draw(some)).view(number, 4).masked_fill(turns >= num_turns.unsqueeze(1), NAN)
     outcomes = torch.tensor(draw(some))[:number]
     ids = torch.tensor(draw(st.lists(st.sampled_from([3, 8]), min_size=number, max_size=number)))
-    return Evidence(gains, rewards, outcomes, outcomes - outcomes.mean(), num_turns, ids)
+    states = torch.tensor(draw(st.lists(st.integers(0, 5), min_size=4 * number, max_size=4 * number)))
+    states = states.view(number, 4).masked_fill(turns >= num_turns.unsqueeze(1), -1)
+    return Evidence(gains, rewards, outcomes, outcomes - outcomes.mean(), num_turns, ids, states_NK=states)
 
 
 @settings(max_examples=60, deadline=None)
