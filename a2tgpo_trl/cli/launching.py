@@ -5,6 +5,12 @@ import os
 import sys
 
 
+# How long threads of one operation wait for each other before they sleep. By default some milliseconds, in which they
+# hold the very core that the last of them needs: beside one other busy process, a step of the quickstart on two cores
+# takes ten times as long. An operation of a large model takes longer than either.
+PATIENCE = {"GOMP_SPINCOUNT": "5000"}
+
+
 def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     """A recipe, and what it is to say otherwise."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
@@ -34,4 +40,5 @@ def launch(module: str, args: argparse.Namespace) -> int:
     config_file = find_launch_config(args.config_file) if args.config_file else None
     start = start_here(config_file, args.num_processes)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *start.words, "-m", module, *words], {**os.environ, **start.variables})
+    environment = {**PATIENCE, **os.environ, **start.variables}
+    os.execve(sys.executable, [sys.executable, *start.words, "-m", module, *words], environment)

@@ -361,6 +361,18 @@ STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID"
 MEETING = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 
+@pytest.mark.parametrize(("own", "found"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_for_each_other_soon_sleep_unless_the_user_says_otherwise(own, found, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    cli(["train", "quickstart"])
+    ((_, words, variables),) = started
+    assert words[1:3] == ["-m", "a2tgpo_trl.train"] and variables["GOMP_SPINCOUNT"] == found
+
+
 def test_a_task_of_slurm_is_a_rank_where_there_are_several_on_a_machine():
     assert is_slurm_rank(STEP)
     assert not is_slurm_rank({})
