@@ -15,6 +15,9 @@ answer stands in the last pair of `<answer>` tags of the last message, or was ha
     exact_match     1 or 0: the same words, without case, punctuation and English articles
     exact_number    1 or 0: the same number, however it is written
     f1              harmonic mean of precision and recall of the words
+    f1_hotpot       the same, but all or nothing where an answer is yes or no, as HotpotQA evaluates
+    paper_reward    1 or 0 as exact_match, -1 where the format is broken: a thought in <think> tags, then the answer
+                    in tags and in \boxed{}; `rewards/paper.py` makes it for other formats
     answer_format   0 where the last message holds one answer in tags, else -1
     math_equal      1 or 0: the same mathematics, also in \boxed{}; needs the extra `math`
 
@@ -24,19 +27,33 @@ Each is also a metric, logged as `rewards/NAME/mean`; in an evaluation, `eval_re
 `a2tgpo help credit`.
 """
 
-from .text import answer_format, exact_match, exact_number, extract_answer, f1, final_text, normalize_answer
+from .paper import AnswerFormat, paper_reward, reward_in
+from .text import (
+    answer_format,
+    exact_match,
+    exact_number,
+    extract_answer,
+    f1,
+    f1_hotpot,
+    final_text,
+    normalize_answer,
+)
 
 
 __all__ = [
     "REWARDS",
     "RIGHT_OR_WRONG",
+    "AnswerFormat",
     "answer_format",
     "exact_match",
     "exact_number",
     "extract_answer",
     "f1",
+    "f1_hotpot",
     "final_text",
     "normalize_answer",
+    "paper_reward",
+    "reward_in",
 ]
 
 RIGHT_OR_WRONG = ("exact_match", "exact_number", "math_equal")  # rewards that are 1 or 0 by their meaning
@@ -45,6 +62,8 @@ REWARDS = {
     "exact_match": "a2tgpo_trl.rewards:exact_match",
     "exact_number": "a2tgpo_trl.rewards:exact_number",
     "f1": "a2tgpo_trl.rewards:f1",
+    "f1_hotpot": "a2tgpo_trl.rewards:f1_hotpot",
+    "paper_reward": "a2tgpo_trl.rewards:paper_reward",
     "answer_format": "a2tgpo_trl.rewards:answer_format",
     "math_equal": "a2tgpo_trl.rewards.math_answers:math_equal",
 }

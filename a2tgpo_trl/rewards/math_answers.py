@@ -8,13 +8,13 @@ time is wrong, and so is what is longer than `LONGEST` characters.
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, lru_cache
 
 from .symbolic import Symbolic, Undecided
-from .text import Answer, Completion, extract_answer, final_text
+from .text import Answer, Completion, braces, extract_answer, final_text, last_boxed
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ ATTEMPTS = 2  # a machine may be busy
 LONGEST = 1000
 PROCESSES = min(4, os.cpu_count() or 1)
 
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
 _FRACTION = re.compile(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)")  # also a mixed number: 3 1/2
 # What changes how an answer looks, and not what it says.
@@ -56,33 +55,6 @@ def final_answer(completion: Completion) -> str | None:
     text = final_text(completion) if tagged is None else tagged
     boxed = last_boxed(text)
     return tagged if boxed is None else boxed
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{} holds whose braces are closed.
-
-    Example: r"\boxed{\{1, 2\}} and \boxed{\frac{1}{2}}" -> r"\frac{1}{2}"; r"\boxed{1" -> None
-    """
-    boxes = {found.end() - 1 for found in _BOXED.finditer(text)}
-    closed = [(start, end) for start, end in _braces(text) if start in boxes]
-    if not closed:
-        return None
-    start, end = max(closed)
-    return text[start + 1 : end].strip()
-
-
-def _braces(text: str) -> Iterator[tuple[int, int]]:
-    """Where each pair of braces opens and closes, in one pass: a policy may open thousands and close none."""
-    opened: list[int] = []
-    i = 0
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1  # \{ and \} are no braces, and \\ no beginning of one
-        elif text[i] == "{":
-            opened.append(i)
-        elif text[i] == "}" and opened:
-            yield opened.pop(), i
-        i += 1
 
 
 def _is_accepted(completion: Completion, answer: Answer) -> float:
@@ -182,7 +154,7 @@ def is_comparable(accepted: str, given: str) -> bool:
     """
     first, second = plain(accepted), plain(given)
     return (
-        len(list(_braces(given))) == given.count("{") - given.count(r"\{") == given.count("}") - given.count(r"\}")
+        len(list(braces(given))) == given.count("{") - given.count(r"\{") == given.count("}") - given.count(r"\}")
         and not (number(first) is not None and _GAP.search(second))
         and not _TIME.search(first + " " + second)
         and _BASE.findall(first) == _BASE.findall(second)

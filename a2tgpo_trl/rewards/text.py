@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +20,9 @@ Answer = str | Sequence[str]
 
 # An opening tag inside an answer starts it anew: what is cut off or repeated before it is no part of the answer.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
+VERDICTS = ("yes", "no", "noanswer")
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", re.ASCII)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -44,7 +46,7 @@ def extract_answer(completion: Completion) -> str | None:
 
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"
     """
-    submitted = _submitted(completion)
+    submitted = submitted_answer(completion)
     if submitted is not None:
         return submitted
     found = _ANSWER.findall(final_text(completion))
@@ -56,7 +58,7 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **k
 
     Example: "<answer>the Eiffel Tower!</answer>" for ["Tour Eiffel", "Eiffel Tower"] -> 1; no answer tag -> 0
     """
-    return [_best(_equal, *pair) for pair in zip(completions, answer, strict=True)]
+    return [best_of(equal_words, extract_answer(c), a) for c, a in zip(completions, answer, strict=True)]
 
 
 def exact_number(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
@@ -86,7 +88,15 @@ def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) ->
 
     Example: "<answer>Barack Hussein Obama</answer>" for "Barack Obama" -> P = 2/3, R = 1, F1 = 0.8
     """
-    return [_best(_overlap, *pair) for pair in zip(completions, answer, strict=True)]
+    return [best_of(_overlap, extract_answer(c), a) for c, a in zip(completions, answer, strict=True)]
+
+
+def f1_hotpot(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
+    """`f1` as HotpotQA evaluates: where either answer is "yes", "no" or "noanswer", the same words or 0.
+
+    Example: "<answer>no idea</answer>" for "no" -> 0, by `f1` 2/3; "<answer>No.</answer>" -> 1
+    """
+    return [best_of(_overlap_or_verdict, extract_answer(c), a) for c, a in zip(completions, answer, strict=True)]
 
 
 def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
@@ -94,10 +104,37 @@ def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
 
     Example: "<answer>Paris</answer>" -> 0; "Paris" -> -1; "<answer>Paris</answer> <answer>Rome</answer>" -> -1
     """
-    return [0.0 if _submitted(c) or _is_well_formed(final_text(c)) else -1.0 for c in completions]
+    return [0.0 if submitted_answer(c) or _is_well_formed(final_text(c)) else -1.0 for c in completions]
 
 
-def _submitted(completion: Completion) -> str | None:
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{} holds whose braces are closed.
+
+    Example: r"\boxed{\{1, 2\}} and \boxed{\frac{1}{2}}" -> r"\frac{1}{2}"; r"\boxed{1" -> None
+    """
+    boxes = {found.end() - 1 for found in _BOXED.finditer(text)}
+    closed = [(start, end) for start, end in braces(text) if start in boxes]
+    if not closed:
+        return None
+    start, end = max(closed)
+    return text[start + 1 : end].strip()
+
+
+def braces(text: str) -> Iterator[tuple[int, int]]:
+    """Where each pair of braces opens and closes, in one pass: a policy may open thousands and close none."""
+    opened: list[int] = []
+    i = 0
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1  # \{ and \} are no braces, and \\ no beginning of one
+        elif text[i] == "{":
+            opened.append(i)
+        elif text[i] == "}" and opened:
+            yield opened.pop(), i
+        i += 1
+
+
+def submitted_answer(completion: Completion) -> str | None:
     """The `answer` of a call to a final tool, whose message the tool loop marks when it has ended the rollout."""
     if isinstance(completion, str) or not completion or not completion[-1].get("final"):
         return None
@@ -122,12 +159,11 @@ def _is_well_formed(text: str) -> bool:
     return one_pair and bool(extract_answer(text))
 
 
-def _best(score: Callable[[list[str], list[str]], float], completion: Completion, answer: Answer) -> float:
-    """The best score of a completion over the accepted answers; 0 without a final answer."""
+def best_of(score: Callable[[list[str], list[str]], float], given: str | None, answer: Answer) -> float:
+    """The best score of a final answer over the accepted ones; 0 without a final answer."""
     accepted = [answer] if isinstance(answer, str) else answer
     if not accepted:
         raise ValueError("The column 'answer' holds an empty list: there is nothing to compare with. Drop the row.")
-    given = extract_answer(completion)
     return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
 
 
@@ -136,12 +172,17 @@ def _words(text: str) -> list[str]:
     return normalize_answer(text).split() or text.lower().split()
 
 
-def _equal(given: list[str], accepted: list[str]) -> float:
+def equal_words(given: list[str], accepted: list[str]) -> float:
     return float(given == accepted)
 
 
 def _overlap(given: list[str], accepted: list[str]) -> float:
     if not given or not accepted:
-        return _equal(given, accepted)
+        return equal_words(given, accepted)
     common = (Counter(given) & Counter(accepted)).total()
     return 2 * common / (len(given) + len(accepted))  # 2 P R / (P + R), without a division by 0
+
+
+def _overlap_or_verdict(given: list[str], accepted: list[str]) -> float:
+    is_verdict = any(len(words) == 1 and words[0] in VERDICTS for words in (given, accepted))
+    return equal_words(given, accepted) if is_verdict else _overlap(given, accepted)

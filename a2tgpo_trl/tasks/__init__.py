@@ -12,8 +12,9 @@ by their names. With a file of rows, a tool and a reward of your own, a recipe o
     reward_funcs: [my_tool.py:short_answer, exact_match]
     output_dir: outputs/own
 
-Rewards of this package: exact_match, exact_number, f1, answer_format, math_equal. They read the last pair of <answer>
-tags of the last message. Scores on rows that are trained on say so. In a script, hand the same over to the trainer.
+Rewards of this package: exact_match, exact_number, f1, answer_format, math_equal, paper_reward and others
+(`a2tgpo help rewards`). They read the last pair of <answer> tags of the last message. Scores on rows that are trained
+on say so. In a script, hand the same over to the trainer.
 
 Tasks that come along, by the name that a recipe gives them (`task:`, with `task_kwargs:`):
 

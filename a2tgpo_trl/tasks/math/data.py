@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from ...rewards.math_answers import last_boxed
+from ...rewards.text import last_boxed
 
 
 logger = logging.getLogger(__name__)
