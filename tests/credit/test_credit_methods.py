@@ -279,7 +279,10 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
         for key, value in batch.items():
             # The log-probabilities of A2TGPO and IGPO come from the gain pass, those of the others from the parent.
             near = {"atol": 1e-5, "rtol": 1e-5} if value.is_floating_point() else {"atol": 0, "rtol": 0}
-            torch.testing.assert_close(value, batches["a2tgpo"][key], **near, msg=f"{name}: {key}")
+            wanted = batches["a2tgpo"][key]
+            if key == "old_per_token_logps":  # those of results of tools are in no loss, and need not be there
+                value, wanted = value[batch["turn_index"] >= 0], wanted[batch["turn_index"] >= 0]
+            torch.testing.assert_close(value, wanted, **near, msg=f"{name}: {key}")
     assert all(torch.equal(advantages["grpo"], advantages[name]) for name in ("gspo", "atpo"))
     different = [name for name in METHODS if name not in ("gspo", "atpo")]
     assert len({str(advantages[name].tolist()) for name in different}) == len(different)
