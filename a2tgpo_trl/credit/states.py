@@ -8,8 +8,11 @@ A state is the prompt for a first turn, and for any other the results of the cal
 earlier. States of a prompt are numbered in the order in which they are met, along its rollouts one after the other.
 A state that is like one that was met has its number: 2 above is the same one, although b came there sooner.
 
-Two texts are like each other by difflib's ratio, twice the characters in matching runs over all characters of both. A
-text is compared with the first of each state, and goes with the first state that it is like, as GiGPO's code does it.
+Two texts are like each other by difflib's ratio, twice the characters in matching runs over all characters of both. In
+texts of 200 characters or more difflib starts no run with a frequent character, which makes scattered changes count
+for more. A text is compared with the first of each state, and goes with the first state that it is like. All of this
+is as in GiGPO's code.
+
 The ratio takes milliseconds, and pairs are many. So equal texts are looked up, and most of the others are told apart
 by what the ratio cannot exceed: by the characters that both have, whatever their order, and by their longest common
 subsequence, which is given up as soon as it has missed too many.
