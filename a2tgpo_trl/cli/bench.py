@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
-RANDOM = "random"  # in the place of a recipe
+RANDOM = ("random", "random-0.6b")  # in the place of a recipe: sizes in bench_policy.py
 GIB = 2**30
 
 STEP = """Times steps of a recipe and their stages, by this package and by TRL's GRPOTrainer with the same policy,
@@ -56,7 +56,10 @@ def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, in
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
     add_recipe_argument(parser)
-    parser.epilog = f"Recipe {RANDOM!r}: 20 million random weights, prompts of 1,400 tokens. {parser.epilog}"
+    parser.epilog = (
+        "Recipe 'random': 20 million random weights, prompts of 1,400 tokens; 'random-0.6b': the same with the width, "
+        f"depth and vocabulary of Qwen3-0.6B, for accelerators. {parser.epilog}"
+    )
     numbers = (
         ("--steps", 1, 5, "steps of each that are timed with a seed, after one that warms up"),
         ("--seeds", 1, 1, "seeds, the first of which is 0; --seed names one"),
@@ -102,7 +105,7 @@ def run_step(args: argparse.Namespace) -> int:
     quiet_libraries()
     show(bench_step.describe())
     with TemporaryDirectory() as folder:
-        recipe = write_recipe(folder) if args.recipe == RANDOM else args.recipe
+        recipe = write_recipe(folder, args.recipe) if args.recipe in RANDOM else args.recipe
         found = bench_step.measure(recipe, args.overrides, args.steps, args.seeds, folder)
     show(_step_table(found))
     ours, theirs = found["ours"], found["TRL"]

@@ -6,7 +6,7 @@ the end of a turn about as probable as each should be. Rollouts differ in length
 
 import importlib.resources
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +23,14 @@ CALL = '<tool_call>\n{"name": "search_0", "arguments": {"query": "who"}}\n</tool
 TOOLS = 3
 TURN = 60  # tokens of a turn, on average
 CALLS_PER_END = 3  # so that three turns of four hold a call
-SIZES = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1536}
-VOCABULARY = 8192
+SIZES = {
+    # 20 million weights, for processors.
+    "random": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1536}
+    | {"vocab_size": 8192},
+    # Width, depth and vocabulary of Qwen3-0.6B, for accelerators.
+    "random-0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072}
+    | {"num_key_value_heads": 8, "vocab_size": 151_936},
+}
 DESCRIPTION = (
     "Search one part of the encyclopedia, and return the documents in it that fit the words of the query best. Ask "
     "for one fact at a time, by the names that the question gives, and go on from what was found. Names of persons, "
@@ -48,10 +54,10 @@ report_to: none
 """
 
 
-def write_recipe(folder: str) -> str:
-    """A policy of about 20 million weights and a recipe that trains it; the path of the latter."""
+def write_recipe(folder: str, name: str = "random") -> str:
+    """A policy of the sizes of this name and a recipe that trains it; the path of the latter."""
     tokenizer = make_tokenizer()
-    model = make_policy(tokenizer)
+    model = make_policy(tokenizer, SIZES[name])
     for part in (tokenizer, model):
         part.save_pretrained(f"{folder}/policy")
     file = Path(folder, "recipe.yaml")
@@ -87,11 +93,10 @@ def byte_level_tokenizer(
     )
 
 
-def make_policy(tokenizer: PreTrainedTokenizerFast) -> PhiForCausalLM:
+def make_policy(tokenizer: PreTrainedTokenizerFast, sizes: Mapping[str, int]) -> PhiForCausalLM:
     torch.manual_seed(0)
     config = PhiConfig(
-        vocab_size=VOCABULARY,
-        **SIZES,
+        **sizes,
         max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -9,7 +9,8 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from a2tgpo_trl.cli import bench_gain, bench_step, main
-from a2tgpo_trl.cli.bench_policy import write_recipe
+from a2tgpo_trl.cli.bench import RANDOM
+from a2tgpo_trl.cli.bench_policy import SIZES, write_recipe
 from a2tgpo_trl.recipe import read_recipe
 
 
@@ -92,6 +93,10 @@ def test_the_random_policy_takes_turns_of_all_lengths_behind_long_prompts(tmp_pa
     assert max(turns) > 2 and len(set(turns)) > 1
     calls = [call for record in records for turn in record["turns"] for call in turn["calls"]]
     assert calls and {call["status"] for call in calls} <= {"ok", "over_budget"}
+
+
+def test_the_names_of_random_policies_are_those_that_have_sizes():
+    assert set(RANDOM) == set(SIZES)
 
 
 def test_a_ratio_of_steps_is_that_of_their_sums_and_follows_neighbours():
