@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
 
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
-from .credit import GAIN_FLOOR
+from .credit import GAIN_FLOOR, preset_of
 from .credit.credit_pass import CreditPass, CreditSettings
 from .credit.methods import identity_of
 from .credit.metrics import floor_metrics
@@ -221,6 +221,11 @@ class A2TGPOTrainer(ScoringTrainer):
     def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
         of_credit = {"credit": identity_of(self.args.credit), "turn rewards": self.turn_reward_names}
         return {**super().settings_of_run(may_change), **of_credit}
+
+    def default_settings(self) -> dict[str, Any]:
+        found = {**super().default_settings(), **preset_of(self.args.credit_method).values}
+        del found["credit"]  # a run without was not one of this trainer
+        return found
 
     def extra_state(self) -> dict[str, Any]:
         gain_pass = self._gain_pass

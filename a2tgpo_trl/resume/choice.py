@@ -10,7 +10,7 @@ from ..errors import ResumeError
 from ..ranks import Ranks
 from .folders import LEFT, STATE, TORN, checkpoint, checkpoints_of, set_aside, step_of
 from .manifest import NO_MANIFEST, fault, read_manifest
-from .same_run import differences
+from .same_run import differences, with_defaults
 from .state import REFERENCE
 
 
@@ -23,6 +23,7 @@ class Run:
 
     folder: Path
     settings: dict[str, Any]
+    defaults: dict[str, Any]  # of settings that nobody has set
     layout: dict[str, Any]
     allows_changes: bool  # whether it goes on where settings differ
     seeds_rollouts: bool  # whether a rollout depends on its own seed, and not on how many processes there are
@@ -123,7 +124,8 @@ class Choice:
     # ---- whether it is of the same run
 
     def _check_settings(self, folder: Path, facts: dict[str, Any]) -> None:
-        changed = differences(facts["settings"], self._run.settings)
+        settings = self._run.settings
+        changed = differences(with_defaults(facts["settings"], settings, self._run.defaults), settings)
         if not changed:
             return
         found = f"{folder} was saved by a run with other settings: {'; '.join(changed)}."

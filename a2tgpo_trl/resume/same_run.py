@@ -6,11 +6,12 @@ A setting that is not named here matters: a new one of TRL's is compared until s
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from datasets import Dataset
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 
 # TRL's settings that change neither a rollout nor what is learnt from it: where things go, how often, and who is told.
@@ -68,6 +69,12 @@ def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[
     return json.loads(json.dumps(settings, default=str))
 
 
+def default_settings(args: GRPOConfig) -> dict[str, Any]:
+    """What settings are that nobody sets, as plain values: in them an earlier version ran that did not have them."""
+    defaults = {one.name: one.default for one in fields(args) if one.default is not MISSING}
+    return json.loads(json.dumps(defaults, default=str))
+
+
 def layout_of(trainer: GRPOTrainer) -> dict[str, Any]:
     """How rollouts, weights and optimizer are shared out between processes."""
     args, accelerator = trainer.args, trainer.accelerator
@@ -104,6 +111,14 @@ def _digest_of_architecture(config: dict[str, Any]) -> str:
     passing = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype")
     kept = {key: value for key, value in config.items() if key not in passing and not key.endswith("_token_id")}
     return hashlib.sha256(json.dumps(kept, default=str, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def with_defaults(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with those that only now are known.
+
+    Example: {"seed": 1}, now {"seed": 1, "width": 3}, by default {"width": 2} -> {"seed": 1, "width": 2}
+    """
+    return {**{name: defaults[name] for name in now.keys() - before.keys() if name in defaults}, **before}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

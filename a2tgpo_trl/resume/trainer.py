@@ -28,7 +28,7 @@ from .disk import is_about_writing, leave_at_once, write_together
 from .folders import checkpoint, declare_whole, make_place, remove_surplus
 from .interruption import Interruption
 from .own_files import LOADED, MODEL_CARD, OwnFiles
-from .same_run import differences, layout_of, settings_of
+from .same_run import default_settings, differences, layout_of, settings_of
 from .state import OF_A_RANK, REFERENCE, RandomState, Snapshot, as_lists, refill
 
 
@@ -72,6 +72,10 @@ class Resumable(GRPOTrainer):
         """What a run must have the same to go on, by name, as plain values. `may_change`: settings left out of it."""
         return settings_of(self, may_change)
 
+    def default_settings(self) -> dict[str, Any]:
+        """What those of them are that nobody has set."""
+        return default_settings(self.args)
+
     def extra_state(self) -> dict[str, Any]:
         """Of this rank: tensors, numbers and text, by names that none of `_state_now` has."""
         return {}
@@ -93,6 +97,7 @@ class Resumable(GRPOTrainer):
         self._run = Run(
             Path(self.args.output_dir),
             self.settings_of_run(),
+            self.default_settings(),
             layout_of(self),
             self.allows_changes,
             self.seeds_rollouts,

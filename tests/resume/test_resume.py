@@ -467,6 +467,17 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end_and_its_checkpoints
     assert {one.name for one in checkpoints_of(folder)} == {"checkpoint-1", "checkpoint-2", f"checkpoint-{STEPS}"}
 
 
+def test_a_setting_that_an_earlier_version_did_not_have_was_what_it_is_by_default(saved, make, tmp_path):
+    folder = copied(saved, tmp_path)
+    for one in checkpoints_of(folder):
+        manifest = read_manifest(one)
+        del manifest["settings"]["gain_groups"]
+        write_manifest(one, manifest)
+    with pytest.raises(ResumeError, match=r"gain_groups \(turn, now state\)"):
+        make(folder, gain_groups="state").train(resume_from_checkpoint=True)
+    make(folder).train(resume_from_checkpoint=True)
+
+
 def test_settings_that_an_earlier_version_pickled_are_read(saved):
     file = saved / "checkpoint-2" / "training_args.bin"
     with zipfile.ZipFile(file) as archive:
