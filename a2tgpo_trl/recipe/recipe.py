@@ -162,6 +162,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     words = list(words)
     parser = RecipeParser()
     path, where = None, ""
+    said = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     if "--config" in words[:-1]:
         place = words.index("--config") + 1
         path = find_recipe(words[place])
@@ -169,6 +170,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         where = f"{path} and the command line: " if len(words) > 2 else f"{path}: "
         content = read_yaml(path)
         check_keys(path, content, parser)
+        said |= content.keys()
         words = [*_files_beside(path, content), *words]  # what the command line says comes later, and wins
     try:
         *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
@@ -192,6 +194,9 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         args.resume_from_checkpoint = True  # the last one in the output folder
     if args.reward_weights is None and recipe.task.reward_weights is not None:
         args.reward_weights = list(recipe.task.reward_weights)
+    for key, value in recipe.task.settings.items():
+        if key not in said:
+            setattr(args, key, value)
     return recipe
 
 

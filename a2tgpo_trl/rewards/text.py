@@ -20,6 +20,7 @@ Answer = str | Sequence[str]
 
 # An opening tag inside an answer starts it anew: what is cut off or repeated before it is no part of the answer.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_WHOLE_BOX = re.compile(r"\\boxed\{((?:(?!\\boxed).)*)\}", re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 VERDICTS = ("yes", "no", "noanswer")
@@ -40,17 +41,22 @@ def normalize_answer(text: str) -> str:
 
 
 def extract_answer(completion: Completion) -> str | None:
-    """The text between the last pair of answer tags in the last assistant message, or None.
+    r"""The text between the last pair of answer tags in the last assistant message, without a box around it, or None.
 
     Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer.
 
-    Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"
+    Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"; "<answer>\boxed{Paris}</answer>" as well
     """
     submitted = submitted_answer(completion)
     if submitted is not None:
         return submitted
     found = _ANSWER.findall(final_text(completion))
-    return found[-1].strip() if found else None
+    return _unboxed(found[-1].strip()) if found else None
+
+
+def _unboxed(answer: str) -> str:
+    boxed = _WHOLE_BOX.fullmatch(answer)
+    return boxed[1].strip() if boxed else answer
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:

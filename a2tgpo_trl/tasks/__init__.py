@@ -21,12 +21,13 @@ Tasks that come along, by the name that a recipe gives them (`task:`, with `task
     atlas         a generated world, questions of one to four hops; search
     arithmetic    generated problems of one to four steps, each needing the one before; Python
     gsm8k, math   the data sets of these names, from the hub or from files ({path: FOLDER}); Python
+    qa            seven sets of questions, from the hub or from files ({folder: FOLDER}); name a search tool with it
 
 To add one, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
 Tasks of this package also stand in `TASKS`, under a short name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ TASKS = {
     "arithmetic": "a2tgpo_trl.tasks.arithmetic.task:arithmetic",
     "gsm8k": "a2tgpo_trl.tasks.math.task:gsm8k",
     "math": "a2tgpo_trl.tasks.math.task:math",
+    "qa": "a2tgpo_trl.tasks.qa.task:qa",
 }
 
 
@@ -54,3 +56,5 @@ class Task:
     environment_factory: Any = None
     # A column of the test set: the tables of an evaluation have a line for each of its values.
     group_by: str | None = field(default=None, kw_only=True)
+    # Settings of a run that belong to its prompts, such as their probe; what a recipe says wins.
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)

@@ -1,0 +1,87 @@
+"""sets by name, prompts of a family -> the task of answering their questions by searching."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from ...lookup import load
+from ...rewards import REWARDS
+from .. import Task
+from ..rng import Rng
+from .leakage import Leakage, without_leaks
+from .prompts import Prompts, read_prompts
+from .questions import Question, load_split
+from .sets import MULTI_HOP, SETS, named, trained_on
+
+
+def qa(
+    sets: str | Sequence[str] = MULTI_HOP,
+    train: str | Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    limit: int | Mapping[str, int] | None = None,
+    prompts: str = "qwen3",
+    leakage: Leakage = "leave_out",
+    whole: bool = False,
+    seed: int = 0,
+) -> Task:
+    """Questions of HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle, NQ, TriviaQA and PopQA. The recipe names the tools.
+
+    Args:
+        sets: What is tested on: names of sets, or "multi-hop" or "single-hop" for all of a kind.
+        train: What is trained on. None: as the paper, HotpotQA for multi-hop sets and NQ for single-hop sets.
+        folder: Folder with FlashRAG's files, SET/SPLIT.jsonl. None: its collection of the hub.
+        limit: Most questions of each set, drawn by the seed: a number, or {train: 2000, test: 500}. None: all.
+        prompts: Family of models (`families/`), or a file of your own.
+        leakage: What becomes of training questions that are tested on: leave_out, refuse or keep.
+        whole: Whether a set of another size than is known is an error.
+        seed: What `limit` draws by.
+    """
+    form, limits = read_prompts(prompts), _limits(limit)
+    tested = named(sets)
+    learnt = trained_on(tested) if train is None else named(train)
+    test = {name: load_split(name, SETS[name].test, folder, whole) for name in tested}
+    pool = [question for name in learnt for question in load_split(name, "train", folder, whole)]
+    kept = without_leaks(pool, [question for questions in test.values() for question in questions], leakage)
+    by_set = {name: [question for question in kept if question.set == name] for name in learnt}
+    return Task(
+        train_dataset=_rows(by_set, limits.get("train"), form, Rng("train", seed)),
+        test_dataset=_rows(test, limits.get("test"), form, Rng("test", seed)),
+        reward_funcs=[_reward(name) for name in form.rewards],
+        reward_weights=list(form.rewards.values()),
+        settings=form.settings,
+        group_by="set",
+    )
+
+
+def _limits(limit: int | Mapping[str, int] | None) -> Mapping[str, int]:
+    limits = limit if isinstance(limit, Mapping) else {} if limit is None else {"train": limit, "test": limit}
+    for part, number in limits.items():
+        if part not in ("train", "test") or isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"limit must be a number from 1, or {{train: ..., test: ...}} with such; got {limit!r}.")
+    return limits
+
+
+def _reward(name: str) -> Callable:
+    return load(REWARDS[name], (), "reward", REWARDS)
+
+
+def _rows(by_set: Mapping[str, list[Question]], limit: int | None, form: Prompts, rng: Rng) -> Dataset:
+    """Questions as the trainer takes them; of each set at most `limit`, in their own order."""
+    rows = []
+    for questions in by_set.values():
+        chosen: Sequence[int] = range(len(questions))
+        if limit is not None and limit < len(questions):
+            chosen = sorted(rng.sample(chosen, limit))
+        rows += [_row(questions[i], form) for i in chosen]
+    return Dataset.from_list(rows)
+
+
+def _row(question: Question, form: Prompts) -> dict:
+    return {
+        "prompt": form.ask(question.text),
+        "answer": list(question.answers),
+        "set": question.set,
+        "id": question.id,
+        "titles": list(question.titles),
+    }
