@@ -125,8 +125,8 @@ def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: 
 
     `scored_RT`: which tokens of the completions are scored. None where plain rows have no more tokens.
     """
-    real = attention_mask.bool()
-    rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
+    real = attention_mask.bool().cpu()
+    rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), real, strict=True)]
     shared = shared_lengths(rows)
     own = {row: len(rows[row]) - 1 - length for row, length in shared.items()}
     if sum(own.values()) >= ids[:, 1:].numel():
@@ -140,7 +140,7 @@ def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: 
         kind: torch.cat([bucket.mask(window).flatten() for bucket in buckets]) for kind, window in windows.items()
     }
     masks = {kind: mask.view(1, 1, 1, -1) for kind, mask in masks.items()}
-    index_RT = _of_completions(index, real, scored_RT.size(1))
+    index_RT = _of_completions(index, real, scored_RT.size(1)).to(ids.device)
     scored_RT = scored_RT.bool()
     next_N = torch.full((sum(own.values()),), NOT_SCORED, device=ids.device)
     next_N[index_RT[scored_RT]] = ids[:, -scored_RT.size(1) :][scored_RT]
@@ -196,7 +196,7 @@ def _of_completions(index: Mapping[int, np.ndarray], real: Tensor, completion: i
         zip(real.int().argmax(dim=1).tolist(), real.sum(dim=1).tolist(), strict=True)
     ):
         found[row, first + 1 : first + length] = index[row]
-    return torch.from_numpy(found[:, -completion:]).to(real.device)
+    return torch.from_numpy(found[:, -completion:])
 
 
 def _joined(parts: Iterable[Sequence[int]], device: torch.device) -> Tensor:

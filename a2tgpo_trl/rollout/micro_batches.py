@@ -49,7 +49,7 @@ def _rows(batch: Mapping[str, Any]) -> list[Row]:
     prompts, completions = (
         [
             tuple(ids[real.bool()].tolist())
-            for ids, real in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)
+            for ids, real in zip(batch[f"{part}_ids"].cpu(), batch[f"{part}_mask"].cpu(), strict=True)
         ]
         for part in ("prompt", "completion")
     )
