@@ -23,7 +23,18 @@ def test_the_installed_metadata_are_those_of_this_version():
     installed = metadata("a2tgpo_trl")
     assert installed["Version"] == a2tgpo_trl.__version__
     trackers = {"wandb", "trackio", "tensorboard"}
-    extras = {"deepspeed", "vllm", "math", "mcp", "notebooks", "python", "qlora", "test", "test-vllm"} | trackers
+    extras = {
+        "deepspeed",
+        "vllm",
+        "math",
+        "mcp",
+        "notebooks",
+        "python",
+        "qlora",
+        "search",
+        "test",
+        "test-vllm",
+    } | trackers
     assert set(installed.get_all("Provides-Extra")) == extras
     requirements = installed.get_all("Requires-Dist")
     for extra in extras:

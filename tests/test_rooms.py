@@ -26,6 +26,7 @@ ROOMS = {
     "turns": "masks of sampled tokens -> turns",
     "loss": "log-probabilities -> ratios of turns",
     "tools": "calls -> results, in bounded time; a Python interpreter among the tools",
+    "search": "a corpus -> its index -> passages for queries: a server, and a tool",
     "rewards": "completions and accepted answers -> rewards",
     "tasks": "data sets, tools and rewards that come with the package",
     "report": "records and logs of runs -> progress lines, scores, pictures, comparisons",

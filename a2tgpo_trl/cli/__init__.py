@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": "make one policy of an adapter and its base",
     "bench": "time steps against TRL's, and the gain pass against plain passes",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
+    "serve-search": "search a corpus for policies: an index, built if need be, behind HTTP",
     "help": "read about settings, credit, tools, failures, metrics and more",
 }
 

@@ -23,6 +23,7 @@ PAGES = {
     "environments": ("rollout/environments.py", "tools that keep a state, one object for each rollout"),
     "rollout functions": ("rollout/__init__.py", "a loop of your own; ToolTrainer, which stands alone"),
     PYTHON: ("tools/python/__init__.py", "let the policy run Python, and what its code cannot reach"),
+    "search": ("search/__init__.py", "a corpus, its index, a server and a tool that searches it"),
     "rewards": ("rewards/__init__.py", "rewards that come along, one of your own, which texts are answers"),
     "failures": ("rollout/failures.py", "how a turn can end, and what follows"),
     "gain": ("information_gain/__init__.py", "what information gain is, which models it takes, rounding"),

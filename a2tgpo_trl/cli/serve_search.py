@@ -1,0 +1,67 @@
+"""a corpus -> its index, built if there is none, and a server that searches it (`search.server` says its protocol)."""
+
+import argparse
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ..search.retriever import Retriever
+
+ENDING = 10  # seconds that requests get to end after SIGTERM
+KINDS = ("bm25",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", required=True, help="JSON lines, or a folder of text files")
+    parser.add_argument("--index", choices=KINDS, default="bm25", help="how passages are found (default bm25)")
+    parser.add_argument("--index-folder", help="where the index is, or will be (default: CORPUS.bm25)")
+    parser.add_argument("--build", action="store_true", help="build the index, and serve nothing")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0: a free one)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="searches at once (default: the cores)")
+    parser.add_argument("--most-waiting", type=int, default=1024, help="requests at once (default 1024)")
+    parser.epilog = "a2tgpo help search says more."
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..search.retriever import bm25_retriever
+
+    if args.threads < 1 or args.most_waiting < 1:
+        raise ValueError("--threads and --most-waiting must be at least 1.")
+    retriever = bm25_retriever(args.corpus, args.index_folder, tell)
+    return 0 if args.build else serve(args, retriever)
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def serve(args: argparse.Namespace, retriever: "Retriever") -> int:
+    try:
+        import uvicorn
+
+        from ..search.server import SearchServer
+    except ImportError as error:
+        raise ValueError(f"A server needs {error.name}: pip install 'a2tgpo_trl[search]'") from error
+
+    answering = SearchServer(retriever, threads=args.threads, most_waiting=args.most_waiting)
+    config = uvicorn.Config(
+        answering.app(), args.host, args.port, log_level="warning", timeout_graceful_shutdown=ENDING, lifespan="off"
+    )
+    listening = config.bind_socket()
+    listening.listen(config.backlog)  # before the address is told, so that whoever reads it can connect
+    # uvicorn sends itself the signal once more when requests have ended; with this, that is a clean end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    host, port = listening.getsockname()[:2]
+    print(f"http://{host}:{port}/retrieve searches {len(retriever.corpus):,} passages ({args.index})", flush=True)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        answering.close()
+    return 0

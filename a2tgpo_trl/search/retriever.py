@@ -1,0 +1,72 @@
+"""a corpus, an index of it -> the best passages for queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import bm25
+from .corpus import Corpus, Passage
+from .folder import ensure_index, manifest_of
+from .progress import Tell
+
+
+LONGEST_QUERY = 10_000  # characters
+
+
+class Index(Protocol):
+    def rank(self, queries: Sequence[str], top_k: int) -> list[bm25.Hits]:
+        """For each query, the numbers of the best passages and their scores, best first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    passage: Passage
+    score: float
+
+
+class Retriever:
+    """Searches a corpus. May be used from several threads."""
+
+    def __init__(self, corpus: Corpus, index: Index):
+        self.corpus, self._index = corpus, index
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Found]]:
+        """For each query its best passages, best first; by BM25 fewer, where fewer share a word with it."""
+        for query in queries:
+            check_query(query)
+        check_top_k(top_k, len(self.corpus))
+        ranked = self._index.rank(queries, top_k)
+        return [[Found(self.corpus[number], score) for number, score in hits] for hits in ranked]
+
+
+def check_query(query: Any) -> None:
+    if not isinstance(query, str):
+        raise ValueError(f"A query must be text; got {type(query).__name__}.")
+    if not query.strip():
+        raise ValueError("A query is empty. Ask for something.")
+    if len(query) > LONGEST_QUERY:
+        raise ValueError(f"A query has {len(query):,} characters; the most is {LONGEST_QUERY:,}. Shorten it.")
+
+
+def check_top_k(top_k: Any, passages: int) -> None:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= passages:
+        raise ValueError(f"topk must be a whole number from 1 to {passages:,}, the passages there are; got {top_k!r}.")
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def bm25_retriever(corpus: str | Path, folder: str | Path | None = None, tell: Tell = _silent) -> Retriever:
+    """Searches a corpus by BM25; its index is built first, if it is not in the folder (CORPUS.bm25) yet."""
+    corpus = Path(corpus)
+    place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.bm25")
+    passages = ensure_index(corpus, place, bm25.SETTINGS, bm25.build, tell)
+    return Retriever(passages, bm25.BM25(place))
+
+
+def open_retriever(folder: str | Path) -> Retriever:
+    """Searches by an index that was built before, and stands with its corpus where it stood then."""
+    manifest = manifest_of(Path(folder))
+    return bm25_retriever(manifest["corpus"]["path"], folder)

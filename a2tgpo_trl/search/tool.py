@@ -1,0 +1,151 @@
+"""a server of Search-R1's protocol, or an index in this process -> a search tool that a policy calls."""
+
+import http.client
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..tools import ToolDown, tool
+from ..tools.search import NOTHING_FOUND
+from .corpus import Passage
+from .retriever import Retriever, check_query, open_retriever
+
+
+CONNECTING = 5.0  # seconds
+MOST_ANSWER = 2**28  # bytes
+
+Search = Callable[[Sequence[str], int], list[list[Passage]]]
+
+
+class SearchServerDown(ConnectionError, ToolDown):
+    """The server does not answer, or not as one does."""
+
+
+def SearchTool(
+    *,
+    url: str | None = None,
+    index: Retriever | str | Path | None = None,
+    top_k: int = 3,
+    max_passage_words: int | None = None,
+    timeout: float = 30.0,
+    retries: int = 3,
+    max_result_tokens: int | None = None,
+    cache: bool = True,
+) -> Callable[[str | list[str]], str]:
+    """A tool named `search`, for `tools=[SearchTool(url="http://localhost:8000")]`.
+
+    It asks a server (`url`; the path is /retrieve where none is given), or searches an index in this process (`index`:
+    a retriever, or the folder of an index that was built). A call brings one query or several, which go in one
+    request. Passages are cut to `max_passage_words` each; the whole result to `max_result_tokens`. A recipe can change
+    `timeout`, `retries`, `max_result_tokens` and `cache` (`tool_settings`).
+    """
+    if (url is None) == (index is None):
+        raise ValueError("SearchTool takes either url or index.")
+    for name, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
+        if value is not None and value < 1:
+            raise ValueError(f"SearchTool's {name} must be at least 1; got {value}.")
+    find = _over_http(url, timeout) if url is not None else _in_process(index)
+
+    @tool(
+        timeout=timeout,
+        retries=retries,
+        retry_on=(ToolDown,),
+        max_result_tokens=max_result_tokens,
+        cache=cache,
+        check=lambda: find(["a"], 1),
+    )
+    def search(query: str | list[str]) -> str:
+        """Search the encyclopedia.
+
+        Args:
+            query: What to look for: one query, or a list of several.
+
+        Returns:
+            The passages that fit best.
+        """
+        queries = [query] if isinstance(query, str) else query
+        for one in queries:
+            check_query(one)
+        results = [passages_text(found, max_passage_words) for found in find(queries, top_k)] if queries else []
+        if len(results) == 1:
+            return results[0]
+        return "\n\n".join(f"{one}\n{text}" for one, text in zip(queries, results, strict=True)) or NOTHING_FOUND
+
+    return search
+
+
+def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
+    """What the policy reads of the passages of a query.
+
+    Example: '[1] Paris\\nParis is the capital of France.\\n[2] ...'
+    """
+    parts = []
+    for number, passage in enumerate(passages, 1):
+        text = passage.text.strip()
+        words = text.split()
+        if most_words is not None and len(words) > most_words:
+            text = " ".join(words[:most_words]) + " ..."
+        parts.append(f"[{number}] {passage.title}\n{text}" if passage.title else f"[{number}] {text}")
+    return "\n".join(parts) or NOTHING_FOUND
+
+
+# ---- where passages come from
+
+
+def _in_process(index: Retriever | str | Path | None) -> Search:
+    retriever = index if isinstance(index, Retriever) else open_retriever(str(index))
+    return lambda queries, top_k: [[one.passage for one in found] for found in retriever.search(queries, top_k)]
+
+
+def _over_http(url: str, timeout: float) -> Search:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url must be an address like http://localhost:8000; got {url!r}.")
+    path = parts.path if parts.path not in ("", "/") else "/retrieve"
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+
+    def find(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECTING, timeout))
+        try:
+            connection.connect()
+            connection.sock.settimeout(timeout)
+            asked = {"queries": list(queries), "topk": top_k, "return_scores": True}
+            connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            body = response.read(MOST_ANSWER)
+        except (OSError, http.client.HTTPException) as error:
+            raise SearchServerDown(
+                f"the search server at {url} does not answer ({type(error).__name__}: {error}). Start one with: "
+                "a2tgpo serve-search"
+            ) from error
+        finally:
+            connection.close()
+        return _passages(url, response.status, body, len(queries))
+
+    return find
+
+
+def _passages(url: str, code: int, body: bytes, asked: int) -> list[list[Passage]]:
+    """What an answer holds. A code of 4xx blames the request, and is told; any other is the server's failure."""
+    shown = body[:300].decode("utf-8", errors="replace")
+    if 400 <= code < 500 and code not in (408, 429):
+        raise ValueError(f"the search server refuses ({code}): {shown}")
+    try:
+        lists = json.loads(body)["result"]
+        found = [[_passage(one) for one in documents] for documents in lists]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SearchServerDown(f"the search server at {url} answers {code}, and no passages: {shown}") from error
+    if code != 200 or len(found) != asked:
+        raise SearchServerDown(f"the search server at {url} answers {code}, {len(found)} lists for {asked} queries")
+    return found
+
+
+def _passage(shown: dict[str, Any]) -> Passage:
+    """A document of the protocol; some servers leave its title in the first line of its contents alone."""
+    document = shown.get("document", shown)
+    contents = str(document["contents"])
+    first, broken, _ = contents.partition("\n")
+    title = document.get("title") or (first.strip().strip('"') if broken else "")
+    return Passage(str(document.get("id", "")), str(title), contents)
