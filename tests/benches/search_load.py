@@ -40,7 +40,8 @@ class Measured:
     errors: int
     p50: float  # seconds of a request
     p99: float
-    server_mib: float  # resident at most, while it served
+    server_mib: float  # resident at most, while it served: pages of the index that were read included
+    private_mib: float  # the part of it that is no page of a file, which the system cannot drop
 
 
 def measure(load: Load, folder: Path) -> Measured:
@@ -49,7 +50,7 @@ def measure(load: Load, folder: Path) -> Measured:
     command = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus)]
     began = time.monotonic()
     with subprocess.Popen([*command, "--build"]) as building:
-        build_mib = _peak(building)
+        build_mib = _peak(building)[0]
     if building.returncode:
         raise RuntimeError(f"the build ended with {building.returncode}")
     build_seconds = time.monotonic() - began
@@ -59,7 +60,7 @@ def measure(load: Load, folder: Path) -> Measured:
         asking = threading.Thread(target=lambda: answers.append(_ask(port, load)))
         answers: list[tuple[list[float], int]] = []
         asking.start()
-        server_mib = _peak(serving, asking)
+        server_mib, private_mib = _peak(serving, asking)
         serving.terminate()
     ((times, errors),) = answers
     return Measured(
@@ -72,19 +73,21 @@ def measure(load: Load, folder: Path) -> Measured:
         p50=statistics.median(times),
         p99=statistics.quantiles(times, n=100)[98],
         server_mib=server_mib,
+        private_mib=private_mib,
     )
 
 
-def _peak(process: subprocess.Popen, until: threading.Thread | None = None) -> float:
-    """The most memory that was resident while it ran, or while the thread did: pages of mapped files included."""
-    most, watched = 0, psutil.Process(process.pid)
+def _peak(process: subprocess.Popen, until: threading.Thread | None = None) -> tuple[float, float]:
+    """MiB resident at most while it ran, or while the thread did: with pages of mapped files, and without."""
+    most, most_private, watched = 0, 0, psutil.Process(process.pid)
     while process.poll() is None and (until is None or until.is_alive()):
         try:
-            most = max(most, watched.memory_info().rss)
+            memory = watched.memory_info()
         except psutil.NoSuchProcess:  # it has ended since
             break
+        most, most_private = max(most, memory.rss), max(most_private, memory.rss - memory.shared)
         time.sleep(0.1)
-    return most / MIB
+    return most / MIB, most_private / MIB
 
 
 def _ask(port: int, load: Load) -> tuple[list[float], int]:
@@ -119,7 +122,7 @@ def _ask(port: int, load: Load) -> tuple[list[float], int]:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Builds a BM25 index of made-up passages, serves it, and asks.")
     numbers = (
-        ("--passages", 10, 1_000_000, "passages of 60 words"),
+        ("--passages", 5000, 1_000_000, "passages of 60 words; among fewer, some queries find less than three"),
         ("--clients", 1, 16, "clients at once, each with one query after the other"),
         ("--seconds", 1, 60, "seconds of asking"),
     )
@@ -129,6 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
         found = measure(Load(args.passages, args.clients, args.seconds), Path(folder))
     show(f"corpus {found.corpus_mib:,.0f} MiB; built in {found.build_seconds:.0f} s with {found.build_mib:,.0f} MiB")
     show(f"index {found.index_mib:,.0f} MiB; resident while serving {found.server_mib:,.0f} MiB")
+    show(f"of which {found.private_mib:,.0f} MiB are no pages of files")
     show(
         f"{found.requests:,} requests of {args.clients} clients in {args.seconds} s: {found.errors} errors, "
         f"p50 {found.p50 * 1000:.0f} ms, p99 {found.p99 * 1000:.0f} ms"

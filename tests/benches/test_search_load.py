@@ -6,15 +6,15 @@ from search_load import Load, measure
 
 
 def test_the_bench_prints_what_it_measured(capsys):
-    assert search_load.main("--passages 300 --clients 2 --seconds 1".split()) == 0
+    assert search_load.main("--passages 5000 --clients 2 --seconds 1".split()) == 0
     assert " requests of 2 clients in 1 s: 0 errors, p50 " in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_16_clients_are_served_without_error_evenly_and_in_less_memory_than_the_index(tmp_path):
-    # Python and its libraries take some 90 MiB, so that the index must be larger for the comparison to say anything.
-    found = measure(Load(passages=300_000, clients=16, seconds=10), tmp_path)
+def test_16_clients_are_served_without_error_evenly_and_without_the_index_in_private_memory(tmp_path):
+    # Pages of the index that were read are resident too, and the system can drop them: they are not counted here.
+    found = measure(Load(passages=500_000, clients=16, seconds=10), tmp_path)
     assert found.errors == 0 and found.requests > 100
     assert found.p99 < 5 * found.p50
-    assert found.server_mib < found.index_mib + 90
+    assert found.private_mib < found.index_mib
