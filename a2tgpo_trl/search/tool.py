@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from ..tools import ToolDown, tool
 from ..tools.search import NOTHING_FOUND
 from .corpus import Passage
-from .retriever import Retriever, check_query, open_retriever
+from .retriever import Retriever, check_query, check_top_k, open_retriever
 
 
 CONNECTING = 5.0  # seconds
@@ -46,7 +46,7 @@ def SearchTool(
     for name, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
         if value is not None and value < 1:
             raise ValueError(f"SearchTool's {name} must be at least 1; got {value}.")
-    find = _over_http(url, timeout) if url is not None else _in_process(index)
+    find = _over_http(url, timeout) if url is not None else _in_process(index, top_k)
 
     @tool(
         timeout=timeout,
@@ -94,8 +94,9 @@ def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
 # ---- where passages come from
 
 
-def _in_process(index: Retriever | str | Path | None) -> Search:
+def _in_process(index: Retriever | str | Path | None, top_k: int) -> Search:
     retriever = index if isinstance(index, Retriever) else open_retriever(str(index))
+    check_top_k(top_k, len(retriever.corpus))
     return lambda queries, top_k: [[one.passage for one in found] for found in retriever.search(queries, top_k)]
 
 

@@ -13,7 +13,7 @@ from trl.chat_template_utils import add_response_schema, parse_response, support
 from a2tgpo_trl.cli.bench_policy import byte_level_tokenizer
 from a2tgpo_trl.information_gain.probes import ProbeMaker, check_seam, thought_before_answer
 from a2tgpo_trl.preflight.chat import Chat
-from a2tgpo_trl.rewards import answer_format, exact_match, f1
+from a2tgpo_trl.rewards import answer_format, exact_match, f1, paper_reward
 from a2tgpo_trl.tasks.qa.prompts import FAMILIES, read_prompts
 
 
@@ -163,7 +163,14 @@ def test_an_answer_in_the_form_that_is_asked_for_is_read_by_the_rewards(family):
     for reward, right in ((exact_match, 1.0), (f1, 1.0)):
         assert reward([completion], ["Hamlet 3"]) == [right]
     assert answer_format([completion]) == [0.0]
-    assert prompts.rewards == {"exact_match": 1.0, "answer_format": 0.1, "f1": 0.0}
+    if family != "plain":
+        said = {"role": "assistant", "content": answer_of(prompts, "Hamlet 3").rpartition("</think>")[2]}
+        assert paper_reward([[{**said, "reasoning_content": "Both are known."}]], ["Hamlet 3"]) == [1.0]
+        assert paper_reward([[{**said, "content": "Hamlet 3"}]], ["Hamlet 3"]) == [-1.0]
+    trained = (
+        {"answer_format": 0.1, "exact_match": 1.0} if family == "plain" else {"paper_reward": 1.0, "exact_match": 0.0}
+    )
+    assert prompts.rewards == {**trained, "f1": 0.0}
     assert prompts.settings["probe_template"] == prompts.probe
 
 

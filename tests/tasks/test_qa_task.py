@@ -5,6 +5,7 @@ import json
 import pytest
 from qa_files import ROWS, write_rows, write_sets
 
+from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.tasks.qa.prompts import read_prompts
 from a2tgpo_trl.tasks.qa.task import qa
@@ -43,8 +44,23 @@ def test_sets_are_tested_on_and_the_papers_is_trained_on(folder):
     row = task.test_dataset[3]
     assert row["answer"] == ["Hamlet 3", "the hamlet 3"] and row["titles"] == ["Dyle Bridge", "Mason 3"]
     assert row["prompt"] == read_prompts("qwen3").ask("Where was the builder of Dyle Bridge born, hotpotqa dev?")
-    assert task.group_by == "set" and task.reward_weights == [1.0, 0.1, 0.0]
+    assert task.group_by == "set" and task.reward_weights == [0.0, 1.0, 0.0]
     assert set(qa(sets="nq", train=["nq", "triviaqa"], folder=folder).train_dataset["set"]) == {"nq", "triviaqa"}
+
+
+def test_what_is_searched_is_a_server_or_an_index(folder, tmp_path):
+    passages = [{"id": str(i), "title": "Dyle Bridge", "text": f"It was built by Mason {i}."} for i in range(3)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
+    assert cli(["serve-search", "--corpus", str(tmp_path / "corpus.jsonl"), "--build"]) == 0
+    for search in (str(tmp_path / "corpus.jsonl.bm25"), {"index": str(tmp_path / "corpus.jsonl.bm25"), "top_k": 1}):
+        (tool,) = qa(folder=folder, search=search).tools
+        assert "built by Mason 0" in tool("Dyle Bridge")
+    (tool,) = qa(folder=folder, search="http://127.0.0.1:1").tools
+    with pytest.raises(ConnectionError, match="does not answer"):
+        tool("Dyle Bridge")
+    assert not qa(folder=folder).tools
+    with pytest.raises(ValueError, match="topk must be a whole number from 1 to 3"):
+        qa(folder=folder, search={"index": str(tmp_path / "corpus.jsonl.bm25"), "top_k": 4})
 
 
 def test_a_limit_holds_for_each_set_and_draws_by_the_seed(folder):

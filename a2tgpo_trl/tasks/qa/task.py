@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
 from ...lookup import load
 from ...rewards import REWARDS
+from ...search import SearchTool
 from .. import Task
 from ..rng import Rng
 from .leakage import Leakage, without_leaks
@@ -21,11 +23,12 @@ def qa(
     folder: str | Path | None = None,
     limit: int | Mapping[str, int] | None = None,
     prompts: str = "qwen3",
+    search: str | Mapping[str, Any] | None = None,
     leakage: Leakage = "leave_out",
     whole: bool = False,
     seed: int = 0,
 ) -> Task:
-    """Questions of HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle, NQ, TriviaQA and PopQA. The recipe names the tools.
+    """Questions of HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle, NQ, TriviaQA and PopQA.
 
     Args:
         sets: What is tested on: names of sets, or "multi-hop" or "single-hop" for all of a kind.
@@ -33,6 +36,8 @@ def qa(
         folder: Folder with FlashRAG's files, SET/SPLIT.jsonl. None: its collection of the hub.
         limit: Most questions of each set, drawn by the seed: a number, or {train: 2000, test: 500}. None: all.
         prompts: Family of models (`families/`), or a file of your own.
+        search: What is searched: the address of a server, the folder of an index, or what `SearchTool` is given
+            ({url: ..., top_k: 5}). None: the recipe names its own tools.
         leakage: What becomes of training questions that are tested on: leave_out, refuse or keep.
         whole: Whether a set of another size than is known is an error.
         seed: What `limit` draws by.
@@ -47,11 +52,19 @@ def qa(
     return Task(
         train_dataset=_rows(by_set, limits.get("train"), form, Rng("train", seed)),
         test_dataset=_rows(test, limits.get("test"), form, Rng("test", seed)),
+        tools=[] if search is None else [SearchTool(**_searched(search))],
         reward_funcs=[_reward(name) for name in form.rewards],
         reward_weights=list(form.rewards.values()),
         settings=form.settings,
         group_by="set",
     )
+
+
+def _searched(search: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of `SearchTool`."""
+    if isinstance(search, Mapping):
+        return search
+    return {"url" if "://" in search else "index": search}
 
 
 def _limits(limit: int | Mapping[str, int] | None) -> Mapping[str, int]:
