@@ -165,19 +165,19 @@ class A2TGPOConfig(ToolConfig):
     sorted_rows: bool = setting(
         True,
         "Whether rollouts are shared out among the micro-batches of an optimizer step by their lengths and prompts, "
-        "which pads less, instead of by lot. The gradient is the same sum; a loss that is no sum of rows (bnpo) keeps "
-        "the lot.",
+        "which pads less, instead of by lot. The gradient is the same sum; a loss that is no sum of rows (bnpo, "
+        "or one in which entropies count) keeps the lot.",
     )
     sampled_tokens_only: bool = setting(
         True,
-        "Whether the loss gives the policy's head sampled tokens alone, which are all that it trains on, and not the "
-        "results of tools. Images and adapters that put virtual tokens before the prompt have all of them.",
+        "Whether the policy's head is given sampled tokens alone, which are all that is trained on, and not the "
+        "results of tools. With adapters that put virtual tokens before the prompt it is given all.",
     )
     shared_prefixes: bool = setting(
         True,
-        "Whether the loss reads once what rollouts of a micro-batch begin with alike: their prompt, and often a first "
+        "Whether forwards read once what rollouts of a micro-batch begin with alike: their prompt, and often a first "
         "call and its result. Models and attention implementations that this is not known to be exact for read rows "
-        "one by one.",
+        "one by one; so do compiled models.",
     )
     gain_measure: GainMeasure = setting(
         "logprob",

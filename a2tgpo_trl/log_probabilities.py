@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -25,30 +26,33 @@ def obstacle_to_scoring(base: PreTrainedModel) -> str | None:
 
 
 def scored(
-    model: nn.Module, base: PreTrainedModel, next_RC: Tensor, autocast: Autocast = nullcontext, **inputs: Any
+    model: nn.Module, base: PreTrainedModel, labels_RC: Tensor, autocast: Autocast = nullcontext, **inputs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Of the token that follows each one (R,C), as `next_RC` names it; 0 where it says NOT_SCORED.
+    """Of the token that follows each one (R,C), as `labels_RC` names it; 0 where it says NOT_SCORED.
 
     `model` wraps `base`, to which TRL has given its fused head.
     """
-    wanted_RC = next_RC != NOT_SCORED
+    wanted_RC = labels_RC != NOT_SCORED
+    places_W = wanted_RC.flatten().nonzero().squeeze(1)
 
     def select(_module: nn.Module, _inputs: Any, found: ModelOutput) -> ModelOutput:
         states = found.last_hidden_state
-        found.last_hidden_state = states[wanted_RC.to(states.device)].unsqueeze(0)
+        found.last_hidden_state = states.flatten(0, 1).index_select(0, places_W.to(states.device)).unsqueeze(0)
         return found
 
     hook = base.base_model.register_forward_hook(select)
     try:
         with autocast():
-            found = model(**inputs, shift_labels=next_RC[wanted_RC].unsqueeze(0), fused_lm_head=True)
+            labels_1W = labels_RC.flatten()[places_W].unsqueeze(0)
+            found = model(**inputs, shift_labels=labels_1W, fused_lm_head=True)
     finally:
         hook.remove()
     return _placed(found.log_probs, wanted_RC), None if found.entropy is None else _placed(found.entropy, wanted_RC)
 
 
 def _placed(found_1W: Tensor, wanted_RC: Tensor) -> Tensor:
-    """What was found of wanted tokens, in their places. It hangs on the model even where none is wanted."""
+    """What was found of wanted tokens, in their places. It stays attached to the graph even where none is wanted."""
+    wanted_RC = wanted_RC.to(found_1W.device)
     return found_1W.new_zeros(wanted_RC.shape).masked_scatter(wanted_RC, found_1W)
 
 
@@ -61,11 +65,8 @@ def scored_completions(
     autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, Tensor | None]:
     """Of the tokens (R,T) at the end of plain rows, those that the policy sampled."""
-    completion = sampled_RT.size(1)
-    next_RC = ids[:, 1:].clone()
-    next_RC[:, :-completion] = NOT_SCORED
-    next_RC[:, -completion:].masked_fill_(sampled_RT == 0, NOT_SCORED)
-    logps, entropies = scored(
-        model, base, next_RC, autocast, input_ids=ids[:, :-1], attention_mask=attention_mask[:, :-1]
-    )
-    return logps[:, -completion:], None if entropies is None else entropies[:, -completion:]
+    first = ids.size(1) - sampled_RT.size(1) - 1  # the token that predicts the first of the completion
+    labels_RC = torch.full_like(ids, NOT_SCORED)
+    labels_RC[:, first:-1] = ids[:, first + 1 :].masked_fill(sampled_RT == 0, NOT_SCORED)
+    logps, entropies = scored(model, base, labels_RC, autocast, input_ids=ids, attention_mask=attention_mask)
+    return logps[:, first:-1], None if entropies is None else entropies[:, first:-1]

@@ -26,6 +26,7 @@ from .rollout.micro_batches import SUMS_OF_ROWS, arranged
 from .rollout.padding import Padding, padding_of, trimmed
 from .rollout.trainer import ToolTrainer
 from .shared_prefixes import (
+    BucketsLost,
     obstacle_to_sharing,
     score_shared,
     shared_rows,
@@ -73,7 +74,9 @@ class ScoringTrainer(ToolTrainer):
         args = self.args
         steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)
         whole = max(steps, args.gradient_accumulation_steps) % together == 0
-        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS
+        # The parent takes means and quantiles of entropies over one micro-batch.
+        entropies = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
+        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS and not entropies
         return together if args.sorted_rows and whole and sums else 0
 
     @cached_property
@@ -85,13 +88,24 @@ class ScoringTrainer(ToolTrainer):
         obstacle = obstacle_to_sharing(base)
         if has_virtual_tokens(self.model):
             obstacle = "its adapter puts virtual tokens before the prompt"
-        if obstacle is None:
-            error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
-            if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
-                obstacle = f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
+        if self.pad_to_multiple_of is not None:
+            obstacle = "their width is to be a multiple (pad_to_multiple_of)"
+        if self.args.torch_compile:
+            obstacle = "a compiled model would be compiled anew for each width"
+        obstacle = obstacle or self._trial_of_sharing(base)
         if obstacle is not None:
-            logger.info(f"The loss reads rows one by one, since {obstacle}.")
+            logger.info(f"Forwards read rows one by one, since {obstacle}.")
         return obstacle is None
+
+    def _trial_of_sharing(self, base: PreTrainedModel) -> str | None:
+        """What a small example has against it, in words."""
+        try:
+            error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
+        except BucketsLost:  # on all ranks
+            return "the model's layers do not hand on to their attention where the rows are"
+        if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
+            return f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
+        return None
 
     @property
     def _trims_padding(self) -> bool:

@@ -13,8 +13,8 @@ first of its own.
 Shapes: R rows of up to C tokens without the last, which predicts nothing; N tokens that are read; T of completions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
         return "its positions count from the first column"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "its attention caps logits"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "it is split over several devices"
     if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
         return "a mixture of experts balances its load by all tokens"
     return None
@@ -58,16 +60,17 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
 
 def sharing_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Attention that knows shared rows, for forwards and for what gradient checkpointing computes once more."""
-    return attention_implementation(model.config, SHARED_SDPA)
+    return attention_implementation(model.config.get_text_config(), SHARED_SDPA)
 
 
 # ---- which tokens are read
 
 
 def shared_lengths(rows: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Rows in alphabetical order, and how many tokens each has in common with the one before, each with its successor.
+    """Rows in alphabetical order; of each, the number of leading tokens that need not be read again.
 
-    None before has more in common. A token that is in common predicts one that is in common as well.
+    These are the tokens in common with the row before, less one: the last of them has another successor, which it must
+    predict. No earlier row has more in common.
 
     Example: abcdef, abcgh, abcdei -> {0: 0, 2: 4, 1: 2}
     """
@@ -84,7 +87,12 @@ def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def tokens_read(rows: Sequence[Sequence[int]]) -> int:
     """Tokens of a forward that reads each of these rows without its last token, and what is in common once."""
-    return sum(len(rows[row]) - 1 - shared for row, shared in shared_lengths(rows).items())
+    return sum(_own_lengths(rows, shared_lengths(rows)).values())
+
+
+def _own_lengths(rows: Sequence[Sequence[int]], shared: Mapping[int, int]) -> dict[int, int]:
+    """How many tokens each row adds to those before it."""
+    return {row: max(len(rows[row]) - 1 - length, 0) for row, length in shared.items()}
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,12 @@ class Bucket:
 
     queries_RU: Tensor  # which of the tokens that are read
     keys_RC: Tensor
-    real_RU: Tensor  # where the queries are no padding
-    places_RU: Tensor  # of the queries in their rows
+    positions_RU: Tensor  # of the queries in their rows
+    valid: Tensor  # which of all R x U queries are no padding
 
     def mask(self, window: int | None) -> Tensor:
         """True (R,1,U,C) where a token sees another: not after it, and in a sliding layer within its window."""
-        back = self.places_RU.unsqueeze(2) - torch.arange(self.keys_RC.size(1), device=self.places_RU.device)
+        back = self.positions_RU.unsqueeze(2) - torch.arange(self.keys_RC.size(1), device=self.positions_RU.device)
         seen = back >= 0 if window is None else (back >= 0) & (back < window)
         return seen.unsqueeze(1)
 
@@ -109,7 +117,7 @@ class SharedRows:
 
     ids_1N: Tensor
     positions_1N: Tensor
-    next_1N: Tensor  # what each token predicts; NOT_SCORED where no row wants it
+    labels_1N: Tensor  # what each token predicts; NOT_SCORED where no row wants it
     masks: Tensor | dict[str, Tensor]  # (1,1,1,M): of all buckets, one behind the other; one for each kind of layer
     buckets: list[Bucket]
     index_RT: Tensor  # which token predicts this one of a completion
@@ -123,40 +131,51 @@ class SharedRows:
 def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: PreTrainedConfig) -> SharedRows | None:
     """Rows of prompt and completion, padded on the left and on the right, with what they begin alike read once.
 
-    `scored_RT`: which tokens of the completions are scored. None where plain rows have no more tokens.
+    `scored_RT`: which tokens of the completions are scored. None where that would not pay.
     """
-    real = attention_mask.bool().cpu()
-    rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), real, strict=True)]
+    # On the processor, so that a device is waited for once.
+    device, ids, real, scored = ids.device, ids.cpu(), attention_mask.bool().cpu(), scored_RT.bool().cpu()
+    rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
     shared = shared_lengths(rows)
-    own = {row: len(rows[row]) - 1 - length for row, length in shared.items()}
-    if sum(own.values()) >= ids[:, 1:].numel():
+    own = _own_lengths(rows, shared)
+    number = sum(own.values())
+    if not _pays(number, real[:, 1:]):
         return None
     grouped = _of_like_lengths(own)
     order = [row for group in grouped for row in group]
     index = _index(shared, own, order)
-    buckets = [_bucket([index[row] for row in group], [own[row] for row in group], ids.device) for group in grouped]
+    buckets = [_bucket([index[row] for row in group], [own[row] for row in group], device) for group in grouped]
     windows = {kind: config.sliding_window if kind == SLIDING else None for kind in layer_kinds(config)}
     masks = {
         kind: torch.cat([bucket.mask(window).flatten() for bucket in buckets]) for kind, window in windows.items()
     }
     masks = {kind: mask.view(1, 1, 1, -1) for kind, mask in masks.items()}
-    index_RT = _of_completions(index, real, scored_RT.size(1)).to(ids.device)
-    scored_RT = scored_RT.bool()
-    next_N = torch.full((sum(own.values()),), NOT_SCORED, device=ids.device)
-    next_N[index_RT[scored_RT]] = ids[:, -scored_RT.size(1) :][scored_RT]
+    index_RT = _of_completions(index, real, scored.size(1))
+    labels_N = torch.full((number,), NOT_SCORED)
+    labels_N[index_RT[scored]] = ids[:, -scored.size(1) :][scored]
     return SharedRows(
-        ids_1N=_joined([rows[row][shared[row] : -1] for row in order], ids.device),
-        positions_1N=_joined([range(shared[row], len(rows[row]) - 1) for row in order], ids.device),
-        next_1N=next_N.unsqueeze(0),
+        ids_1N=_joined([rows[row][shared[row] : -1] for row in order], device),
+        positions_1N=_joined([range(shared[row], len(rows[row]) - 1) for row in order], device),
+        labels_1N=labels_N.unsqueeze(0).to(device),
         masks=masks if len(masks) > 1 else next(iter(masks.values())),
         buckets=buckets,
-        index_RT=index_RT,
-        scored_RT=scored_RT,
+        index_RT=index_RT.to(device),
+        scored_RT=scored.to(device),
     )
 
 
+# Plain rows without padding have the causal kernel, which needs no mask: a small saving is not worth its loss.
+WORTH_A_MASK = 0.75
+
+
+def _pays(number: int, real: Tensor) -> bool:
+    """Whether to read so many tokens rather than these rows as they are."""
+    most = real.numel() if not real.all() else real.numel() * WORTH_A_MASK
+    return len(real) > 1 and 0 < number < most
+
+
 def _of_like_lengths(own: Mapping[int, int]) -> list[list[int]]:
-    """Rows that read something, those side by side of which none reads twice as much as another."""
+    """Rows with tokens of their own, in groups in which none has twice as many as another."""
     groups: list[list[int]] = []
     for row in sorted(own, key=lambda row: -own[row]):
         if groups and own[row] * 2 > own[groups[-1][0]]:
@@ -179,23 +198,23 @@ def _index(shared: Mapping[int, int], own: Mapping[int, int], order: Sequence[in
 
 
 def _bucket(index: Sequence[np.ndarray], own: Sequence[int], device: torch.device) -> Bucket:
-    keys, places = np.zeros((len(index), max(map(len, index))), int), np.zeros((len(index), max(own)), int)
-    queries, real = np.zeros_like(places), np.zeros_like(places, bool)
+    keys, positions = np.zeros((len(index), max(map(len, index))), int), np.zeros((len(index), max(own)), int)
+    queries, valid = np.zeros_like(positions), np.zeros_like(positions, bool)
     for row, (of_row, number) in enumerate(zip(index, own, strict=True)):
         keys[row, : len(of_row)] = of_row
         queries[row, :number] = of_row[-number:]
-        places[row, :number] = range(len(of_row) - number, len(of_row))
-        real[row, :number] = True
-    return Bucket(*(torch.from_numpy(part).to(device) for part in (queries, keys, real, places)))
+        positions[row, :number] = range(len(of_row) - number, len(of_row))
+        valid[row, :number] = True
+    parts = (queries, keys, positions, np.flatnonzero(valid))
+    return Bucket(*(torch.from_numpy(part).to(device) for part in parts))
 
 
 def _of_completions(index: Mapping[int, np.ndarray], real: Tensor, completion: int) -> Tensor:
-    """Which of the tokens that are read stand before those of the completions (R,T); any before padding."""
+    """Which of the tokens that are read stand before those of the completions (R,T); 0 where padding is."""
     found = np.zeros(real.shape, int)
-    for row, (first, length) in enumerate(
-        zip(real.int().argmax(dim=1).tolist(), real.sum(dim=1).tolist(), strict=True)
-    ):
-        found[row, first + 1 : first + length] = index[row]
+    for row, kept in enumerate(real.numpy()):
+        places = np.flatnonzero(kept)
+        found[row, places[1:]] = index[row]
     return torch.from_numpy(found[:, -completion:])
 
 
@@ -206,21 +225,25 @@ def _joined(parts: Iterable[Sequence[int]], device: torch.device) -> Tensor:
 # ---- how they are read
 
 
-class _Chosen(torch.autograd.Function):
-    """Of tokens (N,H,D) those with these numbers, some of them often: gradients are added up in float32."""
+class GatherTokens(torch.autograd.Function):
+    """Tokens (N,H,D) at these places, some of them often: gradients are added up in float32."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, numbers: Tensor) -> Tensor:
-        ctx.save_for_backward(numbers)
+    def forward(ctx: Any, states: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
         ctx.size = len(states)
-        return states.index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+        return states.index_select(0, index.flatten()).unflatten(0, index.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (numbers,) = ctx.saved_tensors
+        (index,) = ctx.saved_tensors
         sums = gradient.new_zeros(ctx.size, *gradient.shape[2:], dtype=torch.float32)
-        sums.index_add_(0, numbers.flatten(), gradient.flatten(0, 1).float())
+        sums.index_add_(0, index.flatten(), gradient.flatten(0, 1).float())
         return sums.to(gradient.dtype), None
+
+
+class BucketsLost(RuntimeError):
+    """Layers of a model do not hand on to their attention what its forward is given."""
 
 
 def _shared_sdpa(
@@ -234,22 +257,18 @@ def _shared_sdpa(
 ) -> tuple[Tensor, None]:
     """Attention (1,N,H,D) of tokens that are read once, each in a row that it stands in. Of other rows: plain sdpa."""
     if shared_buckets is None or attention_mask is None:
+        if attention_mask is not None and attention_mask.size(2) < query.size(2):
+            raise BucketsLost
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     of_queries, of_keys, of_values = (states[0].transpose(0, 1) for states in (query, key, value))
     sizes = [bucket.queries_RU.numel() * bucket.keys_RC.size(1) for bucket in shared_buckets]
     found = []
     for bucket, mask in zip(shared_buckets, attention_mask.flatten().split(sizes), strict=True):
-        chosen = (
-            _Chosen.apply(states, numbers).transpose(1, 2)
-            for states, numbers in (
-                (of_queries, bucket.queries_RU),
-                (of_keys, bucket.keys_RC),
-                (of_values, bucket.keys_RC),
-            )
-        )
+        wanted = ((of_queries, bucket.queries_RU), (of_keys, bucket.keys_RC), (of_values, bucket.keys_RC))
+        chosen = (GatherTokens.apply(states, index).transpose(1, 2) for states, index in wanted)
         rows, queries = bucket.queries_RU.shape
         result, _ = sdpa_attention_forward(module, *chosen, mask.view(rows, 1, queries, -1), **kwargs)
-        found.append(result[bucket.real_RU])
+        found.append(result.flatten(0, 1).index_select(0, bucket.valid))
     return torch.cat(found).unsqueeze(0), None
 
 
@@ -264,7 +283,7 @@ def score_shared(
     logps, entropies = scored(
         model,
         base,
-        rows.next_1N,
+        rows.labels_1N,
         autocast,
         input_ids=rows.ids_1N,
         attention_mask=rows.masks,
@@ -291,23 +310,38 @@ def sharing_error(
     """
     generator = torch.Generator().manual_seed(0)
     size = (6, 24)  # two prompts of up to 12 tokens, three completions of up to 12 each, two of which begin alike
-    ids = torch.randint(base.get_input_embeddings().num_embeddings, size, generator=generator)
+    config = base.config.get_text_config()
+    ids = torch.randint(config.vocab_size, size, generator=generator)
     ids[1:3, :12], ids[4:6, :12], ids[5, 12:16] = ids[0, :12], ids[3, :12], ids[4, 12:16]
     place = torch.arange(24)
     first, last = torch.tensor([0, 0, 0, 5, 5, 5]).unsqueeze(1), torch.tensor([24, 17, 20, 13, 24, 19]).unsqueeze(1)
     mask = ((place >= first) & (place < last)).long()
     ids, mask = ids.to(device), mask.to(device)
     completions = mask[:, 12:]
-    rows = shared_rows(ids, mask, completions, base.config.get_text_config())
-    assert rows is not None
     labels = ids.masked_fill(mask == 0, NOT_SCORED)
     labels[:, :12] = NOT_SCORED
-    with evaluation_mode(model):
+    with evaluation_mode(model), _narrow_window(config):
+        rows = shared_rows(ids, mask, completions, config)
+        assert rows is not None
         with autocast():
             plain = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -12:]
         with sharing_attention(base):
             shared, _ = score_shared(model, base, rows, autocast)
     return (shared - plain)[completions.bool()].abs().mean().item()
+
+
+@contextmanager
+def _narrow_window(config: PreTrainedConfig) -> Iterator[None]:
+    """A sliding window that a small example reaches beyond."""
+    if SLIDING not in layer_kinds(config):
+        yield
+        return
+    window = config.sliding_window
+    config.sliding_window = 7
+    try:
+        yield
+    finally:
+        config.sliding_window = window
 
 
 def sharing_tolerance(unit: float) -> float:

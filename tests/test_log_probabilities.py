@@ -79,7 +79,7 @@ def test_the_head_is_given_sampled_tokens_alone_and_the_others_have_no_number():
     with torch.no_grad():
         scores = model(input_ids=ids).logits  # as at any other time
     assert scores.shape[:2] == ids.shape
-    assert given[0][:2] == (3, 19)  # before it was cut: this hook is the older one
+    assert given[0][:2] == ids.shape  # before it was cut: this hook is the older one
 
 
 def test_rows_without_a_sampled_token_have_a_gradient_of_zero():

@@ -4,12 +4,14 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import NemotronConfig, NemotronForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from a2tgpo_trl.models import base_model
 from a2tgpo_trl.shared_prefixes import (
     SHARED_SDPA,
-    _Chosen,
+    BucketsLost,
+    GatherTokens,
     obstacle_to_sharing,
     score_shared,
     shared_lengths,
@@ -132,6 +134,53 @@ def test_rows_with_nothing_in_common_and_no_padding_are_read_as_they_are():
     assert shared_rows(ids, mask, mask[:, -COMPLETION:], tiny.architectures()["qwen3"]().config) is None
 
 
+def test_a_small_saving_is_not_worth_a_mask_and_no_token_is_no_row():
+    config = tiny.architectures()["qwen3"]().config
+    ids = torch.arange(3, 63).view(3, 20)
+    ids[1:, :4] = ids[0, :4]
+    mask = torch.ones_like(ids)
+    assert shared_rows(ids, mask, mask[:, -COMPLETION:], config) is None
+    ids[1:, :12] = ids[0, :12]
+    assert shared_rows(ids, mask, mask[:, -COMPLETION:], config) is not None
+    mask[0, -2:] = 0
+    assert shared_rows(ids[:1], mask[:1], mask[:1, -COMPLETION:], config) is None  # alone
+    nothing = torch.zeros_like(mask)
+    nothing[:, 5] = 1
+    assert shared_rows(ids, nothing, nothing[:, -COMPLETION:], config) is None
+
+
+def test_embeddings_with_adapters_of_their_own_are_tried_as_well():
+    model = tiny.architectures()["qwen3"]()
+    add_fused_lm_head(model)
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    )
+    assert sharing_error(adapted, base_model(adapted), model.device) < 1e-5
+
+
+def test_layers_that_keep_from_their_attention_where_rows_are_are_found():
+    config = NemotronConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="sdpa",
+    )
+    model = NemotronForCausalLM(config)
+    add_fused_lm_head(model)
+    assert obstacle_to_sharing(model) is None
+    with pytest.raises(BucketsLost):
+        sharing_error(model, model, model.device)
+
+
+def test_a_model_on_several_devices_is_read_row_by_row():
+    model = tiny.architectures()["qwen3"]()
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    assert "several devices" in obstacle_to_sharing(model)
+
+
 def test_of_tokens_that_one_row_wants_and_another_does_not_each_row_has_its_own():
     model = tiny.architectures()["qwen3"]()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
@@ -149,7 +198,7 @@ def test_of_tokens_that_one_row_wants_and_another_does_not_each_row_has_its_own(
 def test_gradients_of_a_token_in_many_rows_are_added_up_in_float32():
     states = torch.ones(1, 1, 4, dtype=torch.bfloat16, requires_grad=True)
     numbers = torch.zeros(300, 2, dtype=torch.long)
-    _Chosen.apply(states, numbers).sum().backward()
+    GatherTokens.apply(states, numbers).sum().backward()
     assert states.grad.unique().tolist() == [600.0]  # bfloat16 counts by ones to 256
 
 

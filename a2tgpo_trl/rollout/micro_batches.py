@@ -1,9 +1,9 @@
 """rows of a batch -> the same rows in micro-batches that compute less.
 
 TRL draws by lot which rows share a micro-batch. Where their gradients are added up before the policy changes, and each
-row adds the same wherever it stands, any other way of sharing them out gives the same sum. Two ways are compared by
-what their forwards would read: rows of like lengths side by side, which pad each other less, and rollouts of a prompt
-side by side, which begin alike (`shared_prefixes`).
+row adds the same wherever it stands, any other way of sharing them out gives the same sum. Three ways are compared by
+what their forwards would read: rows of like lengths side by side, which pad each other less; rollouts of a prompt side
+by side; and those among them that go on alike (`shared_prefixes`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +22,25 @@ SUMS_OF_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of its completion
 
 
-def arranged(batches: Sequence[Mapping[str, Any]], together: int, shares: bool) -> list[dict[str, Any]]:
+def arranged(batches: Sequence[Mapping[str, Any]], together: int, share_prefixes: bool) -> list[dict[str, Any]]:
     """Micro-batches of as many rows as before, of the rows of `together` neighbouring ones each.
 
     Args:
         together: micro-batches whose gradients are added up before the policy changes.
-        shares: whether a forward reads once what its rows begin with alike.
+        share_prefixes: whether a forward reads once what its rows begin with alike.
     """
     return [
         batch
         for start in range(0, len(batches), together)
-        for batch in _arranged(batches[start : start + together], shares)
+        for batch in _arranged(batches[start : start + together], share_prefixes)
     ]
 
 
-def _arranged(batches: Sequence[Mapping[str, Any]], shares: bool) -> list[dict[str, Any]]:
+def _arranged(batches: Sequence[Mapping[str, Any]], share_prefixes: bool) -> list[dict[str, Any]]:
     of_rows = [key for key, values in batches[0].items() if isinstance(values, Tensor) and values.dim() > 0]
     joined = {key: torch.cat([batch[key] for batch in batches]) for key in of_rows}
     size = len(batches[0]["prompt_ids"])
-    index = torch.tensor(best_order(_rows(joined), size, shares), device=joined["prompt_ids"].device)
+    index = torch.tensor(best_order(_rows(joined), size, share_prefixes), device=joined["prompt_ids"].device)
     chosen = {key: rows[index].split(size) for key, rows in joined.items()}
     return [{**batch, **{key: rows[i] for key, rows in chosen.items()}} for i, batch in enumerate(batches)]
 
@@ -56,14 +56,17 @@ def _rows(batch: Mapping[str, Any]) -> list[Row]:
     return list(zip(prompts, completions, strict=True))
 
 
-def best_order(rows: Sequence[Row], size: int, shares: bool) -> list[int]:
-    """The order in which micro-batches of this size read least; the longest rows come first, as memory may not do."""
+def best_order(rows: Sequence[Row], size: int, share_prefixes: bool) -> list[int]:
+    """The order in which micro-batches of this size read least.
+
+    The longest rows come first, so that running out of memory shows at once.
+    """
 
     def cost(order: Sequence[int]) -> int:
         batches = ([rows[i] for i in order[start : start + size]] for start in range(0, len(order), size))
-        return sum(map(_read_once if shares else _read_with_padding, batches))
+        return sum(map(_read_once if share_prefixes else _read_with_padding, batches))
 
-    return min([_by_length(rows), _by_prompt(rows)], key=cost)
+    return min([_by_length(rows), _by_prompt(rows), _by_tokens(rows)], key=cost)
 
 
 def _read_once(rows: Sequence[Row]) -> int:
@@ -82,3 +85,10 @@ def _by_prompt(rows: Sequence[Row]) -> list[int]:
     by_prompt = sorted(range(len(rows)), key=lambda i: (rows[i][0], -len(rows[i][1])))
     groups = [list(group) for _, group in groupby(by_prompt, key=lambda i: rows[i][0])]
     return [i for group in sorted(groups, key=lambda group: -len(rows[group[0]][1])) for i in group]
+
+
+def _by_tokens(rows: Sequence[Row]) -> list[int]:
+    """Those of a prompt that begin alike side by side."""
+    by_tokens = sorted(range(len(rows)), key=lambda i: rows[i])
+    groups = [list(group) for _, group in groupby(by_tokens, key=lambda i: rows[i][0])]
+    return [i for group in sorted(groups, key=lambda group: -max(len(rows[i][1]) for i in group)) for i in group]

@@ -7,10 +7,10 @@ word, and it lets a RecursionError through. Here every call that was begun is ei
 import inspect
 import json
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -59,25 +59,28 @@ class TurnParser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        # Rollouts of a prompt often make the same call.
-        self._remembered = lru_cache(maxsize=MOST_REMEMBERED)(self._parse)
+        self._remembered: dict[tuple, Parsed] = {}
 
-    def parse(self, ids: Sequence[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
-        functions = tuple(getattr(tool, "__func__", tool) for tool in tools)  # of methods: no environment is held
-        parse = self._remembered if all(isinstance(tool, Hashable) for tool in functions) else self._parse
-        return deepcopy(parse(tuple(ids), self._end_of(prefix), functions))
+    def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
+        """Rollouts of a prompt often take the same turn: a turn is read once, where the same tools are there."""
+        schemas, names, end = self._schemas(tools), [tool.__name__ for tool in tools], self._end_of(prefix)
+        key = (tuple(ids), end, repr(schemas), *names)
+        if key not in self._remembered:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            self._remembered[key] = self._parse(ids, end, schemas, names)
+        return deepcopy(self._remembered[key])
 
-    def _parse(self, turn: tuple[int, ...], prefix: str, tools: tuple[Callable, ...]) -> Parsed:
-        ids = list(turn)
+    def _parse(self, ids: list[int], prefix: str, schemas: list[Any], names: Sequence[str]) -> Parsed:
         try:
-            message = parse_response(self._reader, ids, prefix=prefix, tools=self._schemas(tools))
+            message = parse_response(self._reader, ids, prefix=prefix, tools=schemas)
         except RecursionError:
             message = self._as_text(ids)
         if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
             message = self._as_text(ids)
         if message.get("tool_calls") and self._block is not None and self._block not in self._tokenizer.decode(ids):
             message = self._as_text(ids)  # the pattern for the second call of a block fits ordinary prose as well
-        return Parsed(message, self._unread(ids, message, tools))
+        return Parsed(message, self._unread(ids, message, names))
 
     def _end_of(self, prefix: list[int]) -> str:
         """The prefix as text, from its last anchor: there the parser begins to read."""
@@ -92,7 +95,10 @@ class TurnParser:
 
     def _schemas(self, tools: Sequence[Callable]) -> list[Any]:
         """In place of functions, their schemas, which the parser would make anew at each turn."""
-        return [schema_of(tool) if inspect.isfunction(tool) else tool for tool in tools]
+        return [
+            schema_of(getattr(tool, "__func__", tool)) if inspect.isfunction(tool) or inspect.ismethod(tool) else tool
+            for tool in tools
+        ]
 
     @cached_property
     def _reader(self) -> "_Reader":
@@ -101,7 +107,7 @@ class TurnParser:
     def _as_text(self, ids: list[int]) -> dict[str, Any]:
         return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}
 
-    def _unread(self, ids: list[int], message: dict[str, Any], tools: Sequence[Callable]) -> int:
+    def _unread(self, ids: list[int], message: dict[str, Any], names: Sequence[str]) -> int:
         """How many calls the turn begins, outside of its thoughts and beside those that were read."""
         if self._call is None:
             return 0
@@ -112,7 +118,7 @@ class TurnParser:
         read = len(message.get("tool_calls") or ())
         if read:
             text = self._call.sub("", text, count=read)
-        bare = any(_is_bare_call(text, tool.__name__) for tool in tools)
+        bare = any(_is_bare_call(text, name) for name in names)
         openings = 0 if self._block else len(self._opening.findall(text))
         return max(openings, int(bare), *(text.count(mark) for mark in MARKS))
 

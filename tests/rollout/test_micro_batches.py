@@ -17,14 +17,20 @@ def completion(length: int) -> tuple[int, ...]:
 
 def test_rows_of_like_lengths_stand_together_where_nothing_is_shared():
     rows = [(SHORT, completion(length)) for length in (3, 90, 5, 80)]
-    assert best_order(rows, 2, shares=False) == [1, 3, 2, 0]
+    assert best_order(rows, 2, share_prefixes=False) == [1, 3, 2, 0]
 
 
 def test_rollouts_of_a_long_prompt_stand_together_where_it_is_shared():
     prompts = [LONG, tuple(range(1, 51)), LONG, tuple(range(1, 51))]
     rows = list(zip(prompts, map(completion, (3, 4, 5, 2)), strict=True))
-    assert best_order(rows, 2, shares=True) == [2, 0, 1, 3]
-    assert best_order(rows, 2, shares=False) == [2, 1, 0, 3]
+    assert best_order(rows, 2, share_prefixes=True) == [2, 0, 1, 3]
+    assert best_order(rows, 2, share_prefixes=False) == [2, 1, 0, 3]
+
+
+def test_rollouts_that_make_the_same_call_stand_together():
+    a, b = tuple(range(100, 130)), tuple(range(200, 230))
+    rows = [(SHORT, (*a, *range(20))), (SHORT, (*b, *range(9))), (SHORT, (*a, *range(7))), (SHORT, (*b, 1))]
+    assert best_order(rows, 2, share_prefixes=True) == [2, 0, 1, 3]
 
 
 def batches() -> list[dict]:
@@ -48,7 +54,7 @@ def batches() -> list[dict]:
 
 
 def test_rows_keep_what_is_theirs_and_batches_what_is_all_theirs():
-    found = arranged(batches(), together=2, shares=False)
+    found = arranged(batches(), together=2, share_prefixes=False)
     assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 3], [2, 0]]
     for batch in found:
         for key in ("completion_ids", "advantages"):
@@ -57,7 +63,7 @@ def test_rows_keep_what_is_theirs_and_batches_what_is_all_theirs():
 
 
 def test_rows_stay_among_those_whose_gradients_are_added_up():
-    found = arranged(batches(), together=1, shares=False)
+    found = arranged(batches(), together=1, share_prefixes=False)
     assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 0], [3, 2]]
 
 
@@ -108,6 +114,8 @@ def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, lo
 def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
     assert trained(tokenizer, tmp_path, loss_type="bnpo")._added_up == 0
     assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._added_up == 0
+    for of_entropy in ({"entropy_coef": 0.01}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.5}):
+        assert trained(tokenizer, tmp_path, loss_type="grpo", **of_entropy)._added_up == 0
 
 
 @pytest.mark.parametrize(
