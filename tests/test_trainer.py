@@ -80,6 +80,15 @@ def test_losses_of_trl_without_our_clip_range_are_trls_bit_for_bit_with_the_pres
     assert bool(logged(ours, "clip_fraction/mean")) == (loss_type == "luspo")  # the others clip nothing
 
 
+def test_embeddings_may_have_an_adapter_of_their_own(tokenizer, tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), peft_config=lora)
+    trainer.train()
+    assert trainer._shares_prefixes and logged(trainer, "gain/mean")
+    args = A2TGPOConfig(**settings(tmp_path / "other", max_steps=1))
+    assert make(tokenizer, args, scripted=False, peft_config=lora)._keeps_contexts
+
+
 def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, monkeypatch):
     # Weights of 0 with the pass forced on: dropout, random numbers and modes must come out as they went in.
     monkeypatch.setattr(A2TGPOConfig, "uses_gain", property(lambda self: True))

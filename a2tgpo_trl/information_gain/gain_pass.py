@@ -185,7 +185,7 @@ class GainPass:
     def _packing_error(self, implementation: str) -> float:
         """Where hardly anything is rounded, a small example tells."""
         model, device = self._model_of(), self._accelerator.device
-        vocabulary = base_model(model).get_input_embeddings().num_embeddings
+        vocabulary = base_model(model).config.get_text_config().vocab_size
         return self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
 
     def _packing_error_in_16_bits(

@@ -49,7 +49,7 @@ def keeping_error(model: nn.Module, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
-        return torch.randint(base.get_input_embeddings().num_embeddings, (count,), generator=generator).tolist()
+        return torch.randint(base.config.get_text_config().vocab_size, (count,), generator=generator).tolist()
 
     tails = [_TrialTail(tokens(4), [False, True, True, True]) for _ in range(2)]
     sampling = Sampling(LogitsProcessorList(), frozenset(), 2, draws=False)
