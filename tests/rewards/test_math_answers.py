@@ -162,9 +162,16 @@ def test_boxes_that_are_opened_and_never_closed_cost_no_time():
 
 
 def test_a_comparison_that_a_busy_machine_has_not_finished_is_made_again_and_not_kept(monkeypatch, caplog):
+    def without_time(start=symbolic._started):
+        process = start()
+        psutil.Process(process._process.pid).suspend()
+        return process
+
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
-        patch.setattr(symbolic, "SECONDS", 1e-6)
+        patch.setattr(symbolic, "SECONDS", 0.2)
+        patch.setattr(symbolic, "_started", without_time)
+        patch.setattr(math_answers, "_symbolic", Symbolic())
         assert not equal("y+17", "17+y")
     assert "could not be compared" in caplog.text
     assert equal("y+17", "17+y")
