@@ -1,6 +1,7 @@
 """What ends a run, or keeps it from beginning, in words that a user can act on."""
 
 import os
+from typing import Any
 
 
 class RecipeError(ValueError):
@@ -22,3 +23,12 @@ class RunInterrupted(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(os.EX_TEMPFAIL)
+
+
+def shown(value: Any) -> str:
+    """A value as a message about it shows it, cut where it is long.
+
+    Example: ["1969", 7] -> "['1969', 7]"
+    """
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

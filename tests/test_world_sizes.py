@@ -87,17 +87,23 @@ GTPO = {
 }
 
 
-@pytest.mark.slow
-def test_turn_rewards_and_shaped_failures_of_two_ranks_are_those_of_one_process(tmp_path):
-    words = json.dumps(GTPO)
-    alone = run(tmp_path / "alone", "alone", 1, "1", "20", words)
-    ranks = run(tmp_path / "ranks", "ddp", 2, "2", "10", words)
+def logs_of_equal_steps(folder: Path, settings: dict) -> tuple[dict, dict]:
+    """Of one process and of two ranks, whose only step gives each rollout the same advantages."""
+    words = json.dumps(settings)
+    alone = run(folder / "alone", "alone", 1, "1", "20", words)
+    ranks = run(folder / "ranks", "ddp", 2, "2", "10", words)
     one, together = rollouts_of(alone, 0), rollouts_of(ranks, 0)
     assert together.keys() == one.keys()
     for tokens, rows in one.items():
         for found, wanted in zip(together[tokens], rows, strict=True):
             assert found["advantages"] == pytest.approx(wanted["advantages"], abs=2e-4)
     (entry,), (of_ranks,) = alone[0]["history"], ranks[0]["history"]
+    return entry, of_ranks
+
+
+@pytest.mark.slow
+def test_turn_rewards_and_shaped_failures_of_two_ranks_are_those_of_one_process(tmp_path):
+    entry, of_ranks = logs_of_equal_steps(tmp_path, GTPO)
     compared = [name for name in entry if name.startswith(("turn_rewards/", "shaping/")) and name != "shaping/seconds"]
     assert entry["shaping/share"] > 0 and entry["turn_rewards/read_only/mean"] > 0 and len(compared) >= 6
     for name in compared:
@@ -111,15 +117,7 @@ GIGPO = {"credit": "gigpo", "beta": 0.0, "gain_weight": 0.1}
 @pytest.mark.parametrize("changes", [GIGPO, {"gain_groups": "state"}], ids=str)
 def test_states_of_two_ranks_are_those_of_one_process(changes, tmp_path):
     # The third of five prompts has its rollouts on both ranks.
-    words = json.dumps({**changes, "state_likeness": 0.9, "max_steps": 1})
-    alone = run(tmp_path / "alone", "alone", 1, "1", "20", words)
-    ranks = run(tmp_path / "ranks", "ddp", 2, "2", "10", words)
-    one, together = rollouts_of(alone, 0), rollouts_of(ranks, 0)
-    assert together.keys() == one.keys()
-    for tokens, rows in one.items():
-        for found, wanted in zip(together[tokens], rows, strict=True):
-            assert found["advantages"] == pytest.approx(wanted["advantages"], abs=2e-4)
-    (entry,), (of_ranks,) = alone[0]["history"], ranks[0]["history"]
+    entry, of_ranks = logs_of_equal_steps(tmp_path, {**changes, "state_likeness": 0.9, "max_steps": 1})
     for name in ("states/alone", "states/turns"):
         assert 0 < entry[name] == pytest.approx(of_ranks[name]), name
 

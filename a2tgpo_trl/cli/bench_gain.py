@@ -21,8 +21,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..information_gain.packed_attention import packed_implementation
 from ..information_gain.probes import Probe
-from ..information_gain.rows import NOT_SCORED, Rollouts
+from ..information_gain.rows import Rollouts
 from ..information_gain.values import Scorer, TurnScores, fused_scorer, score_turns
+from ..log_probabilities import NOT_SCORED
 from .machine import device_name
 
 

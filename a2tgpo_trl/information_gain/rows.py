@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..log_probabilities import NOT_SCORED
 from ..rollout.batch import Rollouts
 from .packed_attention import Layout, attention_mask
 from .probes import Probe
 
 
-NOT_SCORED = -100
 # Compiled FlexAttention works in blocks of 128. On CPUs, torch 2.13 computes wrong numbers at some other lengths
 # (104 for one, plain causal attention too), so rows are padded to whole blocks for it.
 FLEX_BLOCK = 128

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..log_probabilities import NOT_SCORED
 from ..models import attention_implementation, base_model, evaluation_mode, length_matters, logits_of
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import GAIN_FLOOR
 from .rows import (
     FLEX_BLOCK,
-    NOT_SCORED,
     Agree,
     Rollouts,
     chunks,

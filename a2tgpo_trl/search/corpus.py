@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from ..errors import shown
 
 
 MOST_LINE = 2**20  # bytes
@@ -120,7 +121,7 @@ def read_passage(line: bytes, where: str, default_id: str) -> Passage:
     texts = {key: row.get(key) or "" for key in ("contents", "title", "text")}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ValueError(f"{where}: {key} is {_short(text)}, which is no text. {_MEND}")
+            raise ValueError(f"{where}: {key} is {shown(text)}, which is no text. {_MEND}")
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(f"{where}: {key} holds half a character (a lone surrogate). Mend or remove the line.")
     if not (texts["contents"] or texts["text"]).strip():
@@ -136,11 +137,6 @@ def read_passage(line: bytes, where: str, default_id: str) -> Passage:
 def _unquoted(text: str) -> str:
     text = text.strip()
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 # ---- a folder of text files

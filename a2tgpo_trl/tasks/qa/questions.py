@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import shown
 from .sets import SETS
 
 
@@ -105,7 +106,7 @@ def _object(line: bytes, where: str) -> Row:
             f"{where} is not JSON: {error}. Each line is to hold one object. Mend or remove it."
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} holds {_short(row)}, not an object with {SCHEMA}. Mend or remove it.")
+        raise ValueError(f"{where} holds {shown(row)}, not an object with {SCHEMA}. Mend or remove it.")
     return row
 
 
@@ -131,7 +132,7 @@ def read_question(name: str, row: Row, where: str) -> Question:
             raise ValueError(f"{where}: there is no {column!r}; there is {', '.join(row)}. A row is to have {SCHEMA}.")
     text = row["question"]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: the question is {_short(text)}. Fill it in, or remove the line.")
+        raise ValueError(f"{where}: the question is {shown(text)}. Fill it in, or remove the line.")
     return Question(
         set=name,
         id=str(row["id"]),
@@ -146,13 +147,13 @@ def _answers(given: Any, where: str) -> tuple[str, ...]:
     """All accepted answers, in their order. A blank one among others is none: nothing could be scored."""
     answers = [given] if isinstance(given, str) else given
     if not isinstance(answers, list):
-        raise ValueError(f"{where}: golden_answers is {_short(given)}, not a list of texts. {_MEND}")
+        raise ValueError(f"{where}: golden_answers is {shown(given)}, not a list of texts. {_MEND}")
     for answer in answers:
         if not isinstance(answer, str):
-            raise ValueError(f"{where}: {_short(answer)} among golden_answers is no text. {_MEND}")
+            raise ValueError(f"{where}: {shown(answer)} among golden_answers is no text. {_MEND}")
     accepted = tuple(answer.strip() for answer in answers if answer.strip())
     if not accepted:
-        raise ValueError(f"{where}: golden_answers is {_short(given)}: there is no answer to score. {_MEND}")
+        raise ValueError(f"{where}: golden_answers is {shown(given)}: there is no answer to score. {_MEND}")
     return accepted
 
 
@@ -170,13 +171,8 @@ def _titles(metadata: Any, where: str) -> tuple[str, ...]:
         titles = [*(facts["title"] if facts else ()), *(step["support_paragraph"]["title"] for step in steps or ())]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{where}: supporting titles cannot be read in metadata ({error!r}): {_short(metadata)}. Wanted is "
+            f"{where}: supporting titles cannot be read in metadata ({error!r}): {shown(metadata)}. Wanted is "
             'supporting_facts: {"title": [...]}, question_decomposition: [{"support_paragraph": {"title": ...}}], or '
             "neither."
         ) from None
     return tuple(dict.fromkeys(map(str, titles)))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
