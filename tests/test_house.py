@@ -25,6 +25,7 @@ def test_the_installed_metadata_are_those_of_this_version():
     trackers = {"wandb", "trackio", "tensorboard"}
     extras = {
         "deepspeed",
+        "dense",
         "vllm",
         "math",
         "mcp",

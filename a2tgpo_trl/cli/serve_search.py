@@ -11,13 +11,24 @@ if TYPE_CHECKING:
     from ..search.retriever import Retriever
 
 ENDING = 10  # seconds that requests get to end after SIGTERM
-KINDS = ("bm25",)
+KINDS = ("bm25", "dense")
+FAISS = ("flat", "ivf", "hnsw", "pq")
+OF_DENSE = ("encoder", "query_prefix", "passage_prefix", "max_tokens", "batch_size", "device", "faiss")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, help="JSON lines, or a folder of text files")
     parser.add_argument("--index", choices=KINDS, default="bm25", help="how passages are found (default bm25)")
-    parser.add_argument("--index-folder", help="where the index is, or will be (default: CORPUS.bm25)")
+    parser.add_argument(
+        "--index-folder", help="where the index is, or will be (default: CORPUS.bm25, CORPUS.dense-flat)"
+    )
+    parser.add_argument("--encoder", help="with --index dense: a folder or a name of the hub, intfloat/e5-base-v2 say")
+    parser.add_argument("--query-prefix", help="before each query, 'query: ' for E5 (default: the encoder's prompt)")
+    parser.add_argument("--passage-prefix", help="before each passage, 'passage: ' for E5 (default likewise)")
+    parser.add_argument("--max-tokens", type=int, help="of a text that are encoded (default: the encoder's)")
+    parser.add_argument("--batch-size", type=int, help="texts encoded at once (default 64)")
+    parser.add_argument("--device", help="of the encoder (default: an accelerator if there is one)")
+    parser.add_argument("--faiss", choices=FAISS, help="how vectors are compared (default flat)")
     parser.add_argument("--build", action="store_true", help="build the index, and serve nothing")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0: a free one)")
@@ -28,12 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..search.retriever import bm25_retriever
-
     if args.threads < 1 or args.most_waiting < 1:
         raise ValueError("--threads and --most-waiting must be at least 1.")
-    retriever = bm25_retriever(args.corpus, args.index_folder, tell)
+    retriever = dense(args) if args.index == "dense" else bm25(args)
     return 0 if args.build else serve(args, retriever)
+
+
+def bm25(args: argparse.Namespace) -> "Retriever":
+    from ..search.retriever import bm25_retriever
+
+    unread = [f"--{name.replace('_', '-')}" for name in OF_DENSE if getattr(args, name) is not None]
+    if unread:
+        raise ValueError(f"{', '.join(unread)}: for --index dense; BM25 reads no such option.")
+    return bm25_retriever(args.corpus, args.index_folder, tell)
+
+
+def dense(args: argparse.Namespace) -> "Retriever":
+    from ..search.encoder import SentenceEncoder
+    from ..search.retriever import dense_retriever
+
+    if args.encoder is None:
+        raise ValueError("--index dense needs --encoder: a folder or a name of the hub, intfloat/e5-base-v2 say.")
+    encoder = SentenceEncoder(
+        args.encoder,
+        query_prefix=args.query_prefix,
+        passage_prefix=args.passage_prefix,
+        max_tokens=args.max_tokens,
+        batch_size=64 if args.batch_size is None else args.batch_size,
+        device=args.device,
+    )
+    return dense_retriever(args.corpus, encoder, faiss=args.faiss or "flat", folder=args.index_folder, tell=tell)
 
 
 def tell(line: str) -> None:

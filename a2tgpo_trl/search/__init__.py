@@ -1,7 +1,9 @@
-"""Search for policies: a corpus of passages, its index on the disk, a server, and the tool that asks it.
+r"""Search for policies: a corpus of passages, its index on the disk, a server, and the tool that asks it.
 
     a2tgpo serve-search --corpus wiki.jsonl            # builds the index if there is none, then serves
     a2tgpo serve-search --corpus wiki.jsonl --build    # builds it, and serves nothing
+    a2tgpo serve-search --corpus wiki.jsonl --index dense --encoder intfloat/e5-base-v2 \
+        --query-prefix "query: " --passage-prefix "passage: " --faiss hnsw
 
     from a2tgpo_trl.search import SearchTool
 
@@ -10,7 +12,8 @@
 
 Either line in my_tools.py makes a tool for a recipe: `tools: ["my_tools.py:search"]`.
 
-The server needs `pip install 'a2tgpo_trl[search]'`; the index and the tool do not.
+The server needs `pip install 'a2tgpo_trl[search]'`, dense search `pip install 'a2tgpo_trl[dense]'`; the index of BM25
+and the tool need neither.
 
 Corpus. A file with a JSON object in each line, as Search-R1 and FlashRAG write them, whose contents are the title in
 quotes, a line break and the text: {"id": "0", "contents": "..."}; or {"id": "0", "title": "...", "text": "..."}.
@@ -25,6 +28,25 @@ or the folder that --index-folder names. Building takes memory for the vocabular
 memory, where the system can drop what it needs room for. Passages with equal scores come in the order of the corpus.
 A build that is killed leaves no index, and the next begins anew; two at once wait for each other. An index of another
 corpus, version or setting is refused; a copy of the corpus is the same corpus.
+
+Dense search. `--encoder` is a folder or a name of the hub that sentence-transformers reads. Before each query and each
+passage it puts `--query-prefix` and `--passage-prefix`, or the encoder's own prompts where they are not given; texts
+are cut at `--max-tokens`, or where the encoder says. Vectors are scaled to length 1 and compared by inner product:
+
+    --faiss flat    with every passage: exact
+    --faiss ivf     with the passages of the nearest sixteenth of the lists (8 at least), 4 sqrt(passages) lists in all
+    --faiss hnsw    along a graph of neighbours, 32 a passage: fast, and larger than flat
+    --faiss pq      with codes of a byte for each 4 numbers, a sixteenth of flat; needs 256 passages or more
+
+Passages are encoded once, 8,192 at a time. Their vectors, in 16 bits, stay in CORPUS.vectors-NAME beside the index,
+NAME being of the encoder, the prefix of passages and the most tokens. A build that is killed goes on after the last
+shard that is whole, and another kind of index is made without encoding again; when all are built, the folder can be
+removed. The index is in CORPUS.dense-flat (-ivf, -hnsw, -pq), is built in memory, and is mapped into memory when it is
+searched. An index of another encoder (other weights, wherever they lie), prefix, cut or kind is refused, like one of
+another corpus. By ivf a query may find fewer passages than it asks for. `--device` says where the encoder runs;
+SearchTool(index=...) runs it on the processor, since the policy has the accelerator.
+
+`PYTHONPATH=tests/helpers python tests/benches/dense_recall.py` makes a table of the kinds: recall, memory, seconds.
 
 Protocol. POST /retrieve takes and gives what Search-R1's retrieval server does, so that clients and servers of that
 family can be exchanged:

@@ -67,7 +67,7 @@ def check(corpus: Path, folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _build(corpus: Path, place: Path, settings: Mapping[str, Any], build: Build, tell: Tell) -> None:
     began, fingerprint = listing(corpus), content(corpus)
-    _same_corpus(place, fingerprint)
+    _of_the_same(place, json.dumps([VERSION, dict(settings), fingerprint], sort_keys=True))
     file = corpus
     if corpus.is_dir():
         file = place / PASSAGES
@@ -88,13 +88,13 @@ def _build(corpus: Path, place: Path, settings: Mapping[str, Any], build: Build,
     (place / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 
-def _same_corpus(place: Path, fingerprint: str) -> None:
-    """What an earlier build left is of use for the same corpus alone."""
-    mark = place / "corpus"
-    if mark.exists() and mark.read_text() != fingerprint:
+def _of_the_same(place: Path, source: str) -> None:
+    """What an earlier build left is of use for the same corpus, settings and version alone."""
+    mark = place / "source"
+    if any(place.iterdir()) and not (mark.exists() and mark.read_text() == source):
         shutil.rmtree(place)
         place.mkdir()
-    mark.write_text(fingerprint)
+    mark.write_text(source)
 
 
 @contextmanager

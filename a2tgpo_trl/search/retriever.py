@@ -1,14 +1,17 @@
 """a corpus, an index of it -> the best passages for queries."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import bm25
+from . import bm25, dense
 from .corpus import Corpus, Passage
+from .encoder import Encoder, SentenceEncoder
 from .folder import ensure_index, manifest_of
 from .progress import Tell
+from .vectors import ensure_vectors
 
 
 LONGEST_QUERY = 10_000  # characters
@@ -66,7 +69,35 @@ def bm25_retriever(corpus: str | Path, folder: str | Path | None = None, tell: T
     return Retriever(passages, bm25.BM25(place))
 
 
-def open_retriever(folder: str | Path) -> Retriever:
-    """Searches by an index that was built before, and stands with its corpus where it stood then."""
-    manifest = manifest_of(Path(folder))
-    return bm25_retriever(manifest["corpus"]["path"], folder)
+def dense_retriever(
+    corpus: str | Path,
+    encoder: Encoder,
+    *,
+    faiss: str = "flat",
+    folder: str | Path | None = None,
+    tell: Tell = _silent,
+) -> Retriever:
+    """Searches a corpus by vectors; its index is built first, if it is not in the folder (CORPUS.dense-FAISS) yet."""
+    corpus = Path(corpus)
+    place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.dense-{faiss}")
+
+    def build(_: Corpus, building: Path, tell: Tell) -> None:
+        (building / dense.OPENING).write_text(json.dumps(encoder.opening), encoding="utf-8")
+        dense.build(ensure_vectors(corpus, place, encoder, tell), faiss, building, tell)
+
+    passages = ensure_index(corpus, place, dense.settings_of(faiss, encoder), build, tell)
+    return Retriever(passages, dense.Dense(place, encoder))
+
+
+def open_retriever(folder: str | Path, device: str = "cpu") -> Retriever:
+    """Searches by an index that was built before, and stands with its corpus where it stood then.
+
+    The encoder of a dense index runs on `device`: by default not where the policy does.
+    """
+    folder = Path(folder)
+    manifest = manifest_of(folder)
+    corpus, settings = manifest["corpus"]["path"], manifest["settings"]
+    if settings["index"] == "dense":
+        encoder = SentenceEncoder(**dense.opening_of(folder), device=device)
+        return dense_retriever(corpus, encoder, faiss=settings["faiss"], folder=folder)
+    return bm25_retriever(corpus, folder)

@@ -1,0 +1,120 @@
+"""texts -> vectors whose inner product says how alike they are, by a model of sentence-transformers."""
+
+import threading
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+
+PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the names that models give to the prefix of passages
+
+
+class Encoder(Protocol):
+    """What dense search asks of an encoder.
+
+    Where `passage_settings` differ, vectors of passages do; where `query_settings` do, those of queries. `opening`
+    holds the arguments that make a `SentenceEncoder` again.
+    """
+
+    passage_settings: dict[str, Any]
+    query_settings: dict[str, Any]
+    opening: dict[str, Any]
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of length 1, in 32 bits."""
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of length 1, in 32 bits."""
+
+
+class SentenceEncoder:
+    """A model of sentence-transformers. May be used from several threads, which wait for each other.
+
+    `query_prefix` and `passage_prefix` are put before each text ("query: " and "passage: " for E5); without them, the
+    model's own prompts are, if it has any. `max_tokens` cuts each text, by default where the model says.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        max_tokens: int | None = None,
+        device: str | None = None,
+        batch_size: int = 64,
+    ):
+        for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"An encoder's {name} must be at least 1; got {value}.")
+        self._model, self._batch_size = _load(model, device), batch_size
+        if max_tokens is not None:
+            self._model.max_seq_length = max_tokens
+        self._query_prefix = self._prefix(query_prefix, ("query",))
+        self._passage_prefix = self._prefix(passage_prefix, PASSAGE_PROMPTS)
+        self._one_at_a_time = threading.Lock()  # tokenizers that cut and pad cannot be shared
+        self.passage_settings = {
+            "encoder_weights": _fingerprint(self._model),
+            "passage_prefix": self._passage_prefix,
+            "max_tokens": self._model.max_seq_length,
+        }
+        self.query_settings = {"query_prefix": self._query_prefix}
+        self.opening = {
+            "model": model,
+            "query_prefix": self._query_prefix,
+            "passage_prefix": self._passage_prefix,
+            "max_tokens": max_tokens,
+        }
+
+    def _prefix(self, given: str | None, names: Sequence[str]) -> str:
+        if given is not None:
+            return given
+        return next((self._model.prompts[name] for name in names if self._model.prompts.get(name)), "")
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(self._model.encode_document, texts, self._passage_prefix)
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(self._model.encode_query, texts, self._query_prefix)
+
+    def _encode(self, encode: Any, texts: Sequence[str], prefix: str) -> np.ndarray:
+        with self._one_at_a_time:
+            vectors = encode(
+                list(texts),
+                prompt=prefix,
+                batch_size=self._batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _load(model: str, device: str | None) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise missing(error) from error
+    try:
+        return SentenceTransformer(model, device=device)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{model} cannot be loaded as an encoder: {error} Name a folder or a model of the hub that "
+            "sentence-transformers reads (--encoder)."
+        ) from error
+
+
+def missing(error: ImportError) -> ValueError:
+    return ValueError(f"Dense search needs {error.name}: pip install 'a2tgpo_trl[dense]'")
+
+
+def _fingerprint(model: Any) -> str:
+    """Equal for equal weights, wherever they lie."""
+    import torch
+
+    digest = blake2b(digest_size=16)
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weights.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

