@@ -73,6 +73,11 @@ class SentenceEncoder:
             return given
         return next((self._model.prompts[name] for name in names if self._model.prompts.get(name)), "")
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """The tokens that it knows."""
+        return list(self._model.tokenizer.get_vocab())
+
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._encode(self._model.encode_document, texts, self._passage_prefix)
 

@@ -25,6 +25,7 @@ class Vectors:
     """A vector for each passage, by number, in 16 bits."""
 
     def __init__(self, folder: Path):
+        self.folder = folder
         self._shards = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("vectors-*.npy"))]
 
     def __len__(self) -> int:
