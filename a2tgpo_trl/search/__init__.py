@@ -42,9 +42,9 @@ Passages are encoded once, 8,192 at a time. Their vectors, in 16 bits, stay in C
 NAME being of the encoder, the prefix of passages and the most tokens. A build that is killed goes on after the last
 shard that is whole, and another kind of index is made without encoding again; when all are built, the folder can be
 removed. The index is in CORPUS.dense-flat (-ivf, -hnsw, -pq), is built in memory, and is mapped into memory when it is
-searched. An index of another encoder (other weights, wherever they lie), prefix, cut or kind is refused, like one of
-another corpus. By ivf a query may find fewer passages than it asks for. `--device` says where the encoder runs;
-SearchTool(index=...) runs it on the processor, since the policy has the accelerator.
+searched. An index of another encoder (other weights or pooling, wherever they lie), prefix, cut or kind is refused,
+like one of another corpus. By ivf a query may find fewer passages than it asks for. `--device` says where the encoder
+runs; SearchTool(index=...) runs it on the processor, since the policy has the accelerator.
 
 `PYTHONPATH=tests/helpers python tests/benches/dense_recall.py` makes a table of the kinds: recall, memory, seconds.
 

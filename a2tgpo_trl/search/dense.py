@@ -19,7 +19,7 @@ from .vectors import Vectors
 
 
 KINDS = ("flat", "ivf", "hnsw", "pq")
-INDEX, OPENING = "passages.faiss", "encoder.json"
+INDEX, ENCODER = "passages.faiss", "encoder.json"
 MOST_WRITTEN = 2**22  # bytes at a time
 
 # Of FAISS. It asks for 39 vectors or more a list to train on, and for as many vectors as a code has values.
@@ -58,9 +58,9 @@ def settings_of(kind: str, encoder: Encoder) -> dict[str, Any]:
     return {"index": "dense", "faiss": kind, **encoder.passage_settings, **encoder.query_settings}
 
 
-def opening_of(folder: Path) -> dict[str, Any]:
+def encoder_arguments(folder: Path) -> dict[str, Any]:
     """What the encoder of an index is made with."""
-    return json.loads((folder / OPENING).read_text(encoding="utf-8"))
+    return json.loads((folder / ENCODER).read_text(encoding="utf-8"))
 
 
 # ---- building

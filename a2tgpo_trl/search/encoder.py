@@ -1,8 +1,10 @@
 """texts -> vectors whose inner product says how alike they are, by a model of sentence-transformers."""
 
+import json
 import threading
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +16,13 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the names that models giv
 class Encoder(Protocol):
     """What dense search asks of an encoder.
 
-    Where `passage_settings` differ, vectors of passages do; where `query_settings` do, those of queries. `opening`
-    holds the arguments that make a `SentenceEncoder` again.
+    Where `passage_settings` differ, vectors of passages do; where `query_settings` do, those of queries. `arguments`
+    make the same `SentenceEncoder` again.
     """
 
     passage_settings: dict[str, Any]
     query_settings: dict[str, Any]
-    opening: dict[str, Any]
+    arguments: dict[str, Any]
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of length 1, in 32 bits."""
@@ -50,19 +52,19 @@ class SentenceEncoder:
             if value is not None and value < 1:
                 raise ValueError(f"An encoder's {name} must be at least 1; got {value}.")
         self._model, self._batch_size = _load(model, device), batch_size
-        if max_tokens is not None:
-            self._model.max_seq_length = max_tokens
         self._query_prefix = self._prefix(query_prefix, ("query",))
         self._passage_prefix = self._prefix(passage_prefix, PASSAGE_PROMPTS)
         self._one_at_a_time = threading.Lock()  # tokenizers that cut and pad cannot be shared
+        if max_tokens is not None:
+            self._cut_at(max_tokens)
         self.passage_settings = {
-            "encoder_weights": _fingerprint(self._model),
+            "encoder": _fingerprint(self._model),
             "passage_prefix": self._passage_prefix,
             "max_tokens": self._model.max_seq_length,
         }
         self.query_settings = {"query_prefix": self._query_prefix}
-        self.opening = {
-            "model": model,
+        self.arguments = {
+            "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
             "query_prefix": self._query_prefix,
             "passage_prefix": self._passage_prefix,
             "max_tokens": max_tokens,
@@ -73,10 +75,20 @@ class SentenceEncoder:
             return given
         return next((self._model.prompts[name] for name in names if self._model.prompts.get(name)), "")
 
-    @property
-    def vocabulary(self) -> list[str]:
-        """The tokens that it knows."""
-        return list(self._model.tokenizer.get_vocab())
+    def _cut_at(self, max_tokens: int) -> None:
+        """Tried at once, since a build would reach the first text that is too long after hours."""
+        marks = self._model.tokenizer.num_special_tokens_to_add()
+        if max_tokens <= marks:
+            raise ValueError(
+                f"max_tokens must be more than {marks}, the encoder's own of each text; got {max_tokens}."
+            )
+        self._model.max_seq_length = max_tokens
+        try:
+            self.passages(["a " * max_tokens])
+        except (IndexError, RuntimeError) as error:  # beyond its positions, or its memory
+            raise ValueError(
+                f"The encoder cannot read texts of {max_tokens:,} tokens (max_tokens): {error}"
+            ) from error
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._encode(self._model.encode_document, texts, self._passage_prefix)
@@ -103,10 +115,11 @@ def _load(model: str, device: str | None) -> Any:
         raise missing(error) from error
     try:
         return SentenceTransformer(model, device=device)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of its files, of the hub, or of the device
+        where = "" if device is None else f" on {device}"
         raise ValueError(
-            f"{model} cannot be loaded as an encoder: {error} Name a folder or a model of the hub that "
-            "sentence-transformers reads (--encoder)."
+            f"{model} cannot be loaded as an encoder{where} ({type(error).__name__}: {error}). Name a folder or a "
+            "model of the hub that sentence-transformers reads (--encoder), and a device that is here (--device)."
         ) from error
 
 
@@ -115,10 +128,12 @@ def missing(error: ImportError) -> ValueError:
 
 
 def _fingerprint(model: Any) -> str:
-    """Equal for equal weights, wherever they lie."""
+    """Equal for equal weights and equal ways to pool them, wherever they lie."""
     import torch
 
     digest = blake2b(digest_size=16)
+    for module in model:
+        digest.update(f"{type(module).__name__} {json.dumps(module.get_config_dict(), sort_keys=True)}".encode())
     for name, weights in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weights.detach().cpu().reshape(-1).view(torch.uint8).numpy())

@@ -82,7 +82,7 @@ def dense_retriever(
     place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.dense-{faiss}")
 
     def build(_: Corpus, building: Path, tell: Tell) -> None:
-        (building / dense.OPENING).write_text(json.dumps(encoder.opening), encoding="utf-8")
+        (building / dense.ENCODER).write_text(json.dumps(encoder.arguments), encoding="utf-8")
         dense.build(ensure_vectors(corpus, place, encoder, tell), faiss, building, tell)
 
     passages = ensure_index(corpus, place, dense.settings_of(faiss, encoder), build, tell)
@@ -98,6 +98,6 @@ def open_retriever(folder: str | Path, device: str = "cpu") -> Retriever:
     manifest = manifest_of(folder)
     corpus, settings = manifest["corpus"]["path"], manifest["settings"]
     if settings["index"] == "dense":
-        encoder = SentenceEncoder(**dense.opening_of(folder), device=device)
+        encoder = SentenceEncoder(**dense.encoder_arguments(folder), device=device)
         return dense_retriever(corpus, encoder, faiss=settings["faiss"], folder=folder)
     return bm25_retriever(corpus, folder)

@@ -58,8 +58,16 @@ def ensure_vectors(corpus: Path, beside: Path, encoder: Encoder, tell: Tell) -> 
     """The vectors of a corpus, in the folder of an index; those that are not there yet are made."""
     settings = {"index": "vectors", **encoder.passage_settings}
     folder = beside.with_name(f"{corpus.name}.vectors-{_short_name(encoder)}")
-    ensure_index(corpus, folder, settings, lambda passages, place, tell: _write(passages, encoder, place, tell), tell)
-    return Vectors(folder)
+
+    def build(passages: Corpus, place: Path, tell: Tell) -> None:
+        _write(passages, encoder, place, tell)
+
+    passages, vectors = ensure_index(corpus, folder, settings, build, tell), Vectors(folder)
+    if len(vectors) != len(passages):
+        raise ValueError(
+            f"Of {len(passages):,} vectors {folder} holds {len(vectors):,}. Remove it: they are made anew."
+        )
+    return vectors
 
 
 def _short_name(encoder: Encoder) -> str:
@@ -78,7 +86,7 @@ def _write(corpus: Corpus, encoder: Encoder, folder: Path, tell: Tell) -> None:
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
             raise ValueError(
-                f"The encoder makes no number of {corpus.file}, passage {start + wrong[0]}: NaN or infinity. Try "
+                f"The encoder's vector of {corpus.file}, passage {start + wrong[0]}, holds NaN or infinity. Try "
                 "another device, or another encoder."
             )
         _save(vectors.astype(np.float16), files[start])

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from search_world import write_lines
+from transformers import AutoTokenizer
 
 from a2tgpo_trl.cli.bench import add_numbers, show
 from a2tgpo_trl.search import dense
@@ -99,7 +100,8 @@ def _most_mib() -> float:
 
 def vocabulary_of(encoder: SentenceEncoder) -> list[str]:
     """Whole words that the encoder knows, in a fixed order."""
-    return sorted(word for word in encoder.vocabulary if word.isascii() and word.isalpha() and len(word) > 3)
+    known = AutoTokenizer.from_pretrained(encoder.arguments["model"]).get_vocab()
+    return sorted(word for word in known if word.isascii() and word.isalpha() and len(word) > 3)
 
 
 def subject_passages(number: int, words: Sequence[str], rng: random.Random) -> list[dict[str, str]]:

@@ -23,10 +23,10 @@ class WordEncoder:
     """The sum of a made-up vector for each word: texts of the same words are alike."""
 
     query_settings = {"query_prefix": ""}
-    opening: dict = {}
+    arguments: dict = {}
 
     def __init__(self, weights: str = "a"):
-        self.passage_settings = {"encoder_weights": weights}
+        self.passage_settings = {"encoder": weights}
         self.encoded = 0
 
     def passages(self, texts):
@@ -174,7 +174,7 @@ def test_vectors_that_are_no_numbers_are_told(many):
             found[7] = np.nan
             return found
 
-    with pytest.raises(ValueError, match=r"no number of .*wiki.jsonl, passage 7: NaN or infinity"):
+    with pytest.raises(ValueError, match=r"vector of .*wiki.jsonl, passage 7, holds NaN or infinity"):
         dense_retriever(many, Broken())
 
 
@@ -191,7 +191,7 @@ def test_too_few_passages_for_codes_are_told(tmp_path):
 def test_an_index_of_another_encoder_kind_or_corpus_is_refused(many):
     place = many.with_name("index")
     dense_retriever(many, WordEncoder("a"), folder=place)
-    with pytest.raises(ValueError, match="index with encoder_weights 'a'; asked for is 'b'. Remove"):
+    with pytest.raises(ValueError, match="index with encoder 'a'; asked for is 'b'. Remove"):
         dense_retriever(many, WordEncoder("b"), folder=place)
     with pytest.raises(ValueError, match="index with faiss 'flat'; asked for is 'ivf'. Remove"):
         dense_retriever(many, WordEncoder("a"), folder=place, faiss="ivf")
@@ -206,10 +206,12 @@ def test_an_index_of_another_encoder_kind_or_corpus_is_refused(many):
 
 def test_an_index_needs_its_vectors_no_more(many):
     dense_retriever(many, WordEncoder())
-    for file in next(many.parent.glob("wiki.jsonl.vectors-????????")).iterdir():
+    for file in next(many.parent.glob("wiki.jsonl.vectors-????????")).glob("vectors-*"):
         file.unlink()
     encoder = WordEncoder()
     assert len(ids(dense_retriever(many, encoder), "w1 w2")) == 3 and encoder.encoded == 0
+    with pytest.raises(ValueError, match=r"Of 600 vectors .*wiki.jsonl.vectors-\w+ holds 0. Remove it"):
+        dense_retriever(many, encoder, faiss="hnsw")
 
 
 def test_a_sample_of_vectors_is_drawn_from_all_shards(tmp_path):

@@ -65,20 +65,45 @@ def test_texts_are_cut_where_the_encoder_is_told_to(encoder, minilm):
     np.testing.assert_allclose(short.passages(["a b c d e f"]), short.passages(["a b c d x y"]), atol=1e-5)
     assert not np.allclose(encoder.passages(["a b c d e f"]), encoder.passages(["a b c d x y"]), atol=1e-2)
     assert short.passage_settings["max_tokens"] == 6
-    with pytest.raises(ValueError, match="max_tokens must be at least 1; got 0"):
-        SentenceEncoder(minilm, max_tokens=0)
 
 
-def test_other_weights_are_another_encoder_and_a_copy_is_the_same(encoder, minilm, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+        ({"max_tokens": 2}, "max_tokens must be more than 2, the encoder's own of each text; got 2"),
+        ({"max_tokens": 513}, r"cannot read texts of 513 tokens \(max_tokens\)"),  # it has 512 positions
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"device": "nowhere"}, "model cannot be loaded as an encoder on nowhere .*Name .* a device that is here"),
+    ],
+)
+def test_settings_that_an_encoder_cannot_have_are_told_at_once(minilm, settings, told):
+    with pytest.raises(ValueError, match=told):
+        SentenceEncoder(minilm, **{"device": "cpu", **settings})
+
+
+def test_other_weights_or_another_pooling_are_another_encoder_and_a_copy_is_the_same(encoder, minilm, tmp_path):
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     model = SentenceTransformer(minilm, device="cpu")
     model.save(str(tmp_path / "copy"))
+    SentenceTransformer(modules=[model[0], Pooling(384, "cls"), model[2]]).save(str(tmp_path / "pooled"))
     next(model.parameters()).data[0, 0] += 1
     model.save(str(tmp_path / "other"))
-    copy, other = (SentenceEncoder(str(tmp_path / name), device="cpu") for name in ("copy", "other"))
-    assert copy.passage_settings == encoder.passage_settings
-    assert other.passage_settings["encoder_weights"] != encoder.passage_settings["encoder_weights"]
+    copy, *others = (
+        SentenceEncoder(str(tmp_path / name), device="cpu").passage_settings["encoder"]
+        for name in ("copy", "pooled", "other")
+    )
+    assert copy == encoder.passage_settings["encoder"] and copy not in others
+
+
+def test_an_index_finds_its_encoder_from_anywhere(tmp_path, minilm, monkeypatch):
+    corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
+    monkeypatch.chdir(Path(minilm).parent)
+    dense_retriever(corpus, SentenceEncoder("model", device="cpu"))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_retriever("wiki.jsonl.dense-flat").search(["the mayor"], 4)[0]) == 4
 
 
 def test_threads_that_encode_at_once_get_the_vectors_of_one(encoder):
@@ -91,7 +116,7 @@ def test_threads_that_encode_at_once_get_the_vectors_of_one(encoder):
 
 def test_what_is_no_encoder_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty cannot be loaded as an encoder: .* Name a folder or a model"):
+    with pytest.raises(ValueError, match="empty cannot be loaded as an encoder .*Name a folder or a model"):
         SentenceEncoder(str(tmp_path / "empty"))
 
 
