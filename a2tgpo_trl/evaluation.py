@@ -27,7 +27,7 @@ from .recipe.program import run_recipe
 from .recipe.recipe import Recipe
 from .report.plots import SCORES
 from .report.progress import Display
-from .report.scores import Scores, score_table
+from .report.scores import Scores, markdown, score_table
 from .resume.own_files import OwnFiles
 from .resume.same_run import BOOKKEEPING
 from .rollout.records import Record, read_jsonl, write_jsonl
@@ -42,6 +42,7 @@ IRRELEVANT = (
     "resample_limit",
 )
 
+WRITTEN = ("rollouts.jsonl", "scores.json", "scores.md", "settings.json")
 ANEW = "Name another folder (--output_dir ...), or write over it (--overwrite true)."
 
 
@@ -125,9 +126,11 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     with display.bar(f"evaluating {policy}", len(rows) * trainer.num_generations_eval) as update:
         file = folder / "rollouts.jsonl"
         records = evaluate(trainer, rows, file, seed=recipe.args.seed, resume=resume, on_progress=update)
-    scores = Scores.of(records, recipe.task.group_by)
+    scores = Scores.of(records, recipe.task.group_by, recipe.task.averages)
     if trainer.accelerator.is_main_process:
+        title = f"{policy}: {len(rows)} questions"
         scores.write(folder / "scores.json")
+        (folder / "scores.md").write_text(markdown(scores, title))
         OwnFiles(run).add(*_files_of(policy))
         display.line(score_table({policy: scores}, f"{len(rows)} questions"))
         display.line(f"Rollouts: {file}")
@@ -136,12 +139,12 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
 
 def _files_of(policy: str) -> list[str]:
     """Names of what an evaluation writes, in the folder of a run."""
-    return [f"{SCORES}/{policy}/{name}" for name in ("rollouts.jsonl", "scores.json", "settings.json")]
+    return [f"{SCORES}/{policy}/{name}" for name in WRITTEN]
 
 
 def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool) -> tuple[bool, int]:
     """Whether there are rollouts to go on with, made by the same policy with the same settings, and how many."""
-    rollouts, scores, file = (own.folder / name for name in _files_of(policy))
+    rollouts, scores, _, file = (own.folder / name for name in _files_of(policy))
     resume = rollouts.exists() and file.exists() and not overwrite
     if resume:
         before = json.loads(file.read_text())

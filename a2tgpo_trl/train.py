@@ -22,7 +22,7 @@ from .report.scores import Scores, score_table
 from .resume.disk import told_if_not_written
 from .resume.folders import TORN, checkpoints_of, set_aside, was_completed
 from .resume.own_files import LOADED, OwnFiles
-from .rollout.records import read_jsonl
+from .rollout.records import Record, read_jsonl
 from .trainer import A2TGPOTrainer
 
 
@@ -44,7 +44,7 @@ class HeldOut(TrainerCallback):
         if state.global_step == 0:
             self.run("before")
         elif file.exists():  # a resumed run: what it was before its first step is on record
-            before = Scores.of(read_jsonl(file), self._recipe.task.group_by)
+            before = self._scores_of(read_jsonl(file))
             if self._recipe.test_dataset is not None and before.number == len(self._recipe.test_dataset):
                 self.scores["before"] = before
 
@@ -59,10 +59,13 @@ class HeldOut(TrainerCallback):
         bar = self._display.bar(f"evaluating {when}", len(rows) * self.trainer.num_generations_eval)
         with told_if_not_written(Path(self._recipe.args.output_dir)), bar as update:
             records = evaluate(self.trainer, rows, file, seed=self._recipe.args.seed, on_progress=update)
-            self.scores[when] = Scores.of(records, self._recipe.task.group_by)
+            self.scores[when] = self._scores_of(records)
             if self.trainer.accelerator.is_main_process:
                 self.scores[when].write(file.with_suffix(".json"))
                 own.add(*written)
+
+    def _scores_of(self, records: list[Record]) -> Scores:
+        return Scores.of(records, self._recipe.task.group_by, self._recipe.task.averages)
 
 
 def _evaluation_file(recipe: Recipe, when: str) -> Path:

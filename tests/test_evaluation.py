@@ -115,7 +115,7 @@ def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them
     words = [*SMALL, "--output_dir", str(tmp_path)]
     scores = evaluate_recipe(read_recipe(words))
     folder = tmp_path / "evaluation" / "policy"
-    assert {file.name for file in folder.iterdir()} == {"rollouts.jsonl", "scores.json", "settings.json"}
+    assert {file.name for file in folder.iterdir()} == {"rollouts.jsonl", "scores.json", "scores.md", "settings.json"}
     written = json.loads((folder / "scores.json").read_text())
     assert written["everything"]["exact_match"]["mean"] == scores.everything["exact_match"].mean
     assert sum(group["exact_match"]["number"] for group in written["groups"].values()) == ROWS

@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from ..rewards import RIGHT_OR_WRONG
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-TURNS = "tool turns"
+DRAWN_AT_ONCE = 1_000_000  # questions
+TURNS, CALLS, RIGHT_PER_CALL = "tool turns", "tool calls", "right answers per call"
+
+Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Estimate:
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
+Row = dict[str, Estimate]  # by the name of a score
+
+
 def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENCE) -> Estimate:
     """Mean and confidence interval of one number per question.
 
@@ -40,58 +47,153 @@ def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENC
 
     Example: 8 of 10 right -> 0.8 (0.490 to 0.943)
     """
+    if not share:
+        return bootstrap([[(value, 1.0) for value in values]], confidence)
     number, mean = len(values), sum(values) / len(values)
-    if share:
-        z = NormalDist().inv_cdf((1 + confidence) / 2)
-        centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
-        half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number * number))
-        return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0), number)
-    draws = np.random.default_rng(0).integers(0, number, (RESAMPLES, number))
-    low, high = np.quantile(np.asarray(values)[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(mean, float(low), float(high), number)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number * number))
+    return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0), number)
 
 
-def score(records: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """Each reward and the tool turns: means over questions, with intervals.
+def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) -> Estimate:
+    """The mean over sets of sum(a) / sum(b), where (a, b) is of one question, and percentiles of it over draws.
+
+    Questions are drawn again with replacement within their set.
+
+    Example: [(1, 2), (0, 2)] and [(1, 1)] -> mean of 1 / 4 and 1 / 1 = 0.625
+    """
+    rng, means, draws = np.random.default_rng(0), [], []
+    for pairs in sets:
+        above, below = np.asarray(pairs, dtype=float).T
+        means.append(above.sum() / below.sum())
+        ratios = []
+        for size in _parts(len(above)):
+            drawn = rng.integers(0, len(above), size)
+            ratios.append(_ratios(above[drawn].sum(axis=1), below[drawn].sum(axis=1)))
+        draws.append(np.concatenate(ratios))
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.nanquantile(np.mean(draws, axis=0), ends)
+    return Estimate(float(np.mean(means)), float(low), float(high), sum(map(len, sets)))
+
+
+def _parts(number: int) -> Iterator[tuple[int, int]]:
+    """Shapes of the draws, a part at a time: all at once, those of 50,000 questions would take a gigabyte."""
+    most = max(1, DRAWN_AT_ONCE // number)
+    for start in range(0, RESAMPLES, most):
+        yield min(most, RESAMPLES - start), number
+
+
+def _ratios(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """A draw of questions without a call has none: NaN, which no percentile counts."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+# ---- scores of records
+
+
+def per_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[Any, Pair]]:
+    """Each score as one pair a question, whose sums over questions are divided: for a mean, the second number is 1.
 
     Several rollouts of one question are averaged first, since they are no independent samples.
     """
     by_row: dict[Any, list[dict[str, float]]] = {}
     for record in records:
-        numbers = {name: value for name, value in record["rewards"].items() if value is not None}
-        by_row.setdefault(record["row"], []).append({**numbers, TURNS: float(record["tool_turns"])})
+        by_row.setdefault(record["row"], []).append(_numbers(record))
     names = dict.fromkeys(name for rollouts in by_row.values() for rollout in rollouts for name in rollout)
-    scores = {}
+    found: dict[str, dict[Any, Pair]] = {}
     for name in names:
-        given = [[rollout[name] for rollout in rollouts if name in rollout] for rollouts in by_row.values()]
-        scores[name] = interval(
-            [sum(values) / len(values) for values in given if values], share=name in RIGHT_OR_WRONG
-        )
-    return scores
+        given = {row: [rollout[name] for rollout in rollouts if name in rollout] for row, rollouts in by_row.items()}
+        found[name] = {row: (sum(values) / len(values), 1.0) for row, values in given.items() if values}
+    right = next((name for name in names if name in RIGHT_OR_WRONG), None)
+    if right is not None and any(calls for calls, _ in found.get(CALLS, {}).values()):
+        found[RIGHT_PER_CALL] = {
+            row: (share, found[CALLS][row][0]) for row, (share, _) in found[right].items() if row in found[CALLS]
+        }
+    return found
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """A rollout's rewards and how often it asked; the calls only where they are on record."""
+    numbers = {name: value for name, value in record["rewards"].items() if value is not None}
+    numbers[TURNS] = float(record["tool_turns"])
+    calls = [turn["calls"] for turn in record.get("turns", [{"calls": None}])]
+    if None not in calls:  # as it is with a rollout function, whose calls are its own
+        numbers[CALLS] = float(sum(map(len, calls)))
+    return numbers
+
+
+def score(records: Iterable[Mapping[str, Any]]) -> Row:
+    """Each reward, tool turns and calls: means over questions, and right answers per call, with intervals."""
+    found = {name: list(pairs.values()) for name, pairs in per_question(records).items()}
+    return {
+        name: interval([value for value, _ in pairs], share=True) if name in RIGHT_OR_WRONG else bootstrap([pairs])
+        for name, pairs in found.items()
+    }
+
+
+def plain_score(sets: Sequence[Sequence[Mapping[str, Any]]]) -> Row:
+    """The same as means of the sets' own, in which a small set counts as much as a large one."""
+    found = [per_question(records) for records in sets]
+    shared = [name for name in found[0] if all(name in one for one in found)]
+    return {name: bootstrap([list(one[name].values()) for one in found]) for name in shared}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of an evaluation: over all rows, and for each value of a column."""
+    """Scores of an evaluation: over all rows, for each value of a column, and for what the task gathers of them."""
 
-    everything: dict[str, Estimate]
-    groups: dict[str, dict[str, Estimate]]
+    everything: Row
+    groups: dict[str, Row]
+    averages: dict[str, Row] = field(default_factory=dict)  # each question counts alike
+    plain: dict[str, Row] = field(default_factory=dict)  # each group counts alike
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]], group_by: str | None) -> "Scores":
-        groups: dict[str, dict[str, Estimate]] = {}
-        if group_by is not None:
-            for value in sorted({record[group_by] for record in records}):
-                groups[f"{group_by} {value}"] = score(record for record in records if record[group_by] == value)
-        return cls(score(records), groups)
+    def of(
+        cls,
+        records: Sequence[Mapping[str, Any]],
+        group_by: str | None,
+        averages: Mapping[str, Mapping[str, Sequence[Any]]] = MappingProxyType({}),
+    ) -> "Scores":
+        groups = {f"{group_by} {value}": score(part) for value, part in _groups(records, group_by).items()}
+        gathered = {name: _having(records, wanted) for name, wanted in averages.items()}
+        gathered = {name: found for name, found in gathered.items() if found}
+        parts = {name: list(_groups(found, group_by).values()) for name, found in gathered.items()}
+        return cls(
+            score(records),
+            groups,
+            {name: score(found) for name, found in gathered.items()},
+            {f"{name}, each {group_by} alike": plain_score(sets) for name, sets in parts.items() if len(sets) > 1},
+        )
 
     @property
     def number(self) -> int:
         """How many questions were asked."""
         return self.everything[TURNS].number
 
+    @property
+    def lines(self) -> dict[str, Row]:
+        """All but those of everything, in the order of a table."""
+        return {**self.groups, **self.averages, **self.plain}
+
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _groups(records: Sequence[Mapping[str, Any]], column: str | None) -> dict[Any, list[Mapping[str, Any]]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    if column is None:
+        return groups
+    for record in records:
+        groups.setdefault(record[column], []).append(record)
+    return dict(sorted(groups.items()))
+
+
+def _having(records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if all(record[column] in values for column, values in wanted.items())]
+
+
+# ---- for readers
 
 
 def score_table(columns: dict[str, Scores], title: str) -> Table:
@@ -104,7 +206,18 @@ def score_table(columns: dict[str, Scores], title: str) -> Table:
     for i, line in enumerate(first.everything):
         cells = [scores.everything.get(line, "") for scores in columns.values()]
         table.add_row(line.replace("_", " "), *map(str, cells), style="bold" if i == 0 else None)
-        for group in first.groups if i == 0 else ():
-            cells = [scores.groups.get(group, {}).get(line, "") for scores in columns.values()]
+        for group in first.lines if i == 0 else ():
+            cells = [scores.lines.get(group, {}).get(line, "") for scores in columns.values()]
             table.add_row(f"  {group}", *map(str, cells))
     return table
+
+
+def markdown(scores: Scores, title: str) -> str:
+    """The scores as a table of Markdown: a line for all questions and for each group, a column for each score."""
+    names = list(scores.everything)
+    lines = [["questions", "number", *(name.replace("_", " ") for name in names)]]
+    for label, row in {"all": scores.everything, **scores.lines}.items():
+        lines.append([label, f"{row[TURNS].number:,}", *(str(row.get(name, "")) for name in names)])
+    head, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    rule = f"|---|{'---:|' * (len(names) + 1)}"
+    return "\n".join([f"# {title}", "", "Means, with their 95 % intervals.", "", head, rule, *body]) + "\n"

@@ -57,5 +57,8 @@ class Task:
     environment_factory: Any = None
     # A column of the test set: the tables of an evaluation have a line for each of its values.
     group_by: str | None = field(default=None, kw_only=True)
+    # Further lines, by name, each over the questions that have one of these values in each of these columns:
+    # {"multi-hop": {"set": ["hotpotqa", "musique"]}}. Where they are of several groups, a line counts those alike.
+    averages: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict, kw_only=True)
     # Settings of a run that belong to its prompts, such as their probe; what a recipe says wins.
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from a2tgpo_trl.report.scores import Estimate, Scores, interval, score, score_table
+from a2tgpo_trl.report.scores import Estimate, Scores, bootstrap, interval, markdown, score, score_table
 
 
 def record(row: int, hops: int = 2, turns: int = 1, **rewards: float | None) -> dict:
@@ -68,3 +68,71 @@ def test_the_table_has_a_column_for_each_evaluation_and_fits_a_terminal():
 
 def test_an_estimate_reads_as_mean_and_interval():
     assert str(Estimate(0.5, 0.25, 0.75, 10)) == "0.500 (0.250 to 0.750)"
+
+
+def asked(row: int, name: str, calls: int, right: float) -> dict:
+    turns = [{"calls": [{}] * calls}, {"calls": []}]
+    return {"row": row, "set": name, "tool_turns": int(calls > 0), "turns": turns, "rewards": {"exact_match": right}}
+
+
+# Ten questions of one set, of which 2 are right with one call each; two of another, both right with two calls each.
+TWO_SETS = [
+    *(asked(i, "large", 1, float(i < 2)) for i in range(10)),
+    *(asked(i, "small", 2, 1.0) for i in (10, 11)),
+]
+AVERAGES = {"both": {"set": ["large", "small"]}, "one": {"set": ["small"]}, "none": {"set": ["other"]}}
+
+
+def test_questions_count_alike_in_one_average_and_sets_in_the_other():
+    scores = Scores.of(TWO_SETS, "set", AVERAGES)
+    # By questions 4 / 12; the sets' means are 2 / 10 and 1, and theirs is 0.6. A single set has no such mean.
+    assert scores.averages["both"]["exact_match"].mean == pytest.approx(4 / 12)
+    assert scores.plain["both, each set alike"]["exact_match"].mean == pytest.approx(0.6)
+    assert list(scores.averages) == ["both", "one"] and list(scores.plain) == ["both, each set alike"]
+
+
+def test_the_mean_of_sets_is_drawn_within_each():
+    plain = Scores.of(TWO_SETS, "set", AVERAGES).plain["both, each set alike"]["exact_match"]
+    # The small set is right in every draw: half of what is drawn from the large one, 0.2 +- 1.96 * 0.1265, to tenths.
+    large = bootstrap([[(float(i < 2), 1.0) for i in range(10)]])
+    assert plain.low == pytest.approx(0.5 + large.low / 2, abs=0.051)
+    assert plain.high == pytest.approx(0.5 + large.high / 2, abs=0.051) and plain.high < 1.0
+
+
+def test_right_answers_per_call_are_all_right_ones_over_all_calls():
+    scores = Scores.of(TWO_SETS, "set", AVERAGES)
+    # Large: 2 of 10 calls. Small: 2 of 4. Both: 4 of 14; alike: (0.2 + 0.5) / 2.
+    assert scores.everything["tool calls"].mean == pytest.approx(14 / 12)
+    assert scores.everything["right answers per call"].mean == pytest.approx(4 / 14)
+    assert scores.groups["set small"]["right answers per call"] == Estimate(0.5, 0.5, 0.5, 2)
+    assert scores.plain["both, each set alike"]["right answers per call"].mean == pytest.approx(0.35)
+
+
+def test_without_a_call_there_is_nothing_per_call_and_unknown_calls_are_no_zero():
+    found = score([asked(0, "large", 0, 1.0), asked(1, "large", 0, 0.0)])
+    assert found["tool calls"].mean == 0.0 and "right answers per call" not in found
+    own_loop = {**asked(0, "large", 1, 1.0), "turns": [{"calls": None}]}
+    assert "tool calls" not in score([own_loop])
+    # One of two questions calls: draws without it have no ratio, the others 1 / 1 or 0 / 2.
+    few = score([asked(0, "large", 1, 0.0), asked(1, "large", 0, 1.0)])["right answers per call"]
+    assert (few.mean, few.low, few.high) == (1.0, 0.0, 1.0)
+
+
+def test_draws_of_many_questions_take_little_memory():
+    import tracemalloc
+
+    pairs = [(1.0, 1.0)] * 20_000
+    tracemalloc.start()
+    bootstrap([pairs])
+    assert tracemalloc.get_traced_memory()[1] < 60e6  # all at once: 20,000 x 2,000 x 8 bytes = 320 MB
+    tracemalloc.stop()
+
+
+def test_the_markdown_has_a_line_for_each_group_and_a_column_for_each_score():
+    lines = markdown(Scores.of(TWO_SETS, "set", AVERAGES), "a|b: 12 questions").splitlines()
+    head, rule, *body = lines[4:]
+    assert head.split(" | ")[2:] == ["exact match", "tool turns", "tool calls", "right answers per call |"]
+    assert {line.count("|") for line in (head, rule, *body)} == {7}
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in body]
+    assert labels == ["all", "set large", "set small", "both", "one", "both, each set alike"]
+    assert body[2].split(" | ")[1:3] == ["2", "1.000 (0.342 to 1.000)"]

@@ -441,13 +441,13 @@ def test_an_evaluation_may_stand_in_the_folder_of_its_policy_and_changes_nothing
     words = [*TINY, "--model_name_or_path", str(policy), "--output_dir", str(policy)]
     assert evaluation(words) == 0
     assert evaluation([*words, "--overwrite", "true"]) == 0
-    written = {f"evaluation/policy/{name}" for name in ("rollouts.jsonl", "scores.json", "settings.json")}
+    written = {f"evaluation/policy/{name}" for name in ("rollouts.jsonl", "scores.json", "scores.md", "settings.json")}
     assert set(content(policy)) - set(before) == {MARKER, *written}
     assert before.items() <= content(policy).items()
 
 
 @pytest.mark.parametrize("words", [[], ["--overwrite", "true"]])
-@pytest.mark.parametrize("names", [["rollouts.jsonl"], ["scores.json"], ["settings.json"]])
+@pytest.mark.parametrize("names", [["rollouts.jsonl"], ["scores.json"], ["scores.md"], ["settings.json"]])
 def test_an_evaluation_removes_no_results_that_it_did_not_write(words, names, tmp_path, capsys):
     write(tmp_path / "evaluation" / "policy", *names)
     before = content(tmp_path)

@@ -48,6 +48,15 @@ def test_sets_are_tested_on_and_the_papers_is_trained_on(folder):
     assert set(qa(sets="nq", train=["nq", "triviaqa"], folder=folder).train_dataset["set"]) == {"nq", "triviaqa"}
 
 
+def test_a_table_averages_the_sets_of_a_kind_and_all_of_both(folder):
+    assert qa(sets=["popqa", "musique", "nq"], folder=folder).averages == {
+        "multi-hop": {"set": ["musique"]},
+        "single-hop": {"set": ["popqa", "nq"]},
+        "all sets": {},
+    }
+    assert qa(sets="nq", folder=folder).averages == {"single-hop": {"set": ["nq"]}}
+
+
 def test_what_is_searched_is_a_server_or_an_index(folder, tmp_path):
     passages = [{"id": str(i), "title": "Dyle Bridge", "text": f"It was built by Mason {i}."} for i in range(3)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
@@ -102,3 +111,5 @@ def test_a_step_of_training_and_an_evaluation_that_reports_each_set(folder, tmp_
     scores = evaluate_recipe(read_recipe(words(folder, tmp_path, limit={"train": 4, "test": 2})))
     assert set(scores.groups) == {"set hotpotqa", "set 2wikimultihopqa", "set musique", "set bamboogle"}
     assert all(one["exact_match"].number == one["f1"].number == 2 for one in scores.groups.values())
+    assert scores.averages["multi-hop"]["f1"].number == 8 and set(scores.plain) == {"multi-hop, each set alike"}
+    assert "| multi-hop, each set alike | 8 |" in (tmp_path / "out/evaluation/policy/scores.md").read_text()

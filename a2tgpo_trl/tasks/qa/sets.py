@@ -60,3 +60,13 @@ def trained_on(tests: Sequence[str]) -> list[str]:
     Example: ["bamboogle", "musique"] -> ["hotpotqa"]; ["bamboogle", "popqa"] -> ["hotpotqa", "nq"]
     """
     return list(dict.fromkeys(TRAINED_ON[SETS[name].hops] for name in tests))
+
+
+def averages(tests: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """What a table has beside each set: all of a kind, and all of both.
+
+    Example: ["nq", "musique"] -> {"multi-hop": {"set": ["musique"]}, "single-hop": {"set": ["nq"]}, "all sets": {}}
+    """
+    kinds = {kind: [name for name in tests if SETS[name].hops == kind] for kind in TRAINED_ON}
+    found: dict[str, dict[str, list[str]]] = {kind: {"set": names} for kind, names in kinds.items() if names}
+    return {**found, "all sets": {}} if len(found) > 1 else found

@@ -14,7 +14,7 @@ from ..rng import Rng
 from .leakage import Leakage, without_leaks
 from .prompts import Prompts, read_prompts
 from .questions import Question, load_split
-from .sets import MULTI_HOP, SETS, named, trained_on
+from .sets import MULTI_HOP, SETS, averages, named, trained_on
 
 
 def qa(
@@ -57,6 +57,7 @@ def qa(
         reward_weights=list(form.rewards.values()),
         settings=form.settings,
         group_by="set",
+        averages=averages(tested),
     )
 
 
