@@ -10,6 +10,7 @@ from rich.console import Console
 from a2tgpo_trl.evaluation import evaluate, evaluate_recipe
 from a2tgpo_trl.recipe.recipe import Recipe, read_recipe
 from a2tgpo_trl.rollout.records import as_text, count_tool_turns, read_jsonl, write_jsonl
+from a2tgpo_trl.rollout.trainer import ToolTrainer
 
 
 ROWS = 10
@@ -91,6 +92,48 @@ def test_an_evaluation_that_was_cut_off_ends_with_the_same_rollouts(whole, train
     assert read_jsonl(file) == again and timeless(again) == timeless(records)
     assert asked == [4, 2]  # the last batch has two rows, and is not filled up without a reason
     assert evaluate(trainer, recipe.test_dataset, file, seed=3, resume=True) == again
+
+
+class Killed(BaseException):
+    """What no part of the program catches, as it would not SIGKILL."""
+
+
+def test_an_evaluation_that_is_killed_twice_ends_with_the_table_of_an_unbroken_one(tmp_path, monkeypatch):
+    def scores_of(name: str) -> tuple[str, str, list[dict]]:
+        folder = tmp_path / name / "evaluation" / "policy"
+        files = [(folder / f"scores.{kind}").read_text() for kind in ("json", "md")]
+        return *files, timeless(read_jsonl(folder / "rollouts.jsonl"))
+
+    def killed_while_writing(batch: int, share: float):
+        """Of the batch with this number, counted from this start on, only a share of the bytes is written."""
+        written = []
+
+        def write(file, records, mode="w"):
+            written.append(len(records))
+            if len(written) < batch:
+                return write_jsonl(file, records, mode)
+            whole = "".join(json.dumps(record, default=str) + "\n" for record in records)
+            with file.open(mode) as half:
+                half.write(whole[: int(len(whole) * share)])
+            raise Killed
+
+        return write
+
+    words = ["--output_dir", str(tmp_path / "killed")]
+    rolled_out = []
+    roll_out = ToolTrainer.roll_out
+    monkeypatch.setattr(
+        ToolTrainer, "roll_out", lambda self, rows, **how: rolled_out.append(len(rows)) or roll_out(self, rows, **how)
+    )
+    for batch, share in ((2, 0.6), (1, 0.3)):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr("a2tgpo_trl.evaluation.write_jsonl", killed_while_writing(batch, share))
+            evaluate_recipe(read_recipe([*SMALL, *words]))
+    evaluate_recipe(read_recipe([*SMALL, *words]))
+    # Batches of 4, 4 and 2. The first is done once; the second is cut off twice, and done by the third start.
+    assert rolled_out == [4, 4, 4, 4, 2]
+    evaluate_recipe(read_recipe([*SMALL, "--output_dir", str(tmp_path / "whole")]))
+    assert scores_of("killed") == scores_of("whole")
 
 
 def test_another_seed_gives_other_rollouts_and_training_draws_are_left_alone(whole, trainer, recipe, tmp_path):
