@@ -1,0 +1,97 @@
+"""two evaluations of the same questions -> by how much the policies differ, and whether chance would make it.
+
+Questions differ far more than policies do: where both were asked the same ones, the difference is told from chance by
+those on which they disagree.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ..rewards import RIGHT_OR_WRONG
+from .scores import RIGHT_PER_CALL, Estimate, bootstrap, per_question
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of the second policy less that of the first, over the questions that have both."""
+
+    first: float
+    second: float
+    difference: Estimate
+    # Only of a score that is 1 or 0, of one rollout a question: how many only one of them has right, McNemar's p.
+    only_first: int | None = None
+    only_second: int | None = None
+    p: float | None = None
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """How probable so uneven a split of the disagreements is, were each as likely to go either way: exact, two-sided.
+
+        p = min(1, 2 sum_{i <= min(b, c)} C(n, i) / 2^n)      n = b + c disagreements
+
+    Example: 1 and 8 -> 2 (1 + 9) / 512 = 0.0390625; 3 and 3 -> 1; 0 and 0 -> 1
+    """
+    number, fewer = only_first + only_second, min(only_first, only_second)
+    term, ways = 1, 1  # C(n, 0)
+    for i in range(fewer):
+        term = term * (number - i) // (i + 1)
+        ways += term
+    return min(1.0, 2 * ways / 2**number)
+
+
+def differences(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+    """Each score that both have, question by question."""
+    check_same_questions(first, second)
+    one, other = per_question(first), per_question(second)
+    single = all(len({record["row"] for record in records}) == len(records) for records in (first, second))
+    found = {}
+    # Right answers per call are a ratio of sums over questions: one question has no such number.
+    for name in [name for name in one if name in other and name != RIGHT_PER_CALL]:
+        rows = [row for row in one[name] if row in other[name]]
+        if rows:
+            values = [(one[name][row][0], other[name][row][0]) for row in rows]
+            found[name] = _difference(values, counted=single and name in RIGHT_OR_WRONG)
+    return found
+
+
+def _difference(values: Sequence[tuple[float, float]], counted: bool) -> Difference:
+    means = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
+    estimate = bootstrap([[(second - first, 1.0) for first, second in values]])
+    if not counted:
+        return Difference(*means, estimate)
+    only_first, only_second = (values.count(pair) for pair in ((1.0, 0.0), (0.0, 1.0)))
+    return Difference(*means, estimate, only_first, only_second, mcnemar(only_first, only_second))
+
+
+def check_same_questions(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same number hold the same prompt and answer, and both have all of them."""
+    asked = [
+        {record["row"]: (record["prompt"], record.get("answer")) for record in records} for records in (first, second)
+    ]
+    rows = sorted(asked[0].keys() ^ asked[1].keys())
+    if rows:
+        raise ValueError(
+            f"Only one of the two evaluations has row {rows[0]} ({len(asked[0]):,} and {len(asked[1]):,} questions). "
+            "Was one cut off? Go on with it (a2tgpo eval), or ask both the same."
+        )
+    for row, question in asked[0].items():
+        if question != asked[1][row]:
+            raise ValueError(f"Row {row} is another question in each of the two evaluations. Ask both the same.")
+
+
+def difference_table(found: Mapping[str, Difference], names: Sequence[str], title: str) -> Table:
+    """A line for each score."""
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE)
+    table.caption = f"only right: by {names[0]} and by {names[1]} alone; p: McNemar's exact test of these"
+    for head in ("mean", *names, "difference (95 %)", "only right", "p"):
+        table.add_column(head, justify="left" if head == "mean" else "right", no_wrap=True)
+    for name, one in found.items():
+        only = "" if one.p is None else f"{one.only_first} and {one.only_second}"
+        p = "" if one.p is None else f"{one.p:.3g}"
+        table.add_row(name.replace("_", " "), f"{one.first:.3f}", f"{one.second:.3f}", str(one.difference), only, p)
+    return table

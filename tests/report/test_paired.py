@@ -1,0 +1,83 @@
+"""Two evaluations of the same questions: the difference, its interval, and whether chance would make it."""
+
+import json
+from math import comb
+
+import pytest
+
+from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.report.paired import differences, mcnemar
+from a2tgpo_trl.rollout.records import write_jsonl
+
+
+def records(*right: float, samples: int = 1, **more) -> list[dict]:
+    return [
+        {
+            "row": row,
+            "prompt": f"question {row}",
+            "answer": "yes",
+            "tool_turns": 1,
+            "turns": [{"calls": [{}]}],
+            "rewards": {"exact_match": value, "f1": value / 2},
+            **more,
+        }
+        for row, value in enumerate(right)
+        for _ in range(samples)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"), [(1, 8, 20 / 512), (8, 1, 20 / 512), (3, 3, 1.0), (0, 0, 1.0), (0, 6, 2 / 64)]
+)
+def test_mcnemars_exact_test_by_hand(b, c, p):
+    assert mcnemar(b, c) == p
+
+
+def test_mcnemars_test_sums_the_tail_whatever_its_size():
+    for b, c in ((5, 17), (40, 60), (900, 1100)):
+        tail = sum(comb(b + c, i) for i in range(min(b, c) + 1))
+        assert mcnemar(b, c) == pytest.approx(2 * tail / 2 ** (b + c))
+    assert mcnemar(5_000, 25_000) < 1e-300
+
+
+def test_the_difference_is_taken_question_by_question():
+    # Both right on 2, only the first on 1, only the second on 8, neither on 9: (10 - 3) / 20 = 0.35.
+    first = records(*[1.0] * 3, *[0.0] * 17)
+    second = records(1.0, 1.0, 0.0, *[1.0] * 8, *[0.0] * 9)
+    found = differences(first, second)
+    one = found["exact_match"]
+    assert (one.first, one.second, one.only_first, one.only_second) == (0.15, 0.5, 1, 8)
+    assert one.difference.mean == pytest.approx(0.35) and one.p == 20 / 512
+    # Deviation of a question's difference: sqrt(9 / 20 - 0.35^2) = 0.572; 1.96 x 0.572 / sqrt(20) = 0.25.
+    assert one.difference.low == pytest.approx(0.10, abs=0.051) and one.difference.high == pytest.approx(
+        0.60, abs=0.051
+    )
+    # f1 is half of it, and has no right and wrong.
+    assert found["f1"].difference.mean == pytest.approx(0.175) and found["f1"].p is None
+    assert "right answers per call" not in found
+
+
+def test_several_rollouts_of_a_question_are_averaged_and_not_counted():
+    found = differences(records(1.0, 0.0, samples=2), records(1.0, 1.0, samples=2))["exact_match"]
+    assert (found.first, found.second, found.p) == (0.5, 1.0, None) and found.difference.number == 2
+
+
+def test_other_questions_are_not_compared():
+    with pytest.raises(ValueError, match=r"Only one of the two evaluations has row 1 \(1 and 2 questions\)"):
+        differences(records(1.0), records(1.0, 0.0))
+    with pytest.raises(ValueError, match="Row 0 is another question"):
+        differences(records(1.0), records(1.0, answer="no"))
+
+
+def test_the_command_reads_the_folders_of_two_evaluations(tmp_path, capsys):
+    for name, right in (("start", [1.0, 0.0, 0.0]), ("end", [1.0, 1.0, 1.0])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "rollouts.jsonl", records(*right))
+    words = ["paired", str(tmp_path / "start"), str(tmp_path / "end" / "rollouts.jsonl")]
+    assert cli(words) == 0
+    assert "0.667 (0.000 to 1.000)" in capsys.readouterr().out.replace("\n", " ")
+    assert cli([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["exact_match"]
+    assert (found["only_first"], found["only_second"], found["p"]) == (0, 2, 0.5)
+    assert cli(["paired", str(tmp_path), str(tmp_path / "end")]) == 2
+    assert "Name the folder of an evaluation" in capsys.readouterr().err
