@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "time steps against TRL's, and the gain pass against plain passes",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
     "serve-search": "search a corpus for policies: an index, built if need be, behind HTTP",
+    "answerable": "say which questions of a set a corpus can answer at all",
     "help": "read about settings, credit, tools, failures, metrics and more",
 }
 

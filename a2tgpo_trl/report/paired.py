@@ -60,12 +60,12 @@ def differences(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str
 
 
 def _difference(values: Sequence[tuple[float, float]], counted: bool) -> Difference:
-    means = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
+    before, after = (math.fsum(column) / len(values) for column in zip(*values, strict=True))
     estimate = bootstrap([[(second - first, 1.0) for first, second in values]])
     if not counted:
-        return Difference(*means, estimate)
+        return Difference(before, after, estimate)
     only_first, only_second = (values.count(pair) for pair in ((1.0, 0.0), (0.0, 1.0)))
-    return Difference(*means, estimate, only_first, only_second, mcnemar(only_first, only_second))
+    return Difference(before, after, estimate, only_first, only_second, mcnemar(only_first, only_second))
 
 
 def check_same_questions(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> None:

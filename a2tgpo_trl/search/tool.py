@@ -46,7 +46,7 @@ def SearchTool(
     for name, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
         if value is not None and value < 1:
             raise ValueError(f"SearchTool's {name} must be at least 1; got {value}.")
-    find = _over_http(url, timeout) if url is not None else _in_process(index, top_k)
+    find = passages_of(url=url, index=index, top_k=top_k, timeout=timeout)
 
     @tool(
         timeout=timeout,
@@ -92,6 +92,13 @@ def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
 
 
 # ---- where passages come from
+
+
+def passages_of(
+    *, url: str | None = None, index: Retriever | str | Path | None = None, top_k: int, timeout: float = 30.0
+) -> Search:
+    """A function from queries to the passages of each, by a server or an index of `top_k` passages or more."""
+    return _over_http(url, timeout) if url is not None else _in_process(index, top_k)
 
 
 def _in_process(index: Retriever | str | Path | None, top_k: int) -> Search:

@@ -22,7 +22,9 @@ Tasks that come along, by the name that a recipe gives them (`task:`, with `task
     arithmetic    generated problems of one to four steps, each needing the one before; Python
     gsm8k, math   the data sets of these names, from the hub or from files ({path: FOLDER}); Python
     qa            seven sets of questions, from the hub or from files ({folder: FOLDER}), and what is searched
-                  ({search: http://localhost:8000}; `a2tgpo help search`)
+                  ({search: http://localhost:8000}; `a2tgpo help search`). `a2tgpo answerable` writes a file that
+                  says which questions a corpus can answer at all: with {answerable: FILE} they are scored apart from
+                  the others, with {answerable_only: true} the others are left out of training
 
 To add one, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
 Tasks of this package also stand in `TASKS`, under a short name.

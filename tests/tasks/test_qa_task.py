@@ -108,8 +108,18 @@ def test_a_step_of_training_and_an_evaluation_that_reports_each_set(folder, tmp_
     recipe = read_recipe(words(folder, tmp_path, limit={"train": 4, "test": 2}))
     result = recipe.build_trainer().train()
     assert result.global_step == 1
-    scores = evaluate_recipe(read_recipe(words(folder, tmp_path, limit={"train": 4, "test": 2})))
+    sets = {"hotpotqa": "dev", "2wikimultihopqa": "dev", "musique": "dev", "bamboogle": "test"}
+    ids = [(name, f"{split}_{i}") for name, split in sets.items() for i in range(ROWS)]
+    known = [{"set": name, "id": row, "answerable": name == "musique"} for name, row in ids]
+    file = write_rows(tmp_path / "answerable.jsonl", known)
+    given = {"limit": {"train": 4, "test": 2}, "answerable": str(file)}
+    scores = evaluate_recipe(read_recipe(words(folder, tmp_path, **given)))
     assert set(scores.groups) == {"set hotpotqa", "set 2wikimultihopqa", "set musique", "set bamboogle"}
     assert all(one["exact_match"].number == one["f1"].number == 2 for one in scores.groups.values())
-    assert scores.averages["multi-hop"]["f1"].number == 8 and set(scores.plain) == {"multi-hop, each set alike"}
+    assert {name: one["f1"].number for name, one in scores.averages.items()} == {
+        "multi-hop": 8,
+        "multi-hop, answerable": 2,
+        "multi-hop, not answerable": 6,
+    }
+    assert set(scores.plain) == {"multi-hop, each set alike", "multi-hop, not answerable, each set alike"}
     assert "| multi-hop, each set alike | 8 |" in (tmp_path / "out/evaluation/policy/scores.md").read_text()

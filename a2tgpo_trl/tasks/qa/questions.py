@@ -95,10 +95,11 @@ def rows_of_file(file: Path) -> Iterator[tuple[str, Row]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{file}, line {number}"
-                yield where, _object(line, where)
+                yield where, read_object(line, where)
 
 
-def _object(line: bytes, where: str) -> Row:
+def read_object(line: bytes, where: str, schema: str = SCHEMA) -> Row:
+    """The JSON object of a line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -106,7 +107,7 @@ def _object(line: bytes, where: str) -> Row:
             f"{where} is not JSON: {error}. Each line is to hold one object. Mend or remove it."
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} holds {shown(row)}, not an object with {SCHEMA}. Mend or remove it.")
+        raise ValueError(f"{where} holds {shown(row)}, not an object with {schema}. Mend or remove it.")
     return row
 
 

@@ -62,11 +62,17 @@ def trained_on(tests: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(TRAINED_ON[SETS[name].hops] for name in tests))
 
 
-def averages(tests: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """What a table has beside each set: all of a kind, and all of both.
+def averages(tests: Sequence[str], answerable: bool = False) -> dict[str, dict[str, list]]:
+    """What a table has beside each set: all of a kind, and all of both; of each, what is `answerable` and what is not.
 
     Example: ["nq", "musique"] -> {"multi-hop": {"set": ["musique"]}, "single-hop": {"set": ["nq"]}, "all sets": {}}
     """
     kinds = {kind: [name for name in tests if SETS[name].hops == kind] for kind in TRAINED_ON}
-    found: dict[str, dict[str, list[str]]] = {kind: {"set": names} for kind, names in kinds.items() if names}
-    return {**found, "all sets": {}} if len(found) > 1 else found
+    found: dict[str, dict[str, list]] = {kind: {"set": names} for kind, names in kinds.items() if names}
+    if len(found) > 1:
+        found["all sets"] = {}
+    if answerable:
+        for name, wanted in list(found.items()):
+            found[f"{name}, answerable"] = {**wanted, "answerable": [True]}
+            found[f"{name}, not answerable"] = {**wanted, "answerable": [False]}
+    return found

@@ -11,6 +11,7 @@ from ...rewards import REWARDS
 from ...search import SearchTool
 from .. import Task
 from ..rng import Rng
+from .answerable import Answerable, read_answerable, say
 from .leakage import Leakage, without_leaks
 from .prompts import Prompts, read_prompts
 from .questions import Question, load_split
@@ -27,6 +28,8 @@ def qa(
     leakage: Leakage = "leave_out",
     whole: bool = False,
     seed: int = 0,
+    answerable: str | Path | None = None,
+    answerable_only: bool = False,
 ) -> Task:
     """Questions of HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle, NQ, TriviaQA and PopQA.
 
@@ -41,24 +44,43 @@ def qa(
         leakage: What becomes of training questions that are tested on: leave_out, refuse or keep.
         whole: Whether a set of another size than is known is an error.
         seed: What `limit` draws by.
+        answerable: File that says which questions the corpus can answer (`a2tgpo answerable`); those and others are
+            then scored apart.
+        answerable_only: Whether questions that it cannot answer are left out of training.
     """
     form, limits = read_prompts(prompts), _limits(limit)
     tested = named(sets)
     learnt = trained_on(tested) if train is None else named(train)
     test = {name: load_split(name, SETS[name].test, folder, whole) for name in tested}
     pool = [question for name in learnt for question in load_split(name, "train", folder, whole)]
+    known = _known(answerable, answerable_only)
+    if answerable_only:
+        pool = [question for question in pool if say(known, question)]
+        if not pool:
+            raise ValueError(f"answerable_only: none of the questions to train on is answerable by {answerable}.")
     kept = without_leaks(pool, [question for questions in test.values() for question in questions], leakage)
     by_set = {name: [question for question in kept if question.set == name] for name in learnt}
+    test_rows = _rows(test, limits.get("test"), form, Rng("test", seed))
+    if answerable is not None:
+        by_key = {(question.set, question.id): question for questions in test.values() for question in questions}
+        keys = zip(test_rows["set"], test_rows["id"], strict=True)
+        test_rows = test_rows.add_column("answerable", [say(known, by_key[key]) for key in keys])
     return Task(
         train_dataset=_rows(by_set, limits.get("train"), form, Rng("train", seed)),
-        test_dataset=_rows(test, limits.get("test"), form, Rng("test", seed)),
+        test_dataset=test_rows,
         tools=[] if search is None else [SearchTool(**_searched(search))],
         reward_funcs=[_reward(name) for name in form.rewards],
         reward_weights=list(form.rewards.values()),
         settings=form.settings,
         group_by="set",
-        averages=averages(tested),
+        averages=averages(tested, answerable is not None),
     )
+
+
+def _known(answerable: str | Path | None, only: bool) -> Answerable:
+    if only and answerable is None:
+        raise ValueError("answerable_only needs the file that says which are (answerable: FILE): a2tgpo answerable.")
+    return {} if answerable is None else read_answerable(answerable)
 
 
 def _searched(search: str | Mapping[str, Any]) -> Mapping[str, Any]:
