@@ -156,7 +156,7 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
     rollouts, scores, _, file = (own.folder / name for name in _files_of(policy))
     resume = rollouts.exists() and file.exists() and not overwrite
     if resume:
-        before = json.loads(file.read_text())
+        before = _written(file)
         different = sorted(key for key in settings | before if settings.get(key) != before.get(key))
         if different:
             raise RecipeError(f"{rollouts.parent} holds an evaluation with another {', '.join(different)}. {ANEW}")
@@ -166,9 +166,19 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
     own.claim(*_files_of(policy)[1 if resume else 0 :])
     if overwrite:
         own.remove(*_files_of(policy))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n")
+    if not resume:  # else they are there, and killed in the middle of writing them anew it could not go on
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=2) + "\n")
     return resume, len(read_jsonl(rollouts)) if resume else 0
+
+
+def _written(settings: Path) -> dict[str, Any]:
+    try:
+        return json.loads(settings.read_text())
+    except ValueError as error:
+        raise RecipeError(
+            f"{settings} cannot be read ({error}), and nothing else says of which settings its rollouts are. {ANEW}"
+        ) from error
 
 
 def _settings(recipe: Recipe, trainer: ToolTrainer) -> dict[str, Any]:

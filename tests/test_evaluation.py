@@ -172,6 +172,18 @@ def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them
     assert evaluate_recipe(read_recipe([*words, "--temperature", "0.5", "--overwrite", "true"])) != scores
 
 
+def test_settings_are_not_written_anew_where_rollouts_are_gone_on_with_and_damaged_ones_are_told(tmp_path):
+    words = [*SMALL, "--eval_rows", "2", "--output_dir", str(tmp_path)]
+    evaluate_recipe(read_recipe(words))
+    settings = tmp_path / "evaluation" / "policy" / "settings.json"
+    before = settings.stat().st_mtime_ns
+    evaluate_recipe(read_recipe(words))
+    assert settings.stat().st_mtime_ns == before
+    settings.write_text(settings.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"settings.json cannot be read .*--overwrite true"):
+        evaluate_recipe(read_recipe(words))
+
+
 def test_rollouts_by_another_reward_or_other_settings_are_not_taken_for_these(tmp_path):
     reward = tmp_path / "mine.py"
     reward.write_text("def good(completions, **kwargs):\n    return [1.0] * len(completions)\n")

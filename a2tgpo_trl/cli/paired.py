@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 
 ROLLOUTS = "rollouts.jsonl"
@@ -15,27 +17,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "second", type=Path, help="another one of the same questions, which is compared with the first"
     )
+    parser.add_argument("--by", metavar="COLUMN", help="also for each value of this column, such as set")
     parser.add_argument("--json", action="store_true", help="write the differences as JSON")
-    parser.epilog = "a2tgpo paired outputs/start/evaluation/policy outputs/trained/evaluation/trained"
+    parser.epilog = (
+        "Example: a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set. "
+        "These are the folders where a2tgpo eval says that rollouts are; it is to have asked both policies the same."
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ..report.paired import difference_table, differences
-    from ..rollout.records import read_jsonl
+    from ..report.paired import Paired, difference_table
 
-    files = [folder if folder.is_file() else folder / ROLLOUTS for folder in (args.first, args.second)]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"There is no {file}. Name the folder of an evaluation, where a2tgpo eval says it is.")
-    first, second = map(read_jsonl, files)
-    found = differences(first, second)
+    first, second = (_rollouts(folder) for folder in (args.first, args.second))
+    found = Paired.of(first, second, args.by)
     if args.json:
-        json.dump({name: asdict(one) for name, one in found.items()}, sys.stdout, indent=2)
+        json.dump(asdict(found), sys.stdout, indent=2)
         print()
         return 0
-    title = f"second less first, on {len({record['row'] for record in first})} questions"
+    title = f"second less first, on {len({record['row'] for record in first}):,} questions"
     Console().print(difference_table(found, ["first", "second"], title), highlight=False)
     return 0
+
+
+def _rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
+    from ..rollout.records import read_jsonl
+
+    file = place if place.is_file() else place / ROLLOUTS
+    if not file.is_file():
+        raise ValueError(f"There is no {file}. Name the folder of an evaluation, where a2tgpo eval says it is.")
+    try:
+        records = read_jsonl(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is no file of rollouts: {error}.") from error
+    if not records or not all(isinstance(record, dict) and {"row", "rewards"} <= record.keys() for record in records):
+        raise ValueError(f"{file} holds no rollouts of an evaluation. Name the folder of one.")
+    return records

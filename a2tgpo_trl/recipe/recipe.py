@@ -254,7 +254,15 @@ def check_test_set(recipe: Recipe) -> None:
     if recipe.run.eval_rows is not None and recipe.run.eval_rows < 0:
         raise ValueError(f"eval_rows must be at least 0; got {recipe.run.eval_rows}.")
     rows, column = recipe.task.test_dataset, recipe.task.group_by
-    if rows is not None and len(rows) == 0:
+    if rows is None:
+        return
+    if len(rows) == 0:
         raise ValueError("the test set is empty. Name another dataset_test_split, or none.")
-    if rows is not None and column is not None and column not in rows.column_names:
+    if column is not None and column not in rows.column_names:
         raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
+    for name, wanted in recipe.task.averages.items():
+        for column in wanted.keys() - {*rows.column_names}:
+            raise ValueError(
+                f"averages: {name!r} is of a column {column!r}, which the test set has not."
+                f"{nearest(column, rows.column_names)}"
+            )

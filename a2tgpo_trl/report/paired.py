@@ -12,8 +12,12 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from ..lookup import nearest
 from ..rewards import RIGHT_OR_WRONG
-from .scores import RIGHT_PER_CALL, Estimate, bootstrap, per_question
+from .scores import RIGHT_PER_CALL, Estimate, bootstrap, grouped, per_question
+
+
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,23 @@ class Difference:
     only_first: int | None = None
     only_second: int | None = None
     p: float | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences by the name of a score: over all questions, and for each value of a column."""
+
+    everything: dict[str, Difference]
+    groups: dict[str, dict[str, Difference]]
+
+    @classmethod
+    def of(cls, first: Records, second: Records, column: str | None = None) -> "Paired":
+        check_same_questions(first, second)
+        if column is not None and column not in first[0]:
+            raise ValueError(f"The questions have no column {column!r}.{nearest(column, first[0])}")
+        parts, others = grouped(first, column), grouped(second, column)
+        groups = {f"{column} {value}": differences(part, others[value]) for value, part in parts.items()}
+        return cls(differences(first, second), groups)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -44,9 +65,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * ways / 2**number)
 
 
-def differences(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Difference]:
+def differences(first: Records, second: Records) -> dict[str, Difference]:
     """Each score that both have, question by question."""
-    check_same_questions(first, second)
     one, other = per_question(first), per_question(second)
     single = all(len({record["row"] for record in records}) == len(records) for records in (first, second))
     found = {}
@@ -68,30 +88,39 @@ def _difference(values: Sequence[tuple[float, float]], counted: bool) -> Differe
     return Difference(before, after, estimate, only_first, only_second, mcnemar(only_first, only_second))
 
 
-def check_same_questions(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of the same number hold the same prompt and answer, and both have all of them."""
-    asked = [
-        {record["row"]: (record["prompt"], record.get("answer")) for record in records} for records in (first, second)
-    ]
-    rows = sorted(asked[0].keys() ^ asked[1].keys())
+def check_same_questions(first: Records, second: Records) -> None:
+    """Rows of the same number hold the same question and answer, and both have all of them."""
+    asked, others = ({record["row"]: _question(record) for record in records} for records in (first, second))
+    rows = sorted(asked.keys() ^ others.keys())
     if rows:
         raise ValueError(
-            f"Only one of the two evaluations has row {rows[0]} ({len(asked[0]):,} and {len(asked[1]):,} questions). "
+            f"Only one of the two evaluations has row {rows[0]} ({len(asked):,} and {len(others):,} questions). "
             "Was one cut off? Go on with it (a2tgpo eval), or ask both the same."
         )
-    for row, question in asked[0].items():
-        if question != asked[1][row]:
+    for row, question in asked.items():
+        if question != others[row]:
             raise ValueError(f"Row {row} is another question in each of the two evaluations. Ask both the same.")
 
 
-def difference_table(found: Mapping[str, Difference], names: Sequence[str], title: str) -> Table:
-    """A line for each score."""
+def _question(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The last message of the prompt, and the answer: before it, models of two families are instructed differently."""
+    prompt = record["prompt"]
+    return prompt if isinstance(prompt, str) else prompt[-1], record.get("answer")
+
+
+def difference_table(found: Paired, names: Sequence[str], title: str) -> Table:
+    """A line for each score, and below the first one a line for each group."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE)
     table.caption = f"only right: by {names[0]} and by {names[1]} alone; p: McNemar's exact test of these"
     for head in ("mean", *names, "difference (95 %)", "only right", "p"):
         table.add_column(head, justify="left" if head == "mean" else "right", no_wrap=True)
-    for name, one in found.items():
-        only = "" if one.p is None else f"{one.only_first} and {one.only_second}"
-        p = "" if one.p is None else f"{one.p:.3g}"
-        table.add_row(name.replace("_", " "), f"{one.first:.3f}", f"{one.second:.3f}", str(one.difference), only, p)
+    for i, (name, one) in enumerate(found.everything.items()):
+        table.add_row(name.replace("_", " "), *_cells(one), style="bold" if i == 0 else None)
+        for group, of_group in found.groups.items() if i == 0 else ():
+            table.add_row(f"  {group}", *(_cells(of_group[name]) if name in of_group else ()))
     return table
+
+
+def _cells(one: Difference) -> list[str]:
+    cells = [f"{one.first:.3f}", f"{one.second:.3f}", str(one.difference)]
+    return cells if one.p is None else [*cells, f"{one.only_first} and {one.only_second}", f"{one.p:.3g}"]

@@ -17,7 +17,6 @@ from ..rewards import RIGHT_OR_WRONG
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-DRAWN_AT_ONCE = 1_000_000  # questions
 TURNS, CALLS, RIGHT_PER_CALL = "tool turns", "tool calls", "right answers per call"
 
 Pair = tuple[float, float]
@@ -65,27 +64,23 @@ def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) ->
     """
     rng, means, draws = np.random.default_rng(0), [], []
     for pairs in sets:
-        above, below = np.asarray(pairs, dtype=float).T
-        means.append(above.sum() / below.sum())
-        ratios = []
-        for size in _parts(len(above)):
-            drawn = rng.integers(0, len(above), size)
-            ratios.append(_ratios(above[drawn].sum(axis=1), below[drawn].sum(axis=1)))
-        draws.append(np.concatenate(ratios))
+        distinct, counts = np.unique(np.asarray(pairs, dtype=float), axis=0, return_counts=True)
+        means.append(_ratios(counts @ distinct))
+        draws.append(_ratios(np.stack([drawn @ distinct for drawn in _drawn(rng, counts)])))
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.nanquantile(np.mean(draws, axis=0), ends)
     return Estimate(float(np.mean(means)), float(low), float(high), sum(map(len, sets)))
 
 
-def _parts(number: int) -> Iterator[tuple[int, int]]:
-    """Shapes of the draws, a part at a time: all at once, those of 50,000 questions would take a gigabyte."""
-    most = max(1, DRAWN_AT_ONCE // number)
-    for start in range(0, RESAMPLES, most):
-        yield min(most, RESAMPLES - start), number
+def _drawn(rng: np.random.Generator, counts: np.ndarray) -> Iterator[np.ndarray]:
+    """How often each pair comes in a draw: thousands of questions have few pairs between them, such as 1 and 0."""
+    number = int(counts.sum())
+    return (rng.multinomial(number, counts / number) for _ in range(RESAMPLES))
 
 
-def _ratios(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _ratios(sums: np.ndarray) -> np.ndarray:
     """A draw of questions without a call has none: NaN, which no percentile counts."""
+    above, below = sums[..., 0], sums[..., 1]
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
@@ -155,10 +150,10 @@ class Scores:
         group_by: str | None,
         averages: Mapping[str, Mapping[str, Sequence[Any]]] = MappingProxyType({}),
     ) -> "Scores":
-        groups = {f"{group_by} {value}": score(part) for value, part in _groups(records, group_by).items()}
+        groups = {f"{group_by} {value}": score(part) for value, part in grouped(records, group_by).items()}
         gathered = {name: _having(records, wanted) for name, wanted in averages.items()}
         gathered = {name: found for name, found in gathered.items() if found}
-        parts = {name: list(_groups(found, group_by).values()) for name, found in gathered.items()}
+        parts = {name: list(grouped(found, group_by).values()) for name, found in gathered.items()}
         return cls(
             score(records),
             groups,
@@ -180,7 +175,7 @@ class Scores:
         file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def _groups(records: Sequence[Mapping[str, Any]], column: str | None) -> dict[Any, list[Mapping[str, Any]]]:
+def grouped(records: Sequence[Mapping[str, Any]], column: str | None) -> dict[Any, list[Mapping[str, Any]]]:
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     if column is None:
         return groups

@@ -196,6 +196,20 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
         read_recipe(["--config", str(file)])
 
 
+def test_a_task_whose_averages_are_of_no_column_is_told_before_hours_of_rollouts(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from a2tgpo_trl.tasks.atlas.task import atlas\n"
+        "def make():\n"
+        "    task = atlas(train_questions=8, test_questions=12)\n"
+        "    task.averages = {'hard': {'hop': [3, 4]}}\n"
+        "    return task\n"
+    )
+    with pytest.raises(
+        ValueError, match="'hard' is of a column 'hop', which the test set has not. Did you mean 'hops'"
+    ):
+        read_recipe(["--config", str(write(tmp_path, "task: mine.py:make"))])
+
+
 def test_each_key_of_each_group_is_checked_by_the_converter_of_its_option():
     # The defaults of all fields are valid values of their keys, so nothing is refused that the parser would take.
     parser = RecipeParser()

@@ -6,7 +6,7 @@ from math import comb
 import pytest
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.report.paired import differences, mcnemar
+from a2tgpo_trl.report.paired import Paired, differences, mcnemar
 from a2tgpo_trl.rollout.records import write_jsonl
 
 
@@ -62,22 +62,60 @@ def test_several_rollouts_of_a_question_are_averaged_and_not_counted():
     assert (found.first, found.second, found.p) == (0.5, 1.0, None) and found.difference.number == 2
 
 
+def test_each_value_of_a_column_is_compared_apart():
+    def halves(*right: float) -> list[dict]:
+        return [{**record, "set": "nq" if record["row"] < 2 else "popqa"} for record in records(*right)]
+
+    found = Paired.of(halves(0.0, 0.0, 1.0, 1.0), halves(1.0, 0.0, 1.0, 1.0), "set")
+    means = {name: scores["exact_match"].difference.mean for name, scores in found.groups.items()}
+    assert means == {"set nq": 0.5, "set popqa": 0.0} and found.everything["exact_match"].difference.mean == 0.25
+    assert found.groups["set nq"]["exact_match"].difference.number == 2
+    with pytest.raises(ValueError, match="no column 'sets'. Did you mean 'set'"):
+        Paired.of(halves(1.0), halves(1.0), "sets")
+
+
+def test_questions_are_the_same_whatever_the_instruction_before_them():
+    def instructed(how: str) -> list[dict]:
+        messages = [{"role": "system", "content": how}, {"role": "user", "content": "Where?"}]
+        return records(1.0, prompt=messages)
+
+    assert "exact_match" in Paired.of(instructed("Think."), instructed("Search.")).everything
+
+
 def test_other_questions_are_not_compared():
     with pytest.raises(ValueError, match=r"Only one of the two evaluations has row 1 \(1 and 2 questions\)"):
-        differences(records(1.0), records(1.0, 0.0))
+        Paired.of(records(1.0), records(1.0, 0.0))
     with pytest.raises(ValueError, match="Row 0 is another question"):
-        differences(records(1.0), records(1.0, answer="no"))
+        Paired.of(records(1.0), records(1.0, answer="no"))
 
 
 def test_the_command_reads_the_folders_of_two_evaluations(tmp_path, capsys):
     for name, right in (("start", [1.0, 0.0, 0.0]), ("end", [1.0, 1.0, 1.0])):
         (tmp_path / name).mkdir()
-        write_jsonl(tmp_path / name / "rollouts.jsonl", records(*right))
-    words = ["paired", str(tmp_path / "start"), str(tmp_path / "end" / "rollouts.jsonl")]
+        write_jsonl(tmp_path / name / "rollouts.jsonl", records(*right, set="nq"))
+    words = ["paired", str(tmp_path / "start"), str(tmp_path / "end" / "rollouts.jsonl"), "--by", "set"]
     assert cli(words) == 0
-    assert "0.667 (0.000 to 1.000)" in capsys.readouterr().out.replace("\n", " ")
+    told = capsys.readouterr().out
+    assert "0.667 (0.000 to 1.000)" in told and "set nq" in told and "0 and 2" in told
     assert cli([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["exact_match"]
-    assert (found["only_first"], found["only_second"], found["p"]) == (0, 2, 0.5)
-    assert cli(["paired", str(tmp_path), str(tmp_path / "end")]) == 2
-    assert "Name the folder of an evaluation" in capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"]["set nq"] == found["everything"]
+    one = found["everything"]["exact_match"]
+    assert (one["only_first"], one["only_second"], one["p"]) == (0, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "Name the folder of an evaluation"),
+        ("", "holds no rollouts of an evaluation"),
+        ('{"prompt": "q"}\n', "holds no rollouts of an evaluation"),
+        ("[]\n", "holds no rollouts of an evaluation"),
+        ("{\n", "is no file of rollouts"),
+    ],
+)
+def test_a_folder_without_an_evaluation_is_named(content, told, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "rollouts.jsonl").write_text(content)
+    assert cli(["paired", str(tmp_path), str(tmp_path)]) == 2
+    assert told in capsys.readouterr().err and capsys.readouterr().out == ""
