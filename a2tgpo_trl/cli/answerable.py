@@ -1,44 +1,105 @@
 """sets of questions, an index or a server -> which of them its corpus can answer at all, as a file for task qa."""
 
 import argparse
-from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ..report.progress import Display
+    from ..search.tool import Search
+    from ..tasks.qa.questions import Question
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sets", nargs="+", default=["multi-hop"], help="as those of task qa (default: multi-hop)")
+    parser.add_argument(
+        "--sets", nargs="+", default=["multi-hop"], help="sets as task qa names them (default: multi-hop)"
+    )
     parser.add_argument("--train", nargs="+", default=[], metavar="SET", help="whose training questions are tried too")
     parser.add_argument("--folder", type=Path, help="folder with SET/SPLIT.jsonl (default: the hub)")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--url", help="address of a search server")
     place.add_argument("--index", help="folder of an index")
     parser.add_argument("--top-k", type=int, default=10, help="passages of a query (default: 10)")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds that a server may be away (default: 120)"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("answerable.jsonl"), help="default: %(default)s")
-    parser.epilog = "A recipe takes the file: task_kwargs: {answerable: answerable.jsonl, answerable_only: true}"
+    parser.epilog = (
+        "Example: a2tgpo answerable --sets multi-hop --train hotpotqa --url http://localhost:8000. A recipe takes the "
+        "file as task_kwargs: {answerable: answerable.jsonl, answerable_only: true}. Interrupted, the same command "
+        "goes on where it was."
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..report.progress import Display
     from ..search.tool import passages_of
-    from ..tasks.qa.answerable import tried, write_answerable
+    from ..tasks.qa.answerable import check_questions, write_answerable
     from ..tasks.qa.questions import load_split
     from ..tasks.qa.sets import SETS, named
 
     if args.top_k < 1:
         raise ValueError(f"--top-k must be at least 1; got {args.top_k}.")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"--output: there is no folder {args.output.parent}.")
-    splits = [(name, SETS[name].test) for name in named(args.sets)] + [(name, "train") for name in named(args.train)]
+    if not 0 <= args.patience < float("inf"):
+        raise ValueError(f"--patience must be a number of seconds from 0; got {args.patience:g}.")
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise ValueError(f"--output must be a file in a folder that there is; got {args.output}.")
     find = passages_of(url=args.url, index=args.index, top_k=args.top_k)
-    questions = [question for name, split in splits for question in load_split(name, split, args.folder)]
+    find(["a"], 1)  # a wrong address is told at once, and not waited for
+    splits = [(name, SETS[name].test) for name in named(args.sets)] + [(name, "train") for name in named(args.train)]
+    parts = {f"{name}, {split}": load_split(name, split, args.folder) for name, split in splits}
+    questions = [question for part in parts.values() for question in part]
+    check_questions(questions)
     display = Display()
-    with display.bar("searching", len(questions)) as update:
-        found = list(tried(questions, find, args.top_k, update))
-    write_answerable(args.output, found)
-    for set_name in dict.fromkeys(question.set for question in questions):
-        count = Counter(answerable for question, answerable in found if question.set == set_name)
-        share = count[True] / count.total()
-        display.line(f"{set_name}: {count[True]:,} of {count.total():,} questions are answerable ({share:.1%})")
+    verdicts = try_all(questions, find, args, display)
+    write_answerable(args.output, questions, verdicts)
+    begun_beside(args.output).unlink()
+    tell_shares(parts, verdicts, display)
     display.line(str(args.output))
     return 0
+
+
+def begun_beside(output: Path) -> Path:
+    """Where verdicts stand while not all are known."""
+    return output.with_name(f"{output.name}.begun")
+
+
+def try_all(
+    questions: Sequence["Question"], find: "Search", args: argparse.Namespace, display: "Display"
+) -> list[bool]:
+    """A verdict on each question; those of an earlier run are not asked for again."""
+    from ..search.tool import SearchServerDown
+    from ..tasks.qa.answerable import asked_again, begin, digest, enter, try_questions
+
+    begun = begun_beside(args.output)
+    settings = {"questions": digest(questions), "search": args.url or args.index, "top_k": args.top_k}
+    verdicts = begin(begun, settings)
+    if verdicts:
+        display.line(f"{len(verdicts):,} questions were tried already.")
+    patient = asked_again(find, args.patience, display.line)
+    try:
+        with display.bar("searching", len(questions)) as update:
+            update(len(verdicts))
+            for more in try_questions(questions, patient, args.top_k, len(verdicts)):
+                enter(begun, more)
+                verdicts += more
+                update(len(verdicts))
+    except SearchServerDown as error:
+        raise ValueError(
+            f"{error}. What is known of {len(verdicts):,} of {len(questions):,} questions is kept in {begun}: the "
+            "same command goes on there."
+        ) from error
+    return verdicts
+
+
+def tell_shares(parts: Mapping[str, Sequence["Question"]], verdicts: Sequence[bool], display: "Display") -> None:
+    """How many of each split are answerable."""
+    rest = iter(verdicts)
+    for label, questions in parts.items():
+        number = sum(islice(rest, len(questions)))
+        share = number / len(questions)
+        display.line(f"{label}: {number:,} of {len(questions):,} questions are answerable ({share:.1%})")

@@ -1,13 +1,17 @@
 """Which questions a corpus can answer at all: by what is found, in a file, and in the task that reads it."""
 
 import json
+import re
 
 import pytest
-from qa_files import RIVERS, ROWS, write_rows, write_sets
+from qa_files import RIVERS, ROWS, row, write_rows, write_sets
 
 from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.search import tool as search_tool
 from a2tgpo_trl.search.corpus import Passage
-from a2tgpo_trl.tasks.qa.answerable import is_answerable, read_answerable
+from a2tgpo_trl.search.tool import SearchServerDown
+from a2tgpo_trl.tasks.qa import answerable as module
+from a2tgpo_trl.tasks.qa.answerable import asked_again, begin, enter, is_answerable, read_answerable, try_questions
 from a2tgpo_trl.tasks.qa.questions import Question
 from a2tgpo_trl.tasks.qa.task import qa
 
@@ -50,6 +54,9 @@ def test_an_accepted_answer_is_found_by_whole_words():
     assert not is_answerable(question("181"), found, [])
     assert is_answerable(question("Enza"), [passage("a bridge")], [[passage("nothing")], [passage("spans the Enza")]])
     assert not is_answerable(question("Enza"), [], [])
+    # What normalises to nothing is looked for as it is, and not found everywhere.
+    assert is_answerable(question("The The"), [passage("A band named The The.")], [])
+    assert not is_answerable(question("The The"), [passage("the theatre")], [])
 
 
 def test_yes_and_no_are_answerable_where_each_supporting_title_is_found():
@@ -60,6 +67,19 @@ def test_yes_and_no_are_answerable_where_each_supporting_title_is_found():
     assert not is_answerable(question("yes"), [passage("yes")], [])
 
 
+def test_a_request_is_for_no_more_passages_than_servers_give():
+    asked = []
+
+    def find(queries, top_k):
+        asked.append(len(queries))
+        return [[passage("Enza")] for _ in queries]
+
+    questions = [Question("nq", str(i), f"Question {i}?", ("Enza",), (), "") for i in range(70)]
+    assert list(try_questions(questions, find, 100)) == [[True] * 64, [True] * 6]
+    # 4,000 passages are 40 queries of 100.
+    assert asked == [40, 24, 6]
+
+
 def test_the_command_says_it_of_each_question_of_the_sets(file, capsys):
     known = read_answerable(file)
     # HotpotQA's titles lead to the builder, where the corpus has one; NQ has none, and its question finds the bridge.
@@ -67,7 +87,7 @@ def test_the_command_says_it_of_each_question_of_the_sets(file, capsys):
     for split in ("dev", "train"):
         assert [known["hotpotqa", f"{split}_{i}"] for i in range(ROWS)] == [i < HAMLETS for i in range(ROWS)]
     assert not any(known["nq", f"test_{i}"] for i in range(ROWS))
-    assert not file.with_name("answerable.jsonl.part").exists()
+    assert [other.name for other in file.parent.iterdir()] == ["answerable.jsonl"]
 
 
 def test_the_task_scores_them_apart_and_trains_on_what_can_be_answered(world, file):
@@ -105,12 +125,112 @@ def test_a_file_that_says_nothing_of_a_question_or_nothing_at_all_is_refused(wor
             qa(sets="nq", folder=folder, answerable=tmp_path / "bad.jsonl")
 
 
+# ---- what goes wrong
+
+
 def test_a_search_that_cannot_be_asked_is_an_error_and_leaves_no_file(world, tmp_path, capsys):
     folder, index = world
     words = ["answerable", "--sets", "nq", "--folder", str(folder), "-o", str(tmp_path / "out.jsonl")]
-    assert cli([*words, "--url", "http://127.0.0.1:1"]) == 2
+    assert cli([*words, "--url", "http://127.0.0.1:1"]) == 2  # at once: nothing has answered there yet
     assert "does not answer" in capsys.readouterr().err
-    assert cli([*words, "--index", str(index), "--top-k", "0"]) == 2
-    assert cli([*words, "--index", str(index), "--top-k", "1000"]) == 2
-    assert "1000" in capsys.readouterr().err
+    for more, told in (
+        (["--top-k", "0"], "--top-k must be at least 1"),
+        (["--top-k", "1000"], "1000"),
+        (["--patience", "nan"], "--patience must be a number of seconds"),
+        (["--output", str(tmp_path)], "--output must be a file"),
+        (["--output", str(tmp_path / "none" / "out.jsonl")], "--output must be a file in a folder that there is"),
+        (["--train", "popqa"], "popqa has no split 'train'"),
+        (["--sets", "hotpot"], "no set 'hotpot'. Did you mean 'hotpotqa'"),
+    ):
+        assert cli([*words, "--index", str(index), *more]) == 2
+        assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_questions_that_cannot_be_searched_for_or_told_apart_are_named(world, tmp_path, capsys):
+    _, index = world
+    for rows, told in (
+        ([{**row("nq", "test", 0), "question": "a" * 10_001}], "test.jsonl, line 1: A query has 10,001 characters"),
+        ([row("nq", "test", 0)] * 2, "line 1 and .*line 2 both have the id 'test_0' in nq"),
+    ):
+        write_rows(tmp_path / "nq" / "test.jsonl", rows)
+        words = ["--sets", "nq", "--folder", str(tmp_path), "--index", str(index), "-o", str(tmp_path / "out.jsonl")]
+        assert cli(["answerable", *words]) == 2
+        assert re.search(told, capsys.readouterr().err)
+
+
+def test_a_server_that_is_away_is_waited_for_and_no_longer_than_one_has_patience(monkeypatch):
+    now, told, failures = [0.0], [], [3]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def find(queries, top_k):
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise SearchServerDown("it is away")
+        return [[]]
+
+    search = asked_again(find, 10.0, told.append)
+    # Away at 0, 1 and 3 seconds, back at 7.
+    assert search(["a"], 1) == [[]] and now == [7.0]
+    assert told == ["it is away. It is asked again for 10 seconds."]
+    failures[0] = 1000
+    with pytest.raises(SearchServerDown):
+        search(["a"], 1)
+    assert now == [17.0]
+
+
+def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_file(
+    world, file, tmp_path, monkeypatch, capsys
+):
+    folder, index = world
+    passages_of = search_tool.passages_of
+    asked = []
+
+    def failing(at: int):
+        """The index, of which the request with this number finds nobody there."""
+
+        def make(**where):
+            find = passages_of(**where)
+
+            def search(queries, top_k):
+                asked.append(len(queries))
+                if len(asked) == at:
+                    raise SearchServerDown("it is away")
+                return find(queries, top_k)
+
+            return search
+
+        return make
+
+    monkeypatch.setattr(module, "QUESTIONS_AT_ONCE", 8)
+    out = tmp_path / "answerable.jsonl"
+    words = ["answerable", "--sets", "hotpotqa", "nq", "--train", "hotpotqa", "--folder", str(folder)]
+    words += ["--index", str(index), "--top-k", "1", "--patience", "0", "-o", str(out)]
+    # 36 questions are five requests, and one before them asks whether the search is there at all.
+    monkeypatch.setattr(search_tool, "passages_of", failing(4))
+    assert cli(words) == 2
+    told = capsys.readouterr()
+    assert "What is known of 16 of 36 questions is kept in" in told.err and not out.exists()
+    # Cut off while a verdict was written, as SIGKILL would.
+    begun = tmp_path / "answerable.jsonl.begun"
+    begun.write_text(begun.read_text() + "tru")
+    asked.clear()
+    monkeypatch.setattr(search_tool, "passages_of", failing(0))
+    assert cli([*words, "--top-k", "2"]) == 2
+    assert "was begun with other questions or another search" in capsys.readouterr().err
+    asked.clear()
+    assert cli(words) == 0
+    assert "16 questions were tried already." in capsys.readouterr().out
+    assert len(asked) == 1 + 3 and out.read_text() == file.read_text() and not begun.exists()
+
+
+def test_verdicts_that_were_begun_are_cut_behind_the_last_whole_one(tmp_path):
+    begun, settings = tmp_path / "x.begun", {"top_k": 1}
+    begun.write_text('{"top')  # killed in its first line
+    assert begin(begun, settings) == []
+    enter(begun, [True, False])
+    begun.write_text(begun.read_text() + "fal")
+    assert begin(begun, settings) == [True, False]
+    enter(begun, [True])
+    assert begin(begun, settings) == [True, False, True]

@@ -7,34 +7,51 @@ there are supporting titles, and each of them is found. The file says it of each
     {"set": "hotpotqa", "id": "dev_0", "answerable": true}
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from ...rewards.text import normalize_answer
+from ...rewards.text import VERDICTS, normalize_answer
 from ...search.corpus import Passage
-from ...search.tool import Search
+from ...search.retriever import check_query
+from ...search.tool import Search, SearchServerDown
 from .questions import Question, read_object
 
 
 SCHEMA = "set, id and answerable (true or false)"
-AT_ONCE = 64  # questions whose queries go in one request
-VERDICTS = {"yes", "no"}
+QUESTIONS_AT_ONCE = 64
+PASSAGES_AT_ONCE = 4_000  # of a request; what servers take is more
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a server that is away is asked again
 
 Answerable = dict[tuple[str, str], bool]  # by set and id
 
 
-def tried(
-    questions: Sequence[Question], find: Search, top_k: int, on_progress: Callable[[int], None] = lambda number: None
-) -> Iterator[tuple[Question, bool]]:
-    """Each question, and whether it is answerable by the best `top_k` passages of each query."""
-    for start in range(0, len(questions), AT_ONCE):
-        part = questions[start : start + AT_ONCE]
-        queries = list(dict.fromkeys(query for question in part for query in (question.text, *question.titles)))
-        found = dict(zip(queries, find(queries, top_k), strict=True))
-        for question in part:
-            yield question, is_answerable(question, found[question.text], [found[title] for title in question.titles])
-        on_progress(start + len(part))
+def try_questions(questions: Sequence[Question], find: Search, top_k: int, first: int = 0) -> Iterator[list[bool]]:
+    """Whether each question from the first on is answerable by the best `top_k` passages of each query.
+
+    The verdicts come a part at a time.
+    """
+    for start in range(first, len(questions), QUESTIONS_AT_ONCE):
+        part = questions[start : start + QUESTIONS_AT_ONCE]
+        queries = list(dict.fromkeys(query for question in part for query in _queries(question)))
+        found = _found(queries, find, top_k)
+        yield [is_answerable(one, found[one.text], [found[title] for title in one.titles]) for one in part]
+
+
+def _queries(question: Question) -> list[str]:
+    return [question.text, *question.titles]
+
+
+def _found(queries: Sequence[str], find: Search, top_k: int) -> dict[str, list[Passage]]:
+    at_once = max(1, PASSAGES_AT_ONCE // top_k)
+    parts = [queries[start : start + at_once] for start in range(0, len(queries), at_once)]
+    return {query: found for part in parts for query, found in zip(part, find(part, top_k), strict=True)}
 
 
 def is_answerable(question: Question, found: Sequence[Passage], of_titles: Sequence[Sequence[Passage]]) -> bool:
@@ -42,29 +59,112 @@ def is_answerable(question: Question, found: Sequence[Passage], of_titles: Seque
 
     Example: "1815" in "The bridge of 1815 ..." -> yes, in "... of 18150 ..." -> no
     """
-    if VERDICTS & {normalize_answer(answer) for answer in question.answers}:
+    if {normalize_answer(answer) for answer in question.answers} & {*VERDICTS}:
         titles = zip(question.titles, of_titles, strict=True)
         named = [any(_words(one.title) == _words(title) for one in passages) for title, passages in titles]
         return bool(named) and all(named)
-    texts = [_words(passage.contents) for passages in (found, *of_titles) for passage in passages]
-    return any(_words(answer) in text for answer in question.answers for text in texts)
+    texts = [passage.contents for passages in (found, *of_titles) for passage in passages]
+    normalized = [_words(text) for text in texts]
+    words = [_words(answer) for answer in question.answers if normalize_answer(answer)]
+    # "The The" and "?" normalise to nothing: they are looked for as they are.
+    signs = [_as_it_is(answer) for answer in question.answers if not normalize_answer(answer)]
+    return any(one in text for one in words for text in normalized) or any(
+        one.search(text) for one in signs for text in texts
+    )
+
+
+def _as_it_is(answer: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
 
 
 def _words(text: str) -> str:
-    """Whole words, which a space ends; what normalises to nothing stands for itself."""
-    return f" {normalize_answer(text) or text.lower().strip()} "
+    """Whole words, with a space before the first and behind the last."""
+    return f" {normalize_answer(text)} "
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Each can be searched for, and be told from the others by its set and id."""
+    places: dict[tuple[str, str], str] = {}
+    for question in questions:
+        for query in _queries(question):
+            try:
+                check_query(query)
+            except ValueError as error:
+                raise ValueError(f"{question.where}: {error}") from None
+        other = places.setdefault((question.set, question.id), question.where)
+        if other != question.where:
+            raise ValueError(
+                f"{other} and {question.where} both have the id {question.id!r} in {question.set}, so that the file "
+                "could not tell them apart. Give each question an id of its own."
+            )
+
+
+def asked_again(find: Search, patience: float, tell: Callable[[str], None]) -> Search:
+    """The same search, which waits so many seconds for a server that does not answer."""
+
+    def search(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        end, wait = time.monotonic() + patience, FIRST_WAIT
+        while True:
+            try:
+                return find(queries, top_k)
+            except SearchServerDown as error:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise
+                if wait == FIRST_WAIT:
+                    tell(f"{error}. It is asked again for {patience:g} seconds.")
+            time.sleep(min(wait, LONGEST_WAIT, left))
+            wait *= 2
+
+    return search
+
+
+# ---- verdicts as they come, so that one who was interrupted goes on
+
+
+def digest(questions: Iterable[Question]) -> str:
+    """Equal for the same questions in the same order."""
+    found = hashlib.sha256()
+    for question in questions:
+        found.update(json.dumps(asdict(question) | {"where": ""}).encode())
+    return found.hexdigest()[:16]
+
+
+def begin(file: Path, settings: Mapping[str, Any]) -> list[bool]:
+    """The verdicts that an earlier run with these settings left in a file, which is made if there is none.
+
+    The settings stand in its first line, and a verdict in each further one. What was cut off while it was written is
+    cut away.
+    """
+    head = json.dumps(settings) + "\n"
+    text = file.read_text(errors="replace") if file.exists() else ""
+    if head.startswith(text):
+        file.write_text(head)
+        return []
+    if not text.startswith(head):
+        raise ValueError(
+            f"{file} was begun with other questions or another search. Remove it, or name another file (--output)."
+        )
+    whole = text[: text.rfind("\n") + 1]
+    os.truncate(file, len(whole))
+    return [json.loads(line) for line in whole.splitlines()[1:]]
+
+
+def enter(file: Path, verdicts: Iterable[bool]) -> None:
+    """Write down what is known of the next questions."""
+    with file.open("a") as lines:
+        lines.writelines(f"{json.dumps(verdict)}\n" for verdict in verdicts)
 
 
 # ---- the file
 
 
-def write_answerable(file: Path, found: Iterable[tuple[Question, bool]]) -> None:
+def write_answerable(file: Path, questions: Iterable[Question], verdicts: Iterable[bool]) -> None:
     """All lines or none."""
-    draft = file.with_name(f"{file.name}.part")
+    draft = file.with_name(f"{file.name}.draft")
     with draft.open("w", encoding="utf-8") as lines:
-        for question, answerable in found:
-            line = {"set": question.set, "id": question.id, "answerable": answerable}
-            lines.write(json.dumps(line) + "\n")
+        for question, verdict in zip(questions, verdicts, strict=True):
+            lines.write(json.dumps({"set": question.set, "id": question.id, "answerable": verdict}) + "\n")
     draft.replace(file)
 
 

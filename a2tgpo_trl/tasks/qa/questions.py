@@ -176,4 +176,4 @@ def _titles(metadata: Any, where: str) -> tuple[str, ...]:
             'supporting_facts: {"title": [...]}, question_decomposition: [{"support_paragraph": {"title": ...}}], or '
             "neither."
         ) from None
-    return tuple(dict.fromkeys(map(str, titles)))
+    return tuple(dict.fromkeys(title for title in map(str, titles) if title.strip()))
