@@ -159,10 +159,10 @@ def test_a_build_that_is_killed_leaves_no_index_and_the_next_is_whole(four, stag
 @pytest.mark.slow
 def test_builds_that_are_killed_at_any_moment_leave_a_usable_index_or_none(tmp_path):
     corpus = write_lines(tmp_path / "wiki.jsonl", random_passages(20_000))
-    code = f"from a2tgpo_trl.search.retriever import bm25_retriever; bm25_retriever({str(corpus)!r})"
+    command = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus), "--build"]
     place = tmp_path / "wiki.jsonl.bm25"
     for moment in range(8):
-        with subprocess.Popen([sys.executable, "-c", code]) as building:
+        with subprocess.Popen(command) as building:
             until(lambda: place.exists() or place.with_name("wiki.jsonl.bm25.building").exists(), 60)
             time.sleep(0.4 * moment)
             building.kill()

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
 
 import pytest
 import uvicorn
@@ -195,32 +197,61 @@ def test_a_large_request_keeps_its_order(served):
 # ---- the command
 
 
-@pytest.fixture
-def started(tmp_path):
-    """The command as a process, which has built the index and listens."""
-    corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
+@contextmanager
+def started(corpus):
+    """The command as a process that listens, and the port."""
     words = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         assert "searches 4 passages (bm25)" in line
-        yield process, line.split()[0]
+        yield process, int(line.split(":")[2].partition("/")[0])
         process.kill()
 
 
-def test_sigterm_ends_it_cleanly_and_sigkill_leaves_the_index(started, tmp_path):
-    process, url = started
-    connection = http.client.HTTPConnection("127.0.0.1", int(url.split(":")[2].partition("/")[0]), timeout=20)
-    connection.request("POST", "/retrieve", json.dumps(asking()))
-    assert connection.getresponse().status == 200
-    began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0 and time.monotonic() - began < 15
-    assert "Traceback" not in process.stderr.read()
-    again = subprocess.Popen(process.args, stdout=subprocess.PIPE, text=True)
-    with again:
-        again.stdout.readline()
-        again.kill()
-    assert bm25_retriever(tmp_path / "wiki.jsonl", tell=lambda line: 1 / 0).search(["lake"], 1)
+@pytest.fixture
+def four(tmp_path):
+    return write_lines(tmp_path / "wiki.jsonl", FOUR)
+
+
+def post(port: int) -> bytes:
+    """The answer of a server to `asking()`; raises OSError where it breaks off."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("POST", "/retrieve", json.dumps(asking()))
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def test_sigterm_ends_it_cleanly(four):
+    with started(four) as (process, port):
+        assert json.loads(post(port))["result"]
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0 and time.monotonic() - began < 15
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_server_that_is_killed_while_it_answers_answers_the_same_when_it_is_started_again(four):
+    with started(four) as (process, port), ThreadPoolExecutor(4) as clients:
+        before = post(port)
+
+        def ask_until_it_breaks_off() -> int:
+            for answered in count():
+                try:
+                    assert post(port) == before
+                except (OSError, http.client.HTTPException):
+                    return answered
+
+        asking_clients = [clients.submit(ask_until_it_breaks_off) for _ in range(4)]
+        time.sleep(0.3)
+        process.kill()
+        assert sum(client.result(30) for client in asking_clients) > 0
+        assert process.wait(20) == -signal.SIGKILL
+    with started(four) as (process, port):
+        assert post(port) == before
+        process.kill()
+        assert process.stderr.read() == ""  # a build would have told of itself
 
 
 def test_an_index_is_built_by_a_command_of_its_own(tmp_path, capsys):
