@@ -6,6 +6,7 @@ by the same formula (Lucene's), are written into files of the size that they wil
 """
 
 import json
+import mmap
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ class BM25:
 
     def __init__(self, folder: Path):
         self._scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        self._mapped = [self._scorer.scores[part].base for part in ("data", "indices")]
 
     def rank(self, queries: Sequence[str], top_k: int) -> list[Hits]:
         """For each query, the best passages that share a word with it, best first; equal ones by their number."""
@@ -51,7 +53,13 @@ class BM25:
         if not ids:
             return []
         scores = self._scorer.get_scores_from_ids(ids)
+        self._leave_pages()
         return best(scores, top_k)
+
+    def _leave_pages(self) -> None:
+        """What was read stays in the system's cache, and no longer counts as this process's. Other threads read on."""
+        for mapped in self._mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def best(scores: np.ndarray, top_k: int) -> Hits:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from memory import MIB, most_resident
 from search_world import write_lines
 from transformers import AutoTokenizer
 
@@ -29,7 +30,6 @@ from a2tgpo_trl.search.vectors import Vectors, ensure_vectors
 TOP_K = 3
 WORDS, OF_SUBJECT = 24, 40  # of a passage; that a subject has
 PASSAGES_OF_A_SUBJECT = 50
-MIB = 2**20
 
 
 class Built(NamedTuple):
@@ -87,15 +87,9 @@ def measure(passages: int, queries: int, encoder: SentenceEncoder, folder: Path)
 def build(vectors: Path, kind: str, place: Path) -> Built:
     import faiss  # noqa: F401 its own memory is not the index's
 
-    before, began = _most_mib(), time.monotonic()
+    before, began = most_resident(), time.monotonic()
     dense.build(Vectors(vectors), kind, place, lambda _: None)
-    return Built(time.monotonic() - began, _most_mib() - before)
-
-
-def _most_mib() -> float:
-    """Resident at most so far. What getrusage says is inherited from the process that started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return Built(time.monotonic() - began, most_resident() - before)
 
 
 def vocabulary_of(encoder: SentenceEncoder) -> list[str]:

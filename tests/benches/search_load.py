@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from memory import MIB, most_resident
 from search_world import random_passages, random_queries, write_lines
 
 from a2tgpo_trl.cli.bench import add_numbers, show
-
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ class Measured:
     errors: int
     p50: float  # seconds of a request
     p99: float
-    server_mib: float  # resident at most, while it served: pages of the index that were read included
-    private_mib: float  # the part of it that is no page of a file, which the system cannot drop
+    server_mib: float  # resident at most, while it served
 
 
 def measure(load: Load, folder: Path) -> Measured:
@@ -49,20 +45,20 @@ def measure(load: Load, folder: Path) -> Measured:
     corpus = write_lines(folder / "wiki.jsonl", random_passages(load.passages))
     command = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus)]
     began = time.monotonic()
+    build_mib = 0.0
     with subprocess.Popen([*command, "--build"]) as building:
-        build_mib = _peak(building)[0]
+        while building.poll() is None:
+            build_mib = most_resident(building.pid) or build_mib
+            time.sleep(0.1)
     if building.returncode:
         raise RuntimeError(f"the build ended with {building.returncode}")
     build_seconds = time.monotonic() - began
     with subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True) as serving:
         assert serving.stdout is not None
         port = int(serving.stdout.readline().split("/")[2].partition(":")[2])
-        asking = threading.Thread(target=lambda: answers.append(_ask(port, load)))
-        answers: list[tuple[list[float], int]] = []
-        asking.start()
-        server_mib, private_mib = _peak(serving, asking)
+        times, errors = _ask(port, load)
+        server_mib = most_resident(serving.pid)
         serving.terminate()
-    ((times, errors),) = answers
     return Measured(
         build_seconds=build_seconds,
         build_mib=build_mib,
@@ -73,21 +69,7 @@ def measure(load: Load, folder: Path) -> Measured:
         p50=statistics.median(times),
         p99=statistics.quantiles(times, n=100)[98],
         server_mib=server_mib,
-        private_mib=private_mib,
     )
-
-
-def _peak(process: subprocess.Popen, until: threading.Thread | None = None) -> tuple[float, float]:
-    """MiB resident at most while it ran, or while the thread did: with pages of mapped files, and without."""
-    most, most_private, watched = 0, 0, psutil.Process(process.pid)
-    while process.poll() is None and (until is None or until.is_alive()):
-        try:
-            memory = watched.memory_info()
-        except psutil.NoSuchProcess:  # it has ended since
-            break
-        most, most_private = max(most, memory.rss), max(most_private, memory.rss - memory.shared)
-        time.sleep(0.1)
-    return most / MIB, most_private / MIB
 
 
 def _ask(port: int, load: Load) -> tuple[list[float], int]:
@@ -132,7 +114,6 @@ def main(words: Sequence[str] | None = None) -> int:
         found = measure(Load(args.passages, args.clients, args.seconds), Path(folder))
     show(f"corpus {found.corpus_mib:,.0f} MiB; built in {found.build_seconds:.0f} s with {found.build_mib:,.0f} MiB")
     show(f"index {found.index_mib:,.0f} MiB; resident while serving {found.server_mib:,.0f} MiB")
-    show(f"of which {found.private_mib:,.0f} MiB are no pages of files")
     show(
         f"{found.requests:,} requests of {args.clients} clients in {args.seconds} s: {found.errors} errors, "
         f"p50 {found.p50 * 1000:.0f} ms, p99 {found.p99 * 1000:.0f} ms"

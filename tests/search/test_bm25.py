@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import bm25s
 import numpy as np
@@ -59,6 +60,18 @@ def test_of_equal_scores_the_first_come_first_also_at_the_end_of_the_list(tmp_pa
 def test_scores_stay_on_the_disk_until_they_are_asked_for(four):
     scorer = bm25_retriever(four)._index._scorer
     assert all(isinstance(scorer.scores[name], np.memmap) for name in ("data", "indices", "indptr"))
+
+
+def test_what_a_query_has_read_leaves_memory(tmp_path):
+    retriever = bm25_retriever(write_lines(tmp_path / "wiki.jsonl", random_passages(2000)))
+
+    def resident() -> int:
+        """KiB of the scores that are in memory."""
+        _, _, mapping = Path("/proc/self/smaps").read_text().partition("wiki.jsonl.bm25/data.csc.index.npy")
+        return int(mapping.partition("Rss:")[2].split()[0])
+
+    assert retriever._index._scorer.scores["data"].sum() > 0 and resident() > 300
+    assert retriever.search(random_queries(1), 3)[0] and resident() == 0
 
 
 def test_an_index_is_built_once_and_opened_by_its_folder(four, monkeypatch):
