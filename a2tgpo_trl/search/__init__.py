@@ -46,7 +46,18 @@ searched. An index of another encoder (other weights or pooling, wherever they l
 like one of another corpus. By ivf a query may find fewer passages than it asks for. `--device` says where the encoder
 runs; SearchTool(index=...) runs it on the processor, since the policy has the accelerator.
 
-`PYTHONPATH=tests/helpers python tests/benches/dense_recall.py` makes a table of the kinds: recall, memory, seconds.
+`PYTHONPATH=tests/helpers python tests/benches/dense_recall.py` compares the kinds: 100,000 made-up passages of 24
+words, three quarters of which belong to one subject among 2,000; 1,000 queries, each of six words of a passage; an
+encoder of 384 numbers (MiniLM). Recall is the share of flat's best three that a kind finds. With one thread
+(OMP_NUM_THREADS=1), on 2 cores of an Intel Xeon that others used as well (2026-11-29):
+
+    kind   recall   index       built in   memory to build   a query
+    flat   1.000    146.5 MiB      1.1 s   282 MiB           28.9 ms
+    ivf    0.724    149.1 MiB     18.5 s   332 MiB            2.2 ms
+    hnsw   0.968    172.4 MiB    256.4 s   326 MiB            2.7 ms
+    pq     0.778      9.5 MiB     22.7 s   270 MiB            7.2 ms
+
+The memory to build includes the index. Encoding the passages, once for all kinds, took 14 minutes.
 
 Protocol. POST /retrieve takes and gives what Search-R1's retrieval server does, so that clients and servers of that
 family can be exchanged:
