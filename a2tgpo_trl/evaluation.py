@@ -124,7 +124,7 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     run, folder = Path(recipe.args.output_dir), Path(recipe.args.output_dir, SCORES, policy)
     recipe.args.output_dir = str(folder)  # the policy's own folder may be where the results go
     display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
-    trainer = recipe.build_trainer()
+    trainer = recipe.build_trainer(trains=False)
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise RecipeError("An evaluation is not sharded: start it without DeepSpeed and FSDP.")
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # device and precision, as in training

@@ -57,8 +57,8 @@ def check_dataset(
 
 def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
     """Environments that declare no answer do not bring the data as well."""
-    if not has_data:
-        names = ", ".join(kind.__name__ for kind in environments)
+    names = ", ".join(kind.__name__ for kind in environments)
+    if names and not has_data:
         raise ValueError(
             f"There is no answer to score: no data set was given, and {names} declares none. Declare it in the class "
             f"(answer: str | None = None) and have reset set it; or {WITHOUT_ANSWERS}."
@@ -66,10 +66,15 @@ def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
 
 
 def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset | IterableDataset]]:
-    """The data sets a trainer was given, with the names that its messages use."""
-    if train is not None:
+    """The data sets a trainer was given, with the names that its messages use; one for training may have no rows."""
+    if train is not None and not is_empty(train):
         yield "training", train
     if isinstance(evaluation, Mapping):
         yield from ((f"evaluation ({name})", dataset) for name, dataset in evaluation.items())
     elif evaluation is not None:
         yield "evaluation", evaluation
+
+
+def is_empty(dataset: Dataset | IterableDataset) -> bool:
+    """Whether it has no row; what a stream has is not known before it is read."""
+    return isinstance(dataset, Dataset) and len(dataset) == 0

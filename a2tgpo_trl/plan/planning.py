@@ -12,6 +12,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..config import A2TGPOConfig
+from ..information_gain.answers import is_empty
 from ..preflight.loading import all_tools, load_config, load_tokenizer, make_chat
 from ..recipe.recipe import Recipe, read_recipe
 from .hardware import Device
@@ -69,10 +70,17 @@ class Planner:
             setting=self._setting,
             memory=self._memory(self._setting, completion),
             assumptions=[
+                *self._training_alone(),
                 f"rollouts: prompts of {self._prompt:g} tokens ({self._note}), and completions of {completion}",
                 "not counted: what allocators leave unused, for which a tenth of the memory is kept free",
             ],
         )
+
+    def _training_alone(self) -> list[str]:
+        rows = self._recipe.task.train_dataset
+        if rows is None or not is_empty(rows):
+            return []
+        return ["training: the recipe has nothing to train on, and its evaluations take less"]
 
     def training_peak(self, completion: int) -> float:
         """Bytes at the peak of training alone, with completions of so many tokens."""
@@ -116,11 +124,14 @@ def _optimizer_of(args: A2TGPOConfig) -> Any:
 
 def _longest_prompt(recipe: Recipe) -> tuple[int, str]:
     """Tokens of the longest prompt, and how they are known; assumed where the model's folder has no tokenizer."""
-    if recipe.task.train_dataset is None:
+    rows = recipe.task.train_dataset
+    if rows is not None and is_empty(rows):  # it is for evaluations
+        rows = recipe.test_dataset
+    if rows is None:
         return PROMPT_TOKENS, "assumed: the environment makes them"
     try:
         chat = make_chat(recipe, load_tokenizer(recipe), load_config(recipe), all_tools(recipe.task))
-        prompts = [row["prompt"] for row in islice(recipe.task.train_dataset, ROWS_READ)]
+        prompts = [row["prompt"] for row in islice(rows, ROWS_READ)]
         counts = [len(ids) for ids in chat.prompt_ids(prompts)]
     except (OSError, ValueError) as error:  # a folder without a tokenizer, or without a template
         reason = str(error).partition("\n")[0].partition("!")[0]

@@ -20,6 +20,7 @@ from trl.trainer.utils import create_model_from_path
 from ..config import A2TGPOConfig
 from ..credit.turn_rewards import find as find_turn_reward
 from ..errors import RecipeError
+from ..information_gain.answers import is_empty
 from ..lookup import find_file, nearest, read_yaml
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
 from ..tasks import Task, arithmetic, atlas
@@ -72,9 +73,12 @@ class Recipe:
             **(self.args.model_init_kwargs or {}),
         }
 
-    def build_trainer(self, callbacks: Sequence[Any] = ()):
-        """The trainer, with the policy loaded."""
+    def build_trainer(self, callbacks: Sequence[Any] = (), *, trains: bool = True):
+        """The trainer, with the policy loaded. One that only evaluates needs nothing to train on."""
         from ..trainer import A2TGPOTrainer
+
+        if trains and self.task.train_dataset is not None and is_empty(self.task.train_dataset):
+            raise RecipeError(f"{self.where}there is nothing to train on: the training set is empty.")
 
         if self.args.n_gpu > 1:
             raise RecipeError(

@@ -109,12 +109,12 @@ def per_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[Any, Pa
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """A rollout's rewards and how often it asked; the calls only where they are on record."""
+    """A rollout's rewards and how often it asked; calls that reached their tool, only where calls are on record."""
     numbers = {name: value for name, value in record["rewards"].items() if value is not None}
     numbers[TURNS] = float(record["tool_turns"])
     calls = [turn["calls"] for turn in record.get("turns", [{"calls": None}])]
     if None not in calls:  # as it is with a rollout function, whose calls are its own
-        numbers[CALLS] = float(sum(map(len, calls)))
+        numbers[CALLS] = float(sum(call["made"] for of_turn in calls for call in of_turn))
     return numbers
 
 

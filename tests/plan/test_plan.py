@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig
+from qa_files import write_sets
 from tiny import make_tokenizer
 from transformers import Qwen3Config
 
@@ -311,10 +312,13 @@ def test_each_recipe_is_planned(recipe, tmp_path, capsys):
         for split in ("train", "test"):
             (tmp_path / f"{split}.jsonl").write_text('{"question": "3 * 24?", "answer": "#### 72"}\n')
         words += ["--task_kwargs", json.dumps({"path": str(tmp_path)})]
+    if recipe == "eval_qa":
+        words += ["--task_kwargs", json.dumps({"folder": str(write_sets(tmp_path)), "train": []})]
     assert main(["plan", recipe, "--json", *words]) == 0
     rules = yaml.safe_load((recipe_folder() / f"{recipe}.yaml").read_text())
     found = json.loads(capsys.readouterr().out)
-    assert f"completions of {rules.get('max_completion_length', 512)}" in found["assumptions"][0]
+    assert f"completions of {rules.get('max_completion_length', 512)}" in " ".join(found["assumptions"])
+    assert ("nothing to train on" in found["assumptions"][0]) == (recipe == "eval_qa")
 
 
 def test_the_text_says_whether_it_fits_and_how_it_is_known(capsys):

@@ -17,7 +17,7 @@ def records(*right: float, samples: int = 1, **more) -> list[dict]:
             "prompt": f"question {row}",
             "answer": "yes",
             "tool_turns": 1,
-            "turns": [{"calls": [{}]}],
+            "turns": [{"calls": [{"made": True}]}],
             "rewards": {"exact_match": value, "f1": value / 2},
             **more,
         }

@@ -71,7 +71,7 @@ def test_an_estimate_reads_as_mean_and_interval():
 
 
 def asked(row: int, name: str, calls: int, right: float) -> dict:
-    turns = [{"calls": [{}] * calls}, {"calls": []}]
+    turns = [{"calls": [{"made": True}] * calls}, {"calls": [{"made": False}]}]  # one that could not be read
     return {"row": row, "set": name, "tool_turns": int(calls > 0), "turns": turns, "rewards": {"exact_match": right}}
 
 

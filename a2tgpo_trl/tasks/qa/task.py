@@ -35,7 +35,8 @@ def qa(
 
     Args:
         sets: What is tested on: names of sets, or "multi-hop" or "single-hop" for all of a kind.
-        train: What is trained on. None: as the paper, HotpotQA for multi-hop sets and NQ for single-hop sets.
+        train: What is trained on. None: as the paper, HotpotQA for multi-hop sets and NQ for single-hop sets. An empty
+            list: nothing, for evaluations.
         folder: Folder with FlashRAG's files, SET/SPLIT.jsonl. None: its collection of the hub.
         limit: Most questions of each set, drawn by the seed: a number, or {train: 2000, test: 500}. None: all.
         prompts: Family of models (`families/`), or a file of your own.
