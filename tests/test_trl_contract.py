@@ -459,8 +459,10 @@ def test_two_switches_and_a_question_are_all_that_an_evaluation_must_avoid_of_th
 def test_the_parser_still_takes_these_options():
     parser = TrlParser((GRPOConfig,), allow_abbrev=False)
     assert "--learning_rate" in {option for action in parser._actions for option in action.option_strings}
-    signature = inspect.signature(parser.parse_args_and_config)
-    assert "return_remaining_strings" in signature.parameters
+    assert parser.set_defaults_with_config(learning_rate="3e-4", seed=2) == []
+    words = ["--seed", "3", "--nonsense", "--use_cpu", "true", "--bf16", "false"]
+    args, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    assert (args.learning_rate, args.seed, unknown) == (3e-4, 3, ["--nonsense"])
     assert parser.dataclass_types == [GRPOConfig]
 
 

@@ -128,8 +128,16 @@ def _train(words: Sequence[str], folder: Path) -> Path | None:
 
 
 def _digests(words: Sequence[str]) -> dict[str, str]:
-    """What the recipe says, and the files that it or the command line names: methods, rewards, tools, tasks, data."""
+    """What the recipe says, and what it is built on, and the files that these or the command line name: methods,
+    rewards, tools, tasks, data."""
+    from ..recipe.arguments import split_words
+    from ..recipe.recipe_file import read_layers
+
     recipe = Path(words[4])
-    named = {word for text in (recipe.read_text(), *words[5:]) for word in re.split(r"[\s,:'\"{}\[\]]+", text) if word}
-    files = {recipe, *(folder / word for word in named for folder in (recipe.parent, Path.cwd()))}
+    _, bases, others = split_words(["--config", *words[4:]])
+    layers = [layer.path for layer in read_layers(recipe, bases)]
+    texts = (*(path.read_text() for path in layers), *others)
+    named = {word for text in texts for word in re.split(r"[\s,:'\"{}\[\]]+", text) if word}
+    folders = {Path.cwd(), *(path.parent for path in layers)}
+    files = {*layers, *(folder / word for word in named for folder in folders)}
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files) if file.is_file()}

@@ -19,6 +19,7 @@ PAGES = {
         "tasks/__init__.py",
         "train on rows, a tool and a reward of your own; tasks that come along",
     ),
+    "recipes": ("recipe/__init__.py", "what a recipe says, one that is built on others, the command line over it"),
     "tools": ("tools/__init__.py", "write a tool; time limits, retries, outages, threads, servers of MCP"),
     "environments": ("rollout/environments.py", "tools that keep a state, one object for each rollout"),
     "rollout functions": ("rollout/__init__.py", "a loop of your own; ToolTrainer, which stands alone"),

@@ -14,6 +14,9 @@ PATIENCE = {"GOMP_SPINCOUNT": "5000"}
 def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     """A recipe, and what it is to say otherwise."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
+    parser.add_argument(
+        "--base", nargs="+", metavar="RECIPE", help="what it is to be built on, in place of the base that it names"
+    )
     parser.set_defaults(overrides=[])
     parser.epilog = (
         "Any key of the recipe may follow, as --key value: --learning_rate 1e-5 --output_dir outputs/slow. "

@@ -1,11 +1,25 @@
 """A recipe: a YAML file, and what the command line says otherwise -> settings, task, trainer.
 
-    recipe = read_recipe(["--config", "quickstart", "--learning_rate", "1e-4"])
-    recipe.build_trainer().train()
+    a2tgpo train quickstart --learning_rate 1e-4
+    read_recipe(["--config", "quickstart", "--learning_rate", "1e-4"]).build_trainer().train()
 
-Each key is a field of `A2TGPOConfig`, of TRL's `ModelConfig` or of `RecipeArguments`. A mistake is an error that names
-the file, the key and the nearest valid name. Names of tools, rewards, tasks and environments are those of this
-package, or `file.py:name` beside the recipe, or `package.module:name`.
+Each key is a field of `A2TGPOConfig`, of TRL's `ModelConfig` or of `RecipeArguments` (`a2tgpo train --help`). A
+mistake is an error that names the file, the key and the nearest valid name. Names of tools, rewards, tasks and
+environments are those of this package, or `file.py:name` beside the recipe, or `package.module:name`. A run whose
+recipe names no `output_dir` goes to outputs/NAME.
+
+A recipe can be built on another one, or on several: a file beside it, or one that comes with the package. It has their
+keys, and its own win; mappings such as `task_kwargs` are merged key by key. A later one in the list wins over those
+before it, and what several are built on is laid once, below all. Files that one of them names are looked for beside
+the recipe first, and then beside what it is built on.
+
+    base: quickstart                        base: [../large.yaml, short.yaml]
+    credit: grpo
+
+The command line names another base, so that the few keys of a method serve with every recipe, and shows the whole:
+
+    a2tgpo train qa/dapo --base qa/qwen3_8b qa/single_hop       # goes to outputs/qwen3_8b-single_hop-dapo
+    a2tgpo show qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
 """
 
 from typing import TYPE_CHECKING

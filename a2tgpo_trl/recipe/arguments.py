@@ -4,15 +4,20 @@ Every field of `A2TGPOConfig`, of TRL's `ModelConfig` (LoRA and quantisation amo
 key of the file and an option of the command line.
 """
 
+import argparse
 import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trl import ModelConfig, TrlParser
 
 from ..config import A2TGPOConfig
+from ..errors import RecipeError
 from ..fields import setting
 from ..launch.launched import deepspeed_on_cpu
+from ..lookup import nearest
 from ..rewards import REWARDS
 from ..tasks import TASKS
 
@@ -68,16 +73,62 @@ def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict
     return found
 
 
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str] | None, list[str]]:
+    """The recipe of a command line, what it is to be built on in place of its own `base`, and the other words.
+
+    Example: ["--config", "qa/dapo", "--base", "qa/qwen3_8b", "--seed", "1"]
+        -> "qa/dapo", ["qa/qwen3_8b"], ["--seed", "1"]
+    """
+    parser = _ReadsOrRaises(add_help=False, allow_abbrev=False, prog="a2tgpo")
+    parser.add_argument("--config")
+    parser.add_argument("--base", nargs="+")
+    named, others = parser.parse_known_args(words)
+    if named.base is not None and named.config is None:
+        raise RecipeError("--base would have no effect without a recipe to be built on it.")
+    return named.config, named.base, others
+
+
+class _ReadsOrRaises(argparse.ArgumentParser):
+    """Raises errors instead of printing them below the usage."""
+
+    def error(self, message: str):
+        raise RecipeError(message)
+
+
 class RecipeParser(TrlParser):
     """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
 
     def __init__(self) -> None:
         super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
-        self.set_defaults(disable_tqdm=False)  # else it follows the libraries' verbosity, which is turned down
-        self.set_defaults(use_cpu=deepspeed_on_cpu())  # which Accelerate does not tell its processes
+        self.set_defaults_with_config(
+            disable_tqdm=False,  # else it follows the libraries' verbosity, which is turned down
+            use_cpu=deepspeed_on_cpu(),  # which Accelerate does not tell its processes
+        )
 
     def error(self, message: str):
         raise ValueError(message)
+
+    def parse_over(self, content: Mapping[str, Any], words: Sequence[str]) -> list[Any]:
+        """What the keys of a recipe say, and these words over it."""
+        keys = {**content}
+        os.environ.update({name: str(value) for name, value in keys.pop("env", {}).items()})
+        self.set_defaults_with_config(**keys)
+        *parsed, unknown = self.parse_args_into_dataclasses(args=list(words), return_remaining_strings=True)
+        self.refuse(unknown)
+        return parsed
+
+    def parse_alone(self, words: Sequence[str]) -> dict[str, Any]:
+        """The keys that these words set, with their values."""
+        self.set_defaults_with_config(**{action.dest: argparse.SUPPRESS for action in self._actions})
+        given, unknown = self.parse_known_args(list(words))
+        self.refuse(unknown)
+        return vars(given)
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Words that there are no options for are an error, with the nearest one that there is."""
+        if unknown:
+            key = unknown[0].removeprefix("--").replace("-", "_")
+            raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, self.valid_keys)}")
 
     @property
     def valid_keys(self) -> list[str]:

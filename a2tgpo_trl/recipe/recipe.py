@@ -1,16 +1,17 @@
-"""a YAML file and words of the command line -> settings, task and policy -> a trainer.
+"""YAML files and words of the command line -> settings, task and policy -> a trainer.
 
-The file is read by TRL's `TrlParser` (`arguments.py`), and the command line wins. `recipe_file.py` checks the file
-before the parser sees it; `task.py` finds what it names.
+`recipe_file.py` lays a recipe over what it is built on, and checks what stands in each file before TRL's `TrlParser`
+(`arguments.py`) sees it; the command line wins. `task.py` finds what is named.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoTokenizer, PreTrainedModel
@@ -21,11 +22,11 @@ from ..config import A2TGPOConfig
 from ..credit.turn_rewards import find as find_turn_reward
 from ..errors import RecipeError
 from ..information_gain.answers import is_empty
-from ..lookup import find_file, nearest, read_yaml
+from ..lookup import find_file, nearest
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
 from ..tasks import Task, arithmetic, atlas
-from .arguments import RecipeArguments, RecipeParser
-from .recipe_file import check_keys, find_recipe
+from .arguments import RecipeArguments, RecipeParser, split_words
+from .recipe_file import Layer, check_keys, find_recipe, merge, read_layers
 from .task import make_task
 
 
@@ -38,7 +39,7 @@ HELD_OUT = "held-out questions"
 class Recipe:
     """A recipe that was read: settings in three groups, and the task they name."""
 
-    path: Path | None
+    folders: Sequence[Path]  # those of its files, beside which it names others
     run: RecipeArguments
     args: A2TGPOConfig
     model: ModelConfig
@@ -112,7 +113,7 @@ class Recipe:
     def _own_turn_rewards(self) -> dict[str, Any]:
         """Those that are named by import path, which may begin beside the recipe."""
         assert isinstance(self.args.turn_rewards, dict)  # `A2TGPOConfig` has read it
-        folders = [*([self.path.parent] if self.path else []), Path.cwd()]
+        folders = [*self.folders, Path.cwd()]
         return {name: find_turn_reward(name, folders) for name in self.args.turn_rewards if ":" in name}
 
     @property
@@ -162,35 +163,30 @@ class Recipe:
 
 
 def read_recipe(words: Sequence[str]) -> Recipe:
-    """What `--config FILE --key value ...` says, checked. Errors name the file, the key and the nearest valid name."""
-    words = list(words)
+    """What `--config FILE [--base FILE ...] --key value ...` says, checked.
+
+    Errors name the file, the key and the nearest valid name.
+    """
     parser = RecipeParser()
-    path, where = None, ""
-    said = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    if "--config" in words[:-1]:
-        place = words.index("--config") + 1
-        path = find_recipe(words[place])
-        words[place] = str(path)
-        where = f"{path} and the command line: " if len(words) > 2 else f"{path}: "
-        content = read_yaml(path)
-        check_keys(path, content, parser)
-        said |= content.keys()
-        words = [*_files_beside(path, content), *words]  # what the command line says comes later, and wins
+    name, bases, words = split_words(words)
+    layers = [] if name is None else read_layers(find_recipe(name), bases)
+    for layer in layers:
+        check_keys(layer.path, layer.keys, parser)
+    content = merge(layers)
+    where, folders = _where(layers, words), [layer.path.parent for layer in reversed(layers)]
+    said = {*content, *(word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))}
+    # What the command line says comes later, and wins.
+    words = [*_default_folder(name, bases, said), *_files_beside(folders, content), *words]
     try:
-        *parsed, unknown = parser.parse_args_and_config(words, return_remaining_strings=True)
-        if unknown:
-            key = unknown[0].removeprefix("--").replace("-", "_")
-            raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, parser.valid_keys)}")
-        run, args, model = parsed
+        run, args, model = parser.parse_over(content, words)
         if model.model_name_or_path is None:
             raise ValueError(
                 f"model_name_or_path is missing: name a model of the hub, a folder, or one of {', '.join(MODELS)}."
             )
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         check_folder(Path(model.model_name_or_path))
-        folders = [Path(path).parent] if path else []
         check_partners(run, model)
-        recipe = Recipe(path, run, args, model, make_task(run, [*folders, Path.cwd()]), where)
+        recipe = Recipe(folders, run, args, model, make_task(run, [*folders, Path.cwd()]), where)
         check_test_set(recipe)
     except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
         raise RecipeError(f"{where}{error}") from error
@@ -204,13 +200,45 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _files_beside(recipe: Path, content: Mapping[str, Any]) -> list[str]:
+def whole_recipe(words: Sequence[str]) -> str:
+    """The text of a recipe that says by itself what `--config FILE [--base FILE ...] --key value ...` says.
+
+    Names of files stay as they are: they are looked for beside the file that this text is written to.
+    """
+    parser = RecipeParser()
+    name, bases, words = split_words(words)
+    assert name is not None
+    layers = read_layers(find_recipe(name), bases)
+    for layer in layers:
+        check_keys(layer.path, layer.keys, parser)
+    content = {**merge(layers), **parser.parse_alone(words)}
+    made_of = [f"# {layer.path}" for layer in layers]
+    return "\n".join([*made_of, yaml.safe_dump(content, sort_keys=False, width=119)])
+
+
+def _where(layers: Sequence[Layer], words: Sequence[str]) -> str:
+    """Example: "dapo.yaml on qwen3_8b.yaml on qwen3_4b.yaml and the command line: " """
+    files = " on ".join(str(layer.path) for layer in reversed(layers))
+    return f"{files}{' and the command line' if words else ''}: " if files else ""
+
+
+def _default_folder(name: str | None, bases: Sequence[str] | None, said: Collection[str]) -> list[str]:
+    """The option for a run that names no output folder: what the command line calls its recipe is what it is called.
+
+    Example: qa/dapo with --base qa/qwen3_8b -> outputs/qwen3_8b-dapo
+    """
+    if name is None or "output_dir" in said:
+        return []
+    return ["--output_dir", str(Path("outputs", "-".join(Path(one).stem for one in [*(bases or ()), name])))]
+
+
+def _files_beside(folders: Sequence[Path], content: Mapping[str, Any]) -> list[str]:
     """Options for settings that name a file which stands beside the recipe: the config knows no recipe."""
     options = []
     for key in ("credit", "turn_rewards"):
         value = content.get(key)
         place, colon, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
-        file = find_file(place, [recipe.parent]) if place.endswith((".py", ".yaml", ".yml")) else None
+        file = find_file(place, folders) if place.endswith((".py", ".yaml", ".yml")) else None
         if file is not None:
             options += [f"--{key}", f"{file}{colon}{attribute}"]
     return options

@@ -1,42 +1,56 @@
-"""a recipe's file -> its keys and values, each known and of the right kind.
+"""a recipe's file, and the files that it is built on -> their keys and values, each known and of the right kind.
 
 What TRL's parser would let through, or report without its place, is found here: unknown keys, values of a wrong type,
-misspelt choices, keys given twice. Errors name the file, the key, and the nearest valid name.
+misspelt choices, keys given twice, recipes built on themselves. Errors name the file, the key, and the nearest valid
+name.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from ..errors import RecipeError
-from ..lookup import nearest
+import yaml
+
+from ..errors import RecipeError, shown
+from ..lookup import nearest, read_yaml
 
 
 if TYPE_CHECKING:  # the command line looks for a recipe before anything is imported that takes seconds
     from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+LAUNCH = "accelerate"
+BASE = "base"
 
 
 def find_recipe(name: str) -> Path:
     """The file of this path, or the recipe of this name that comes with the package."""
-    return _find(name, recipe_folder(), "recipe")
+    return _find(name, shipped_recipes(), "recipe")
 
 
 def find_launch_config(name: str) -> Path:
     """The file of this path, or the configuration of Accelerate of this name that comes with the package."""
-    return _find(name, recipe_folder() / "accelerate", "configuration of Accelerate")
+    shipped = {file.stem: file for file in (recipe_folder() / LAUNCH).glob("*.yaml")}
+    return _find(name, shipped, "configuration of Accelerate")
 
 
-def _find(name: str, folder: Path, kind: str) -> Path:
+def _find(name: str, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in folder.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
     raise RecipeError(f"There is no {kind} {name!r}.{nearest(name, shipped)} Shipped: {', '.join(sorted(shipped))}.")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by their names: quickstart, qa/dapo."""
+    folder = recipe_folder()
+    files = [file for file in folder.rglob("*.yaml") if file.parent != folder / LAUNCH]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def recipe_folder() -> Path:
@@ -44,11 +58,96 @@ def recipe_folder() -> Path:
     return FOLDER if FOLDER.is_dir() else FOLDER.parents[1] / "recipes"
 
 
+# ---- recipes that are built on others
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One of the files that a recipe is made of, and the keys that stand in it."""
+
+    path: Path
+    keys: dict[str, Any]
+
+
+def read_layers(path: Path, bases: Sequence[str] | None = None) -> list[Layer]:
+    """A recipe, and below it what it is built on (`base`), the lowest first. `bases` are in place of its own.
+
+    What several of them are built on is laid once, below all.
+
+    Example: dapo.yaml on qwen3_8b.yaml and single_hop.yaml, which are both built on qwen3_4b.yaml
+        -> qwen3_4b.yaml, qwen3_8b.yaml, single_hop.yaml, dapo.yaml
+    """
+    below = None if bases is None else [find_recipe(name) for name in bases]
+    found: dict[Path, Layer] = {}
+    for layer in _layers(path, below, ()):
+        found.setdefault(layer.path.resolve(), layer)
+    return list(found.values())
+
+
+def _layers(path: Path, below: Sequence[Path] | None, above: Sequence[Path]) -> Iterator[Layer]:
+    keys = read_yaml(path)
+    own, trail = keys.pop(BASE, None), [*above, path]
+    for base in _bases(path, own) if below is None else below:
+        if any(base.resolve() == file.resolve() for file in trail):
+            where = "--base" if below is not None else _place_of_base(path)
+            circle = " -> ".join(file.name for file in [*trail, base])
+            raise RecipeError(f"{where}: a recipe cannot be built on itself ({circle}). Name another one, or none.")
+        yield from _layers(base, None, trail)
+    yield Layer(path, keys)
+
+
+def _bases(path: Path, value: Any) -> list[Path]:
+    """What `base` names: files, beside the recipe where the path is no absolute one, or recipes of the package."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"{_place_of_base(path)} must be a recipe or a list of them; got {shown(value)}.")
+    return [_base(path, name) for name in names]
+
+
+def _base(path: Path, name: str) -> Path:
+    beside, shipped = path.parent / name, shipped_recipes()
+    if beside.is_file():
+        return beside
+    if name in shipped:
+        return shipped[name]
+    known = [*(file.name for file in path.parent.glob("*.yaml") if file.name != path.name), *shipped]
+    raise RecipeError(
+        f"{_place_of_base(path)}: there is no file {name} in {path.parent}, and no recipe of this name comes with "
+        f"the package.{nearest(name, known)}"
+    )
+
+
+def _place_of_base(path: Path) -> str:
+    """Where the key stands, as messages name it."""
+    tree = yaml.compose(path.read_text())
+    line = next(key.start_mark.line + 1 for key, _ in tree.value if key.value == BASE)
+    return f"{path}, line {line}: {BASE}"
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The keys of all; of what several say, the highest wins. Mappings are merged in the same way."""
+    return reduce(_laid_over, (layer.keys for layer in layers), {})
+
+
+def _laid_over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Example: {a: 1, b: {c: 2, d: 3}} and {b: {d: 4}} over it -> {a: 1, b: {c: 2, d: 4}}"""
+    merged = {
+        key: _laid_over(lower[key], value) if isinstance(lower.get(key), dict) and isinstance(value, dict) else value
+        for key, value in upper.items()
+    }
+    return {**lower, **merged}
+
+
+# ---- what stands in a file
+
+
 def check_keys(path: Path, content: Mapping[str, Any], parser: "HfArgumentParser") -> None:
     """Each key is known, and its value is of the kind that the key takes."""
     actions = {action.dest: action for action in reversed(parser._actions)}
     types = {name: _types_in(hint) for group in parser.dataclass_types for name, hint in get_type_hints(group).items()}
     for key, value in content.items():
+        if key == "env" and not isinstance(value, Mapping):
+            raise RecipeError(f"{path}: env must be a mapping of variables to their values; got {shown(value)}.")
         if key == "env" or (key, value) == ("resume_from_checkpoint", True):
             continue  # the parser's own: variables to set; the last checkpoint, whichever it is
         if key not in types:

@@ -60,7 +60,7 @@ def make(tmp_path):
         args = {"output_dir": str(tmp_path), "bf16": False, "report_to": "none", "max_completion_length": 256}
         model_config = ModelConfig(model_name_or_path=str(tmp_path / "policy"))
         task = task or Task(questions(), tools=[tiny.search], reward_funcs=[exact_match])
-        return Recipe(None, RecipeArguments(), A2TGPOConfig(**{**args, **settings}), model_config, task)
+        return Recipe([], RecipeArguments(), A2TGPOConfig(**{**args, **settings}), model_config, task)
 
     return make
 

@@ -78,16 +78,17 @@ def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_
 
 
 def test_a_run_is_another_once_the_recipe_or_a_file_that_it_names_is_edited(tmp_path):
-    recipe, own = tmp_path / "recipe.yaml", tmp_path / "own.py"
-    recipe.write_text("credit: own.py:method\ntools: ['more.py:tool']\n")
+    recipe, base, own = tmp_path / "recipe.yaml", tmp_path / "base.yaml", tmp_path / "own.py"
+    recipe.write_text("base: base.yaml\ntools: ['more.py:tool']\n")
+    base.write_text("credit: own.py:method\n")
     for file in (own, tmp_path / "more.py", tmp_path / "words.py"):
         file.write_text("1")
     words = ["python", "-m", "a2tgpo_trl", "train", str(recipe), "--credit", f"{tmp_path / 'words.py'}:method"]
     seen = [_digests(words)]
-    for file in (recipe, own, tmp_path / "more.py", tmp_path / "words.py"):
+    for file in (recipe, base, own, tmp_path / "more.py", tmp_path / "words.py"):
         file.write_text(file.read_text() + "# edited\n")
         seen.append(_digests(words))
-    assert len(seen[0]) == 4 and len({str(digests) for digests in seen}) == 5
+    assert len(seen[0]) == 5 and len({str(digests) for digests in seen}) == 6
 
 
 @pytest.mark.slow
