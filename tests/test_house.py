@@ -47,7 +47,7 @@ def test_the_command_line_is_installed():
     assert callable(command.load())
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "recipes/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "recipes/README.md", "recipes/qa/README.md"])
 def test_what_a_text_points_to_is_there(file):
     text = (ROOT / file).read_text()
     linked = [(ROOT / file).parent / target for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]

@@ -6,7 +6,7 @@ import yaml
 from places import ROOT
 
 
-SHIPPED = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "accelerate")
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))  # those of a folder have tests of their own
 
 
 def write(folder: Path, text: str, **others: str) -> Path:

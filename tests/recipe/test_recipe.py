@@ -11,7 +11,7 @@ from recipe_files import SHIPPED, write
 
 from a2tgpo_trl.config import A2TGPOConfig
 from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
-from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder
+from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder, shipped_recipes
 from a2tgpo_trl.rewards import exact_match
 
 
@@ -21,9 +21,8 @@ DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 
 
 def test_there_are_recipes_and_the_package_finds_them():
     assert len(SHIPPED) >= 2
-    assert {file.name for file in recipe_folder().glob("*.yaml")} == {
-        file.name for file in SHIPPED if file.parent.name == "recipes"
-    }
+    assert {file.name for file in recipe_folder().glob("*.yaml")} == {file.name for file in SHIPPED}
+    assert shipped_recipes()["qa/dapo"] == recipe_folder() / "qa" / "dapo.yaml"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
