@@ -1,11 +1,44 @@
 """a recipe's test set -> rollouts of its policy, by the trainer's own generation -> scores with intervals, and files.
 
-    accelerate launch [--config_file ...] -m a2tgpo_trl.evaluation --config RECIPE [--model_name_or_path POLICY]
+    a2tgpo eval quickstart                                    # the recipe's own policy
+    a2tgpo eval eval_qa --model outputs/mine --seed 1         # another one; any key of the recipe may follow
 
-`a2tgpo eval` is the short form. The rows go in batches through the trainer's own rollout code: the same tools,
-template, sampling settings and rewards as in training. Each rollout draws from a seed of its own and each batch is
-written down before the next begins, so an evaluation that was cut off goes on where it stopped, and by transformers'
-generation it ends with the same rollouts.
+The rows go in batches through the trainer's own rollout code: the same tools, template, sampling settings and rewards
+as in training. Each rollout draws from a seed of its own and each batch is written down before the next begins, so an
+evaluation that was cut off, or killed, goes on where it stopped by the same command, and by transformers' generation
+it ends with the same rollouts. With other settings, weights or questions it is refused. Several processes are started
+as for training (`a2tgpo help launch`; by hand, `accelerate launch -m a2tgpo_trl.evaluation --config RECIPE`).
+
+What is written to OUTPUT_DIR/evaluation/POLICY:
+
+    scores.md        a table: a line for all questions and for each group, a column for each score
+    scores.json      the same in numbers
+    rollouts.jsonl   what was said, called, found and rewarded, a line for each rollout
+    settings.json    what the rollouts depend on
+
+Scores. Means over questions with their 95 % intervals: Wilson's of what is right or wrong, and percentiles of 2,000
+draws of the questions (bootstrap) of all others; several rollouts of a question (`num_generations_eval`) are averaged
+first. Beside rewards: tool turns, tool calls that reached their tool, and right answers per call, which are all right
+answers over all calls. A line for each value of a column (`group_by`; of task qa, each set), and for what a task
+gathers (its `averages`; of task qa, multi-hop, single-hop and all sets): once over their questions, so that a large
+set counts for more, and once over the means of their sets ("each set alike").
+
+Two policies on the same questions, one question at a time: the difference with its interval, and for what is right or
+wrong McNemar's exact test of those that only one of the two has right. Name the folders of two evaluations:
+
+    a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set
+
+What a corpus can answer at all. A question is taken for answerable where an accepted answer stands in a passage that
+is found for the question itself, or for one of the titles that support it, where its set names them; one whose answer
+is yes or no, where all of these titles are found. Needed are the questions, from the hub or as files (--folder), and
+an index or a server (`a2tgpo help search`):
+
+    a2tgpo answerable --sets multi-hop --train hotpotqa --url http://localhost:8000 -o answerable.jsonl
+
+The file has a line for each question that was tried, and task qa takes it: with {answerable: answerable.jsonl} an
+evaluation has lines for what is answerable and for what is not, and with {answerable_only: true} beside it the latter
+is left out of training. A server that is away is waited for (--patience); after an interruption the same command goes
+on where it was.
 """
 
 import hashlib

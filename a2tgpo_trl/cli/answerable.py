@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("answerable.jsonl"), help="default: %(default)s")
     parser.epilog = (
         "Example: a2tgpo answerable --sets multi-hop --train hotpotqa --url http://localhost:8000. A recipe takes the "
-        "file as task_kwargs: {answerable: answerable.jsonl, answerable_only: true}. Interrupted, the same command "
-        "goes on where it was."
+        "file as task_kwargs: {answerable: answerable.jsonl, answerable_only: true}. a2tgpo help evaluation says more."
     )
     parser.set_defaults(run=run)
 

@@ -30,6 +30,7 @@ PAGES = {
     "gain": ("information_gain/__init__.py", "what information gain is, which models it takes, rounding"),
     "credit": ("credit/__init__.py", "the methods of credit, one of your own, rewards of single turns"),
     SETTINGS: ("config.py", "every field of A2TGPOConfig that TRL's GRPOConfig lacks or sets otherwise"),
+    "evaluation": ("evaluation.py", "score a policy, compare two on the same questions, what a corpus can answer"),
     "metrics": ("report/__init__.py", "what is logged"),
     "check": ("preflight/__init__.py", "what a2tgpo check looks at before the first step"),
     "plan": ("plan/__init__.py", "the memory of a run, computed; the seconds of a step, measured"),

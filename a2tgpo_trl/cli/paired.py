@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write the differences as JSON")
     parser.epilog = (
         "Example: a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set. "
-        "These are the folders where a2tgpo eval says that rollouts are; it is to have asked both policies the same."
+        "These are the folders where a2tgpo eval says that rollouts are; it is to have asked both policies the same. "
+        "a2tgpo help evaluation says more."
     )
     parser.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from qa_files import RIVERS, row, write_rows
 
+from a2tgpo_trl.cli import main
 from a2tgpo_trl.evaluation import evaluate_recipe
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.recipe.recipe_file import find_recipe
@@ -62,6 +63,15 @@ def test_it_scores_each_set_and_kind_by_questions_and_by_sets_and_trains_on_noth
     assert len(lines) == 6 + 1 + 7 + 3 + 3
     with pytest.raises(ValueError, match="there is nothing to train on"):
         read_recipe(given).build_trainer()
+
+
+@pytest.mark.parametrize("option", ["--model", "--model_name_or_path"])
+def test_the_policy_has_a_short_option_and_the_recipes_own_key(option, monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execve", lambda program, words, environment: started.append(words))
+    main(["eval", "quickstart", "--seed", "1", option, "mine", "--eval_rows", "2"])
+    (asked,) = started
+    assert asked[-6:] == ["--seed", "1", "--eval_rows", "2", "--model_name_or_path", "mine"]
 
 
 @pytest.mark.slow
