@@ -38,6 +38,7 @@ learning rate follows a plateau, and none is named, it is `reward`.
     progress.py           steps of a run -> lines on a terminal
     scores.py             records -> scores with intervals
     paired.py             two evaluations of the same questions -> what differs, and whether by chance
+    paper_table.py        scores of evaluations -> a row of a table, beside a paper's
     plots.py              logs -> learning curves
     comparison.py         runs of several methods and seeds -> areas under their curves, side by side
     nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to look at
