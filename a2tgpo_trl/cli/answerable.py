@@ -54,7 +54,11 @@ def run(args: argparse.Namespace) -> int:
     questions = [question for part in parts.values() for question in part]
     check_questions(questions)
     display = Display()
-    verdicts = try_all(questions, find, args, display)
+    try:
+        verdicts = try_all(questions, find, args, display)
+    except KeyboardInterrupt:
+        display.line(f"Interrupted. What is known is kept in {begun_beside(args.output)}: the same command goes on.")
+        return 130
     write_answerable(args.output, questions, verdicts)
     begun_beside(args.output).unlink()
     tell_shares(parts, verdicts, display)

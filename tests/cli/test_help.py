@@ -5,18 +5,27 @@ import sys
 
 import pytest
 
-from a2tgpo_trl.cli import main
-from a2tgpo_trl.cli.help import PAGES
+from a2tgpo_trl.cli import build_parser, main
+from a2tgpo_trl.cli.help import PAGES, page
 from a2tgpo_trl.tools.python.levels import table
 
 
 @pytest.mark.parametrize("topic", PAGES)
 def test_a_topic_has_a_page(topic, capsys):
     assert main(["help", *topic.split()]) == 0
-    page = capsys.readouterr().out
-    assert len(page.splitlines()) > 5
-    assert all(len(line) < 120 for line in page.splitlines())
-    assert main(["help", topic.replace(" ", "-")]) == 0 and capsys.readouterr().out == page
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) > 5
+    assert all(len(line) < 120 for line in shown.splitlines())
+    assert main(["help", topic.replace(" ", "-")]) == 0 and capsys.readouterr().out == shown
+
+
+def test_the_commands_of_the_page_on_evaluation_are_commands():
+    lines = [line.partition("#")[0].split() for line in page("evaluation").splitlines()]
+    commands = [words[1:] for words in lines if words[:1] == ["a2tgpo"]]
+    assert [words[0] for words in commands] == ["eval", "eval", "paired", "answerable"]
+    for words in commands:
+        _, others = build_parser().parse_known_args(words)
+        assert others == (["--seed", "1"] if "--seed" in words else [])  # keys of the recipe
 
 
 def test_without_a_topic_all_are_listed_with_a_line_each(capsys):

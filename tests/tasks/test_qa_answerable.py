@@ -187,8 +187,8 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
     passages_of = search_tool.passages_of
     asked = []
 
-    def failing(at: int):
-        """The index, of which the request with this number finds nobody there."""
+    def failing(at: int, error: BaseException):
+        """The index, whose request with this number fails."""
 
         def make(**where):
             find = passages_of(**where)
@@ -196,19 +196,21 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
             def search(queries, top_k):
                 asked.append(len(queries))
                 if len(asked) == at:
-                    raise SearchServerDown("it is away")
+                    raise error
                 return find(queries, top_k)
 
             return search
 
         return make
 
+    away = SearchServerDown("it is away")
+
     monkeypatch.setattr(module, "QUESTIONS_AT_ONCE", 8)
     out = tmp_path / "answerable.jsonl"
     words = ["answerable", "--sets", "hotpotqa", "nq", "--train", "hotpotqa", "--folder", str(folder)]
     words += ["--index", str(index), "--top-k", "1", "--patience", "0", "-o", str(out)]
     # 36 questions are five requests, and one before them asks whether the search is there at all.
-    monkeypatch.setattr(search_tool, "passages_of", failing(4))
+    monkeypatch.setattr(search_tool, "passages_of", failing(4, away))
     assert cli(words) == 2
     told = capsys.readouterr()
     assert "What is known of 16 of 36 questions is kept in" in told.err and not out.exists()
@@ -216,13 +218,17 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
     begun = tmp_path / "answerable.jsonl.begun"
     begun.write_text(begun.read_text() + "tru")
     asked.clear()
-    monkeypatch.setattr(search_tool, "passages_of", failing(0))
+    monkeypatch.setattr(search_tool, "passages_of", failing(3, KeyboardInterrupt()))
     assert cli([*words, "--top-k", "2"]) == 2
     assert "was begun with other questions or another search" in capsys.readouterr().err
     asked.clear()
+    assert cli(words) == 130
+    assert "Interrupted. What is known is kept in" in capsys.readouterr().out
+    asked.clear()
+    monkeypatch.setattr(search_tool, "passages_of", failing(0, away))
     assert cli(words) == 0
-    assert "16 questions were tried already." in capsys.readouterr().out
-    assert len(asked) == 1 + 3 and out.read_text() == file.read_text() and not begun.exists()
+    assert "24 questions were tried already." in capsys.readouterr().out
+    assert len(asked) == 1 + 2 and out.read_text() == file.read_text() and not begun.exists()
 
 
 def test_verdicts_that_were_begun_are_cut_behind_the_last_whole_one(tmp_path):
