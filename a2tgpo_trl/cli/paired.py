@@ -10,6 +10,7 @@ from typing import Any
 
 
 ROLLOUTS = "rollouts.jsonl"
+WIDEST = 120  # characters of a line of the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     title = f"second less first, on {len({record['row'] for record in first}):,} questions"
-    Console().print(difference_table(found, ["first", "second"], title), highlight=False)
+    # Wider than a narrow terminal if need be: it breaks the lines, where the table would cut numbers off.
+    console = Console(width=max(Console().width, WIDEST))
+    console.print(difference_table(found, ["first", "second"], title), highlight=False)
     return 0
 
 
