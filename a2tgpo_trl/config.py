@@ -60,6 +60,7 @@ class A2TGPOConfig(ToolConfig):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *ToolConfig.MAY_CHANGE,
+        "eval_gains",
         "gain_token_budget",
         "sampled_tokens_only",
         "shared_prefixes",
@@ -196,6 +197,11 @@ class A2TGPOConfig(ToolConfig):
         16384,
         "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
         "rollout goes alone. Lower it if the gain pass runs out of memory.",
+    )
+    eval_gains: bool = setting(
+        False,
+        "Whether evaluations compute values and gains as well, for the records of their rollouts (`a2tgpo gains`). It "
+        "costs what it costs in training.",
     )
     resample_limit: Annotated[int, Interval(0)] = setting(
         0,

@@ -139,7 +139,8 @@ class A2TGPOTrainer(ScoringTrainer):
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         has_data = (positional[0] if positional else keywords.get("train_dataset")) is not None
-        self._gain_pass = self._make_gain_pass(has_data) if self.args.uses_gain else None
+        wants_gains = self.args.uses_gain or self.args.eval_gains
+        self._gain_pass = self._make_gain_pass(has_data) if wants_gains else None
         self._credit = self._make_credit_pass(turn_reward_funcs)
         self._nothing_to_learn = NothingToLearn(lambda: self._interruption.leaving)
         self.add_callback(self._nothing_to_learn)
@@ -269,7 +270,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _read_answers(self, batch: Batch) -> None:
         assert isinstance(batch, CreditedBatch)
-        if self._gain_pass is not None and batch.is_training:
+        if self._pass_for(batch) is not None:
             aliases = self.args.answer_aliases
             batch.accepted = [used_answers(answer.text, aliases, answer.where) for answer in batch.answers]
 
@@ -277,14 +278,16 @@ class A2TGPOTrainer(ScoringTrainer):
         rollout = super()._generate(prompts)
         batch = self._batch
         assert isinstance(batch, CreditedBatch) and batch.tokens is not None
+        gain_pass = self._pass_for(batch)
+        if gain_pass is not None:
+            batch.turn_scores, metrics = gain_pass.run(
+                batch.tokens, batch.accepted, self._wants_old_logps(batch), batch.tail_scores
+            )
+            self._log_scalars(batch.mode, metrics)
         if not batch.is_training:
             return rollout
-        if self._gain_pass is not None:
-            batch.turn_scores, metrics = self._gain_pass.run(
-                batch.tokens, batch.accepted, self._parent_wants_old_logps, batch.tail_scores
-            )
+        if batch.turn_scores is not None:
             batch.old_logps = batch.turn_scores.logps
-            self._log_scalars("train", metrics)
         sampled_logps = rollout[4]
         if sampled_logps is None and self._scores_trimmed:
             # Nothing compares them with those of the sampler, and the loss makes its own.
@@ -293,9 +296,20 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _tails(self, batch: Batch) -> Sequence[Tail] | None:
         assert isinstance(batch, CreditedBatch)
-        if self._gain_pass is None or not batch.is_training:
-            return None
-        return self._gain_pass.probes_while_sampling(batch.accepted, self._parent_wants_old_logps)
+        gain_pass = self._pass_for(batch)
+        return (
+            None
+            if gain_pass is None
+            else gain_pass.probes_while_sampling(batch.accepted, self._wants_old_logps(batch))
+        )
+
+    def _pass_for(self, batch: Batch) -> GainPass | None:
+        """The gain pass, where gains of this batch are asked for."""
+        wanted = self.args.uses_gain if batch.is_training else self.args.eval_gains
+        return self._gain_pass if wanted else None
+
+    def _wants_old_logps(self, batch: Batch) -> bool:
+        return batch.is_training and self._parent_wants_old_logps
 
     @property
     def _parent_wants_old_logps(self) -> bool:

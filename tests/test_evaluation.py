@@ -268,3 +268,25 @@ def test_a_rollout_reads_as_text(whole):
 def test_half_a_character_in_a_record_is_written_as_what_it_is(tmp_path):
     write_jsonl(tmp_path / "records.jsonl", [{"completion": "half: \ud83d"}])
     assert read_jsonl(tmp_path / "records.jsonl") == [{"completion": "half: \ud83d"}]
+
+
+def test_with_eval_gains_the_same_rollouts_have_values_that_a_plain_forward_gives(whole, recipe, tmp_path):
+    with_gains = read_recipe([*SMALL, "--credit", "grpo", "--eval_gains", "true", "--output_dir", str(tmp_path)])
+    trainer = with_gains.build_trainer()
+    records = evaluate(trainer, recipe.test_dataset, tmp_path / "gains.jsonl", seed=3)
+    values = [record.pop("values") for record in records]
+    gains = [record.pop("gains") for record in records]
+    assert timeless(records) == timeless(whole[0])
+    tokenizer, model = trainer.processing_class, trainer.model.eval()
+    for record, values_V, gains_K in zip(records, values, gains, strict=True):
+        assert len(values_V) == record["tool_turns"] + 1
+        assert gains_K == [after - before for before, after in zip(values_V, values_V[1:], strict=False)]
+        text = tokenizer.apply_chat_template(
+            record["prompt"], tools=trainer.tools, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        start = tokenizer(f"{text}<answer>").input_ids
+        whole_ids = tokenizer(f"{text}<answer>{record['answer']}").input_ids
+        with torch.no_grad():
+            logps = model(torch.tensor([whole_ids])).logits.log_softmax(-1)[0, :-1]
+        answer = logps[torch.arange(len(whole_ids) - 1), torch.tensor(whole_ids[1:])][len(start) - 1 :]
+        assert values_V[0] == pytest.approx(answer.mean().item(), abs=1e-4)

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "paired": "compare two evaluations of the same questions, question by question",
     "table": "enter scores of evaluations in a table of Markdown, beside what a paper has there",
+    "gains": "say what turns of an evaluation gained that found what they needed, and the others",
     "merge": "make one policy of an adapter and its base",
     "bench": "time steps against TRL's, and the gain pass against plain passes",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..report.paired import Paired, difference_table
 
-    first, second = (_rollouts(folder) for folder in (args.first, args.second))
+    first, second = (read_rollouts(folder) for folder in (args.first, args.second))
     found = Paired.of(first, second, args.by)
     if args.json:
         json.dump(asdict(found), sys.stdout, indent=2)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
+def read_rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
     from ..rollout.records import read_jsonl
 
     file = place if place.is_file() else place / ROLLOUTS

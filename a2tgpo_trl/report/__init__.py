@@ -2,7 +2,8 @@
 
 What is logged beside TRL's own metrics. `turn_1` is the first turn; the first eight are logged one by one. What has no
 data is left out. An evaluation samples and scores, nothing else: with the prefix `eval_` it logs rewards, turns and
-tools. With `log_completions`, the table has the advantage of each turn (`turn_advantages`) and their mean.
+tools, and with `eval_gains` what the gain pass cost, whose gains are in the records of its rollouts. With
+`log_completions`, the table has the advantage of each turn (`turn_advantages`) and their mean.
 
     gain/mean, std, share_positive; gain/turn_1/mean ...    what turns gain, and the share of them that gain at all
     gain/floor               what rounding may move a gain by: 1e-4 in float32, some hundredths in 16 bits and TF32
@@ -39,6 +40,7 @@ learning rate follows a plateau, and none is named, it is `reward`.
     scores.py             records -> scores with intervals
     paired.py             two evaluations of the same questions -> what differs, and whether by chance
     paper_table.py        scores of evaluations -> a row of a table, beside a paper's
+    gains.py              records with gains -> what turns gained that found the answer, and the others
     plots.py              logs -> learning curves
     comparison.py         runs of several methods and seeds -> areas under their curves, side by side
     nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to look at

@@ -1,0 +1,129 @@
+"""records with gains -> what turns gained that found what they needed, and what the others did.
+
+A turn found the answer if an accepted answer stands in its results and stood in none before. Where rows have a column
+`needed` (facts that lead to the answer, as passages word them), a turn that found a new one of these found a fact.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from .scores import CONFIDENCE, RESAMPLES, Estimate
+
+
+WITH, WITHOUT = "the result holds the answer", "it does not"
+ANSWER, FACT, AGAIN, NOTHING = (
+    "found the answer",
+    "found a needed fact",
+    "made the same call again",
+    "found nothing new",
+)
+NAMES = (WITH, WITHOUT, ANSWER, FACT, NOTHING, AGAIN)
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GainedTurn:
+    """What a turn gained, the question (a row's number), and which of `NAMES` it goes by."""
+
+    row: int
+    gain: float
+    names: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Mean gains of turns by name, and that of the first less that of the second; intervals over questions.
+
+    Names that no turn goes by are left out, and so is a difference from nothing.
+    """
+
+    means: dict[str, Estimate]
+    difference: Estimate | None
+
+
+# ---- turns
+
+
+def gained_turns(records: Iterable[Record]) -> Iterator[GainedTurn]:
+    """Each tool turn whose gain is known."""
+    for record in records:
+        if "gains" not in record:
+            raise ValueError("These rollouts have no gains. Evaluate with --eval_gains true, into another folder.")
+        names = _names_of_turns(record)
+        for gain, of_turn in zip(record["gains"], names, strict=False):  # the answer turn has no gain
+            if gain is not None:
+                yield GainedTurn(record["row"], gain, of_turn)
+
+
+def _names_of_turns(record: Record) -> Iterator[tuple[str, str]]:
+    accepted = [record["answer"]] if isinstance(record["answer"], str) else record["answer"]
+    answers, needed = [_pattern(answer) for answer in accepted], set(record.get("needed") or ())
+    known, made = False, set[str]()
+    for turn in record["turns"]:
+        read, calls = _read(turn), {f"{call['name']} {call['arguments']}" for call in turn["calls"] or ()}
+        holds, facts = any(one.search(read) for one in answers), {fact for fact in needed if fact in read}
+        new = ANSWER if holds and not known else FACT if facts else NOTHING
+        yield WITH if holds else WITHOUT, AGAIN if calls and calls <= made else new
+        known, needed, made = known or holds, needed - facts, made | calls
+
+
+def _pattern(answer: str) -> re.Pattern[str]:
+    """Example: "Oslo" is in "... is oslo.", and not in "Oslofjord"; ".at" is in "... is .at."."""
+    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
+
+
+def _read(turn: Mapping[str, Any]) -> str:
+    return turn["read"] if turn["calls"] is None else "\n".join(call["result"] for call in turn["calls"])
+
+
+# ---- means
+
+
+def gains_of(records: Iterable[Record]) -> Gains:
+    """Questions are drawn again with replacement, each with all its turns (bootstrap)."""
+    turns = list(gained_turns(records))
+    if not turns:
+        raise ValueError("No turn of these rollouts called a tool, so none has a gain.")
+    questions = {row: place for place, row in enumerate(dict.fromkeys(turn.row for turn in turns))}
+    sums = np.zeros((len(questions), len(NAMES), 2))  # of gains, and how many
+    for turn in turns:
+        for name in turn.names:
+            sums[questions[turn.row], NAMES.index(name)] += (turn.gain, 1)
+    rng, number = np.random.default_rng(0), len(questions)
+    draws = [rng.multinomial(number, np.full(number, 1 / number)) for _ in range(RESAMPLES)]
+    means, drawn = _means(sums.sum(axis=0)), _means(np.stack([np.tensordot(draw, sums, 1) for draw in draws]))
+    counts = sums[:, :, 1].sum(axis=0).astype(int).tolist()
+    found = {name: _estimate(means[i], drawn[:, i], counts[i]) for i, name in enumerate(NAMES) if counts[i]}
+    apart = _estimate(means[0] - means[1], drawn[:, 0] - drawn[:, 1], len(turns)) if counts[0] and counts[1] else None
+    return Gains(found, apart)
+
+
+def _means(sums: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing in a draw, which no percentile counts."""
+    gains, numbers = sums[..., 0], sums[..., 1]
+    return np.divide(gains, numbers, out=np.full_like(gains, np.nan), where=numbers > 0)
+
+
+def _estimate(mean: float, draws: np.ndarray, number: int) -> Estimate:
+    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(mean), float(low), float(high), number)
+
+
+def gains_table(columns: Mapping[str, Gains], title: str) -> Table:
+    """Evaluations side by side: a line for each name, with the number of turns."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("mean gain (95 % interval), turns")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for name in (one for one in NAMES if any(one in gains.means for gains in columns.values())):
+        cells = [gains.means.get(name) for gains in columns.values()]
+        table.add_row(name, *(f"{cell}  {cell.number:,}" if cell else "" for cell in cells))
+        if name == WITHOUT:
+            table.add_row("difference", *(str(gains.difference or "") for gains in columns.values()), end_section=True)
+    return table
