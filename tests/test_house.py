@@ -33,6 +33,7 @@ def test_the_installed_metadata_are_those_of_this_version():
         "python",
         "qlora",
         "search",
+        "smol",
         "test",
         "test-vllm",
     } | trackers

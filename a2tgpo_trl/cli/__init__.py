@@ -24,6 +24,7 @@ COMMANDS = {
     "paired": "compare two evaluations of the same questions, question by question",
     "table": "enter scores of evaluations in a table of Markdown, beside what a paper has there",
     "gains": "say what turns of an evaluation gained that found what they needed, and the others",
+    "smollm2": "write a small real policy to train without a hub: SmolLM2-135M, from a package",
     "merge": "make one policy of an adapter and its base",
     "bench": "time steps against TRL's, and the gain pass against plain passes",
     "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",

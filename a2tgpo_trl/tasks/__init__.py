@@ -44,6 +44,7 @@ TASKS = {
     "gsm8k": "a2tgpo_trl.tasks.math.task:gsm8k",
     "math": "a2tgpo_trl.tasks.math.task:math",
     "qa": "a2tgpo_trl.tasks.qa.task:qa",
+    "facts": "a2tgpo_trl.tasks.facts.task:facts",
 }
 
 

@@ -1,0 +1,88 @@
+"""countries -> passages to search, and questions of one and two hops.
+
+What is the currency of Kenya?                                      one hop
+What is the currency of the country whose capital is Nairobi?       two: the country is to be found first
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .countries import RELATIONS, Country, Relation
+
+
+PROSE_WORDS = 25  # of each text that is no fact
+
+
+@dataclass(frozen=True)
+class Question:
+    """`needed` are the facts that lead to the answer, as they stand in the passages."""
+
+    text: str
+    answers: tuple[str, ...]
+    relation: str
+    needed: tuple[str, ...]
+
+    @property
+    def hops(self) -> int:
+        return len(self.needed)
+
+
+def passages(countries: Sequence[Country]) -> list[str]:
+    """Each fact by itself, and beside them what the Factbook says of each country in longer sentences.
+
+    Example: "The capital of Austria is Vienna.", "Austria, climate: temperate; continental, cloudy; cold winters ..."
+    """
+    texts = []
+    for country in countries:
+        texts += [fact(country, relation) for relation in RELATIONS if relation.name in country.facts]
+        texts += [f"{country.name}, {subject}: {_cut(text)}" for subject, text in country.prose]
+    return texts
+
+
+def fact(country: Country, relation: Relation) -> str:
+    return relation.states.format(country=country.name, value=country.facts[relation.name][0])
+
+
+def _cut(text: str) -> str:
+    words = text.split()
+    return " ".join(words[:PROSE_WORDS]) + (" ..." if len(words) > PROSE_WORDS else "")
+
+
+def questions(countries: Sequence[Country], hops: int, telling: "Telling") -> list[Question]:
+    """All that can be asked of these countries, but what answers itself: the capital of Djibouti is Djibouti."""
+    asked = []
+    for country in countries:
+        for relation in (one for one in RELATIONS if one.name in country.facts):
+            clues = [clue for clue in telling.clues(country) if clue != relation] if hops == 2 else [None]
+            asked += [_question(relation, country, clue) for clue in clues]
+    return [one for one in asked if not re.search(rf"(?<!\w){re.escape(one.answers[0])}(?!\w)", one.text)]
+
+
+def _question(relation: Relation, country: Country, clue: Relation | None) -> Question:
+    named = country.name if clue is None else clue.names.format(value=country.facts[clue.name][0])
+    return Question(
+        text=relation.asks.format(country=named),
+        answers=country.facts[relation.name],
+        relation=relation.name,
+        needed=tuple(fact(country, one) for one in (clue, relation) if one is not None),
+    )
+
+
+class Telling:
+    """Which facts tell a country from all others."""
+
+    def __init__(self, countries: Sequence[Country]):
+        self._shared = {
+            one.name: Counter(country.facts[one.name][0] for country in countries if one.name in country.facts)
+            for one in RELATIONS
+        }
+
+    def clues(self, country: Country) -> list[Relation]:
+        """Relations in which no other country has its value.
+
+        Example: of Austria its capital, but not its currency, the euro
+        """
+        own = [relation for relation in RELATIONS if relation.name in country.facts]
+        return [one for one in own if self._shared[one.name][country.facts[one.name][0]] == 1]

@@ -1,0 +1,95 @@
+"""countries, some of them held out -> questions, a search tool and rewards."""
+
+from collections.abc import Callable, Sequence
+
+from datasets import Dataset
+
+from ...rewards.text import answer_format, exact_match, f1
+from ...tools.search import search_tool
+from .. import Task
+from ..rng import Rng
+from .countries import RELATIONS, Country, countries
+from .questions import Question, Telling, passages, questions
+
+
+INSTRUCTION = "Look facts up with the search tool, one at a time, then reply with <answer>ANSWER</answer>."
+# What the policy is shown: a country, what tells it from others (or its name), and what is asked. These countries are
+# neither trained nor tested on.
+EXAMPLES = (
+    ("Kenya", None, "currency"),
+    ("Austria", "capital", "internet code"),
+    ("Peru", None, "capital"),
+    ("Japan", "highest point", "currency"),
+)
+HELD_OUT = 50  # countries
+
+Message = dict[str, object]
+
+
+def facts(
+    seed: int = 0, train_questions: int = 1024, test_questions: int = 120, top_k: int = 2, examples: int = 4
+) -> Task:
+    """Questions of one and two hops, in equal parts, on facts of countries.
+
+    Fifty countries are held out: what is tested on are questions about them. The search finds passages of all.
+
+    Args:
+        examples: How many solved questions (0 to 4) stand before each: a small policy needs to see what a search is.
+    """
+    if not 0 <= examples <= len(EXAMPLES):
+        raise ValueError(f"examples must be a number from 0 to {len(EXAMPLES)}; got {examples!r}.")
+    everything = countries()
+    by_name = {country.name: country for country in everything}
+    shown = [name for name, _, _ in EXAMPLES]
+    drawn = Rng("countries", seed).sample(free := [one for one in everything if one.name not in shown], len(free))
+    search, telling = search_tool(passages(everything), top_k), Telling(everything)
+    before = [
+        message
+        for name, clue, relation in EXAMPLES[:examples]
+        for message in solved(by_name[name], clue, relation, search)
+    ]
+    return Task(
+        train_dataset=_rows(drawn[HELD_OUT:], telling, before, train_questions, Rng("questions", "train", seed)),
+        test_dataset=_rows(drawn[:HELD_OUT], telling, before, test_questions, Rng("questions", "test", seed)),
+        tools=[search],
+        reward_funcs=[exact_match, answer_format, f1],
+        reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
+        group_by="hops",
+    )
+
+
+def solved(country: Country, clue: str | None, relation: str, search: Callable[[str], str]) -> list[Message]:
+    """A question of one hop, or by the clue of two; the searches that find what is needed; and the answer."""
+    by_name = {one.name: one for one in RELATIONS}
+    named, queries = country.name, [f"{relation} {country.name}"]
+    if clue is not None:
+        value = country.facts[clue][0]
+        named, queries = by_name[clue].names.format(value=value), [f"{clue} {value}", *queries]
+    messages: list[Message] = [{"role": "user", "content": by_name[relation].asks.format(country=named)}]
+    for query in queries:
+        call = {"type": "function", "function": {"name": "search", "arguments": {"query": query}}}
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "search", "content": search(query)},
+        ]
+    return [*messages, {"role": "assistant", "content": f"<answer>{country.facts[relation][0]}</answer>"}]
+
+
+def _rows(about: Sequence[Country], telling: Telling, before: list[Message], number: int, rng: Rng) -> Dataset:
+    pools = [questions(about, hops, telling) for hops in (1, 2)]
+    drawn = [
+        rng.sample(pool, min(len(pool), number // 2 + (hops == 1) * (number % 2))) for hops, pool in enumerate(pools)
+    ]
+    asked = [question for pair in zip(*drawn, strict=False) for question in pair]
+    return Dataset.from_list([_row(question, before) for question in asked])
+
+
+def _row(question: Question, before: list[Message]) -> dict:
+    system, user = {"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}
+    return {
+        "prompt": [system, *before, user],
+        "answer": list(question.answers),
+        "hops": question.hops,
+        "relation": question.relation,
+        "needed": list(question.needed),
+    }
