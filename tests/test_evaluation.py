@@ -219,8 +219,8 @@ def test_a_policy_under_bfloat16_rolls_out_as_in_training(tmp_path, monkeypatch)
     seen = set()
     build = Recipe.build_trainer
 
-    def watched(recipe):
-        trainer = build(recipe)
+    def watched(recipe, **how):
+        trainer = build(recipe, **how)
         layer = trainer.model.model.layers[0].mlp
         layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
         return trainer
