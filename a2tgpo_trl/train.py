@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from .errors import RecipeError
 from .evaluation import evaluate, from_main
 from .recipe.program import run_recipe
-from .recipe.recipe import HELD_OUT, Recipe
+from .recipe.recipe import HELD_OUT, Recipe, whole_recipe
 from .report.plots import CURVE, SCORES, STATE, plot_runs
 from .report.progress import Display, StepLines
 from .report.scores import Scores, score_table
@@ -27,7 +27,8 @@ from .trainer import A2TGPOTrainer
 
 
 # What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
-RESULTS = (CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*")
+WHOLE = "whole_recipe.yaml"
+RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*")
 CHECKPOINTS = "checkpoint-*"
 
 
@@ -82,6 +83,7 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     resume = recipe.args.resume_from_checkpoint
     for line in from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, resume)):
         display.line(line)
+    from_main(trainer, lambda: write_recipe(folder, recipe))
     for theirs in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(theirs)
     start = time.perf_counter()
@@ -133,6 +135,18 @@ def _clear(own: OwnFiles) -> list[str]:
     own.remove(*own.all())
     kept = [set_aside(folder, TORN).name for folder in checkpoints_of(own.folder)]
     return [f"{name} keeps files that no whole checkpoint lists: remove it if you do not need it." for name in kept]
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe with all that it is built on. A run that goes on keeps the one that it began with."""
+    if not recipe.words or (recipe.args.resume_from_checkpoint and (folder / WHOLE).exists()):
+        return
+    own = OwnFiles(folder)
+    with told_if_not_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        own.claim(WHOLE)
+        (folder / WHOLE).write_text(whole_recipe(recipe.words, without=("overwrite", "resume_from_checkpoint")))
+        own.add(WHOLE)
 
 
 def save_policy(trainer: A2TGPOTrainer, folder: Path) -> None:

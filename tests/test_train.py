@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from matplotlib.image import imread
 from places import ROOT
 
@@ -17,6 +18,7 @@ from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.report.plots import plot_runs
 from a2tgpo_trl.report.progress import quiet_libraries, step_line
 from a2tgpo_trl.train import main as train
+from a2tgpo_trl.train import write_recipe
 
 
 SHORT = [
@@ -81,6 +83,29 @@ def test_what_it_trained_can_be_evaluated_by_its_folder(run, tmp_path):
         for file in (tmp_path / "evaluation" / "short" / "rollouts.jsonl", folder / "evaluation" / "after.jsonl")
     )
     assert again == after
+
+
+def test_the_recipe_that_it_trained_is_beside_it_as_one_file_that_says_the_same(run, tmp_path):
+    folder, _, _ = run
+    elsewhere = ["--output_dir", str(tmp_path)]
+    found = read_recipe(["--config", str(folder / "whole_recipe.yaml"), *elsewhere])
+    given = read_recipe(["--config", "quickstart", *SHORT, *elsewhere])
+    assert (found.run, found.model, found.args.to_dict()) == (given.run, given.model, given.args.to_dict())
+
+
+def test_a_recipe_that_is_kept_says_nothing_of_the_run_before_it_and_one_that_goes_on_keeps_its_first(tmp_path):
+    def write(*words: str) -> dict:
+        recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *words])
+        write_recipe(tmp_path, recipe)
+        return yaml.safe_load((tmp_path / "whole_recipe.yaml").read_text())
+
+    first = write("--overwrite", "true", "--max_steps", "3")
+    assert first["max_steps"] == 3 and "overwrite" not in first
+    assert write("--resume_from_checkpoint", "true", "--max_steps", "4") == first
+    assert write("--max_steps", "4")["max_steps"] == 4
+    (tmp_path / "whole_recipe.yaml").write_text("mine: 1\n")
+    with pytest.raises(ValueError, match="did not write, or what was changed since: whole_recipe.yaml"):
+        write("--max_steps", "5")
 
 
 def test_a_finished_run_is_not_written_over(run, capsys):

@@ -45,6 +45,7 @@ class Recipe:
     model: ModelConfig
     task: Task
     where: str = ""  # what messages about it begin with
+    words: Sequence[str] = ()  # that it was read from
 
     @property
     def test_dataset(self):
@@ -167,11 +168,9 @@ def read_recipe(words: Sequence[str]) -> Recipe:
 
     Errors name the file, the key and the nearest valid name.
     """
-    parser = RecipeParser()
-    name, bases, words = split_words(words)
-    layers = [] if name is None else read_layers(find_recipe(name), bases)
-    for layer in layers:
-        check_keys(layer.path, layer.keys, parser)
+    given, parser = list(words), RecipeParser()
+    name, bases, words = split_words(given)
+    layers = _checked_layers(name, bases, parser)
     content = merge(layers)
     where, folders = _where(layers, words), [layer.path.parent for layer in reversed(layers)]
     said = {*content, *(word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))}
@@ -186,7 +185,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         check_folder(Path(model.model_name_or_path))
         check_partners(run, model)
-        recipe = Recipe(folders, run, args, model, make_task(run, [*folders, Path.cwd()]), where)
+        recipe = Recipe(folders, run, args, model, make_task(run, [*folders, Path.cwd()]), where, given)
         check_test_set(recipe)
     except (ValueError, ImportError, OSError) as error:  # OSError: a data set that the hub does not have
         raise RecipeError(f"{where}{error}") from error
@@ -200,20 +199,25 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def whole_recipe(words: Sequence[str]) -> str:
+def whole_recipe(words: Sequence[str], without: Collection[str] = ()) -> str:
     """The text of a recipe that says by itself what `--config FILE [--base FILE ...] --key value ...` says.
 
-    Names of files stay as they are: they are looked for beside the file that this text is written to.
+    Names of files stay as they are: they are looked for beside the file that this text is written to. `without`: keys
+    that are left out.
     """
     parser = RecipeParser()
     name, bases, words = split_words(words)
-    assert name is not None
-    layers = read_layers(find_recipe(name), bases)
+    layers = _checked_layers(name, bases, parser)
+    content = {**merge(layers), **parser.parse_alone(words)}
+    kept = {key: value for key, value in content.items() if key not in without}
+    return "\n".join([*(f"# {layer.path}" for layer in layers), yaml.safe_dump(kept, sort_keys=False, width=119)])
+
+
+def _checked_layers(name: str | None, bases: Sequence[str] | None, parser: RecipeParser) -> list[Layer]:
+    layers = [] if name is None else read_layers(find_recipe(name), bases)
     for layer in layers:
         check_keys(layer.path, layer.keys, parser)
-    content = {**merge(layers), **parser.parse_alone(words)}
-    made_of = [f"# {layer.path}" for layer in layers]
-    return "\n".join([*made_of, yaml.safe_dump(content, sort_keys=False, width=119)])
+    return layers
 
 
 def _where(layers: Sequence[Layer], words: Sequence[str]) -> str:

@@ -23,8 +23,8 @@ from a2tgpo_trl.recipe.recipe import RecipeError
 from a2tgpo_trl.resume.own_files import BLOCK, BLOCKS, MARKER, OwnFiles
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
+from a2tgpo_trl.train import WHOLE, make_room
 from a2tgpo_trl.train import main as train
-from a2tgpo_trl.train import make_room
 
 
 TINY = [
@@ -268,7 +268,7 @@ def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over
     (draft,) = folder.glob("_unfinished-*")
     assert f"since: {name}. It is left alone. What was to take its place is whole, in {draft}." in message
     assert (folder / name).read_text() == "somebody" and (draft / "model.safetensors").is_file()
-    assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name, MARKER}
+    assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name, MARKER, WHOLE}
 
 
 # ---- the hub
