@@ -16,7 +16,7 @@ from .. import __version__
 COMMANDS = {
     "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
     "plan": "say whether a recipe fits: memory of a GPU by part; or run two batches here, and time them",
-    "show": "print a recipe with all that it is built on, as one file",
+    "recipe": "print a recipe with all that it is built on, as one file",
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "plot": "draw the learning curves of finished runs in one picture",

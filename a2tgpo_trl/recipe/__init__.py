@@ -19,7 +19,7 @@ the recipe first, and then beside what it is built on.
 The command line names another base, so that the few keys of a method serve with every recipe, and shows the whole:
 
     a2tgpo train qa/dapo --base qa/qwen3_8b qa/single_hop       # goes to outputs/qwen3_8b-single_hop-dapo
-    a2tgpo show qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
+    a2tgpo recipe qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
 
 A run writes the whole into its output folder, as whole_recipe.yaml.
 """

@@ -138,7 +138,7 @@ def test_a_base_without_a_recipe_on_it_is_refused():
 
 def test_the_whole_recipe_is_shown_as_one_that_says_the_same(root, capsys):
     words = ["--base", str(root / "large.yaml"), "--task_kwargs", '{"seed": 1}', "--report_to", "none", "--bf16", "0"]
-    assert cli(["show", str(root / "grpo.yaml"), *words]) == 0
+    assert cli(["recipe", str(root / "grpo.yaml"), *words]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"# {root / 'recipe.yaml'}\n# {root / 'large.yaml'}\n# {root / 'grpo.yaml'}\n")
     keys = yaml.safe_load(shown)
@@ -150,7 +150,7 @@ def test_the_whole_recipe_is_shown_as_one_that_says_the_same(root, capsys):
 
 
 def test_what_is_shown_is_checked(root, capsys):
-    assert cli(["show", str(root / "grpo.yaml"), "--sed", "1"]) == 2
+    assert cli(["recipe", str(root / "grpo.yaml"), "--sed", "1"]) == 2
     assert "there is no option '--sed'. Did you mean 'seed'?" in capsys.readouterr().err
 
 
