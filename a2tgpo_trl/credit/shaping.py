@@ -132,5 +132,8 @@ def _encoder(name: str, **settings: Any) -> Embedding:
             f"shaping_embedding: {name!r} needs sentence-transformers (pip install sentence-transformers). 'ngrams' "
             "needs nothing; a function of yours is named as file.py:function."
         ) from error
-    encoder = SentenceTransformer(name, **settings)
+    try:
+        encoder = SentenceTransformer(name, **settings)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"shaping_embedding: {name!r} could not be loaded: {error}") from error
     return lambda texts: encoder.encode(texts, convert_to_tensor=True)
