@@ -233,4 +233,5 @@ def test_the_memory_in_its_header_is_what_the_plan_of_the_true_shape_says(name, 
     words = offline(world, *dict.fromkeys((model, name)), model_name_or_path=str(world / "shapes" / model))
     assert cli(["plan", *words, *options, "--json"]) == 0
     computed = re.search(r"It fits: ([\d.]+) of ([\d.]+) GiB", json.loads(capsys.readouterr().out)["verdict"])
-    assert [round(float(number)) for number in computed.groups()] == [int(number) for number in stated.groups()]
+    for number, rounded in zip(computed.groups(), stated.groups(), strict=True):
+        assert abs(float(number) - int(rounded)) <= 0.5  # 74.5 may be told as 75
