@@ -297,11 +297,9 @@ class A2TGPOTrainer(ScoringTrainer):
     def _tails(self, batch: Batch) -> Sequence[Tail] | None:
         assert isinstance(batch, CreditedBatch)
         gain_pass = self._pass_for(batch)
-        return (
-            None
-            if gain_pass is None
-            else gain_pass.probes_while_sampling(batch.accepted, self._wants_old_logps(batch))
-        )
+        if gain_pass is None:
+            return None
+        return gain_pass.probes_while_sampling(batch.accepted, self._wants_old_logps(batch))
 
     def _pass_for(self, batch: Batch) -> GainPass | None:
         """The gain pass, where gains of this batch are asked for."""

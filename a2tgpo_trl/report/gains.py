@@ -4,7 +4,6 @@ A turn found the answer if an accepted answer stands in its results and stood in
 `needed` (facts that lead to the answer, as passages word them), a turn that found a new one of these found a fact.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .scores import CONFIDENCE, RESAMPLES, Estimate
+from ..rewards.text import whole_words
+from .scores import Estimate, drawn_again, estimate, ratios
 
 
 WITH, WITHOUT = "the result holds the answer", "it does not"
@@ -63,7 +63,7 @@ def gained_turns(records: Iterable[Record]) -> Iterator[GainedTurn]:
 
 def _names_of_turns(record: Record) -> Iterator[tuple[str, str]]:
     accepted = [record["answer"]] if isinstance(record["answer"], str) else record["answer"]
-    answers, needed = [_pattern(answer) for answer in accepted], set(record.get("needed") or ())
+    answers, needed = [whole_words(answer) for answer in accepted], set(record.get("needed") or ())
     known, made = False, set[str]()
     for turn in record["turns"]:
         read, calls = _read(turn), {f"{call['name']} {call['arguments']}" for call in turn["calls"] or ()}
@@ -71,11 +71,6 @@ def _names_of_turns(record: Record) -> Iterator[tuple[str, str]]:
         new = ANSWER if holds and not known else FACT if facts else NOTHING
         yield WITH if holds else WITHOUT, AGAIN if calls and calls <= made else new
         known, needed, made = known or holds, needed - facts, made | calls
-
-
-def _pattern(answer: str) -> re.Pattern[str]:
-    """Example: "Oslo" is in "... is oslo.", and not in "Oslofjord"; ".at" is in "... is .at."."""
-    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
 
 
 def _read(turn: Mapping[str, Any]) -> str:
@@ -95,24 +90,12 @@ def gains_of(records: Iterable[Record]) -> Gains:
     for turn in turns:
         for name in turn.names:
             sums[questions[turn.row], NAMES.index(name)] += (turn.gain, 1)
-    rng, number = np.random.default_rng(0), len(questions)
-    draws = [rng.multinomial(number, np.full(number, 1 / number)) for _ in range(RESAMPLES)]
-    means, drawn = _means(sums.sum(axis=0)), _means(np.stack([np.tensordot(draw, sums, 1) for draw in draws]))
+    draws = drawn_again(np.random.default_rng(0), np.ones(len(questions)))
+    means, drawn = ratios(sums.sum(axis=0)), ratios(np.stack([np.tensordot(draw, sums, 1) for draw in draws]))
     counts = sums[:, :, 1].sum(axis=0).astype(int).tolist()
-    found = {name: _estimate(means[i], drawn[:, i], counts[i]) for i, name in enumerate(NAMES) if counts[i]}
-    apart = _estimate(means[0] - means[1], drawn[:, 0] - drawn[:, 1], len(turns)) if counts[0] and counts[1] else None
+    found = {name: estimate(means[i], drawn[:, i], counts[i]) for i, name in enumerate(NAMES) if counts[i]}
+    apart = estimate(means[0] - means[1], drawn[:, 0] - drawn[:, 1], len(turns)) if counts[0] and counts[1] else None
     return Gains(found, apart)
-
-
-def _means(sums: np.ndarray) -> np.ndarray:
-    """NaN where there is nothing in a draw, which no percentile counts."""
-    gains, numbers = sums[..., 0], sums[..., 1]
-    return np.divide(gains, numbers, out=np.full_like(gains, np.nan), where=numbers > 0)
-
-
-def _estimate(mean: float, draws: np.ndarray, number: int) -> Estimate:
-    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(mean), float(low), float(high), number)
 
 
 def gains_table(columns: Mapping[str, Gains], title: str) -> Table:

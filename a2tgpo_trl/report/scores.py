@@ -64,22 +64,27 @@ def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) ->
     """
     rng, means, draws = np.random.default_rng(0), [], []
     for pairs in sets:
+        # Thousands of questions have few pairs between them, such as 1 and 0.
         distinct, counts = np.unique(np.asarray(pairs, dtype=float), axis=0, return_counts=True)
-        means.append(_ratios(counts @ distinct))
-        draws.append(_ratios(np.stack([drawn @ distinct for drawn in _drawn(rng, counts)])))
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.nanquantile(np.mean(draws, axis=0), ends)
-    return Estimate(float(np.mean(means)), float(low), float(high), sum(map(len, sets)))
+        means.append(ratios(counts @ distinct))
+        draws.append(ratios(np.stack([drawn @ distinct for drawn in drawn_again(rng, counts)])))
+    return estimate(np.mean(means), np.mean(draws, axis=0), sum(map(len, sets)), confidence)
 
 
-def _drawn(rng: np.random.Generator, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """How often each pair comes in a draw: thousands of questions have few pairs between them, such as 1 and 0."""
+def drawn_again(rng: np.random.Generator, counts: np.ndarray) -> Iterator[np.ndarray]:
+    """How often each of several things, of which there are so many, comes in a draw of as many; draw after draw."""
     number = int(counts.sum())
     return (rng.multinomial(number, counts / number) for _ in range(RESAMPLES))
 
 
-def _ratios(sums: np.ndarray) -> np.ndarray:
-    """A draw of questions without a call has none: NaN, which no percentile counts."""
+def estimate(mean: float, draws: np.ndarray, number: int, confidence: float = CONFIDENCE) -> Estimate:
+    """A mean, and percentiles of what it is in draws; NaN in a draw does not count."""
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(mean), float(low), float(high), number)
+
+
+def ratios(sums: np.ndarray) -> np.ndarray:
+    """The first of two sums by the second; NaN where that is 0, as in a draw of questions without a call."""
     above, below = sums[..., 0], sums[..., 1]
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 

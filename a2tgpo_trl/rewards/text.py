@@ -40,6 +40,14 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", text).split())
 
 
+def whole_words(text: str) -> re.Pattern[str]:
+    """Finds a text as it is, marks included, but for its case, and not within longer words.
+
+    Example: "Oslo" is in "... is oslo.", and not in "Oslofjord"; ".at" is in "... is .at."
+    """
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+
+
 def extract_answer(completion: Completion) -> str | None:
     r"""The text between the last pair of answer tags in the last assistant message, without a box around it, or None.
 

@@ -47,6 +47,14 @@ class Country:
     facts: Mapping[str, tuple[str, ...]]
     prose: tuple[tuple[str, str], ...]  # what else the Factbook says: a subject and a text
 
+    @property
+    def relations(self) -> list[Relation]:
+        """Those of which it has a fact."""
+        return [relation for relation in RELATIONS if relation.name in self.facts]
+
+    def value(self, relation: Relation) -> str:
+        return self.facts[relation.name][0]
+
 
 # ---- what stands in a field
 

@@ -36,13 +36,13 @@ def passages(countries: Sequence[Country]) -> list[str]:
     """
     texts = []
     for country in countries:
-        texts += [fact(country, relation) for relation in RELATIONS if relation.name in country.facts]
+        texts += [fact(country, relation) for relation in country.relations]
         texts += [f"{country.name}, {subject}: {_cut(text)}" for subject, text in country.prose]
     return texts
 
 
 def fact(country: Country, relation: Relation) -> str:
-    return relation.states.format(country=country.name, value=country.facts[relation.name][0])
+    return relation.states.format(country=country.name, value=country.value(relation))
 
 
 def _cut(text: str) -> str:
@@ -54,14 +54,14 @@ def questions(countries: Sequence[Country], hops: int, telling: "Telling") -> li
     """All that can be asked of these countries, but what answers itself: the capital of Djibouti is Djibouti."""
     asked = []
     for country in countries:
-        for relation in (one for one in RELATIONS if one.name in country.facts):
+        for relation in country.relations:
             clues = [clue for clue in telling.clues(country) if clue != relation] if hops == 2 else [None]
             asked += [_question(relation, country, clue) for clue in clues]
     return [one for one in asked if not re.search(rf"(?<!\w){re.escape(one.answers[0])}(?!\w)", one.text)]
 
 
 def _question(relation: Relation, country: Country, clue: Relation | None) -> Question:
-    named = country.name if clue is None else clue.names.format(value=country.facts[clue.name][0])
+    named = country.name if clue is None else clue.names.format(value=country.value(clue))
     return Question(
         text=relation.asks.format(country=named),
         answers=country.facts[relation.name],
@@ -75,7 +75,7 @@ class Telling:
 
     def __init__(self, countries: Sequence[Country]):
         self._shared = {
-            one.name: Counter(country.facts[one.name][0] for country in countries if one.name in country.facts)
+            one.name: Counter(country.value(one) for country in countries if one.name in country.facts)
             for one in RELATIONS
         }
 
@@ -84,5 +84,4 @@ class Telling:
 
         Example: of Austria its capital, but not its currency, the euro
         """
-        own = [relation for relation in RELATIONS if relation.name in country.facts]
-        return [one for one in own if self._shared[one.name][country.facts[one.name][0]] == 1]
+        return [one for one in country.relations if self._shared[one.name][country.value(one)] == 1]

@@ -63,7 +63,7 @@ def solved(country: Country, clue: str | None, relation: str, search: Callable[[
     by_name = {one.name: one for one in RELATIONS}
     named, queries = country.name, [f"{relation} {country.name}"]
     if clue is not None:
-        value = country.facts[clue][0]
+        value = country.value(by_name[clue])
         named, queries = by_name[clue].names.format(value=value), [f"{clue} {value}", *queries]
     messages: list[Message] = [{"role": "user", "content": by_name[relation].asks.format(country=named)}]
     for query in queries:
@@ -72,14 +72,12 @@ def solved(country: Country, clue: str | None, relation: str, search: Callable[[
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "name": "search", "content": search(query)},
         ]
-    return [*messages, {"role": "assistant", "content": f"<answer>{country.facts[relation][0]}</answer>"}]
+    return [*messages, {"role": "assistant", "content": f"<answer>{country.value(by_name[relation])}</answer>"}]
 
 
 def _rows(about: Sequence[Country], telling: Telling, before: list[Message], number: int, rng: Rng) -> Dataset:
     pools = [questions(about, hops, telling) for hops in (1, 2)]
-    drawn = [
-        rng.sample(pool, min(len(pool), number // 2 + (hops == 1) * (number % 2))) for hops, pool in enumerate(pools)
-    ]
+    drawn = [rng.sample(pool, min(len(pool), number // 2)) for pool in pools]
     asked = [question for pair in zip(*drawn, strict=False) for question in pair]
     return Dataset.from_list([_row(question, before) for question in asked])
 

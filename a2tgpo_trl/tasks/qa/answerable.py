@@ -10,18 +10,17 @@ there are supporting titles, and each of them is found. The file says it of each
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...rewards.text import VERDICTS, normalize_answer
+from ...rewards.text import VERDICTS, normalize_answer, whole_words
 from ...search.corpus import Passage
 from ...search.retriever import check_query
 from ...search.tool import Search, SearchServerDown
-from .questions import Question, read_object
+from .questions import Question, rows_of_file
 
 
 SCHEMA = "set, id and answerable (true or false)"
@@ -67,14 +66,10 @@ def is_answerable(question: Question, found: Sequence[Passage], of_titles: Seque
     normalized = [_words(text) for text in texts]
     words = [_words(answer) for answer in question.answers if normalize_answer(answer)]
     # "The The" and "?" normalise to nothing: they are looked for as they are.
-    signs = [_as_it_is(answer) for answer in question.answers if not normalize_answer(answer)]
+    signs = [whole_words(answer) for answer in question.answers if not normalize_answer(answer)]
     return any(one in text for one in words for text in normalized) or any(
         one.search(text) for one in signs for text in texts
     )
-
-
-def _as_it_is(answer: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
 
 
 def _words(text: str) -> str:
@@ -174,15 +169,10 @@ def read_answerable(file: str | Path) -> Answerable:
     if not file.is_file():
         raise ValueError(f"answerable: there is no file {file}. To make it: a2tgpo answerable.")
     found: Answerable = {}
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            row = read_object(line, where, SCHEMA)
-            if not isinstance(row.get("answerable"), bool) or not {"set", "id"} <= row.keys():
-                raise ValueError(f"{where} is not an object with {SCHEMA}. Make the file anew: a2tgpo answerable.")
-            found[str(row["set"]), str(row["id"])] = row["answerable"]
+    for where, row in rows_of_file(file, SCHEMA):
+        if not isinstance(row.get("answerable"), bool) or not {"set", "id"} <= row.keys():
+            raise ValueError(f"{where} is not an object with {SCHEMA}. Make the file anew: a2tgpo answerable.")
+        found[str(row["set"]), str(row["id"])] = row["answerable"]
     return found
 
 

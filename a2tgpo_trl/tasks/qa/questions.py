@@ -89,17 +89,16 @@ def _fetch(name: str) -> str:
     )
 
 
-def rows_of_file(file: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, with the place of each."""
+def rows_of_file(file: Path, schema: str = SCHEMA) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, with the place of each. `schema` says in errors what a row is."""
     with file.open("rb") as lines:  # one bad line is an error of that line, its encoding included
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{file}, line {number}"
-                yield where, read_object(line, where)
+                yield where, _object(line, where, schema)
 
 
-def read_object(line: bytes, where: str, schema: str = SCHEMA) -> Row:
-    """The JSON object of a line."""
+def _object(line: bytes, where: str, schema: str) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
