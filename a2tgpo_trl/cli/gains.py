@@ -11,6 +11,7 @@ from .paired import read_rollouts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="of evaluations, or their rollouts (.jsonl)")
+    parser.add_argument("--answer", metavar="COLUMN", default="answer", help="of the answers (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="write the means as JSON")
     parser.epilog = (
         "Example: a2tgpo eval quickstart --eval_gains true --output_dir outputs/gains, then a2tgpo gains "
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..report.gains import gains_of, gains_table
 
-    found = {str(folder): gains_of(read_rollouts(folder)) for folder in args.folders}
+    found = {str(folder): gains_of(read_rollouts(folder), args.answer) for folder in args.folders}
     if args.json:
         json.dump({name: asdict(gains) for name, gains in found.items()}, sys.stdout, indent=2)
         print()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..lookup import nearest
 from ..rewards.text import whole_words
 from .scores import Estimate, drawn_again, estimate, ratios
 
@@ -50,22 +51,26 @@ class Gains:
 # ---- turns
 
 
-def gained_turns(records: Iterable[Record]) -> Iterator[GainedTurn]:
-    """Each tool turn whose gain is known."""
+def gained_turns(records: Iterable[Record], column: str = "answer") -> Iterator[GainedTurn]:
+    """Each tool turn whose gain is known. `column` holds the accepted answers."""
     for record in records:
         if "gains" not in record:
             raise ValueError("These rollouts have no gains. Evaluate with --eval_gains true, into another folder.")
-        names = _names_of_turns(record)
+        if column not in record:
+            raise ValueError(
+                f"These rollouts have no column {column!r} with answers.{nearest(column, record)} Name it: --answer."
+            )
+        names = _names_of_turns(record, column)
         for gain, of_turn in zip(record["gains"], names, strict=False):  # the answer turn has no gain
             if gain is not None:
                 yield GainedTurn(record["row"], gain, of_turn)
 
 
-def _names_of_turns(record: Record) -> Iterator[tuple[str, str]]:
-    accepted = [record["answer"]] if isinstance(record["answer"], str) else record["answer"]
+def _names_of_turns(record: Record, column: str) -> Iterator[tuple[str, str]]:
+    accepted = [record[column]] if isinstance(record[column], str) else record[column]
     answers, needed = [whole_words(answer) for answer in accepted], set(record.get("needed") or ())
     known, made = False, set[str]()
-    for turn in record["turns"]:
+    for turn in record.get("turns", ()):  # without tools there are none
         read, calls = _read(turn), {f"{call['name']} {call['arguments']}" for call in turn["calls"] or ()}
         holds, facts = any(one.search(read) for one in answers), {fact for fact in needed if fact in read}
         new = ANSWER if holds and not known else FACT if facts else NOTHING
@@ -80,9 +85,9 @@ def _read(turn: Mapping[str, Any]) -> str:
 # ---- means
 
 
-def gains_of(records: Iterable[Record]) -> Gains:
+def gains_of(records: Iterable[Record], column: str = "answer") -> Gains:
     """Questions are drawn again with replacement, each with all its turns (bootstrap)."""
-    turns = list(gained_turns(records))
+    turns = list(gained_turns(records, column))
     if not turns:
         raise ValueError("No turn of these rollouts called a tool, so none has a gain.")
     questions = {row: place for place, row in enumerate(dict.fromkeys(turn.row for turn in turns))}

@@ -98,10 +98,22 @@ def test_rollouts_without_gains_say_how_to_get_some(tmp_path, capsys):
     file = tmp_path / "rollouts.jsonl"
     plain = record(0, [])
     del plain["gains"]
+    toolless = {key: value for key, value in record(0, []).items() if key != "turns"}
     for rows, message in (
         ([plain], "--eval_gains true"),
         ([record(0, [])], "No turn of these rollouts called a tool"),
+        ([toolless], "No turn of these rollouts called a tool"),
     ):
         write_jsonl(file, rows)
         assert cli(["gains", str(file)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_answers_may_stand_in_another_column(tmp_path, capsys):
+    gold = record(0, [2.0], turn("a", "in Oslo"), answer="Oslo")
+    gold["gold"] = gold.pop("answer")
+    write_jsonl(tmp_path / "rollouts.jsonl", [gold])
+    assert cli(["gains", str(tmp_path)]) == 2
+    assert "no column 'answer'" in capsys.readouterr().err
+    assert cli(["gains", str(tmp_path), "--answer", "gold", "--json"]) == 0
+    assert WITH in json.loads(capsys.readouterr().out)[str(tmp_path)]["means"]
