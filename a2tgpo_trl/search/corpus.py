@@ -8,6 +8,7 @@ A folder of text files is written to such a file first (`cut`).
 
 import json
 import os
+import weakref
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Corpus:
     def __init__(self, file: Path, offsets: np.ndarray):
         self.file, self._offsets = file, offsets
         self._descriptor = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -56,10 +58,6 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Passage]:
         return (self[number] for number in range(len(self)))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 def scan(file: Path) -> np.ndarray:
