@@ -106,6 +106,18 @@ def test_who_looks_up_what_is_needed_can_answer(task):
         assert exact_match(completions=[completion], answer=[row["answer"]]) == [1.0]
 
 
+def test_trained_on_one_hop_alone_it_is_tested_on_both(task):
+    short = facts(train_hops=[1])
+    assert set(short.train_dataset["hops"]) == {1} and len(short.train_dataset) > 500
+    assert short.test_dataset.to_list() == task.test_dataset.to_list()
+
+
+@pytest.mark.parametrize("hops", [[], [0], [1, 3]])
+def test_hops_that_there_are_not(hops):
+    with pytest.raises(ValueError, match="train_hops"):
+        facts(train_hops=hops)
+
+
 @pytest.mark.parametrize("examples", [-1, 5])
 def test_examples_that_there_are_not(examples):
     with pytest.raises(ValueError, match="examples must be a number from 0 to 4"):

@@ -22,12 +22,18 @@ EXAMPLES = (
     ("Japan", "highest point", "currency"),
 )
 HELD_OUT = 50  # countries
+HOPS = (1, 2)
 
 Message = dict[str, object]
 
 
 def facts(
-    seed: int = 0, train_questions: int = 1024, test_questions: int = 120, top_k: int = 2, examples: int = 4
+    seed: int = 0,
+    train_questions: int = 1024,
+    test_questions: int = 120,
+    top_k: int = 2,
+    examples: int = 4,
+    train_hops: Sequence[int] = HOPS,
 ) -> Task:
     """Questions of one and two hops, in equal parts, on facts of countries.
 
@@ -35,7 +41,10 @@ def facts(
 
     Args:
         examples: How many solved questions (0 to 4) stand before each: a small policy needs to see what a search is.
+        train_hops: [1] trains on questions of one hop alone: where a policy never solves the others, they teach little.
     """
+    if not train_hops or not set(train_hops) <= set(HOPS):
+        raise ValueError(f"train_hops must hold 1, 2 or both; got {train_hops!r}.")
     if not 0 <= examples <= len(EXAMPLES):
         raise ValueError(f"examples must be a number from 0 to {len(EXAMPLES)}; got {examples!r}.")
     everything = countries()
@@ -49,8 +58,10 @@ def facts(
         for message in solved(by_name[name], clue, relation, search)
     ]
     return Task(
-        train_dataset=_rows(drawn[HELD_OUT:], telling, before, train_questions, Rng("questions", "train", seed)),
-        test_dataset=_rows(drawn[:HELD_OUT], telling, before, test_questions, Rng("questions", "test", seed)),
+        train_dataset=_rows(
+            drawn[HELD_OUT:], telling, before, train_hops, train_questions, Rng("questions", "train", seed)
+        ),
+        test_dataset=_rows(drawn[:HELD_OUT], telling, before, HOPS, test_questions, Rng("questions", "test", seed)),
         tools=[search],
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
@@ -75,9 +86,11 @@ def solved(country: Country, clue: str | None, relation: str, search: Callable[[
     return [*messages, {"role": "assistant", "content": f"<answer>{country.value(by_name[relation])}</answer>"}]
 
 
-def _rows(about: Sequence[Country], telling: Telling, before: list[Message], number: int, rng: Rng) -> Dataset:
-    pools = [questions(about, hops, telling) for hops in (1, 2)]
-    drawn = [rng.sample(pool, min(len(pool), number // 2)) for pool in pools]
+def _rows(
+    about: Sequence[Country], telling: Telling, before: list[Message], hops: Sequence[int], number: int, rng: Rng
+) -> Dataset:
+    pools = [questions(about, one, telling) for one in hops]
+    drawn = [rng.sample(pool, min(len(pool), number // len(pools))) for pool in pools]
     asked = [question for pair in zip(*drawn, strict=False) for question in pair]
     return Dataset.from_list([_row(question, before) for question in asked])
 
