@@ -41,7 +41,7 @@ def facts(
 
     Args:
         examples: How many solved questions (0 to 4) stand before each: a small policy needs to see what a search is.
-        train_hops: [1] trains on questions of one hop alone: where a policy never solves the others, they teach little.
+        train_hops: [1] trains on questions of one hop alone: those that a policy never solves teach it little.
     """
     if not train_hops or not set(train_hops) <= set(HOPS):
         raise ValueError(f"train_hops must hold 1, 2 or both; got {train_hops!r}.")
