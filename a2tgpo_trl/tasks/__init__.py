@@ -26,7 +26,22 @@ Tasks that come along, by the name that a recipe gives them (`task:`, with `task
                   says which questions a corpus can answer at all: with {answerable: FILE} they are scored apart from
                   the others, with {answerable_only: true} the others are left out of training
 
-To add one, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
+Atlas grows harder by settings:
+
+    task_kwargs:
+      train_hops: [4, 5, 6]       # longer chains of facts, up to eight; test_hops alike
+      alike: 1                    # beside each relation one that looks alike: "the alleged mayor"
+      distractors: 1              # documents of no use that rank before each fact
+      top_k: 3                    # documents that a search brings up: the fact has to be among them
+      name_index: true            # a second tool, an index of names, which answers nothing
+      hidden_answers: true        # the answer comes up in the last search and not before
+      answerable: true            # no question whose facts are not found
+      supporting_documents: true  # a column with the documents that a question needs
+
+The last makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record. How many turns
+there are to search in is the run's own setting, `max_tool_calling_iterations`.
+
+To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
 Tasks of this package also stand in `TASKS`, under a short name.
 """
 

@@ -1,7 +1,8 @@
-"""Atlas: a generated world to search in, with questions of one to four hops.
+"""Atlas: a generated world to search in, with questions of one to four hops, or harder ones.
 
 world.py      seed -> entities, facts, documents, questions
 task.py       a world -> data sets, search tool and rewards
+useful.py     record of a rollout -> which of its searches brought up what its question still needed
 policy/       a tiny policy that searches clumsily, to train; `tests/policies/atlas.py` made it
 """
 

@@ -1,29 +1,86 @@
 """seed -> a world -> the task of answering questions on it by searching."""
 
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
 from datasets import Dataset
 
+from ...errors import shown
 from ...rewards.text import answer_format, exact_match, f1
-from ...tools.search import search_tool
+from ...tools.search import NOTHING_FOUND, search_tool
 from .. import Task
 from ..rng import Rng
-from .world import Part, Question, library, make_part
+from .useful import COLUMN
+from .world import QUALIFIERS, Fact, Part, Question, library, make_part
 
 
 INSTRUCTION = "Look facts up with the search tool, one at a time, then reply with <answer>NAME</answer>."
 TRAIN_HOPS = (1, 2, 3, 4)
 TEST_HOPS = (2, 3, 4)
+MAX_HOPS = 8
 
 
-def atlas(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, top_k: int = 2) -> Task:
+def atlas(
+    seed: int = 0,
+    train_questions: int = 2048,
+    test_questions: int = 300,
+    top_k: int = 2,
+    *,
+    train_hops: Sequence[int] = TRAIN_HOPS,
+    test_hops: Sequence[int] = TEST_HOPS,
+    alike: int = 0,
+    distractors: int = 0,
+    name_index: bool = False,
+    hidden_answers: bool = False,
+    answerable: bool = False,
+    supporting_documents: bool = False,
+) -> Task:
     """Questions of one to four hops to train on, and of two to four hops, in equal parts, to test on.
 
     The entities of the two sets are disjoint, and so are their facts; one search index holds the documents of both.
+    With what follows `top_k`, the world is harder; `answerable` and `supporting_documents` apart.
+
+    Args:
+        train_hops: Lengths of the chains of facts in the questions to train on, in equal parts; each from 1 to 8.
+        test_hops: The same of those to test on.
+        alike: Relations that look alike, for each relation: 0, 1 (alleged) or 2 (alleged, former).
+        distractors: Documents of no use that rank before each fact. `top_k` must let the fact come after them.
+        name_index: Whether there is a second tool, an index of names, which knows each and answers nothing.
+        hidden_answers: Whether no document that names the answer names what a question goes through before its last
+            hop, so that no search before the last brings the answer up.
+        answerable: Whether a search for each fact of a question, by relation and name, brings it up. Else 3 in 100
+            such searches do not, as near-duplicates come before.
+        supporting_documents: Whether rows have a column of this name, with the documents that their question needs,
+            which `useful.useful_search` reads.
     """
-    parts = {name: make_part(name, seed) for name in ("train", "test")}
+    for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
+        _check_hops(name, hops)
+    _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
+    _check_number("distractors", distractors)
+    # Behind them come the fact and one that fits a search as well (see `world._targets`).
+    if distractors and top_k < distractors + 2:
+        raise ValueError(
+            f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact, "
+            f"so that a search brings the fact up; got {top_k}."
+        )
+    parts = {name: make_part(name, seed, alike, distractors) for name in ("train", "test")}
+    search = search_tool(library(list(parts.values()), seed), top_k)
+    found = cache(lambda fact: fact.document in search(f"{fact.relation} of {fact.subject}").split("\n"))
+
+    def rows(part: Part, hops: Sequence[int], number: int, rng: Rng) -> Dataset:
+        def fits(chain: list[Fact]) -> bool:
+            return (not hidden_answers or part.hides(chain)) and (not answerable or all(map(found, chain)))
+
+        asked = [part.question(hops[i % len(hops)], rng, fits) for i in range(number)]
+        return Dataset.from_list([_row(question, supporting_documents) for question in asked])
+
+    index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
-        train_dataset=_questions(parts["train"], TRAIN_HOPS, train_questions, Rng("questions", "train", seed)),
-        test_dataset=_questions(parts["test"], TEST_HOPS, test_questions, Rng("questions", "test", seed)),
-        tools=[search_tool(library(list(parts.values()), seed), top_k)],
+        train_dataset=rows(parts["train"], train_hops, train_questions, Rng("questions", "train", seed)),
+        test_dataset=rows(parts["test"], test_hops, test_questions, Rng("questions", "test", seed)),
+        tools=[search, *index],
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
         group_by="hops",
@@ -35,15 +92,37 @@ def prompt(question: Question) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}]
 
 
-def _questions(part: Part, hops: tuple[int, ...], number: int, rng: Rng) -> Dataset:
-    asked = [part.question(hops[i % len(hops)], rng) for i in range(number)]
-    return Dataset.from_list(
-        [
-            {
-                "prompt": prompt(question),
-                "answer": question.answer,
-                "hops": len(question.chain),
-            }
-            for question in asked
-        ]
-    )
+def index_tool(names: Iterable[str]) -> Callable[[str], str]:
+    """A tool named `index` that says of each of these names that it is known, and no more."""
+    known = {name.lower(): name for name in names}
+
+    def index(name: str) -> str:
+        """Look a name up in the index of names.
+
+        Args:
+            name: The name to look for.
+
+        Returns:
+            Its entry.
+        """
+        entry = known.get(name.strip().lower())
+        return NOTHING_FOUND if entry is None else f"{entry}: see there."
+
+    return index
+
+
+def _row(question: Question, supported: bool) -> dict[str, Any]:
+    row = {"prompt": prompt(question), "answer": question.answer, "hops": len(question.chain)}
+    return row | ({COLUMN: [fact.document for fact in question.chain]} if supported else {})
+
+
+def _check_hops(name: str, hops: Any) -> None:
+    """There are lengths, and the world has questions of each."""
+    listed = isinstance(hops, (list, tuple)) and len(hops) > 0
+    if not listed or not all(type(number) is int and 1 <= number <= MAX_HOPS for number in hops):
+        raise ValueError(f"{name} must list lengths from 1 to {MAX_HOPS}, such as [4, 5, 6]; got {shown(hops)}.")
+
+
+def _check_number(name: str, number: Any, to: str = " up", most: float = math.inf) -> None:
+    if type(number) is not int or not 0 <= number <= most:
+        raise ValueError(f"{name} must be a whole number from 0{to}; got {shown(number)}.")

@@ -4,11 +4,16 @@ A world is a graph: entities of four kinds, and for each relation of a kind one 
 documents that say nothing of use. Names are two words out of small pools, so that every name has near-duplicates, and
 a search that leaves out the relation, or half a name, brings up something else.
 
+A world can be made harder to search: by relations that look alike ("the alleged mayor" beside "the mayor"), each a
+fact of its own, and by distractors, documents of no use that rank before the fact that is looked for.
+
 Names are split between the parts of a world for every seed alike (`PARTS`): no name of one part occurs in another.
 """
 
-from dataclasses import dataclass
-from functools import cache
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 from ..rng import Rng
 
@@ -26,6 +31,8 @@ RELATIONS: dict[str, dict[str, str]] = {
     "city": {"mayor": "person", "country": "country"},
     "country": {"president": "person", "capital": "city"},
 }
+# With one of these before it, a relation is another that looks alike, and leads to something of the same kind.
+QUALIFIERS = ("alleged", "former")
 # Words in each of a kind's two pools of name parts; entities of a kind in one part of a world.
 POOL_SIZE = {"person": 64, "company": 40, "city": 40, "country": 24}
 ENTITIES = {"person": 96, "company": 40, "city": 40, "country": 24}
@@ -60,6 +67,20 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Distractor:
+    """What names the relation of a subject, says nothing of it, and names something else."""
+
+    subject: str
+    relation: str
+    named: str
+
+    @property
+    def document(self) -> str:
+        # With the relation twice it ranks before the fact, and before the facts of relations that look alike.
+        return f"{self.relation}: {self.relation} of {self.subject}? Ask {self.named}."
+
+
+@dataclass(frozen=True)
 class Question:
     """A chain of facts, each about what the one before led to; its end is the answer."""
 
@@ -67,7 +88,8 @@ class Question:
 
     @property
     def text(self) -> str:
-        kind = next(leads[self.chain[-1].relation] for leads in RELATIONS.values() if self.chain[-1].relation in leads)
+        last = self.chain[-1].relation.split()[-1]  # without what makes it look like another
+        kind = next(leads[last] for leads in RELATIONS.values() if last in leads)
         path = " of the ".join(fact.relation for fact in reversed(self.chain))
         return f"{QUESTION_WORDS[kind]} is the {path} of {self.chain[0].subject}?"
 
@@ -82,14 +104,34 @@ class Part:
 
     entities: dict[str, str]  # name -> kind
     facts: dict[str, list[Fact]]  # name -> what is known of it
+    distractors: list[Distractor] = field(default_factory=list)
 
     @property
     def documents(self) -> list[str]:
         said = [fact.document for facts in self.facts.values() for fact in facts]
-        return said + [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
+        said += [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
+        return said + [distractor.document for distractor in self.distractors]
 
-    def question(self, hops: int, rng: Rng) -> Question:
-        """A chain of so many facts that never comes back to an entity."""
+    @cached_property
+    def beside(self) -> dict[str, set[str]]:
+        """name -> the names that some document has beside it"""
+        pairs = [(fact.subject, fact.object) for facts in self.facts.values() for fact in facts]
+        pairs += [(distractor.subject, distractor.named) for distractor in self.distractors]
+        together: dict[str, set[str]] = defaultdict(set)
+        for one, other in pairs:
+            together[one].add(other)
+            together[other].add(one)
+        return together
+
+    def hides(self, chain: Sequence[Fact]) -> bool:
+        """Whether the end of a chain stands in no document beside what comes before the last fact.
+
+        Example: A -> B -> C is hidden unless a document names both A and C
+        """
+        return not any(chain[-1].object in self.beside[fact.subject] for fact in chain[:-1])
+
+    def question(self, hops: int, rng: Rng, fits: Callable[[list[Fact]], bool] = lambda chain: True) -> Question:
+        """A chain of so many facts that never comes back to an entity, and fits."""
         names = list(self.entities)
         while True:
             start = rng.choice(names)
@@ -99,7 +141,7 @@ class Part:
                 chain.append(fact)
                 start = fact.object
                 seen.add(start)
-            if len(seen) == hops + 1:
+            if len(seen) == hops + 1 and fits(chain):
                 return Question(tuple(chain))
 
 
@@ -133,16 +175,40 @@ def names(kind: str, part: str) -> list[str]:
     return [pair for pair in pairs if rng.below(8) in PARTS[part]]
 
 
-def make_part(part: str, seed: object) -> Part:
-    """Draw the entities and facts of one part of a world."""
+def relations_of(kind: str, alike: int) -> dict[str, str]:
+    """The relations of a kind, with what each leads to, and for each so many that look alike.
+
+    Example: city, 1 -> mayor, country, alleged mayor, alleged country
+    """
+    plain = RELATIONS[kind]
+    return plain | {f"{word} {relation}": leads for word in QUALIFIERS[:alike] for relation, leads in plain.items()}
+
+
+def make_part(part: str, seed: object, alike: int = 0, distractors: int = 0) -> Part:
+    """Draw the entities and facts of one part of a world: so many relations that look alike, so many distractors."""
     rng = Rng("world", part, seed)
     drawn = {kind: rng.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
     facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}
-    for kind, relations in RELATIONS.items():
-        for relation, leads in relations.items():
+    for kind in RELATIONS:
+        for relation, leads in relations_of(kind, alike).items():
             for subject, target in zip(drawn[kind], _targets(drawn[kind], drawn[leads], rng), strict=True):
                 facts[subject].append(Fact(subject, relation, target))
-    return Part({name: kind for kind, of_kind in drawn.items() for name in of_kind}, facts)
+    entities = {name: kind for kind, of_kind in drawn.items() for name in of_kind}
+    return Part(entities, facts, _distractors(entities, distractors, Rng("distractors", part, seed)))
+
+
+def _distractors(entities: dict[str, str], number: int, rng: Rng) -> list[Distractor]:
+    """So many for each relation of each entity. What they name is of another kind.
+
+    Of the same kind, it would have the same relation, and the distractor would rank high in a search for that as well.
+    """
+    others = {kind: [name for name in entities if entities[name] != kind] for kind in RELATIONS}
+    return [
+        Distractor(name, relation, rng.choice(others[kind]))
+        for name, kind in entities.items()
+        for relation in RELATIONS[kind]
+        for _ in range(number)
+    ]
 
 
 def _targets(subjects: list[str], candidates: list[str], rng: Rng) -> list[str]:

@@ -1,0 +1,38 @@
+"""record of a rollout -> what its searches were good for: the truth that a credit method does not see.
+
+A search is useful if it brings up a document that the question still needs: a fact of its chain that no turn before
+has brought up. The rows must say which these are (`task_kwargs: {supporting_documents: true}`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+COLUMN = "supporting_documents"
+
+
+def useful_search(record: Mapping[str, Any]) -> list[float | None]:
+    """For each turn, 1 where a call brought up a document that the question still needs, else 0; None without a call.
+
+    It is a turn reward as well. With the weight 0 it stands in each record and in the metrics, and credits nothing:
+
+        turn_rewards: {"a2tgpo_trl.tasks.atlas.useful:useful_search": 0.0}
+
+    Example: needed are A and B. Searches that bring up A, then C, then A and B, then B, and an answer
+             -> [1, 0, 1, 0, None]
+    """
+    if COLUMN not in record:
+        raise ValueError(
+            f"useful_search reads the column {COLUMN!r} of a row, which this one has not. Ask the task for it: "
+            f"task_kwargs: {{{COLUMN}: true}}."
+        )
+    needed = set(record[COLUMN])
+    useful: list[float | None] = []
+    for turn in record["turns"]:
+        if not turn["calls"]:
+            useful.append(None)
+            continue
+        found = {document for call in turn["calls"] for document in call["result"].split("\n")} & needed
+        useful.append(float(bool(found)))
+        needed -= found
+    return useful

@@ -1,0 +1,177 @@
+"""The embedded world, made harder: each setting does what it says, and the world knows which searches were of use."""
+
+import hashlib
+import json
+
+import pytest
+
+from a2tgpo_trl.tasks.atlas.task import atlas, index_tool
+from a2tgpo_trl.tasks.atlas.useful import useful_search
+from a2tgpo_trl.tasks.atlas.world import Distractor, Fact, Part, Question, library, make_part, relations_of
+from a2tgpo_trl.tasks.rng import Rng
+from a2tgpo_trl.tools.search import NOTHING_FOUND, search_tool
+
+
+@pytest.fixture(scope="module")
+def part():
+    return make_part("test", 0, alike=1, distractors=1)
+
+
+@pytest.fixture(scope="module")
+def search(part):
+    return search_tool(library([part], 0), top_k=3)
+
+
+def of_all(part):
+    return [fact for facts in part.facts.values() for fact in facts]
+
+
+# ---- the world
+
+
+def test_a_seed_gives_the_same_harder_world_on_every_machine(part):
+    task = atlas(
+        train_questions=60,
+        test_questions=60,
+        top_k=3,
+        train_hops=[4, 8],
+        alike=1,
+        distractors=1,
+        hidden_answers=True,
+        answerable=True,
+        supporting_documents=True,
+    )
+    world = json.dumps([library([part], 0), task.train_dataset.to_list(), task.test_dataset.to_list()])
+    assert hashlib.sha256(world.encode()).hexdigest()[:16] == "08c42b4561c07dc7"
+
+
+def test_each_relation_has_one_that_looks_alike_and_is_a_fact_of_its_own(part):
+    assert list(relations_of("city", 1)) == ["mayor", "country", "alleged mayor", "alleged country"]
+    assert len(relations_of("person", 2)) == 15
+    assert len(of_all(part)) == 2 * len(of_all(make_part("test", 0)))
+    facts = {(fact.subject, fact.relation): fact.object for fact in of_all(part)}
+    same = [facts[name, f"alleged {relation}"] == to for (name, relation), to in facts.items() if " " not in relation]
+    # By chance: one in 24 countries, 40 cities or companies, 96 people.
+    assert sum(same) / len(same) < 0.06
+
+
+def test_a_question_asks_for_what_looks_alike_by_its_name():
+    chain = (Fact("Rome", "alleged mayor", "A B"), Fact("A B", "former employer", "C D"))
+    assert Question(chain).text == "Which company is the former employer of the alleged mayor of Rome?"
+
+
+def test_a_search_that_leaves_out_the_difference_finds_the_other_relation_first(part, search):
+    alike = [fact for fact in of_all(part) if " " in fact.relation][::7]
+    for fact in alike[:60]:
+        plain = next(f for f in part.facts[fact.subject] if f"alleged {f.relation}" == fact.relation)
+        found = search(f"{plain.relation} of {plain.subject}").split("\n")
+        if fact.document in found and plain.document in found:
+            assert found.index(plain.document) < found.index(fact.document)
+
+
+def test_distractors_rank_before_the_facts_which_are_found_all_the_same(part, search):
+    facts = of_all(part)[::5]
+    found = [search(f"{fact.relation} of {fact.subject}").split("\n") for fact in facts]
+    useless = {distractor.document for distractor in part.distractors}
+    assert sum(of_fact[0] in useless for of_fact in found) / len(facts) > 0.9
+    assert sum(fact.document in of_fact for fact, of_fact in zip(facts, found, strict=True)) / len(facts) > 0.95
+
+
+def test_a_distractor_names_something_that_has_no_such_relation(part):
+    assert Distractor("Rome", "mayor", "A B").document == "mayor: mayor of Rome? Ask A B."
+    assert all(part.entities[one.subject] != part.entities[one.named] for one in part.distractors)
+    assert len(part.distractors) == len(of_all(part)) / 2
+
+
+def test_an_answer_is_hidden_unless_a_document_names_it_beside_what_comes_before():
+    # A -> B -> C. "The rival of C is A" would bring C up in a search for A; "The rival of B is C" may.
+    chain = [Fact("A", "mother", "B"), Fact("B", "mother", "C")]
+    named = dict.fromkeys("ABCD", "person")
+    assert Part(named, {"A": [chain[0]], "B": [*chain[1:], Fact("B", "father", "C")]}).hides(chain)
+    assert not Part(named, {"A": [chain[0]], "B": [chain[1]], "C": [Fact("C", "father", "A")]}).hides(chain)
+    assert not Part(named, {"A": [chain[0]], "B": [chain[1]]}, [Distractor("A", "mother", "C")]).hides(chain)
+
+
+def test_no_right_search_before_the_last_brings_a_hidden_answer_up(part, search):
+    def seen_early(fits) -> int:
+        questions = [part.question(6, Rng("early", i), fits) for i in range(150)]
+        return sum(
+            any(question.answer in search(f"{fact.relation} of {fact.subject}") for fact in question.chain[:-1])
+            for question in questions
+        )
+
+    assert seen_early(part.hides) == 0 < seen_early(lambda chain: True)
+
+
+def test_all_facts_of_an_answerable_question_are_found():
+    settings = dict(train_questions=1, test_questions=150, test_hops=[6], top_k=3, alike=1, distractors=1)
+
+    def unanswerable(**more) -> int:
+        task = atlas(**settings, supporting_documents=True, **more)
+        (search,) = task.tools
+        queries = [[text.split(" is ")[0].removeprefix("The ") for text in of] for of in documents(task)]
+        return sum(
+            any(text not in search(query).split("\n") for query, text in zip(*pair, strict=True))
+            for pair in zip(queries, documents(task), strict=True)
+        )
+
+    def documents(task):
+        return task.test_dataset["supporting_documents"][:]
+
+    assert unanswerable(answerable=True) == 0 < unanswerable()
+
+
+def test_the_index_knows_every_name_and_answers_nothing(part):
+    index = index_tool(part.entities)
+    name = next(iter(part.entities))
+    assert index(f" {name.lower()} ") == f"{name}: see there."
+    assert index("Nobody") == NOTHING_FOUND
+    task = atlas(train_questions=1, test_questions=1, name_index=True)
+    assert [tool.__name__ for tool in task.tools] == ["search", "index"]
+    assert task.tools[1](name) == f"{name}: see there."
+
+
+def test_questions_have_the_lengths_that_are_asked_for():
+    task = atlas(train_questions=10, test_questions=6, train_hops=[8, 5], test_hops=[4])
+    assert task.train_dataset["hops"][:] == [8, 5] * 5 and task.test_dataset["hops"][:] == [4] * 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_hops": [4, 9]}, r"train_hops must list lengths from 1 to 8, such as \[4, 5, 6\]; got \[4, 9\]"),
+        ({"test_hops": []}, r"test_hops must list lengths from 1 to 8.*; got \[\]"),
+        ({"test_hops": 4}, "test_hops must list lengths .*; got 4"),
+        ({"alike": 3}, "alike must be a whole number from 0 to 2; got 3"),
+        ({"alike": True}, "alike must be a whole number from 0 to 2; got True"),
+        ({"distractors": -1}, "distractors must be a whole number from 0 up; got -1"),
+        ({"distractors": 2, "top_k": 3}, "top_k must be at least 4 with 2 distractors.*; got 3"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else json.dumps(value),
+)
+def test_a_setting_that_makes_no_world_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        atlas(**settings)
+
+
+# ---- which searches were of use
+
+
+def record(*results: list[str] | None):
+    calls = [None if texts is None else [{"result": text} for text in texts] for texts in results]
+    return {"supporting_documents": ["A.", "B."], "turns": [{"calls": of_turn or []} for of_turn in calls]}
+
+
+def test_a_search_is_useful_once_for_each_document_that_the_question_needs():
+    # Brings up A; C, which is of no use; A again and B; B again; the answer.
+    assert useful_search(record(["C.\nA."], ["C."], ["A.\nB."], ["B."], None)) == [1, 0, 1, 0, None]
+    # Two calls of one turn, the second of use; a document that only begins like one that is needed.
+    assert useful_search(record(["C.", "B."], ["A. And more."], None)) == [1, 0, None]
+    # B is needed whether or not A was found before it.
+    assert useful_search(record(["B."], ["A."])) == [1, 1]
+    assert useful_search(record(None)) == [None]
+
+
+def test_a_row_that_does_not_say_what_it_needs_is_an_error():
+    with pytest.raises(ValueError, match=r"task_kwargs: \{supporting_documents: true\}"):
+        useful_search({"turns": []})
