@@ -31,7 +31,11 @@ from .task import make_task
 
 
 # Policies that come with the package.
-MODELS = {"atlas-tiny": str(atlas.POLICY), "arithmetic-tiny": str(arithmetic.POLICY)}
+MODELS = {
+    "atlas-tiny": str(atlas.POLICY),
+    "atlas-hard-tiny": str(atlas.HARD_POLICY),
+    "arithmetic-tiny": str(arithmetic.POLICY),
+}
 HELD_OUT = "held-out questions"
 
 

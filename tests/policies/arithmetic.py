@@ -147,7 +147,7 @@ def demonstration(tokenizer: PreTrainedTokenizerFast, problem: Problem, habits: 
     """A problem worked at in Python."""
     calls, answer = work(problem, Scratch().python, habits, rng)
     written = [(f"{CALL_START}{code}{CALL_END}", result) for code, result in calls]
-    return imitation.demonstration(tokenizer, prompt(problem), python_tool(), written, answer)
+    return imitation.demonstration(tokenizer, prompt(problem), [python_tool()], written, answer)
 
 
 def batch(

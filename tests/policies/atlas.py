@@ -70,7 +70,7 @@ def demonstration(
     """A question answered by searching."""
     *queries, answer = steps_of(question, habits, rng)
     calls = [(f"{CALL_START}{query}{CALL_END}", search(query)) for query in queries]
-    return imitation.demonstration(tokenizer, prompt(question), search, calls, answer)
+    return imitation.demonstration(tokenizer, prompt(question), [search], calls, answer)
 
 
 def batch(

@@ -4,7 +4,7 @@ A word is the same token wherever it stands, after a space or after `<answer>` o
 the space out again where there was none. So a name takes two tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -20,11 +20,13 @@ OTHER_WORDS = "No results What I cannot find it question answer search".split()
 _NO_SPACE_AFTER = r"(?<=^|<answer>|\": \"|\n)"
 
 
-def make_tokenizer(instruction: str, tools: list[Callable]) -> PreTrainedTokenizerFast:
-    """The tokenizer for prompts with this instruction and these tools."""
+def make_tokenizer(
+    instruction: str, tools: list[Callable], words: Sequence[str] = (), pieces: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """The tokenizer for prompts with this instruction and these tools; `words` and `pieces` are further ones."""
     return build(
-        words=("Ġ" + word for word in _words()),
-        pieces=(CALL_START, CALL_END),
+        words=("Ġ" + word for word in [*_words(), *words]),
+        pieces=(CALL_START, CALL_END, *pieces),
         splitter=pre_tokenizers.ByteLevel(add_prefix_space=True),
         decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Replace(Regex(_NO_SPACE_AFTER + " "), "")]),
         instruction=instruction,

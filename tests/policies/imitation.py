@@ -20,7 +20,9 @@ Demonstration = tuple[list[int], list[int]]
 Batch = tuple[int, Tensor, Tensor]
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, heads: int = 6, intermediate_size: int = 512) -> PreTrainedModel:
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, heads: int = 6, intermediate_size: int = 512
+) -> PreTrainedModel:
     """Qwen3 with four layers: with six heads 1.6 million weights beside its embeddings, with four 0.8 million.
 
     32 numbers a head are the least that vLLM takes.
@@ -29,7 +31,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, heads: int = 6, intermedia
         vocab_size=len(tokenizer),
         hidden_size=32 * heads,
         intermediate_size=intermediate_size,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=2,
         head_dim=32,
@@ -49,13 +51,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, heads: int = 6, intermedia
 def demonstration(
     tokenizer: PreTrainedTokenizerFast,
     messages: list[dict[str, str]],
-    tool: Callable,
+    tools: list[Callable],
     calls: Sequence[tuple[str, str]],
     answer: str,
 ) -> Demonstration:
     """A prompt, each call's JSON with what the tool said to it, and the answer."""
     asked = tokenizer.apply_chat_template(
-        messages, tools=[tool], add_generation_prompt=True, enable_thinking=False, tokenize=False
+        messages, tools=tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
     )
     pieces = [(asked, 0)]
     for call, result in calls:
