@@ -43,6 +43,7 @@ ROOMS = {
     "train": "a recipe -> a trained policy; a program that is launched",
     "preflight": "a recipe -> what would go wrong in its run",
     "plan": "a recipe, devices -> whether it fits them; what a step of it takes here",
+    "study": "cells and seeds of a study -> their runs, results in one file, a report",
     "cli": "words -> verbs",
     "__main__": "python -m a2tgpo_trl",
 }

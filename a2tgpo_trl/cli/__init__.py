@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "score a policy on a recipe's test set, with confidence intervals",
     "plot": "draw the learning curves of finished runs in one picture",
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
+    "study": "train the cells of a study that are not there yet, and write its report",
     "paired": "compare two evaluations of the same questions, question by question",
     "table": "enter scores of evaluations in a table of Markdown, beside what a paper has there",
     "gains": "say what turns of an evaluation gained that found what they needed, and the others",

@@ -1,10 +1,7 @@
 """a recipe, methods and seeds -> a run for each, and the areas under their held-out learning curves side by side."""
 
 import argparse
-import hashlib
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from .launching import add_recipe_argument
 SET_BY_RUN = ("__output_dir", "__overwrite", "__eval_strategy", "__eval_steps", "__eval_on_start")
 
 COMPARISON = "comparison.json"
-LOG, DONE = "log.txt", "compared.json"  # of each run, in its folder
+DONE = "compared.json"  # of each run, in its folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from ..recipe.recipe_file import find_recipe
     from ..report.comparison import compare, comparison_table, read_curve
     from ..resume.own_files import OwnFiles
+    from ..study.runs import LOG, identity
 
     taken = [word for word in args.overrides if word.partition("=")[0].replace("-", "_") in SET_BY_RUN]
     if taken:
@@ -54,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
     args.reward, questions = _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
     words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
+    made = [json.dumps({"version": __version__, "identity": identity(of_run)}) for of_run in words]
     own = OwnFiles(args.output)
     written = [COMPARISON, *(f"{folder.name}/{file}" for folder in runs.values() for file in (LOG, DONE))]
     own.refuse_foreign(map(escape, written))
     with own.writing(*written), ThreadPoolExecutor(args.jobs) as jobs:
-        failed = [log for log in jobs.map(_train, words, runs.values()) if log is not None]
+        failed = [log for log in jobs.map(_train, words, made, runs.values()) if log is not None]
     if failed:
         print(f"These runs failed; their logs say why: {', '.join(map(str, failed))}", file=sys.stderr)
         return 1
@@ -85,7 +84,7 @@ def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
 
     for name in args.credit:
         words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)
-        read = read_recipe(["--config", *words[4:]])
+        read = read_recipe(["--config", *words])
         if preset_of(read.args.credit_method).needs_turn_rewards and not read.args.turn_rewards:
             raise ValueError(f"credit {name} needs turn rewards, and the recipe has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in read.task.reward_funcs]
@@ -107,37 +106,20 @@ def _plain(name: str) -> str:
 def _words(recipe: Path, name: str, seed: int, folder: Path, every: int, overrides: Sequence[str]) -> list[str]:
     evaluate = ["--eval_strategy", "steps", "--eval_steps", str(every), "--eval_on_start", "true"]
     words = ["--credit", name, "--seed", str(seed), "--output_dir", str(folder), "--overwrite", "true"]
-    return [sys.executable, "-m", "a2tgpo_trl", "train", str(recipe), *evaluate, *overrides, *words]
+    return [str(recipe), *evaluate, *overrides, *words]
 
 
-def _train(words: Sequence[str], folder: Path) -> Path | None:
+def _train(words: Sequence[str], what: str, folder: Path) -> Path | None:
     """Train, unless the same was done before. The log, if it failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log, done = folder / LOG, folder / DONE
-    what = json.dumps({"version": __version__, "words": list(words[1:]), "files": _digests(words)})
+    from ..study.runs import LOG, train
+
+    done = folder / DONE
     if done.is_file() and done.read_text() == what:
         print(f"{folder} is there already.", flush=True)
         return None
     done.unlink(missing_ok=True)
-    with log.open("w") as file:
-        code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
+    code = train(words, folder)
     print(f"{folder}: {'trained' if code == 0 else f'exit code {code}'}", flush=True)
     if code == 0:
         done.write_text(what)
-    return None if code == 0 else log
-
-
-def _digests(words: Sequence[str]) -> dict[str, str]:
-    """What the recipe says, and what it is built on, and the files that these or the command line name: methods,
-    rewards, tools, tasks, data."""
-    from ..recipe.arguments import split_words
-    from ..recipe.recipe_file import read_layers
-
-    recipe = Path(words[4])
-    _, bases, others = split_words(["--config", *words[4:]])
-    layers = [layer.path for layer in read_layers(recipe, bases)]
-    texts = (*(path.read_text() for path in layers), *others)
-    named = {word for text in texts for word in re.split(r"[\s,:'\"{}\[\]]+", text) if word}
-    folders = {Path.cwd(), *(path.parent for path in layers)}
-    files = {*layers, *(folder / word for word in named for folder in folders)}
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files) if file.is_file()}
+    return None if code == 0 else folder / LOG

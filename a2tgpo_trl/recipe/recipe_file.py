@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the command line looks for a recipe before anything is impo
     from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-LAUNCH = "accelerate"
+LAUNCH, STUDIES = "accelerate", "study"  # folders of what is no recipe
 BASE = "base"
 
 
@@ -49,7 +49,7 @@ def _find(name: str, shipped: Mapping[str, Path], kind: str) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by their names: quickstart, qa/dapo."""
     folder = recipe_folder()
-    files = [file for file in folder.rglob("*.yaml") if file.parent != folder / LAUNCH]
+    files = [file for file in folder.rglob("*.yaml") if file.parent.name not in (LAUNCH, STUDIES)]
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 

@@ -41,8 +41,8 @@ Atlas grows harder by settings:
 The last makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record. How many turns
 there are to search in is the run's own setting, `max_tool_calling_iterations`.
 
-To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path (`my_task.py:make`).
-Tasks of this package also stand in `TASKS`, under a short name.
+To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path
+(`my_task.py:make`). Tasks of this package also stand in `TASKS`, under a short name.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from a2tgpo_trl.cli import main
-from a2tgpo_trl.cli.compare import _digests
 from a2tgpo_trl.report.comparison import Spread, area, compare, comparison_table, read_curve
+from a2tgpo_trl.study.runs import identity
 
 
 def test_the_area_is_the_mean_height_between_evaluations():
@@ -77,18 +77,25 @@ def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_run_is_another_once_the_recipe_or_a_file_that_it_names_is_edited(tmp_path):
-    recipe, base, own = tmp_path / "recipe.yaml", tmp_path / "base.yaml", tmp_path / "own.py"
+def test_a_run_is_another_once_its_settings_or_a_file_that_they_name_change(tmp_path):
+    recipe, base = tmp_path / "recipe.yaml", tmp_path / "base.yaml"
     recipe.write_text("base: base.yaml\ntools: ['more.py:tool']\n")
-    base.write_text("credit: own.py:method\n")
-    for file in (own, tmp_path / "more.py", tmp_path / "words.py"):
+    base.write_text("credit: own.py:method\nseed: 1\n")
+    files = [tmp_path / name for name in ("own.py", "more.py", "words.py")]
+    for file in files:
         file.write_text("1")
-    words = ["python", "-m", "a2tgpo_trl", "train", str(recipe), "--credit", f"{tmp_path / 'words.py'}:method"]
-    seen = [_digests(words)]
-    for file in (recipe, base, own, tmp_path / "more.py", tmp_path / "words.py"):
-        file.write_text(file.read_text() + "# edited\n")
-        seen.append(_digests(words))
-    assert len(seen[0]) == 5 and len({str(digests) for digests in seen}) == 6
+    words = [str(recipe), "--task", f"{tmp_path / 'words.py'}:make"]
+    seen = [identity(words)]
+    for file in (recipe, base):
+        file.write_text("# a comment\n" + file.read_text())
+        assert identity([*words, "--output_dir", str(tmp_path)]) == seen[-1]
+        file.write_text(file.read_text() + f"max_{'steps' if file == base else 'completion_length'}: 7\n")
+        seen.append(identity(words))
+    for file in files:
+        file.write_text("2")
+        seen.append(identity(words))
+    assert len(set(seen)) == 6
+    assert identity([*words, "--seed", "2"]) not in seen
 
 
 @pytest.mark.slow

@@ -1,0 +1,28 @@
+"""a study's file -> its runs, one by one -> their results in a Parquet file -> a report.
+
+    a2tgpo study recipes/study/main.yaml [--jobs 2] [--minutes 60]
+
+A study trains one recipe in several cells (methods, or settings of one) with several seeds, and says what came out:
+
+    recipe: ../atlas_hard.yaml            beside the study's file
+    settings: {max_steps: 100}            of all cells, over those of the recipe
+    every: 10                             steps from one evaluation to the next
+    seeds: [0, 1, 2, 3, 4, 5, 6, 7]
+    against: grpo                         the cell that the others are compared with
+    target: 0.7                           the held-out score that cells are timed to
+    learning_rates: {values: [2.5e-4, 5.0e-4], seeds: [1000]}       each cell tries these, on other seeds
+    cells:
+      grpo: {credit: grpo}
+      a2tgpo: {credit: a2tgpo}
+
+Beside the study's file, `main.parquet` grows with each run, and `main.md` and `main.png` are made from it. A run that
+is there is not made again, unless its settings have changed since: so that a study can go on for days, on one machine
+or several after another. A run has one thread, so that it is the same run bit for bit, whatever runs beside it.
+
+    study.py        a study's file -> what is compared in it, by which runs
+    runs.py         words of a training -> the training, and what tells it from any other
+    results.py      a finished run's folder -> its measurements; those of all runs, in one file
+    mechanism.py    records of an evaluation -> how well gains tell which searches were of use
+    comparison.py   results -> what each cell came to, and its differences from another
+    report.py       results -> the report, and the picture
+"""

@@ -1,0 +1,97 @@
+"""results of a study -> what each cell came to, with intervals over seeds, and its differences from another, paired.
+
+Intervals are percentiles over seeds that are drawn again with replacement (bootstrap); of a difference, the seed is
+drawn with both of its runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..report.comparison import Curve, area
+from ..report.scores import Estimate, drawn_again, estimate
+from .results import HELD_OUT, Results
+from .study import Run, Study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    area: float  # mean held-out score over training
+    end: float
+    steps: float | None  # to the target; None: not reached
+    tokens: float | None  # that were read and written until then
+
+
+def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
+    """None of a run that is not there."""
+    curve = results.curve(run, HELD_OUT + study.reward)
+    if not curve:
+        return None
+    steps = first_at(curve, study.target)
+    tokens = None if steps is None else height_at([(0, 0.0), *results.curve(run, "num_tokens")], steps)
+    return Outcome(area(curve), curve[-1][1], steps, tokens)
+
+
+def first_at(curve: Curve, target: float) -> float | None:
+    """The step at which a curve, straight between its points, first comes to the target.
+
+    Example: (0, 0.2), (10, 0.4), (20, 0.8) and 0.5 -> 12.5
+    """
+    if curve[0][1] >= target:
+        return float(curve[0][0])
+    for (a, x), (b, y) in zip(curve, curve[1:], strict=False):
+        if y >= target:
+            return a + (b - a) * (target - x) / (y - x)
+    return None
+
+
+def height_at(curve: Curve, step: float) -> float:
+    return float(np.interp(step, *zip(*curve, strict=True)))
+
+
+# ---- learning rates
+
+
+def best_rates(study: Study, results: Results) -> dict[str, float | None]:
+    """The learning rate of each cell with the largest mean area on the seeds that it was tried on; of cells whose
+    trials are not all there, none. Without trials, all have that of the recipe (None)."""
+    if study.learning_rates is None:
+        return dict.fromkeys(study.cells)
+    best: dict[str, float | None] = {}
+    for cell in study.cells:
+        areas = tried_areas(study, results, cell)
+        if all(area is not None for area in areas.values()):
+            best[cell] = max(areas, key=lambda rate: areas[rate] or 0.0)
+    return best
+
+
+def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float | None]:
+    """By learning rate, the mean over the seeds of trials; None where one is not there."""
+    assert study.learning_rates is not None
+    areas = {}
+    for rate in study.learning_rates.values:
+        found = [outcome(study, results, Run(cell, seed, rate)) for seed in study.learning_rates.seeds]
+        there = [one.area for one in found if one is not None]
+        areas[rate] = float(np.mean(there)) if len(there) == len(found) else None
+    return areas
+
+
+# ---- means over seeds
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval; of a single seed, the interval is its value."""
+    rng = np.random.default_rng(0)
+    counts = np.ones(len(values), dtype=int)
+    draws = np.array([drawn @ np.asarray(values) / len(values) for drawn in drawn_again(rng, counts)])
+    return estimate(float(np.mean(values)), draws, len(values))
+
+
+def verdict(difference: Estimate) -> str:
+    """Whether the cell is better or worse; not to be told yet if the interval holds 0, or has less than five seeds."""
+    if difference.number < 5 or difference.low <= 0 <= difference.high:
+        return "not decided"
+    return "better" if difference.mean > 0 else "worse"

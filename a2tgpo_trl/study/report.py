@@ -1,0 +1,161 @@
+"""results of a study -> its report in Markdown, and its learning curves in one picture. Nothing in it is typed."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..report.scores import Estimate
+from .comparison import best_rates, outcome, over_seeds, tried_areas, verdict
+from .results import HELD_OUT, Results
+from .study import Run, Study
+
+
+ENOUGH = "Better / worse: the 95 % interval of the difference leaves 0 out, over five seeds or more."
+
+
+def report(study: Study, results: Results) -> str:
+    """The report of what there is so far."""
+    runs = runs_by_cell(study, results)
+    lines = [
+        f"# {study.file.stem}: held-out {study.reward.replace('_', ' ')}",
+        "",
+        f"By `a2tgpo study {study.file.parent.name}/{study.file.name}`, from `{study.results.name}`. Area: mean score "
+        f"over training, evaluated every {study.every} steps. Means over seeds with their 95 % intervals (bootstrap); "
+        f"differences from {study.against} are taken seed by seed. {ENOUGH}",
+        "",
+    ]
+    lines += [*_main_table(study, results, runs), "", f"![learning curves]({study.picture.name})", ""]
+    lines += _rates_table(study, results)
+    lines += _groups_table(study, results, runs)
+    lines += _metrics_table(study, results, runs)
+    lines += _made_by(results)
+    return "\n".join(lines)
+
+
+def runs_by_cell(study: Study, results: Results) -> dict[str, list[Run]]:
+    """The runs that are reported, of those that are there."""
+    found: dict[str, list[Run]] = {}
+    for run in study.reported(best_rates(study, results)):
+        if results.curve(run, HELD_OUT + study.reward):
+            found.setdefault(run.cell, []).append(run)
+    return {cell: found[cell] for cell in study.cells if cell in found}
+
+
+def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+    first = {run.seed: outcome(study, results, run) for run in runs.get(study.against, [])}
+    rows = []
+    for cell, of_cell in runs.items():
+        found = {run.seed: outcome(study, results, run) for run in of_cell}
+        there = [one for one in found.values() if one is not None]
+        steps = [one.steps for one in there if one.steps is not None]
+        tokens = [one.tokens for one in there if one.tokens is not None]
+        pairs = [
+            (one.area - other.area)
+            for seed, one in found.items()
+            if one is not None and (other := first.get(seed)) is not None
+        ]
+        difference = over_seeds(pairs) if pairs and cell != study.against else None
+        rows.append(
+            [
+                cell,
+                len(there),
+                over_seeds([one.area for one in there]),
+                over_seeds([one.end for one in there]),
+                f"{np.median(steps):.0f} ({len(steps)} of {len(there)})" if steps else f"- (0 of {len(there)})",
+                f"{np.median(tokens) / 1e6:.2f}" if tokens else "-",
+                difference or "",
+                verdict(difference) if difference else "",
+            ]
+        )
+    goal = f"{study.target:g}"
+    head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
+    return table([*head, f"million tokens to {goal}", f"area, less that of {study.against}", ""], rows)
+
+
+def _rates_table(study: Study, results: Results) -> list[str]:
+    if study.learning_rates is None:
+        return []
+    values, seeds = study.learning_rates.values, study.learning_rates.seeds
+    rows = []
+    for cell in study.cells:
+        areas = tried_areas(study, results, cell)
+        best = best_rates(study, results).get(cell)
+        marked = [
+            "" if areas[rate] is None else f"**{areas[rate]:.3f}**" if rate == best else f"{areas[rate]:.3f}"
+            for rate in values
+        ]
+        rows.append([cell, *marked])
+    head = ["cell", *(f"{rate:g}" for rate in values)]
+    title = f"## Learning rates\n\nMean areas on seeds that are not reported ({', '.join(map(str, seeds))})."
+    return [title, "", *table(head, rows), ""]
+
+
+def _groups_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+    """Scores of parts of the questions, at the end."""
+    beginning = f"{HELD_OUT}{study.reward}/"
+    names = sorted({name for name in results.table["metric"].unique() if name.startswith(beginning)})
+    if not names or not runs:
+        return []
+    rows = [[cell, *(_last(results, of_cell, name) for name in names)] for cell, of_cell in runs.items()]
+    return ["## By question, at the end", "", *table(["cell", *(n.removeprefix(beginning) for n in names)], rows), ""]
+
+
+SHOWN = {  # metric -> its heading
+    f"{HELD_OUT}tool calls": "calls a question",
+    "useful/share_turn_1": "first searches of use",
+    "useful/auc": "AUC of the gain",
+    "clip_fraction/mean": "tokens clipped",
+    "groups/teach_nothing": "groups that teach nothing",
+    "entropy": "entropy",
+    "step_time": "seconds a step",
+}
+
+
+def _metrics_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+    """At the end of training: what there is to say of how it went."""
+    there = set(results.table["metric"].unique())
+    shown = {metric: heading for metric, heading in SHOWN.items() if metric in there}
+    rows = [[cell, *(_last(results, of_cell, metric) for metric in shown)] for cell, of_cell in runs.items()]
+    return ["## At the end of training", "", *table(["cell", *shown.values()], rows), ""] if shown and runs else []
+
+
+def _last(results: Results, runs: Iterable[Run], metric: str) -> Estimate | str:
+    found = [curve[-1][1] for run in runs if (curve := results.curve(run, metric))]
+    return over_seeds(found) if found else ""
+
+
+def _made_by(results: Results) -> list[str]:
+    """By what, and on which machines."""
+    made = sorted(results.table["made"].unique())
+    return ["## Made by", "", *(f"- `{one}`" for one in made)]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a table of Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+# ---- the picture
+
+
+def draw(study: Study, results: Results, file: Path) -> None:
+    """Mean held-out score over steps, of each cell, with the interval over its seeds."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    styles = ("-", "--", ":", "-.")
+    for number, (cell, runs) in enumerate(runs_by_cell(study, results).items()):
+        curves = [results.curve(run, HELD_OUT + study.reward) for run in runs]
+        steps = [step for step, _ in curves[0]]
+        estimates = [over_seeds(list(values)) for values in zip(*([y for _, y in c] for c in curves), strict=True)]
+        colour, style = f"C{number % 10}", styles[number // 3 % len(styles)]
+        axes.plot(steps, [one.mean for one in estimates], style, color=colour, label=f"{cell} ({len(runs)})")
+        low, high = [one.low for one in estimates], [one.high for one in estimates]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.axhline(study.target, color="grey", linewidth=0.6)
+    axes.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}", ylim=(0, 1))
+    axes.legend(title="cell (seeds)", fontsize="small", loc="upper left")
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,154 @@
+"""a finished run's folder -> its measurements; those of all runs, in one Parquet file.
+
+A measurement is a number that a run had at a step. What was logged while training is the mean over the steps since the
+measurement before; what was found on held-out questions begins with "held_out/".
+
+    cell  learning_rate  seed  step  metric                        value  identity          made
+    grpo  0.0005            3    20  held_out/exact_match          0.42   5f0c1ab2...       {"version": ...}
+    grpo  0.0005            3    20  completions/mean_length       211.3  5f0c1ab2...       {"version": ...}
+
+`identity` is a digest of the settings: a run is made again when they change. `made` says by what and where.
+"""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from .. import __version__
+from ..report.plots import SCORES, STATE
+from ..report.scores import TURNS
+from ..rollout.records import read_jsonl
+from .mechanism import mechanism
+from .study import Run
+
+
+HELD_OUT = "held_out/"
+KEY = ["cell", "learning_rate", "seed"]
+COLUMNS = [*KEY, "step", "metric", "value", "identity", "made"]
+EVALUATED = "eval_rewards/"
+NO_MEASUREMENT = ("step", "epoch", "total_flos", "train_loss")
+
+Measurement = tuple[int, str, float]
+
+
+# ---- of one run
+
+
+def measured(folder: Path, every: int) -> list[Measurement]:
+    """What a finished run says of itself."""
+    history = json.loads((folder / STATE).read_text())["log_history"]
+    last = max(entry["step"] for entry in history)
+    found = {(step, metric): value for step, metric, value in (*_logged(history, every), *_evaluated(history))}
+    for step, when in ((0, "before"), (last, "after")):
+        found |= {(step, metric): value for metric, value in _scores(folder / SCORES / f"{when}.json")}
+        found |= {(step, metric): value for metric, value in mechanism(read_jsonl(folder / SCORES / f"{when}.jsonl"))}
+    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if math.isfinite(value)]
+
+
+def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
+    """Means over each stretch of steps: a metric that some of its steps lack is the mean over the others."""
+    entries = [entry for entry in history if "loss" in entry]
+    stretches: dict[int, list[dict]] = {}
+    for entry in entries:
+        stretches.setdefault(math.ceil(entry["step"] / every) * every, []).append(entry)
+    for end, stretch in stretches.items():
+        for metric in sorted({key for entry in stretch for key in entry} - set(NO_MEASUREMENT)):
+            values = [entry[metric] for entry in stretch if metric in entry]
+            total = metric == "num_tokens"  # it grows; what counts is how far it has come
+            yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / len(values)
+
+
+def _evaluated(history: Sequence[dict]) -> Iterator[Measurement]:
+    for entry in history:
+        for key, value in entry.items():
+            if key.startswith(EVALUATED) and key.endswith("/mean"):
+                yield entry["step"], HELD_OUT + key.removeprefix(EVALUATED).removesuffix("/mean"), value
+
+
+def _scores(file: Path) -> Iterator[tuple[str, float]]:
+    """Means over all held-out questions, and over those of each group: held_out/exact_match/hops 4"""
+    scores = json.loads(file.read_text())
+    for name, estimate in scores["everything"].items():
+        yield HELD_OUT + name, estimate["mean"]
+    for group, row in scores["groups"].items():
+        for name, estimate in row.items():
+            if name != TURNS:
+                yield f"{HELD_OUT}{name}/{group}", estimate["mean"]
+
+
+# ---- of all
+
+
+class Results:
+    """The measurements of a study's runs, in a file that grows run by run."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.table = pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+
+    def has(self, run: Run, identity: str) -> bool:
+        found = self.table[self._rows_of(run)]
+        return bool((found["identity"] == identity).any())
+
+    def put(self, run: Run, identity: str, measurements: Iterable[Measurement]) -> None:
+        """In the place of what there was of this run."""
+        made = json.dumps(here())
+        rows = [
+            (run.cell, run.learning_rate, run.seed, step, metric, value, identity, made)
+            for step, metric, value in measurements
+        ]
+        new = pd.DataFrame(rows, columns=COLUMNS).astype({"learning_rate": "float64"})
+        kept = self.table[~self._rows_of(run)]
+        table = pd.concat([kept, new]) if len(kept) else new
+        self.table = table.sort_values([*KEY, "step", "metric"], ignore_index=True)
+        draft = self.file.with_suffix(".draft")
+        self.table.to_parquet(draft, index=False, compression="zstd")
+        draft.replace(self.file)
+
+    def _rows_of(self, run: Run) -> "pd.Series[bool]":
+        table, rate = self.table, run.learning_rate
+        same_rate = table["learning_rate"].isna() if rate is None else table["learning_rate"] == rate
+        return (table["cell"] == run.cell) & (table["seed"] == run.seed) & same_rate
+
+    def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
+        """A run's measurements of one metric, by step; none if it is not there."""
+        found = self.table[self._rows_of(run) & (self.table["metric"] == metric)].sort_values("step")
+        return list(zip(found["step"].tolist(), found["value"].tolist(), strict=True))
+
+
+def here() -> dict[str, str]:
+    """By what, where and when a run is made."""
+    import torch
+    import trl
+
+    return {
+        "version": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "trl": trl.__version__,
+        "machine": _machine(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """Of the checkout that the package lies in, if it does."""
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+def _machine() -> str:
+    """Its processor, as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,280 @@
+"""A study: what its file says, what its runs measured, what its report makes of it, and runs made again."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from a2tgpo_trl.cli import main
+from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
+from a2tgpo_trl.study.mechanism import auc, mechanism
+from a2tgpo_trl.study.report import draw, report
+from a2tgpo_trl.study.results import Results, measured
+from a2tgpo_trl.study.study import Run, read_study
+
+
+CONTENT = {
+    "recipe": "quickstart.yaml",
+    "seeds": [0, 1, 2, 3, 4],
+    "every": 10,
+    "target": 0.5,
+    "cells": {"grpo": {"credit": "grpo"}, "a2tgpo": {"credit": "a2tgpo"}},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path, CONTENT)
+
+
+def write(folder, content):
+    (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "study.yaml"
+
+
+def enter(results, run, curve, tokens=1000.0):
+    """A run whose held-out score has these heights, ten steps apart."""
+    rows = [(10 * i, "held_out/exact_match", height) for i, height in enumerate(curve)]
+    rows += [(10 * i, "num_tokens", tokens * i) for i in range(1, len(curve))]
+    results.put(run, "identity", rows)
+
+
+# ---- its file
+
+
+def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
+    rates = {"values": [1e-4, 1e-3], "seeds": [1000]}
+    settings = {"max_steps": 7, "credit": "igpo"}
+    study = read_study(write(tmp_path, {**CONTENT, "learning_rates": rates, "settings": settings}))
+    assert study.recipe == tmp_path / "quickstart.yaml" and study.against == "grpo"
+    assert [run.name for run in study.tried()] == [
+        *("grpo-0.0001-1000", "a2tgpo-0.0001-1000", "grpo-0.001-1000", "a2tgpo-0.001-1000")
+    ]
+    reported = list(study.reported({"a2tgpo": 1e-3}))  # of grpo the rate is not known yet
+    assert reported == [Run("a2tgpo", seed, 1e-3) for seed in range(5)]
+    assert study.settings_of(reported[1]) == {
+        **{"eval_strategy": "steps", "eval_steps": 10, "max_steps": 7},
+        **{"learning_rate": 1e-3, "credit": "a2tgpo", "seed": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"cell": {}}, "there is no key 'cell'. Did you mean 'cells'?"),
+        ({"cells": {}}, "the key 'cells' is missing"),
+        ({"cells": {"grpo": "grpo"}}, "cell 'grpo' must be settings"),
+        ({"against": "a2tgop"}, "against names no cell. Did you mean 'a2tgpo'?"),
+        ({"seeds": 8}, "seeds must be a list of whole numbers; got 8"),
+        ({"learning_rates": [1e-4]}, "learning_rates must say"),
+        ({"learning_rates": {"values": [1e-4], "seeds": [0]}}, "chosen on other seeds"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(changed, message, tmp_path):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_study(write(tmp_path, {**CONTENT, **changed}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"cells": {"grpo": {"credit": "grop"}}}, "Did you mean 'grpo'?"),
+        ({"cells": {"grpo": {"crdit": "grpo"}}}, "Did you mean 'credit'?"),
+        ({"reward": "bleu"}, "reward is 'bleu', but the task has exact_match, answer_format, f1"),
+    ],
+)
+def test_what_would_fail_in_a_run_is_told_before_the_first(changed, message, tmp_path, capsys):
+    content = {**CONTENT, "recipe": "own.yaml", **changed}
+    (tmp_path / "own.yaml").write_text("task: atlas\nmodel_name_or_path: atlas-tiny\nbf16: false\n")
+    assert main(["study", str(write(tmp_path, content)), "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("task: atlas\nmodel_name_or_path: atlas-tiny\nbf16: false\n")
+    file = write(tmp_path, {**CONTENT, "recipe": "own.yaml"})
+    (tmp_path / "study.md").write_text("my thoughts")
+    assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
+    assert "study.md is no report of this study" in capsys.readouterr().err
+    assert (tmp_path / "study.md").read_text() == "my thoughts"
+
+
+# ---- what runs measured
+
+
+def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
+    history = [{"step": step, "loss": 0.1 * step, "num_tokens": 100 * step, "epoch": 0.1} for step in (1, 2, 3)]
+    history += [{"step": 2, "eval_rewards/exact_match/mean": 0.4, "eval_loss": 0.0}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    (tmp_path / "evaluation").mkdir()
+    for when, score in (("before", 0.2), ("after", 0.6)):
+        means = {name: {"mean": value} for name, value in (("exact_match", score), ("tool turns", 3.0))}
+        scores = {"everything": means, "groups": {"hops 4": means}}
+        (tmp_path / "evaluation" / f"{when}.json").write_text(json.dumps(scores))
+        (tmp_path / "evaluation" / f"{when}.jsonl").write_text("")
+    found = {(step, metric): value for step, metric, value in measured(tmp_path, every=2)}
+    curve = {step: value for (step, metric), value in found.items() if metric == "held_out/exact_match"}
+    assert curve == {0: 0.2, 2: 0.4, 3: 0.6}
+    assert found[3, "held_out/exact_match/hops 4"] == 0.6 and found[0, "held_out/tool turns"] == 3.0
+    # Of steps 1 and 2 the mean; of tokens, which add up, how many there are by then.
+    assert (found[2, "loss"], found[3, "loss"]) == pytest.approx((0.15, 0.3))
+    assert (found[2, "num_tokens"], found[3, "num_tokens"]) == (200, 300)
+    assert not {metric for _, metric in found} & {"epoch", "step"}
+
+
+def test_auc_counts_the_pairs_that_gains_put_right():
+    # Of four pairs 3 > 2, 3 > 1, 1 < 2 and 1 = 1.
+    assert auc([3, 1], [2, 1]) == pytest.approx(2.5 / 4)
+    assert auc([2, 3], [0, 1]) == 1.0 and auc([1], []) is None
+    rng = np.random.default_rng(0)
+    above, below = rng.normal(0.5, 1, 40).round(1), rng.normal(0, 1, 50).round(1)
+    by_hand = np.mean([(a > b) + (a == b) / 2 for a in above for b in below])
+    assert auc(above.tolist(), below.tolist()) == pytest.approx(by_hand)
+
+
+def test_gains_are_held_against_what_the_world_knows_of_searches():
+    def record(hops, gains, results):
+        turns = [{"calls": [{"result": result}]} for result in results] + [{"calls": []}]
+        return {"hops": hops, "gains": gains, "turns": turns, "supporting_documents": ["A", "B"]}
+
+    # Of use: A, then B; a search that brings up C, or A once more, is not.
+    records = [
+        record(2, [0.5, 2.0], ["A", "B"]),
+        record(2, [1.0, -1.0], ["C", "A"]),
+        record(4, [0.1, 0.0], ["A", "A"]),
+    ]
+    found = dict(mechanism(records))
+    assert found["useful/share_turn_1"] == pytest.approx(2 / 3)
+    assert found["useful/share_turn_2"] == pytest.approx(2 / 3)
+    # Of use gained 0.5, 2.0, -1.0 and 0.1; not, 1.0 and 0.0. Pairs: 1, 2, 0, 1 of 8.
+    assert found["useful/auc"] == pytest.approx(4 / 8)
+    assert found["useful/auc/hops 4"] == 1.0
+    assert found["useful/auc_turn_1"] == 0.0  # 0.5 and 0.1 are both below 1.0
+    assert dict(mechanism([{"gains": [1.0]}])) == {}  # a task whose rows do not say what they need
+
+
+# ---- results
+
+
+def test_results_are_read_again_as_they_were_written_and_a_run_takes_the_place_of_itself(file):
+    study = read_study(file)
+    results = Results(study.results)
+    enter(results, Run("grpo", 0), [0.1, 0.2])
+    enter(results, Run("grpo", 0, 1e-4), [0.3, 0.4])
+    enter(results, Run("a2tgpo", 0), [0.5, 0.6])
+    again = Results(study.results)
+    pd.testing.assert_frame_equal(again.table, results.table)
+    assert again.curve(Run("grpo", 0), "held_out/exact_match") == [(0, 0.1), (10, 0.2)]
+    assert again.curve(Run("grpo", 0, 1e-4), "held_out/exact_match") == [(0, 0.3), (10, 0.4)]
+    assert again.curve(Run("grpo", 1), "held_out/exact_match") == []
+    assert again.has(Run("grpo", 0), "identity") and not again.has(Run("grpo", 0), "another")
+    enter(again, Run("grpo", 0), [0.7, 0.8])
+    assert again.curve(Run("grpo", 0), "held_out/exact_match") == [(0, 0.7), (10, 0.8)]
+    assert len(again.table) == len(results.table)
+
+
+def test_a_target_is_reached_between_two_evaluations():
+    assert first_at([(0, 0.2), (10, 0.4), (20, 0.8)], 0.5) == pytest.approx(12.5)
+    assert first_at([(0, 0.6), (10, 0.4)], 0.5) == 0 and first_at([(0, 0.2), (10, 0.4)], 0.5) is None
+
+
+def test_what_a_run_came_to(file):
+    study = read_study(file)
+    results = Results(study.results)
+    enter(results, Run("grpo", 0), [0.2, 0.4, 0.8])
+    found = outcome(study, results, Run("grpo", 0))
+    # (0.3 x 10 + 0.6 x 10) / 20; the target 0.5 at step 12.5, where 1250 tokens were read and written
+    assert (found.area, found.end, found.steps, found.tokens) == pytest.approx((0.45, 0.8, 12.5, 1250))
+    assert outcome(study, results, Run("grpo", 1)) is None
+
+
+def test_a_difference_is_decided_by_five_seeds_or_more_whose_interval_leaves_out_0():
+    assert verdict(over_seeds([0.1, 0.12, 0.11, 0.09, 0.1])) == "better"
+    assert verdict(over_seeds([-0.1, -0.12, -0.11, -0.09, -0.1])) == "worse"
+    assert verdict(over_seeds([0.1, 0.12, 0.11, 0.09])) == "not decided"
+    assert verdict(over_seeds([0.1, -0.12, 0.11, -0.09, 0.1])) == "not decided"
+
+
+def test_each_cell_goes_on_with_the_learning_rate_that_did_best_on_the_seeds_for_it(tmp_path):
+    rates = {"values": [1e-4, 1e-3], "seeds": [1000, 1001]}
+    study = read_study(write(tmp_path, {**CONTENT, "learning_rates": rates}))
+    results = Results(study.results)
+    heights = {"grpo": {1e-4: (0.1, 0.2), 1e-3: (0.5, 0.4)}, "a2tgpo": {1e-4: (0.9, 0.2), 1e-3: (0.5, 0.4)}}
+    for cell, of_cell in heights.items():
+        for rate, of_rate in of_cell.items():
+            for seed, height in zip((1000, 1001), of_rate, strict=True):
+                if (cell, rate, seed) != ("a2tgpo", 1e-3, 1001):
+                    enter(results, Run(cell, seed, rate), [height, height])
+    assert best_rates(study, results) == {"grpo": 1e-3}  # of a2tgpo one is missing
+    enter(results, Run("a2tgpo", 1001, 1e-3), [0.4, 0.4])
+    assert best_rates(study, results) == {"grpo": 1e-3, "a2tgpo": 1e-4}
+    assert "| grpo | 0.150 | **0.450** |" in report(study, results)
+
+
+# ---- the report
+
+
+def test_the_report_is_made_of_the_results_alone(file):
+    study = read_study(file)
+    results = Results(study.results)
+    for seed in study.seeds:
+        enter(results, Run("grpo", seed), [0.2, 0.2 + 0.01 * seed, 0.4])
+        if seed != 2:
+            enter(results, Run("a2tgpo", seed), [0.2, 0.5 + 0.01 * seed, 0.6])
+    text = report(study, Results(study.results))
+    # Areas of grpo: (0.2 + h) / 4 + (h + 0.4) / 4 = 0.15 + h / 2, of which h is 0.2 to 0.24: 0.26 on average.
+    line = next(line for line in text.splitlines() if line.startswith("| grpo | 5"))
+    assert "| 0.260 (" in line and "| 0.400 (0.400 to 0.400) | - (0 of 5) | - |" in line
+    # Of a2tgpo 0.2 + h / 2, with h 0.50, 0.51, 0.53, 0.54: 0.46; each seed 0.2 above. Four seeds decide nothing.
+    line = next(line for line in text.splitlines() if line.startswith("| a2tgpo | 4"))
+    # To 0.5 they took 10 x 0.3 / (h - 0.2) steps: 10, 9.7, 9.1 and 8.8, of which the median is 9.4.
+    assert "| 0.460 (" in line and "| 9 (4 of 4) |" in line
+    assert "| 0.200 (0.200 to 0.200) | not decided |" in line
+    enter(results, Run("a2tgpo", 2), [0.2, 0.52, 0.6])
+    line = next(line for line in report(study, results).splitlines() if line.startswith("| a2tgpo | 5"))
+    assert "| 0.200 (0.200 to 0.200) | better |" in line
+    draw(study, results, study.picture)
+    assert study.picture.read_bytes().startswith(b"\x89PNG")
+
+
+# ---- runs
+
+
+@pytest.mark.slow
+def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, capfd):
+    (tmp_path / "own.yaml").write_text("base: quickstart\n")
+    small = {
+        **{"max_steps": 2, "eval_rows": 6, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+        "task_kwargs": {"train_questions": 8, "test_questions": 6, "supporting_documents": True},
+        "eval_gains": True,
+    }
+    content = {**CONTENT, "recipe": "own.yaml", "settings": small, "seeds": [3], "every": 1}
+    file = write(tmp_path, content)
+    words = ["study", str(file), "--jobs", "2", "-o", str(tmp_path / "out")]
+    assert main(words) == 0
+    results = Results(file.with_suffix(".parquet"))
+    assert set(results.table["cell"]) == {"grpo", "a2tgpo"} and not list((tmp_path / "out" / "study").iterdir())
+    table = results.table
+    metrics = set(table["metric"])
+    assert {"held_out/exact_match", "held_out/exact_match/hops 2", "useful/auc", "loss", "num_tokens"} <= metrics
+    assert [step for step, _ in results.curve(Run("grpo", 3), "held_out/exact_match")] == [0, 1, 2]
+    table[table["cell"] == "grpo"].to_parquet(results.file)
+    capfd.readouterr()
+    assert main(words) == 0
+    printed = capfd.readouterr().out
+    assert "a2tgpo-3:" in printed and "grpo-3:" not in printed.replace("a2tgpo-3:", "")
+    timed = table["metric"].str.contains("seconds|time|per_second")
+    again = Results(results.file).table
+    pd.testing.assert_frame_equal(again[~timed], table[~timed])
+    text = file.with_suffix(".md").read_text()
+    assert "| grpo | 1 |" in text and "## Made by" in text
+    # Other settings are other runs; one that fails says where its log is, and takes nothing with it.
+    file.write_text(yaml.safe_dump({**content, "settings": {**small, "learning_rate": -1.0}}))
+    assert main(words) == 1
+    assert "grpo-3 failed" in capfd.readouterr().err
+    pd.testing.assert_frame_equal(Results(results.file).table, again)
