@@ -49,7 +49,8 @@ def first_at(curve: Curve, target: float) -> float | None:
 
 
 def height_at(curve: Curve, step: float) -> float:
-    return float(np.interp(step, *zip(*curve, strict=True)))
+    steps, heights = zip(*curve, strict=True)
+    return float(np.interp(step, steps, heights))
 
 
 # ---- learning rates

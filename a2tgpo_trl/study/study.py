@@ -97,7 +97,7 @@ def read_study(file: Path) -> Study:
     if rates is not None and (not isinstance(rates, dict) or set(rates) != {"values", "seeds"}):
         raise RecipeError(f"{file}: learning_rates must say {{values: [1.0e-4, ...], seeds: [1000]}}.")
     content = {"against": next(iter(content["cells"])), **content}
-    study = Study(file, **content, learning_rates=rates and Rates(**rates))
+    study = Study(file, **content, learning_rates=None if rates is None else Rates(**rates))
     _check(study)
     return replace(study, recipe=file.parent / study.recipe)
 
