@@ -30,7 +30,8 @@ WITHOUT_CLIP_RANGE = {
 
 
 # Of those, a clip range that follows the gain reads some, whatever credits the turn.
-OF_GAINS = ("gain_normalization", "gain_groups")
+DEPTHS = ("turn_group", "turn")  # how gains are compared by depth
+OF_GAINS = ("gain_normalization", "gain_groups", "stopped_count")
 
 
 def _by_credit(name: str, text: str) -> Any:
@@ -104,6 +105,11 @@ class A2TGPOConfig(ToolConfig):
         "depth ('turn'), or those that began in the same state, at whatever depth, and where there are none those at "
         "the same depth ('state'). A state is what the policy had just read: the prompt, or the results of its last "
         "calls.",
+    )
+    stopped_count: bool = _by_credit(
+        "stopped_count",
+        "Whether rollouts that have stopped calling tools count, with a gain of 0, where the gains of later turns are "
+        "compared. Without it gains say which call was better, but not whether to call at all.",
     )
     state_likeness: Annotated[float, Interval(0.0, 1.0, "(]")] = _by_credit(
         "state_likeness",
@@ -180,10 +186,14 @@ class A2TGPOConfig(ToolConfig):
         "call and its result. Models and attention implementations that this is not known to be exact for read rows "
         "one by one; so do compiled models.",
     )
-    gain_measure: GainMeasure = setting(
-        "logprob",
+    gain_measure: GainMeasure = _by_credit(
+        "gain_measure",
         "Value of a context: the mean log-probability per answer token ('logprob'), or its exponential "
         "('probability').",
+    )
+    first_gain: bool = _by_credit(
+        "first_gain",
+        "Whether the first turn has a gain: how much closer it came to the answer than the question alone was.",
     )
     answer_aliases: AnswerAliases = setting(
         "first", "Which accepted answer is scored: the 'first', the best ('max') or their average ('mean')."
@@ -245,6 +255,7 @@ class A2TGPOConfig(ToolConfig):
         """Nothing is set that the method does not read."""
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
+        self._check_gains(preset)
         self._check_states(preset)
         for name in preset.without_effect:
             if name in OF_GAINS and self.clip_adaptation > 0:
@@ -254,6 +265,18 @@ class A2TGPOConfig(ToolConfig):
                 raise ValueError(
                     f"{name} has no effect with credit={self.credit!r}: leave it out. It would be {neutral!r}."
                 )
+
+    def _check_gains(self, preset: Preset) -> None:
+        if self.stopped_count and not (self.uses_gain and (self.gain_normalization, self.gain_groups) == DEPTHS):
+            raise ValueError(
+                "stopped_count has no effect unless gains are compared by depth: gain_weight or clip_adaptation above "
+                "0, gain_normalization='turn_group' and gain_groups='turn'."
+            )
+        if self.first_gain != preset.values["first_gain"] and not self.uses_gain:
+            raise ValueError(
+                f"first_gain has no effect with credit={self.credit!r}, which reads no gains unless gain_weight or "
+                "clip_adaptation is above 0. Leave it out."
+            )
 
     def _check_states(self, preset: Preset) -> None:
         if self.gain_groups == "state":

@@ -27,6 +27,8 @@ SWITCHES = [
     {"clip_adaptation": 0.1},
     {"clip_adaptation": 0.0},
     {"gain_measure": "probability"},
+    {"first_gain": False},
+    {"credit": "a2tgpo_paper"},
     {"answer_aliases": "max"},
     {"answer_aliases": "mean"},
     {"probe_template": "So it is {answer}, then"},
@@ -52,6 +54,7 @@ def expected_credit(trainer, args: A2TGPOConfig, batch: dict, tokenizer, names=N
     last = batch["completion_mask"].sum(dim=1) - 1  # a token of the answer turn, which carries the outcome alone
     outcome = batch["advantages"][torch.arange(len(last)), last]
     gains = information_gain(values, int(turn_BT.max()) + 1)
+    gains[:, 0] = gains[:, 0] if args.first_gain else torch.nan
     advantages, scale = a2tgpo_credit(
         gains,
         torch.zeros(len(last)),

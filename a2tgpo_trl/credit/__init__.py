@@ -17,10 +17,12 @@ One word names the method (`credit: gtpo`, `--credit grpo`); task, rollouts and 
                  the mean of those from the same state
     a2tgpo       gains, normalised by depth, summed up and rescaled, beside the     turn      3e-3, 4e-3, scaled by
                  outcome                                                                      the gain
+    a2tgpo_paper the same, gains of probability, with the weight 1 in place of 0.3  turn      the same
+    a2tgpo_code  a2tgpo, whose first turns have no gain                             turn      the same
 
 Each sets the switches (`A2TGPOConfig`) to its paper's values; what you set wins, and what a method never reads is
-refused. `loss_type` is "grpo" for gspo and atpo, else "dapo"; gtpo has a turn reward of its own, {bad_format: -0.1};
-mt_grpo and hybrid need some of yours. A method's docstring has its formula and an example by hand:
+refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo"; gtpo has a turn reward of its own,
+{bad_format: -0.1}; mt_grpo and hybrid need some of yours. A method's docstring has its formula and an example by hand:
 `help(find_method("gtpo"))`. `a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several with several
 seeds, and compares their held-out learning curves.
 

@@ -1,4 +1,18 @@
-"""A2TGPO, and the methods that are the same function with other switches: GRPO, GSPO, ATPO and MT-GRPO."""
+"""A2TGPO, and the methods that are the same function with other switches: GRPO, GSPO, ATPO and MT-GRPO.
+
+The paper of A2TGPO and the code that was released with it differ, and so does what is here by default:
+
+                              paper                     code                    a2tgpo        switch
+    value of a context        probability               log-probability         as the code   gain_measure
+    first turn                gains on the question     has no gain             as the paper  first_gain
+    last result               is in the last gain       is not                  as the paper
+    weight of the gain        1                         0.3                     as the code   gain_weight
+    loss                      mean of rollouts' means   mean over all tokens    as the code   loss_type: grpo, dapo
+    gradient of the ratio     of the turn's mean        of each token           as the code
+    broken format             reward -1 in place of 1   the same                0.1 x format  reward_weights
+
+`a2tgpo_paper` and `a2tgpo_code` are the two columns, as far as there are switches.
+"""
 
 from typing import Any
 
@@ -10,16 +24,19 @@ from .method import Evidence, Switches, gain_clip_scale, method
 from .scores import discounted_sum
 
 
-@method(
-    gain_weight=0.3,
-    turn_reward_weight=0.0,
-    clip_adaptation=0.3,
-    rescale_accumulation=True,
-    importance_sampling_level="turn",
-    epsilon=3e-3,
-    epsilon_high=4e-3,
-    without_effect=["failure_shaping"],
-)
+# What paper and code agree on.
+OF_A2TGPO: dict[str, Any] = {
+    "turn_reward_weight": 0.0,
+    "clip_adaptation": 0.3,
+    "rescale_accumulation": True,
+    "importance_sampling_level": "turn",
+    "epsilon": 3e-3,
+    "epsilon_high": 4e-3,
+    "without_effect": ["failure_shaping"],
+}
+
+
+@method(**OF_A2TGPO, gain_weight=0.3)
 def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
     """A2TGPO (arXiv 2605.06200): what each turn gained, compared with others at its depth, beside the outcome.
 
@@ -56,6 +73,38 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
         credit_NK = switches.returns(scores_NK, evidence)
         advantages_NK = advantages_NK + switches.turn_reward_weight * credit_NK.nan_to_num(nan=0.0)
     return advantages_NK.expand_as(evidence.gains_NK)
+
+
+@method(**OF_A2TGPO, gain_weight=1.0, gain_measure="probability", loss_type="grpo")
+def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
+    """A2TGPO as its paper writes it (arXiv 2605.06200): gains of probability, without a weight.
+
+        A[i,t] = A_outcome[i] + D(Z(gains))[i,t]
+
+    Meaning: as in A2TGPO; a turn that gains as much as others do outweighs the outcome.
+    Edge cases: those of A2TGPO. Each rollout weighs the same, however long it is (`loss_type` `grpo`).
+
+    Example (the group of `a2tgpo_trl.credit`; D as in A2TGPO: a -0.7071, 0; b 1):
+        a  1.1545 - 0.7071 = 0.4474, 1.1545, 1.1545
+        b  -0.5773 + 1 = 0.4227, -0.5773
+        c  -0.5773
+    """
+    return a2tgpo(evidence, switches)
+
+
+@method(**OF_A2TGPO, gain_weight=0.3, first_gain=False)
+def a2tgpo_code(evidence: Evidence, switches: Switches) -> Tensor:
+    """A2TGPO as the released code runs: the first turn has no gain, so that it lives on the outcome alone.
+
+        A[i,t] = A_outcome[i] + 0.3 D(Z(gains))[i,t]          for turns from the second on
+
+    Meaning: as in A2TGPO, once there is a first result to compare with.
+    Edge cases: those of A2TGPO. Gains come in with those of first turns left out (`first_gain`).
+
+    Example (the group of `a2tgpo_trl.credit`): with the gains of first turns as they stand there, the numbers of
+        A2TGPO: a 0.9424, 1.1545, 1.1545; b -0.2773, -0.5773; c -0.5773
+    """
+    return a2tgpo(evidence, switches)
 
 
 # What has no weight here is still there for those who give it one, with A2TGPO's way of summing it up.

@@ -10,7 +10,7 @@ from .scores import above_state_mean
     discount=0.95,
     beta=0.001,
     needs_states=True,
-    without_effect=["gain_normalization", "gain_groups"],
+    without_effect=["gain_normalization", "gain_groups", "stopped_count"],
 )
 def gigpo(evidence: Evidence, switches: Switches) -> Tensor:
     """GiGPO (arXiv 2505.10978): the outcome of the rollout, and what a turn earned beyond others from its state.

@@ -16,7 +16,7 @@ def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
     discount=0.9,
     failure_shaping=0.5,
     turn_rewards={"bad_format": -0.1},
-    without_effect=["gain_groups", "outcome_weight", "scale_rewards", "multi_objective_aggregation"],
+    without_effect=["gain_groups", "stopped_count", "outcome_weight", "scale_rewards", "multi_objective_aggregation"],
 )
 def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
     """GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed up from a turn to the end, then normalised.
@@ -41,7 +41,7 @@ def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
     return normalized_returns(evidence, switches)
 
 
-@method(discount=0.9, outcome_weight=0.3, needs_turn_rewards=True, without_effect=["gain_groups"])
+@method(discount=0.9, outcome_weight=0.3, needs_turn_rewards=True, without_effect=["gain_groups", "stopped_count"])
 def hybrid(evidence: Evidence, switches: Switches) -> Tensor:
     """The hybrid (arXiv 2604.02869): GTPO's normalised returns, and a little of the outcome on every turn.
 

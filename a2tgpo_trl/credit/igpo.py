@@ -44,7 +44,7 @@ def igpo(evidence: Evidence, switches: Switches) -> Tensor:
     turn_reward_weight=0.0,
     gain_normalization="pooled",
     beta=0.001,
-    without_effect=["gain_groups", "scale_rewards", "multi_objective_aggregation"],
+    without_effect=["gain_groups", "stopped_count", "scale_rewards", "multi_objective_aggregation"],
 )
 def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
     """IGPO's first variant (arXiv 2510.14967): gains and outcomes in one z-score, summed up from a turn to the end.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..information_gain.rounding import GAIN_FLOOR
-from .scores import NORMALIZATIONS, Floor, clip_scale, returns, state_group_zscore, weighted_sum
+from .scores import NORMALIZATIONS, Floor, clip_scale, returns, state_group_zscore, turn_group_zscore, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Evidence:
         turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
         return turns < self.num_turns_N.unsqueeze(1)
 
+    @property
+    def stopped_NK(self) -> Tensor:
+        """Whether a rollout of the loss had stopped before this depth: it made no call there, nor later."""
+        turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
+        last_N1 = self.num_turns_N.unsqueeze(1) - 1
+        return (last_N1 >= 0) & (turns >= last_N1) & self.gains_NK.isnan()
+
     def at_last_turn(self, values_N: Tensor) -> Tensor:
         """Each rollout's number in the place of its last turn, 0 elsewhere: (N,K)."""
         turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
@@ -62,6 +69,7 @@ class Switches:
     discount: float = 1.0
     gain_normalization: str = "turn_group"
     gain_groups: str = "turn"
+    stopped_count: bool = False
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
     state_weight: float = 1.0
@@ -84,6 +92,9 @@ class Switches:
         if self.gain_groups == "state":
             assert evidence.states_NK is not None
             return state_group_zscore(evidence.gains_NK, evidence.states_NK, evidence.group_ids_N, evidence.gain_floor)
+        if self.stopped_count:
+            compared = (evidence.gains_NK, evidence.group_ids_N, evidence.gain_floor, evidence.stopped_NK)
+            return turn_group_zscore(*compared)
         return self.normalize(evidence.gains_NK, evidence.group_ids_N, evidence.gain_floor)
 
     def signal(self, evidence: Evidence) -> Tensor:
@@ -114,6 +125,9 @@ DEFAULTS: dict[str, Any] = {
     "discount": 1.0,
     "gain_normalization": "turn_group",
     "gain_groups": "turn",
+    "stopped_count": False,
+    "first_gain": True,
+    "gain_measure": "logprob",
     "rescale_accumulation": False,
     "clip_adaptation": 0.0,
     "state_weight": 1.0,

@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 from ..lookup import load
-from .a2tgpo import a2tgpo, atpo, grpo, gspo, mt_grpo
+from .a2tgpo import a2tgpo, a2tgpo_code, a2tgpo_paper, atpo, grpo, gspo, mt_grpo
 from .gigpo import gigpo
 from .gtpo import gtpo, hybrid
 from .igpo import igpo, igpo_joint
@@ -13,7 +13,11 @@ from .method import Method
 
 
 _METHODS: dict[str, Method] = {
-    method.__name__: method for method in (a2tgpo, grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid, gigpo)
+    method.__name__: method
+    for method in (
+        *(a2tgpo, a2tgpo_paper, a2tgpo_code),
+        *(grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid, gigpo),
+    )
 }
 METHODS = tuple(_METHODS)
 

@@ -64,7 +64,9 @@ def _zscore(values_NK: Tensor, cell_NK: Tensor, num_cells: int, floor: Floor) ->
     return cells.table(cells.centred / (variance.sqrt() + SCALE_FLOOR))
 
 
-def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
+def turn_group_zscore(
+    gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0, stopped_NK: Tensor | None = None
+) -> Tensor:
     """Compare each turn with the turns at the same depth of the same prompt.
 
         Z[i,t] = (IG[i,t] - mean) / (sqrt(var + f^2) + 1e-6)      over the rollouts of i's group with a gain at t
@@ -74,14 +76,23 @@ def turn_group_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0)
     of one member or of equal gains. Where rounding moves IG - mean by no more than the floor, the sign of Z does not
     depend on it: whatever is above the floor in one precision is on the same side of the mean in another.
 
+    With `stopped_NK`, rollouts that had stopped before a depth count there with a gain of 0, which is what they gained
+    by not calling: the z-scores of those that called say whether to call as well as which call was better.
+
     Example (one group): gains [[1, 5], [3, nan]] -> [[-1, 0], [1, nan]]; 5 is alone at its depth.
     Example (floor 0.1): gains [[1, 1], [1.15, 3]] -> [[0, -0.995], [0, 0.995]]: 0.075 from the mean is nothing, and
         1 from the mean is 1 / sqrt(1 + 0.01)
+    Example (the second has stopped before depth 2): gains [[1, 5], [3, nan]] -> [[-1, 1], [1, nan]]: 5 beside 0
     """
     groups, group_N = group_ids_N.unique(return_inverse=True)
     num_turns = gains_NK.size(1)
     cell_NK = group_N.unsqueeze(1) * num_turns + torch.arange(num_turns, device=gains_NK.device)
-    return _zscore(gains_NK, cell_NK, len(groups) * num_turns, floor)
+    if stopped_NK is None:
+        return _zscore(gains_NK, cell_NK, len(groups) * num_turns, floor)
+    floor_NK = torch.as_tensor(floor, dtype=gains_NK.dtype, device=gains_NK.device).expand_as(gains_NK)
+    counted_NK = gains_NK.masked_fill(stopped_NK, 0.0)
+    scores_NK = _zscore(counted_NK, cell_NK, len(groups) * num_turns, floor_NK.masked_fill(stopped_NK, 0.0))
+    return scores_NK.masked_fill(stopped_NK, torch.nan)
 
 
 def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:

@@ -30,6 +30,9 @@ WORKED = {
     "atpo": [[HIGH, HIGH, HIGH], [LOW, LOW], [LOW]],
     # Z: -1 and 1 at turn 1, a alone at turn 2. a: 1.1545 - 0.3 x 1/sqrt(2); b: -0.5773 + 0.3
     "a2tgpo": [[0.9424, HIGH, HIGH], [-0.2773, LOW], [LOW]],
+    # The same, with the weight 1
+    "a2tgpo_paper": [[0.4474, HIGH, HIGH], [0.4227, LOW], [LOW]],
+    "a2tgpo_code": [[0.9424, HIGH, HIGH], [-0.2773, LOW], [LOW]],
     # z of 1, 2, 3: -1.2247, 0, 1.2247. a: -1.2247 + 0 + 1.1545; b: 1.2247 - 0.5773
     "igpo": [[-0.0702, HIGH, HIGH], [0.6475, LOW], [LOW]],
     # 1, 2, 3 and 1, 0, 0: mean 7/6, variance 41/36; a: (1 + 2 + 1 - 3.5) / 1.0672, (2 + 1 - 7/3) / 1.0672, ...
@@ -128,6 +131,43 @@ def test_a_weighted_sum_has_what_any_of_its_terms_has():
     assert_near(weighted_sum((0.5, first), (2.0, second)), [6.5, 8, NAN])
     assert_near(weighted_sum((0.5, first), (0.0, second)), [0.5, NAN, NAN])
     assert_near(weighted_sum((0.0, first), (0.0, second)), [NAN, NAN, NAN])
+
+
+def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_compared():
+    # c answers at once, b after one turn. Turn 1: 1, 3 and 0, mean 4/3, variance 14/9 -> -0.2673, 1.3363.
+    # Turn 2: 2, 0 and 0, mean 2/3, variance 8/9 -> 1.4142, which is 0 where a is alone.
+    switches = switches_of("a2tgpo", stopped_count=True)
+    evidence = the_group(False)
+    assert_near(switches.gain_scores(evidence), [[-0.2673, 1.4142, NAN], [1.3363, NAN, NAN], [NAN, NAN, NAN]], 1e-3)
+    credited = find_method("a2tgpo")(evidence, switches)
+    assert_near(credited[0], [HIGH + 0.3 * (1.4142 - 0.2673) / math.sqrt(2), HIGH + 0.3 * 1.4142, HIGH], 1e-3)
+    assert_near(credited[1, :2], [LOW + 0.3 * 1.3363, LOW], 1e-3)
+    assert_near(credited[2, 0], LOW, 1e-3)
+    # Calls that gain nothing are no better than to stop; of a rollout out of the loss nothing counts.
+    idle = replace(evidence, gains_NK=torch.tensor([[0, 0, NAN], [0, NAN, NAN], [NAN, NAN, NAN]]))
+    assert_near(switches.gain_scores(idle), [[0, 0, NAN], [0, NAN, NAN], [NAN, NAN, NAN]])
+    out = replace(evidence, num_turns_N=torch.tensor([3, 2, 0]))
+    assert_near(switches.gain_scores(out), [[-1, 1, NAN], [1, NAN, NAN], [NAN, NAN, NAN]], 1e-3)
+    # A turn whose probe failed has not stopped.
+    failed = replace(evidence, gains_NK=torch.tensor([[NAN, 2, NAN], [3, NAN, NAN], [NAN, NAN, NAN]]))
+    assert_near(switches.gain_scores(failed)[:, 0], [NAN, 1, NAN], 1e-3)
+    # What rounding explains is 0 as before: 0.05 beside two that are exactly 0.
+    close = replace(evidence, gains_NK=torch.tensor([[2, 0.05, NAN], [3, NAN, NAN], [NAN, NAN, NAN]]), gain_floor=0.1)
+    assert_near(switches.gain_scores(close)[0, 1], 0.0)
+
+
+def test_per_depth_scores_do_not_say_whether_to_call_and_with_those_that_stopped_they_do():
+    # Of eight rollouts half call, and every call gains 2 or 2.2. Calling is better than not, by far.
+    gains = torch.tensor([[2.0, NAN], [2.2, NAN]] * 2 + [[NAN, NAN]] * 4)
+    evidence = replace(
+        the_group(False),
+        gains_NK=gains,
+        num_turns_N=torch.tensor([2] * 4 + [1] * 4),
+        group_ids_N=torch.zeros(8, dtype=torch.long),
+    )
+    apart, together = (switches_of("a2tgpo", stopped_count=how).gain_scores(evidence)[:4, 0] for how in (False, True))
+    assert apart.mean().item() == pytest.approx(0, abs=1e-6)
+    assert (together > 0.8).all() and together[1] > together[0]
 
 
 @st.composite
