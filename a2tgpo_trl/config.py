@@ -63,6 +63,8 @@ class A2TGPOConfig(ToolConfig):
         *ToolConfig.MAY_CHANGE,
         "eval_gains",
         "gain_token_budget",
+        "record_every",
+        "record_megabytes",
         "sampled_tokens_only",
         "shared_prefixes",
         "sorted_rows",
@@ -73,6 +75,7 @@ class A2TGPOConfig(ToolConfig):
         "turn_rewards": "rewards of turns and of failed rollouts",
         "importance_sampling_level": "ratios, the clip range and the loss",
         "gain_measure": "information gain",
+        "record_every": "records of rollouts",
         "resample_limit": "groups that teach nothing",
     }
 
@@ -213,6 +216,14 @@ class A2TGPOConfig(ToolConfig):
         "Whether evaluations compute values and gains as well, for the records of their rollouts (`a2tgpo gains`). It "
         "costs what it costs in training.",
     )
+    record_every: Annotated[int, Interval(0)] = setting(
+        0,
+        "Steps from one batch whose rollouts are written to the run's folder `rollouts`, with the credit of their "
+        "turns, to the next; the first is that of the first step. 0: none is written.",
+    )
+    record_megabytes: Annotated[int, Interval(1)] = setting(
+        1000, "The most that is written there, on all ranks together. When it is reached, recording ends."
+    )
     resample_limit: Annotated[int, Interval(0)] = setting(
         0,
         "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
@@ -255,6 +266,8 @@ class A2TGPOConfig(ToolConfig):
         """Nothing is set that the method does not read."""
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
+        if self.record_megabytes != 1000 and self.record_every == 0:
+            raise ValueError("record_megabytes has no effect without record_every.")
         self._check_gains(preset)
         self._check_states(preset)
         for name in preset.without_effect:

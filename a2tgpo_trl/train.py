@@ -16,6 +16,7 @@ from .errors import RecipeError
 from .evaluation import evaluate, from_main
 from .recipe.program import run_recipe
 from .recipe.recipe import HELD_OUT, Recipe, whole_recipe
+from .recording import FOLDER as ROLLOUTS
 from .report.plots import CURVE, SCORES, STATE, plot_runs
 from .report.progress import Display, StepLines
 from .report.scores import Scores, score_table
@@ -28,7 +29,7 @@ from .trainer import A2TGPOTrainer
 
 # What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
 WHOLE = "whole_recipe.yaml"
-RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*")
+RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*", f"{ROLLOUTS}/*")
 CHECKPOINTS = "checkpoint-*"
 
 

@@ -12,6 +12,7 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from trl.data_utils import is_conversational
 
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
-from .credit import GAIN_FLOOR, preset_of
+from .credit import GAIN_FLOOR, Evidence, preset_of
 from .credit.credit_pass import CreditPass, CreditSettings
 from .credit.methods import identity_of
 from .credit.metrics import floor_metrics
@@ -35,6 +36,7 @@ from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .loss import ratio_metrics, ratio_reference, ratio_sums
+from .recording import Closing, Recorder, credited
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
@@ -142,6 +144,7 @@ class A2TGPOTrainer(ScoringTrainer):
         wants_gains = self.args.uses_gain or self.args.eval_gains
         self._gain_pass = self._make_gain_pass(has_data) if wants_gains else None
         self._credit = self._make_credit_pass(turn_reward_funcs)
+        self._recorder = self._make_recorder()
         self._nothing_to_learn = NothingToLearn(lambda: self._interruption.leaving)
         self.add_callback(self._nothing_to_learn)
 
@@ -212,6 +215,15 @@ class A2TGPOTrainer(ScoringTrainer):
         args.shaping_embedding = credit.shaping_embedding  # "auto" by its name, so that a resumed run has the same
         return credit
 
+    def _make_recorder(self) -> Recorder | None:
+        args = self.args
+        if args.record_every == 0:
+            return None
+        folder, rank = Path(args.output_dir), self.accelerator.process_index
+        recorder = Recorder(folder, rank, args.record_every, args.record_megabytes * 1e6 / self._ranks.number)
+        self.add_callback(Closing(recorder))
+        return recorder
+
     @property
     def turn_reward_names(self) -> list[str]:
         """Of the rewards of single turns that count."""
@@ -260,6 +272,8 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
+        if self._recorder is not None:
+            self._recorder.end_batch(self.state.global_step)
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -316,7 +330,13 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _wants_records(self) -> bool:
-        return self._credit.reads_records or super()._wants_records
+        return self._credit.reads_records or self._is_recorded or super()._wants_records
+
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether the batch that is being made is written to the run's folder."""
+        assert self._batch is not None
+        return self._batch.is_training and self._recorder is not None and self._recorder.wants(self.state.global_step)
 
     def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
         assert isinstance(batch, CreditedBatch)
@@ -358,6 +378,8 @@ class A2TGPOTrainer(ScoringTrainer):
         batch.uninformative_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
+        if self._is_recorded:
+            self._record(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
             self._log_scalars("train", gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
             self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
@@ -369,6 +391,28 @@ class A2TGPOTrainer(ScoringTrainer):
         output["num_items_in_batch"] = output["num_items_in_batch"].clamp(min=1)
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
+
+    def _record(self, batch: Batch, evidence: Evidence, advantages_NK: Tensor, scale_NK: Tensor) -> None:
+        """Hand this rank's rollouts over to be written, with their credit."""
+        assert self._recorder is not None
+        mine = range(*self._ranks.own_rows(len(batch.records)).indices(len(evidence.num_turns_N)))
+        of_turns = {"advantages": advantages_NK, "scores": self._credit.scores(evidence), "clip_scale": scale_NK}
+        on_cpu = {name: values[mine.start : mine.stop].cpu() for name, values in of_turns.items()}
+        outcomes, advantages = evidence.outcomes_N.tolist(), evidence.outcome_advantages_N.tolist()
+        turns = evidence.num_turns_N.tolist()
+        records = [
+            credited(
+                batch.records[i],
+                outcomes[n],
+                advantages[n],
+                {name: values[i] for name, values in on_cpu.items()},
+                turns[n],
+            )
+            for i, n in enumerate(mine)
+        ]
+        self._recorder.put(
+            self.state.global_step, batch.round, records, lambda i: (mine.start + i) // self.num_generations
+        )
 
     def _gather_values(self, batch: CreditedBatch, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""

@@ -236,6 +236,11 @@ class CreditPass:
         # What is no turn, or was scored by nobody, is not learnt from, whatever the method makes of it.
         return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)
 
+    def scores(self, evidence: Evidence) -> Tensor:
+        """Gains of turns as they are compared (N,K); NaN where there is none."""
+        switches = self._settings.switches
+        return switches.gain_scores(evidence) if switches.uses_gain else evidence.gains_NK
+
     def clip_scale(self, evidence: Evidence) -> Tensor:
         """How far the clip range of each turn follows its gain (N,K)."""
         return gain_clip_scale(evidence, self._settings.switches)

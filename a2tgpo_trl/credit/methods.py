@@ -15,8 +15,8 @@ from .method import Method
 _METHODS: dict[str, Method] = {
     method.__name__: method
     for method in (
-        *(a2tgpo, a2tgpo_paper, a2tgpo_code),
-        *(grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid, gigpo),
+        *(a2tgpo, grpo, gspo, atpo, igpo, igpo_joint, gtpo, mt_grpo, hybrid, gigpo),
+        *(a2tgpo_paper, a2tgpo_code),
     )
 }
 METHODS = tuple(_METHODS)

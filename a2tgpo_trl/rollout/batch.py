@@ -82,6 +82,7 @@ class Batch:
     outcomes_N: Tensor | None = None  # weighted sums of rewards, NaN where nobody scored
     scored: Scored | None = None
     turns: Turns | None = None
+    records: list[Any] = field(default_factory=list)  # of its rollouts (`records.py`), where they are wanted
 
     @property
     def mode(self) -> str:

@@ -290,7 +290,8 @@ class ToolTrainer(SamplingTrainer):
         output = super()._generate_and_score_completions(batch.rows)
         batch.turns = self._turns_of(output)
         if self._wants_records:
-            self._see_records(self._make_records(batch))
+            batch.records = self._make_records(batch)
+            self._see_records(batch.records)
         if self._tool_loop is not None:
             self._end_tool_loop(self._tool_loop, batch)
         return output

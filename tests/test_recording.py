@@ -1,0 +1,159 @@
+"""Rollouts of batches, written beside the training: what is in them, and what goes wrong there and stays there."""
+
+import errno
+import json
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from datasets import load_dataset
+from training import TOOL_TURNS, make, settings, weights
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.recording import Recorder, credited, masks
+from a2tgpo_trl.rollout.records import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+def run(tokenizer, folder, **changes):
+    changes = {"record_every": 1, "max_steps": 3, **changes}
+    trainer = make(tokenizer, A2TGPOConfig(**settings(folder, **changes)))
+    trainer.train()
+    return trainer
+
+
+def files(folder) -> list[str]:
+    return sorted(file.name for file in Path(folder, "rollouts").glob("*"))
+
+
+def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(tokenizer, tmp_path):
+    seen = []
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, record_every=1, max_steps=1)))
+    parents = trainer.credit_batch
+    trainer.credit_batch = lambda output, batch: seen.append(parents(output, batch)) or seen[-1]
+    trainer.train()
+    assert files(tmp_path) == ["step-000001-rank-0.jsonl"]
+    records = read_jsonl(tmp_path / "rollouts" / "step-000001-rank-0.jsonl")
+    output = seen[0]
+    assert [record["tool_turns"] for record in records] == TOOL_TURNS
+    for i, record in enumerate(records):
+        assert (record["schema"], record["step"], record["rank"], record["round"], record["group"]) == (1, 1, 0, 1, 0)
+        assert record["answer"] == "Paris" and record["outcome"] == record["rewards"]["exact_match"]
+        assert len(record["advantages"]) == len(record["turns"]) == record["tool_turns"] + 1
+        assert record["scores"][-1] is None and record["clip_scale"][-1] == 1.0
+        # What the loss was given for the tokens of each turn, in the turns' order.
+        for name, tensor in (("advantages", output["advantages"]), ("clip_scale", output["clip_scale"])):
+            of_tokens = [tensor[i][output["turn_index"][i] == turn] for turn in range(len(record["turns"]))]
+            assert all((values == values[0]).all() for values in of_tokens)
+            assert record[name] == pytest.approx([values[0].item() for values in of_tokens], abs=1e-6)
+        assert record["advantages"][-1] == pytest.approx(record["outcome_advantage"], abs=1e-6)
+
+
+def test_every_other_batch_is_written_from_the_first_on_and_training_is_the_same(tokenizer, tmp_path):
+    recorded = run(tokenizer, tmp_path / "recorded", record_every=2, max_steps=4)
+    plain = run(tokenizer, tmp_path / "plain", record_every=0, max_steps=4)
+    assert files(tmp_path / "recorded") == ["step-000001-rank-0.jsonl", "step-000003-rank-0.jsonl"]
+    assert not (tmp_path / "plain" / "rollouts").exists()
+    for name, tensor in weights(plain).items():
+        assert torch.equal(tensor, weights(recorded)[name]), name
+
+
+def test_a_file_is_read_by_datasets_in_one_line(tokenizer, tmp_path):
+    run(tokenizer, tmp_path, max_steps=2)
+    rows = load_dataset("json", data_files=str(tmp_path / "rollouts/*.jsonl"), cache_dir=str(tmp_path / "c"))["train"]
+    assert len(rows) == 8 and set(rows["step"]) == {1, 2}
+
+
+def test_prompts_that_are_rolled_out_again_have_a_file_for_each_round(tokenizer, tmp_path):
+    run(tokenizer, tmp_path, max_steps=1, resample_limit=1, credit="grpo", answer_column="answer")
+    assert files(tmp_path)[0] == "step-000001-rank-0.jsonl" and len(files(tmp_path)) <= 2
+
+
+# ---- what goes wrong
+
+
+def recorder(folder, most=1e9, every=1) -> Recorder:
+    return Recorder(Path(folder), 0, every, most)
+
+
+def put(one: Recorder, step: int = 0) -> None:
+    one.put(step, 1, [{"completion": "text"}], lambda i: 0)
+    one.end_batch(step)
+
+
+def warnings(caplog) -> list[str]:
+    return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+
+
+def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(tokenizer, tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    trainer = run(tokenizer, tmp_path, max_steps=3)
+    assert trainer.state.global_step == 3
+    told = [line for line in warnings(caplog) if "recorded" in line]
+    assert len(told) == 1 and "No space left on device" in told[0] and "The run goes on" in told[0]
+
+
+def test_no_more_is_written_than_is_allowed(tmp_path, caplog):
+    one = recorder(tmp_path, most=150)
+    for step in range(4):
+        put(one, step)
+    one.close()
+    assert files(tmp_path) == ["step-000001-rank-0.jsonl"]
+    assert [line for line in warnings(caplog) if "record_megabytes" in line]
+    assert not one.wants(99)
+
+
+def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, monkeypatch, caplog):
+    let_go = threading.Event()
+    monkeypatch.setattr(Path, "write_bytes", lambda *args: let_go.wait(20))
+    one = recorder(tmp_path)
+    for step in range(12):
+        put(one, step)  # none of these waits
+    assert any("slower than the training" in line for line in warnings(caplog))
+    let_go.set()
+    one.close()
+
+
+def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
+    theirs = tmp_path / "rollouts" / "step-000001-rank-0.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    one = recorder(tmp_path)
+    put(one)
+    one.close()
+    assert theirs.read_text() == "mine" and "did not write" in warnings(caplog)[0]
+
+
+def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
+    record = credited({"completion": "\ud83d"}, float("nan"), 0.5, {"scores": torch.tensor([1.5, torch.nan, 9.0])}, 2)
+    one = recorder(tmp_path)
+    one.put(0, 1, [record], lambda i: 3)
+    one.close()
+    (line,) = (tmp_path / "rollouts" / "step-000001-rank-0.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["outcome"], found["outcome_advantage"], found["scores"]) == (None, 0.5, [1.5, None])
+    assert found["group"] == 3
+
+
+def test_secrets_are_masked_by_their_names():
+    masked = masks(
+        {"API_KEY": "s3cr3t-value", "MY_TOKEN": 'quo"ted-one', "PATH": "/usr/local/bin", "PASSWORD": "short"}
+    )
+    assert masked("key s3cr3t-value in /usr/local/bin, short") == "key <API_KEY> in /usr/local/bin, short"
+    assert masked(json.dumps({"text": 'a quo"ted-one'})) == '{"text": "a <MY_TOKEN>"}'
+    assert masks({"PATH": "/usr/local/bin"})("as it is") == "as it is"
+
+
+def test_a_limit_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="record_megabytes has no effect without record_every"):
+        A2TGPOConfig(**settings(tmp_path, record_megabytes=5))
