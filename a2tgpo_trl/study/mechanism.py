@@ -1,11 +1,13 @@
-"""records of an evaluation with gains, in a world that knows which searches were of use -> how well gains tell them.
+"""records of rollouts with gains, in a world that knows which searches were of use -> what gains and credit are worth.
 
 For a turn that searches, the world's truth is whether it brought up a document that the question still needs
-(`tasks/atlas/useful.py`). AUC is the chance that the gain of a turn that did is above that of one that did not: 0.5 is
-no better than a coin, 1 is never wrong.
+(`tasks/atlas/useful.py`). AUC is the chance that the number of a turn that did is above that of one that did not: 0.5
+is no better than a coin, 1 is never wrong. `credit` is what a turn's advantage has beyond that of its whole rollout.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,37 +16,81 @@ from ..tasks.atlas.useful import COLUMN, useful_search
 
 
 MOST_TURNS = 8  # that are told apart
+OF_TURNS = ("gains", "scores", "credit", "clip_scale")
 
-Turn = tuple[int, int, float, bool]  # its place (1, 2, ...), the hops of the question, its gain, whether it was of use
+Rollout = Mapping[str, Any]
+Found = Iterator[tuple[str, float]]
+Numbers = Sequence[float | None]
 
 
-def mechanism(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-    """The share of turns that are of use, and AUC of gains: of all turns, by place and by hops."""
-    if not records or COLUMN not in records[0]:
-        return
+def mechanism(records: Sequence[Rollout]) -> Found:
+    """Of an evaluation: the share of searches that are of use, and how well gains tell them."""
+    if records and COLUMN in records[0]:
+        yield from _shares(records)
+        yield from aucs(records, "gains")
+
+
+def mechanism_of_training(records: Sequence[Rollout]) -> Found:
+    """Of a batch that was trained on (`record_every`): of credit as well, by turn; and how alike turns are."""
+    records = [{**record, "credit": credit(record)} for record in records]
+    for name in OF_TURNS:
+        yield from by_turn(records, name)
+    if records and COLUMN in records[0]:
+        yield from _shares(records)
+        for name in OF_TURNS[:-1]:
+            yield from aucs(records, name)
+    yield from similarity(records)
+
+
+def credit(record: Rollout) -> list[float]:
+    outcome = record["outcome_advantage"] or 0.0
+    return [advantage - outcome for advantage in record["advantages"]]
+
+
+def by_turn(records: Iterable[Rollout], name: str) -> Found:
+    """Mean and deviation over rollouts at each depth, of tool turns."""
     for place in range(MOST_TURNS):
-        uses = [useful[place] for record in records if place < len(useful := useful_search(record))]
-        known = [use for use in uses if use is not None]
+        values = [value for record in records if (value := _at(record, name, place)) is not None]
+        if values:
+            yield f"by_turn/{name}/mean_turn_{place + 1}", float(np.mean(values))
+            yield f"by_turn/{name}/std_turn_{place + 1}", float(np.std(values))
+
+
+def _at(record: Rollout, name: str, place: int) -> float | None:
+    """The number of a tool turn, if there is one."""
+    values = record.get(name, ())
+    return values[place] if place < min(len(values), record["tool_turns"]) else None
+
+
+# ---- against the world's truth
+
+
+def _shares(records: Iterable[Rollout]) -> Found:
+    uses = [useful_search(record) for record in records]
+    for place in range(MOST_TURNS):
+        known = [use for of_rollout in uses if (use := _nth(of_rollout, place)) is not None]
         if known:
             yield f"useful/share_turn_{place + 1}", float(np.mean(known))
-    turns = list(turns_of(records))
-    groups = {"useful/auc": turns}
-    for place, hops, *_ in turns:
-        groups.setdefault(f"useful/auc_turn_{place}", [turn for turn in turns if turn[0] == place])
-        groups.setdefault(f"useful/auc/hops {hops}", [turn for turn in turns if turn[1] == hops])
-    for name, group in groups.items():
-        found = auc([gain for *_, gain, use in group if use], [gain for *_, gain, use in group if not use])
-        if found is not None:
-            yield name, found
 
 
-def turns_of(records: Iterable[Mapping[str, Any]]) -> Iterator[Turn]:
-    """Those whose gain and use are known."""
+def _nth(values: Numbers, place: int) -> float | None:
+    return values[place] if place < len(values) else None
+
+
+def aucs(records: Iterable[Rollout], name: str) -> Found:
+    """Of all turns, by their place and by the hops of the question: useful/auc/gains, useful/auc/gains_turn_2 ..."""
+    beginning = f"useful/auc/{name}"
+    groups: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
-        pairs = zip(record.get("gains", ()), useful_search(record), strict=False)
-        for place, (gain, use) in enumerate(pairs, start=1):
-            if gain is not None and use is not None and place <= MOST_TURNS:
-                yield place, record["hops"], gain, bool(use)
+        for place, use in enumerate(useful_search(record)[:MOST_TURNS]):
+            value = _at(record, name, place)
+            if value is not None and use is not None:
+                for group in (beginning, f"{beginning}_turn_{place + 1}", f"{beginning}/hops {record['hops']}"):
+                    groups.setdefault(group, ([], []))[0 if use else 1].append(value)
+    for group, (above, below) in groups.items():
+        found = auc(above, below)
+        if found is not None:
+            yield group, found
 
 
 def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
@@ -58,3 +104,35 @@ def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
     less = np.searchsorted(smaller, above, side="left")
     ties = np.searchsorted(smaller, above, side="right") - less
     return float((less + ties / 2).mean() / len(below))
+
+
+# ---- how alike turns are
+
+
+def similarity(records: Iterable[Rollout]) -> Found:
+    """Jaccard similarity of the calls of two rollouts of a prompt: of turns at the same depth, and across depths.
+
+    Example: calls "mayor of Rome" and "mayor of Paris" -> 2 words of 4 are shared: 0.5
+    """
+    groups: dict[Any, list[list[set[str]]]] = {}
+    for record in records:
+        groups.setdefault((record["step"], record["round"], record["group"]), []).append(_words(record))
+    found: dict[str, list[float]] = {}
+    for rollouts in groups.values():
+        for one, other in combinations(rollouts, 2):
+            for place, words in enumerate(one):
+                for place_of_other, words_of_other in enumerate(other):
+                    alike = len(words & words_of_other) / max(len(words | words_of_other), 1)
+                    if place != place_of_other:
+                        found.setdefault("similarity/across_depths", []).append(alike)
+                    else:
+                        found.setdefault("similarity/same_depth", []).append(alike)
+                        found.setdefault(f"similarity/turn_{place + 1}", []).append(alike)
+    for name, values in found.items():
+        yield name, float(np.mean(values))
+
+
+def _words(record: Rollout) -> list[set[str]]:
+    """Of the calls of each turn that makes some."""
+    texts = [" ".join(str(call["arguments"]) for call in turn["calls"] or ()) for turn in record["turns"]]
+    return [set(re.findall(r"\w+", text.lower())) for text in texts[:MOST_TURNS] if text]

@@ -106,7 +106,7 @@ def _groups_table(study: Study, results: Results, runs: dict[str, list[Run]]) ->
 SHOWN = {  # metric -> its heading
     f"{HELD_OUT}tool calls": "calls a question",
     "useful/share_turn_1": "first searches of use",
-    "useful/auc": "AUC of the gain",
+    "useful/auc/gains": "AUC of the gain",
     "clip_fraction/mean": "tokens clipped",
     "groups/teach_nothing": "groups that teach nothing",
     "entropy": "entropy",

@@ -21,10 +21,11 @@ from pathlib import Path
 import pandas as pd
 
 from .. import __version__
+from ..recording import FOLDER as ROLLOUTS
 from ..report.plots import SCORES, STATE
 from ..report.scores import TURNS
-from ..rollout.records import read_jsonl
-from .mechanism import mechanism
+from ..rollout.records import Record, read_jsonl
+from .mechanism import mechanism, mechanism_of_training
 from .study import Run
 
 
@@ -48,7 +49,18 @@ def measured(folder: Path, every: int) -> list[Measurement]:
     for step, when in ((0, "before"), (last, "after")):
         found |= {(step, metric): value for metric, value in _scores(folder / SCORES / f"{when}.json")}
         found |= {(step, metric): value for metric, value in mechanism(read_jsonl(folder / SCORES / f"{when}.jsonl"))}
+    for step, records in _recorded(folder):
+        found |= {(step, metric): value for metric, value in mechanism_of_training(records)}
     return [(step, metric, value) for (step, metric), value in sorted(found.items()) if math.isfinite(value)]
+
+
+def _recorded(folder: Path) -> Iterator[tuple[int, list[Record]]]:
+    """The batches that were trained on and written down, by the number of steps before them."""
+    steps: dict[int, list[Record]] = {}
+    for file in sorted((folder / ROLLOUTS).glob("*.jsonl")):
+        records = read_jsonl(file)
+        steps.setdefault(records[0]["step"] - 1, []).extend(records)
+    yield from steps.items()
 
 
 def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:

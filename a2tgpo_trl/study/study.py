@@ -64,7 +64,7 @@ class Study:
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that a run's recipe says over the study's."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
-        evaluated = {"eval_strategy": "steps", "eval_steps": self.every}
+        evaluated = {"eval_strategy": "steps", "eval_steps": self.every, "record_every": self.every}
         return {**evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
 
     def first_of(self, cell: str) -> Run:

@@ -1,6 +1,7 @@
 """A study: what its file says, what its runs measured, what its report makes of it, and runs made again."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ import yaml
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
-from a2tgpo_trl.study.mechanism import auc, mechanism
+from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report
 from a2tgpo_trl.study.results import Results, measured
 from a2tgpo_trl.study.study import Run, read_study
@@ -57,7 +58,7 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
     reported = list(study.reported({"a2tgpo": 1e-3}))  # of grpo the rate is not known yet
     assert reported == [Run("a2tgpo", seed, 1e-3) for seed in range(5)]
     assert study.settings_of(reported[1]) == {
-        **{"eval_strategy": "steps", "eval_steps": 10, "max_steps": 7},
+        **{"eval_strategy": "steps", "eval_steps": 10, "record_every": 10, "max_steps": 7},
         **{"learning_rate": 1e-3, "credit": "a2tgpo", "seed": 1},
     }
 
@@ -140,7 +141,8 @@ def test_auc_counts_the_pairs_that_gains_put_right():
 def test_gains_are_held_against_what_the_world_knows_of_searches():
     def record(hops, gains, results):
         turns = [{"calls": [{"result": result}]} for result in results] + [{"calls": []}]
-        return {"hops": hops, "gains": gains, "turns": turns, "supporting_documents": ["A", "B"]}
+        found = {"hops": hops, "gains": gains, "turns": turns, "tool_turns": len(results)}
+        return {**found, "supporting_documents": ["A", "B"]}
 
     # Of use: A, then B; a search that brings up C, or A once more, is not.
     records = [
@@ -152,10 +154,32 @@ def test_gains_are_held_against_what_the_world_knows_of_searches():
     assert found["useful/share_turn_1"] == pytest.approx(2 / 3)
     assert found["useful/share_turn_2"] == pytest.approx(2 / 3)
     # Of use gained 0.5, 2.0, -1.0 and 0.1; not, 1.0 and 0.0. Pairs: 1, 2, 0, 1 of 8.
-    assert found["useful/auc"] == pytest.approx(4 / 8)
-    assert found["useful/auc/hops 4"] == 1.0
-    assert found["useful/auc_turn_1"] == 0.0  # 0.5 and 0.1 are both below 1.0
+    assert found["useful/auc/gains"] == pytest.approx(4 / 8)
+    assert found["useful/auc/gains/hops 4"] == 1.0
+    assert found["useful/auc/gains_turn_1"] == 0.0  # 0.5 and 0.1 are both below 1.0
     assert dict(mechanism([{"gains": [1.0]}])) == {}  # a task whose rows do not say what they need
+
+
+def test_of_a_batch_that_was_trained_on_credit_is_told_by_turn(file):
+    def record(group, queries, gains, advantages):
+        calls = [{"calls": [{"arguments": {"query": query}, "result": "A"}]} for query in queries]
+        found = {"step": 1, "round": 1, "group": group, "outcome_advantage": 0.5, "tool_turns": len(queries)}
+        return {**found, "turns": [*calls, {"calls": []}], "gains": gains, "advantages": advantages}
+
+    records = [
+        record(0, ["mayor of Rome", "wife of B"], [1.0, 2.0], [0.8, 0.2, 0.5]),
+        record(0, ["mayor of Paris"], [3.0], [0.4, 0.5]),
+        record(1, ["king"], [5.0], [0.6, 0.5]),
+    ]
+    found = dict(mechanism_of_training(records))
+    # First turns gained 1, 3 and 5; beyond the outcome's 0.5 their credit is 0.3, -0.1 and 0.1. The answer has none.
+    assert found["by_turn/gains/mean_turn_1"] == pytest.approx(3.0)
+    assert found["by_turn/gains/std_turn_1"] == pytest.approx(math.sqrt(8 / 3))
+    assert found["by_turn/credit/mean_turn_1"] == pytest.approx(0.1)
+    assert found["by_turn/credit/mean_turn_2"] == pytest.approx(-0.3) and "by_turn/credit/mean_turn_3" not in found
+    # The words of a call: its query, and the name of the argument. 3 of 5 at the first depth; 2 of 6 across.
+    assert found["similarity/same_depth"] == found["similarity/turn_1"] == pytest.approx(3 / 5)
+    assert found["similarity/across_depths"] == pytest.approx(2 / 6)
 
 
 # ---- results
@@ -261,7 +285,9 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     assert set(results.table["cell"]) == {"grpo", "a2tgpo"} and not list((tmp_path / "out" / "study").iterdir())
     table = results.table
     metrics = set(table["metric"])
-    assert {"held_out/exact_match", "held_out/exact_match/hops 2", "useful/auc", "loss", "num_tokens"} <= metrics
+    of_training = {"by_turn/credit/mean_turn_1", "similarity/same_depth", "useful/auc/credit"}
+    assert of_training <= metrics
+    assert {"held_out/exact_match", "held_out/exact_match/hops 2", "useful/auc/gains", "loss", "num_tokens"} <= metrics
     assert [step for step, _ in results.curve(Run("grpo", 3), "held_out/exact_match")] == [0, 1, 2]
     table[table["cell"] == "grpo"].to_parquet(results.file)
     capfd.readouterr()
