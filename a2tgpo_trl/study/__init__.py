@@ -22,7 +22,8 @@ or several after another. A run has one thread, so that it is the same run bit f
     study.py        a study's file -> what is compared in it, by which runs
     runs.py         words of a training -> the training, and what tells it from any other
     results.py      a finished run's folder -> its measurements; those of all runs, in one file
-    mechanism.py    records of an evaluation -> how well gains tell which searches were of use
+    mechanism.py    records -> how well gains and credit tell which searches were of use; credit by turn
     comparison.py   results -> what each cell came to, and its differences from another
+    claims.py       results -> whether what the paper claims has held here
     report.py       results -> the report, and the picture
 """

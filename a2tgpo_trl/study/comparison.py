@@ -15,6 +15,9 @@ from .results import HELD_OUT, Results
 from .study import Run, Study
 
 
+FEWEST = 5  # seeds that decide anything
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to."""
@@ -91,8 +94,17 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return estimate(float(np.mean(values)), draws, len(values))
 
 
+def differences(study: Study, results: Results, runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+    """Areas of runs less those of the others, of seeds that both have."""
+    areas, of_others = (
+        {run.seed: found.area for run in of_cell if (found := outcome(study, results, run)) is not None}
+        for of_cell in (runs, others)
+    )
+    return [area - of_others[seed] for seed, area in areas.items() if seed in of_others]
+
+
 def verdict(difference: Estimate) -> str:
     """Whether the cell is better or worse; not to be told yet if the interval holds 0, or has less than five seeds."""
-    if difference.number < 5 or difference.low <= 0 <= difference.high:
+    if difference.number < FEWEST or difference.low <= 0 <= difference.high:
         return "not decided"
     return "better" if difference.mean > 0 else "worse"

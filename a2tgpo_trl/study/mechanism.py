@@ -37,7 +37,7 @@ def mechanism_of_training(records: Sequence[Rollout]) -> Found:
         yield from by_turn(records, name)
     if records and COLUMN in records[0]:
         yield from _shares(records)
-        for name in OF_TURNS[:-1]:
+        for name in OF_TURNS:
             yield from aucs(records, name)
     yield from similarity(records)
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..report.scores import Estimate
-from .comparison import best_rates, outcome, over_seeds, tried_areas, verdict
+from .claims import claims
+from .comparison import best_rates, differences, outcome, over_seeds, tried_areas, verdict
 from .results import HELD_OUT, Results
 from .study import Run, Study
 
@@ -28,6 +29,7 @@ def report(study: Study, results: Results) -> str:
         "",
     ]
     lines += [*_main_table(study, results, runs), "", f"![learning curves]({study.picture.name})", ""]
+    lines += _claims_table(study, results, runs)
     lines += _rates_table(study, results)
     lines += _groups_table(study, results, runs)
     lines += _metrics_table(study, results, runs)
@@ -45,18 +47,12 @@ def runs_by_cell(study: Study, results: Results) -> dict[str, list[Run]]:
 
 
 def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
-    first = {run.seed: outcome(study, results, run) for run in runs.get(study.against, [])}
     rows = []
     for cell, of_cell in runs.items():
-        found = {run.seed: outcome(study, results, run) for run in of_cell}
-        there = [one for one in found.values() if one is not None]
+        there = [one for run in of_cell if (one := outcome(study, results, run)) is not None]
         steps = [one.steps for one in there if one.steps is not None]
         tokens = [one.tokens for one in there if one.tokens is not None]
-        pairs = [
-            (one.area - other.area)
-            for seed, one in found.items()
-            if one is not None and (other := first.get(seed)) is not None
-        ]
+        pairs = differences(study, results, of_cell, runs.get(study.against, []))
         difference = over_seeds(pairs) if pairs and cell != study.against else None
         rows.append(
             [
@@ -73,6 +69,11 @@ def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> l
     goal = f"{study.target:g}"
     head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
     return table([*head, f"million tokens to {goal}", f"area, less that of {study.against}", ""], rows)
+
+
+def _claims_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+    rows = list(claims(study, results, runs))
+    return ["## What the paper claims", "", *table(["claim", "found here", ""], rows), ""] if rows else []
 
 
 def _rates_table(study: Study, results: Results) -> list[str]:

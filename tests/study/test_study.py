@@ -11,9 +11,10 @@ import yaml
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.study.claims import claims
 from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
-from a2tgpo_trl.study.report import draw, report
+from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
 from a2tgpo_trl.study.study import Run, read_study
 
@@ -264,6 +265,43 @@ def test_the_report_is_made_of_the_results_alone(file):
     assert "| 0.200 (0.200 to 0.200) | better |" in line
     draw(study, results, study.picture)
     assert study.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def enter_turns(results, run, score, deviations, auc):
+    """A run with these means of z-scores, deviations of credit and AUC of the clip scale, at two steps."""
+    rows = [
+        (step, "held_out/exact_match", height) for step, height in ((0, 0.2), (10, 0.5 if "a2" in run.cell else 0.3))
+    ]
+    for step in (0, 10):
+        rows += [(step, f"by_turn/scores/mean_turn_{k}", value) for k, value in enumerate(score, start=1)]
+        rows += [(step, f"by_turn/credit/std_turn_{k}", value) for k, value in enumerate(deviations, start=1)]
+        rows += [(step, "useful/auc/clip_scale", auc)]
+    results.put(run, "identity", rows)
+
+
+def test_claims_are_held_against_the_results(tmp_path):
+    cells = {name: {"credit": name} for name in ("grpo", "igpo", "a2tgpo")}
+    study = read_study(write(tmp_path, {**CONTENT, "cells": cells}))
+    results = Results(study.results)
+    for seed in study.seeds:
+        enter_turns(results, Run("grpo", seed), [], [], 0.5)
+        enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], 0.5)
+        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], 0.8 + 0.01 * seed)
+    found = list(claims(study, results, runs_by_cell(study, results)))
+    assert {held for *_, held in found} == {"held"}
+    better, better_than_igpo, drift, level, follows = (text for _, text, _ in found)
+    assert better == "area 0.100 (0.100 to 0.100) above that of grpo" and better_than_igpo.endswith("of igpo")
+    assert drift.endswith("a2tgpo 0.010 (0.010 to 0.010), igpo 0.800 (0.800 to 0.800)")
+    assert level.endswith("a2tgpo 1.250 (1.250 to 1.250)")  # 0.3 / 0.24
+    assert "a chance of 0.820 (" in follows
+    assert f"| {better} | held |" in report(study, results)
+    # What is not so is said as plainly; fewer than five seeds decide nothing.
+    for seed in study.seeds:
+        enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
+    found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
+    assert found == ["held", "held", "not held", "not held", "not held"]
+    few = {cell: runs[:4] for cell, runs in runs_by_cell(study, results).items()}
+    assert {held for *_, held in claims(study, results, few)} == {"not decided"}
 
 
 # ---- runs

@@ -1,0 +1,95 @@
+"""results of a study -> what the paper of A2TGPO claims, and whether it held here. For cells of these names.
+
+A claim about means has held, or not, where the 95 % interval over five seeds or more leaves no doubt.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..report.scores import Estimate
+from .comparison import FEWEST, differences, over_seeds, verdict
+from .results import Results
+from .study import Run, Study
+
+
+A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
+LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
+WIDEST = 1.5  # what the largest spread by the smallest is at most where spreads are level
+HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
+
+Runs = Mapping[str, Sequence[Run]]
+Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
+
+
+def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
+    if A2TGPO not in runs:
+        return
+    for other in ("grpo", "igpo"):
+        if other in runs:
+            found = over_seeds(differences(study, results, runs[A2TGPO], runs[other]))
+            held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
+            yield f"A2TGPO is better than {other}", f"area {found} above that of {other}", held
+    yield from _drift(results, runs)
+    yield from _level(results, runs)
+    yield from _follows(results, runs)
+
+
+def _drift(results: Results, runs: Runs) -> Iterator[Claim]:
+    """Means of z-scores by turn: none where turns are compared at their depth."""
+    drifts = {cell: _over(results, runs[cell], "scores", "mean", np.ptp) for cell in (A2TGPO, "igpo") if cell in runs}
+    found = {cell: drift for cell, drift in drifts.items() if drift is not None}
+    if A2TGPO in found:
+        text = ", ".join(f"{cell} {drift}" for cell, drift in found.items())
+        yield (
+            "turn groups make turns comparable: the mean z-score is the same at all depths",
+            f"largest difference between depths: {text}",
+            _at_most(found[A2TGPO], LEVEL),
+        )
+
+
+def _level(results: Results, runs: Runs) -> Iterator[Claim]:
+    """Deviations of credit by turn: alike where sums are divided by the root of their number of terms."""
+    cells = [cell for cell in (A2TGPO, UNSCALED) if cell in runs]
+    spreads = {cell: _over(results, runs[cell], "credit", "std", _widest_by_smallest) for cell in cells}
+    found = {cell: spread for cell, spread in spreads.items() if spread is not None}
+    if A2TGPO in found:
+        text = ", ".join(f"{cell} {spread}" for cell, spread in found.items())
+        yield (
+            "the square root keeps credit level over depth",
+            f"largest deviation by the smallest: {text}",
+            _at_most(found[A2TGPO], WIDEST),
+        )
+
+
+def _follows(results: Results, runs: Runs) -> Iterator[Claim]:
+    curves = [results.curve(run, "useful/auc/clip_scale") for run in runs[A2TGPO]]
+    values = [float(np.mean([value for _, value in curve])) for curve in curves if curve]
+    if values:
+        found = over_seeds(values)
+        yield (
+            "adaptive clipping follows informative turns",
+            f"a search of use has the wider clip range with a chance of {found}",
+            NOT_DECIDED if found.number < FEWEST else HELD if found.low > 0.5 else NOT_HELD,
+        )
+
+
+def _widest_by_smallest(deviations: np.ndarray) -> float:
+    return float(deviations.max() / max(deviations.min(), 1e-9))
+
+
+def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary) -> Estimate | None:
+    """A summary of the means (or deviations) of turns, each over the steps of a run."""
+    found = []
+    for run in runs:
+        turns = [results.curve(run, f"by_turn/{name}/{of}_turn_{place}") for place in range(1, 9)]
+        heights = [float(np.mean([value for _, value in curve])) for curve in turns if len(curve) > 1]
+        if len(heights) > 1:
+            found.append(float(summary(np.array(heights))))
+    return over_seeds(found) if found else None
+
+
+def _at_most(found: Estimate, most: float) -> str:
+    if found.number < FEWEST or found.low <= most < found.high:
+        return NOT_DECIDED
+    return HELD if found.high <= most else NOT_HELD
