@@ -81,7 +81,9 @@ def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
     """What would fail in one of the runs is said before the first. The reward to compare by, and on what questions."""
     from ..credit import preset_of
     from ..recipe.recipe import read_recipe
+    from ..report.progress import quiet_libraries
 
+    quiet_libraries()
     for name in args.credit:
         words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)
         read = read_recipe(["--config", *words])

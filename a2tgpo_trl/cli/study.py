@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
 def check(study: "Study", results: "Results") -> None:
     """What would fail in one of the runs is said before the first."""
     from ..recipe.recipe import read_recipe
+    from ..report.progress import quiet_libraries
 
+    quiet_libraries()
     for cell in study.cells:
         with TemporaryDirectory() as folder:
             run = study.first_of(cell)

@@ -77,16 +77,15 @@ told to the policy. Equal queries are asked once in a run (`cache`). `max_passag
 `max_result_tokens` the whole result.
 
 Sizes. `PYTHONPATH=tests/helpers python tests/benches/search_load.py` builds an index of 1 million passages of 60
-made-up words, and asks its server by 16 clients for 60 seconds. On 2 cores of an Intel Xeon that others used as well
+made-up words, and asks its server by 16 clients for 60 seconds. On 2 virtual cores, one of hardware, of an Intel Xeon
 (2026-11-29):
 
-    corpus 347 MiB    built in 40 s, 605 MiB resident at most
-    index 449 MiB     132 MiB resident at most while serving
-    11,821 requests   no error, p50 81 ms, p99 117 ms
+    corpus 347 MiB    built in 110 s, 605 MiB resident at most
+    index 449 MiB     140 MiB resident at most while serving
+    3,318 requests    no error, p50 287 ms, p99 433 ms
 
 So many queries read all of the index. What one has read stays in the system's cache, and leaves the server's memory
-with it. The times are of an earlier run, whose server kept what it had read (542 MiB); in the run that measured its
-memory, other programs had most of both cores: 2,406 requests, no error, p50 239 ms, p99 2,638 ms. An index larger than
+with it. An index larger than
 memory has not been measured.
 """
 
