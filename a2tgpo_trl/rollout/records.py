@@ -75,6 +75,17 @@ class Record(TypedDict, total=False):
     gains: list[float | None]
     turn_rewards: dict[str, list[float | None]]
     states: list[int]
+    # In the files of a run's rollouts (`recording.py`).
+    schema: int
+    step: int
+    rank: int
+    round: int
+    group: int
+    outcome: float | None
+    outcome_advantage: float | None
+    advantages: list[float | None]
+    scores: list[float | None]
+    clip_scale: list[float | None]
 
 
 def make_records(

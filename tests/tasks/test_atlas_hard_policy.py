@@ -13,7 +13,7 @@ from a2tgpo_trl.tasks.atlas.task import atlas
 from a2tgpo_trl.tasks.atlas.useful import useful_search
 
 
-RECIPE = ROOT / "recipes" / "study" / "atlas_hard.yaml"
+RECIPE = ROOT / "recipes" / "atlas_hard.yaml"
 
 
 @pytest.fixture(scope="module")
