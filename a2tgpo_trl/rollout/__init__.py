@@ -50,6 +50,7 @@ Rollouts are seeded: the same seed gives the same ones on one process or eight, 
     parsing.py, failures.py, tally.py   tokens -> calls; how turns end; counts of it
     environments.py, answers.py         environments that may fail; the answers that they give
     records.py                          what happened, ready for JSON
+    reading.py                          the same on a terminal
     resampling.py, rounds.py            prompts that are rolled out again, and what is logged of them
     padding.py                          a batch <-> its rows
     sampler_gap.py, open_files.py       warnings: sampler and trainer disagree; tools leave files open

@@ -218,7 +218,7 @@ def _lines_of_messages(record: Record) -> list[str]:
             continue
         for message in messages:
             lines += [message["content"]] if message.get("content") else []
-            lines += [f"  {_call_text(call['function'])}" for call in message.get("tool_calls") or ()]
+            lines += [f"  {call_text(call['function'])}" for call in message.get("tool_calls") or ()]
     return lines
 
 
@@ -233,7 +233,7 @@ def text_of(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _call_text(function: dict[str, Any]) -> str:
+def call_text(function: dict[str, Any]) -> str:
     arguments = function["arguments"]
     inside = ", ".join(map(repr, arguments.values())) if isinstance(arguments, dict) else str(arguments)
     return f"{function['name']}({inside})"

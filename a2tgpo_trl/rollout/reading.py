@@ -1,0 +1,258 @@
+"""records of rollouts -> those that a reader asks for, and what a terminal shows of them, by turns or side by side.
+
+What a policy wrote and a tool answered is shown as text: control characters, escape sequences and characters that turn
+the direction of a line stand there by their codes, and move nothing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..rewards import RIGHT_OR_WRONG
+from .records import call_text, read_jsonl, text_of
+
+
+FILES = ("rollouts/*.jsonl", "rollouts.jsonl", "evaluation/*.jsonl", "evaluation/*/rollouts.jsonl", "*.jsonl")
+MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
+BARS = "▁▂▃▄▅▆▇█"
+COLUMN = 38  # characters of a rollout beside others
+
+Record = Mapping[str, Any]
+
+
+# ---- files
+
+
+def read_places(places: Iterable[Path]) -> list[Record]:
+    """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has."""
+    return [record for place in places for file in files_in(place) for record in _read(file)]
+
+
+def files_in(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    for pattern in FILES:
+        found = sorted(file for file in place.glob(pattern) if not file.name.startswith("_"))
+        if found:
+            return found
+    raise ValueError(
+        f"There are no rollouts in {place}. Name a file of them, the folder of an evaluation, or that of a run with "
+        "record_every."
+    )
+
+
+def _read(file: Path) -> list[Record]:
+    try:
+        records = read_jsonl(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is no file of rollouts: {error}.") from error
+    if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
+        raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
+    return list(records)
+
+
+# ---- those that are asked for
+
+
+def is_solved(record: Record) -> bool:
+    """By the reward that is 1 or 0, or else the first of all."""
+    rewards = record["rewards"]
+    name = next((name for name in rewards if name in RIGHT_OR_WRONG), next(iter(rewards), None))
+    return name is not None and (rewards[name] or 0.0) >= 1.0
+
+
+def prompt_of(record: Record) -> tuple[Any, ...]:
+    """What the rollouts of a prompt have in common, and no others."""
+    if "group" in record:
+        return (record["step"], record["round"], record["group"])
+    return (record.get("row"), str(record["prompt"]))
+
+
+def chosen(
+    records: Sequence[Record], *, failed: bool, solved_and_failed: bool, grep: str | None, worst_gain: bool
+) -> list[Record]:
+    """In their order, or with the lowest gain first."""
+    if failed:
+        records = [record for record in records if not is_solved(record)]
+    if solved_and_failed:
+        outcomes: dict[Any, set[bool]] = {}
+        for record in records:
+            outcomes.setdefault(prompt_of(record), set()).add(is_solved(record))
+        records = [record for record in records if len(outcomes[prompt_of(record)]) == 2]
+    if grep is not None:
+        pattern = re.compile(grep, re.IGNORECASE)
+        records = [record for record in records if pattern.search("\n".join(_texts(record)))]
+    if worst_gain:
+        gains = [(min(known), i) for i, record in enumerate(records) if (known := _known(record.get("gains", ())))]
+        records = [records[i] for _, i in sorted(gains)]
+    return list(records)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _texts(record: Record) -> Iterator[str]:
+    """Of the question, of what was written and of what was read."""
+    yield _question(record)
+    if isinstance(record["completion"], str):
+        yield record["completion"]
+        return
+    for message in record["completion"]:
+        yield text_of(message) if message.get("content") else ""
+        yield from (call_text(call["function"]) for call in message.get("tool_calls") or ())
+
+
+def _question(record: Record) -> str:
+    prompt = record["prompt"]
+    return prompt if isinstance(prompt, str) else text_of(prompt[-1])
+
+
+# ---- one rollout
+
+
+def plain(text: str, full: bool = True) -> str:
+    """Text that moves nothing in a terminal; in part, unless all of it is asked for.
+
+    Example: a red "no" -> "\\x1b[31mno"
+    """
+    shown = "".join(
+        char if char in "\n\t" or unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+    if full:
+        return shown
+    lines = shown.split("\n")
+    part = "\n".join(lines[:MOST_LINES])[:MOST_CHARACTERS]
+    left = len(shown) - len(part)
+    return part if left == 0 else f"{part} ... ({left:,} characters more)"
+
+
+def as_turns(record: Record, full: bool = False) -> Text:
+    """A rollout turn by turn: calls, results, and what each turn gained and was credited with."""
+    text = Text(_heading(record), style="bold")
+    text.append("\n" + plain(_question(record), full) + "\n", style="not bold")
+    for place, (written, read) in enumerate(_turns(record)):
+        style = _style(record, place)
+        text.append(plain(written, full) + "\n", style=style)
+        for line in plain(read, full).split("\n") if read else ():
+            text.append(f"    {line}\n", style="dim not bold")
+        numbers = _numbers(record, place)
+        if numbers:
+            text.append(f"    {numbers}\n", style=style)
+    text.append(_ending(record), style="bold")
+    return text
+
+
+def _heading(record: Record) -> str:
+    """Example: step 11, group 3, rank 0   values ▁▃█ -9.1 -> -0.2"""
+    places = [f"{name} {record[name]}" for name in ("step", "group", "rank", "row") if name in record]
+    values = _known(record.get("values", ()))
+    curve = f"values {spark(values)} {values[0]:.2f} -> {values[-1]:.2f}" if values else ""
+    return "   ".join(part for part in (", ".join(places), curve) if part)
+
+
+def _ending(record: Record) -> str:
+    numbers = {name: "-" if value is None else f"{value:g}" for name, value in record["rewards"].items()}
+    rewards = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    ended = f", ended: {record['ended']}" if record.get("ended") not in (None, "answer") else ""
+    right = f"right: {plain(str(record['answer']))}   " if "answer" in record else ""
+    return f"{right}{rewards}{ended}\n"
+
+
+def spark(values: Sequence[float]) -> str:
+    """Values as bars, from the lowest to the highest.
+
+    Example: -9.0, -4.5, 0.0 -> "▁▄█"
+    """
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] for value in values)
+
+
+def _turns(record: Record) -> Iterator[tuple[str, str]]:
+    """What was written in each turn, and what was read after it."""
+    turns = record.get("turns")
+    if turns and turns[0]["calls"] is None:  # of a rollout function
+        yield from ((turn["text"], turn["read"]) for turn in turns)
+        return
+    if isinstance(record["completion"], str):
+        yield record["completion"], ""
+        return
+    written: list[str] = []
+    for role, messages in groupby(record["completion"], key=lambda message: message["role"]):
+        if role == "tool":
+            yield "\n".join(written), "\n".join(text_of(message) for message in messages)
+            written = []
+            continue
+        for message in messages:
+            written += [text_of(message)] if message.get("content") else []
+            written += [call_text(call["function"]) for call in message.get("tool_calls") or ()]
+    if written:
+        yield "\n".join(written), ""
+
+
+LABELS = {"gains": "gain", "scores": "z", "advantages": "advantage", "clip_scale": "clip"}
+
+
+def _numbers(record: Record, place: int) -> str:
+    """Example: gain +3.45   z +1.20   advantage +0.94   clip x1.16   timeout"""
+    found = []
+    for name, label in LABELS.items():
+        value = _at(record, name, place)
+        if value is not None:
+            found.append(f"{label} x{value:.2f}" if name == "clip_scale" else f"{label} {value:+.2f}")
+    turns = record.get("turns", ())
+    if place < len(turns) and turns[place]["status"] != "ok":
+        found.append(turns[place]["status"])
+    return "   ".join(found)
+
+
+def _at(record: Record, name: str, place: int) -> float | None:
+    values = record.get(name, ())
+    return values[place] if place < len(values) else None
+
+
+def _style(record: Record, place: int) -> str:
+    """Green for what is done more often from now on, red for less; by the gain, where nothing was credited."""
+    credited = _at(record, "advantages", place)
+    value = _at(record, "gains", place) if credited is None else credited
+    colour = "" if not value else "green " if value > 0 else "red "
+    return f"{colour}not bold"
+
+
+# ---- the rollouts of a prompt
+
+
+def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
+    """A column for each rollout of a prompt, a line for each turn."""
+    per_table = max(width // COLUMN, 1)
+    tables: list[RenderableType] = [Text(plain(_question(records[0]), full=False), style="bold")]
+    for start in range(0, len(records), per_table):
+        tables.append(_table(records[start : start + per_table], start))
+    return Group(*tables, Text(f"right: {plain(str(records[0].get('answer', '-')))}\n", style="bold"))
+
+
+def _table(records: Sequence[Record], first: int) -> Table:
+    table = Table(show_lines=True)
+    for number, record in enumerate(records, start=first + 1):
+        table.add_column(Text(f"{number}: {'solved' if is_solved(record) else 'failed'}"), width=COLUMN - 3)
+    turns = [list(_turns(record)) for record in records]
+    for place in range(max(map(len, turns))):
+        table.add_row(*(_cell(record, of, place) for record, of in zip(records, turns, strict=True)))
+    return table
+
+
+def _cell(record: Record, turns: Sequence[tuple[str, str]], place: int) -> Text:
+    if place >= len(turns):
+        return Text()
+    text = Text(plain(turns[place][0], full=False), style=_style(record, place))
+    numbers = _numbers(record, place)
+    return text.append(f"\n{numbers}") if numbers else text
