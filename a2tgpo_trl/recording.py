@@ -1,14 +1,14 @@
 """credited batches -> files of their rollouts in the run's folder, written beside the training and never in its way.
 
-    outputs/run/rollouts/step-000011-rank-0.jsonl       a rollout a line, of the batch that step 11 trains on
+    outputs/run/rollouts/step-000011-rank-0.jsonl       a rollout a line, of what step 11 trains on
 
 A line is the record of a rollout (`rollout/records.py`), with what became of it:
 
-    {"schema": 1, "step": 11, "rank": 0, "round": 1, "group": 3, ...,
-     "outcome": 1.1, "outcome_advantage": 0.4, "advantages": [0.9, 0.4], "scores": [1.7, null], "clip_scale": [1.2, 1]}
+    {..., "outcome": 1.1, "outcome_advantage": 0.4, "advantages": [0.9, 0.4], "scores": [1.7, null],
+     "clip_scale": [1.2, 1], "schema": 1, "step": 11, "rank": 0, "round": 1, "group": 3}
 
-`group` is the number of its prompt in the batch, `round` tells prompts that were rolled out again; `scores` are the
-gains as they were compared. With `datasets` and with DuckDB:
+`group` is the number of its prompt in the batch, and `round` above 1 where that was rolled out again
+(`resample_limit`). `scores` are the gains as they were compared. With `datasets` and with DuckDB:
 
     load_dataset("json", data_files="outputs/run/rollouts/*.jsonl")
     duckdb.sql("select step, avg(outcome) from 'outputs/run/rollouts/*.jsonl' group by step")
@@ -19,25 +19,24 @@ full or slow, or the most that may be written (`record_megabytes`), ends the rec
 
 import atexit
 import json
+import logging
 import math
 import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import TrainerCallback
 
-from .errors import RecipeError
 from .resume.own_files import OwnFiles
 from .rollout.records import Record
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)  # of each rank: a disk may be its own
 
 FOLDER = "rollouts"
 SCHEMA = 1
@@ -46,9 +45,11 @@ SHORTEST_SECRET = 8  # characters: a shorter value may be any word
 WAITING = 4  # batches that may wait to be written
 PATIENCE = 60.0  # seconds that the end of a run waits for what is not yet written
 
+Rounds = Sequence[tuple[int, Sequence[Record]]]  # number of the first of a rank's rollouts in a round; these
+
 
 class Recorder:
-    """Writes every n-th batch of one rank. Nothing that goes wrong here reaches the training."""
+    """Writes batches of one rank, so many steps apart. Nothing that goes wrong here reaches the training."""
 
     def __init__(self, folder: Path, rank: int, every: int, most_bytes: float):
         """
@@ -56,72 +57,85 @@ class Recorder:
             folder: of the run.
             rank: whose rollouts these are.
             every: steps from one batch that is written to the next; the first is the first of the run.
-            most_bytes: that may be written.
+            most_bytes: that this rank may write, what lies there of an interrupted run included.
         """
-        self._own, self._rank, self._every, self._left = OwnFiles(folder), rank, every, most_bytes
-        self._due = 0
+        self._own, self._rank, self._every, self._most = OwnFiles(folder), rank, every, most_bytes
+        self._due: int | None = None  # steps before the next batch that is written; None: not known yet
+        self._step = -1  # steps before the last one that was written
+        self._batches = 0  # of that step
         self._ended = False
-        self._waiting: queue.Queue[tuple[str, list[dict[str, Any]]] | None] = queue.Queue(WAITING)
+        self._names: list[str] = []
+        self._waiting: queue.Queue[tuple[str, Sequence[Record]] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
         self._masked = masks(os.environ)
 
     def wants(self, step: int) -> bool:
-        """Whether the batch that comes after so many steps is to be written."""
-        return not self._ended and step >= self._due
+        """Whether a batch that is made after so many steps is to be written."""
+        if self._due is None:  # the first batch, or the first since the run was resumed
+            self._due = -(-step // self._every) * self._every
+        return not self._ended and (step >= self._due or step == self._step)
 
-    def put(self, step: int, round: int, records: Sequence[Record], group: Callable[[int], int]) -> None:
-        """Hand over a batch that was made after so many steps. `group`: the number of a rollout's prompt in it."""
-        first = {"schema": SCHEMA, "step": step + 1, "rank": self._rank, "round": round}
-        lines = [{**first, "group": group(i), **record} for i, record in enumerate(records)]
-        again = f"-round-{round}" if round > 1 else ""
-        name = f"{FOLDER}/step-{step + 1:06}-rank-{self._rank}{again}.jsonl"
+    def put(self, step: int, records: Sequence[Record]) -> None:
+        """Hand over what was made after so many steps to be trained on. A step may have several batches."""
+        self._batches = self._batches + 1 if step == self._step else 1
+        self._step, self._due = step, (step // self._every + 1) * self._every
+        ours = {"schema": SCHEMA, "step": step + 1, "rank": self._rank}
+        further = f"-batch-{self._batches}" if self._batches > 1 else ""
+        name = f"{FOLDER}/step-{step + 1:06}-rank-{self._rank}{further}.jsonl"
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="rollouts", daemon=True)
+            self._writer = threading.Thread(target=self._write, name=FOLDER, daemon=True)
             self._writer.start()
             atexit.register(self.close)
         try:
-            self._waiting.put_nowait((name, lines))
+            self._waiting.put_nowait((name, [cast(Record, {**record, **ours}) for record in records]))
         except queue.Full:
             logger.warning(f"{name} is not written: the disk is slower than the training.")
 
-    def end_batch(self, step: int) -> None:
-        """All rounds of the batch that comes after so many steps are there."""
-        if step >= self._due:
-            self._due = (step // self._every + 1) * self._every
-
     def close(self) -> None:
-        """Wait until what was handed over is written."""
-        if self._writer is not None:
-            self._waiting.put(None)
-            self._writer.join(PATIENCE)
-            self._writer = None
-            atexit.unregister(self.close)
+        """Wait until what was handed over is written, for a minute at most."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        atexit.unregister(self.close)
+        try:
+            self._waiting.put(None, timeout=PATIENCE)
+            writer.join(PATIENCE)
+        except queue.Full:
+            pass
+        if writer.is_alive():
+            self._end(f"{self._own.folder / FOLDER} takes longer than {PATIENCE:.0f} s: the last rollouts are missing")
 
     # ---- on the thread that writes
 
     def _write(self) -> None:
         while (batch := self._waiting.get()) is not None:
-            if self._ended:
-                continue
-            name, lines = batch
-            try:
-                self._write_file(name, lines)
-            except (OSError, RecipeError) as error:
-                self._end(f"{name} could not be written ({error})")
+            if not self._ended:
+                name, records = batch
+                try:
+                    self._write_file(name, records)
+                except Exception as error:  # whatever it is: training goes on
+                    self._end(f"{name} could not be written ({type(error).__name__}: {error})")
+        if self._names:
+            self._own.add(*self._names)
 
-    def _write_file(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
-        text = "".join(self._masked(json.dumps(line, ensure_ascii=False, default=str)) + "\n" for line in lines)
+    def _write_file(self, name: str, records: Sequence[Record]) -> None:
+        lines = [json.dumps(self._masked(record), ensure_ascii=False, default=str) + "\n" for record in records]
         # A policy can write half a character, which no file holds as it is.
-        content = text.encode("utf-8", errors="backslashreplace")
-        if len(content) > self._left:
+        content = "".join(lines).encode("utf-8", errors="backslashreplace")
+        file = self._own.folder / name
+        there = sum(other.stat().st_size for other in file.parent.glob(f"*-rank-{self._rank}*") if other != file)
+        if there + len(content) > self._most:
             self._end("As much is written as record_megabytes allows")
             return
         self._own.claim(name)
-        file = self._own.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        try:
+            file.write_bytes(content)
+        except OSError:
+            file.unlink(missing_ok=True)  # a part of it would be read as all of it
+            raise
         self._own.add(name)
-        self._left -= len(content)
+        self._names.append(name)
 
     def _end(self, why: str) -> None:
         self._ended = True
@@ -138,6 +152,9 @@ class Closing(TrainerCallback):
         self._recorder.close()
 
 
+# ---- what is written
+
+
 def credited(
     record: Record, outcome: float, outcome_advantage: float, of_turns: dict[str, Tensor], number: int
 ) -> Record:
@@ -151,22 +168,42 @@ def credited(
     return cast(Record, found)
 
 
+def trained_on(rounds: Rounds, sources: Sequence[tuple[int, int]], group_size: int) -> list[Record]:
+    """Of the rounds in which a batch was made, this rank's rollouts that are in it.
+
+    Example: sources [(0, 0), (1, 0)], groups of two: the first group is that of the first round, and the second was
+             rolled out again -> rollouts 0 and 1 of the first round, and 0 and 1 of the second
+    """
+    found = []
+    for group, (number, place) in enumerate(sources):
+        first, records = rounds[number]
+        for i in range(place * group_size - first, (place + 1) * group_size - first):
+            if 0 <= i < len(records):
+                found.append(cast(Record, {**records[i], "round": number + 1, "group": group}))
+    return found
+
+
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def masks(environment: Any) -> Callable[[str], str]:
-    """A function that puts the name of a secret in the place of its value, as text or as JSON has it.
+def masks(environment: Mapping[str, str]) -> Callable[[Any], Any]:
+    """A function that puts the name of a secret in the place of its value, in all texts of a record.
 
-    Example: API_KEY=abcdefgh12 -> "the key is abcdefgh12" becomes "the key is <API_KEY>"
+    Example: API_KEY=abcdefgh12 -> ["the key is abcdefgh12"] becomes ["the key is <API_KEY>"]
     """
-    values = {
-        form: name
-        for name, value in environment.items()
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET
-        for form in (value, json.dumps(value)[1:-1])
+    secrets = {
+        value: name for name, value in environment.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET
     }
-    if not values:
-        return lambda text: text
-    pattern = re.compile("|".join(map(re.escape, sorted(values, key=len, reverse=True))))
-    return lambda text: pattern.sub(lambda found: f"<{values[found[0]]}>", text)
+    if not secrets:
+        return lambda value: value
+    pattern = re.compile("|".join(map(re.escape, sorted(secrets, key=len, reverse=True))))
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda found: f"<{secrets[found[0]]}>", value)
+        if isinstance(value, dict):
+            return {key: masked(inside) for key, inside in value.items()}
+        return [masked(inside) for inside in value] if isinstance(value, (list, tuple)) else value
+
+    return masked

@@ -36,7 +36,7 @@ from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .loss import ratio_metrics, ratio_reference, ratio_sums
-from .recording import Closing, Recorder, credited
+from .recording import Closing, Recorder, credited, trained_on
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
@@ -58,6 +58,7 @@ class CreditedBatch(Batch):
     accepted: list[list[str]] = field(default_factory=list)  # answers of each rollout that are scored, if any are
     turn_scores: TurnScores | None = None  # None where no gains are computed
     uninformative_G: Tensor | None = None  # groups that teach nothing
+    credited: list[Record] = field(default_factory=list)  # records with their credit, where they are to be written
 
 
 class A2TGPOTrainer(ScoringTrainer):
@@ -261,19 +262,21 @@ class A2TGPOTrainer(ScoringTrainer):
         )
         log = RoundLog(self._metrics["train"])
         outcomes: list[Tensor] = []
+        rounds: list[tuple[int, list[Record]]] = []
 
         def roll_out(rows: list[Row]) -> tuple[dict[str, Any], Tensor]:
             output, batch = self._roll_out_batch(rows, len(outcomes) + 1)
             assert isinstance(batch, CreditedBatch)
             assert batch.outcomes_N is not None and batch.uninformative_G is not None
             log.end_round(len(rows))
+            rounds.append((self._ranks.own_rows(len(batch.credited)).start, batch.credited))
             outcomes.append(batch.outcomes_N)
             return output, batch.uninformative_G
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        if self._recorder is not None:
-            self._recorder.end_batch(self.state.global_step)
+        if self._recorder is not None and self._recorder.wants(self.state.global_step):
+            self._recorder.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -379,7 +382,7 @@ class A2TGPOTrainer(ScoringTrainer):
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
         if self._is_recorded:
-            self._record(batch, evidence, advantages_NK, scale_NK)
+            batch.credited = self._credited_records(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
             self._log_scalars("train", gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
             self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
@@ -392,27 +395,19 @@ class A2TGPOTrainer(ScoringTrainer):
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
 
-    def _record(self, batch: Batch, evidence: Evidence, advantages_NK: Tensor, scale_NK: Tensor) -> None:
-        """Hand this rank's rollouts over to be written, with their credit."""
-        assert self._recorder is not None
-        mine = range(*self._ranks.own_rows(len(batch.records)).indices(len(evidence.num_turns_N)))
+    def _credited_records(
+        self, batch: Batch, evidence: Evidence, advantages_NK: Tensor, scale_NK: Tensor
+    ) -> list[Record]:
+        """Of this rank's rollouts, with what became of them."""
+        mine = self._ranks.own_rows(len(batch.records))
         of_turns = {"advantages": advantages_NK, "scores": self._credit.scores(evidence), "clip_scale": scale_NK}
-        on_cpu = {name: values[mine.start : mine.stop].cpu() for name, values in of_turns.items()}
-        outcomes, advantages = evidence.outcomes_N.tolist(), evidence.outcome_advantages_N.tolist()
-        turns = evidence.num_turns_N.tolist()
-        records = [
-            credited(
-                batch.records[i],
-                outcomes[n],
-                advantages[n],
-                {name: values[i] for name, values in on_cpu.items()},
-                turns[n],
-            )
-            for i, n in enumerate(mine)
+        on_cpu = {name: values[mine].cpu() for name, values in of_turns.items()}
+        outcomes, advantages = evidence.outcomes_N[mine].tolist(), evidence.outcome_advantages_N[mine].tolist()
+        turns = evidence.num_turns_N[mine].tolist()
+        return [
+            credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])
+            for i, record in enumerate(batch.records)
         ]
-        self._recorder.put(
-            self.state.global_step, batch.round, records, lambda i: (mine.start + i) // self.num_generations
-        )
 
     def _gather_values(self, batch: CreditedBatch, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""

@@ -29,7 +29,8 @@ SMALL = {
     "disable_tqdm": "true",
     "use_cpu": "true",
 }
-NEW = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_dropout": 0.0}
+# Without streaming, where what is read together depends on when tools answer, and with it the last bits.
+NEW = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_dropout": 0.0, "stream_turns": "false"}
 
 
 def words(folder: Path, **changes) -> list[str]:

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from datasets import load_dataset
 from training import TOOL_TURNS, make, settings, weights
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.recording import Recorder, credited, masks
+from a2tgpo_trl.recording import Recorder, credited, masks, trained_on
 from a2tgpo_trl.rollout.records import read_jsonl
 
 
@@ -71,9 +72,48 @@ def test_a_file_is_read_by_datasets_in_one_line(tokenizer, tmp_path):
     assert len(rows) == 8 and set(rows["step"]) == {1, 2}
 
 
-def test_prompts_that_are_rolled_out_again_have_a_file_for_each_round(tokenizer, tmp_path):
-    run(tokenizer, tmp_path, max_steps=1, resample_limit=1, credit="grpo", answer_column="answer")
-    assert files(tmp_path)[0] == "step-000001-rank-0.jsonl" and len(files(tmp_path)) <= 2
+def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tokenizer, tmp_path):
+    # The first round answers alike in each group of four, the second does not.
+    def spread(prompts, trainer_state, **kwargs):
+        seen.append(len(prompts))
+        return [float(i % 4 > 1 and len(seen) > 1) for i in range(len(prompts))]
+
+    seen = []
+    changes = {"max_steps": 1, "resample_limit": 1, "credit": "grpo", "per_device_train_batch_size": 8}
+    args = A2TGPOConfig(**settings(tmp_path, record_every=1, **changes))
+    make(tokenizer, args, reward_funcs=spread).train()
+    assert seen == [8, 8] and files(tmp_path) == ["step-000001-rank-0.jsonl"]
+    records = read_jsonl(tmp_path / "rollouts" / "step-000001-rank-0.jsonl")
+    assert [(record["round"], record["group"], record["outcome"]) for record in records] == [
+        (2, group, outcome) for group in (0, 1) for outcome in (0.0, 0.0, 1.0, 1.0)
+    ]
+
+
+def test_rounds_are_put_together_as_the_batch_is_by_each_rank():
+    # Two ranks, groups of two: the second group of the batch is the first of the second round.
+    rounds = [(0, [{"n": 0}, {"n": 1}]), (0, [{"n": 10}])]
+    others = [(2, [{"n": 2}, {"n": 3}]), (1, [{"n": 11}])]
+    sources = [(0, 0), (1, 0)]
+    found = [[(one["n"], one["round"], one["group"]) for one in trained_on(of, sources, 2)] for of in (rounds, others)]
+    assert found == [[(0, 1, 0), (1, 1, 0), (10, 2, 1)], [(11, 2, 1)]]
+
+
+def test_a_step_of_several_batches_has_a_file_for_each(tokenizer, tmp_path):
+    run(tokenizer, tmp_path, max_steps=2, gradient_accumulation_steps=2, steps_per_generation=1)
+    names = ["step-000001-rank-0-batch-2", "step-000001-rank-0", "step-000002-rank-0-batch-2", "step-000002-rank-0"]
+    assert files(tmp_path) == [f"{name}.jsonl" for name in names]
+
+
+def test_a_resumed_run_writes_what_it_would_have_written(tokenizer, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(tokenizer, whole, record_every=2, max_steps=4, save_strategy="steps", save_steps=1)
+    run(tokenizer, broken, record_every=2, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer = make(tokenizer, A2TGPOConfig(**settings(broken, record_every=2, max_steps=4)))
+    trainer.train(resume_from_checkpoint=True)
+    assert files(broken) == files(whole) == ["step-000001-rank-0.jsonl", "step-000003-rank-0.jsonl"]
+    for name in files(whole):
+        mine, theirs = (read_jsonl(folder / "rollouts" / name) for folder in (broken, whole))
+        assert [one["completion"] for one in mine] == [one["completion"] for one in theirs]
 
 
 # ---- what goes wrong
@@ -84,8 +124,7 @@ def recorder(folder, most=1e9, every=1) -> Recorder:
 
 
 def put(one: Recorder, step: int = 0) -> None:
-    one.put(step, 1, [{"completion": "text"}], lambda i: 0)
-    one.end_batch(step)
+    one.put(step, [{"completion": "text"}])
 
 
 def warnings(caplog) -> list[str]:
@@ -104,7 +143,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(tokeniz
 
 
 def test_no_more_is_written_than_is_allowed(tmp_path, caplog):
-    one = recorder(tmp_path, most=150)
+    one = recorder(tmp_path, most=100)
     for step in range(4):
         put(one, step)
     one.close()
@@ -120,8 +159,18 @@ def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, m
     for step in range(12):
         put(one, step)  # none of these waits
     assert any("slower than the training" in line for line in warnings(caplog))
+    monkeypatch.setattr("a2tgpo_trl.recording.PATIENCE", 0.2)
+    begin = time.monotonic()
+    one.close()  # with a writer that is stuck and a queue that is full
+    assert time.monotonic() - begin < 5 and "the last rollouts are missing" in warnings(caplog)[-1]
     let_go.set()
+
+
+def test_what_cannot_be_written_as_json_ends_the_recording_and_not_the_run(tmp_path, caplog):
+    one = recorder(tmp_path)
+    one.put(0, [{("a", "key"): 1}])
     one.close()
+    assert "TypeError" in warnings(caplog)[0] and not one.wants(5)
 
 
 def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
@@ -137,20 +186,21 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
 def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
     record = credited({"completion": "\ud83d"}, float("nan"), 0.5, {"scores": torch.tensor([1.5, torch.nan, 9.0])}, 2)
     one = recorder(tmp_path)
-    one.put(0, 1, [record], lambda i: 3)
+    one.put(0, [record])
     one.close()
     (line,) = (tmp_path / "rollouts" / "step-000001-rank-0.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert (found["outcome"], found["outcome_advantage"], found["scores"]) == (None, 0.5, [1.5, None])
-    assert found["group"] == 3
+    assert (found["schema"], found["step"], found["rank"]) == (1, 1, 0)
 
 
 def test_secrets_are_masked_by_their_names():
     masked = masks(
         {"API_KEY": "s3cr3t-value", "MY_TOKEN": 'quo"ted-one', "PATH": "/usr/local/bin", "PASSWORD": "short"}
     )
-    assert masked("key s3cr3t-value in /usr/local/bin, short") == "key <API_KEY> in /usr/local/bin, short"
-    assert masked(json.dumps({"text": 'a quo"ted-one'})) == '{"text": "a <MY_TOKEN>"}'
+    text = "key s3cr3t-value in /usr/local/bin, short"
+    assert masked({"a": [text, 3]}) == {"a": ["key <API_KEY> in /usr/local/bin, short", 3]}
+    assert masked('a quo"ted-one') == "a <MY_TOKEN>" and masked({"s3cr3t-value": 1.5}) == {"s3cr3t-value": 1.5}
     assert masks({"PATH": "/usr/local/bin"})("as it is") == "as it is"
 
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ..lookup import nearest
+
 
 if TYPE_CHECKING:
-    from ..study.results import Results
+    from ..study.results import Kind, Results
     from ..study.study import Run, Study
+
+RECIPE = "recipe.yaml"  # of a run, in its folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,39 +40,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: all that was to be run is there; 1: a run failed, and its log says why."""
+    """0: the report is of all that is there; 1: a run failed, and its log says why."""
     from ..study.comparison import best_rates
     from ..study.results import Results
     from ..study.study import read_study
 
     study = read_study(args.study)
-    results = Results(study.results)
-    check(study, results)
-    maker = Maker(study, results, args)
+    for cell in args.cells or ():
+        if cell not in study.cells:
+            raise ValueError(f"--cells: {study.file} has no cell {cell!r}.{nearest(cell, study.cells)}")
+    check(study)
+    identities = {run.kind: _identity(study, run) for run in study.kinds()}
+    results = Results(study.results, identities)
+    maker = Maker(study, results, identities, args)
     maker.make(study.tried())
     maker.make(study.reported(best_rates(study, results)))
     write_report(study, results)
+    if maker.left:
+        print(f"{maker.left} runs are not there yet: the same command goes on with them.")
     return 1 if maker.failed else 0
 
 
-def check(study: "Study", results: "Results") -> None:
+def check(study: "Study") -> None:
     """What would fail in one of the runs is said before the first."""
     from ..recipe.recipe import read_recipe
     from ..report.progress import quiet_libraries
+    from ..study.report import title
 
     quiet_libraries()
     for cell in study.cells:
         with TemporaryDirectory() as folder:
-            run = study.first_of(cell)
-            recipe = read_recipe(["--config", str(write_recipe(study, run, Path(folder)))])
+            recipe = read_recipe(["--config", str(write_recipe(study, study.first_of(cell), Path(folder)))])
         if recipe.test_dataset is None:
             raise ValueError(f"{study.file}: {study.recipe} has no questions to compare on (dataset_test_split).")
         known = [getattr(reward, "__name__", str(reward)) for reward in recipe.task.reward_funcs]
         if study.reward not in known and recipe.task.environment_factory is None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
-    written = [file for file in (study.report, study.picture) if file.exists()]
-    if written and not len(results.table):
-        raise ValueError(f"{written[0]} is no report of this study: there are no results. Move it away.")
+    if study.report.exists() and not study.report.read_text().startswith(title(study)):
+        raise ValueError(f"{study.report} is no report of this study, and would be written over. Move it away.")
+
+
+def _identity(study: "Study", run: "Run") -> str:
+    from ..study.runs import identity
+
+    with TemporaryDirectory() as folder:
+        return identity([str(write_recipe(study, run, Path(folder)))], without=["seed"])
 
 
 def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
@@ -76,7 +92,7 @@ def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     output = {"output_dir": str((folder / "run").resolve())}
     content = {"base": str(study.recipe.resolve()), **study.settings_of(run), **output}
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
@@ -93,35 +109,42 @@ def write_report(study: "Study", results: "Results") -> None:
 class Maker:
     """Makes runs, several at once, and enters what they measured."""
 
-    def __init__(self, study: "Study", results: "Results", args: argparse.Namespace):
-        self.study, self.results, self.args = study, results, args
+    def __init__(self, study: "Study", results: "Results", identities: Mapping["Kind", str], args: argparse.Namespace):
+        self.study, self.results, self.identities, self.args = study, results, identities, args
         self.until = float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
         self.failed: list[Run] = []
+        self.left = 0  # runs that there was no time for
         self._entering = Lock()
 
     def make(self, runs: Iterable["Run"]) -> None:
         wanted = [run for run in runs if not self.args.cells or run.cell in self.args.cells]
         with ThreadPoolExecutor(self.args.jobs) as jobs:
-            list(jobs.map(self._make, wanted))
+            list(jobs.map(self._make, [run for run in wanted if not self.results.has(run)]))
 
     def _make(self, run: "Run") -> None:
         from ..study.results import measured
-        from ..study.runs import LOG, identity, train
+        from ..study.runs import LOG, train
 
-        folder = self.args.output / self.study.file.stem / run.name
-        recipe = write_recipe(self.study, run, folder)
-        with self._entering:  # it reads the recipe by parsers that threads do not share
-            same = identity([str(recipe)])
-        if self.results.has(run, same) or time.monotonic() >= self.until:
+        if time.monotonic() >= self.until:
+            self.left += 1
             return
-        start = time.monotonic()
-        if train([str(recipe), "--overwrite", "true"], folder, threads=1):
+        folder = self.args.output / self.study.file.stem / run.name
+        if folder.exists() and not (folder / RECIPE).is_file():
+            raise ValueError(f"{folder} is no run of a study, and would be removed. Name another folder (--output).")
+        recipe, start = write_recipe(self.study, run, folder), time.monotonic()
+        code = train([str(recipe), "--overwrite", "true"], folder, threads=1)
+        try:
+            measurements = measured(folder / "run", self.study.every) if code == 0 else []
+        except (ValueError, KeyError, OSError) as error:  # what the others have found is not lost for it
+            code = 1
+            with (folder / LOG).open("a") as log:
+                log.write(f"Its results cannot be read: {type(error).__name__}: {error}\n")
+        if code:
             self.failed.append(run)
             print(f"{run.name} failed: {folder / LOG}", file=sys.stderr, flush=True)
             return
-        measurements = measured(folder / "run", self.study.every)
         with self._entering:
-            self.results.put(run, same, measurements)
+            self.results.put(run, self.identities[run.kind], measurements)
         print(f"{run.name}: {time.monotonic() - start:.0f} s", flush=True)
         if not self.args.keep:
             shutil.rmtree(folder)

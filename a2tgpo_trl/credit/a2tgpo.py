@@ -81,7 +81,7 @@ def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
 
         A[i,t] = A_outcome[i] + D(Z(gains))[i,t]
 
-    Meaning: as in A2TGPO; a turn that gains as much as others do outweighs the outcome.
+    Meaning: as in A2TGPO; a turn that gained much more than others did can outweigh a wrong answer.
     Edge cases: those of A2TGPO. Each rollout weighs the same, however long it is (`loss_type` `grpo`).
 
     Example (the group of `a2tgpo_trl.credit`; D as in A2TGPO: a -0.7071, 0; b 1):
@@ -101,8 +101,8 @@ def a2tgpo_code(evidence: Evidence, switches: Switches) -> Tensor:
     Meaning: as in A2TGPO, once there is a first result to compare with.
     Edge cases: those of A2TGPO. Gains come in with those of first turns left out (`first_gain`).
 
-    Example (the group of `a2tgpo_trl.credit`): with the gains of first turns as they stand there, the numbers of
-        A2TGPO: a 0.9424, 1.1545, 1.1545; b -0.2773, -0.5773; c -0.5773
+    Example (the group of `a2tgpo_trl.credit`, whose first gains, 1 and 3, are left out): a's second turn is alone at
+        its depth, so that all turns live on the outcome: a 1.1545, b and c -0.5773
     """
     return a2tgpo(evidence, switches)
 

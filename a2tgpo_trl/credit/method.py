@@ -48,7 +48,7 @@ class Evidence:
 
     @property
     def stopped_NK(self) -> Tensor:
-        """Whether a rollout of the loss had stopped before this depth: it made no call there, nor later."""
+        """Whether a rollout of the loss had stopped before this depth: it answered or failed, and gained no more."""
         turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
         last_N1 = self.num_turns_N.unsqueeze(1) - 1
         return (last_N1 >= 0) & (turns >= last_N1) & self.gains_NK.isnan()

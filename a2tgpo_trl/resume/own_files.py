@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -34,6 +35,8 @@ LOADED = (
 
 BLOCK = 2**16  # bytes; of larger files this many blocks are read for a digest, and not tens of gigabytes
 BLOCKS = 64
+
+_ONE_AT_A_TIME = threading.Lock()  # threads of a process that write in a marker: rollouts have a thread of their own
 
 Entry = list[Any] | None  # size, time and digest; None: not done yet
 
@@ -199,7 +202,7 @@ class OwnFiles:
 
     def _enter(self, entries: dict[str, Entry], *, folders: Iterable[str] = (), gone: Iterable[str] = ()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / MARKER).open("a") as marker:
+        with _ONE_AT_A_TIME, (self.folder / MARKER).open("a") as marker:
             if marker.tell() == 0:
                 marker.write(json.dumps({"about": ABOUT}))
             # A line of its own, also behind one that was cut off.
@@ -207,12 +210,13 @@ class OwnFiles:
 
     def _tidy(self) -> None:
         """Leave out what is there no more."""
-        entries, made = self._read()
-        left = {name: entry for name, entry in sorted(entries.items()) if (self.folder / name).is_file()}
-        folders = sorted(name for name in made if (self.folder / name).is_dir())
-        draft = self.folder / f"{MARKER}.draft"
-        draft.write_text("\n".join(map(json.dumps, ({"about": ABOUT}, {"files": left, "folders": folders}))))
-        draft.replace(self.folder / MARKER)
+        with _ONE_AT_A_TIME:
+            entries, made = self._read()
+            left = {name: entry for name, entry in sorted(entries.items()) if (self.folder / name).is_file()}
+            folders = sorted(name for name in made if (self.folder / name).is_dir())
+            draft = self.folder / f"{MARKER}.draft"
+            draft.write_text("\n".join(map(json.dumps, ({"about": ABOUT}, {"files": left, "folders": folders}))))
+            draft.replace(self.folder / MARKER)
 
 
 def _now(path: Path) -> Entry:

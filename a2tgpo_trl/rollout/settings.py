@@ -98,7 +98,9 @@ class ToolConfig(GRPOConfig):
         True,
         "Whether a rollout goes on as soon as its tools have answered, instead of waiting for all: with a colocated "
         "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process ("
-        "ZeRO-3 gathers them to sample). The latter then keep what they have read while tools are called.",
+        "ZeRO-3 gathers them to sample). The latter then keep what they have read while tools are called. Which turns "
+        "are read together then depends on when tools answer, and moves gains by rounding: false for runs that are "
+        "the same to the bit.",
     )
     seeded_rollouts: bool | None = setting(
         None,

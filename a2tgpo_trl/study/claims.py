@@ -3,12 +3,14 @@
 A claim about means has held, or not, where the 95 % interval over five seeds or more leaves no doubt.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..report.scores import Estimate
 from .comparison import FEWEST, differences, over_seeds, verdict
+from .mechanism import MOST_TURNS
 from .results import Results
 from .study import Run, Study
 
@@ -16,9 +18,12 @@ from .study import Run, Study
 A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
 WIDEST = 1.5  # what the largest spread by the smallest is at most where spreads are level
+FEWEST_TURNS = 8  # a step, of a depth that counts
+TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
 
 Runs = Mapping[str, Sequence[Run]]
+Summary = Callable[[np.ndarray], Any]
 Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
 
 
@@ -42,7 +47,8 @@ def _drift(results: Results, runs: Runs) -> Iterator[Claim]:
     if A2TGPO in found:
         text = ", ".join(f"{cell} {drift}" for cell, drift in found.items())
         yield (
-            "turn groups make turns comparable: the mean z-score is the same at all depths",
+            "turn groups make turns comparable: the mean z-score is the same at all depths (by construction, but for "
+            "what rounding explains)",
             f"largest difference between depths: {text}",
             _at_most(found[A2TGPO], LEVEL),
         )
@@ -70,20 +76,34 @@ def _follows(results: Results, runs: Runs) -> Iterator[Claim]:
         yield (
             "adaptive clipping follows informative turns",
             f"a search of use has the wider clip range with a chance of {found}",
-            NOT_DECIDED if found.number < FEWEST else HELD if found.low > 0.5 else NOT_HELD,
+            _above_a_coin(found),
         )
 
 
+def _above_a_coin(found: Estimate) -> str:
+    if found.number < FEWEST or found.low <= 0.5 <= found.high:
+        return NOT_DECIDED
+    return HELD if found.low > 0.5 else NOT_HELD
+
+
 def _widest_by_smallest(deviations: np.ndarray) -> float:
-    return float(deviations.max() / max(deviations.min(), 1e-9))
+    return float(deviations.max() / max(deviations.min(), TINY))
 
 
-def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary) -> Estimate | None:
-    """A summary of the means (or deviations) of turns, each over the steps of a run."""
+def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary: Summary) -> Estimate | None:
+    """A summary over depths of a mean or a deviation, which is that of a run's steps by their numbers of turns.
+
+    Depths that few rollouts come to are left out: their numbers are chance.
+    """
     found = []
     for run in runs:
-        turns = [results.curve(run, f"by_turn/{name}/{of}_turn_{place}") for place in range(1, 9)]
-        heights = [float(np.mean([value for _, value in curve])) for curve in turns if len(curve) > 1]
+        heights = []
+        for place in range(1, MOST_TURNS + 1):
+            turns = dict(results.curve(run, f"by_turn/{name}/number_turn_{place}"))
+            values = dict(results.curve(run, f"by_turn/{name}/{of}_turn_{place}"))
+            if values and sum(turns.values()) >= FEWEST_TURNS * len(turns):
+                weights = [turns[step] for step in values]
+                heights.append(float(np.average(list(values.values()), weights=weights)))
         if len(heights) > 1:
             found.append(float(summary(np.array(heights))))
     return over_seeds(found) if found else None

@@ -1,7 +1,7 @@
 """results of a study -> what each cell came to, with intervals over seeds, and its differences from another, paired.
 
-Intervals are percentiles over seeds that are drawn again with replacement (bootstrap); of a difference, the seed is
-drawn with both of its runs.
+Intervals are Student's, as those of `a2tgpo compare`: percentiles of draws of five seeds would be far too narrow. A
+difference is taken seed by seed, so that what both of its runs have in common falls out.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..report.comparison import Curve, area
-from ..report.scores import Estimate, drawn_again, estimate
+from ..report.comparison import Curve, Spread, area
+from ..report.scores import Estimate
 from .results import HELD_OUT, Results
 from .study import Run, Study
 
@@ -34,7 +34,8 @@ def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
     if not curve:
         return None
     steps = first_at(curve, study.target)
-    tokens = None if steps is None else height_at([(0, 0.0), *results.curve(run, "num_tokens")], steps)
+    read = results.curve(run, "num_tokens")
+    tokens = height_at([(0, 0.0), *read], steps) if read and steps is not None else None
     return Outcome(area(curve), curve[-1][1], steps, tokens)
 
 
@@ -87,11 +88,10 @@ def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float 
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval; of a single seed, the interval is its value."""
-    rng = np.random.default_rng(0)
-    counts = np.ones(len(values), dtype=int)
-    draws = np.array([drawn @ np.asarray(values) / len(values) for drawn in drawn_again(rng, counts)])
-    return estimate(float(np.mean(values)), draws, len(values))
+    """Mean and 95 % interval (Student's t); of a single seed, the interval is its value."""
+    spread = Spread.of(values)
+    half = spread.half or 0.0
+    return Estimate(float(spread.mean), float(spread.mean - half), float(spread.mean + half), len(values))
 
 
 def differences(study: Study, results: Results, runs: Sequence[Run], others: Sequence[Run]) -> list[float]:

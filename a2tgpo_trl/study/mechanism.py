@@ -7,7 +7,7 @@ is no better than a coin, 1 is never wrong. `credit` is what a turn's advantage 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..tasks.atlas.useful import COLUMN, useful_search
 
 
 MOST_TURNS = 8  # that are told apart
+ROUNDING = 1e-4
 OF_TURNS = ("gains", "scores", "credit", "clip_scale")
 
 Rollout = Mapping[str, Any]
@@ -32,7 +33,9 @@ def mechanism(records: Sequence[Rollout]) -> Found:
 
 def mechanism_of_training(records: Sequence[Rollout]) -> Found:
     """Of a batch that was trained on (`record_every`): of credit as well, by turn; and how alike turns are."""
-    records = [{**record, "credit": credit(record)} for record in records]
+    records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
+    if any(abs(record["credit"][-1]) > ROUNDING for record in records):
+        records = [{**record, "credit": ()} for record in records]  # of a method that adds nothing to the outcome
     for name in OF_TURNS:
         yield from by_turn(records, name)
     if records and COLUMN in records[0]:
@@ -43,15 +46,17 @@ def mechanism_of_training(records: Sequence[Rollout]) -> Found:
 
 
 def credit(record: Rollout) -> list[float]:
+    """Of each turn. The answer turn has none, where a method adds credit to the outcome's advantage."""
     outcome = record["outcome_advantage"] or 0.0
     return [advantage - outcome for advantage in record["advantages"]]
 
 
 def by_turn(records: Iterable[Rollout], name: str) -> Found:
-    """Mean and deviation over rollouts at each depth, of tool turns."""
+    """How many tool turns there are at each depth, and mean and deviation over them."""
     for place in range(MOST_TURNS):
         values = [value for record in records if (value := _at(record, name, place)) is not None]
         if values:
+            yield f"by_turn/{name}/number_turn_{place + 1}", float(len(values))
             yield f"by_turn/{name}/mean_turn_{place + 1}", float(np.mean(values))
             yield f"by_turn/{name}/std_turn_{place + 1}", float(np.std(values))
 
@@ -85,7 +90,8 @@ def aucs(records: Iterable[Rollout], name: str) -> Found:
         for place, use in enumerate(useful_search(record)[:MOST_TURNS]):
             value = _at(record, name, place)
             if value is not None and use is not None:
-                for group in (beginning, f"{beginning}_turn_{place + 1}", f"{beginning}/hops {record['hops']}"):
+                of_hops = [f"{beginning}/hops {record['hops']}"] if "hops" in record else []
+                for group in (beginning, f"{beginning}_turn_{place + 1}", *of_hops):
                     groups.setdefault(group, ([], []))[0 if use else 1].append(value)
     for group, (above, below) in groups.items():
         found = auc(above, below)
@@ -120,8 +126,8 @@ def similarity(records: Iterable[Rollout]) -> Found:
     found: dict[str, list[float]] = {}
     for rollouts in groups.values():
         for one, other in combinations(rollouts, 2):
-            for place, words in enumerate(one):
-                for place_of_other, words_of_other in enumerate(other):
+            for (place, words), (place_of_other, words_of_other) in product(enumerate(one), enumerate(other)):
+                if words and words_of_other:
                     alike = len(words & words_of_other) / max(len(words | words_of_other), 1)
                     if place != place_of_other:
                         found.setdefault("similarity/across_depths", []).append(alike)
@@ -133,6 +139,11 @@ def similarity(records: Iterable[Rollout]) -> Found:
 
 
 def _words(record: Rollout) -> list[set[str]]:
-    """Of the calls of each turn that makes some."""
-    texts = [" ".join(str(call["arguments"]) for call in turn["calls"] or ()) for turn in record["turns"]]
-    return [set(re.findall(r"\w+", text.lower())) for text in texts[:MOST_TURNS] if text]
+    """Of the calls of each turn; none of a turn without."""
+    turns = list(record.get("turns", ()))[:MOST_TURNS]
+    texts = [" ".join(_said(call["arguments"]) for call in turn["calls"] or ()) for turn in turns]
+    return [set(re.findall(r"\w+", text.lower())) for text in texts]
+
+
+def _said(arguments: Any) -> str:
+    return " ".join(map(str, arguments.values())) if isinstance(arguments, dict) else str(arguments)

@@ -14,19 +14,24 @@ from .results import HELD_OUT, Results
 from .study import Run, Study
 
 
-ENOUGH = "Better / worse: the 95 % interval of the difference leaves 0 out, over five seeds or more."
+ENOUGH = (
+    "Better / worse: the 95 % interval of the difference leaves 0 out, over five seeds or more; of twenty such "
+    "comparisons of equals one comes out so by chance."
+)
 
 
 def report(study: Study, results: Results) -> str:
     """The report of what there is so far."""
     runs = runs_by_cell(study, results)
     lines = [
-        f"# {study.file.stem}: held-out {study.reward.replace('_', ' ')}",
+        title(study),
         "",
-        f"By `a2tgpo study {study.file.parent.name}/{study.file.name}`, from `{study.results.name}`. Area: mean score "
-        f"over training, evaluated every {study.every} steps. Means over seeds with their 95 % intervals (bootstrap); "
-        f"differences from {study.against} are taken seed by seed. {ENOUGH}",
+        f"By `a2tgpo study {study.file.name}`, from `{study.results.name}`. Area: mean score over training, evaluated "
+        f"every {study.every} steps; a step of a cell that rolls out again (resample_limit) costs more than others. "
+        f"Means over seeds with their 95 % intervals (Student's t); differences from {study.against} are taken seed "
+        f"by seed. {ENOUGH}",
         "",
+        *_stale(results),
     ]
     lines += [*_main_table(study, results, runs), "", f"![learning curves]({study.picture.name})", ""]
     lines += _claims_table(study, results, runs)
@@ -35,6 +40,17 @@ def report(study: Study, results: Results) -> str:
     lines += _metrics_table(study, results, runs)
     lines += _made_by(results)
     return "\n".join(lines)
+
+
+def title(study: Study) -> str:
+    return f"# {study.file.stem}: held-out {study.reward.replace('_', ' ')}"
+
+
+def _stale(results: Results) -> list[str]:
+    if not results.stale:
+        return []
+    cells = ", ".join(results.stale)
+    return [f"Of other settings, or another version, are runs of {cells}; they are left out here.", ""]
 
 
 def runs_by_cell(study: Study, results: Results) -> dict[str, list[Run]]:
@@ -68,7 +84,9 @@ def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> l
         )
     goal = f"{study.target:g}"
     head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
-    return table([*head, f"million tokens to {goal}", f"area, less that of {study.against}", ""], rows)
+    return table(
+        [*head, f"million tokens to {goal} (median of these)", f"area, less that of {study.against}", ""], rows
+    )
 
 
 def _claims_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
@@ -106,8 +124,8 @@ def _groups_table(study: Study, results: Results, runs: dict[str, list[Run]]) ->
 
 SHOWN = {  # metric -> its heading
     f"{HELD_OUT}tool calls": "calls a question",
-    "useful/share_turn_1": "first searches of use",
-    "useful/auc/gains": "AUC of the gain",
+    f"{HELD_OUT}useful/share_turn_1": "first searches of use",
+    f"{HELD_OUT}useful/auc/gains": "AUC of the gain",
     "clip_fraction/mean": "tokens clipped",
     "groups/teach_nothing": "groups that teach nothing",
     "entropy": "entropy",
@@ -150,8 +168,8 @@ def draw(study: Study, results: Results, file: Path) -> None:
     styles = ("-", "--", ":", "-.")
     for number, (cell, runs) in enumerate(runs_by_cell(study, results).items()):
         curves = [results.curve(run, HELD_OUT + study.reward) for run in runs]
-        steps = [step for step, _ in curves[0]]
-        estimates = [over_seeds(list(values)) for values in zip(*([y for _, y in c] for c in curves), strict=True)]
+        steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
+        estimates = [over_seeds([dict(curve)[step] for curve in curves]) for step in steps]
         colour, style = f"C{number % 10}", styles[number // 3 % len(styles)]
         axes.plot(steps, [one.mean for one in estimates], style, color=colour, label=f"{cell} ({len(runs)})")
         low, high = [one.low for one in estimates], [one.high for one in estimates]

@@ -14,11 +14,12 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from .. import __version__
 from ..recording import FOLDER as ROLLOUTS
@@ -36,6 +37,7 @@ EVALUATED = "eval_rewards/"
 NO_MEASUREMENT = ("step", "epoch", "total_flos", "train_loss")
 
 Measurement = tuple[int, str, float]
+Kind = tuple[str, float | None]  # a cell, and a learning rate that it is tried with
 
 
 # ---- of one run
@@ -48,7 +50,8 @@ def measured(folder: Path, every: int) -> list[Measurement]:
     found = {(step, metric): value for step, metric, value in (*_logged(history, every), *_evaluated(history))}
     for step, when in ((0, "before"), (last, "after")):
         found |= {(step, metric): value for metric, value in _scores(folder / SCORES / f"{when}.json")}
-        found |= {(step, metric): value for metric, value in mechanism(read_jsonl(folder / SCORES / f"{when}.jsonl"))}
+        rollouts = read_jsonl(folder / SCORES / f"{when}.jsonl")
+        found |= {(step, HELD_OUT + metric): value for metric, value in mechanism(rollouts)}
     for step, records in _recorded(folder):
         found |= {(step, metric): value for metric, value in mechanism_of_training(records)}
     return [(step, metric, value) for (step, metric), value in sorted(found.items()) if math.isfinite(value)]
@@ -58,8 +61,8 @@ def _recorded(folder: Path) -> Iterator[tuple[int, list[Record]]]:
     """The batches that were trained on and written down, by the number of steps before them."""
     steps: dict[int, list[Record]] = {}
     for file in sorted((folder / ROLLOUTS).glob("*.jsonl")):
-        records = read_jsonl(file)
-        steps.setdefault(records[0]["step"] - 1, []).extend(records)
+        for record in read_jsonl(file):
+            steps.setdefault(record["step"] - 1, []).append(record)
     yield from steps.items()
 
 
@@ -71,7 +74,9 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
         stretches.setdefault(math.ceil(entry["step"] / every) * every, []).append(entry)
     for end, stretch in stretches.items():
         for metric in sorted({key for entry in stretch for key in entry} - set(NO_MEASUREMENT)):
-            values = [entry[metric] for entry in stretch if metric in entry]
+            values = [entry[metric] for entry in stretch if metric in entry and math.isfinite(entry[metric])]
+            if not values:
+                continue
             total = metric == "num_tokens"  # it grows; what counts is how far it has come
             yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / len(values)
 
@@ -98,15 +103,29 @@ def _scores(file: Path) -> Iterator[tuple[str, float]]:
 
 
 class Results:
-    """The measurements of a study's runs, in a file that grows run by run."""
+    """The measurements of a study's runs, in a file that grows run by run. Several processes may add to it."""
 
-    def __init__(self, file: Path):
-        self.file = file
-        self.table = pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+    def __init__(self, file: Path, identities: Mapping[Kind, str] | None = None):
+        """`identities`: of the runs as they would be made now. Those of other settings are left out, but in the file.
+        None: all are read as they are."""
+        self.file, self._identities = file, identities
+        self.table, self.stale = self._current(self._read())
 
-    def has(self, run: Run, identity: str) -> bool:
-        found = self.table[self._rows_of(run)]
-        return bool((found["identity"] == identity).any())
+    def _read(self) -> pd.DataFrame:
+        return pd.read_parquet(self.file) if self.file.exists() else pd.DataFrame(columns=COLUMNS)
+
+    def _current(self, everything: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """The measurements of runs that are as they would be made now, and the cells of which there are others."""
+        if self._identities is None:
+            return everything, []
+        rates = [None if math.isnan(rate) else rate for rate in everything["learning_rate"]]
+        kinds = zip(everything["cell"], rates, strict=True)
+        same = [self._identities.get(kind) == one for kind, one in zip(kinds, everything["identity"], strict=True)]
+        current = pd.Series(same, index=everything.index, dtype=bool)
+        return everything[current], sorted(everything["cell"][~current].unique())
+
+    def has(self, run: Run) -> bool:
+        return bool(_rows_of(self.table, run).any())
 
     def put(self, run: Run, identity: str, measurements: Iterable[Measurement]) -> None:
         """In the place of what there was of this run."""
@@ -116,22 +135,26 @@ class Results:
             for step, metric, value in measurements
         ]
         new = pd.DataFrame(rows, columns=COLUMNS).astype({"learning_rate": "float64"})
-        kept = self.table[~self._rows_of(run)]
-        table = pd.concat([kept, new]) if len(kept) else new
-        self.table = table.sort_values([*KEY, "step", "metric"], ignore_index=True)
-        draft = self.file.with_suffix(".draft")
-        self.table.to_parquet(draft, index=False, compression="zstd")
-        draft.replace(self.file)
-
-    def _rows_of(self, run: Run) -> "pd.Series[bool]":
-        table, rate = self.table, run.learning_rate
-        same_rate = table["learning_rate"].isna() if rate is None else table["learning_rate"] == rate
-        return (table["cell"] == run.cell) & (table["seed"] == run.seed) & same_rate
+        with FileLock(f"{self.file}.lock"):
+            everything = self._read()
+            kept = everything[~_rows_of(everything, run)]
+            table = pd.concat([kept, new]) if len(kept) else new
+            table = table.sort_values([*KEY, "step", "metric"], ignore_index=True)
+            draft = self.file.with_suffix(".draft")
+            table.to_parquet(draft, index=False, compression="zstd")
+            draft.replace(self.file)
+        self.table, self.stale = self._current(table)
 
     def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
         """A run's measurements of one metric, by step; none if it is not there."""
-        found = self.table[self._rows_of(run) & (self.table["metric"] == metric)].sort_values("step")
+        found = self.table[_rows_of(self.table, run) & (self.table["metric"] == metric)].sort_values("step")
         return list(zip(found["step"].tolist(), found["value"].tolist(), strict=True))
+
+
+def _rows_of(table: pd.DataFrame, run: Run) -> "pd.Series[bool]":
+    rate = run.learning_rate
+    same_rate = table["learning_rate"].isna() if rate is None else table["learning_rate"] == rate
+    return (table["cell"] == run.cell) & (table["seed"] == run.seed) & same_rate
 
 
 def here() -> dict[str, str]:

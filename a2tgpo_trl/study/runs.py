@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
+from .. import __version__
+
 
 LOG = "log.txt"
 
@@ -21,20 +25,27 @@ def train(words: Sequence[str], folder: Path, threads: int | None = None) -> int
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
 
 
-def identity(words: Sequence[str]) -> str:
-    """A digest of all that a training's recipe says but its folder, and of what stands in the files that it names:
-    methods, rewards, tools, tasks, data. The same on every machine."""
+def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
+    """A digest of all that a training's recipe says but its folder and these keys, of what stands in the files and the
+    folders of policies that it names, and of the package's version."""
     from ..recipe.arguments import split_words
     from ..recipe.recipe import whole_recipe
     from ..recipe.recipe_file import read_layers
 
     words = ["--config", *words]
-    recipe, bases, others = split_words(words)
+    recipe, bases, _ = split_words(words)
     assert recipe is not None
-    text = whole_recipe(words, without=("output_dir", "overwrite"))
-    said = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    named = {word for text in (said, *others) for word in re.split(r"[\s,:'\"{}\[\]]+", text) if word}
+    settings = yaml.safe_load(whole_recipe(words, without=("output_dir", "overwrite", *without)))
+    said = yaml.safe_dump(settings, sort_keys=True)
     folders = {Path.cwd(), *(layer.path.parent for layer in read_layers(Path(recipe), bases))}
-    files = {folder / word for word in named for folder in folders if (folder / word).is_file()}
+    named = {word for word in re.split(r"[\s,:'\"{}\[\]]+", said) if "." in word or "/" in word}
+    files = {file for word in named for folder in folders for file in _files(folder / word)}
     contents = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    return hashlib.sha256("\n".join([said, *contents]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([__version__, said, *contents]).encode()).hexdigest()[:16]
+
+
+def _files(place: Path) -> list[Path]:
+    """A file, or those of a policy's folder."""
+    if place.is_file():
+        return [place]
+    return sorted(file for file in place.iterdir() if file.is_file()) if (place / "config.json").is_file() else []

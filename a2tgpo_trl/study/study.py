@@ -1,5 +1,6 @@
 """a study's file -> what is compared in it, by which runs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -7,9 +8,24 @@ from typing import Any
 
 from ..errors import RecipeError, shown
 from ..lookup import nearest, read_yaml
+from ..recipe.recipe_file import find_recipe
 
 
 Settings = Mapping[str, Any]
+
+CELL = re.compile(r"[A-Za-z0-9][\w.-]*")
+# Which turns are read together depends on when tools answer, where turns are streamed, and moves gains by rounding.
+EXACT = {"stream_turns": False}
+SET_BY_STUDY = (
+    "base",
+    "eval_on_start",
+    "eval_steps",
+    "eval_strategy",
+    "output_dir",
+    "overwrite",
+    "record_every",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +37,14 @@ class Run:
     learning_rate: float | None = None
 
     @property
+    def kind(self) -> tuple[str, float | None]:
+        """What all of its seeds have in common."""
+        return self.cell, self.learning_rate
+
+    @property
     def name(self) -> str:
-        rate = "" if self.learning_rate is None else f"-{self.learning_rate:g}"
-        return f"{self.cell}{rate}-{self.seed}"
+        """As a path. Example: a2tgpo/0.0005/3"""
+        return f"{self.cell}/{'own' if self.learning_rate is None else f'{self.learning_rate:g}'}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,12 @@ class Study:
         """All that a run's recipe says over the study's."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
         evaluated = {"eval_strategy": "steps", "eval_steps": self.every, "record_every": self.every}
-        return {**evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
+        return {**EXACT, **evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
+
+    def kinds(self) -> list[Run]:
+        """A run of each cell with each learning rate that it has in this study."""
+        rates = [None] if self.learning_rates is None else self.learning_rates.values
+        return [Run(cell, self.seeds[0], rate) for cell in self.cells for rate in rates]
 
     def first_of(self, cell: str) -> Run:
         rate = None if self.learning_rates is None else self.learning_rates.values[0]
@@ -93,25 +119,62 @@ def read_study(file: Path) -> Study:
     for key in ("recipe", "cells", "seeds"):
         if not content.get(key):
             raise RecipeError(f"{file}: the key {key!r} is missing.")
-    rates = content.pop("learning_rates", None)
-    if rates is not None and (not isinstance(rates, dict) or set(rates) != {"values", "seeds"}):
-        raise RecipeError(f"{file}: learning_rates must say {{values: [1.0e-4, ...], seeds: [1000]}}.")
-    content = {"against": next(iter(content["cells"])), **content}
-    study = Study(file, **content, learning_rates=None if rates is None else Rates(**rates))
+    _check_cells(file, content["cells"])
+    _check_settings(file, "settings", content.get("settings") or {})
+    rates = _rates(file, content.pop("learning_rates", None), content["cells"])
+    study = Study(file, **{"against": next(iter(content["cells"])), **content}, learning_rates=rates)
     _check(study)
-    return replace(study, recipe=file.parent / study.recipe)
+    return replace(study, recipe=_recipe(file, content["recipe"]))
+
+
+def _recipe(file: Path, name: Any) -> Path:
+    """Beside the study, or one that comes with the package."""
+    beside = file.parent / str(name)
+    return beside if beside.is_file() else find_recipe(str(name))
+
+
+def _check_cells(file: Path, cells: Any) -> None:
+    if not isinstance(cells, dict):
+        raise RecipeError(f"{file}: cells must be names with settings; got {shown(cells)}.")
+    for name, cell in cells.items():
+        if not isinstance(name, str) or not CELL.fullmatch(name):
+            raise RecipeError(f"{file}: a cell's name is of letters, digits, '_', '-' and '.'; got {shown(name)}.")
+        if not isinstance(cell, dict):
+            raise RecipeError(f"{file}: cell {name!r} must be settings ({{credit: grpo}}); got {shown(cell)}.")
+        _check_settings(file, f"cell {name!r}", cell)
+
+
+def _check_settings(file: Path, where: str, settings: Settings) -> None:
+    for key in SET_BY_STUDY:
+        if key in settings:
+            raise RecipeError(f"{file}, {where}: {key} is set by the study: `seeds`, `every`, `recipe`.")
+
+
+def _rates(file: Path, rates: Any, cells: Mapping[str, Settings]) -> Rates | None:
+    if rates is None:
+        return None
+    if not isinstance(rates, dict) or set(rates) != {"values", "seeds"} or not isinstance(rates["values"], list):
+        raise RecipeError(f"{file}: learning_rates must say {{values: [1.0e-4, ...], seeds: [1000]}}.")
+    for name, cell in cells.items():
+        if "learning_rate" in cell:
+            raise RecipeError(f"{file}, cell {name!r}: learning_rate is tried out (learning_rates). Leave one out.")
+    try:
+        values = [float(value) for value in rates["values"]]  # YAML takes 1e-4 for a text
+    except (TypeError, ValueError):
+        raise RecipeError(f"{file}: learning_rates must be numbers; got {shown(rates['values'])}.") from None
+    return Rates(values, rates["seeds"])
 
 
 def _check(study: Study) -> None:
-    for name, cell in study.cells.items():
-        if not isinstance(cell, dict):
-            raise RecipeError(f"{study.file}: cell {name!r} must be settings ({{credit: grpo}}); got {shown(cell)}.")
     if study.against not in study.cells:
         raise RecipeError(f"{study.file}: against names no cell.{nearest(study.against, study.cells)}")
-    rates = study.learning_rates
-    tried = [] if rates is None else rates.seeds
+    if type(study.every) is not int or study.every < 1 or isinstance(study.target, str):
+        raise RecipeError(f"{study.file}: every must be a number of steps, and target a score.")
+    tried = [] if study.learning_rates is None else study.learning_rates.seeds
     for numbers in (study.seeds, tried):
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
             raise RecipeError(f"{study.file}: seeds must be a list of whole numbers; got {shown(numbers)}.")
+        if len(set(numbers)) < len(numbers):
+            raise RecipeError(f"{study.file}: each seed once; got {shown(numbers)}.")
     if set(tried) & set(study.seeds):
         raise RecipeError(f"{study.file}: learning rates are chosen on other seeds than those that are reported.")

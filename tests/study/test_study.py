@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from places import ROOT
 
+from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.study.claims import claims
 from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
@@ -20,7 +23,7 @@ from a2tgpo_trl.study.study import Run, read_study
 
 
 CONTENT = {
-    "recipe": "quickstart.yaml",
+    "recipe": "quickstart",
     "seeds": [0, 1, 2, 3, 4],
     "every": 10,
     "target": 0.5,
@@ -51,14 +54,19 @@ def enter(results, run, curve, tokens=1000.0):
 def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
     rates = {"values": [1e-4, 1e-3], "seeds": [1000]}
     settings = {"max_steps": 7, "credit": "igpo"}
-    study = read_study(write(tmp_path, {**CONTENT, "learning_rates": rates, "settings": settings}))
-    assert study.recipe == tmp_path / "quickstart.yaml" and study.against == "grpo"
+    (tmp_path / "own.yaml").write_text("")
+    study = read_study(
+        write(tmp_path, {**CONTENT, "recipe": "own.yaml", "learning_rates": rates, "settings": settings})
+    )
+    assert study.recipe == tmp_path / "own.yaml" and study.against == "grpo"
     assert [run.name for run in study.tried()] == [
-        *("grpo-0.0001-1000", "a2tgpo-0.0001-1000", "grpo-0.001-1000", "a2tgpo-0.001-1000")
+        *("grpo/0.0001/1000", "a2tgpo/0.0001/1000", "grpo/0.001/1000", "a2tgpo/0.001/1000")
     ]
+    assert {run.kind for run in study.kinds()} == {(cell, rate) for cell in CONTENT["cells"] for rate in (1e-4, 1e-3)}
     reported = list(study.reported({"a2tgpo": 1e-3}))  # of grpo the rate is not known yet
     assert reported == [Run("a2tgpo", seed, 1e-3) for seed in range(5)]
     assert study.settings_of(reported[1]) == {
+        **{"stream_turns": False},
         **{"eval_strategy": "steps", "eval_steps": 10, "record_every": 10, "max_steps": 7},
         **{"learning_rate": 1e-3, "credit": "a2tgpo", "seed": 1},
     }
@@ -71,6 +79,17 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         ({"cells": {}}, "the key 'cells' is missing"),
         ({"cells": {"grpo": "grpo"}}, "cell 'grpo' must be settings"),
         ({"against": "a2tgop"}, "against names no cell. Did you mean 'a2tgpo'?"),
+        ({"cells": ["grpo"]}, "cells must be names with settings"),
+        ({"cells": {"../up": {"credit": "grpo"}}}, "a cell's name is of letters"),
+        ({"cells": {"grpo": {"seed": 3}}}, "cell 'grpo': seed is set by the study"),
+        ({"settings": {"eval_steps": 3}}, "settings: eval_steps is set by the study"),
+        ({"seeds": [0, 0]}, "each seed once"),
+        ({"every": "often"}, "every must be a number of steps"),
+        ({"learning_rates": {"values": ["much"], "seeds": [9]}}, "learning_rates must be numbers"),
+        (
+            {"learning_rates": {"values": [1e-4], "seeds": [9]}, "cells": {"grpo": {"learning_rate": 1e-3}}},
+            "cell 'grpo': learning_rate is tried out",
+        ),
         ({"seeds": 8}, "seeds must be a list of whole numbers; got 8"),
         ({"learning_rates": [1e-4]}, "learning_rates must say"),
         ({"learning_rates": {"values": [1e-4], "seeds": [0]}}, "chosen on other seeds"),
@@ -79,6 +98,12 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
 def test_what_is_wrong_in_the_file_is_named(changed, message, tmp_path):
     with pytest.raises(RecipeError, match=re.escape(message)):
         read_study(write(tmp_path, {**CONTENT, **changed}))
+
+
+def test_learning_rates_are_numbers_however_they_are_written_and_a_recipe_may_come_with_the_package(tmp_path):
+    file = write(tmp_path, {**CONTENT, "recipe": "quickstart", "learning_rates": {"values": ["1e-4"], "seeds": [9]}})
+    study = read_study(file)
+    assert study.learning_rates.values == [1e-4] and study.recipe.name == "quickstart.yaml"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +129,16 @@ def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
     assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
     assert "study.md is no report of this study" in capsys.readouterr().err
     assert (tmp_path / "study.md").read_text() == "my thoughts"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_that_come_along_say_what_their_runs_are(file):
+    study = read_study(file)
+    assert study.recipe.is_file() and len(study.cells) > 1
+    assert len(study.seeds) >= (8 if file.stem in ("main", "quickstart") else 5)
+    for run in study.kinds():
+        said = study.settings_of(run)
+        A2TGPOConfig("out", bf16=False, **{key: said[key] for key in said if key == "credit" or key in DEFAULTS})
 
 
 # ---- what runs measured
@@ -178,9 +213,17 @@ def test_of_a_batch_that_was_trained_on_credit_is_told_by_turn(file):
     assert found["by_turn/gains/std_turn_1"] == pytest.approx(math.sqrt(8 / 3))
     assert found["by_turn/credit/mean_turn_1"] == pytest.approx(0.1)
     assert found["by_turn/credit/mean_turn_2"] == pytest.approx(-0.3) and "by_turn/credit/mean_turn_3" not in found
-    # The words of a call: its query, and the name of the argument. 3 of 5 at the first depth; 2 of 6 across.
-    assert found["similarity/same_depth"] == found["similarity/turn_1"] == pytest.approx(3 / 5)
-    assert found["similarity/across_depths"] == pytest.approx(2 / 6)
+    # mayor, of, Rome and mayor, of, Paris share 2 of 4 words; wife, of, B and mayor, of, Paris 1 of 5.
+    assert found["similarity/same_depth"] == found["similarity/turn_1"] == pytest.approx(2 / 4)
+    assert found["similarity/across_depths"] == pytest.approx(1 / 5)
+    # A method whose answer turns have more, or less, than the outcome's advantage adds nothing to it.
+    records[0]["advantages"][-1] = 0.3
+    found = dict(mechanism_of_training(records))
+    assert "by_turn/credit/mean_turn_1" not in found and found["by_turn/gains/number_turn_1"] == 3.0
+    # Records of a task without tools have no turns.
+    without = record(0, [], [], [0.5])
+    del without["turns"]
+    assert dict(mechanism_of_training([without, without])) == {}
 
 
 # ---- results
@@ -197,10 +240,32 @@ def test_results_are_read_again_as_they_were_written_and_a_run_takes_the_place_o
     assert again.curve(Run("grpo", 0), "held_out/exact_match") == [(0, 0.1), (10, 0.2)]
     assert again.curve(Run("grpo", 0, 1e-4), "held_out/exact_match") == [(0, 0.3), (10, 0.4)]
     assert again.curve(Run("grpo", 1), "held_out/exact_match") == []
-    assert again.has(Run("grpo", 0), "identity") and not again.has(Run("grpo", 0), "another")
+    assert again.has(Run("grpo", 0)) and not again.has(Run("grpo", 1))
     enter(again, Run("grpo", 0), [0.7, 0.8])
     assert again.curve(Run("grpo", 0), "held_out/exact_match") == [(0, 0.7), (10, 0.8)]
     assert len(again.table) == len(results.table)
+
+
+def test_runs_of_other_settings_are_kept_and_left_out_of_the_report(file):
+    study = read_study(file)
+    results = Results(study.results)
+    for seed in study.seeds:
+        enter(results, Run("grpo", seed), [0.1, 0.2])
+        enter(results, Run("a2tgpo", seed), [0.5, 0.6])
+    now = Results(study.results, {("grpo", None): "identity", ("a2tgpo", None): "another"})
+    assert now.has(Run("grpo", 0)) and not now.has(Run("a2tgpo", 0)) and now.stale == ["a2tgpo"]
+    text = report(study, now)
+    assert "| grpo | 5 |" in text and "| a2tgpo |" not in text and "are runs of a2tgpo; they are left out" in text
+    enter(now, Run("grpo", 0), [0.3, 0.4])
+    assert len(Results(study.results).table) == len(results.table)  # the others are still in the file
+
+
+def test_what_another_process_has_added_meanwhile_is_kept(file):
+    study = read_study(file)
+    one, other = Results(study.results), Results(study.results)
+    enter(one, Run("grpo", 0), [0.1, 0.2])
+    enter(other, Run("a2tgpo", 0), [0.5, 0.6])
+    assert other.has(Run("grpo", 0)) and Results(study.results).has(Run("grpo", 0))
 
 
 def test_a_target_is_reached_between_two_evaluations():
@@ -219,7 +284,10 @@ def test_what_a_run_came_to(file):
 
 
 def test_a_difference_is_decided_by_five_seeds_or_more_whose_interval_leaves_out_0():
-    assert verdict(over_seeds([0.1, 0.12, 0.11, 0.09, 0.1])) == "better"
+    # Mean 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
+    found = over_seeds([0.1, 0.12, 0.11, 0.09, 0.1])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.104, 0.0898, 0.1182), abs=1e-3)
+    assert verdict(found) == "better"
     assert verdict(over_seeds([-0.1, -0.12, -0.11, -0.09, -0.1])) == "worse"
     assert verdict(over_seeds([0.1, 0.12, 0.11, 0.09])) == "not decided"
     assert verdict(over_seeds([0.1, -0.12, 0.11, -0.09, 0.1])) == "not decided"
@@ -275,6 +343,10 @@ def enter_turns(results, run, score, deviations, auc):
     for step in (0, 10):
         rows += [(step, f"by_turn/scores/mean_turn_{k}", value) for k, value in enumerate(score, start=1)]
         rows += [(step, f"by_turn/credit/std_turn_{k}", value) for k, value in enumerate(deviations, start=1)]
+        for k in (1, 2, 3):  # few rollouts come to the third turn
+            rows += [
+                (step, f"by_turn/{name}/number_turn_{k}", 16.0 if k < 3 else 2.0) for name in ("scores", "credit")
+            ]
         rows += [(step, "useful/auc/clip_scale", auc)]
     results.put(run, "identity", rows)
 
@@ -300,6 +372,11 @@ def test_claims_are_held_against_the_results(tmp_path):
         enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
     found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
     assert found == ["held", "held", "not held", "not held", "not held"]
+    # A depth that few rollouts come to is left out, and an interval on both sides of one half decides nothing.
+    for seed in study.seeds:
+        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
+    found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
+    assert found == ["held", "held", "held", "held", "not decided"]
     few = {cell: runs[:4] for cell, runs in runs_by_cell(study, results).items()}
     assert {held for *_, held in claims(study, results, few)} == {"not decided"}
 
@@ -320,10 +397,11 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     words = ["study", str(file), "--jobs", "2", "-o", str(tmp_path / "out")]
     assert main(words) == 0
     results = Results(file.with_suffix(".parquet"))
-    assert set(results.table["cell"]) == {"grpo", "a2tgpo"} and not list((tmp_path / "out" / "study").iterdir())
+    assert set(results.table["cell"]) == {"grpo", "a2tgpo"} and not list((tmp_path / "out").rglob("*.yaml"))
     table = results.table
     metrics = set(table["metric"])
     of_training = {"by_turn/credit/mean_turn_1", "similarity/same_depth", "useful/auc/credit"}
+    assert "held_out/useful/auc/gains" in metrics
     assert of_training <= metrics
     assert {"held_out/exact_match", "held_out/exact_match/hops 2", "useful/auc/gains", "loss", "num_tokens"} <= metrics
     assert [step for step, _ in results.curve(Run("grpo", 3), "held_out/exact_match")] == [0, 1, 2]
@@ -331,7 +409,7 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     capfd.readouterr()
     assert main(words) == 0
     printed = capfd.readouterr().out
-    assert "a2tgpo-3:" in printed and "grpo-3:" not in printed.replace("a2tgpo-3:", "")
+    assert "grpo/own/3:" not in printed.replace("a2tgpo/own/3:", "") and "a2tgpo/own/3:" in printed
     timed = table["metric"].str.contains("seconds|time|per_second")
     again = Results(results.file).table
     pd.testing.assert_frame_equal(again[~timed], table[~timed])
@@ -340,5 +418,5 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     # Other settings are other runs; one that fails says where its log is, and takes nothing with it.
     file.write_text(yaml.safe_dump({**content, "settings": {**small, "learning_rate": -1.0}}))
     assert main(words) == 1
-    assert "grpo-3 failed" in capfd.readouterr().err
+    assert "grpo/own/3 failed" in capfd.readouterr().err
     pd.testing.assert_frame_equal(Results(results.file).table, again)

@@ -26,6 +26,21 @@ def of_all(part):
     return [fact for facts in part.facts.values() for fact in facts]
 
 
+def test_a_share_of_the_answers_to_train_on_is_wrong_and_nothing_else_changes():
+    settings = {"train_questions": 200, "test_questions": 20, "seed": 3}
+    right, wrong, all_wrong = (atlas(**settings, wrong_answers=share) for share in (0.0, 0.3, 1.0))
+    assert right.test_dataset.to_list() == wrong.test_dataset.to_list()
+    assert [row["prompt"] for row in right.train_dataset] == [row["prompt"] for row in wrong.train_dataset]
+    kinds = make_part("train", 3).entities
+    pairs = list(zip(right.train_dataset["answer"], wrong.train_dataset["answer"], strict=True))
+    assert 0.2 < sum(one != other for one, other in pairs) / len(pairs) < 0.4
+    assert all(kinds[one] == kinds[other] for one, other in pairs)
+    assert not any(map(str.__eq__, right.train_dataset["answer"], all_wrong.train_dataset["answer"]))
+    for share in (1.5, True, "all"):
+        with pytest.raises(ValueError, match="wrong_answers must be a share from 0 to 1"):
+            atlas(**settings, wrong_answers=share)
+
+
 # ---- the world
 
 
@@ -61,12 +76,14 @@ def test_a_question_asks_for_what_looks_alike_by_its_name():
 
 
 def test_a_search_that_leaves_out_the_difference_finds_the_other_relation_first(part, search):
-    alike = [fact for fact in of_all(part) if " " in fact.relation][::7]
+    alike, both = [fact for fact in of_all(part) if " " in fact.relation][::7], 0
     for fact in alike[:60]:
         plain = next(f for f in part.facts[fact.subject] if f"alleged {f.relation}" == fact.relation)
         found = search(f"{plain.relation} of {plain.subject}").split("\n")
         if fact.document in found and plain.document in found:
+            both += 1
             assert found.index(plain.document) < found.index(fact.document)
+    assert both > 10
 
 
 def test_distractors_rank_before_the_facts_which_are_found_all_the_same(part, search):

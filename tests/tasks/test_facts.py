@@ -112,7 +112,7 @@ def test_trained_on_one_hop_alone_it_is_tested_on_both(task):
     assert short.test_dataset.to_list() == task.test_dataset.to_list()
 
 
-@pytest.mark.parametrize("hops", [[], [0], [1, 3]])
+@pytest.mark.parametrize("hops", [[], [0], [1, 3], [1, 1], 1])
 def test_hops_that_there_are_not(hops):
     with pytest.raises(ValueError, match="train_hops"):
         facts(train_hops=hops)

@@ -36,6 +36,7 @@ def atlas(
     hidden_answers: bool = False,
     answerable: bool = False,
     supporting_documents: bool = False,
+    wrong_answers: float = 0.0,
 ) -> Task:
     """Questions of one to four hops to train on, and of two to four hops, in equal parts, to test on.
 
@@ -54,11 +55,15 @@ def atlas(
             such searches do not, as near-duplicates come before.
         supporting_documents: Whether rows have a column of this name, with the documents that their question needs,
             which `useful.useful_search` reads.
+        wrong_answers: Share of the questions to train on whose answer is another name of the same kind, as in data
+            that people got wrong. Those to test on are right.
     """
     for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
         _check_hops(name, hops)
     _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
     _check_number("distractors", distractors)
+    if isinstance(wrong_answers, bool) or not isinstance(wrong_answers, (int, float)) or not 0 <= wrong_answers <= 1:
+        raise ValueError(f"wrong_answers must be a share from 0 to 1; got {shown(wrong_answers)}.")
     # Behind them come the fact and one that fits a search as well (see `world._targets`).
     if distractors and top_k < distractors + 2:
         raise ValueError(
@@ -76,9 +81,13 @@ def atlas(
         asked = [part.question(hops[i % len(hops)], rng, fits) for i in range(number)]
         return Dataset.from_list([_row(question, supporting_documents) for question in asked])
 
+    train_rows = rows(parts["train"], train_hops, train_questions, Rng("questions", "train", seed))
+    if wrong_answers:
+        mistaken = Rng("wrong answers", seed)
+        train_rows = train_rows.map(lambda row: _mistaken(row, parts["train"], wrong_answers, mistaken))
     index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
-        train_dataset=rows(parts["train"], train_hops, train_questions, Rng("questions", "train", seed)),
+        train_dataset=train_rows,
         test_dataset=rows(parts["test"], test_hops, test_questions, Rng("questions", "test", seed)),
         tools=[search, *index],
         reward_funcs=[exact_match, answer_format, f1],
@@ -114,6 +123,15 @@ def index_tool(names: Iterable[str]) -> Callable[[str], str]:
 def _row(question: Question, supported: bool) -> dict[str, Any]:
     row = {"prompt": prompt(question), "answer": question.answer, "hops": len(question.chain)}
     return row | ({COLUMN: [fact.document for fact in question.chain]} if supported else {})
+
+
+def _mistaken(row: dict[str, Any], part: Part, share: float, rng: Rng) -> dict[str, Any]:
+    """With this chance, another name of the same kind in the place of the answer."""
+    if not rng.chance(share):
+        return row
+    kind = part.entities[row["answer"]]
+    others = [name for name, its in part.entities.items() if its == kind and name != row["answer"]]
+    return {**row, "answer": rng.choice(others)}
 
 
 def _check_hops(name: str, hops: Any) -> None:

@@ -43,7 +43,8 @@ def facts(
         examples: How many solved questions (0 to 4) stand before each: a small policy needs to see what a search is.
         train_hops: [1] trains on questions of one hop alone: those that a policy never solves teach it little.
     """
-    if not train_hops or not set(train_hops) <= set(HOPS):
+    listed = isinstance(train_hops, (list, tuple)) and len(train_hops) == len(set(train_hops)) > 0
+    if not listed or not set(train_hops) <= set(HOPS):
         raise ValueError(f"train_hops must hold 1, 2 or both; got {train_hops!r}.")
     if not 0 <= examples <= len(EXAMPLES):
         raise ValueError(f"examples must be a number from 0 to {len(EXAMPLES)}; got {examples!r}.")
