@@ -20,7 +20,6 @@ full or slow, or the most that may be written (`record_megabytes`), ends the rec
 import atexit
 import json
 import logging
-import math
 import os
 import queue
 import re
@@ -33,7 +32,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from .resume.own_files import OwnFiles
-from .rollout.records import Record
+from .rollout.records import Record, json_number
 
 
 logger = logging.getLogger(__name__)  # of each rank: a disk may be its own
@@ -163,8 +162,8 @@ def credited(
     Example: of_turns {"advantages": [0.9, 0.4, 0.0], "scores": [1.7, nan, nan]} and 2 turns
              -> {..., "advantages": [0.9, 0.4], "scores": [1.7, None]}
     """
-    turns = {name: [_number(value) for value in values[:number].tolist()] for name, values in of_turns.items()}
-    found = {**record, "outcome": _number(outcome), "outcome_advantage": _number(outcome_advantage), **turns}
+    turns = {name: [json_number(value) for value in values[:number].tolist()] for name, values in of_turns.items()}
+    found = {**record, "outcome": json_number(outcome), "outcome_advantage": json_number(outcome_advantage), **turns}
     return cast(Record, found)
 
 
@@ -181,10 +180,6 @@ def trained_on(rounds: Rounds, sources: Sequence[tuple[int, int]], group_size: i
             if 0 <= i < len(records):
                 found.append(cast(Record, {**records[i], "round": number + 1, "group": group}))
     return found
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def masks(environment: Mapping[str, str]) -> Callable[[Any], Any]:

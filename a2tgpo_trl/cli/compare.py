@@ -9,7 +9,6 @@ from dataclasses import asdict
 from glob import escape
 from pathlib import Path
 
-from .. import __version__
 from .launching import add_recipe_argument
 
 
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     args.reward, questions = _check(recipe, args)
     runs = {(name, seed): args.output / f"{_plain(name)}-{seed}" for seed in args.seeds for name in args.credit}
     words = [_words(recipe, name, seed, runs[name, seed], args.every, args.overrides) for name, seed in runs]
-    made = [json.dumps({"version": __version__, "identity": identity(of_run)}) for of_run in words]
+    made = [identity(of_run) for of_run in words]
     own = OwnFiles(args.output)
     written = [COMPARISON, *(f"{folder.name}/{file}" for folder in runs.values() for file in (LOG, DONE))]
     own.refuse_foreign(map(escape, written))
@@ -111,17 +110,17 @@ def _words(recipe: Path, name: str, seed: int, folder: Path, every: int, overrid
     return [str(recipe), *evaluate, *overrides, *words]
 
 
-def _train(words: Sequence[str], what: str, folder: Path) -> Path | None:
+def _train(words: Sequence[str], made: str, folder: Path) -> Path | None:
     """Train, unless the same was done before. The log, if it failed."""
     from ..study.runs import LOG, train
 
     done = folder / DONE
-    if done.is_file() and done.read_text() == what:
+    if done.is_file() and done.read_text() == made:
         print(f"{folder} is there already.", flush=True)
         return None
     done.unlink(missing_ok=True)
     code = train(words, folder)
     print(f"{folder}: {'trained' if code == 0 else f'exit code {code}'}", flush=True)
     if code == 0:
-        done.write_text(what)
+        done.write_text(made)
     return None if code == 0 else folder / LOG

@@ -3,11 +3,10 @@
 import argparse
 import ast
 import inspect
-import os
-import sys
 from pathlib import Path
 
 from ..lookup import nearest
+from .pipe import until_closed
 
 
 PACKAGE = Path(__file__).parents[1]
@@ -48,10 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     topic = " ".join(args.topic).lower().replace("-", " ").replace("_", " ")
-    try:
-        print(page(topic) if topic else _topics(), flush=True)
-    except BrokenPipeError:  # who reads it (`| head`) has seen enough; what is left is not written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with until_closed():
+        print(page(topic) if topic else _topics())
     return 0
 
 

@@ -1,11 +1,12 @@
 """files of rollouts -> the rollouts, turn by turn, on a terminal."""
 
 import argparse
-import os
 import re
 import sys
 from itertools import groupby
 from pathlib import Path
+
+from .pipe import until_closed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +36,8 @@ def run(args: argparse.Namespace) -> int:
         re.compile(args.grep or "")
     except re.error as error:
         raise ValueError(f"--grep: {args.grep!r} is no pattern: {error}.") from error
-    try:
+    with until_closed():
         show(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads it (`| head`) has seen enough; what is left is not written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

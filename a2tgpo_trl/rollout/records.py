@@ -100,7 +100,7 @@ def make_records(
     """One record per rollout, in their order. `happened`: what whoever ran the loop has to say of each."""
     records = []
     for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
-        rewards = zip(reward_names, map(_number, rewards_BF[i].tolist()), strict=True)
+        rewards = zip(reward_names, map(json_number, rewards_BF[i].tolist()), strict=True)
         record = {
             **row,
             "prompt": prompt,
@@ -111,7 +111,7 @@ def make_records(
         if happened is not None:
             record |= happened[i]
         if values_BK is not None:
-            values = [_number(value) for value in values_BK[i].tolist()[: record["tool_turns"] + 1]]
+            values = [json_number(value) for value in values_BK[i].tolist()[: record["tool_turns"] + 1]]
             record |= {"values": values, "gains": list(map(_gain, values, values[1:]))}
         records.append(cast(Record, record))
     return records
@@ -164,7 +164,7 @@ def _gain(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 

@@ -98,10 +98,11 @@ def _rates_table(study: Study, results: Results) -> list[str]:
     if study.learning_rates is None:
         return []
     values, seeds = study.learning_rates.values, study.learning_rates.seeds
+    chosen = best_rates(study, results)
     rows = []
     for cell in study.cells:
         areas = tried_areas(study, results, cell)
-        best = best_rates(study, results).get(cell)
+        best = chosen.get(cell)
         marked = [
             "" if areas[rate] is None else f"**{areas[rate]:.3f}**" if rate == best else f"{areas[rate]:.3f}"
             for rate in values

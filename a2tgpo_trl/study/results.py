@@ -109,10 +109,14 @@ class Results:
         """`identities`: of the runs as they would be made now. Those of other settings are left out, but in the file.
         None: all are read as they are."""
         self.file, self._identities = file, identities
-        self.table, self.stale = self._current(self._read())
+        self._show(self._read())
 
     def _read(self) -> pd.DataFrame:
         return pd.read_parquet(self.file) if self.file.exists() else pd.DataFrame(columns=COLUMNS)
+
+    def _show(self, everything: pd.DataFrame) -> None:
+        self.table, self.stale = self._current(everything)
+        self._curves = _curves_of(self.table)
 
     def _current(self, everything: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """The measurements of runs that are as they would be made now, and the cells of which there are others."""
@@ -143,12 +147,21 @@ class Results:
             draft = self.file.with_suffix(".draft")
             table.to_parquet(draft, index=False, compression="zstd")
             draft.replace(self.file)
-        self.table, self.stale = self._current(table)
+        self._show(table)
 
     def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
         """A run's measurements of one metric, by step; none if it is not there."""
-        found = self.table[_rows_of(self.table, run) & (self.table["metric"] == metric)].sort_values("step")
-        return list(zip(found["step"].tolist(), found["value"].tolist(), strict=True))
+        return self._curves.get((*run.kind, run.seed, metric), [])
+
+
+def _curves_of(table: pd.DataFrame) -> dict[tuple[str, float | None, int, str], list[tuple[int, float]]]:
+    """The rows are sorted by their steps."""
+    curves: dict[tuple[str, float | None, int, str], list[tuple[int, float]]] = {}
+    columns = (table[name].tolist() for name in (*KEY, "metric", "step", "value"))
+    for cell, rate, seed, metric, step, value in zip(*columns, strict=True):
+        key = (cell, None if math.isnan(rate) else rate, seed, metric)
+        curves.setdefault(key, []).append((step, value))
+    return curves
 
 
 def _rows_of(table: pd.DataFrame, run: Run) -> "pd.Series[bool]":

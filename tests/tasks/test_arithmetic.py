@@ -18,8 +18,9 @@ from arithmetic import (
     tokenizer_of_task,
     work,
 )
+from closed_book import answers_at_once
 from imitation import make_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from a2tgpo_trl.rewards import exact_number
 from a2tgpo_trl.tasks.arithmetic import POLICY
@@ -211,17 +212,7 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 def test_the_shipped_policy_cannot_do_it_in_its_head(task):
     # It answers at once, with the most likely tokens, and must fail on at least 95 of 100.
-    tokenizer, model = AutoTokenizer.from_pretrained(POLICY), AutoModelForCausalLM.from_pretrained(POLICY)
-    texts = [
-        tokenizer.apply_chat_template(
-            row["prompt"], tools=[python_tool()], add_generation_prompt=True, enable_thinking=False, tokenize=False
-        )
-        + "<answer>"
-        for row in task.test_dataset
-    ]
-    given = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
-    ids = model.generate(**given, max_new_tokens=5, do_sample=False)[:, given["input_ids"].size(1) :]
-    written = [f"<answer>{text}" for text in tokenizer.batch_decode(ids)]
+    written = answers_at_once(POLICY, task.test_dataset["prompt"], [python_tool()], 5)
     right = exact_number(written, task.test_dataset["answer"])
     assert sum("</answer>" in text for text in written) > 0.9 * len(written)
     assert sum(right) / len(right) <= 0.05

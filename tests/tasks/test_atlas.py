@@ -5,6 +5,7 @@ import json
 
 import pytest
 from atlas_tokenizer import make_tokenizer
+from closed_book import answers_at_once
 
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas import POLICY
@@ -143,20 +144,8 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 def test_the_shipped_policy_cannot_guess_the_answers():
     # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(POLICY), AutoModelForCausalLM.from_pretrained(POLICY)
     task = atlas()
-    texts = [
-        tokenizer.apply_chat_template(
-            row["prompt"], tools=task.tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
-        )
-        + "<answer>"
-        for row in task.test_dataset
-    ]
-    batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
-    ids = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].size(1) :]
-    written = [f"<answer>{text}" for text in tokenizer.batch_decode(ids)]
+    written = answers_at_once(POLICY, task.test_dataset["prompt"], task.tools, 4)
     right = exact_match(written, task.test_dataset["answer"])
     assert all("</answer>" in text for text in written)
     assert sum(right) / len(right) <= 0.05

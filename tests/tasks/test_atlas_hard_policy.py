@@ -4,6 +4,7 @@ import json
 
 import pytest
 from atlas_hard import ALIKE, DISTRACTORS, MAX_HOPS, TOP_K, tokenizer_of_task
+from closed_book import answers_at_once
 from places import ROOT
 
 from a2tgpo_trl.recipe.recipe import read_recipe
@@ -53,19 +54,7 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 def test_the_shipped_policy_cannot_guess_the_answers():
     # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(HARD_POLICY), AutoModelForCausalLM.from_pretrained(HARD_POLICY)
     task = atlas(test_hops=[4, 5, 6], train_questions=1, alike=1, distractors=1, top_k=3, name_index=True)
-    texts = [
-        tokenizer.apply_chat_template(
-            row["prompt"], tools=task.tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
-        )
-        + "<answer>"
-        for row in task.test_dataset
-    ]
-    batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
-    ids = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].size(1) :]
-    written = [f"<answer>{text}" for text in tokenizer.batch_decode(ids)]
+    written = answers_at_once(HARD_POLICY, task.test_dataset["prompt"], task.tools, 4)
     right = exact_match(written, task.test_dataset["answer"])
     assert sum(right) / len(right) <= 0.05
