@@ -98,11 +98,14 @@ def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
 
 
 def write_report(study: "Study", results: "Results") -> None:
-    from ..study.report import draw, report
+    from ..study.figures import draw_figures
+    from ..study.report import draw, report, runs_by_cell
 
     if len(results.table):
         study.report.write_text(report(study, results) + "\n")
         draw(study, results, study.picture)
+        if runs := runs_by_cell(study, results):
+            draw_figures(results, runs, study.reward, study.figures)
         print(study.report)
 
 

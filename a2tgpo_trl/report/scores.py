@@ -52,7 +52,7 @@ def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENC
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number * number))
-    return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0), number)
+    return Estimate(mean, min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean), number)
 
 
 def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) -> Estimate:

@@ -15,7 +15,7 @@ A study trains one recipe in several cells (methods, or settings of one) with se
       grpo: {credit: grpo}
       a2tgpo: {credit: a2tgpo}
 
-Beside the study's file, `main.parquet` grows with each run, and `main.md` and `main.png` are made from it. A run that
+Beside the study's file, `main.parquet` grows with each run; `main.md` and its pictures are made from it. A run that
 is there is not made again, unless its settings have changed since: so that a study can go on for days, on one machine
 or several after another. A run has one thread, and its rollouts wait for the tools of all
 (`stream_turns: false`), so that it is the same run bit for bit, whatever runs beside it.
@@ -23,8 +23,11 @@ or several after another. A run has one thread, and its rollouts wait for the to
     study.py        a study's file -> what is compared in it, by which runs
     runs.py         words of a training -> the training, and what tells it from any other
     results.py      a finished run's folder -> its measurements; those of all runs, in one file
-    mechanism.py    records -> how well gains and credit tell which searches were of use; credit by turn
+    mechanism.py    records -> how well gains and credit tell which searches were of use
+    spreads.py      records -> how gains, credit and clip ranges are spread, by turn and over all
     comparison.py   results -> what each cell came to, and its differences from another
     claims.py       results -> whether what the paper claims has held here
+    tables.py       results -> the tables of the report on what gains and credit are worth
+    figures.py      results -> figures of the paper, made of them, and its numbers beside ours
     report.py       results -> the report, and the picture
 """

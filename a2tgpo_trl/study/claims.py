@@ -10,7 +10,7 @@ import numpy as np
 
 from ..report.scores import Estimate
 from .comparison import FEWEST, differences, over_seeds, verdict
-from .mechanism import MOST_TURNS
+from .figures import by_depth
 from .results import Results
 from .study import Run, Study
 
@@ -18,7 +18,6 @@ from .study import Run, Study
 A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
 WIDEST = 1.5  # what the largest spread by the smallest is at most where spreads are level
-FEWEST_TURNS = 8  # a step, of a depth that counts
 TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
 
@@ -91,21 +90,12 @@ def _widest_by_smallest(deviations: np.ndarray) -> float:
 
 
 def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary: Summary) -> Estimate | None:
-    """A summary over depths of a mean or a deviation, which is that of a run's steps by their numbers of turns.
-
-    Depths that few rollouts come to are left out: their numbers are chance.
-    """
-    found = []
-    for run in runs:
-        heights = []
-        for place in range(1, MOST_TURNS + 1):
-            turns = dict(results.curve(run, f"by_turn/{name}/number_turn_{place}"))
-            values = dict(results.curve(run, f"by_turn/{name}/{of}_turn_{place}"))
-            if values and sum(turns.values()) >= FEWEST_TURNS * len(turns):
-                weights = [turns[step] for step in values]
-                heights.append(float(np.average(list(values.values()), weights=weights)))
-        if len(heights) > 1:
-            found.append(float(summary(np.array(heights))))
+    """A summary of a run's means or deviations by depth."""
+    found = [
+        float(summary(np.array(list(heights.values()))))
+        for run in runs
+        if len(heights := by_depth(results, run, name, of)) > 1
+    ]
     return over_seeds(found) if found else None
 
 

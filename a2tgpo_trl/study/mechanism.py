@@ -6,21 +6,18 @@ is no better than a coin, 1 is never wrong. `credit` is what a turn's advantage 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
 from ..tasks.atlas.useful import COLUMN, useful_search
+from .spreads import MOST_TURNS, OF_TURNS, Found, Rollout, of_tool_turn, spreads
 
 
-MOST_TURNS = 8  # that are told apart
 ROUNDING = 1e-4
-OF_TURNS = ("gains", "scores", "credit", "clip_scale")
 
-Rollout = Mapping[str, Any]
-Found = Iterator[tuple[str, float]]
 Numbers = Sequence[float | None]
 
 
@@ -36,8 +33,7 @@ def mechanism_of_training(records: Sequence[Rollout]) -> Found:
     records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
     if any(abs(record["credit"][-1]) > ROUNDING for record in records):
         records = [{**record, "credit": ()} for record in records]  # of a method that adds nothing to the outcome
-    for name in OF_TURNS:
-        yield from by_turn(records, name)
+    yield from spreads(records)
     if records and COLUMN in records[0]:
         yield from _shares(records)
         for name in OF_TURNS:
@@ -49,22 +45,6 @@ def credit(record: Rollout) -> list[float]:
     """Of each turn. The answer turn has none, where a method adds credit to the outcome's advantage."""
     outcome = record["outcome_advantage"] or 0.0
     return [advantage - outcome for advantage in record["advantages"]]
-
-
-def by_turn(records: Iterable[Rollout], name: str) -> Found:
-    """How many tool turns there are at each depth, and mean and deviation over them."""
-    for place in range(MOST_TURNS):
-        values = [value for record in records if (value := _at(record, name, place)) is not None]
-        if values:
-            yield f"by_turn/{name}/number_turn_{place + 1}", float(len(values))
-            yield f"by_turn/{name}/mean_turn_{place + 1}", float(np.mean(values))
-            yield f"by_turn/{name}/std_turn_{place + 1}", float(np.std(values))
-
-
-def _at(record: Rollout, name: str, place: int) -> float | None:
-    """The number of a tool turn, if there is one."""
-    values = record.get(name, ())
-    return values[place] if place < min(len(values), record["tool_turns"]) else None
 
 
 # ---- against the world's truth
@@ -88,7 +68,7 @@ def aucs(records: Iterable[Rollout], name: str) -> Found:
     groups: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
         for place, use in enumerate(useful_search(record)[:MOST_TURNS]):
-            value = _at(record, name, place)
+            value = of_tool_turn(record, name, place)
             if value is not None and use is not None:
                 of_hops = [f"{beginning}/hops {record['hops']}"] if "hops" in record else []
                 for group in (beginning, f"{beginning}_turn_{place + 1}", *of_hops):

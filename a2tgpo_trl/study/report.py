@@ -1,17 +1,16 @@
 """results of a study -> its report in Markdown, and its learning curves in one picture. Nothing in it is typed."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..report.scores import Estimate
 from .claims import claims
 from .comparison import best_rates, differences, outcome, over_seeds, tried_areas, verdict
+from .figures import numbers
 from .results import HELD_OUT, Results
-from .study import Run, Study
+from .study import Study
+from .tables import Runs, last, mechanism_tables, over_runs, table
 
 
 ENOUGH = (
@@ -37,7 +36,9 @@ def report(study: Study, results: Results) -> str:
     lines += _claims_table(study, results, runs)
     lines += _rates_table(study, results)
     lines += _groups_table(study, results, runs)
-    lines += _metrics_table(study, results, runs)
+    lines += _metrics_table(results, runs)
+    lines += mechanism_tables(results, runs)
+    lines += _figures(study, results, runs)
     lines += _made_by(results)
     return "\n".join(lines)
 
@@ -53,16 +54,16 @@ def _stale(results: Results) -> list[str]:
     return [f"Of other settings, or another version, are runs of {cells}; they are left out here.", ""]
 
 
-def runs_by_cell(study: Study, results: Results) -> dict[str, list[Run]]:
+def runs_by_cell(study: Study, results: Results) -> Runs:
     """The runs that are reported, of those that are there."""
-    found: dict[str, list[Run]] = {}
+    found: Runs = {}
     for run in study.reported(best_rates(study, results)):
         if results.curve(run, HELD_OUT + study.reward):
             found.setdefault(run.cell, []).append(run)
     return {cell: found[cell] for cell in study.cells if cell in found}
 
 
-def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+def _main_table(study: Study, results: Results, runs: Runs) -> list[str]:
     rows = []
     for cell, of_cell in runs.items():
         there = [one for run in of_cell if (one := outcome(study, results, run)) is not None]
@@ -89,7 +90,7 @@ def _main_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> l
     )
 
 
-def _claims_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+def _claims_table(study: Study, results: Results, runs: Runs) -> list[str]:
     rows = list(claims(study, results, runs))
     return ["## What the paper claims", "", *table(["claim", "found here", ""], rows), ""] if rows else []
 
@@ -113,13 +114,15 @@ def _rates_table(study: Study, results: Results) -> list[str]:
     return [title, "", *table(head, rows), ""]
 
 
-def _groups_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+def _groups_table(study: Study, results: Results, runs: Runs) -> list[str]:
     """Scores of parts of the questions, at the end."""
     beginning = f"{HELD_OUT}{study.reward}/"
     names = sorted({name for name in results.table["metric"].unique() if name.startswith(beginning)})
     if not names or not runs:
         return []
-    rows = [[cell, *(_last(results, of_cell, name) for name in names)] for cell, of_cell in runs.items()]
+    rows = [
+        [cell, *(over_runs(results, of_cell, name, last) or "" for name in names)] for cell, of_cell in runs.items()
+    ]
     return ["## By question, at the end", "", *table(["cell", *(n.removeprefix(beginning) for n in names)], rows), ""]
 
 
@@ -134,29 +137,26 @@ SHOWN = {  # metric -> its heading
 }
 
 
-def _metrics_table(study: Study, results: Results, runs: dict[str, list[Run]]) -> list[str]:
+def _metrics_table(results: Results, runs: Runs) -> list[str]:
     """At the end of training: what there is to say of how it went."""
     there = set(results.table["metric"].unique())
     shown = {metric: heading for metric, heading in SHOWN.items() if metric in there}
-    rows = [[cell, *(_last(results, of_cell, metric) for metric in shown)] for cell, of_cell in runs.items()]
+    rows = [
+        [cell, *(over_runs(results, of_cell, metric, last) or "" for metric in shown)]
+        for cell, of_cell in runs.items()
+    ]
     return ["## At the end of training", "", *table(["cell", *shown.values()], rows), ""] if shown and runs else []
 
 
-def _last(results: Results, runs: Iterable[Run], metric: str) -> Estimate | str:
-    found = [curve[-1][1] for run in runs if (curve := results.curve(run, metric))]
-    return over_seeds(found) if found else ""
+def _figures(study: Study, results: Results, runs: Runs) -> list[str]:
+    told = numbers(results, runs)
+    return [*told, f"![figures of the paper]({study.figures.name})", ""] if told else []
 
 
 def _made_by(results: Results) -> list[str]:
     """By what, and on which machines."""
     made = sorted(results.table["made"].unique())
     return ["## Made by", "", *(f"- `{one}`" for one in made)]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a table of Markdown."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 # ---- the picture

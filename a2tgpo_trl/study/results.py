@@ -1,7 +1,7 @@
 """a finished run's folder -> its measurements; those of all runs, in one Parquet file.
 
-A measurement is a number that a run had at a step. What was logged while training is the mean over the steps since the
-measurement before; what was found on held-out questions begins with "held_out/".
+A measurement is a number that a run had at a step. What was logged or recorded while training is of the steps since
+the measurement before; what was found on held-out questions begins with "held_out/".
 
     cell  learning_rate  seed  step  metric                        value  identity          made
     grpo  0.0005            3    20  held_out/exact_match          0.42   5f0c1ab2...       {"version": ...}
@@ -52,18 +52,23 @@ def measured(folder: Path, every: int) -> list[Measurement]:
         found |= {(step, metric): value for metric, value in _scores(folder / SCORES / f"{when}.json")}
         rollouts = read_jsonl(folder / SCORES / f"{when}.jsonl")
         found |= {(step, HELD_OUT + metric): value for metric, value in mechanism(rollouts)}
-    for step, records in _recorded(folder):
-        found |= {(step, metric): value for metric, value in mechanism_of_training(records)}
+    for end, records in _recorded(folder, every):
+        found |= {(min(end, last), metric): value for metric, value in mechanism_of_training(records)}
     return [(step, metric, value) for (step, metric), value in sorted(found.items()) if math.isfinite(value)]
 
 
-def _recorded(folder: Path) -> Iterator[tuple[int, list[Record]]]:
-    """The batches that were trained on and written down, by the number of steps before them."""
-    steps: dict[int, list[Record]] = {}
+def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
+    """The rollouts that were trained on and written down, by the evaluation after them."""
+    stretches: dict[int, list[Record]] = {}
     for file in sorted((folder / ROLLOUTS).glob("*.jsonl")):
         for record in read_jsonl(file):
-            steps.setdefault(record["step"] - 1, []).append(record)
-    yield from steps.items()
+            stretches.setdefault(_evaluation_after(record["step"], every), []).append(record)
+    yield from stretches.items()
+
+
+def _evaluation_after(step: int, every: int) -> int:
+    """Example: of steps 1 to 20, evaluated every 20, it is that at step 20"""
+    return math.ceil(step / every) * every
 
 
 def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
@@ -71,7 +76,7 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
     entries = [entry for entry in history if "loss" in entry]
     stretches: dict[int, list[dict]] = {}
     for entry in entries:
-        stretches.setdefault(math.ceil(entry["step"] / every) * every, []).append(entry)
+        stretches.setdefault(_evaluation_after(entry["step"], every), []).append(entry)
     for end, stretch in stretches.items():
         for metric in sorted({key for entry in stretch for key in entry} - set(NO_MEASUREMENT)):
             values = [entry[metric] for entry in stretch if metric in entry and math.isfinite(entry[metric])]

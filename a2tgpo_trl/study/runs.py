@@ -29,7 +29,7 @@ def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
     """A digest of all that a training's recipe says but its folder and these keys, of what stands in the files and the
     folders of policies that it names, and of the package's version."""
     from ..recipe.arguments import split_words
-    from ..recipe.recipe import whole_recipe
+    from ..recipe.recipe import MODELS, whole_recipe
     from ..recipe.recipe_file import read_layers
 
     words = ["--config", *words]
@@ -38,8 +38,9 @@ def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
     settings = yaml.safe_load(whole_recipe(words, without=("output_dir", "overwrite", *without)))
     said = yaml.safe_dump(settings, sort_keys=True)
     folders = {Path.cwd(), *(layer.path.parent for layer in read_layers(Path(recipe), bases))}
-    named = {word for word in re.split(r"[\s,:'\"{}\[\]]+", said) if "." in word or "/" in word}
-    files = {file for word in named for folder in folders for file in _files(folder / word)}
+    words_said = re.split(r"[\s,:'\"{}\[\]]+", said)
+    named = {MODELS.get(word, word) for word in words_said if word in MODELS or "." in word or "/" in word}
+    files = {file for name in named for folder in folders for file in _files(folder / name)}
     contents = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     return hashlib.sha256("\n".join([__version__, said, *contents]).encode()).hexdigest()[:16]
 

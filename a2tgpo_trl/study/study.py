@@ -16,6 +16,7 @@ Settings = Mapping[str, Any]
 CELL = re.compile(r"[A-Za-z0-9][\w.-]*")
 # Which turns are read together depends on when tools answer, where turns are streamed, and moves gains by rounding.
 EXACT = {"stream_turns": False}
+RECORDED = 4  # batches from one evaluation to the next whose rollouts are written down
 SET_BY_STUDY = (
     "base",
     "eval_on_start",
@@ -82,10 +83,15 @@ class Study:
     def picture(self) -> Path:
         return self.file.with_suffix(".png")
 
+    @property
+    def figures(self) -> Path:
+        return self.file.with_name(f"{self.file.stem}-figures.png")
+
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that a run's recipe says over the study's."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
-        evaluated = {"eval_strategy": "steps", "eval_steps": self.every, "record_every": self.every}
+        recorded = {"record_every": max(1, self.every // RECORDED)}
+        evaluated = {"eval_strategy": "steps", "eval_steps": self.every, **recorded}
         return {**EXACT, **evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
 
     def kinds(self) -> list[Run]:

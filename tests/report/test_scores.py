@@ -24,6 +24,14 @@ def test_an_interval_stays_honest_where_all_are_right():
     assert (found.mean, found.high) == (1.0, 1.0) and found.low == pytest.approx(0.4385, abs=1e-4)
 
 
+def test_where_none_or_all_are_right_the_mean_is_in_its_interval():
+    # By rounding, the lower end of 0 of 10 lay at 1e-17, and a picture has no bar of a negative length.
+    for number in range(1, 400):
+        for right in (0.0, 1.0):
+            found = interval([right] * number, share=True)
+            assert found.low <= found.mean <= found.high
+
+
 def test_other_scores_get_percentiles_of_means_over_drawn_questions():
     values = [0.0, 0.5, 1.0, 0.5] * 100
     found = interval(values, share=False)

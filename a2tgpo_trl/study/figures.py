@@ -1,0 +1,183 @@
+"""results of a study -> figures 1, 3, 4, 5, 8 and 10 of A2TGPO's paper, made of these, and its numbers beside ours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .comparison import over_seeds
+from .results import HELD_OUT, Results
+from .spreads import MOST_TURNS
+from .study import Run
+from .tables import Runs, first, last, over_runs, table
+
+
+METHODS = ("grpo", "igpo", "a2tgpo")  # that the paper's figures compare
+FEWEST_TURNS = 8  # a measurement, of a depth that counts
+STAGES = {"gains": "gain", "scores": "normalised", "credit": "accumulated"}
+
+
+def compared(runs: Runs) -> Runs:
+    """The cells of the paper's methods; of a study without them, its first three."""
+    names = [name for name in METHODS if name in runs] or list(runs)[:3]
+    return {name: runs[name] for name in names}
+
+
+# ---- its numbers beside ours
+
+
+def numbers(results: Results, runs: Runs) -> list[str]:
+    cells = compared(runs)
+    rows = [
+        [figure, what, paper, *(of_cell(results, of_runs) for of_runs in cells.values())]
+        for figure, what, paper, of_cell in _numbers()
+    ]
+    told = [row for row in rows if any(row[3:])]
+    if not told:
+        return []
+    return ["## The paper's figures", "", *table(["figure", "", "in the paper", *cells], told), ""]
+
+
+Number = Callable[[Results, Sequence[Run]], Any]
+
+
+def _numbers() -> Iterator[tuple[str, str, str, Number]]:
+    """A figure of the paper, what is read off it, what the paper has (Qwen3-4B, its questions of several hops)."""
+    at_the_end = "after training"
+    yield "1", f"calls alike at the same depth, {at_the_end}", "0.62", _at_end("similarity/same_depth")
+    yield "1", f"calls alike across depths, {at_the_end}", "0.38", _at_end("similarity/across_depths")
+    yield "3", "entropy at the start", "", _at_start("entropy")
+    yield "3", "entropy at the end", "GRPO's collapses, A2TGPO's does not", _at_end("entropy")
+    papers = {"gains": "1.30", "scores": "IGPO 1.54, A2TGPO 0.00", "credit": "IGPO 1.03, A2TGPO 0.00"}
+    for name, stage in STAGES.items():
+        yield "4", f"largest difference between depths, {stage}", papers[name], _drift(name)
+    yield "5", "smallest advantage", "IGPO's is the widest range", _mean("advantages/smallest")
+    yield "5", "largest advantage", "", _mean("advantages/largest")
+    yield "8", "tokens of the longest rollout, at the start", "6,000", _at_start("completions/max_length")
+    yield "8", "tokens of the longest rollout, at the end", "A2TGPO 4,000", _at_end("completions/max_length")
+    yield "10", "calls a rollout, at the end", "A2TGPO 3.45", _at_end("tools/call_frequency")
+    yield "10", "rollouts without a call", "A2TGPO 2.5 %", _mean("calls/share_of_0")
+
+
+def _mean(metric: str) -> Number:
+    return lambda results, runs: over_runs(results, runs, metric) or ""
+
+
+def _at_end(metric: str) -> Number:
+    return lambda results, runs: over_runs(results, runs, metric, last) or ""
+
+
+def _at_start(metric: str) -> Number:
+    return lambda results, runs: over_runs(results, runs, metric, first) or ""
+
+
+def _drift(name: str) -> Number:
+    def drift(results: Results, runs: Sequence[Run]) -> Any:
+        found = [
+            np.ptp(list(means.values())) for run in runs if len(means := by_depth(results, run, name, "mean")) > 1
+        ]
+        return over_seeds([float(one) for one in found]) if found else ""
+
+    return drift
+
+
+def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]:
+    """A mean or a deviation of each depth, over a run's measurements by their numbers of turns.
+
+    Depths that few rollouts come to are left out: their numbers are chance.
+    """
+    heights = {}
+    for place in range(1, MOST_TURNS + 1):
+        turns = dict(results.curve(run, f"by_turn/{name}/number_turn_{place}"))
+        values = dict(results.curve(run, f"by_turn/{name}/{of}_turn_{place}"))
+        if values and sum(turns.values()) >= FEWEST_TURNS * len(turns):
+            weights = [turns[step] for step in values]
+            heights[place] = float(np.average(list(values.values()), weights=weights))
+    return heights
+
+
+# ---- the picture
+
+
+def draw_figures(results: Results, runs: Runs, reward: str, file: Path) -> None:
+    """Six panels, over steps or turns: means over seeds."""
+    cells = compared(runs)
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    _similarity(next(panels), results, cells)
+    _entropy(next(panels), results, cells)
+    _stages(next(panels), results, cells)
+    _envelope(
+        next(panels), results, cells, "5: advantages", "advantages/smallest", "advantages/mean", "advantages/largest"
+    )
+    lengths = [f"completions/{which}_length" for which in ("min", "mean", "max")]
+    _envelope(next(panels), results, cells, "8: tokens of a rollout", *lengths)
+    _calls(next(panels), results, cells)
+    figure.suptitle(f"Figures of the paper, from this study's runs (held-out {reward.replace('_', ' ')} in 3)")
+    figure.savefig(file, dpi=100)
+
+
+def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
+    for number, (cell, runs) in enumerate(cells.items()):
+        found = {
+            place: over_runs(results, runs, f"similarity/turn_{place}", last) for place in range(1, MOST_TURNS + 1)
+        }
+        heights = {place: one.mean for place, one in found.items() if one is not None}
+        axes.plot(list(heights), list(heights.values()), f"C{number}o-", label=f"{cell}, same depth")
+        across = over_runs(results, runs, "similarity/across_depths", last)
+        if across is not None:
+            axes.axhline(across.mean, color=f"C{number}", linestyle=":", label=f"{cell}, across")
+    axes.set(title="1: how alike calls of a prompt are", xlabel="turn", ylabel="Jaccard", ylim=(0, 1))
+    axes.legend(fontsize="x-small")
+
+
+def _entropy(axes: Axes, results: Results, cells: Runs) -> None:
+    scores = axes.twinx()
+    for number, (cell, runs) in enumerate(cells.items()):
+        axes.plot(*mean_curve(results, runs, "entropy"), f"C{number}-", label=cell)
+        scores.plot(*mean_curve(results, runs, f"{HELD_OUT}exact_match"), f"C{number}--", alpha=0.6)
+    axes.set(title="3: entropy (-) and held-out score (- -)", xlabel="step", ylabel="entropy")
+    scores.set(ylim=(0, 1))
+    axes.legend(fontsize="x-small")
+
+
+def _stages(axes: Axes, results: Results, cells: Runs) -> None:
+    for number, (cell, runs) in enumerate(cells.items()):
+        for (name, stage), style in zip(STAGES.items(), (":", "--", "-"), strict=True):
+            depths = [by_depth(results, run, name, "mean") for run in runs]
+            shared = sorted(set.intersection(*map(set, depths))) if depths else []
+            if shared and (name != "gains" or cell == list(cells)[-1]):
+                heights = [float(np.mean([of_run[place] for of_run in depths])) for place in shared]
+                axes.plot(shared, heights, f"C{number}{style}", marker=".", label=f"{cell}, {stage}")
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(title="4: means by turn", xlabel="turn")
+    axes.legend(fontsize="x-small")
+
+
+def _envelope(axes: Axes, results: Results, cells: Runs, title: str, low: str, middle: str, high: str) -> None:
+    for number, (cell, runs) in enumerate(cells.items()):
+        for metric, style in ((low, ":"), (middle, "-"), (high, ":")):
+            label = cell if metric == middle else None
+            axes.plot(*mean_curve(results, runs, metric), f"C{number}{style}", label=label)
+    axes.set(title=f"{title}: smallest, mean, largest", xlabel="step")
+    axes.legend(fontsize="x-small")
+
+
+def _calls(axes: Axes, results: Results, cells: Runs) -> None:
+    width = 0.8 / len(cells)
+    for number, (cell, runs) in enumerate(cells.items()):
+        shares = [over_runs(results, runs, f"calls/share_of_{times}") for times in range(MOST_TURNS + 1)]
+        places = np.arange(len(shares)) + (number - (len(cells) - 1) / 2) * width
+        axes.bar(places, [0.0 if one is None else one.mean for one in shares], width, color=f"C{number}", label=cell)
+    axes.set(title=f"10: calls a rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
+    axes.legend(fontsize="x-small")
+
+
+def mean_curve(results: Results, runs: Sequence[Run], metric: str) -> tuple[list[int], list[float]]:
+    """Over seeds, at the steps that all of them have."""
+    curves = [dict(results.curve(run, metric)) for run in runs]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return steps, [float(np.mean([curve[step] for curve in curves])) for step in steps]

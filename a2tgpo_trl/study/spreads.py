@@ -1,0 +1,98 @@
+"""records of a batch that was trained on -> how gains, credit and clip ranges are spread, by turn and over all.
+
+`credit` is what a turn's advantage has beyond that of its whole rollout.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+
+MOST_TURNS = 8  # that are told apart
+OF_TURNS = ("gains", "scores", "credit", "clip_scale")
+QUANTILES = (5, 25, 50, 75, 95)
+
+Rollout = Mapping[str, Any]
+Found = Iterator[tuple[str, float]]
+
+
+def spreads(records: Sequence[Rollout]) -> Found:
+    for name in OF_TURNS:
+        yield from by_turn(records, name)
+    yield from envelope(records)
+    yield from calls(records)
+    yield from clip_scales(records)
+    yield from accumulated(records)
+
+
+def by_turn(records: Sequence[Rollout], name: str) -> Found:
+    """How many tool turns there are at each depth, and mean and deviation over them."""
+    for place in range(MOST_TURNS):
+        values = [value for record in records if (value := of_tool_turn(record, name, place)) is not None]
+        if values:
+            yield f"by_turn/{name}/number_turn_{place + 1}", float(len(values))
+            yield f"by_turn/{name}/mean_turn_{place + 1}", float(np.mean(values))
+            yield f"by_turn/{name}/std_turn_{place + 1}", float(np.std(values))
+
+
+def of_tool_turn(record: Rollout, name: str, place: int) -> float | None:
+    """The number of a tool turn, if there is one."""
+    values = record.get(name, ())
+    return values[place] if place < min(len(values), record["tool_turns"]) else None
+
+
+def envelope(records: Sequence[Rollout]) -> Found:
+    """The smallest, the mean and the largest advantage of a turn."""
+    values = [advantage for record in records for advantage in record["advantages"]]
+    if values:
+        yield "advantages/smallest", float(min(values))
+        yield "advantages/mean", float(np.mean(values))
+        yield "advantages/largest", float(max(values))
+
+
+def calls(records: Sequence[Rollout]) -> Found:
+    """The share of rollouts with so many calls; the last is of those with as many or more.
+
+    Example: rollouts with 2, 2 and 0 calls -> 1/3 with 0, 0 with 1, 2/3 with 2, 0 with 3 and so on
+    """
+    made = [sum(len(turn["calls"] or ()) for turn in record["turns"]) for record in records if "turns" in record]
+    times = Counter(min(number, MOST_TURNS) for number in made)
+    for number in range(MOST_TURNS + 1) if made else ():
+        yield f"calls/share_of_{number}", times[number] / len(made)
+
+
+def clip_scales(records: Sequence[Rollout]) -> Found:
+    """Quantiles over tool turns."""
+    scales = [scale for record in records for scale in record.get("clip_scale", ())[: record["tool_turns"]]]
+    if scales:
+        for percent, value in zip(QUANTILES, np.percentile(scales, QUANTILES), strict=True):
+            yield f"clip_scale/quantile_{percent}", float(value)
+
+
+def accumulated(records: Sequence[Rollout]) -> Found:
+    """Variance of sums of n z-scores, divided by the root of n, beside what the paper's Proposition 2 makes of it.
+
+        measured    mean square of (z_t + z_t+1 + ... + z_K) / sqrt(n) about its mean, n terms from turn t on
+        predicted   sigma^2 + (n - 1) delta       sigma^2: variance of z-scores; delta: covariance within a rollout
+
+    Example: rollouts with z-scores 1, 1 and -1, -1 -> sigma^2 and delta are 1: two terms have variance 2, and 1 + 1
+    """
+    rows = [[z for z in record.get("scores", ())[: record["tool_turns"]] if z is not None] for record in records]
+    every = [z for row in rows for z in row]
+    pairs = [pair for row in rows for pair in combinations(row, 2)]
+    if not pairs:
+        return
+    mean, variance = float(np.mean(every)), float(np.var(every))
+    covariance = float(np.mean([(one - mean) * (other - mean) for one, other in pairs]))
+    sums: dict[int, list[float]] = {}
+    for row in rows:
+        for terms in range(1, min(len(row), MOST_TURNS) + 1):
+            sums.setdefault(terms, []).append(sum(row[-terms:]) / terms**0.5)
+    for terms, values in sorted(sums.items()):
+        if len(values) > 1:
+            yield f"accumulated/number_of_{terms}", float(len(values))
+            yield f"accumulated/variance_of_{terms}", float(np.var(values))
+            yield f"accumulated/predicted_of_{terms}", variance + (terms - 1) * covariance

@@ -1,0 +1,112 @@
+"""results of a study -> the tables of its report on what gains and credit are worth, and how they are spread.
+
+A cell's number is the mean over its seeds of the mean over a run's measurements.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..report.scores import Estimate
+from .comparison import over_seeds
+from .results import Results
+from .spreads import MOST_TURNS, QUANTILES
+from .study import Run
+
+
+Runs = dict[str, list[Run]]
+Point = Callable[[Sequence[float]], float]
+
+AUC = "useful/auc/"
+FEWEST_SUMS = 8  # of so many terms, on average a measurement: fewer have no variance to speak of
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a table of Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+def over_runs(results: Results, runs: Iterable[Run], metric: str, point: Point = np.mean) -> Estimate | None:
+    """Over seeds, a point of each run's curve; None where no run has the metric."""
+    found = [
+        float(point([value for _, value in curve])) for run in runs if (curve := results.curve(run, metric)) != []
+    ]
+    return over_seeds(found) if found else None
+
+
+def first(values: Sequence[float]) -> float:
+    return values[0]
+
+
+def last(values: Sequence[float]) -> float:
+    return values[-1]
+
+
+def mechanism_tables(results: Results, runs: Runs) -> list[str]:
+    lines: list[str] = []
+    for title, explained, rows in (
+        ("Does the gain rank turns rightly?", RANKS, list(_ranks(results, runs))),
+        ("The same of gains, by turn and by hops", "", list(_ranks_by(results, runs))),
+        ("Sums of z-scores", SUMS, list(_sums(results, runs))),
+        ("Clip scales", CLIPS, list(_clips(results, runs))),
+    ):
+        if len(rows) > 1:
+            lines += [f"## {title}", "", *([explained, ""] if explained else []), *table(rows[0], rows[1:]), ""]
+    return lines
+
+
+RANKS = (
+    "The chance that a search which brought up a document that was still needed has the greater number (AUC; 0.5 is a "
+    "coin): of rollouts that were trained on, as far as the method has such a number."
+)
+SUMS = (
+    "Variance of sums of n z-scores, divided by the root of n, and what the paper's Proposition 2 makes of it, "
+    "sigma^2 + (n - 1) delta, with the variance of z-scores and the covariance of two of a rollout."
+)
+CLIPS = "Quantiles over tool turns, and the share of tokens whose gradient clipping takes away."
+
+
+def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    moments = {"at the start": first, "at the end": last}
+    yield ["cell", "gain", *(f"gain {moment}" for moment in moments), "z-score", "credit", "clip scale"]
+    for cell, of_cell in runs.items():
+        gains = over_runs(results, of_cell, f"{AUC}gains")
+        if gains is not None:
+            over_time = [over_runs(results, of_cell, f"{AUC}gains", point) for point in moments.values()]
+            others = [over_runs(results, of_cell, AUC + name) for name in ("scores", "credit", "clip_scale")]
+            yield [cell, gains, *over_time, *(other or "" for other in others)]
+
+
+def _ranks_by(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    beginning = f"{AUC}gains"
+    names = {name for name in results.table["metric"].unique() if name.startswith((f"{beginning}_", f"{beginning}/"))}
+    parts = sorted(names)
+    yield ["cell", *(name.removeprefix(beginning)[1:].replace("_", " ") for name in parts)]
+    for cell, of_cell in runs.items():
+        found = [over_runs(results, of_cell, name) for name in parts]
+        if any(found):
+            yield [cell, *(one or "" for one in found)]
+
+
+def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    yield ["cell", "n", "measured", "predicted", "sums a measurement"]
+    for cell, of_cell in runs.items():
+        for terms in range(1, MOST_TURNS + 1):
+            number, *variances = (
+                over_runs(results, of_cell, f"accumulated/{name}_of_{terms}")
+                for name in ("number", "variance", "predicted")
+            )
+            if number is not None and number.mean >= FEWEST_SUMS:
+                yield [cell, terms, *variances, f"{number.mean:.0f}"]
+
+
+def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    yield ["cell", *(f"{percent} %" for percent in QUANTILES), "tokens clipped", "at the start", "at the end"]
+    for cell, of_cell in runs.items():
+        clipped = over_runs(results, of_cell, "clip_fraction/mean")
+        scales = [over_runs(results, of_cell, f"clip_scale/quantile_{percent}") for percent in QUANTILES]
+        if clipped is not None:
+            over_time = [over_runs(results, of_cell, "clip_fraction/mean", point) for point in (first, last)]
+            yield [cell, *(scale or "" for scale in scales), clipped, *over_time]
