@@ -198,6 +198,10 @@ class A2TGPOConfig(ToolConfig):
         "first_gain",
         "Whether the first turn has a gain: how much closer it came to the answer than the question alone was.",
     )
+    last_gain: bool = _by_credit(
+        "last_gain",
+        "Whether the last turn that a tool answered has a gain: how much closer its result came to the answer.",
+    )
     answer_aliases: AnswerAliases = setting(
         "first", "Which accepted answer is scored: the 'first', the best ('max') or their average ('mean')."
     )
@@ -285,11 +289,12 @@ class A2TGPOConfig(ToolConfig):
                 "stopped_count has no effect unless gains are compared by depth: gain_weight or clip_adaptation above "
                 "0, gain_normalization='turn_group' and gain_groups='turn'."
             )
-        if self.first_gain != preset.values["first_gain"] and not self.uses_gain:
-            raise ValueError(
-                f"first_gain has no effect with credit={self.credit!r}, which reads no gains unless gain_weight or "
-                "clip_adaptation is above 0. Leave it out."
-            )
+        for name in ("first_gain", "last_gain"):
+            if getattr(self, name) != preset.values[name] and not self.uses_gain:
+                raise ValueError(
+                    f"{name} has no effect with credit={self.credit!r}, which reads no gains unless gain_weight or "
+                    "clip_adaptation is above 0. Leave it out."
+                )
 
     def _check_states(self, preset: Preset) -> None:
         if self.gain_groups == "state":

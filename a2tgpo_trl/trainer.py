@@ -366,9 +366,7 @@ class A2TGPOTrainer(ScoringTrainer):
         # Rollouts out of the loss (truncated and masked, or unscored) are out of the statistics as well.
         in_loss_N = (num_turns_N > 0) & ~batch.unscored_N
         values_NV = values_NV.masked_fill(~in_loss_N.unsqueeze(1), torch.nan)
-        gains_NK = information_gain(values_NV, num_turns)
-        if not self.args.first_gain:
-            gains_NK[:, :1] = torch.nan
+        gains_NK = information_gain(values_NV, num_turns, first=self.args.first_gain, last=self.args.last_gain)
         evidence, metrics = self._credit.evidence(
             gains_NK,
             batch.outcomes_N,

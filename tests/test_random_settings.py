@@ -78,6 +78,7 @@ OURS = dict(
     gain_groups=st.sampled_from(get_args(GainGroups)),
     stopped_count=st.booleans(),
     first_gain=st.booleans(),
+    last_gain=st.booleans(),
     state_likeness=numbers(0, 1, exclude_min=True),
     state_weight=numbers(0, 3),
     discount=numbers(0, 1),

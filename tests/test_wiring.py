@@ -28,6 +28,7 @@ SWITCHES = [
     {"clip_adaptation": 0.0},
     {"gain_measure": "probability"},
     {"first_gain": False},
+    {"last_gain": False},
     {"credit": "a2tgpo_paper"},
     {"answer_aliases": "max"},
     {"answer_aliases": "mean"},
@@ -55,6 +56,9 @@ def expected_credit(trainer, args: A2TGPOConfig, batch: dict, tokenizer, names=N
     outcome = batch["advantages"][torch.arange(len(last)), last]
     gains = information_gain(values, int(turn_BT.max()) + 1)
     gains[:, 0] = gains[:, 0] if args.first_gain else torch.nan
+    for row, with_gain in zip(gains, (~gains.isnan()).sum(dim=1), strict=True):
+        if not args.last_gain and with_gain > 0:
+            row[with_gain - 1] = torch.nan
     advantages, scale = a2tgpo_credit(
         gains,
         torch.zeros(len(last)),

@@ -147,7 +147,7 @@ class Maker:
             print(f"{run.name} failed: {folder / LOG}", file=sys.stderr, flush=True)
             return
         with self._entering:
-            self.results.put(run, self.identities[run.kind], measurements)
+            self.results.put(run, self.identities[run.kind], measurements, self.args.jobs)
         print(f"{run.name}: {time.monotonic() - start:.0f} s", flush=True)
         if not self.args.keep:
             shutil.rmtree(folder)

@@ -5,7 +5,7 @@ The paper of A2TGPO and the code that was released with it differ, and so does w
                               paper                     code                    a2tgpo        switch
     value of a context        probability               log-probability         as the code   gain_measure
     first turn                gains on the question     has no gain             as the paper  first_gain
-    last result               is in the last gain       is not                  as the paper
+    last result               is in the last gain       is not                  as the paper  last_gain
     weight of the gain        1                         0.3                     as the code   gain_weight
     loss                      mean of rollouts' means   mean over all tokens    as the code   loss_type: grpo, dapo
     gradient of the ratio     of the turn's mean        of each token           as the code
@@ -92,17 +92,18 @@ def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
     return a2tgpo(evidence, switches)
 
 
-@method(**OF_A2TGPO, gain_weight=0.3, first_gain=False)
+@method(**OF_A2TGPO, gain_weight=0.3, first_gain=False, last_gain=False)
 def a2tgpo_code(evidence: Evidence, switches: Switches) -> Tensor:
-    """A2TGPO as the released code runs: the first turn has no gain, so that it lives on the outcome alone.
+    """A2TGPO as the released code runs: the first turn has no gain, nor has the last that a tool answered.
 
-        A[i,t] = A_outcome[i] + 0.3 D(Z(gains))[i,t]          for turns from the second on
+        A[i,t] = A_outcome[i] + 0.3 D(Z(gains))[i,t]          gains of the turns between the two alone
 
-    Meaning: as in A2TGPO, once there is a first result to compare with.
-    Edge cases: those of A2TGPO. Gains come in with those of first turns left out (`first_gain`).
+    Meaning: as in A2TGPO, of what happens between the first result and the last. A rollout that calls tools in three
+    turns has a single gain; one with fewer lives on the outcome.
+    Edge cases: those of A2TGPO. Gains come in with those of first and last turns left out (`first_gain`, `last_gain`).
 
-    Example (the group of `a2tgpo_trl.credit`, whose first gains, 1 and 3, are left out): a's second turn is alone at
-        its depth, so that all turns live on the outcome: a 1.1545, b and c -0.5773
+    Example (the group of `a2tgpo_trl.credit`, whose rollouts call tools in two turns at most): all turns live on the
+        outcome: a 1.1545, b and c -0.5773
     """
     return a2tgpo(evidence, switches)
 

@@ -127,6 +127,7 @@ DEFAULTS: dict[str, Any] = {
     "gain_groups": "turn",
     "stopped_count": False,
     "first_gain": True,
+    "last_gain": True,
     "gain_measure": "logprob",
     "rescale_accumulation": False,
     "clip_adaptation": 0.0,

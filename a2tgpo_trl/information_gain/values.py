@@ -58,13 +58,22 @@ class TurnScores:
     gain_floor: float = GAIN_FLOOR  # what gains may differ by through rounding
 
 
-def information_gain(values_BK: Tensor, num_turns: int) -> Tensor:
+def information_gain(values_BK: Tensor, num_turns: int, *, first: bool = True, last: bool = True) -> Tensor:
     """Gain of each turn: how much its value grew. NaN for turns that no tool answered.
 
-    Example: values [[-3, -1, nan]], 3 turns -> [[2, nan, nan]]
+    Args:
+        first, last: Whether the first turn has a gain, and the last one of a rollout that a tool answered.
+
+    Example: values [[-3, -1, 0, nan]], 3 turns -> [[2, 1, nan]]; without the last gain [[2, nan, nan]]
     """
     gains_BK = values_BK.diff(dim=1)[:, :num_turns]
-    return nn.functional.pad(gains_BK, (0, num_turns - gains_BK.size(1)), value=torch.nan)
+    gains_BK = nn.functional.pad(gains_BK, (0, num_turns - gains_BK.size(1)), value=torch.nan)
+    if not last:
+        from_here_BK = (~gains_BK.isnan()).flip(1).cumsum(dim=1).flip(1)  # gains of this turn and later ones
+        gains_BK = gains_BK.masked_fill(from_here_BK == 1, torch.nan)
+    if not first:
+        gains_BK[:, :1] = torch.nan
+    return gains_BK
 
 
 def answer_values(

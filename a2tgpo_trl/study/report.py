@@ -10,7 +10,7 @@ from .comparison import best_rates, differences, outcome, over_seeds, tried_area
 from .figures import numbers
 from .results import HELD_OUT, Results
 from .study import Study
-from .tables import Runs, last, mechanism_tables, over_runs, table
+from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
 ENOUGH = (
@@ -39,6 +39,7 @@ def report(study: Study, results: Results) -> str:
     lines += _metrics_table(results, runs)
     lines += mechanism_tables(results, runs)
     lines += _figures(study, results, runs)
+    lines += cost_table(study.against, results, runs)
     lines += _made_by(results)
     return "\n".join(lines)
 
@@ -133,7 +134,6 @@ SHOWN = {  # metric -> its heading
     "clip_fraction/mean": "tokens clipped",
     "groups/teach_nothing": "groups that teach nothing",
     "entropy": "entropy",
-    "step_time": "seconds a step",
 }
 
 

@@ -35,6 +35,7 @@ KEY = ["cell", "learning_rate", "seed"]
 COLUMNS = [*KEY, "step", "metric", "value", "identity", "made"]
 EVALUATED = "eval_rewards/"
 NO_MEASUREMENT = ("step", "epoch", "total_flos", "train_loss")
+SPENT = ("rollouts/sampling_seconds", "rollouts/tool_seconds", "gain/seconds")  # a step that logs none has spent none
 
 Measurement = tuple[int, str, float]
 Kind = tuple[str, float | None]  # a cell, and a learning rate that it is tried with
@@ -72,7 +73,10 @@ def _evaluation_after(step: int, every: int) -> int:
 
 
 def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
-    """Means over each stretch of steps: a metric that some of its steps lack is the mean over the others."""
+    """Means over each stretch of steps: a metric that some of its steps lack is the mean over the others.
+
+    But of seconds: in steps that train on a batch from before, no time was spent on a new one.
+    """
     entries = [entry for entry in history if "loss" in entry]
     stretches: dict[int, list[dict]] = {}
     for entry in entries:
@@ -83,7 +87,8 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
             if not values:
                 continue
             total = metric == "num_tokens"  # it grows; what counts is how far it has come
-            yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / len(values)
+            steps = len(stretch) if metric in SPENT else len(values)
+            yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / steps
 
 
 def _evaluated(history: Sequence[dict]) -> Iterator[Measurement]:
@@ -136,9 +141,9 @@ class Results:
     def has(self, run: Run) -> bool:
         return bool(_rows_of(self.table, run).any())
 
-    def put(self, run: Run, identity: str, measurements: Iterable[Measurement]) -> None:
-        """In the place of what there was of this run."""
-        made = json.dumps(here())
+    def put(self, run: Run, identity: str, measurements: Iterable[Measurement], jobs: int = 1) -> None:
+        """In the place of what there was of this run; `jobs`: how many were made at once."""
+        made = json.dumps({**here(), "jobs": jobs})
         rows = [
             (run.cell, run.learning_rate, run.seed, step, metric, value, identity, made)
             for step, metric, value in measurements

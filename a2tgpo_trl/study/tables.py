@@ -3,6 +3,7 @@
 A cell's number is the mean over its seeds of the mean over a run's measurements.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..report.scores import Estimate
 from .comparison import over_seeds
-from .results import Results
+from .results import SPENT, Results
 from .spreads import MOST_TURNS, QUANTILES
 from .study import Run
 
@@ -19,6 +20,7 @@ Runs = dict[str, list[Run]]
 Point = Callable[[Sequence[float]], float]
 
 AUC = "useful/auc/"
+STEP = "step_time"
 FEWEST_SUMS = 8  # of so many terms, on average a measurement: fewer have no variance to speak of
 
 
@@ -110,3 +112,30 @@ def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:
         if clipped is not None:
             over_time = [over_runs(results, of_cell, "clip_fraction/mean", point) for point in (first, last)]
             yield [cell, *(scale or "" for scale in scales), clipped, *over_time]
+
+
+def cost_table(against: str, results: Results, runs: Runs) -> list[str]:
+    """Seconds of a step and what they are spent on; of runs that were made one at a time, for others share a core."""
+    if any(json.loads(made).get("jobs") != 1 for made in results.table["made"].unique()):
+        return []
+    rows = []
+    for cell, of_cell in runs.items():
+        spent = {name: over_runs(results, of_cell, name) for name in (STEP, *SPENT)}
+        seconds = {name: 0.0 if one is None else one.mean for name, one in spent.items()}
+        rest = seconds[STEP] - sum(seconds[name] for name in SPENT)
+        ratios = _ratios(results, of_cell, runs.get(against, []))
+        shares = [f"{seconds[name] / seconds[STEP]:.0%}" for name in SPENT] if seconds[STEP] else []
+        if shares:
+            rows.append([cell, spent[STEP], ratios or "", *shares, f"{rest / seconds[STEP]:.0%}"])
+    head = ["cell", "seconds a step", f"of a step of {against}", "sampling", "tools", "gain", "training and the rest"]
+    return ["## Cost", "", *table(head, rows), ""] if rows else []
+
+
+def _ratios(results: Results, runs: Sequence[Run], others: Sequence[Run]) -> Estimate | None:
+    """Seconds of a step, by those of another cell, seed by seed."""
+    seconds, of_others = (
+        {run.seed: found.mean for run in cell if (found := over_runs(results, [run], STEP)) is not None}
+        for cell in (runs, others)
+    )
+    ratios = [value / of_others[seed] for seed, value in seconds.items() if seed in of_others]
+    return over_seeds(ratios) if ratios else None

@@ -76,6 +76,8 @@ def test_a_preset_credits_three_rollouts_as_worked_out_by_hand(name):
     evidence = the_group(rewarded, outcomes)
     if not preset_of(find_method(name)).values["first_gain"]:
         evidence.gains_NK[:, 0] = NAN
+    if not preset_of(find_method(name)).values["last_gain"]:
+        evidence.gains_NK[0, 1] = evidence.gains_NK[1, 0] = NAN
     credited = find_method(name)(evidence, switches_of(name))
     expected = torch.tensor([[*row, *[0.0] * (3 - len(row))] for row in WORKED[name]])
     assert_near(credited[evidence.is_turn_NK], expected[evidence.is_turn_NK], 1e-3)
@@ -311,6 +313,8 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
     batches, advantages = {}, {}
     for name in METHODS:
         rewarded = {"turn_rewards": {"bad_format": -0.1}} if name in ("mt_grpo", "hybrid") else {}
+        # These rollouts call tools in two turns at most: without both of their gains, there is none.
+        rewarded |= {"last_gain": True} if name == "a2tgpo_code" else {}
         same = {"max_steps": 1, "num_iterations": 2, "beta": 0.0, "sorted_rows": False}
         args = A2TGPOConfig(**run_settings(tmp_path, **same, credit=name, **rewarded))
         trainer = make(tokenizer, args, reward_funcs=spread)

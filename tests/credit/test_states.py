@@ -287,6 +287,7 @@ def test_metrics_say_how_many_turns_have_nothing_to_be_compared_with():
             "stopped_count has no effect with credit='gtpo'",
         ),
         ({"first_gain": False, "credit": "gtpo"}, "first_gain has no effect with credit='gtpo'"),
+        ({"last_gain": False, "credit": "gtpo"}, "last_gain has no effect with credit='gtpo'"),
         ({"state_likeness": 0.9}, "state_likeness has no effect"),
         ({"state_likeness": 0.0, "credit": "gigpo"}, "state_likeness must be in"),
         ({"state_likeness": 1.1, "credit": "gigpo"}, "state_likeness must be in"),

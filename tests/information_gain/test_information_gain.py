@@ -424,3 +424,18 @@ def test_contexts_have_one_key_if_all_their_tokens_and_the_answer_are_the_same(i
     assert keys[4].tolist() == [keys[0, 1], NO_CONTEXT, NO_CONTEXT]
     others = torch.cat([keys[0], keys[2], keys[3]])
     assert len(others.unique()) == 9 and (others >= 0).all()
+
+
+def test_gains_of_first_and_last_turns_may_be_left_out():
+    # Rollouts of three, one and no tool turns: values 0, 1, 3, 6 grow by 1, 2, 3.
+    nan = math.nan
+    values = torch.tensor([[0.0, 1, 3, 6], [2, 5, nan, nan], [1, nan, nan, nan]])
+    expected = {
+        (True, True): [[1.0, 2, 3, nan], [3, nan, nan, nan]],
+        (False, True): [[nan, 2, 3, nan], [nan] * 4],
+        (True, False): [[1, 2, nan, nan], [nan] * 4],
+        (False, False): [[nan, 2, nan, nan], [nan] * 4],
+    }
+    for (first, last), rows in expected.items():
+        found = information_gain.information_gain(values, 4, first=first, last=last)
+        torch.testing.assert_close(found, torch.tensor([*rows, [nan] * 4]), equal_nan=True)

@@ -1,0 +1,168 @@
+"""How gains, credit and clip ranges of a batch are spread, and the tables and figures that are made of it."""
+
+import json
+
+import pytest
+import yaml
+
+from a2tgpo_trl.study.figures import by_depth, compared, draw_figures, mean_curve, numbers
+from a2tgpo_trl.study.results import Results, measured
+from a2tgpo_trl.study.spreads import accumulated, calls, clip_scales, envelope
+from a2tgpo_trl.study.study import Run, read_study
+from a2tgpo_trl.study.tables import cost_table, first, last, mechanism_tables, over_runs
+
+
+def rollout(scores=(), *, advantages=(0.5,), clip_scale=(1.0,), number_of_calls=(1,)):
+    turns = [{"calls": [{}] * number} for number in number_of_calls]
+    found = {"scores": [*scores, None], "advantages": advantages, "clip_scale": clip_scale, "turns": turns}
+    return {**found, "tool_turns": len(scores)}
+
+
+# ---- numbers of a batch
+
+
+def test_advantages_have_an_envelope():
+    found = dict(envelope([rollout(advantages=[1.0, -2.0]), rollout(advantages=[4.0])]))
+    assert found == {"advantages/smallest": -2.0, "advantages/mean": 1.0, "advantages/largest": 4.0}
+
+
+def test_rollouts_are_counted_by_their_calls():
+    # Two calls, two in two turns, none, and ten, which counts as eight or more. Without tools there are no turns.
+    numbers_of_calls = [[2, 0], [1, 1], [0], [10]]
+    found = dict(calls([rollout(number_of_calls=numbers) for numbers in numbers_of_calls]))
+    assert found == {f"calls/share_of_{k}": {0: 0.25, 2: 0.5, 8: 0.25}.get(k, 0.0) for k in range(9)}
+    assert dict(calls([{"advantages": [1.0]}])) == {}
+
+
+def test_clip_scales_are_those_of_tool_turns():
+    # The answer turns' 9 is left out; of 0.8, 1.0 and 1.2 the quarters lie at 0.9 and 1.1.
+    found = dict(clip_scales([rollout([0, 0], clip_scale=[0.8, 1.0, 9.0]), rollout([0], clip_scale=[1.2, 9.0])]))
+    assert found["clip_scale/quantile_25"] == pytest.approx(0.9)
+    assert found["clip_scale/quantile_50"] == pytest.approx(1.0)
+    assert found["clip_scale/quantile_75"] == pytest.approx(1.1)
+
+
+def test_sums_of_scores_have_the_variance_that_proposition_2_gives_them():
+    # z-scores 1, 1 and -1, -1: variance 1, covariance within a rollout 1. Sums of two by the root of 2 are +-1.414.
+    found = dict(accumulated([rollout([1.0, 1.0]), rollout([-1.0, -1.0])]))
+    assert found["accumulated/variance_of_1"] == pytest.approx(1.0) == found["accumulated/predicted_of_1"]
+    assert found["accumulated/variance_of_2"] == pytest.approx(2.0) == found["accumulated/predicted_of_2"]
+    # 1, -1 and -1, 1: what one turn has more the other has less, and sums are 0.
+    found = dict(accumulated([rollout([1.0, -1.0]), rollout([-1.0, 1.0])]))
+    assert found["accumulated/variance_of_2"] == pytest.approx(0.0) == found["accumulated/predicted_of_2"]
+    # Turns without a score add no term.
+    assert dict(accumulated([rollout([1.0, None]), rollout([-1.0])])) == {}
+
+
+def test_what_was_recorded_counts_for_the_evaluation_after_it(tmp_path):
+    state = [{"step": step, "loss": 0.0} for step in (1, 2, 3)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": state}))
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "rollouts").mkdir()
+    for when in ("before", "after"):
+        (tmp_path / "evaluation" / f"{when}.json").write_text('{"everything": {}, "groups": {}}')
+        (tmp_path / "evaluation" / f"{when}.jsonl").write_text("")
+    record = '{"step": %d, "round": 1, "group": 0, "outcome_advantage": 0, "tool_turns": 0, "advantages": [%d]}\n'
+    for step, advantage in ((1, 1), (2, 3), (3, 7)):
+        (tmp_path / "rollouts" / f"step-{step}.jsonl").write_text(record % (step, advantage))
+    found = {(step, metric): value for step, metric, value in measured(tmp_path, every=2)}
+    # Steps 1 and 2 together, evaluated after 2; step 3 with the evaluation at the end.
+    assert (found[2, "advantages/mean"], found[3, "advantages/mean"]) == (2.0, 7.0)
+
+
+# ---- tables and figures
+
+
+@pytest.fixture
+def study(tmp_path):
+    cells = {name: {"credit": name} for name in ("gtpo", "igpo", "a2tgpo")}
+    content = {"recipe": "quickstart", "seeds": [0, 1, 2, 3, 4], "every": 10, "cells": cells}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return read_study(tmp_path / "study.yaml")
+
+
+def enter(results, run, **metrics):
+    """Measurements at steps 10 and 20."""
+    rows = [
+        (step, name, value) for name, values in metrics.items() for step, value in zip((10, 20), values, strict=True)
+    ]
+    results.put(run, "identity", rows)
+
+
+@pytest.fixture
+def results(study):
+    found = Results(study.results)
+    for seed in study.seeds:
+        depths = {f"by_turn/scores/mean_turn_{k}": (mean, mean) for k, mean in ((1, 0.4), (2, -0.6), (3, 9.0))}
+        turns = {f"by_turn/scores/number_turn_{k}": (n, n) for k, n in ((1, 32.0), (2, 16.0), (3, 2.0))}
+        ranks = {"useful/auc/gains": (0.5, 0.7 + 0.02 * seed), "useful/auc/gains_turn_1": (0.6, 0.6)}
+        sums = {f"accumulated/{name}_of_1": (value, value) for name, value in (("variance", 1.0), ("predicted", 0.9))}
+        clips = {"clip_fraction/mean": (0.3, 0.1), "clip_scale/quantile_50": (1.0, 1.0)}
+        numbers_of_sums = {"accumulated/number_of_1": (40.0, 40.0), "accumulated/number_of_2": (3.0, 3.0)}
+        enter(found, Run("a2tgpo", seed), **depths, **turns, **ranks, **sums, **clips, **numbers_of_sums)
+        enter(found, Run("igpo", seed), entropy=(0.3, 0.1 + 0.01 * seed))
+    return found
+
+
+@pytest.fixture
+def runs(study):
+    return {cell: [Run(cell, seed) for seed in study.seeds] for cell in ("igpo", "a2tgpo")}
+
+
+def test_a_cell_is_the_mean_over_seeds_of_a_point_of_each_runs_curve(results, runs):
+    # 0.7 to 0.78 at the end, 0.74 on average; over both measurements (0.5 + 0.74) / 2.
+    assert over_runs(results, runs["a2tgpo"], "useful/auc/gains", last).mean == pytest.approx(0.74)
+    assert over_runs(results, runs["a2tgpo"], "useful/auc/gains", first).mean == pytest.approx(0.5)
+    assert over_runs(results, runs["a2tgpo"], "useful/auc/gains").mean == pytest.approx(0.62)
+    assert over_runs(results, runs["igpo"], "useful/auc/gains") is None
+
+
+def test_the_tables_tell_what_there_is(results, runs):
+    text = "\n".join(mechanism_tables(results, runs))
+    assert "| a2tgpo | 0.620 (0.600 to 0.640) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
+    assert "| a2tgpo | 0.600 (0.600 to 0.600) |" in text and "| cell | turn 1 |" in text
+    # Sums of two terms are too few to have a variance.
+    assert (
+        "| a2tgpo | 1 | 1.000 (1.000 to 1.000) | 0.900 (0.900 to 0.900) | 40 |" in text and "| a2tgpo | 2" not in text
+    )
+    assert "| 0.200 (0.200 to 0.200) | 0.300 (0.300 to 0.300) | 0.100 (0.100 to 0.100) |" in text
+    assert "| igpo |" not in text
+    assert mechanism_tables(results, {"igpo": runs["igpo"]}) == []
+
+
+def test_cost_is_told_of_runs_that_were_made_one_at_a_time(study):
+    results = Results(study.results)
+    cells = {"igpo": (2.0, 0.5), "a2tgpo": (3.0, 0.75)}
+    for cell, (seconds, of_gain) in cells.items():
+        for seed in study.seeds:
+            metrics = {"step_time": seconds + 0.1 * seed, "rollouts/sampling_seconds": 1.0, "gain/seconds": of_gain}
+            enter(results, Run(cell, seed), **{name: (value, value) for name, value in metrics.items()})
+    runs = {cell: [Run(cell, seed) for seed in study.seeds] for cell in cells}
+    text = "\n".join(cost_table("igpo", results, runs))
+    # igpo: 2.2 s on average, of which sampling is 1 / 2.2 = 45 %, the gain 23 %, and the rest 0.7 s, 32 %.
+    assert "| igpo | 2.200 (2.004 to 2.396) | 1.000 (1.000 to 1.000) | 45% | 0% | 23% | 32% |" in text
+    assert "| a2tgpo | 3.200 (3.004 to 3.396) | 1.456 (" in text
+    results.put(Run("gtpo", 0), "identity", [(1, "step_time", 1.0)], jobs=2)
+    assert cost_table("igpo", results, runs) == []
+
+
+def test_depths_that_few_rollouts_come_to_are_left_out(results):
+    assert by_depth(results, Run("a2tgpo", 0), "scores", "mean") == pytest.approx({1: 0.4, 2: -0.6})
+
+
+def test_the_papers_numbers_stand_beside_ours(results, runs):
+    text = "\n".join(numbers(results, runs))
+    assert "| figure |  | in the paper | igpo | a2tgpo |" in text
+    assert "normalised | IGPO 1.54, A2TGPO 0.00 |  | 1.000 (1.000 to 1.000) |" in text  # from -0.6 to 0.4
+    assert "| 3 | entropy at the end | GRPO's collapses, A2TGPO's does not | 0.120 (0.100 to 0.140) |  |" in text
+    assert numbers(results, {"gtpo": []}) == []
+    assert mean_curve(results, runs["igpo"], "entropy") == ([10, 20], pytest.approx([0.3, 0.12]))
+
+
+def test_figures_are_drawn_of_whatever_there_is(results, runs, tmp_path):
+    for number, cells in enumerate((runs, {"igpo": runs["igpo"]}, {"a2tgpo": runs["a2tgpo"][:1]})):
+        draw_figures(results, cells, "exact_match", tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    names = {"gtpo": [], "gspo": [], "atpo": [], "hybrid": []}
+    assert list(compared(names)) == ["gtpo", "gspo", "atpo"]
+    assert list(compared({**names, "a2tgpo": []})) == ["a2tgpo"]
