@@ -1,11 +1,13 @@
 """Methods side by side: areas under learning curves, intervals over seeds, and the runs that they are of."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.recipe.recipe import MODELS
 from a2tgpo_trl.report.comparison import Spread, area, compare, comparison_table, read_curve
 from a2tgpo_trl.study.runs import identity
 
@@ -96,6 +98,18 @@ def test_a_run_is_another_once_its_settings_or_a_file_that_they_name_change(tmp_
         seen.append(identity(words))
     assert len(set(seen)) == 6
     assert identity([*words, "--seed", "2"]) not in seen
+
+
+def test_a_run_is_another_once_the_weights_of_a_policy_that_comes_along_change(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "atlas-tiny", str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    words = [str(tmp_path / "recipe.yaml")]
+    Path(words[0]).write_text("model_name_or_path: atlas-tiny\n")
+    seen = identity(words)
+    assert identity(words) == seen
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert identity(words) != seen
 
 
 @pytest.mark.slow
