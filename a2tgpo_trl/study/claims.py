@@ -33,7 +33,7 @@ def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
         if other in runs:
             found = over_seeds(differences(study, results, runs[A2TGPO], runs[other]))
             held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
-            yield f"A2TGPO is better than {other}", f"area {found} above that of {other}", held
+            yield f"A2TGPO is better than {other}", f"area, less that of {other}: {found}", held
     yield from _drift(results, runs)
     yield from _level(results, runs)
     yield from _follows(results, runs)

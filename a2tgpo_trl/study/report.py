@@ -104,6 +104,8 @@ def _rates_table(study: Study, results: Results) -> list[str]:
     rows = []
     for cell in study.cells:
         areas = tried_areas(study, results, cell)
+        if not any(areas.values()):
+            continue
         best = chosen.get(cell)
         marked = [
             "" if areas[rate] is None else f"**{areas[rate]:.3f}**" if rate == best else f"{areas[rate]:.3f}"
@@ -112,7 +114,7 @@ def _rates_table(study: Study, results: Results) -> list[str]:
         rows.append([cell, *marked])
     head = ["cell", *(f"{rate:g}" for rate in values)]
     title = f"## Learning rates\n\nMean areas on seeds that are not reported ({', '.join(map(str, seeds))})."
-    return [title, "", *table(head, rows), ""]
+    return [title, "", *table(head, rows), ""] if rows else []
 
 
 def _groups_table(study: Study, results: Results, runs: Runs) -> list[str]:

@@ -84,12 +84,17 @@ def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
 def _ranks_by(results: Results, runs: Runs) -> Iterator[list[Any]]:
     beginning = f"{AUC}gains"
     names = {name for name in results.table["metric"].unique() if name.startswith((f"{beginning}_", f"{beginning}/"))}
-    parts = sorted(names)
+    parts = [name for name in sorted(names) if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
     yield ["cell", *(name.removeprefix(beginning)[1:].replace("_", " ") for name in parts)]
     for cell, of_cell in runs.items():
         found = [over_runs(results, of_cell, name) for name in parts]
         if any(found):
             yield [cell, *(one or "" for one in found)]
+
+
+def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
+    """Whether each run of a cell has the metric: turns that few rollouts come to are chance."""
+    return bool(runs) and all(results.curve(run, metric) for run in runs)
 
 
 def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
