@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if file.is_dir():
         raise ValueError(f"{file} is a folder. Name a file: -o {file / 'view.html'}.")
     if file.exists() and not args.overwrite and not is_ours(file):
-        raise ValueError(f"{file} is there, and is no page of ours. Name another file, or write over it (--overwrite).")
+        raise ValueError(f"{file} is no page of ours. Name another file, or write over it (--overwrite).")
     runs = read_runs(args.runs)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.part")

@@ -40,7 +40,7 @@ def mechanism_of_training(records: Sequence[Rollout]) -> Found:
 
 
 def with_credit(records: Sequence[Rollout]) -> list[Rollout]:
-    """Those of a batch that were credited, each with its `credit`: none of a method that adds nothing to the outcome."""
+    """Those of a batch that were credited, each with its `credit`: none of a method that adds none."""
     records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
     if any(abs(record["credit"][-1]) > ROUNDING for record in records):
         records = [{**record, "credit": ()} for record in records]

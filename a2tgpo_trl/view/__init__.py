@@ -27,5 +27,5 @@ something by their codes, and 10,000 characters of each text. Numbers are those 
     curves.py    log and records -> curves over steps, and sums by turn
     groups.py    records -> lines of the table, and rollouts as they are shown
     html.py      all of this and the files in page/ -> the page
-    page/        what runs in the browser; in vendor/ uPlot, which draws, and Tabulator, the table, as they are released
+    page/        what runs in the browser; in vendor/ uPlot, which draws, and Tabulator, the table, as released
 """

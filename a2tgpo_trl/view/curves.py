@@ -5,6 +5,8 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from ..report.plots import SHARES
 from ..rollout.failures import STATUSES
 from ..rollout.reading import Record, plain
@@ -28,6 +30,7 @@ METRICS = (
 LOGGED_BY_TURN = {"turn_ratio": "turn_ratio/turn_{}", "clip_fraction": "clip_fraction/turn_{}"}
 OF_TOOL_TURNS = {"gain": "gains", "score": "scores", "credit": "credit"}
 OF_ALL_TURNS = {"advantage": "advantages", "clip_scale": "clip_scale"}  # the answer turn's as well
+STATUS = "status/"
 
 Curve = tuple[list[int], list[float]]
 Pairs = list[tuple[float, int]]  # of each turn, a sum and the number of its terms
@@ -103,7 +106,8 @@ def by_turn(run: Run) -> dict[str, Any]:
                 values = [entry.get(key) for key in keys]
                 pairs = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
                 _enter(found, name, entry["step"], pairs)
-    return found
+    never = [name for name, metric in found.items() if name.startswith(STATUS) and not np.any(metric["sums"])]
+    return {name: metric for name, metric in found.items() if name not in never}
 
 
 def _enter(found: dict[str, Any], name: str, step: int, pairs: Pairs) -> None:
@@ -123,11 +127,9 @@ def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:
     for name, key in OF_ALL_TURNS.items():
         found[name] = _sums(lambda record, place, key=key: _nth(record.get(key, ()), place), batch)
     found["survivors"] = _sums(lambda record, place: float(place < len(record["advantages"])), batch)
-    found["failed"] = _sums(lambda record, place: _ended(record, place, lambda status: status != "ok"), batch)
+    found["failed"] = _sums(lambda record, place: _ended(record, place, "ok".__ne__), batch)
     for status in STATUSES[1:]:
-        pairs = _sums(lambda record, place, one=status: _ended(record, place, lambda found: found == one), batch)
-        if any(total for total, _ in pairs):
-            found[f"status/{status}"] = pairs
+        found[f"{STATUS}{status}"] = _sums(lambda record, place, one=status: _ended(record, place, one.__eq__), batch)
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..rollout.reading import Record, Turn, cut, is_solved, plain, prompt_of, question, turns_of
 from ..rollout.records import text_of
+from ..study.mechanism import ROUNDING, credit
 
 
 MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
@@ -50,12 +51,26 @@ def shown(group: Sequence[Record]) -> dict[str, Any]:
     """A group as the page opens it: what was asked, the right answer, the rollouts."""
     first = group[0]
     messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
-    answer = first.get("answer")
     return {
         "prompt": [_text(message) for message in messages],
-        "answer": None if answer is None else _text(answer if isinstance(answer, str) else ", or ".join(map(str, answer))),
+        "answer": _answer(first.get("answer")),
         "rollouts": [_rollout(record) for record in group],
     }
+
+
+def _answer(accepted: Any) -> str | None:
+    """Example: ["Bo", "Mr Bo"] -> "Bo, or Mr Bo" """
+    if isinstance(accepted, (list, tuple)):
+        return _text(", or ".join(map(str, accepted)))
+    return None if accepted is None else _text(str(accepted))
+
+
+def _credit(record: Record) -> Sequence[float]:
+    """Of each turn, what its advantage has beyond that of its rollout; nothing of a method that does not add it."""
+    if not record["advantages"] or None in record["advantages"]:
+        return ()
+    found = credit(record)
+    return found if abs(found[-1]) <= ROUNDING else ()
 
 
 def _rollout(record: Record) -> dict[str, Any]:
@@ -86,6 +101,7 @@ def _turn(record: Record, place: int, turn: Turn) -> dict[str, Any]:
         "status": happened.get("status", "ok"),
         "tokens": happened.get("tokens_out"),
         **numbers,
+        "credit": _nth(_credit(record), place),
         "rewards": rewards,
     }
 

@@ -64,7 +64,7 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
         batch = BATCH.search(file.stem)
         for record in read_places([file]):
             if record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED):
-                raise ValueError(f"{file} is no file of a training's rollouts, or of another version: schema {SCHEMA}.")
+                raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
             found.append({**record, "batch": int(batch[1]) if batch else 1})
         if not _is_whole(file):
             notes.append(f"{plain(file.name)}: its last line was cut off while it was written, and is left out.")
@@ -102,14 +102,14 @@ def _scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str,
     for entry in log:
         for key, value in entry.items():
             if key.startswith(LOGGED) and key.endswith("/mean") and value is not None:
-                found.setdefault(key.split("/")[1], []).append((entry["step"], value, None, None))
+                found.setdefault(plain(key.split("/")[1]), []).append((entry["step"], value, None, None))
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
         if not file.exists():
             continue
         try:
             for reward, one in json.loads(file.read_text())["everything"].items():
-                found.setdefault(reward, []).append((step, one["mean"], one["low"], one["high"]))
+                found.setdefault(plain(reward), []).append((step, one["mean"], one["low"], one["high"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} holds no scores: {error!r}.") from error
     return {reward: sorted(points, key=lambda point: point[0]) for reward, points in found.items()}

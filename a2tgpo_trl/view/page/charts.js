@@ -7,7 +7,7 @@ const GRID = "rgba(128, 128, 128, 0.2)";
 
 const colour = (run) => COLOURS[run % COLOURS.length];
 
-// series: {name, colour, xs, ys, dash, apart (points without a line), dots (points on it), low, high (of each point)}
+// series: {name, label (a short one), colour, xs, ys, dash, apart (points without a line), dots (points on it), low, high (of each point)}
 function chart({ title, x, series, sync, height = 190, note = null }) {
   const drawn = series.filter((one) => one.ys.some((y) => y !== null));
   const box = element("div", { class: "plot", "aria-hidden": "true" });
@@ -29,8 +29,8 @@ function chartOptions(x, series, sync, width, height) {
   return {
     width,
     height,
-    scales: { x: { time: false, range: spaced } },
-    axes: [{ ...axis, size: 24, gap: 4, values: whole }, { ...axis, size: 46, gap: 4 }],
+    scales: { x: { time: false, range: spaced }, y: { range: high } },
+    axes: [{ ...axis, size: 24, gap: 4, values: whole }, { ...axis, size: 46, gap: 4, values: digits }],
     cursor: { sync: { key: sync }, drag: { x: true, y: false } },
     series: [{ label: x, value: (_, value) => number(value) }, ...series.map(seriesOptions)],
     hooks: { draw: [(plot) => series.forEach((one) => drawIntervals(plot, one))] },
@@ -43,10 +43,24 @@ function spaced(_, low, high) {
   return [low - room, high + room];
 }
 
+// What differs by rounding alone is flat.
+function high(_, low, top) {
+  if (low === null) return [0, 1];
+  if (top - low < 1e-6) return Math.abs(low) < 1e-6 ? [-0.05, 1] : [low - 0.5, low + 0.5];
+  return uPlot.rangeNum(low, top, 0.1, true);
+}
+
+// As many digits as tell one line of the grid from the next.
+function digits(_, values, axis, space, step) {
+  let places = 0;
+  while (places < 12 && Math.abs(step * 10 ** places - Math.round(step * 10 ** places)) > 1e-6) places += 1;
+  return values.map((value) => (places > 4 ? value.toExponential(1) : value.toFixed(places)));
+}
+
 function seriesOptions(one) {
   const points = { show: one.apart || one.dots || one.ys.length < 3, size: one.apart ? 8 : 5, fill: one.colour };
   return {
-    label: one.name,
+    label: one.label ?? one.name,
     stroke: one.colour,
     width: one.thin ? 1 : 1.75,
     dash: one.dash,
@@ -96,7 +110,7 @@ function stepChart(runs, metric) {
     const points = (reward && run.scores[reward]) || [];
     if (points.length) {
       const [at, mean, low, high] = [0, 1, 2, 3].map((which) => points.map((point) => point[which]));
-      series.push({ name: `${run.name}, held out`, colour: colour(place), xs: at, ys: mean, low, high, apart: true });
+      series.push({ name: `${run.name}, held out`, label: "held out", colour: colour(place), xs: at, ys: mean, low, high, apart: true });
     }
   });
   return chart({ title: reward ? `${reward.replaceAll("_", " ")}` : metric, x: "step", series, sync: "steps" });
@@ -105,9 +119,9 @@ function stepChart(runs, metric) {
 function envelopeChart(runs) {
   const series = runs.flatMap((run, place) =>
     Object.entries(run.envelopes).map(([name, [xs, ys]]) => ({
-      ...{ name: runs.length > 1 ? `${run.name}, ${name}` : name, colour: colour(place), xs, ys },
+      ...{ name: `${run.name}, ${name}`, label: name, colour: colour(place), xs, ys },
       ...(name === "mean" ? {} : { dash: [4, 4], thin: true }),
     })));
   return chart({ title: "Figure 5: advantages of turns", note: "smallest, mean, largest", x: "step", series,
-    sync: "steps", height: 240 });
+    sync: "steps" });
 }

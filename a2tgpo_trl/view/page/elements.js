@@ -23,7 +23,8 @@ function number(value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size !== 0 && (size < 0.001 || size >= 1e6) ? value.toExponential(2) : value.toFixed(size < 1 ? 3 : 2);
+  if (size < 1e-6) return "0"; // rounding
+  return size < 0.001 || size >= 1e6 ? value.toExponential(2) : value.toFixed(size < 1 ? 3 : 2);
 }
 
 function signed(value) {

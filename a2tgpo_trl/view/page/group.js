@@ -1,17 +1,34 @@
 "use strict";
 // A group: its rollouts side by side, a row for each turn, coloured by what the turn is credited with.
 
-const NUMBERS = [["gain", "gain"], ["score", "z"], ["advantage", "advantage"]];
+const NUMBERS = [["gain", "gain"], ["score", "z"], ["credit", "credit"], ["advantage", "advantage"]];
 
-// What colours a turn: its advantage, or its gain where nothing was credited.
-const creditOf = (turn) => turn.advantage ?? turn.gain;
+// What colours a turn, as the reader chose it.
+const HUES = [
+  ["advantage", "advantage", "red is done less from now on, blue more often"],
+  ["credit", "credit", "advantage beyond that of the whole rollout"],
+  ["gain", "gain", "by how much the right answer became more probable"],
+];
+let hue = 0;
 
 function largest(rollouts) {
-  const sizes = rollouts.flatMap((one) => one.turns.map((turn) => Math.abs(creditOf(turn) ?? 0)));
+  const sizes = rollouts.flatMap((one) => one.turns.map((turn) => Math.abs(turn[HUES[hue][0]] ?? 0)));
   return Math.max(...sizes, 0) || 1;
 }
 
-function groupElements(run, line, group, words, links) {
+function legendElement(scale, redraw) {
+  const select = element("select");
+  options(select, HUES.map(([, name]) => name));
+  select.selectedIndex = hue;
+  select.addEventListener("change", () => {
+    hue = select.selectedIndex;
+    redraw();
+  });
+  return element("p", { class: "legend" }, element("label", {}, "colour: ", select), `−${scale.toFixed(2)}`,
+    element("span", { class: "ramp" }), `+${scale.toFixed(2)}`, element("span", {}, HUES[hue][2]));
+}
+
+function groupElements(run, line, group, words, links, redraw) {
   const rows = Math.max(...group.rollouts.map((one) => one.turns.length));
   const range = valueRange(group.rollouts);
   const scale = largest(group.rollouts);
@@ -27,9 +44,7 @@ function groupElements(run, line, group, words, links) {
       ? folded("all of the prompt", () => element("div", {}, ...group.prompt.map((text) => textElement(text, words))))
       : null,
     group.answer === null ? null : element("p", {}, "right: ", element("strong", {}, group.answer)),
-    element("p", { class: "legend" }, element("span", { class: "less" }, `−${scale.toFixed(2)}`),
-      element("span", { class: "ramp" }), element("span", {}, `+${scale.toFixed(2)}`),
-      " advantage of a turn: red is done less from now on, blue more often"),
+    legendElement(scale, redraw),
     columns,
   ].filter((one) => one !== null);
 }
@@ -48,7 +63,7 @@ function rolloutElement(one, place, scale, range, words) {
   const head = element("header", {},
     element("h3", {}, `${place + 1}: ${one.solved ? "solved" : "failed"}`),
     element("p", {}, `outcome ${number(one.outcome)} (${rewards})`),
-    element("p", { class: "failed" }, ended.filter(Boolean).join(", ")));
+    ended.some(Boolean) ? element("p", { class: "failed" }, ended.filter(Boolean).join(", ")) : null);
   return element("article", { class: one.solved ? "solved" : "unsolved", "aria-label": `Rollout ${place + 1}` },
     head, valueElement(one, range), ...one.turns.map((turn, row) => turnElement(turn, row, scale, words)));
 }
@@ -84,7 +99,7 @@ function valueElement(one, range) {
 // ---- a turn
 
 function turnElement(turn, row, scale, words) {
-  const credit = creditOf(turn);
+  const credit = turn[HUES[hue][0]];
   const made = element("section", { class: "turn", "aria-label": `Turn ${row + 1}` },
     element("p", { class: "numbers" }, ...numbersOf(turn)),
     turn.said ? textElement(turn.said, words) : null, ...callElements(turn, words));

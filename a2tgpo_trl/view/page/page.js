@@ -94,7 +94,12 @@ async function openAddressed() {
   if (!line) return;
   if (run !== chosen.run) await chooseRun(run);
   const group = await rolloutsOf(line);
-  by("group").replaceChildren(...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key)));
+  const draw = () => by("group").replaceChildren(
+    ...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key), () => {
+      draw();
+      by("group").querySelector(".legend select").focus();
+    }));
+  draw();
   by("group").scrollIntoView();
   by("group-title").focus({ preventScroll: true });
 }
@@ -125,7 +130,20 @@ async function begin() {
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !by("group").hidden) location.hash = "groups";
   });
+  foldedInPrint();
   by("trouble").hidden = true;
+}
+
+// What is folded in the open group is printed.
+function foldedInPrint() {
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...by("group").querySelectorAll("details:not([open])")];
+    for (const details of opened) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
 }
 
 begin().catch((error) => {

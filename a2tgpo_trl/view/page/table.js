@@ -5,11 +5,11 @@ const COLUMNS = [
   ["step", "step", 80],
   ["group", "group", 90],
   ["question", "prompt", null],
-  ["reward", "mean reward", 130],
-  ["spread", "gain spread", 125],
-  ["solved", "solved", 95],
-  ["failed", "failed", 90],
-  ["failures", "failed turns", 125],
+  ["reward", "mean reward", 150],
+  ["spread", "gain spread", 145],
+  ["solved", "solved", 100],
+  ["failed", "failed", 95],
+  ["failures", "failed turns", 145],
 ];
 
 // open: run's number, line -> the address of a group.

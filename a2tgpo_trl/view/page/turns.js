@@ -7,7 +7,7 @@ const BY_TURN = [
   ["turn_ratio", "importance ratio", null],
   ["clip_fraction", "share of clipped tokens", null],
   ["clip_scale", "width of the clip range", "1: not adapted"],
-  ["survivors", "share of rollouts that come to this turn", null],
+  ["survivors", "share of rollouts with this turn", null],
   ["failed", "share of turns that failed", null],
 ];
 const FIGURE_4 = [
