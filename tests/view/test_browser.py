@@ -159,14 +159,29 @@ def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_run
         page.locator("#stage").select_option(stage)
         advantage.get_by_text("numbers").click()
         first = [one["advantages"][0] for one in records_of(runs[0]) if one["step"] in steps]
-        shown = advantage.locator("tbody tr").first.locator("td").first.inner_text()
+        shown = advantage.locator(".plain tbody tr").first.locator("td").first.inner_text()
         assert float(shown) == pytest.approx(sum(first) / len(first), abs=0.006)
     page.locator("#metric").select_option("turn_ratio/turn_1")
     page.locator("#chosen-chart figure").wait_for()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    visit.close()
+
+
+def test_in_print_all_groups_of_the_table_are_there_and_what_was_folded_is_open(two_runs, browser, tmp_path):
+    _, file = two_runs
+    visit = Visit(browser, file, "#group-0-3")
+    page = visit.page
+    page.locator("article").first.wait_for()
+    folded = page.locator("#group details").count()
+    assert folded > 4 and page.locator("#group details[open]").count() == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".tabulator-print-table tbody tr").count() == 24
+    assert page.locator("#group details[open] pre").count() >= folded
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("#group details[open]").count() == 0
+    assert len(page.pdf(path=tmp_path / "page.pdf")) > 10_000
     visit.close()
 
 
@@ -195,7 +210,7 @@ def test_hostile_text_is_shown_in_table_and_rollouts_and_nothing_of_it_runs(brow
         page.evaluate(f"location.hash = 'group-0-{group}'")
         page.get_by_role("heading", name=re.compile(rf", group {group}:|^Step 1, group {group}:")).wait_for()
         page.locator(".turn summary").first.click()
-        for kind in ("pre.question", ".turn pre.said >> nth=0", ".turn pre.inside >> nth=1"):
+        for kind in ("pre.question", ".turn pre.said >> nth=0", ".turn pre.inside >> nth=0"):
             shown = page.locator(f"#group {kind}").first.text_content()
             assert shown[:1000] == plain(text)[:1000] and len(shown) < MOST_CHARACTERS + 50
     assert page.locator("main").is_visible() and page.locator("#table img, #group img, iframe").count() == 0

@@ -11,6 +11,8 @@ const HUES = [
 ];
 let hue = 0;
 
+const MOST_IN_SUMMARY = 160; // characters of a call, as long as it is folded
+
 function largest(rollouts) {
   const sizes = rollouts.flatMap((one) => one.turns.map((turn) => Math.abs(turn[HUES[hue][0]] ?? 0)));
   return Math.max(...sizes, 0) || 1;
@@ -128,41 +130,45 @@ function callElements(turn, words) {
   const apart = turn.calls.length !== turn.read.length;
   const calls = turn.calls.map((call, place) => {
     const read = apart ? [] : [turn.read[place]];
-    return foldedText(call.text, ending(call), [call.text, ...read], words, read.some((text) => found(text, words)));
+    return foldedTexts(call.text, endOf(call), read, words);
   });
-  const results = apart ? turn.read.map((text) =>
-    foldedText(`read: ${text}`, "", [text], words, found(text, words))) : [];
+  const results = apart ? turn.read.map((text) => foldedTexts("what it read", [], [text], words)) : [];
   return [...calls, ...results];
 }
 
-function ending(call) {
-  if (call.status === undefined) return "";
-  const seconds = call.seconds >= 0.1 ? `${call.seconds.toFixed(1)} s` : "";
-  return [call.status === "ok" ? "" : call.status, seconds].filter(Boolean).join(", ");
+// How a call ended, unless it is what is expected, and what it took, if that is long.
+function endOf(call) {
+  const failed = call.status === undefined || call.status === "ok" ? null : call.status;
+  const seconds = call.seconds >= 0.1 ? `${call.seconds.toFixed(1)} s` : null;
+  return [failed && element("span", { class: "failed" }, ` ${failed}`),
+    seconds && element("span", { class: "faint" }, ` ${seconds}`)];
 }
 
-function foldedText(summary, end, texts, words, open) {
-  const label = element("span", { class: "call" }, summary.length > 160 ? `${summary.slice(0, 160)}…` : summary);
-  const inside = () => element("div", {}, ...texts.map((text) => textElement(text, words, "inside")));
-  return folded(element("span", {}, label, end && element("span", { class: "failed" }, ` ${end}`)), inside, open);
+// Texts under a title, which is one of them where it is too long to be read as a title.
+function foldedTexts(title, end, texts, words) {
+  const label = title.length > MOST_IN_SUMMARY ? `${title.slice(0, MOST_IN_SUMMARY)}…` : title;
+  const all = label === title ? texts : [title, ...texts];
+  if (!all.length) return element("p", { class: "call" }, ...marked(label, words), ...end.filter(Boolean));
+  return folded(element("span", {}, ...marked(label, words), ...end.filter(Boolean)),
+    () => element("div", {}, ...all.map((text) => textElement(text, words, "inside"))),
+    all.some((text) => words !== "" && text.toLowerCase().includes(words)));
 }
 
 // ---- text
 
-function found(text, words) {
-  return words !== "" && text.toLowerCase().includes(words);
+function textElement(text, words, kind = "said") {
+  return element("pre", { class: kind }, ...marked(text, words));
 }
 
-// As it is, what was searched for marked.
-function textElement(text, words, kind = "said") {
-  const made = element("pre", { class: kind });
+// A text as it is, in parts: what was searched for is marked.
+function marked(text, words) {
+  const lower = text.toLowerCase();
+  if (!words || lower.length !== text.length) return [text]; // where lower case is longer, places would not fit
+  const parts = [];
   let begin = 0;
-  const lower = words ? text.toLowerCase() : "";
-  // Where lower case is of another length, places would not fit.
-  for (let at = lower.indexOf(words); words && lower.length === text.length && at >= 0; at = lower.indexOf(words, begin)) {
-    made.append(text.slice(begin, at), element("mark", {}, text.slice(at, at + words.length)));
+  for (let at = lower.indexOf(words); at >= 0; at = lower.indexOf(words, begin)) {
+    parts.push(text.slice(begin, at), element("mark", {}, text.slice(at, at + words.length)));
     begin = at + words.length;
   }
-  made.append(text.slice(begin));
-  return made;
+  return [...parts, text.slice(begin)];
 }

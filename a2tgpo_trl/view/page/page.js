@@ -94,6 +94,7 @@ async function openAddressed() {
   if (!line) return;
   if (run !== chosen.run) await chooseRun(run);
   const group = await rolloutsOf(line);
+  if (location.hash !== address[0]) return; // another one was opened since
   const draw = () => by("group").replaceChildren(
     ...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key), () => {
       draw();
@@ -139,7 +140,10 @@ function foldedInPrint() {
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...by("group").querySelectorAll("details:not([open])")];
-    for (const details of opened) details.open = true;
+    for (const details of opened) {
+      details.open = true;
+      details.dispatchEvent(new Event("toggle")); // filled at once, not when the browser comes to say so
+    }
   });
   addEventListener("afterprint", () => {
     for (const details of opened) details.open = false;

@@ -12,7 +12,7 @@ const COLUMNS = [
   ["failures", "failed turns", 145],
 ];
 
-// open: run's number, line -> the address of a group.
+// address: of a group, by its line; shownNow hears how many lines are shown.
 function groupTable(address, shownNow) {
   const table = new Tabulator("#table", {
     index: "key",
@@ -20,6 +20,7 @@ function groupTable(address, shownNow) {
     layout: "fitColumns",
     placeholder: "No group is like that.",
     printAsHtml: true,
+    printStyled: false, // not as on the screen, which may be dark
     printRowRange: "active",
     columns: COLUMNS.map(([field, title, width]) => ({
       field,
