@@ -105,6 +105,11 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     page.locator(".tabulator-col[tabulator-field=spread]").press("Enter")
     shown = [float(text) for text in visit.column("spread")]
     assert shown[0] == pytest.approx(max(map(spread, groups.values())), abs=0.006) and shown == sorted(shown)[::-1]
+    # And the arrow keys go from row to row.
+    links = page.locator(".tabulator-row a")
+    links.nth(0).press("ArrowDown")
+    links.nth(1).press("ArrowDown")
+    assert links.nth(2).evaluate("link => link === document.activeElement")
     page.get_by_label("solved and failed").check()
     mixed = [key for key, of in groups.items() if len({one["rewards"]["exact_match"] for one in of}) == 2]
     assert 0 < len(mixed) < 24
