@@ -1,11 +1,9 @@
 """a run's log and records -> curves over steps; sums and numbers by turn, of which any steps make means."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from ..report.plots import SHARES
 from ..rollout.failures import STATUSES
@@ -106,7 +104,7 @@ def by_turn(run: Run) -> dict[str, Any]:
                 values = [entry.get(key) for key in keys]
                 pairs = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
                 _enter(found, name, entry["step"], pairs)
-    never = [name for name, metric in found.items() if name.startswith(STATUS) and not np.any(metric["sums"])]
+    never = [name for name, metric in found.items() if name.startswith(STATUS) and not any(map(any, metric["sums"]))]
     return {name: metric for name, metric in found.items() if name not in never}
 
 
@@ -119,32 +117,32 @@ def _enter(found: dict[str, Any], name: str, step: int, pairs: Pairs) -> None:
 
 
 def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:
-    credited = with_credit(_known(batch))
-    found = {
-        name: _sums(lambda record, place, key=key: of_tool_turn(record, key, place), credited)
-        for name, key in OF_TOOL_TURNS.items()
+    credited, places = with_credit(_known(batch)), range(MOST_TURNS)
+    statuses = [[turn["status"] for turn in record.get("turns", ())] for record in batch]
+    rows: dict[str, list[Sequence[float | None]]] = {
+        **{
+            name: [[of_tool_turn(one, key, k) for k in places] for one in credited]
+            for name, key in OF_TOOL_TURNS.items()
+        },
+        **{name: [record.get(key, ()) for record in batch] for name, key in OF_ALL_TURNS.items()},
+        "survivors": [[float(place < len(record["advantages"])) for place in places] for record in batch],
+        "failed": [[float(status != "ok") for status in of_rollout] for of_rollout in statuses],
+        **{
+            f"{STATUS}{name}": [[float(status == name) for status in of_rollout] for of_rollout in statuses]
+            for name in STATUSES[1:]
+        },
     }
-    for name, key in OF_ALL_TURNS.items():
-        found[name] = _sums(lambda record, place, key=key: _nth(record.get(key, ()), place), batch)
-    found["survivors"] = _sums(lambda record, place: float(place < len(record["advantages"])), batch)
-    found["failed"] = _sums(lambda record, place: _ended(record, place, "ok".__ne__), batch)
-    for status in STATUSES[1:]:
-        found[f"{STATUS}{status}"] = _sums(lambda record, place, one=status: _ended(record, place, one.__eq__), batch)
-    return found
+    return {name: _sums(of_metric) for name, of_metric in rows.items()}
 
 
-def _sums(value: Callable[[Record, int], float | None], batch: Sequence[Record]) -> Pairs:
+def _sums(rows: Sequence[Sequence[float | None]]) -> Pairs:
+    """Of each of the first turns, over rollouts that have a number there.
+
+    Example: [1, None], [3, 5] -> (4.0, 2), (5.0, 1), (0.0, 0) ...
+    """
     pairs = []
     for place in range(MOST_TURNS):
-        values = [one for record in batch if (one := value(record, place)) is not None]
-        pairs.append((float(sum(values)), len(values)))
+        values = [row[place] for row in rows if place < len(row)]
+        known = [value for value in values if value is not None]
+        pairs.append((float(sum(known)), len(known)))
     return pairs
-
-
-def _nth(values: Sequence[float | None], place: int) -> float | None:
-    return values[place] if place < len(values) else None
-
-
-def _ended(record: Mapping[str, Any], place: int, how: Callable[[str], bool]) -> float | None:
-    turns = record.get("turns", ())
-    return float(how(turns[place]["status"])) if place < len(turns) else None

@@ -70,7 +70,8 @@ def is_ours(file: Path) -> bool:
 def pieces_of(run: Run, first: int) -> tuple[list[str], list[dict[str, Any]]]:
     """The groups of a run, packed, and the lines of the table, which say in which piece each is and where in it."""
     groups = groups_of(run.records)
-    lines, pieces, number = list(map(line, groups)), [], 0
+    lines, number = list(map(line, groups)), 0
+    pieces: list[str] = []
     for texts in _in_pieces(_json(shown(group)) for group in groups):
         for place in range(len(texts)):
             lines[number] |= {"piece": first + len(pieces), "place": place}

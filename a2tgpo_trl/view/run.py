@@ -59,7 +59,8 @@ def _read_run(folder: Path, name: str) -> Run:
 
 
 def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
-    found, notes = [], []
+    found: list[Record] = []
+    notes = []
     for file in files:
         batch = BATCH.search(file.stem)
         for record in read_places([file]):
