@@ -21,7 +21,9 @@ with each checkpoint and at its end. A run that goes on, or was killed, is shown
 By keyboard: Tab goes from one thing to the next, Enter sorts and opens, the arrow keys go up and down in the table.
 `gain spread` is the largest gain of a turn in the group less the smallest; `failed turns` are those that did not end
 as `ok` (`a2tgpo help failures`). What was written and read stands there as text, characters that would move or hide
-something by their codes, and 10,000 characters of each text. Numbers are those of the records, in six digits.
+something by their codes, and 10,000 characters of each text; words are searched in these. The page opens at once with
+10,000 rollouts, for a browser reads of them what is open. Tried in Chromium 150; what it needs of a browser is in
+Chrome 117, Firefox 113 and Safari 16.4.
 
     run.py       a run's folder -> its records, log and held-out scores
     curves.py    log and records -> curves over steps, and sums by turn

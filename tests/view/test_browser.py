@@ -138,6 +138,11 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
             said = turn.locator("[data-number=advantage]").inner_text()
             assert said == f"advantage {advantage:+.2f}".replace("-", "−")
             assert ("more" if advantage > 0 else "less") in turn.get_attribute("class")
+    # Coloured by what a turn has beyond its rollout.
+    page.locator(".legend select").select_option("credit")
+    for rollout, expected in zip(page.locator("article").all(), groups[key], strict=True):
+        credit = expected["advantages"][0] - expected["outcome_advantage"]
+        assert ("more" if credit > 0 else "less") in rollout.locator(".turn").first.get_attribute("class")
     page.keyboard.press("Escape")
     page.locator("#group").wait_for(state="hidden")
     page.get_by_label("text").fill("")

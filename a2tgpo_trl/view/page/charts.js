@@ -7,11 +7,13 @@ const GRID = "rgba(128, 128, 128, 0.2)";
 
 const colour = (run) => COLOURS[run % COLOURS.length];
 
-// series: {name, label (a short one), colour, xs, ys, dash, apart (points without a line), dots (points on it), low, high (of each point)}
+// series: {name, label (a short one), colour, xs, ys, dash, apart (points without a line), dots (points on it),
+//          low and high (of each point)}
 function chart({ title, x, series, sync, height = 190, note = null }) {
   const drawn = series.filter((one) => one.ys.some((y) => y !== null));
   const box = element("div", { class: "plot", "aria-hidden": "true" });
-  const figure = element("figure", {}, element("figcaption", {}, title, note && element("small", {}, ` ${note}`)), box);
+  const caption = element("figcaption", {}, title, note && element("small", {}, ` ${note}`));
+  const figure = element("figure", {}, caption, box);
   if (!drawn.length) {
     box.replaceWith(element("p", { class: "faint" }, "not in these runs"));
     return figure;
@@ -110,7 +112,8 @@ function stepChart(runs, metric) {
     const points = (reward && run.scores[reward]) || [];
     if (points.length) {
       const [at, mean, low, high] = [0, 1, 2, 3].map((which) => points.map((point) => point[which]));
-      series.push({ name: `${run.name}, held out`, label: "held out", colour: colour(place), xs: at, ys: mean, low, high, apart: true });
+      const name = `${run.name}, held out`;
+      series.push({ name, label: "held out", colour: colour(place), xs: at, ys: mean, low, high, apart: true });
     }
   });
   return chart({ title: reward ? `${reward.replaceAll("_", " ")}` : metric, x: "step", series, sync: "steps" });

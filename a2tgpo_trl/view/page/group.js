@@ -52,8 +52,9 @@ function groupElements(run, line, group, words, links, redraw) {
 }
 
 function titleOf(run, line) {
-  const further = [line.round > 1 ? `, round ${line.round}` : "", line.batch > 1 ? `, batch ${line.batch}` : ""].join("");
-  const about = `step ${line.step}, group ${line.group}${further}: ${line.solved} solved, ${line.failed} failed`;
+  const round = line.round > 1 ? `, round ${line.round}` : "";
+  const batch = line.batch > 1 ? `, batch ${line.batch}` : "";
+  const about = `step ${line.step}, group ${line.group}${round}${batch}: ${line.solved} solved, ${line.failed} failed`;
   return INDEX.runs.length > 1 ? `${run.name}, ${about}` : `${about[0].toUpperCase()}${about.slice(1)}`;
 }
 
@@ -93,7 +94,7 @@ function valueElement(one, range) {
       { ...axis, size: 18, gap: 2, incrs: [1, 2, 5], values: (_, at) => at.map((value) => `V${value}`) },
       { ...axis, size: 38, gap: 3, space: 24 },
     ],
-    series: [{}, { stroke: COLOURS[0], width: 1.75, spanGaps: true, points: { show: true, size: 5, fill: COLOURS[0] } }],
+    series: [{}, seriesOptions({ name: "value", colour: COLOURS[0], ys: one.values, dots: true })],
   }, data, box));
   return box;
 }

@@ -119,7 +119,7 @@ function linksFrom(run, key) {
 
 async function begin() {
   if (typeof DecompressionStream === "undefined") {
-    throw new Error("This browser is too old: it cannot read compressed data. Firefox 113, Chrome 103 or Safari 16.4 can.");
+    throw new Error("This browser is too old: Chrome 117, Firefox 113, Safari 16.4 or a later one will do.");
   }
   INDEX = await unpack("index");
   for (const run of INDEX.runs) run.groups.forEach((line, key) => { line.key = key; });

@@ -63,8 +63,9 @@ function failureTable(run, stage, last) {
 function driftTable(runs, stage, last) {
   const rows = FIGURE_4.map(([name, title]) => {
     const of = runs.map((run) => {
-      const means = byTurn(run, name, stage, last).filter((one) => one.number >= FEWEST_TURNS * one.steps && one.steps);
-      const known = means.map((one) => one.mean);
+      const turns = byTurn(run, name, stage, last)
+        .filter((one) => one.steps && one.number >= FEWEST_TURNS * one.steps);
+      const known = turns.map((one) => one.mean);
       return known.length > 1 ? number(Math.max(...known) - Math.min(...known)) : "–";
     });
     return [title.slice("Figure 4: ".length), ...of, DRIFT_OF_PAPER[name]];
