@@ -45,6 +45,7 @@ ROOMS = {
     "preflight": "a recipe -> what would go wrong in its run",
     "plan": "a recipe, devices -> whether it fits them; what a step of it takes here",
     "study": "cells and seeds of a study -> their runs, results in one file, a report",
+    "view": "runs and their records -> a page for a browser",
     "cli": "words -> verbs",
     "__main__": "python -m a2tgpo_trl",
 }

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,7 +19,8 @@ from ..rewards import RIGHT_OR_WRONG
 from .records import call_text, read_jsonl, text_of
 
 
-FILES = ("rollouts/*.jsonl", "rollouts.jsonl", "evaluation/*.jsonl", "evaluation/*/rollouts.jsonl", "*.jsonl")
+OF_TRAINING = "rollouts/*.jsonl"
+FILES = (OF_TRAINING, "rollouts.jsonl", "evaluation/*.jsonl", "evaluation/*/rollouts.jsonl", "*.jsonl")
 MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
 BARS = "▁▂▃▄▅▆▇█"
 COLUMN = 38  # characters of a rollout beside others
@@ -101,7 +102,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 def _texts(record: Record) -> Iterator[str]:
     """Of the question, of what was written and of what was read."""
-    yield _question(record)
+    yield question(record)
     if isinstance(record["completion"], str):
         yield record["completion"]
         return
@@ -110,7 +111,8 @@ def _texts(record: Record) -> Iterator[str]:
         yield from (call_text(call["function"]) for call in message.get("tool_calls") or ())
 
 
-def _question(record: Record) -> str:
+def question(record: Record) -> str:
+    """The last that the policy was asked."""
     prompt = record["prompt"]
     return prompt if isinstance(prompt, str) else text_of(prompt[-1])
 
@@ -123,22 +125,31 @@ def plain(text: str, full: bool = True) -> str:
 
     Example: a red "no" -> "\\x1b[31mno"
     """
-    shown = "".join(
-        char if char in "\n\t" or unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode()
-        for char in text
+    shown = "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    return shown if full else cut(shown, MOST_LINES, MOST_CHARACTERS)
+
+
+def _escaped(line: str) -> str:
+    return "".join(
+        char if char == "\t" or unicodedata.category(char)[0] != "C" else char.encode("unicode_escape").decode()
+        for char in line
     )
-    if full:
-        return shown
-    lines = shown.split("\n")
-    part = "\n".join(lines[:MOST_LINES])[:MOST_CHARACTERS]
-    left = len(shown) - len(part)
+
+
+def cut(text: str, lines: int, characters: int) -> str:
+    """The beginning of a text, and how much of it is left.
+
+    Example: "abcdef", 2 characters -> "ab ... (4 characters more)"
+    """
+    part = "\n".join(text.split("\n", lines)[:lines])[:characters]
+    left = len(text) - len(part)
     return part if left == 0 else f"{part} ... ({left:,} characters more)"
 
 
 def as_turns(record: Record, full: bool = False) -> Text:
     """A rollout turn by turn: calls, results, and what each turn gained and was credited with."""
     text = Text(_heading(record), style="bold")
-    text.append("\n" + plain(_question(record), full) + "\n", style="not bold")
+    text.append("\n" + plain(question(record), full) + "\n", style="not bold")
     for place, (written, read) in enumerate(_turns(record)):
         style = _style(record, place)
         text.append(plain(written, full) + "\n", style=style)
@@ -177,26 +188,41 @@ def spark(values: Sequence[float]) -> str:
     return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] for value in values)
 
 
-def _turns(record: Record) -> Iterator[tuple[str, str]]:
-    """What was written in each turn, and what was read after it."""
+class Turn(NamedTuple):
+    """What was said in a turn, which calls it made, and what was read after it."""
+
+    said: str
+    calls: list[str]
+    read: list[str]
+
+
+def turns_of(record: Record) -> Iterator[Turn]:
+    """The turns of a rollout, as its messages have them; of a rollout function, by their texts."""
     turns = record.get("turns")
-    if turns and turns[0]["calls"] is None:  # of a rollout function
-        yield from ((turn["text"], turn["read"]) for turn in turns)
+    if turns and turns[0]["calls"] is None:
+        yield from (Turn(turn["text"], [], [turn["read"]] if turn["read"] else []) for turn in turns)
         return
     if isinstance(record["completion"], str):
-        yield record["completion"], ""
+        yield Turn(record["completion"], [], [])
         return
-    written: list[str] = []
+    said: list[str] = []
+    calls: list[str] = []
     for role, messages in groupby(record["completion"], key=lambda message: message["role"]):
         if role == "tool":
-            yield "\n".join(written), "\n".join(text_of(message) for message in messages)
-            written = []
+            yield Turn("\n".join(said), calls, [text_of(message) for message in messages])
+            said, calls = [], []
             continue
         for message in messages:
-            written += [text_of(message)] if message.get("content") else []
-            written += [call_text(call["function"]) for call in message.get("tool_calls") or ()]
-    if written:
-        yield "\n".join(written), ""
+            said += [text_of(message)] if message.get("content") else []
+            calls += [call_text(call["function"]) for call in message.get("tool_calls") or ()]
+    if said or calls:
+        yield Turn("\n".join(said), calls, [])
+
+
+def _turns(record: Record) -> Iterator[tuple[str, str]]:
+    """What was written in each turn, and what was read after it."""
+    for said, calls, read in turns_of(record):
+        yield "\n".join([*([said] if said else []), *calls]), "\n".join(read)
 
 
 LABELS = {"gains": "gain", "scores": "z", "advantages": "advantage", "clip_scale": "clip"}
@@ -234,7 +260,7 @@ def _style(record: Record, place: int) -> str:
 def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
     """A column for each rollout of a prompt, a line for each turn."""
     per_table = max(width // COLUMN, 1)
-    tables: list[RenderableType] = [Text(plain(_question(records[0]), full=False), style="bold")]
+    tables: list[RenderableType] = [Text(plain(question(records[0]), full=False), style="bold")]
     for start in range(0, len(records), per_table):
         tables.append(_table(records[start : start + per_table], start))
     return Group(*tables, Text(f"right: {plain(str(records[0].get('answer', '-')))}\n", style="bold"))

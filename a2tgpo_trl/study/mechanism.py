@@ -30,15 +30,21 @@ def mechanism(records: Sequence[Rollout]) -> Found:
 
 def mechanism_of_training(records: Sequence[Rollout]) -> Found:
     """Of a batch that was trained on (`record_every`): of credit as well, by turn; and how alike turns are."""
-    records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
-    if any(abs(record["credit"][-1]) > ROUNDING for record in records):
-        records = [{**record, "credit": ()} for record in records]  # of a method that adds nothing to the outcome
+    records = with_credit(records)
     yield from spreads(records)
     if records and COLUMN in records[0]:
         yield from _shares(records)
         for name in OF_TURNS:
             yield from aucs(records, name)
     yield from similarity(records)
+
+
+def with_credit(records: Sequence[Rollout]) -> list[Rollout]:
+    """Those of a batch that were credited, each with its `credit`: none of a method that adds none."""
+    records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
+    if any(abs(record["credit"][-1]) > ROUNDING for record in records):
+        records = [{**record, "credit": ()} for record in records]
+    return list(records)
 
 
 def credit(record: Rollout) -> list[float]:

@@ -1,0 +1,33 @@
+"""folders of runs -> one page that a browser opens from disk: curves, turns, and each rollout that was recorded.
+
+    a2tgpo train quickstart --record_every 5
+    a2tgpo train quickstart --record_every 5 --credit grpo --output_dir outputs/grpo
+    a2tgpo view outputs/quickstart outputs/grpo -o runs.html
+
+The page is one file, which needs no server and no network, and asks for none: a rule in it forbids the browser to load
+anything. What it shows of rollouts is what `record_every` has recorded; metrics are the run's log, which a run writes
+with each checkpoint and at its end. A run that goes on, or was killed, is shown as far as it came.
+
+    Steps       reward, score with those of held-out questions, entropy, clip fraction, gain; any other metric logged
+    Turns       the same by the place of a turn in its rollout: what turns gain, are credited with, and how they fail.
+                The first eight are told apart. Of all steps, or of a third of them.
+    Paper       figures 4 and 5 of A2TGPO's paper, made of these runs: means of raw gains, of z-scores and of credit by
+                turn; the smallest, the mean and the largest advantage of a turn over steps
+    Groups      a line for each prompt of a recorded batch. A click on a heading sorts; filters choose what was solved
+                and failed in one group, failed turns, a spread of gains, and words in any text of its rollouts.
+    A group     its rollouts side by side, a row for each turn: blue for what is done more often from now on, red for
+                less. Above, how probable the right answer was before the first turn and after each.
+
+By keyboard: Tab goes from one thing to the next, Enter sorts and opens, the arrow keys go up and down in the table.
+`gain spread` is the largest gain of a turn in the group less the smallest; `failed turns` are those that did not end
+as `ok` (`a2tgpo help failures`). What was written and read stands there as text, characters that would move or hide
+something by their codes, and 10,000 characters of each text; words are searched in these. The page opens at once with
+10,000 rollouts, for a browser reads of them what is open. Tried in Chromium 150; what it needs of a browser is in
+Chrome 117, Firefox 113 and Safari 16.4.
+
+    run.py       a run's folder -> its records, log and held-out scores
+    curves.py    log and records -> curves over steps, and sums by turn
+    groups.py    records -> lines of the table, and rollouts as they are shown
+    html.py      all of this and the files in page/ -> the page
+    page/        what runs in the browser; in vendor/ uPlot, which draws, and Tabulator, the table, as released
+"""

@@ -1,0 +1,148 @@
+"""a run's log and records -> curves over steps; sums and numbers by turn, of which any steps make means."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from ..report.plots import SHARES
+from ..rollout.failures import STATUSES
+from ..rollout.reading import Record, plain
+from ..rollout.records import json_number
+from ..study.mechanism import with_credit
+from ..study.spreads import MOST_TURNS, envelope, of_tool_turn
+from .run import Run
+
+
+# Of those, the ones that a run logged are drawn at once; others are chosen on the page.
+METRICS = (
+    *SHARES,
+    "reward",
+    "entropy",
+    "clip_fraction/mean",
+    "gain/mean",
+    "turns/mean",
+    "groups/teach_nothing",
+    "tools/failure_frequency",
+)
+LOGGED_BY_TURN = {"turn_ratio": "turn_ratio/turn_{}", "clip_fraction": "clip_fraction/turn_{}"}
+OF_TOOL_TURNS = {"gain": "gains", "score": "scores", "credit": "credit"}
+OF_ALL_TURNS = {"advantage": "advantages", "clip_scale": "clip_scale"}  # the answer turn's as well
+STATUS = "status/"
+
+Curve = tuple[list[int], list[float]]
+Pairs = list[tuple[float, int]]  # of each turn, a sum and the number of its terms
+
+
+def by_step(run: Run) -> dict[str, Curve]:
+    """Each number that was logged; where there is no log, what records say of a batch."""
+    entries = [entry for entry in run.log if "reward" in entry] or list(_of_records(run.records))
+    found: dict[str, Curve] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            if name not in ("step", "epoch") and _is_number(value):
+                steps, values = found.setdefault(plain(name), ([], []))
+                steps.append(entry["step"])
+                values.append(value)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and json_number(value) is not None
+
+
+def _of_records(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    for step, batch in batches(records):
+        entry: dict[str, Any] = {"step": step, "turns/mean": fmean(len(record["advantages"]) for record in batch)}
+        numbers = {"reward": [record["outcome"] for record in batch]}
+        for name in batch[0]["rewards"]:
+            numbers[f"rewards/{name}/mean"] = [record["rewards"].get(name) for record in batch]
+        numbers["gain/mean"] = [gain for record in batch for gain in record.get("gains", ())]
+        known = {name: [value for value in values if value is not None] for name, values in numbers.items()}
+        yield entry | {name: fmean(values) for name, values in known.items() if values}
+
+
+def batches(records: Sequence[Record]) -> Iterator[tuple[int, list[Record]]]:
+    """The records of each step, all ranks and batches of it together."""
+    for step, batch in groupby(sorted(records, key=lambda record: record["step"]), key=lambda record: record["step"]):
+        yield step, list(batch)
+
+
+def _known(batch: Sequence[Record]) -> list[Record]:
+    """Without those whose advantages are no numbers, as a run that went wrong may have them."""
+    return [record for record in batch if None not in record["advantages"]]
+
+
+def envelopes(run: Run) -> dict[str, Curve]:
+    """The smallest, the mean and the largest advantage of a turn, by step."""
+    found: dict[str, Curve] = {}
+    for step, batch in batches(run.records):
+        for name, value in envelope(_known(batch)):
+            steps, values = found.setdefault(name.removeprefix("advantages/"), ([], []))
+            steps.append(step)
+            values.append(value)
+    return found
+
+
+# ---- by turn
+
+
+def by_turn(run: Run) -> dict[str, Any]:
+    """Of each metric: steps, and for each of them a sum and a number for each of the first turns.
+
+    Example: gains 1 and 3 of first turns in step 5 -> {"gain": {"steps": [5], "sums": [[4.0, 0.0, ...]],
+             "numbers": [[2, 0, ...]]}}
+    """
+    found: dict[str, Any] = {}
+    for step, batch in batches(run.records):
+        for name, pairs in _of_batch(batch).items():
+            _enter(found, name, step, pairs)
+    for name, key in LOGGED_BY_TURN.items():
+        keys = [key.format(place + 1) for place in range(MOST_TURNS)]
+        for entry in run.log:
+            if any(_is_number(entry.get(key)) for key in keys):
+                values = [entry.get(key) for key in keys]
+                pairs = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
+                _enter(found, name, entry["step"], pairs)
+    never = [name for name, metric in found.items() if name.startswith(STATUS) and not any(map(any, metric["sums"]))]
+    return {name: metric for name, metric in found.items() if name not in never}
+
+
+def _enter(found: dict[str, Any], name: str, step: int, pairs: Pairs) -> None:
+    if any(number for _, number in pairs):
+        metric = found.setdefault(name, {"steps": [], "sums": [], "numbers": []})
+        metric["steps"].append(step)
+        metric["sums"].append([total for total, _ in pairs])
+        metric["numbers"].append([number for _, number in pairs])
+
+
+def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:
+    credited, places = with_credit(_known(batch)), range(MOST_TURNS)
+    statuses = [[turn["status"] for turn in record.get("turns", ())] for record in batch]
+    rows: dict[str, list[Sequence[float | None]]] = {
+        **{
+            name: [[of_tool_turn(one, key, k) for k in places] for one in credited]
+            for name, key in OF_TOOL_TURNS.items()
+        },
+        **{name: [record.get(key, ()) for record in batch] for name, key in OF_ALL_TURNS.items()},
+        "survivors": [[float(place < len(record["advantages"])) for place in places] for record in batch],
+        "failed": [[float(status != "ok") for status in of_rollout] for of_rollout in statuses],
+        **{
+            f"{STATUS}{name}": [[float(status == name) for status in of_rollout] for of_rollout in statuses]
+            for name in STATUSES[1:]
+        },
+    }
+    return {name: _sums(of_metric) for name, of_metric in rows.items()}
+
+
+def _sums(rows: Sequence[Sequence[float | None]]) -> Pairs:
+    """Of each of the first turns, over rollouts that have a number there.
+
+    Example: [1, None], [3, 5] -> (4.0, 2), (5.0, 1), (0.0, 0) ...
+    """
+    pairs = []
+    for place in range(MOST_TURNS):
+        values = [row[place] for row in rows if place < len(row)]
+        known = [value for value in values if value is not None]
+        pairs.append((float(sum(known)), len(known)))
+    return pairs

@@ -1,0 +1,126 @@
+"""records -> the groups that they are of: a line of the table for each, and its rollouts as they are shown."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..rollout.reading import Record, Turn, cut, is_solved, plain, prompt_of, question, turns_of
+from ..rollout.records import text_of
+from ..study.mechanism import ROUNDING, credit
+
+
+MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
+IN_TABLE = 160  # characters of a question
+NUMBERS = {"gain": "gains", "score": "scores", "advantage": "advantages", "clip_scale": "clip_scale"}
+
+
+def groups_of(records: Iterable[Record]) -> list[list[Record]]:
+    """The rollouts of each prompt of a batch, in the order of the steps."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        step, number, group = prompt_of(record)
+        groups.setdefault((step, record["batch"], group, number), []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+def line(group: Sequence[Record]) -> dict[str, Any]:
+    """What the table says of a group.
+
+    Example: gains 1, 4 and -2 in all -> "spread": 6
+    """
+    first = group[0]
+    gains = [gain for record in group for gain in record.get("gains", ()) if gain is not None]
+    outcomes = [record["outcome"] for record in group if record["outcome"] is not None]
+    solved = sum(map(is_solved, group))
+    return {
+        "step": first["step"],
+        "group": first["group"],
+        "round": first["round"],
+        "batch": first["batch"],
+        "question": cut(plain(question(first)), 1, IN_TABLE),
+        "rollouts": len(group),
+        "reward": short(fmean(outcomes)) if outcomes else None,
+        "solved": solved,
+        "failed": len(group) - solved,
+        "spread": short(max(gains) - min(gains)) if gains else None,
+        "failures": sum(turn["status"] != "ok" for record in group for turn in record.get("turns", ())),
+    }
+
+
+def shown(group: Sequence[Record]) -> dict[str, Any]:
+    """A group as the page opens it: what was asked, the right answer, the rollouts."""
+    first = group[0]
+    messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
+    return {
+        "prompt": [_text(message) for message in messages],
+        "answer": _answer(first.get("answer")),
+        "rollouts": [_rollout(record) for record in group],
+    }
+
+
+def _answer(accepted: Any) -> str | None:
+    """Example: ["Bo", "Mr Bo"] -> "Bo, or Mr Bo" """
+    if isinstance(accepted, (list, tuple)):
+        return _text(", or ".join(map(str, accepted)))
+    return None if accepted is None else _text(str(accepted))
+
+
+def _credit(record: Record) -> Sequence[float]:
+    """Of each turn, what its advantage has beyond that of its rollout; nothing of a method that does not add it."""
+    if not record["advantages"] or None in record["advantages"]:
+        return ()
+    found = credit(record)
+    return found if abs(found[-1]) <= ROUNDING else ()
+
+
+def _rollout(record: Record) -> dict[str, Any]:
+    turns = [_turn(record, place, turn) for place, turn in enumerate(turns_of(record))]
+    return {
+        "solved": is_solved(record),
+        "rank": record["rank"],
+        "ended": record.get("ended"),
+        "excluded": record.get("excluded", False),
+        "outcome": short(record["outcome"]),
+        "rewards": {plain(name): short(value) for name, value in record["rewards"].items()},
+        "values": [short(value) for value in record.get("values", ())],
+        "turns": turns,
+    }
+
+
+def _turn(record: Record, place: int, turn: Turn) -> dict[str, Any]:
+    happened = record["turns"][place] if place < len(record.get("turns", ())) else {}
+    # A call that cannot be read, or is one too many, is on no record.
+    made = happened.get("calls") or ()
+    known: Sequence[Any] = made if len(made) == len(turn.calls) else [None] * len(turn.calls)
+    numbers = {name: _nth(record.get(key, ()), place) for name, key in NUMBERS.items()}
+    rewards = {plain(name): _nth(values, place) for name, values in (record.get("turn_rewards") or {}).items()}
+    return {
+        "said": _text(turn.said),
+        "calls": [{"text": _text(text), **_ended(call)} for text, call in zip(turn.calls, known, strict=True)],
+        "read": [_text(text) for text in turn.read],
+        "status": happened.get("status", "ok"),
+        "tokens": happened.get("tokens_out"),
+        **numbers,
+        "credit": _nth(_credit(record), place),
+        "rewards": rewards,
+    }
+
+
+def _ended(call: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if call is None else {"status": call["status"], "seconds": short(call["seconds"])}
+
+
+def _nth(values: Sequence[float | None], place: int) -> float | None:
+    return short(values[place]) if place < len(values) else None
+
+
+def _text(text: str) -> str:
+    return cut(plain(text), MOST_LINES, MOST_CHARACTERS)
+
+
+def short(value: float | None) -> float | None:
+    """A number in six digits.
+
+    Example: 0.4843829274177551 -> 0.484383
+    """
+    return None if value is None else float(f"{value:.6g}")

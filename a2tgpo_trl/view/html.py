@@ -1,0 +1,126 @@
+"""runs, and the files in page/ -> a page of HTML that stands alone, and may load and run nothing but what is in it.
+
+What a policy wrote never stands in the page as text: it is JSON, compressed, in base64, in pieces of which the browser
+reads the one that it needs. The rule that keeps the network out names each script and style by its digest.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..study.spreads import MOST_TURNS
+from .curves import METRICS, by_step, by_turn, envelopes
+from .groups import groups_of, line, shown
+from .run import Run
+
+
+PAGE = Path(__file__).parent / "page"
+STYLES = ("vendor/uplot/uPlot.min.css", "vendor/tabulator/tabulator_simple.min.css", "page.css")
+SCRIPTS = (
+    *("vendor/uplot/uPlot.iife.min.js", "vendor/tabulator/tabulator.min.js"),
+    *("data.js", "elements.js", "charts.js", "turns.js", "group.js", "table.js", "page.js"),
+)
+OURS = '<meta name="generator" content="a2tgpo view">'
+PIECE = 2**18  # bytes of JSON that are compressed together, or one group if it has more
+
+
+def make_page(runs: Sequence[Run]) -> str:
+    """The page of these runs."""
+    index: dict[str, Any] = {"metrics": METRICS, "most_turns": MOST_TURNS, "runs": []}
+    pieces: list[str] = []
+    for run in runs:
+        of_run, lines = pieces_of(run, first=len(pieces))
+        pieces += of_run
+        index["runs"].append(
+            {
+                **{"name": run.name, "notes": run.notes, "groups": lines, "scores": run.scores},
+                **{"curves": by_step(run), "turns": by_turn(run), "envelopes": envelopes(run)},
+            }
+        )
+    styles, scripts = (list(map(_source, names)) for names in (STYLES, SCRIPTS))
+    data = [("index", packed(_json(index))), *((f"piece-{i}", piece) for i, piece in enumerate(pieces))]
+    return _filled(
+        PAGE.joinpath("page.html").read_text(),
+        {
+            "ours": OURS,
+            "policy": _content_policy(styles, scripts),
+            "title": escape(" and ".join(run.name for run in runs)),
+            "styles": "\n".join(f"<style>{style}</style>" for style in styles),
+            "data": "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in data),
+            "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+        },
+    )
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is such a page."""
+    with file.open("rb") as opened:
+        return OURS.encode() in opened.read(1000)
+
+
+# ---- data
+
+
+def pieces_of(run: Run, first: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The groups of a run, packed, and the lines of the table, which say in which piece each is and where in it."""
+    groups = groups_of(run.records)
+    lines, number = list(map(line, groups)), 0
+    pieces: list[str] = []
+    for texts in _in_pieces(_json(shown(group)) for group in groups):
+        for place in range(len(texts)):
+            lines[number] |= {"piece": first + len(pieces), "place": place}
+            number += 1
+        pieces.append(packed(f"[{','.join(texts)}]"))
+    return pieces, lines
+
+
+def _in_pieces(texts: Iterable[str]) -> Iterator[list[str]]:
+    piece: list[str] = []
+    size = 0
+    for text in texts:
+        if piece and size + len(text) > PIECE:
+            yield piece
+            piece, size = [], 0
+        piece.append(text)
+        size += len(text)
+    if piece:
+        yield piece
+
+
+def packed(text: str) -> str:
+    """Text as a page holds it: compressed, in base64."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+# ---- the page
+
+
+def _source(name: str) -> str:
+    """A file of the page. Where the sources of a library lie is left out: they are not there."""
+    return re.sub(r"\s*(//|/\*)# sourceMappingURL=\S+( \*/)?\s*$", "\n", PAGE.joinpath(name).read_text())
+
+
+def _content_policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+    return (
+        f"default-src 'none'; script-src {_digests(scripts)}; style-src {_digests(styles)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digests(texts: Iterable[str]) -> str:
+    digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def _filled(template: str, parts: dict[str, str]) -> str:
+    return re.sub(r"\{\{ (\w+) \}\}", lambda found: parts[found[1]], template)

@@ -1,0 +1,35 @@
+"use strict";
+// What the page holds: an index, read at once, and pieces with the rollouts of some groups, read when they are needed.
+
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+let lastPiece = { id: null, groups: null }; // the one that was read last is kept: its neighbours are opened next
+
+async function rolloutsOf(line) {
+  const id = `piece-${line.piece}`;
+  if (lastPiece.id !== id) lastPiece = { id, groups: await unpack(id) };
+  return lastPiece.groups[line.place];
+}
+
+function holds(value, words) {
+  if (typeof value === "string") return value.toLowerCase().includes(words);
+  return value !== null && typeof value === "object" && Object.values(value).some((inside) => holds(inside, words));
+}
+
+// The lines of groups that hold these words in any text. `told` hears how far it is; false from it ends the search.
+async function groupsWith(lines, words, told) {
+  const found = new Set();
+  const ids = [...new Set(lines.map((line) => line.piece))];
+  const byPiece = new Map(ids.map((id) => [id, []]));
+  for (const line of lines) byPiece.get(line.piece).push(line);
+  for (const [number, id] of ids.entries()) {
+    if (!told(number / ids.length)) return null;
+    const groups = await unpack(`piece-${id}`);
+    for (const line of byPiece.get(id)) if (holds(groups[line.place], words)) found.add(line);
+  }
+  return found;
+}

@@ -1,0 +1,156 @@
+"use strict";
+// The page: what is in it, and what its controls do. The address says which group is open.
+
+let INDEX = null;
+const by = (id) => document.getElementById(id);
+
+function drawRuns() {
+  fill("runs", ...INDEX.runs.map((run, place) => {
+    const dot = element("span", { class: "dot" });
+    dot.style.background = colour(place);
+    const count = run.groups.reduce((sum, line) => sum + line.rollouts, 0);
+    return element("li", {}, dot, element("strong", {}, run.name),
+      ` ${number(count)} rollouts in ${number(run.groups.length)} groups`,
+      ...run.notes.map((note) => element("span", { class: "note" }, ` ${note}`)));
+  }));
+}
+
+function drawSteps() {
+  const logged = new Set(INDEX.runs.flatMap((run) => Object.keys(run.curves)));
+  fill("step-charts", ...INDEX.metrics.filter((name) => logged.has(name)).map((name) => stepChart(INDEX.runs, name)));
+  const others = [...logged].filter((name) => !INDEX.metrics.includes(name)).sort();
+  options(by("metric"), ["–", ...others]);
+  by("metric").addEventListener("change", () => {
+    const name = others[by("metric").selectedIndex - 1];
+    fill("chosen-chart", ...(name === undefined ? [] : [stepChart(INDEX.runs, name)]));
+  });
+}
+
+function drawStages() {
+  options(by("stage"), STAGES);
+  by("stage").addEventListener("change", () => drawTurns(INDEX.runs, by("stage").selectedIndex));
+  drawTurns(INDEX.runs, 0);
+}
+
+// ---- groups
+
+const chosen = { run: 0, words: "", withWords: null, table: null };
+
+function drawGroups() {
+  options(by("run"), INDEX.runs.map((run) => run.name));
+  by("which-run").hidden = INDEX.runs.length < 2;
+  chosen.table = groupTable((line) => `group-${chosen.run}-${line.key}`, tellFound);
+  chosen.table.on("tableBuilt", () => chooseRun(0).then(openAddressed));
+  by("run").addEventListener("change", () => chooseRun(by("run").selectedIndex));
+  by("filters").addEventListener("submit", (event) => event.preventDefault());
+  for (const id of ["mixed", "failing", "spread"]) by(id).addEventListener("input", applyFilters);
+  let waiting = null;
+  by("text").addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(search, 250);
+  });
+}
+
+async function chooseRun(place) {
+  chosen.run = place;
+  by("run").selectedIndex = place;
+  await chosen.table.setData(INDEX.runs[place].groups);
+  await search();
+}
+
+async function search() {
+  const words = by("text").value.trim().toLowerCase();
+  const run = chosen.run;
+  chosen.words = words;
+  const isNewest = () => chosen.words === words && chosen.run === run;
+  const found = words === "" ? null : await groupsWith(INDEX.runs[run].groups, words, (share) => {
+    by("found").textContent = `searching, ${Math.round(100 * share)} %`;
+    return isNewest();
+  });
+  if (!isNewest()) return;
+  chosen.withWords = found && new Set([...found].map((line) => line.key));
+  applyFilters();
+}
+
+function applyFilters() {
+  const spread = by("spread").valueAsNumber;
+  const [mixed, failing] = [by("mixed").checked, by("failing").checked];
+  chosen.table.setFilter((line) =>
+    (!mixed || (line.solved > 0 && line.failed > 0)) && (!failing || line.failures > 0)
+    && (Number.isNaN(spread) || line.spread >= spread) && (!chosen.withWords || chosen.withWords.has(line.key)));
+}
+
+function tellFound(count) {
+  by("found").textContent = `${number(count)} of ${number(INDEX.runs[chosen.run].groups.length)} groups`;
+}
+
+// ---- the group that is open
+
+async function openAddressed() {
+  const address = /^#group-(\d+)-(\d+)$/.exec(location.hash);
+  const [run, key] = address ? address.slice(1).map(Number) : [];
+  const line = INDEX.runs[run]?.groups[key];
+  by("group").hidden = !line;
+  if (!line) return;
+  if (run !== chosen.run) await chooseRun(run);
+  const group = await rolloutsOf(line);
+  if (location.hash !== address[0]) return; // another one was opened since
+  const draw = () => by("group").replaceChildren(
+    ...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key), () => {
+      draw();
+      by("group").querySelector(".legend select").focus();
+    }));
+  draw();
+  by("group").scrollIntoView();
+  by("group-title").focus({ preventScroll: true });
+}
+
+// To the neighbours in the table as it is sorted and filtered now.
+function linksFrom(run, key) {
+  const keys = chosen.table.getRows("active").map((row) => row.getData().key);
+  const place = keys.indexOf(key);
+  const link = (to, text) => (to === undefined ? null : element("a", { href: `#group-${run}-${to}` }, text));
+  const [before, after] = place < 0 ? [] : [keys[place - 1], keys[place + 1]];
+  return [link(before, "← previous"), link(after, "next →"), element("a", { href: "#groups" }, "close")]
+    .filter((one) => one !== null);
+}
+
+// ---- all of it
+
+async function begin() {
+  if (typeof DecompressionStream === "undefined") {
+    throw new Error("This browser is too old: Chrome 117, Firefox 113, Safari 16.4 or a later one will do.");
+  }
+  INDEX = await unpack("index");
+  for (const run of INDEX.runs) run.groups.forEach((line, key) => { line.key = key; });
+  drawRuns();
+  drawSteps();
+  drawStages();
+  drawGroups();
+  addEventListener("hashchange", openAddressed);
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !by("group").hidden) location.hash = "groups";
+  });
+  foldedInPrint();
+  by("trouble").hidden = true;
+}
+
+// What is folded in the open group is printed.
+function foldedInPrint() {
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...by("group").querySelectorAll("details:not([open])")];
+    for (const details of opened) {
+      details.open = true;
+      details.dispatchEvent(new Event("toggle")); // filled at once, not when the browser comes to say so
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
+}
+
+begin().catch((error) => {
+  by("trouble").textContent = `This page could not be shown: ${error.message}`;
+  throw error;
+});

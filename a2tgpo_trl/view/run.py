@@ -1,0 +1,116 @@
+"""a run's folder -> its records, log and held-out scores, and what is missing of them."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recording import SCHEMA
+from ..report.plots import SCORES, STATE
+from ..resume.folders import checkpoints_of
+from ..rollout.reading import OF_TRAINING, Record, plain, read_places
+
+
+BATCH = re.compile(r"-batch-(\d+)$")
+OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
+LOGGED = "eval_rewards/"
+
+Score = tuple[int, float, float | None, float | None]  # step, mean, and from where to where it may be
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is to see of a run. Records also have a `batch`: their number in a step of several."""
+
+    name: str
+    records: Sequence[Record]
+    log: Sequence[dict[str, Any]]
+    scores: dict[str, list[Score]]  # of held-out questions, by reward
+    notes: Sequence[str]  # what is missing
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs, named by their folders."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"A run is named twice: {', '.join(names)}.")
+    return [_read_run(folder, plain(name)) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    files = sorted(folder.glob(OF_TRAINING))
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}. Name the output_dir of a run.")
+    if not files:
+        if any((folder / trace).exists() for trace in (STATE, "whole_recipe.yaml")) or checkpoints_of(folder):
+            raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
+        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {OF_TRAINING} in it.")
+    records, notes = _records(files)
+    log, of_log = _log(folder)
+    last = max([entry["step"] for entry in log] or [record["step"] for record in records])
+    return Run(name, records, log, _scores(folder, log, last), [*notes, *of_log])
+
+
+# ---- records
+
+
+def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    found: list[Record] = []
+    notes = []
+    for file in files:
+        batch = BATCH.search(file.stem)
+        for record in read_places([file]):
+            if record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED):
+                raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
+            found.append({**record, "batch": int(batch[1]) if batch else 1})
+        if not _is_whole(file):
+            notes.append(f"{plain(file.name)}: its last line was cut off while it was written, and is left out.")
+    if not found:
+        raise ValueError(f"{files[0].parent} holds no whole record.")
+    return found, notes
+
+
+def _is_whole(file: Path) -> bool:
+    return file.stat().st_size == 0 or file.read_bytes().endswith(b"\n")
+
+
+# ---- log and scores
+
+
+def _log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was logged, and what is to be said about it."""
+    file, notes = folder / STATE, []
+    if not file.exists():
+        saved = next((one for one in checkpoints_of(folder) if (one / STATE).exists()), None)
+        if saved is None:
+            return [], ["It has no log yet, and is shown by its records alone."]
+        file, notes = saved / STATE, [f"It is not finished: its log ends with {saved.name}."]
+    try:
+        entries = json.loads(file.read_text())["log_history"]
+        steps = [entry["step"] for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no log of a run: {error!r}.") from error
+    return sorted(entries, key=lambda entry: entry["step"]) if steps else [], notes
+
+
+def _scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
+    """Those before and after training with their intervals, and those of evaluations in between."""
+    found: dict[str, list[Score]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if key.startswith(LOGGED) and key.endswith("/mean") and value is not None:
+                found.setdefault(plain(key.split("/")[1]), []).append((entry["step"], value, None, None))
+    for step, when in ((0, "before"), (last, "after")):
+        file = folder / SCORES / f"{when}.json"
+        if not file.exists():
+            continue
+        try:
+            for reward, one in json.loads(file.read_text())["everything"].items():
+                found.setdefault(plain(reward), []).append((step, one["mean"], one["low"], one["high"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} holds no scores: {error!r}.") from error
+    return {reward: sorted(points, key=lambda point: point[0]) for reward, points in found.items()}

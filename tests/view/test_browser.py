@@ -1,0 +1,254 @@
+"""A page of runs in a real browser: sorted, filtered, searched, opened, printed; and hostile text, which does nothing.
+
+They need chromium (Debian: `apt-get install chromium`) and the package playwright, which drives it.
+"""
+
+import json
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from recorded import HOSTILE, drawn, record, write_log, write_records, write_run
+
+from a2tgpo_trl.rollout.reading import plain
+from a2tgpo_trl.rollout.records import read_jsonl
+from a2tgpo_trl.view.groups import MOST_CHARACTERS
+from a2tgpo_trl.view.html import make_page
+from a2tgpo_trl.view.run import read_runs
+
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    assert program, "There is no chromium: apt-get install chromium."
+    with sync_playwright() as playwright:
+        # As root, which tests in a container are, it starts without its sandbox only.
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+class Visit:
+    """A page that is open in a browser, and what went wrong in it."""
+
+    def __init__(self, browser, file: Path, address: str = "", **context):
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page = browser.new_context(viewport={"width": 1400, "height": 900}, **context).new_page()
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.file = file
+        self.page.goto(f"{file.as_uri()}{address}")
+        self.page.wait_for_selector(".tabulator-row")
+
+    def found(self, text: str) -> None:
+        """Wait until so many groups are said to be there."""
+        self.page.get_by_text(text, exact=True).wait_for()
+
+    def column(self, field: str) -> list[str]:
+        return self.page.locator(f".tabulator-row .tabulator-cell[tabulator-field={field}]").all_inner_texts()
+
+    def close(self) -> None:
+        """Nothing went wrong, and nothing was asked for but the file itself."""
+        assert self.errors == []
+        assert self.requests == [self.file.as_uri()]
+        self.page.context.close()
+
+
+def written(folder: Path, *runs: Path) -> Path:
+    file = folder / "page.html"
+    file.write_text(make_page(read_runs(runs)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [write_run(folder / name, seed, steps=6, groups=4, rollouts=4) for seed, name in enumerate(("one", "two"))]
+    return runs, written(folder, *runs)
+
+
+def records_of(run: Path) -> list[dict]:
+    return [record for file in sorted(run.glob("rollouts/*.jsonl")) for record in read_jsonl(file)]
+
+
+def spread(records: list[dict]) -> float:
+    gains = [gain for one in records for gain in one["gains"]]
+    return max(gains) - min(gains)
+
+
+def by_group(records: list[dict]) -> dict[tuple[int, int], list[dict]]:
+    groups: dict[tuple[int, int], list[dict]] = {}
+    for one in records:
+        groups.setdefault((one["step"], one["group"]), []).append(one)
+    return groups
+
+
+def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_of_its_record(two_runs, browser):
+    (one, two), file = two_runs
+    groups = by_group(records_of(one))
+    visit = Visit(browser, file)
+    page = visit.page
+    visit.found("24 of 24 groups")
+    # By the keyboard: the heading of a column sorts by it.
+    page.locator(".tabulator-col[tabulator-field=spread]").press("Enter")
+    shown = [float(text) for text in visit.column("spread")]
+    assert shown[0] == pytest.approx(max(map(spread, groups.values())), abs=0.006) and shown == sorted(shown)[::-1]
+    # And the arrow keys go from row to row.
+    links = page.locator(".tabulator-row a")
+    links.nth(0).press("ArrowDown")
+    links.nth(1).press("ArrowDown")
+    assert links.nth(2).evaluate("link => link === document.activeElement")
+    page.get_by_label("solved and failed").check()
+    mixed = [key for key, of in groups.items() if len({one["rewards"]["exact_match"] for one in of}) == 2]
+    assert 0 < len(mixed) < 24
+    visit.found(f"{len(mixed)} of 24 groups")
+    page.get_by_label("solved and failed").uncheck()
+    page.get_by_label("failed turns", exact=True).check()
+    failing = [of for of in groups.values() if any(turn["status"] != "ok" for one in of for turn in one["turns"])]
+    visit.found(f"{len(failing)} of 24 groups")
+    page.get_by_label("failed turns", exact=True).uncheck()
+    page.get_by_label("gain spread at least").fill("9.5")
+    visit.found(f"{sum(spread(of) >= 9.5 for of in groups.values())} of 24 groups")
+    page.get_by_label("gain spread at least").fill("")
+    # A word that stands in one result alone.
+    key, words = (3, 2), groups[3, 2][1]["completion"][1]["content"].split()
+    rare = next(word for word in words if sum(word in json.dumps(of) for of in groups.values()) == 1)
+    page.get_by_label("text").fill(rare.upper())
+    visit.found("1 of 24 groups")
+    page.locator(".tabulator-row a").press("Enter")
+    page.locator("article").first.wait_for()
+    assert page.locator("#group-title").inner_text().startswith("one, step 3, group 2")
+    assert page.locator("mark").first.inner_text().lower() == rare  # it was folded, and is open
+    for rollout, expected in zip(page.locator("article").all(), groups[key], strict=True):
+        turns = rollout.locator(".turn").all()
+        assert len(turns) == len(expected["advantages"])
+        for turn, advantage in zip(turns, expected["advantages"], strict=True):
+            said = turn.locator("[data-number=advantage]").inner_text()
+            assert said == f"advantage {advantage:+.2f}".replace("-", "−")
+            assert ("more" if advantage > 0 else "less") in turn.get_attribute("class")
+    # Coloured by what a turn has beyond its rollout.
+    page.locator(".legend select").select_option("credit")
+    for rollout, expected in zip(page.locator("article").all(), groups[key], strict=True):
+        credit = expected["advantages"][0] - expected["outcome_advantage"]
+        assert ("more" if credit > 0 else "less") in rollout.locator(".turn").first.get_attribute("class")
+    page.keyboard.press("Escape")
+    page.locator("#group").wait_for(state="hidden")
+    page.get_by_label("text").fill("")
+    visit.found("24 of 24 groups")
+    # The other run.
+    page.locator("#run").select_option("two")
+    page.locator(".tabulator-row a").first.click()
+    page.get_by_role("heading", name=re.compile(r"^two, step")).wait_for()
+    gains = {f"gain {one['gains'][0]:+.2f}".replace("-", "−") for one in records_of(two)}
+    assert page.locator("article").first.locator("[data-number=gain]").first.inner_text() in gains
+    visit.close()
+
+
+def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_runs, browser, tmp_path):
+    runs, file = two_runs
+    visit = Visit(browser, file, color_scheme="dark")
+    page = visit.page
+    chart = page.locator("#step-charts figure", has_text="exact match").first
+    assert chart.locator(".u-series").all_inner_texts()[1:] == ["one–", "held out–", "two–", "held out–"]
+    chart.get_by_text("numbers").click()
+    assert chart.locator("th[scope=col]").all_inner_texts() == ["step", "one", "one, held out", "two", "two, held out"]
+    advantage = page.locator("#turn-charts figure", has_text="advantage").first
+    for stage, steps in (("all steps", range(1, 13)), ("the last third", range(9, 13))):
+        page.locator("#stage").select_option(stage)
+        advantage.get_by_text("numbers").click()
+        first = [one["advantages"][0] for one in records_of(runs[0]) if one["step"] in steps]
+        shown = advantage.locator(".plain tbody tr").first.locator("td").first.inner_text()
+        assert float(shown) == pytest.approx(sum(first) / len(first), abs=0.006)
+    page.locator("#metric").select_option("turn_ratio/turn_1")
+    page.locator("#chosen-chart figure").wait_for()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    visit.close()
+
+
+def test_in_print_all_groups_of_the_table_are_there_and_what_was_folded_is_open(two_runs, browser, tmp_path):
+    _, file = two_runs
+    visit = Visit(browser, file, "#group-0-3")
+    page = visit.page
+    page.locator("article").first.wait_for()
+    folded = page.locator("#group details").count()
+    assert folded > 4 and page.locator("#group details[open]").count() == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".tabulator-print-table tbody tr").count() == 24
+    assert page.locator("#group details[open] pre").count() >= folded
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("#group details[open]").count() == 0
+    assert len(page.pdf(path=tmp_path / "page.pdf")) > 10_000
+    visit.close()
+
+
+def test_an_address_opens_a_group_of_either_run(two_runs, browser):
+    _, file = two_runs
+    visit = Visit(browser, file, "#group-1-5")
+    visit.page.get_by_role("heading", name=re.compile(r"^two, step 3, group 1")).wait_for()
+    visit.page.get_by_role("link", name="next").click()
+    visit.page.get_by_role("heading", name=re.compile(r"^two, step 3, group 2")).wait_for()
+    visit.page.get_by_role("link", name="close").click()
+    visit.page.locator("#group").wait_for(state="hidden")
+    visit.requests[1:] = []  # some browsers report a change of the address after #
+    visit.close()
+
+
+def test_hostile_text_is_shown_in_table_and_rollouts_and_nothing_of_it_runs(browser, tmp_path):
+    folder = tmp_path / '<img src=x onerror=alert("name")>'
+    texts = dict(enumerate(HOSTILE))
+    rollouts = [record(group, question=text, said=text, result=text, answer=text) for group, text in texts.items()]
+    write_records(folder, {1: rollouts})
+    visit = Visit(browser, written(tmp_path, folder))
+    page = visit.page
+    visit.found(f"{len(HOSTILE)} of {len(HOSTILE)} groups")
+    assert page.title() == folder.name == page.locator("h1").inner_text()
+    for group, text in texts.items():
+        page.evaluate(f"location.hash = 'group-0-{group}'")
+        page.get_by_role("heading", name=re.compile(rf", group {group}:|^Step 1, group {group}:")).wait_for()
+        page.locator(".turn summary").first.click()
+        for kind in ("pre.question", ".turn pre.said >> nth=0", ".turn pre.inside >> nth=0"):
+            shown = page.locator(f"#group {kind}").first.text_content()
+            assert shown[:1000] == plain(text)[:1000] and len(shown) < MOST_CHARACTERS + 50
+    assert page.locator("main").is_visible() and page.locator("#table img, #group img, iframe").count() == 0
+    visit.requests[1:] = []
+    visit.close()
+
+
+@pytest.mark.alone
+def test_ten_thousand_rollouts_open_in_three_seconds_and_300_mb(browser, tmp_path):
+    folder = write_run(tmp_path / "run", steps=25, groups=50, rollouts=8, words=60)
+    file = written(tmp_path, folder)
+    begin = time.monotonic()
+    visit = Visit(browser, file)
+    seconds = time.monotonic() - begin
+    visit.found("1,250 of 1,250 groups")
+    assert visit.page.locator(".tabulator-row").count() < 100  # what is in view
+    processes = [one for one in psutil.Process().children(recursive=True) if "--type=renderer" in one.cmdline()]
+    megabytes = max(one.memory_info().rss for one in processes) / 2**20
+    assert seconds < 3 and megabytes < 300, (seconds, megabytes)
+    visit.page.locator(".tabulator-row a").first.click()
+    visit.page.locator("article").first.wait_for()
+    visit.close()
+
+
+def test_a_killed_run_says_what_is_missing(browser, tmp_path):
+    write_records(tmp_path / "run", {1: drawn(random.Random(0), 2, 4)})
+    write_log(tmp_path / "run" / "checkpoint-2", random.Random(0), 2)
+    visit = Visit(browser, written(tmp_path, tmp_path / "run"))
+    assert "its log ends with checkpoint-2" in visit.page.locator("#runs").inner_text()
+    assert visit.page.locator("#which-run").is_hidden()
+    visit.close()
