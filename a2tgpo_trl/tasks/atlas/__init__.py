@@ -2,6 +2,7 @@
 
 world.py      seed -> entities, facts, documents, questions
 task.py       a world -> data sets, search tool and rewards
+warm_up.py    a search of each rollout, whose first calls bring up nothing
 useful.py     record of a rollout -> which of its searches brought up what its question still needed
 policy/       a tiny policy that searches clumsily, to train; `tests/policies/atlas.py` made it
 hard_policy/  one for a harder world (`recipes/atlas_hard.yaml`); `tests/policies/atlas_hard.py` made it

@@ -13,6 +13,7 @@ from ...tools.search import NOTHING_FOUND, search_tool
 from .. import Task
 from ..rng import Rng
 from .useful import COLUMN
+from .warm_up import warming_search
 from .world import QUALIFIERS, Fact, Part, Question, library, make_part
 
 
@@ -38,6 +39,7 @@ def atlas(
     supporting_documents: bool = False,
     wrong_answers: float = 0.0,
     guessable: float = 0.0,
+    warm_up: int = 0,
 ) -> Task:
     """Questions of one to four hops to train on, and of two to four hops, in equal parts, to test on.
 
@@ -60,11 +62,13 @@ def atlas(
             that people got wrong. Those to test on are right.
         guessable: Share of the questions, to train and to test on, whose chain ends where it begins, so that the
             answer is the name in the question and no search is needed. There are such chains of two facts and more.
+        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for.
     """
     for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
         _check_hops(name, hops)
     _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
     _check_number("distractors", distractors)
+    _check_number("warm_up", warm_up)
     _check_share("wrong_answers", wrong_answers)
     _check_share("guessable", guessable)
     if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
@@ -79,7 +83,8 @@ def atlas(
             f"so that a search brings the fact up; got {top_k}."
         )
     parts = {name: make_part(name, seed, alike, distractors) for name in ("train", "test")}
-    search = search_tool(library(list(parts.values()), seed), top_k)
+    documents = library(list(parts.values()), seed)
+    search = search_tool(documents, top_k)
     found = cache(lambda fact: fact.document in search(f"{fact.relation} of {fact.subject}").split("\n"))
 
     circle = Rng("guessable", seed)
@@ -96,11 +101,14 @@ def atlas(
     if wrong_answers:
         mistaken = Rng("wrong answers", seed)
         train_rows = train_rows.map(lambda row: _mistaken(row, parts["train"], wrong_answers, mistaken))
+    telling = set.union(*(part.telling for part in parts.values()))
+    empty = [text for text in documents if text not in telling]
     index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
         train_dataset=train_rows,
         test_dataset=rows(parts["test"], test_hops, test_questions, Rng("questions", "test", seed)),
-        tools=[search, *index],
+        tools=[*([] if warm_up else [search]), *index],
+        environment_factory=warming_search(search, search_tool(empty, top_k), warm_up) if warm_up else None,
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
         group_by="hops",

@@ -112,6 +112,12 @@ class Part:
         said += [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
         return said + [distractor.document for distractor in self.distractors]
 
+    @property
+    def telling(self) -> set[str]:
+        """The documents that lead somewhere, rightly or not."""
+        facts = {fact.document for facts in self.facts.values() for fact in facts}
+        return facts | {distractor.document for distractor in self.distractors}
+
     @cached_property
     def beside(self) -> dict[str, set[str]]:
         """name -> the names that some document has beside it"""
