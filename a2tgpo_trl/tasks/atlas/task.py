@@ -62,7 +62,9 @@ def atlas(
             that people got wrong. Those to test on are right.
         guessable: Share of the questions, to train and to test on, whose chain ends where it begins, so that the
             answer is the name in the question and no search is needed. There are such chains of two facts and more.
-        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for.
+        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for. The search is
+            then a tool of an environment, which counts, and stands behind the index of names in prompts; the shipped
+            policy that knows an index has not learnt from such prompts.
     """
     for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
         _check_hops(name, hops)
