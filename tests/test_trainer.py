@@ -86,8 +86,8 @@ ONE_TURN = {"tools": None, "scripted": False, "reward_funcs": spread}
 
 @pytest.mark.parametrize("updates", [1, 4])
 def test_where_rollouts_have_one_turn_a2tgpo_with_grpos_ratio_and_clip_range_is_grpo(updates, tokenizer, tmp_path):
-    # From the second update of a batch on, ratios are not 1, and are to log-probabilities that come from the gain pass:
-    # equal up to rounding. SGD, since Adam divides rounding by itself where a gradient is as small as that.
+    # From the second update of a batch on, ratios are not 1, and are to log-probabilities that come from the gain
+    # pass: equal up to rounding. SGD, since Adam divides rounding by itself where a gradient is as small as that.
     plain = {"sorted_rows": False, "shared_prefixes": False, "sampled_tokens_only": False}
     common = settings(tmp_path, num_iterations=updates, max_steps=4, max_completion_length=12, optim="sgd", **plain)
     grpo = make(tokenizer, A2TGPOConfig(**common, credit="grpo"), **ONE_TURN)

@@ -43,8 +43,8 @@ class Habits:
     careless: float = 0.0  # to leave out what tells a relation from the one that looks alike
     gullible: float = 0.0  # to go on with the name in the first document, which is a distractor
     hasty: float = 0.0  # to answer with the name that it has come to, before the end of the chain
-    # Once a demonstration: to answer at once, with the name in the question. Not in `repr`, which seeds the batches: so
-    # that those of a policy without this habit are the same as before there was such a habit.
+    # Once a demonstration: to answer at once, with the name in the question. Not in `repr`, which seeds the batches,
+    # so that those of a policy without this habit are the same as before there was such a habit.
     eager: float = field(default=0.0, repr=False)
 
 

@@ -85,8 +85,8 @@ def test_who_is_eager_answers_at_once_and_whoever_is_not_draws_as_before(where, 
 
 
 def test_a_policy_can_be_made_from_another(tmp_path, monkeypatch, capsys):
-    model, tokenizer = make_model(tokenizer_of_task(), layers=1, heads=2, intermediate_size=32), tokenizer_of_task()
-    model.save_pretrained(tmp_path / "start")
+    start = make_model(tokenizer_of_task(), layers=1, heads=2, intermediate_size=32)
+    start.save_pretrained(tmp_path / "start")
     words = ["--start", str(tmp_path / "start"), "--eager", "1.0", "--clumsy-steps", "1", "--hops", "1"]
     monkeypatch.setattr("sys.argv", ["atlas_hard.py", str(tmp_path / "made"), *words])
     main()

@@ -71,7 +71,8 @@ def test_the_eager_policy_knows_the_answers_that_stand_in_the_question_and_answe
     right = exact_match(*closed_book(EAGER_POLICY, **guessable))
     assert sum(right) / len(right) >= 0.9
     # Where it may search as well, it answers a part of its questions at once: groups have both.
-    short = {"hidden_answers": False, "train_hops": [2, 3], "test_hops": [2, 3], "test_questions": 64, "train_questions": 8}
+    numbers = {"train_questions": 8, "test_questions": 64}
+    short = {"hidden_answers": False, "train_hops": [2, 3], "test_hops": [2, 3], **numbers}
     given = json.dumps({**recipe.run.task_kwargs, **short})
     words = ["--config", str(RECIPE), "--output_dir", recipe.args.output_dir, "--task_kwargs", given]
     asked = read_recipe([*words, "--model_name_or_path", "atlas-eager-tiny"])

@@ -62,9 +62,9 @@ def atlas(
             that people got wrong. Those to test on are right.
         guessable: Share of the questions, to train and to test on, whose chain ends where it begins, so that the
             answer is the name in the question and no search is needed. There are such chains of two facts and more.
-        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for. The search is
-            then a tool of an environment, which counts, and stands behind the index of names in prompts; the shipped
-            policy that knows an index has not learnt from such prompts.
+        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for. The search
+            is then a tool of an environment, which counts, and stands behind the index of names in prompts; the
+            shipped policy that knows an index has not learnt from such prompts.
     """
     for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
         _check_hops(name, hops)
@@ -75,8 +75,8 @@ def atlas(
     _check_share("guessable", guessable)
     if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
         raise ValueError(
-            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none (train_hops, "
-            "test_hops), and their answers are not hidden (hidden_answers). Leave one of the two out."
+            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
+            "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
         )
     # Behind them come the fact and one that fits a search as well (see `world._targets`).
     if distractors and top_k < distractors + 2:
