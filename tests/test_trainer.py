@@ -80,6 +80,46 @@ def test_losses_of_trl_without_our_clip_range_are_trls_bit_for_bit_with_the_pres
     assert bool(logged(ours, "clip_fraction/mean")) == (loss_type == "luspo")  # the others clip nothing
 
 
+# Rollouts of a single turn: none has a gain, so that a turn's credit is the outcome's, and its clip range the usual.
+ONE_TURN = {"tools": None, "scripted": False, "reward_funcs": spread}
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_where_rollouts_have_one_turn_a2tgpo_with_grpos_ratio_and_clip_range_is_grpo(updates, tokenizer, tmp_path):
+    # From the second update of a batch on, ratios are not 1, and are to log-probabilities that come from the gain
+    # pass: equal up to rounding. SGD, since Adam divides rounding by itself where a gradient is as small as that.
+    plain = {"sorted_rows": False, "shared_prefixes": False, "sampled_tokens_only": False}
+    common = settings(tmp_path, num_iterations=updates, max_steps=4, max_completion_length=12, optim="sgd", **plain)
+    grpo = make(tokenizer, A2TGPOConfig(**common, credit="grpo"), **ONE_TURN)
+    grpo.train()
+    as_grpo = {"importance_sampling_level": "token", "epsilon": 0.2, "epsilon_high": 0.2}
+    ours = make(tokenizer, A2TGPOConfig(**common, credit="a2tgpo", **as_grpo), **ONE_TURN)
+    start = weights(ours)
+    ours.train()
+    assert logged(ours, "gain/forwards") and not logged(grpo, "gain/forwards")
+    for name, before in start.items():
+        moved = (weights(grpo)[name] - before).abs().max().item()
+        tolerance = 0.0 if updates == 1 else 1e-4 * moved + 1e-7
+        torch.testing.assert_close(weights(ours)[name], weights(grpo)[name], atol=tolerance, rtol=0)
+    assert any(not torch.equal(before, weights(ours)[name]) for name, before in start.items())
+    ratios = [abs(ratio - 1) for ratio in logged(ours, "turn_ratio/mean")]
+    assert max(ratios) > 1e-4 if updates > 1 else max(ratios) < 1e-6
+    for key in ("loss", "clip_ratio/low_mean", "clip_ratio/high_mean", "entropy"):
+        assert logged(ours, key) == pytest.approx(logged(grpo, key), abs=0 if updates == 1 else 1e-5)
+
+
+@pytest.mark.parametrize("method", ["a2tgpo", "a2tgpo_paper", "a2tgpo_code"])
+def test_where_rollouts_have_one_turn_a2tgpo_credits_as_grpo_does(method, tokenizer, tmp_path):
+    common = settings(tmp_path, max_steps=1, max_completion_length=12)
+    (theirs, *_), (ours, *_) = (
+        captured(make(tokenizer, A2TGPOConfig(**common, credit=credit), **ONE_TURN)) for credit in ("grpo", method)
+    )
+    assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
+    assert ours["turn_index"].max() == 0 and theirs["advantages"].unique().numel() > 1
+    assert torch.equal(ours["advantages"], theirs["advantages"])
+    assert (ours["clip_scale"] == 1).all()
+
+
 def test_embeddings_may_have_an_adapter_of_their_own(tokenizer, tmp_path):
     lora = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), peft_config=lora)

@@ -34,6 +34,7 @@ from .task import make_task
 MODELS = {
     "atlas-tiny": str(atlas.POLICY),
     "atlas-hard-tiny": str(atlas.HARD_POLICY),
+    "atlas-eager-tiny": str(atlas.EAGER_POLICY),
     "arithmetic-tiny": str(arithmetic.POLICY),
 }
 HELD_OUT = "held-out questions"

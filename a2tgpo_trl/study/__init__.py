@@ -28,6 +28,7 @@ or several after another. A run has one thread, and its rollouts wait for the to
     comparison.py   results -> what each cell came to, and its differences from another
     claims.py       results -> whether what the paper claims has held here
     tables.py       results -> the tables of the report on what gains and credit are worth
+    calls.py        results -> the table of the report on whether to call at all
     figures.py      results -> figures of the paper, made of them, and its numbers beside ours
     report.py       results -> the report, and the picture
 """

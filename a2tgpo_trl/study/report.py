@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .calls import calls_table
 from .claims import claims
 from .comparison import best_rates, differences, outcome, over_seeds, tried_areas, verdict
 from .figures import numbers
@@ -37,6 +38,7 @@ def report(study: Study, results: Results) -> str:
     lines += _rates_table(study, results)
     lines += _groups_table(study, results, runs)
     lines += _metrics_table(results, runs)
+    lines += calls_table(results, runs)
     lines += mechanism_tables(results, runs)
     lines += _figures(study, results, runs)
     lines += cost_table(study.against, results, runs)

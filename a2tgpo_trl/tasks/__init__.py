@@ -38,8 +38,11 @@ Atlas grows harder by settings:
       answerable: true            # no question whose facts are not found
       supporting_documents: true  # a column with the documents that a question needs
 
-The last makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record. How many turns
-there are to search in is the run's own setting, `max_tool_calling_iterations`.
+What credit is worth shows where something is amiss: `wrong_answers` (a share of the answers to train on), `guessable`
+(a share of the questions, which need no search) and `warm_up` (searches of no use, before all others).
+
+`supporting_documents` makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record.
+How many turns there are to search in is the run's own setting, `max_tool_calling_iterations`.
 
 To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path
 (`my_task.py:make`). Tasks of this package also stand in `TASKS`, under a short name.

@@ -10,7 +10,7 @@ at a wrong name. The policy is smaller, so that a step of training takes less ti
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import imitation
 import torch
 from atlas_tokenizer import CALL_END, CALL_START, make_tokenizer
 from imitation import Batch, Demonstration
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from a2tgpo_trl.tasks.atlas.task import INSTRUCTION, index_tool, prompt
 from a2tgpo_trl.tasks.atlas.world import QUALIFIERS, Part, Question, library, make_part
@@ -43,6 +43,9 @@ class Habits:
     careless: float = 0.0  # to leave out what tells a relation from the one that looks alike
     gullible: float = 0.0  # to go on with the name in the first document, which is a distractor
     hasty: float = 0.0  # to answer with the name that it has come to, before the end of the chain
+    # Once a demonstration: to answer at once, with the name in the question. Not in `repr`, which seeds the batches,
+    # so that those of a policy without this habit are the same as before there was such a habit.
+    eager: float = field(default=0.0, repr=False)
 
 
 FAULTLESS = Habits()
@@ -83,6 +86,8 @@ def walk(question: Question, school: School, habits: Habits, rng: Rng) -> tuple[
     """
     calls: list[tuple[str, str]] = []
     here = question.chain[0].subject
+    if habits.eager and rng.chance(habits.eager):  # draws nothing of those who are not
+        return calls, here
 
     def search(query: str) -> str:
         calls.append((f"{CALL_START}{query}{CALL_END}", school.search(query)))
@@ -170,16 +175,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="of the first phase")
     parser.add_argument("--clumsy-steps", type=int, default=80, help="of the second phase")
     parser.add_argument("--hops", type=int, default=MAX_HOPS, help="of the longest chain")
+    parser.add_argument("--eager", type=float, default=0.0, help="share of the second phase that answers at once")
+    parser.add_argument("--start", type=Path, help="a policy to go on from, in place of the first phase")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     tokenizer = tokenizer_of_task()
-    model = imitation.make_model(tokenizer, layers=3, heads=4, intermediate_size=256)
-    imitate(model, tokenizer, args.steps, FAULTLESS, max_hops=args.hops, seed=args.seed)
-    model.save_pretrained(args.output / "faultless")
-    tokenizer.save_pretrained(args.output / "faultless")
-    imitate(model, tokenizer, args.clumsy_steps, CLUMSY, max_hops=args.hops, slower=0.2, seed=args.seed)
+    if args.start is not None:
+        model = AutoModelForCausalLM.from_pretrained(args.start)
+    else:
+        model = imitation.make_model(tokenizer, layers=3, heads=4, intermediate_size=256)
+        imitate(model, tokenizer, args.steps, FAULTLESS, max_hops=args.hops, seed=args.seed)
+        model.save_pretrained(args.output / "faultless")
+        tokenizer.save_pretrained(args.output / "faultless")
+    habits = replace(CLUMSY, eager=args.eager)
+    imitate(model, tokenizer, args.clumsy_steps, habits, max_hops=args.hops, slower=0.2, seed=args.seed)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
 

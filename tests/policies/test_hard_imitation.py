@@ -1,9 +1,24 @@
 """How the policy for Atlas's harder world is made: what its demonstrations do, rightly and wrongly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from atlas_hard import FAULTLESS, Habits, batch, demonstration, imitate, read, school, tokenizer_of_task, walk
+from atlas_hard import (
+    CLUMSY,
+    FAULTLESS,
+    Habits,
+    batch,
+    demonstration,
+    imitate,
+    main,
+    read,
+    school,
+    tokenizer_of_task,
+    walk,
+)
 from imitation import make_model
+from transformers import AutoModelForCausalLM
 
 from a2tgpo_trl.tasks.rng import Rng
 
@@ -57,6 +72,28 @@ def test_habits_lead_astray_or_cost_calls(where, question):
     assert len(wasteful) > 3 and answer == question.answer
     right = {f"{fact.relation} of {fact.subject}" for fact in question.chain}
     assert set(wasteful) - right <= where.world.entities.keys()
+
+
+def test_who_is_eager_answers_at_once_and_whoever_is_not_draws_as_before(where, question):
+    assert queries(question, where, Habits(eager=1.0)) == ([], question.chain[0].subject)
+    # Of 1,000 demonstrations 40 % answer at once, give or take four standard errors (1.5 %).
+    at_once = [not walk(question, where, Habits(eager=0.4), Rng("eager", i))[0] for i in range(1000)]
+    assert 0.34 < sum(at_once) / 1000 < 0.46
+    # The batches of a policy without the habit are seeded by this text; with another, it would be another policy.
+    others = "wasteful=0.15, tempted=0.2, careless=0.3, gullible=0.2, hasty=0.1"
+    assert repr(CLUMSY) == repr(replace(CLUMSY, eager=0.4)) == f"Habits({others})"
+
+
+def test_a_policy_can_be_made_from_another(tmp_path, monkeypatch, capsys):
+    start = make_model(tokenizer_of_task(), layers=1, heads=2, intermediate_size=32)
+    start.save_pretrained(tmp_path / "start")
+    words = ["--start", str(tmp_path / "start"), "--eager", "1.0", "--clumsy-steps", "1", "--hops", "1"]
+    monkeypatch.setattr("sys.argv", ["atlas_hard.py", str(tmp_path / "made"), *words])
+    main()
+    assert capsys.readouterr().out.count("step") == 1  # of the second phase alone
+    made, before = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("made", "start"))
+    assert made.keys() == before.keys() and any(not torch.equal(made[name], before[name]) for name in made)
+    assert not (tmp_path / "made" / "faultless").exists()
 
 
 def test_a_demonstration_reads_as_it_was_written(where, question):

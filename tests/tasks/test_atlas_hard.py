@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+from transformers.utils import get_json_schema
 
 from a2tgpo_trl.tasks.atlas.task import atlas, index_tool
 from a2tgpo_trl.tasks.atlas.useful import useful_search
@@ -39,6 +40,45 @@ def test_a_share_of_the_answers_to_train_on_is_wrong_and_nothing_else_changes():
     for share in (1.5, True, "all"):
         with pytest.raises(ValueError, match="wrong_answers must be a share from 0 to 1"):
             atlas(**settings, wrong_answers=share)
+
+
+def test_a_share_of_the_questions_has_its_answer_in_it_and_searching_leads_there_as_well():
+    settings = dict(train_questions=60, test_questions=40, train_hops=[2, 3], test_hops=[2, 3], alike=1, seed=3)
+    none, some, every = (atlas(**settings, supporting_documents=True, guessable=share) for share in (0.0, 0.3, 1.0))
+
+    def guessed(rows) -> float:
+        return sum(row["prompt"][1]["content"].endswith(f" of {row['answer']}?") for row in rows) / len(rows)
+
+    for of_none, of_some, of_all in zip(*map(of_both, (none, some, every)), strict=True):
+        assert guessed(of_none) == 0 < guessed(of_some) < 0.6 and guessed(of_all) == 1
+        assert of_all["hops"][:] == of_none["hops"][:]
+        for documents, answer in zip(of_all["supporting_documents"], of_all["answer"], strict=True):
+            assert f" of {answer} is " in documents[0] and documents[-1].endswith(f" is {answer}.")
+    assert every.train_dataset["answer"][:10] != every.test_dataset["answer"][:10]
+
+
+def test_the_first_searches_of_a_rollout_bring_up_nothing_of_use_and_those_of_another_count_for_themselves():
+    settings = dict(train_questions=1, test_questions=20, test_hops=[2], alike=1, distractors=1, top_k=3)
+    task = atlas(**settings, answerable=True, supporting_documents=True, name_index=True, warm_up=2)
+    plain = atlas(**settings, answerable=True, supporting_documents=True, name_index=True)
+    assert task.test_dataset.to_list() == plain.test_dataset.to_list() and plain.environment_factory is None
+    assert [tool.__name__ for tool in task.tools] == ["index"]  # searches have a state, and are an environment's
+    one, other = task.environment_factory(), task.environment_factory()
+    part = make_part("test", 0, alike=1, distractors=1)
+    for documents in task.test_dataset["supporting_documents"]:
+        query = documents[0].split(" is ")[0].removeprefix("The ")
+        for environment in (one, other):
+            environment.reset(hops=2)
+        for _ in range(2):
+            found = set(one.search(query).split("\n"))
+            assert len(found) == 3 and not found & part.telling
+        assert one.search(query) == plain.tools[0](query) and documents[0] in one.search(query)
+        assert documents[0] not in other.search(query)
+    assert get_json_schema(other.search) == get_json_schema(plain.tools[0])  # the same prompt to a policy
+
+
+def of_both(task):
+    return [task.train_dataset, task.test_dataset]
 
 
 # ---- the world
@@ -162,6 +202,10 @@ def test_questions_have_the_lengths_that_are_asked_for():
         ({"alike": 3}, "alike must be a whole number from 0 to 2; got 3"),
         ({"alike": True}, "alike must be a whole number from 0 to 2; got True"),
         ({"distractors": -1}, "distractors must be a whole number from 0 up; got -1"),
+        ({"warm_up": -1}, "warm_up must be a whole number from 0 up; got -1"),
+        ({"guessable": 1.5}, "guessable must be a share from 0 to 1; got 1.5"),
+        ({"guessable": 0.5, "train_hops": [1, 2]}, "of one fact there are none"),
+        ({"guessable": 0.5, "train_hops": [2], "hidden_answers": True}, "their answers are not hidden"),
         ({"distractors": 2, "top_k": 3}, "top_k must be at least 4 with 2 distractors.*; got 3"),
     ],
     ids=lambda value: "" if isinstance(value, str) else json.dumps(value),

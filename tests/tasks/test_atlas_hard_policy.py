@@ -9,7 +9,7 @@ from places import ROOT
 
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rewards import exact_match
-from a2tgpo_trl.tasks.atlas import HARD_POLICY
+from a2tgpo_trl.tasks.atlas import EAGER_POLICY, HARD_POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 from a2tgpo_trl.tasks.atlas.useful import useful_search
 
@@ -38,11 +38,12 @@ def test_the_recipe_and_the_policy_are_of_the_same_world(recipe):
     assert max(*given["train_hops"], *given["test_hops"]) <= MAX_HOPS
 
 
-def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_source():
+@pytest.mark.parametrize("policy", [HARD_POLICY, EAGER_POLICY], ids=lambda folder: folder.name)
+def test_the_shipped_policies_fit_their_limit_and_their_tokenizer_is_the_one_of_the_source(policy):
     from transformers import AutoTokenizer
 
-    assert sum(file.stat().st_size for file in HARD_POLICY.iterdir()) < 3_000_000
-    shipped, made = AutoTokenizer.from_pretrained(HARD_POLICY), tokenizer_of_task()
+    assert sum(file.stat().st_size for file in policy.iterdir()) < 3_000_000
+    shipped, made = AutoTokenizer.from_pretrained(policy), tokenizer_of_task()
     assert shipped.get_vocab() == made.get_vocab()
     assert shipped.chat_template == made.chat_template
     for text in (
@@ -52,9 +53,29 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
         assert made.decode(made(text)["input_ids"]) == text
 
 
-def test_the_shipped_policy_cannot_guess_the_answers():
+@pytest.mark.parametrize("policy", [HARD_POLICY, EAGER_POLICY], ids=lambda folder: folder.name)
+def test_the_shipped_policies_cannot_guess_the_answers(policy):
     # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
-    task = atlas(test_hops=[4, 5, 6], train_questions=1, alike=1, distractors=1, top_k=3, name_index=True)
-    written = answers_at_once(HARD_POLICY, task.test_dataset["prompt"], task.tools, 4)
-    right = exact_match(written, task.test_dataset["answer"])
+    written, answers = closed_book(policy, test_hops=[4, 5, 6])
+    right = exact_match(written, answers)
     assert sum(right) / len(right) <= 0.05
+
+
+def closed_book(policy, **settings):
+    task = atlas(train_questions=1, alike=1, distractors=1, top_k=3, name_index=True, **settings)
+    return answers_at_once(policy, task.test_dataset["prompt"], task.tools, 4), task.test_dataset["answer"]
+
+
+def test_the_eager_policy_knows_the_answers_that_stand_in_the_question_and_answers_some_at_once(recipe):
+    guessable = {"train_hops": [2, 3], "test_hops": [2, 3], "guessable": 1.0, "test_questions": 60}
+    right = exact_match(*closed_book(EAGER_POLICY, **guessable))
+    assert sum(right) / len(right) >= 0.9
+    # Where it may search as well, it answers a part of its questions at once: groups have both.
+    numbers = {"train_questions": 8, "test_questions": 64}
+    short = {"hidden_answers": False, "train_hops": [2, 3], "test_hops": [2, 3], **numbers}
+    given = json.dumps({**recipe.run.task_kwargs, **short})
+    words = ["--config", str(RECIPE), "--output_dir", recipe.args.output_dir, "--task_kwargs", given]
+    asked = read_recipe([*words, "--model_name_or_path", "atlas-eager-tiny"])
+    records = asked.build_trainer().roll_out(list(asked.test_dataset))
+    at_once = sum(len(record["turns"]) == 1 for record in records) / len(records)
+    assert 0.2 < at_once < 0.7

@@ -13,6 +13,7 @@ from ...tools.search import NOTHING_FOUND, search_tool
 from .. import Task
 from ..rng import Rng
 from .useful import COLUMN
+from .warm_up import warming_search
 from .world import QUALIFIERS, Fact, Part, Question, library, make_part
 
 
@@ -37,6 +38,8 @@ def atlas(
     answerable: bool = False,
     supporting_documents: bool = False,
     wrong_answers: float = 0.0,
+    guessable: float = 0.0,
+    warm_up: int = 0,
 ) -> Task:
     """Questions of one to four hops to train on, and of two to four hops, in equal parts, to test on.
 
@@ -57,13 +60,24 @@ def atlas(
             which `useful.useful_search` reads.
         wrong_answers: Share of the questions to train on whose answer is another name of the same kind, as in data
             that people got wrong. Those to test on are right.
+        guessable: Share of the questions, to train and to test on, whose chain ends where it begins, so that the
+            answer is the name in the question and no search is needed. There are such chains of two facts and more.
+        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for. The search
+            is then a tool of an environment, which counts, and stands behind the index of names in prompts; the
+            shipped policy that knows an index has not learnt from such prompts.
     """
     for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
         _check_hops(name, hops)
     _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
     _check_number("distractors", distractors)
-    if isinstance(wrong_answers, bool) or not isinstance(wrong_answers, (int, float)) or not 0 <= wrong_answers <= 1:
-        raise ValueError(f"wrong_answers must be a share from 0 to 1; got {shown(wrong_answers)}.")
+    _check_number("warm_up", warm_up)
+    _check_share("wrong_answers", wrong_answers)
+    _check_share("guessable", guessable)
+    if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
+        raise ValueError(
+            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
+            "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
+        )
     # Behind them come the fact and one that fits a search as well (see `world._targets`).
     if distractors and top_k < distractors + 2:
         raise ValueError(
@@ -71,25 +85,32 @@ def atlas(
             f"so that a search brings the fact up; got {top_k}."
         )
     parts = {name: make_part(name, seed, alike, distractors) for name in ("train", "test")}
-    search = search_tool(library(list(parts.values()), seed), top_k)
+    documents = library(list(parts.values()), seed)
+    search = search_tool(documents, top_k)
     found = cache(lambda fact: fact.document in search(f"{fact.relation} of {fact.subject}").split("\n"))
+
+    circle = Rng("guessable", seed)
 
     def rows(part: Part, hops: Sequence[int], number: int, rng: Rng) -> Dataset:
         def fits(chain: list[Fact]) -> bool:
             return (not hidden_answers or part.hides(chain)) and (not answerable or all(map(found, chain)))
 
-        asked = [part.question(hops[i % len(hops)], rng, fits) for i in range(number)]
+        circles = [circle.chance(guessable) for _ in range(number)]
+        asked = [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
         return Dataset.from_list([_row(question, supporting_documents) for question in asked])
 
     train_rows = rows(parts["train"], train_hops, train_questions, Rng("questions", "train", seed))
     if wrong_answers:
         mistaken = Rng("wrong answers", seed)
         train_rows = train_rows.map(lambda row: _mistaken(row, parts["train"], wrong_answers, mistaken))
+    telling = set.union(*(part.telling for part in parts.values()))
+    empty = [text for text in documents if text not in telling]
     index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
         train_dataset=train_rows,
         test_dataset=rows(parts["test"], test_hops, test_questions, Rng("questions", "test", seed)),
-        tools=[search, *index],
+        tools=[*([] if warm_up else [search]), *index],
+        environment_factory=warming_search(search, search_tool(empty, top_k), warm_up) if warm_up else None,
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
         group_by="hops",
@@ -139,6 +160,11 @@ def _check_hops(name: str, hops: Any) -> None:
     listed = isinstance(hops, (list, tuple)) and len(hops) > 0
     if not listed or not all(type(number) is int and 1 <= number <= MAX_HOPS for number in hops):
         raise ValueError(f"{name} must list lengths from 1 to {MAX_HOPS}, such as [4, 5, 6]; got {shown(hops)}.")
+
+
+def _check_share(name: str, share: Any) -> None:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"{name} must be a share from 0 to 1; got {shown(share)}.")
 
 
 def _check_number(name: str, number: Any, to: str = " up", most: float = math.inf) -> None:

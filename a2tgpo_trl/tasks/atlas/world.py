@@ -112,6 +112,12 @@ class Part:
         said += [text.format(name=name) for name in self.entities for text in EMPTY_DOCUMENTS]
         return said + [distractor.document for distractor in self.distractors]
 
+    @property
+    def telling(self) -> set[str]:
+        """The documents that lead somewhere, rightly or not."""
+        facts = {fact.document for facts in self.facts.values() for fact in facts}
+        return facts | {distractor.document for distractor in self.distractors}
+
     @cached_property
     def beside(self) -> dict[str, set[str]]:
         """name -> the names that some document has beside it"""
@@ -130,18 +136,20 @@ class Part:
         """
         return not any(chain[-1].object in self.beside[fact.subject] for fact in chain[:-1])
 
-    def question(self, hops: int, rng: Rng, fits: Callable[[list[Fact]], bool] = lambda chain: True) -> Question:
-        """A chain of so many facts that never comes back to an entity, and fits."""
+    def question(
+        self, hops: int, rng: Rng, fits: Callable[[list[Fact]], bool] = lambda chain: True, *, circle: bool = False
+    ) -> Question:
+        """A chain of so many facts that never comes back to an entity, and fits; a circle ends where it begins."""
         names = list(self.entities)
         while True:
-            start = rng.choice(names)
+            start = here = rng.choice(names)
             chain, seen = [], {start}
             for _ in range(hops):
-                fact = rng.choice(self.facts[start])
+                fact = rng.choice(self.facts[here])
                 chain.append(fact)
-                start = fact.object
-                seen.add(start)
-            if len(seen) == hops + 1 and fits(chain):
+                here = fact.object
+                seen.add(here)
+            if len(seen) == hops + (not circle) and (here == start) == circle and fits(chain):
                 return Question(tuple(chain))
 
 
