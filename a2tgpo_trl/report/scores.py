@@ -32,6 +32,8 @@ class Estimate:
     number: int
 
     def __str__(self) -> str:
+        if self.number == 1 and self.low == self.high:  # nothing is known of where it might have been
+            return f"{self.mean:.3f}"
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 

@@ -10,6 +10,7 @@ from .tables import Runs, over_runs, table
 
 
 WITHOUT = "calls/share_of_0"
+WORTH_TELLING = 0.05
 OF_FIRST_CALLS = {  # metric -> its heading
     "by_turn/gains/mean_turn_1": "gain of a first call",
     "by_turn/scores/mean_turn_1": "its z-score",
@@ -23,12 +24,12 @@ EXPLAINED = (
 
 
 def calls_table(results: Results, runs: Runs) -> list[str]:
-    """Of a study in which somebody answered at once.
+    """Of a study in which one rollout of twenty or more answered at once, at some time, in some run.
 
     Example: of 32 rollouts before step 10, 8 made no call, and of 32 before step 20 none -> 0.250, 0.000
     """
     every = [point for of_cell in runs.values() for run in of_cell for point in results.curve(run, WITHOUT)]
-    if not any(share > 0 for _, share in every):
+    if not any(share >= WORTH_TELLING for _, share in every):
         return []
     steps = sorted({step for step, _ in every})
     rows = []

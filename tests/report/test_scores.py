@@ -76,6 +76,8 @@ def test_the_table_has_a_column_for_each_evaluation_and_fits_a_terminal():
 
 def test_an_estimate_reads_as_mean_and_interval():
     assert str(Estimate(0.5, 0.25, 0.75, 10)) == "0.500 (0.250 to 0.750)"
+    assert str(Estimate(0.5, 0.5, 0.5, 1)) == "0.500"  # a single run has no interval
+    assert str(Estimate(1.0, 0.207, 1.0, 1)) == "1.000 (0.207 to 1.000)"  # a single question has
 
 
 def asked(row: int, name: str, calls: int, right: float) -> dict:
