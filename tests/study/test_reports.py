@@ -1,6 +1,7 @@
 """The studies whose results come with the project: their reports hold what the results say, and nothing else."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -37,3 +38,22 @@ def test_every_result_says_of_which_run_it_is_and_by_what_it_was_made(file):
     assert {"version", "commit", "torch", "trl", "machine", "date"} <= set(made)
     for cell, runs in runs_by_cell(study, results).items():
         assert all(run.seed in study.seeds for run in runs), cell
+
+
+TABLE = re.compile(r"^\| `(\w+)` \| (.+) \|$", re.MULTILINE)
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_report():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Does credit for turns help?")[2].partition("\n## ")[0]
+    rows = {found[1]: found[2] for found in TABLE.finditer(section)}
+    assert {"grpo", "a2tgpo"} <= set(rows)
+    report_rows = (FOLDER / "main.md").read_text().splitlines()
+    for cell, row in rows.items():
+        (of_report,) = [line for line in report_rows if line.startswith(f"| {cell} | ") and line.count("|") == 9]
+        for part in row.split(" | "):
+            assert part in of_report, (cell, part)
+    # And what the sentences say, somewhere in the report.
+    for number in NUMBER.findall(section.partition("|---")[2].rpartition("|\n")[2]):
+        assert number in "\n".join(report_rows), number
