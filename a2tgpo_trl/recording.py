@@ -8,7 +8,8 @@ A line is the record of a rollout (`rollout/records.py`), with what became of it
      "clip_scale": [1.2, 1], "schema": 1, "step": 11, "rank": 0, "round": 1, "group": 3}
 
 `group` is the number of its prompt in the batch, and `round` above 1 where that was rolled out again
-(`resample_limit`). `scores` are the gains as they were compared. With `datasets` and with DuckDB:
+(`resample_limit`). `outcome_advantage` is what the outcome adds to each turn, times `outcome_weight`; `scores` are the
+gains as they were compared. With `datasets` and with DuckDB:
 
     load_dataset("json", data_files="outputs/run/rollouts/*.jsonl")
     duckdb.sql("select step, avg(outcome) from 'outputs/run/rollouts/*.jsonl' group by step")

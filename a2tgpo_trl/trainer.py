@@ -400,7 +400,8 @@ class A2TGPOTrainer(ScoringTrainer):
         mine = self._ranks.own_rows(len(batch.records))
         of_turns = {"advantages": advantages_NK, "scores": self._credit.scores(evidence), "clip_scale": scale_NK}
         on_cpu = {name: values[mine].cpu() for name, values in of_turns.items()}
-        outcomes, advantages = evidence.outcomes_N[mine].tolist(), evidence.outcome_advantages_N[mine].tolist()
+        outcomes = evidence.outcomes_N[mine].tolist()
+        advantages = (self.args.outcome_weight * evidence.outcome_advantages_N[mine]).tolist()
         turns = evidence.num_turns_N[mine].tolist()
         return [
             credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])

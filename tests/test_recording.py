@@ -34,9 +34,11 @@ def files(folder) -> list[str]:
     return sorted(file.name for file in Path(folder, "rollouts").glob("*"))
 
 
-def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(tokenizer, tmp_path):
+@pytest.mark.parametrize("outcome_weight", [1.0, 0.5, 0.0])
+def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(outcome_weight, tokenizer, tmp_path):
     seen = []
-    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, record_every=1, max_steps=1)))
+    changes = {"record_every": 1, "max_steps": 1, "outcome_weight": outcome_weight}
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, **changes)))
     parents = trainer.credit_batch
     trainer.credit_batch = lambda output, batch: seen.append(parents(output, batch)) or seen[-1]
     trainer.train()
@@ -54,6 +56,7 @@ def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(tokenizer,
             of_tokens = [tensor[i][output["turn_index"][i] == turn] for turn in range(len(record["turns"]))]
             assert all((values == values[0]).all() for values in of_tokens)
             assert record[name] == pytest.approx([values[0].item() for values in of_tokens], abs=1e-6)
+        # What is left of it is the credit of the turn, whatever the outcome weighs.
         assert record["advantages"][-1] == pytest.approx(record["outcome_advantage"], abs=1e-6)
 
 

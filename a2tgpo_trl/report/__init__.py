@@ -16,8 +16,8 @@ tools, and with `eval_gains` what the gain pass cost, whose gains are in the rec
     turns/ok, turns/timeout ...                        share of turns that ended so (`a2tgpo help failures`)
     turn_rewards/failed_call/mean, turn_rewards/failed_call/turn_1 ...     what single turns earned
     clip_scale/mean, clip_scale/turn_1 ...             how far clip ranges are widened or narrowed
-    clip_fraction/mean, clip_fraction/turn_1 ...       share of tokens that are clipped, by losses that clip: above
-                             some hundredths the clip range is too narrow for the updates; widen `epsilon`
+    clip_fraction/mean, clip_fraction/turn_1 ...       share of a turn's tokens that are clipped, by losses that clip:
+                             above some hundredths the clip range is narrow for the updates; try a wider `epsilon`
     turn_ratio/mean, turn_ratio/turn_1 ...             importance ratio
     sampler_gap/mean, absolute; sampler_gap/turn_1, absolute_turn_1 ...    log-probabilities of the sampler minus the
                              trainer's, over tokens: about 0.01 by rounding in 16 bits, more if weights were not pushed

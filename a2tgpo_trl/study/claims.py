@@ -3,7 +3,7 @@
 A claim about means has held, or not, where the 95 % interval over five seeds or more leaves no doubt.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from .study import Run, Study
 
 A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
-WIDEST = 1.5  # what the largest spread by the smallest is at most where spreads are level
 TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
 
@@ -54,17 +53,24 @@ def _drift(results: Results, runs: Runs) -> Iterator[Claim]:
 
 
 def _level(results: Results, runs: Runs) -> Iterator[Claim]:
-    """Deviations of credit by turn: alike where sums are divided by the root of their number of terms."""
-    cells = [cell for cell in (A2TGPO, UNSCALED) if cell in runs]
-    spreads = {cell: _over(results, runs[cell], "credit", "std", _widest_by_smallest) for cell in cells}
-    found = {cell: spread for cell, spread in spreads.items() if spread is not None}
-    if A2TGPO in found:
-        text = ", ".join(f"{cell} {spread}" for cell, spread in found.items())
-        yield (
-            "the square root keeps credit level over depth",
-            f"largest deviation by the smallest: {text}",
-            _at_most(found[A2TGPO], WIDEST),
-        )
+    """Deviations of credit by turn: more alike where sums are divided by the root of their number of terms."""
+    ratios = {cell: _levels(results, runs[cell], "credit") for cell in (A2TGPO, UNSCALED) if cell in runs}
+    if not ratios[A2TGPO]:
+        return
+    text = ", ".join(f"{cell} {over_seeds(list(found.values()))}" for cell, found in ratios.items() if found)
+    of_scores = list(_levels(results, runs[A2TGPO], "scores").values())
+    before = f" (of z-scores, before they are summed, {over_seeds(of_scores)})" if of_scores else ""
+    without = ratios.get(UNSCALED, {})
+    less = [ratio - without[seed] for seed, ratio in ratios[A2TGPO].items() if seed in without]
+    held = {"worse": HELD, "better": NOT_HELD}.get(verdict(over_seeds(less)), NOT_DECIDED) if less else NOT_DECIDED
+    claim = f"the square root keeps credit more level over depth (decided against {UNSCALED})"
+    yield claim, f"largest deviation by the smallest: {text}{before}", held
+
+
+def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float]:
+    """Of each seed, the largest deviation of a depth by the smallest."""
+    depths = {run.seed: by_depth(results, run, name, "std") for run in runs}
+    return {seed: _widest_by_smallest(heights.values()) for seed, heights in depths.items() if len(heights) > 1}
 
 
 def _follows(results: Results, runs: Runs) -> Iterator[Claim]:
@@ -85,8 +91,8 @@ def _above_a_coin(found: Estimate) -> str:
     return HELD if found.low > 0.5 else NOT_HELD
 
 
-def _widest_by_smallest(deviations: np.ndarray) -> float:
-    return float(deviations.max() / max(deviations.min(), TINY))
+def _widest_by_smallest(deviations: Collection[float]) -> float:
+    return max(deviations) / max(min(deviations), TINY)
 
 
 def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary: Summary) -> Estimate | None:

@@ -49,16 +49,16 @@ def _numbers() -> Iterator[tuple[str, str, str, Number]]:
     at_the_end = "after training"
     yield "1", f"calls alike at the same depth, {at_the_end}", "0.62", _at_end("similarity/same_depth")
     yield "1", f"calls alike across depths, {at_the_end}", "0.38", _at_end("similarity/across_depths")
-    yield "3", "entropy at the start", "", _at_start("entropy")
-    yield "3", "entropy at the end", "GRPO's collapses, A2TGPO's does not", _at_end("entropy")
+    yield "3", "entropy, first stretch", "", _at_start("entropy")
+    yield "3", "entropy, last stretch", "GRPO's collapses, A2TGPO's does not", _at_end("entropy")
     papers = {"gains": "1.30", "scores": "IGPO 1.54, A2TGPO 0.00", "credit": "IGPO 1.03, A2TGPO 0.00"}
     for name, stage in STAGES.items():
         yield "4", f"largest difference between depths, {stage}", papers[name], _drift(name)
     yield "5", "smallest advantage", "IGPO's is the widest range", _mean("advantages/smallest")
     yield "5", "largest advantage", "", _mean("advantages/largest")
-    yield "8", "tokens of the longest rollout, at the start", "6,000", _at_start("completions/max_length")
-    yield "8", "tokens of the longest rollout, at the end", "A2TGPO 4,000", _at_end("completions/max_length")
-    yield "10", "calls a rollout, at the end", "A2TGPO 3.45", _at_end("tools/call_frequency")
+    yield "8", "tokens of the longest rollout, first stretch", "6,000", _at_start("completions/max_length")
+    yield "8", "tokens of the longest rollout, last stretch", "A2TGPO 4,000", _at_end("completions/max_length")
+    yield "10", "calls a rollout, last stretch", "A2TGPO 3.45", _at_end("tools/call_frequency")
     yield "10", "rollouts without a call", "A2TGPO 2.5 %", _mean("calls/share_of_0")
 
 
@@ -108,7 +108,7 @@ def draw_figures(results: Results, runs: Runs, reward: str, file: Path) -> None:
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = figure.subplots(2, 3).flat
     _similarity(next(panels), results, cells)
-    _entropy(next(panels), results, cells)
+    _entropy(next(panels), results, cells, reward)
     _stages(next(panels), results, cells)
     _envelope(
         next(panels), results, cells, "5: advantages", "advantages/smallest", "advantages/mean", "advantages/largest"
@@ -134,11 +134,11 @@ def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
     axes.legend(fontsize="x-small")
 
 
-def _entropy(axes: Axes, results: Results, cells: Runs) -> None:
+def _entropy(axes: Axes, results: Results, cells: Runs, reward: str) -> None:
     scores = axes.twinx()
     for number, (cell, runs) in enumerate(cells.items()):
         axes.plot(*mean_curve(results, runs, "entropy"), f"C{number}-", label=cell)
-        scores.plot(*mean_curve(results, runs, f"{HELD_OUT}exact_match"), f"C{number}--", alpha=0.6)
+        scores.plot(*mean_curve(results, runs, HELD_OUT + reward), f"C{number}--", alpha=0.6)
     axes.set(title="3: entropy (-) and held-out score (- -)", xlabel="step", ylabel="entropy")
     scores.set(ylim=(0, 1))
     axes.legend(fontsize="x-small")

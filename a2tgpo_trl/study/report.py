@@ -15,8 +15,9 @@ from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
 ENOUGH = (
-    "Better / worse: the 95 % interval of the difference leaves 0 out, over five seeds or more; of twenty such "
-    "comparisons of equals one comes out so by chance."
+    "Intervals are over seeds, all of which answer the same held-out questions, once each. Better / worse: the 95 % "
+    "interval of the difference leaves 0 out, over five seeds or more; of twenty such comparisons of equals one comes "
+    "out so by chance."
 )
 
 
@@ -135,7 +136,7 @@ SHOWN = {  # metric -> its heading
     f"{HELD_OUT}tool calls": "calls a question",
     f"{HELD_OUT}useful/share_turn_1": "first searches of use",
     f"{HELD_OUT}useful/auc/gains": "AUC of the gain",
-    "clip_fraction/mean": "tokens clipped",
+    "clip_fraction/mean": "clipped",
     "groups/teach_nothing": "groups that teach nothing",
     "entropy": "entropy",
 }

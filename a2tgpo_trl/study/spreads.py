@@ -5,7 +5,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ def spreads(records: Sequence[Rollout]) -> Found:
     yield from envelope(records)
     yield from calls(records)
     yield from clip_scales(records)
-    yield from accumulated(records)
+    yield from sums(records)
 
 
 def by_turn(records: Sequence[Rollout], name: str) -> Found:
@@ -72,27 +71,22 @@ def clip_scales(records: Sequence[Rollout]) -> Found:
             yield f"clip_scale/quantile_{percent}", float(value)
 
 
-def accumulated(records: Sequence[Rollout]) -> Found:
-    """Variance of sums of n z-scores, divided by the root of n, beside what the paper's Proposition 2 makes of it.
+def sums(records: Sequence[Rollout]) -> Found:
+    """What sums of the last n z-scores of a rollout vary by, n > 1, and what that is made of.
 
-        measured    mean square of (z_t + z_t+1 + ... + z_K) / sqrt(n) about its mean, n terms from turn t on
-        predicted   sigma^2 + (n - 1) delta       sigma^2: variance of z-scores; delta: covariance within a rollout
+        variance     of (z_1 + ... + z_n) / sqrt(n), over the rollouts with n z-scores or more
+        of a term    the mean variance of one of the n, over the same rollouts: sigma^2 in the paper's Proposition 2
+        covariance   the mean covariance of two of the n: delta. The first is the second and n - 1 times the third.
 
-    Example: rollouts with z-scores 1, 1 and -1, -1 -> sigma^2 and delta are 1: two terms have variance 2, and 1 + 1
+    Example: rollouts with z-scores 1, 1 and -1, -1 -> terms have variance 1 and covariance 1, the sum of two 2
     """
     rows = [[z for z in record.get("scores", ())[: record["tool_turns"]] if z is not None] for record in records]
-    every = [z for row in rows for z in row]
-    pairs = [pair for row in rows for pair in combinations(row, 2)]
-    if not pairs:
-        return
-    mean, variance = float(np.mean(every)), float(np.var(every))
-    covariance = float(np.mean([(one - mean) * (other - mean) for one, other in pairs]))
-    sums: dict[int, list[float]] = {}
-    for row in rows:
-        for terms in range(1, min(len(row), MOST_TURNS) + 1):
-            sums.setdefault(terms, []).append(sum(row[-terms:]) / terms**0.5)
-    for terms, values in sorted(sums.items()):
-        if len(values) > 1:
-            yield f"accumulated/number_of_{terms}", float(len(values))
-            yield f"accumulated/variance_of_{terms}", float(np.var(values))
-            yield f"accumulated/predicted_of_{terms}", variance + (terms - 1) * covariance
+    for terms in range(2, MOST_TURNS + 1):
+        ends = np.array([row[-terms:] for row in rows if len(row) >= terms])
+        if len(ends) > 1:
+            covariances = np.cov(ends, rowvar=False, ddof=0)
+            of_terms = float(np.trace(covariances)) / terms
+            yield f"sums/number_of_{terms}", float(len(ends))
+            yield f"sums/variance_of_{terms}", float(np.var(ends.sum(axis=1) / terms**0.5))
+            yield f"sums/term_variance_of_{terms}", of_terms
+            yield f"sums/term_covariance_of_{terms}", float(covariances.sum() / terms - of_terms) / (terms - 1)

@@ -47,10 +47,13 @@ def last(values: Sequence[float]) -> float:
 
 
 def mechanism_tables(results: Results, runs: Runs) -> list[str]:
+    """A stretch is the steps from one evaluation to the next."""
     lines: list[str] = []
     for title, explained, rows in (
         ("Does the gain rank turns rightly?", RANKS, list(_ranks(results, runs))),
-        ("The same of gains, by turn and by hops", "", list(_ranks_by(results, runs))),
+        ("The same of gains, by turn and by hops", BY_TURN, list(_ranks_by(results, runs, "gains"))),
+        ("The same of credit, by turn and by hops", "", list(_ranks_by(results, runs, "credit"))),
+        ("Z-scores by turn", SPREAD, list(_by_depth(results, runs))),
         ("Sums of z-scores", SUMS, list(_sums(results, runs))),
         ("Clip scales", CLIPS, list(_clips(results, runs))),
     ):
@@ -63,16 +66,24 @@ RANKS = (
     "The chance that a search which brought up a document that was still needed has the greater number (AUC; 0.5 is a "
     "coin): of rollouts that were trained on, as far as the method has such a number."
 )
-SUMS = (
-    "Variance of sums of n z-scores, divided by the root of n, and what the paper's Proposition 2 makes of it, "
-    "sigma^2 + (n - 1) delta, with the variance of z-scores and the covariance of two of a rollout."
+BY_TURN = (
+    "Questions of all lengths together: of the later turns, those of no use are mostly of rollouts that had already "
+    "found the answer."
 )
-CLIPS = "Quantiles over tool turns, and the share of tokens whose gradient clipping takes away."
+SPREAD = "Deviation of z-scores at each depth: those of a cell without a difference, or with one turn, are 0."
+SUMS = (
+    "Variance of the sum of a rollout's last n z-scores, divided by the root of n; mean variance of its terms, and "
+    "mean covariance of two of them (sigma^2 and delta of the paper's Proposition 2)."
+)
+CLIPS = (
+    "Quantiles over tool turns; and the share of a turn's tokens whose gradient clipping takes away, on average over "
+    "turns (by a turn's own ratio it takes all or none)."
+)
 
 
 def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    moments = {"at the start": first, "at the end": last}
-    yield ["cell", "gain", *(f"gain {moment}" for moment in moments), "z-score", "credit", "clip scale"]
+    moments = {"first stretch": first, "last stretch": last}
+    yield ["cell", "gain", *(f"gain, {moment}" for moment in moments), "z-score", "credit", "clip scale"]
     for cell, of_cell in runs.items():
         gains = over_runs(results, of_cell, f"{AUC}gains")
         if gains is not None:
@@ -81,15 +92,12 @@ def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
             yield [cell, gains, *over_time, *(other or "" for other in others)]
 
 
-def _ranks_by(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    beginning = f"{AUC}gains"
+def _ranks_by(results: Results, runs: Runs, name: str) -> Iterator[list[Any]]:
+    beginning = AUC + name
     names = {name for name in results.table["metric"].unique() if name.startswith((f"{beginning}_", f"{beginning}/"))}
     parts = [name for name in sorted(names) if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
     yield ["cell", *(name.removeprefix(beginning)[1:].replace("_", " ") for name in parts)]
-    for cell, of_cell in runs.items():
-        found = [over_runs(results, of_cell, name) for name in parts]
-        if any(found):
-            yield [cell, *(one or "" for one in found)]
+    yield from _means(results, runs, parts)
 
 
 def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
@@ -97,20 +105,35 @@ def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
     return bool(runs) and all(results.curve(run, metric) for run in runs)
 
 
-def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    yield ["cell", "n", "measured", "predicted", "sums a measurement"]
+def _by_depth(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    names = [f"by_turn/scores/std_turn_{place}" for place in range(1, MOST_TURNS + 1)]
+    kept = [name for name in names if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
+    yield ["cell", *(name.removeprefix("by_turn/scores/std_").replace("_", " ") for name in kept)]
+    yield from _means(results, runs, kept)
+
+
+def _means(results: Results, runs: Runs, metrics: Sequence[str]) -> Iterator[list[Any]]:
+    """A row of each cell that has one of these."""
     for cell, of_cell in runs.items():
-        for terms in range(1, MOST_TURNS + 1):
+        found = [over_runs(results, of_cell, metric) for metric in metrics]
+        if any(found):
+            yield [cell, *(one or "" for one in found)]
+
+
+def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
+    yield ["cell", "n", "variance", "of a term", "covariance", "sums a measurement"]
+    for cell, of_cell in runs.items():
+        for terms in range(2, MOST_TURNS + 1):
             number, *variances = (
-                over_runs(results, of_cell, f"accumulated/{name}_of_{terms}")
-                for name in ("number", "variance", "predicted")
+                over_runs(results, of_cell, f"sums/{name}_of_{terms}")
+                for name in ("number", "variance", "term_variance", "term_covariance")
             )
             if number is not None and number.mean >= FEWEST_SUMS:
                 yield [cell, terms, *variances, f"{number.mean:.0f}"]
 
 
 def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    yield ["cell", *(f"{percent} %" for percent in QUANTILES), "tokens clipped", "at the start", "at the end"]
+    yield ["cell", *(f"{percent} %" for percent in QUANTILES), "clipped", "first stretch", "last stretch"]
     for cell, of_cell in runs.items():
         clipped = over_runs(results, of_cell, "clip_fraction/mean")
         scales = [over_runs(results, of_cell, f"clip_scale/quantile_{percent}") for percent in QUANTILES]

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from a2tgpo_trl.study.figures import by_depth, compared, draw_figures, mean_curve, numbers
 from a2tgpo_trl.study.results import Results, measured
-from a2tgpo_trl.study.spreads import accumulated, calls, clip_scales, envelope
+from a2tgpo_trl.study.spreads import calls, clip_scales, envelope, sums
 from a2tgpo_trl.study.study import Run, read_study
 from a2tgpo_trl.study.tables import cost_table, first, last, mechanism_tables, over_runs
 
@@ -42,16 +43,30 @@ def test_clip_scales_are_those_of_tool_turns():
     assert found["clip_scale/quantile_75"] == pytest.approx(1.1)
 
 
-def test_sums_of_scores_have_the_variance_that_proposition_2_gives_them():
-    # z-scores 1, 1 and -1, -1: variance 1, covariance within a rollout 1. Sums of two by the root of 2 are +-1.414.
-    found = dict(accumulated([rollout([1.0, 1.0]), rollout([-1.0, -1.0])]))
-    assert found["accumulated/variance_of_1"] == pytest.approx(1.0) == found["accumulated/predicted_of_1"]
-    assert found["accumulated/variance_of_2"] == pytest.approx(2.0) == found["accumulated/predicted_of_2"]
+def test_the_variance_of_a_sum_of_scores_is_that_of_its_terms_and_what_they_have_in_common():
+    # z-scores 1, 1 and -1, -1: variance 1, covariance 1. Sums of two by the root of 2 are +-1.414.
+    found = dict(sums([rollout([1.0, 1.0]), rollout([-1.0, -1.0])]))
+    assert found["sums/variance_of_2"] == pytest.approx(2.0)
+    assert found["sums/term_variance_of_2"] == pytest.approx(1.0) == found["sums/term_covariance_of_2"]
     # 1, -1 and -1, 1: what one turn has more the other has less, and sums are 0.
-    found = dict(accumulated([rollout([1.0, -1.0]), rollout([-1.0, 1.0])]))
-    assert found["accumulated/variance_of_2"] == pytest.approx(0.0) == found["accumulated/predicted_of_2"]
+    found = dict(sums([rollout([1.0, -1.0]), rollout([-1.0, 1.0])]))
+    assert found["sums/variance_of_2"] == pytest.approx(0.0) and found["sums/term_covariance_of_2"] == pytest.approx(
+        -1
+    )
+    # Means that differ between depths are no covariance; a longer rollout counts with its last turns.
+    rows = [[5.0, 1.0], [5.0, -1.0], [7.0, 5.0, 3.0]]
+    found = dict(sums([rollout(row) for row in rows]))
+    assert found["sums/number_of_2"] == 3 and "sums/number_of_3" not in found
+    assert found["sums/term_variance_of_2"] == pytest.approx(np.var([1, -1, 3]) / 2)
+    assert found["sums/term_covariance_of_2"] == pytest.approx(0.0)
+    # At random, the first is always the second and n - 1 times the third.
+    drawn = np.random.default_rng(0).normal(size=(50, 4))
+    found = dict(sums([rollout(row.tolist()) for row in drawn]))
+    for n in (2, 3, 4):
+        parts = found[f"sums/term_variance_of_{n}"] + (n - 1) * found[f"sums/term_covariance_of_{n}"]
+        assert found[f"sums/variance_of_{n}"] == pytest.approx(parts)
     # Turns without a score add no term.
-    assert dict(accumulated([rollout([1.0, None]), rollout([-1.0])])) == {}
+    assert dict(sums([rollout([1.0, None]), rollout([-1.0])])) == {}
 
 
 def test_what_was_recorded_counts_for_the_evaluation_after_it(tmp_path):
@@ -96,10 +111,14 @@ def results(study):
         depths = {f"by_turn/scores/mean_turn_{k}": (mean, mean) for k, mean in ((1, 0.4), (2, -0.6), (3, 9.0))}
         turns = {f"by_turn/scores/number_turn_{k}": (n, n) for k, n in ((1, 32.0), (2, 16.0), (3, 2.0))}
         ranks = {"useful/auc/gains": (0.5, 0.7 + 0.02 * seed), "useful/auc/gains_turn_1": (0.6, 0.6)}
-        sums = {f"accumulated/{name}_of_1": (value, value) for name, value in (("variance", 1.0), ("predicted", 0.9))}
+        parts = (("variance", 0.7), ("term_variance", 0.9), ("term_covariance", -0.2))
+        of_two = {f"sums/{name}_of_2": (value, value) for name, value in parts}
         clips = {"clip_fraction/mean": (0.3, 0.1), "clip_scale/quantile_50": (1.0, 1.0)}
-        numbers_of_sums = {"accumulated/number_of_1": (40.0, 40.0), "accumulated/number_of_2": (3.0, 3.0)}
-        enter(found, Run("a2tgpo", seed), **depths, **turns, **ranks, **sums, **clips, **numbers_of_sums)
+        numbers_of_sums = {"sums/number_of_2": (40.0, 40.0), "sums/number_of_3": (3.0, 3.0)}
+        deviations = {"by_turn/scores/std_turn_2": (0.4, 0.6)}
+        enter(
+            found, Run("a2tgpo", seed), **depths, **turns, **ranks, **of_two, **clips, **numbers_of_sums, **deviations
+        )
         enter(found, Run("igpo", seed), entropy=(0.3, 0.1 + 0.01 * seed))
     return found
 
@@ -121,10 +140,10 @@ def test_the_tables_tell_what_there_is(results, runs):
     text = "\n".join(mechanism_tables(results, runs))
     assert "| a2tgpo | 0.620 (0.600 to 0.640) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
     assert "| a2tgpo | 0.600 (0.600 to 0.600) |" in text and "| cell | turn 1 |" in text
-    # Sums of two terms are too few to have a variance.
-    assert (
-        "| a2tgpo | 1 | 1.000 (1.000 to 1.000) | 0.900 (0.900 to 0.900) | 40 |" in text and "| a2tgpo | 2" not in text
-    )
+    # Sums of three terms are too few to have a variance.
+    assert "| a2tgpo | 2 | 0.700 (0.700 to 0.700) | 0.900 (" in text and "| -0.200 (-0.200 to -0.200) | 40 |" in text
+    assert "| a2tgpo | 3" not in text
+    assert "| cell | turn 2 |" in text and "| a2tgpo | 0.500 (0.500 to 0.500) |" in text  # deviations
     assert "| 0.200 (0.200 to 0.200) | 0.300 (0.300 to 0.300) | 0.100 (0.100 to 0.100) |" in text
     assert "| igpo |" not in text
     assert mechanism_tables(results, {"igpo": runs["igpo"]}) == []
@@ -154,7 +173,7 @@ def test_the_papers_numbers_stand_beside_ours(results, runs):
     text = "\n".join(numbers(results, runs))
     assert "| figure |  | in the paper | igpo | a2tgpo |" in text
     assert "normalised | IGPO 1.54, A2TGPO 0.00 |  | 1.000 (1.000 to 1.000) |" in text  # from -0.6 to 0.4
-    assert "| 3 | entropy at the end | GRPO's collapses, A2TGPO's does not | 0.120 (0.100 to 0.140) |  |" in text
+    assert "| 3 | entropy, last stretch | GRPO's collapses, A2TGPO's does not | 0.120 (0.100 to 0.140) |  |" in text
     assert numbers(results, {"gtpo": []}) == []
     assert mean_curve(results, runs["igpo"], "entropy") == ([10, 20], pytest.approx([0.3, 0.12]))
 

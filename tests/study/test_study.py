@@ -345,6 +345,7 @@ def enter_turns(results, run, score, deviations, auc):
     ]
     for step in (0, 10):
         rows += [(step, f"by_turn/scores/mean_turn_{k}", value) for k, value in enumerate(score, start=1)]
+        rows += [(step, f"by_turn/scores/std_turn_{k}", value) for k, value in ((1, 0.4), (2, 0.8))]
         rows += [(step, f"by_turn/credit/std_turn_{k}", value) for k, value in enumerate(deviations, start=1)]
         for k in (1, 2, 3):  # few rollouts come to the third turn
             rows += [
@@ -356,9 +357,11 @@ def enter_turns(results, run, score, deviations, auc):
 
 def test_claims_are_held_against_the_results(tmp_path):
     cells = {name: {"credit": name} for name in ("grpo", "igpo", "a2tgpo")}
+    cells["a2tgpo_unscaled"] = {"credit": "a2tgpo", "rescale_accumulation": False}
     study = read_study(write(tmp_path, {**CONTENT, "cells": cells}))
     results = Results(study.results)
     for seed in study.seeds:
+        enter_turns(results, Run("a2tgpo_unscaled", seed), [0.0, 0.0], [0.3, 0.2 + 0.005 * seed], 0.5)
         enter_turns(results, Run("grpo", seed), [], [], 0.5)
         enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], 0.5)
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], 0.8 + 0.01 * seed)
@@ -367,7 +370,9 @@ def test_claims_are_held_against_the_results(tmp_path):
     better, better_than_igpo, drift, level, follows = (text for _, text, _ in found)
     assert better == "area, less that of grpo: 0.100 (0.100 to 0.100)" and "that of igpo:" in better_than_igpo
     assert drift.endswith("a2tgpo 0.010 (0.010 to 0.010), igpo 0.800 (0.800 to 0.800)")
-    assert level.endswith("a2tgpo 1.250 (1.250 to 1.250)")  # 0.3 / 0.24
+    # 0.3 / 0.24; without the root 0.3 / 0.20 to 0.3 / 0.22, 1.43 on average.
+    assert level.startswith("largest deviation by the smallest: a2tgpo 1.250 (1.250 to 1.250), a2tgpo_unscaled 1.430")
+    assert "(of z-scores, before they are summed, 2.000 (2.000 to 2.000))" in level
     assert "a chance of 0.820 (" in follows
     assert f"| {better} | held |" in report(study, results)
     # What is not so is said as plainly; fewer than five seeds decide nothing.

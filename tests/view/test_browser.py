@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -66,6 +67,14 @@ class Visit:
         self.page.context.close()
 
 
+def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """What a browser does after an event is not there at once."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def written(folder: Path, *runs: Path) -> Path:
     file = folder / "page.html"
     file.write_text(make_page(read_runs(runs)), encoding="utf-8")
@@ -103,13 +112,15 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     visit.found("24 of 24 groups")
     # By the keyboard: the heading of a column sorts by it.
     page.locator(".tabulator-col[tabulator-field=spread]").press("Enter")
+    most = pytest.approx(max(map(spread, groups.values())), abs=0.006)
+    eventually(lambda: float(visit.column("spread")[0]) == most)
     shown = [float(text) for text in visit.column("spread")]
-    assert shown[0] == pytest.approx(max(map(spread, groups.values())), abs=0.006) and shown == sorted(shown)[::-1]
+    assert shown == sorted(shown)[::-1]
     # And the arrow keys go from row to row.
     links = page.locator(".tabulator-row a")
     links.nth(0).press("ArrowDown")
     links.nth(1).press("ArrowDown")
-    assert links.nth(2).evaluate("link => link === document.activeElement")
+    eventually(lambda: links.nth(2).evaluate("link => link === document.activeElement"))
     page.get_by_label("solved and failed").check()
     mixed = [key for key, of in groups.items() if len({one["rewards"]["exact_match"] for one in of}) == 2]
     assert 0 < len(mixed) < 24
@@ -163,7 +174,8 @@ def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_run
     chart = page.locator("#step-charts figure", has_text="exact match").first
     assert chart.locator(".u-series").all_inner_texts()[1:] == ["one–", "held out–", "two–", "held out–"]
     chart.get_by_text("numbers").click()
-    assert chart.locator("th[scope=col]").all_inner_texts() == ["step", "one", "one, held out", "two", "two, held out"]
+    columns = ["step", "one", "one, held out", "two", "two, held out"]
+    eventually(lambda: chart.locator("th[scope=col]").all_inner_texts() == columns)
     advantage = page.locator("#turn-charts figure", has_text="advantage").first
     for stage, steps in (("all steps", range(1, 13)), ("the last third", range(9, 13))):
         page.locator("#stage").select_option(stage)
@@ -187,10 +199,10 @@ def test_in_print_all_groups_of_the_table_are_there_and_what_was_folded_is_open(
     folded = page.locator("#group details").count()
     assert folded > 4 and page.locator("#group details[open]").count() == 0
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator(".tabulator-print-table tbody tr").count() == 24
-    assert page.locator("#group details[open] pre").count() >= folded
+    eventually(lambda: page.locator(".tabulator-print-table tbody tr").count() == 24)
+    eventually(lambda: page.locator("#group details[open] pre").count() >= folded)
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("#group details[open]").count() == 0
+    eventually(lambda: page.locator("#group details[open]").count() == 0)
     assert len(page.pdf(path=tmp_path / "page.pdf")) > 10_000
     visit.close()
 

@@ -89,9 +89,9 @@ def atlas(
     search = search_tool(documents, top_k)
     found = cache(lambda fact: fact.document in search(f"{fact.relation} of {fact.subject}").split("\n"))
 
-    circle = Rng("guessable", seed)
+    def rows(name: str, hops: Sequence[int], number: int) -> Dataset:
+        part, rng, circle = parts[name], Rng("questions", name, seed), Rng("guessable", name, seed)
 
-    def rows(part: Part, hops: Sequence[int], number: int, rng: Rng) -> Dataset:
         def fits(chain: list[Fact]) -> bool:
             return (not hidden_answers or part.hides(chain)) and (not answerable or all(map(found, chain)))
 
@@ -99,7 +99,7 @@ def atlas(
         asked = [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
         return Dataset.from_list([_row(question, supporting_documents) for question in asked])
 
-    train_rows = rows(parts["train"], train_hops, train_questions, Rng("questions", "train", seed))
+    train_rows = rows("train", train_hops, train_questions)
     if wrong_answers:
         mistaken = Rng("wrong answers", seed)
         train_rows = train_rows.map(lambda row: _mistaken(row, parts["train"], wrong_answers, mistaken))
@@ -108,7 +108,7 @@ def atlas(
     index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
         train_dataset=train_rows,
-        test_dataset=rows(parts["test"], test_hops, test_questions, Rng("questions", "test", seed)),
+        test_dataset=rows("test", test_hops, test_questions),
         tools=[*([] if warm_up else [search]), *index],
         environment_factory=warming_search(search, search_tool(empty, top_k), warm_up) if warm_up else None,
         reward_funcs=[exact_match, answer_format, f1],
