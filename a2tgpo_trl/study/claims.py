@@ -3,14 +3,13 @@
 A claim about means has held, or not, where the 95 % interval over five seeds or more leaves no doubt.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ..report.scores import Estimate
-from .comparison import FEWEST, differences, over_seeds, verdict
-from .figures import by_depth
+from .comparison import FEWEST, differences, over_seeds, paired, verdict
+from .figures import by_depth, drift
 from .results import Results
 from .study import Run, Study
 
@@ -21,7 +20,6 @@ TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
 
 Runs = Mapping[str, Sequence[Run]]
-Summary = Callable[[np.ndarray], Any]
 Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
 
 
@@ -40,10 +38,10 @@ def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
 
 def _drift(results: Results, runs: Runs) -> Iterator[Claim]:
     """Means of z-scores by turn: none where turns are compared at their depth."""
-    drifts = {cell: _over(results, runs[cell], "scores", "mean", np.ptp) for cell in (A2TGPO, "igpo") if cell in runs}
-    found = {cell: drift for cell, drift in drifts.items() if drift is not None}
+    drifts = {cell: drift(results, runs[cell], "scores") for cell in (A2TGPO, "igpo") if cell in runs}
+    found = {cell: one for cell, one in drifts.items() if one is not None}
     if A2TGPO in found:
-        text = ", ".join(f"{cell} {drift}" for cell, drift in found.items())
+        text = ", ".join(f"{cell} {one}" for cell, one in found.items())
         yield (
             "turn groups make turns comparable: the mean z-score is the same at all depths (by construction, but for "
             "what rounding explains)",
@@ -60,8 +58,7 @@ def _level(results: Results, runs: Runs) -> Iterator[Claim]:
     text = ", ".join(f"{cell} {over_seeds(list(found.values()))}" for cell, found in ratios.items() if found)
     of_scores = list(_levels(results, runs[A2TGPO], "scores").values())
     before = f" (of z-scores, before they are summed, {over_seeds(of_scores)})" if of_scores else ""
-    without = ratios.get(UNSCALED, {})
-    less = [ratio - without[seed] for seed, ratio in ratios[A2TGPO].items() if seed in without]
+    less = [ratio - other for ratio, other in paired(ratios[A2TGPO], ratios.get(UNSCALED, {}))]
     held = {"worse": HELD, "better": NOT_HELD}.get(verdict(over_seeds(less)), NOT_DECIDED) if less else NOT_DECIDED
     claim = f"the square root keeps credit more level over depth (decided against {UNSCALED})"
     yield claim, f"largest deviation by the smallest: {text}{before}", held
@@ -93,16 +90,6 @@ def _above_a_coin(found: Estimate) -> str:
 
 def _widest_by_smallest(deviations: Collection[float]) -> float:
     return max(deviations) / max(min(deviations), TINY)
-
-
-def _over(results: Results, runs: Sequence[Run], name: str, of: str, summary: Summary) -> Estimate | None:
-    """A summary of a run's means or deviations by depth."""
-    found = [
-        float(summary(np.array(list(heights.values()))))
-        for run in runs
-        if len(heights := by_depth(results, run, name, of)) > 1
-    ]
-    return over_seeds(found) if found else None
 
 
 def _at_most(found: Estimate, most: float) -> str:

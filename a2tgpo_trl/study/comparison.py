@@ -4,7 +4,7 @@ Intervals are Student's, as those of `a2tgpo compare`: percentiles of draws of f
 difference is taken seed by seed, so that what both of its runs have in common falls out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,12 @@ def differences(study: Study, results: Results, runs: Sequence[Run], others: Seq
         {run.seed: found.area for run in of_cell if (found := outcome(study, results, run)) is not None}
         for of_cell in (runs, others)
     )
-    return [area - of_others[seed] for seed, area in areas.items() if seed in of_others]
+    return [area - other for area, other in paired(areas, of_others)]
+
+
+def paired(ones: Mapping[int, float], others: Mapping[int, float]) -> list[tuple[float, float]]:
+    """Numbers of the seeds that both have. Example: {0: 1.0, 1: 2.0} and {1: 5.0} -> [(2.0, 5.0)]"""
+    return [(number, others[seed]) for seed, number in ones.items() if seed in others]
 
 
 def verdict(difference: Estimate) -> str:

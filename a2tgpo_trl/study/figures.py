@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..report.scores import Estimate
 from .comparison import over_seeds
 from .results import HELD_OUT, Results
 from .spreads import MOST_TURNS
 from .study import Run
-from .tables import Runs, first, last, over_runs, table
+from .tables import Point, Runs, first, last, over_runs, table
 
 
 METHODS = ("grpo", "igpo", "a2tgpo")  # that the paper's figures compare
@@ -47,41 +48,34 @@ Number = Callable[[Results, Sequence[Run]], Any]
 def _numbers() -> Iterator[tuple[str, str, str, Number]]:
     """A figure of the paper, what is read off it, what the paper has (Qwen3-4B, its questions of several hops)."""
     at_the_end = "after training"
-    yield "1", f"calls alike at the same depth, {at_the_end}", "0.62", _at_end("similarity/same_depth")
-    yield "1", f"calls alike across depths, {at_the_end}", "0.38", _at_end("similarity/across_depths")
-    yield "3", "entropy, first stretch", "", _at_start("entropy")
-    yield "3", "entropy, last stretch", "GRPO's collapses, A2TGPO's does not", _at_end("entropy")
+    yield "1", f"calls alike at the same depth, {at_the_end}", "0.62", _of("similarity/same_depth", last)
+    yield "1", f"calls alike across depths, {at_the_end}", "0.38", _of("similarity/across_depths", last)
+    yield "3", "entropy, first stretch", "", _of("entropy", first)
+    yield "3", "entropy, last stretch", "GRPO's collapses, A2TGPO's does not", _of("entropy", last)
     papers = {"gains": "1.30", "scores": "IGPO 1.54, A2TGPO 0.00", "credit": "IGPO 1.03, A2TGPO 0.00"}
     for name, stage in STAGES.items():
         yield "4", f"largest difference between depths, {stage}", papers[name], _drift(name)
-    yield "5", "smallest advantage", "IGPO's is the widest range", _mean("advantages/smallest")
-    yield "5", "largest advantage", "", _mean("advantages/largest")
-    yield "8", "tokens of the longest rollout, first stretch", "6,000", _at_start("completions/max_length")
-    yield "8", "tokens of the longest rollout, last stretch", "A2TGPO 4,000", _at_end("completions/max_length")
-    yield "10", "calls a rollout, last stretch", "A2TGPO 3.45", _at_end("tools/call_frequency")
-    yield "10", "rollouts without a call", "A2TGPO 2.5 %", _mean("calls/share_of_0")
+    yield "5", "smallest advantage", "IGPO's is the widest range", _of("advantages/smallest")
+    yield "5", "largest advantage", "", _of("advantages/largest")
+    yield "8", "tokens of the longest rollout, first stretch", "6,000", _of("completions/max_length", first)
+    yield "8", "tokens of the longest rollout, last stretch", "A2TGPO 4,000", _of("completions/max_length", last)
+    yield "10", "calls a rollout, last stretch", "A2TGPO 3.45", _of("tools/call_frequency", last)
+    yield "10", "rollouts without a call", "A2TGPO 2.5 %", _of("calls/share_of_0")
 
 
-def _mean(metric: str) -> Number:
-    return lambda results, runs: over_runs(results, runs, metric) or ""
-
-
-def _at_end(metric: str) -> Number:
-    return lambda results, runs: over_runs(results, runs, metric, last) or ""
-
-
-def _at_start(metric: str) -> Number:
-    return lambda results, runs: over_runs(results, runs, metric, first) or ""
+def _of(metric: str, point: Point = np.mean) -> Number:
+    return lambda results, runs: over_runs(results, runs, metric, point) or ""
 
 
 def _drift(name: str) -> Number:
-    def drift(results: Results, runs: Sequence[Run]) -> Any:
-        found = [
-            np.ptp(list(means.values())) for run in runs if len(means := by_depth(results, run, name, "mean")) > 1
-        ]
-        return over_seeds([float(one) for one in found]) if found else ""
+    return lambda results, runs: drift(results, runs, name) or ""
 
-    return drift
+
+def drift(results: Results, runs: Sequence[Run], name: str) -> Estimate | None:
+    """Over seeds, the largest difference between the means of two depths."""
+    depths = [by_depth(results, run, name, "mean").values() for run in runs]
+    found = [float(max(means) - min(means)) for means in depths if len(means) > 1]
+    return over_seeds(found) if found else None
 
 
 def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..report.scores import Estimate
-from .comparison import over_seeds
+from .comparison import over_seeds, paired
 from .results import SPENT, Results
 from .spreads import MOST_TURNS, QUANTILES
 from .study import Run
@@ -165,5 +165,5 @@ def _ratios(results: Results, runs: Sequence[Run], others: Sequence[Run]) -> Est
         {run.seed: found.mean for run in cell if (found := over_runs(results, [run], STEP)) is not None}
         for cell in (runs, others)
     )
-    ratios = [value / of_others[seed] for seed, value in seconds.items() if seed in of_others]
+    ratios = [value / other for value, other in paired(seconds, of_others)]
     return over_seeds(ratios) if ratios else None

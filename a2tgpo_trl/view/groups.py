@@ -6,7 +6,7 @@ from typing import Any
 
 from ..rollout.reading import Record, Turn, cut, is_solved, plain, prompt_of, question, turns_of
 from ..rollout.records import text_of
-from ..study.mechanism import ROUNDING, credit
+from ..study.mechanism import with_credit
 
 
 MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
@@ -67,14 +67,15 @@ def _answer(accepted: Any) -> str | None:
 
 def _credit(record: Record) -> Sequence[float]:
     """Of each turn, what its advantage has beyond that of its rollout; nothing of a method that does not add it."""
-    if not record["advantages"] or None in record["advantages"]:
-        return ()
-    found = credit(record)
-    return found if abs(found[-1]) <= ROUNDING else ()
+    credited = () if None in record["advantages"] else with_credit([record])
+    return credited[0]["credit"] if credited else ()
 
 
 def _rollout(record: Record) -> dict[str, Any]:
-    turns = [_turn(record, place, turn) for place, turn in enumerate(turns_of(record))]
+    credit = _credit(record)
+    turns = [
+        {**_turn(record, place, turn), "credit": _nth(credit, place)} for place, turn in enumerate(turns_of(record))
+    ]
     return {
         "solved": is_solved(record),
         "rank": record["rank"],
@@ -101,7 +102,6 @@ def _turn(record: Record, place: int, turn: Turn) -> dict[str, Any]:
         "status": happened.get("status", "ok"),
         "tokens": happened.get("tokens_out"),
         **numbers,
-        "credit": _nth(_credit(record), place),
         "rewards": rewards,
     }
 

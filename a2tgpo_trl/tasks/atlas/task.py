@@ -99,18 +99,20 @@ def atlas(
         asked = [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
         return Dataset.from_list([_row(question, supporting_documents) for question in asked])
 
+    def empty() -> Callable[[str], str]:
+        telling = set.union(*(part.telling for part in parts.values()))
+        return search_tool([text for text in documents if text not in telling], top_k)
+
     train_rows = rows("train", train_hops, train_questions)
     if wrong_answers:
         mistaken = Rng("wrong answers", seed)
         train_rows = train_rows.map(lambda row: _mistaken(row, parts["train"], wrong_answers, mistaken))
-    telling = set.union(*(part.telling for part in parts.values()))
-    empty = [text for text in documents if text not in telling]
     index = [index_tool(name for part in parts.values() for name in part.entities)] if name_index else []
     return Task(
         train_dataset=train_rows,
         test_dataset=rows("test", test_hops, test_questions),
         tools=[*([] if warm_up else [search]), *index],
-        environment_factory=warming_search(search, search_tool(empty, top_k), warm_up) if warm_up else None,
+        environment_factory=warming_search(search, empty(), warm_up) if warm_up else None,
         reward_funcs=[exact_match, answer_format, f1],
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
         group_by="hops",
