@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 from filelock import FileLock
 
 from .. import __version__
@@ -143,7 +144,22 @@ class Results:
 
     def put(self, run: Run, identity: str, measurements: Iterable[Measurement], jobs: int = 1) -> None:
         """In the place of what there was of this run; `jobs`: how many were made at once."""
-        made = json.dumps({**here(), "jobs": jobs})
+        self._enter(run, identity, measurements, json.dumps({**here(), "jobs": jobs}))
+
+    def take(self, run: Run, identity: str) -> bool:
+        """Enter a run that a study beside this one has made, of the same settings and seed. Whether there is one."""
+        for file in sorted(self.file.parent.glob(f"*{self.file.suffix}")):
+            if file == self.file or not {*COLUMNS} <= {*pq.read_schema(file).names}:
+                continue
+            same = pd.read_parquet(file, filters=[("identity", "==", identity), ("seed", "==", run.seed)])
+            if len(same):
+                one = same[same["cell"] == same["cell"].iloc[0]]  # there, several cells may come to the same settings
+                measurements = zip(one["step"], one["metric"], one["value"], strict=True)
+                self._enter(run, identity, measurements, one["made"].iloc[0])
+                return True
+        return False
+
+    def _enter(self, run: Run, identity: str, measurements: Iterable[Measurement], made: str) -> None:
         rows = [
             (run.cell, run.learning_rate, run.seed, step, metric, value, identity, made)
             for step, metric, value in measurements
