@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from ..turns import count_turns, turn_index, turn_metrics
 from .answers import Answer, Row, find_answer, rows_with_answers
 from .batch import Batch, Rollouts, Scored, Turns
 from .checks import check_best_metric, check_one_sequence, check_tools, checked_rollout_func, complete_args
+from .completions import log_to_wandb, without_wandb
 from .engines import Request, Seeds, Tail
 from .environments import Environments, environment_kinds
 from .records import Record, make_records, read_off
@@ -182,6 +183,14 @@ class ToolTrainer(SamplingTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with completions as a table that W&B takes."""
+        as_text = self.log_completions and "wandb" in self.args.report_to and self.accelerator.is_main_process
+        with without_wandb(self.args) if as_text else nullcontext():
+            self._log(logs, start_time)
+        if as_text:
+            log_to_wandb(self._logs, self.state.global_step, self.log_unique_prompts)
+
+    def _log(self, logs: dict[str, float], start_time: float | None) -> None:
         """The parent's, with the metrics of one of several evaluation sets by its name: `eval_easy_reward`."""
         if self.model.training:
             super().log(logs, start_time)
