@@ -1,7 +1,10 @@
-"""completions as TRL keeps them for its table -> the table of W&B, with messages as text.
+"""what TRL hands to trackers -> what they take: two things of it would end a run.
 
-W&B takes a column of one type. Messages of a rollout are of several: one has calls, another the name of a tool. TRL
-hands them over as they are, and the run ends with a TypeError.
+W&B takes a table whose columns are of one type each. Messages of a rollout are of several: one has calls, another the
+name of a tool. TRL hands them over as they are. Here they are text.
+
+Trackio has a run from the begin of a training to its end. TRL hands it the seconds of methods at any time, also those
+of an evaluation after training.
 """
 
 import json
@@ -14,9 +17,9 @@ from transformers import TrainingArguments
 
 
 @contextmanager
-def without_wandb(args: TrainingArguments) -> Iterator[None]:
-    """Inside, `report_to` does not name it: TRL gives it no table. Metrics come by a callback, which does not ask."""
-    named, args.report_to = args.report_to, [name for name in args.report_to if name != "wandb"]
+def without(args: TrainingArguments, tracker: str) -> Iterator[None]:
+    """Inside, `report_to` does not name it: TRL hands it nothing. Metrics come by a callback, which does not ask."""
+    named, args.report_to = args.report_to, [name for name in args.report_to if name != tracker]
     try:
         yield
     finally:
