@@ -42,6 +42,7 @@ from .turns import LOGGED_TURNS
 
 logger = logging.getLogger(__name__)
 
+OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
@@ -73,10 +74,6 @@ class Tracking(TrainerCallback):
         self._gains: dict[int, np.ndarray] = {}
         self._masked = masks(os.environ)
 
-    @staticmethod
-    def is_tracker(callback: TrainerCallback) -> bool:
-        return isinstance(callback, (WandbCallback, TrackioCallback, TensorBoardCallback))
-
     # ---- what the trainer hands over
 
     def wants(self, step: int) -> bool:
@@ -105,6 +102,7 @@ class Tracking(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._trackers = list(filter(None, map(tracker_of, self._callbacks()))) if self._is_main else []
         self._every, self._due = max(1, math.ceil(state.max_steps / TABLES)), None
+        self._rows, self._gains = [], {}
         if not self._trackers:
             return
         facts = self._masked(without_secrets({**self.facts, **provenance(Path.cwd())}))

@@ -46,7 +46,7 @@ from .rollout.records import Record
 from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
 from .scoring import ScoringTrainer
-from .tracking import Tracking
+from .tracking import OF_TRACKERS, Tracking
 from .turns import to_tokens
 
 
@@ -233,7 +233,7 @@ class A2TGPOTrainer(ScoringTrainer):
         callbacks = self.callback_handler.callbacks
         tracking = Tracking(self.args.table_turns, self.accelerator.is_main_process, lambda: callbacks)
         # Right behind those of the trackers: what comes later may log, and Trackio keeps the config of its first log.
-        last = max((i for i, callback in enumerate(callbacks) if tracking.is_tracker(callback)), default=-1)
+        last = max((i for i, callback in enumerate(callbacks) if isinstance(callback, OF_TRACKERS)), default=-1)
         callbacks.insert(last + 1, tracking)
         return tracking
 

@@ -1,12 +1,18 @@
 """the metrics that a run logs: their names, when they are there, what good and bad curves look like, what to do.
 
 All of them are named here, and nowhere else; a test holds the names against the logs of runs that have them all. What
-has no data is left out. Trackers show those of training below `train/`, and those of evaluations below `eval/`; a log
-has the latter with `eval_` in front (`eval_reward`), and where there are several evaluation sets with a set's name
-(`eval_easy_reward`). An evaluation samples and scores, nothing else: gains of its rollouts (`eval_gains`) are in their
-records. `eval_rewards/f1/mean` and the like can be the `metric_for_best_model`. Where the best model is looked for, or
-the learning rate follows a plateau, and none is named, it is `reward`. What a reward logs itself has the name that it
-gave it.
+has no data is left out.
+
+    report_to: [wandb, tensorboard]      # of a recipe; trackio as well: pip install 'a2tgpo_trl[wandb,trackio]'
+
+W&B, Trackio and TensorBoard get them, and beside them a table with a row a turn, histograms, and as config all
+settings, the recipe, the git commit of the working directory and versions of packages. Without a network:
+WANDB_MODE=offline, and `wandb leet inspect` reads the file. Trackers show metrics of training below `train/`, and
+those of evaluations below `eval/`; a log has the latter with `eval_` in front (`eval_reward`), and where there are
+several evaluation sets with a set's name (`eval_easy_reward`). An evaluation samples and scores, nothing else: gains
+of its rollouts (`eval_gains`) are in their records. `eval_rewards/f1/mean` and the like can be the
+`metric_for_best_model`. Where the best model is looked for, or the learning rate follows a plateau, and none is named,
+it is `reward`. What a reward logs itself has the name that it gave it.
 
 A name may have places for others:
 
