@@ -92,7 +92,7 @@ class Tracking(TrainerCallback):
         if not self._trackers:
             return
         before = self._gains if round > 1 else {}
-        columns = gains_NK[:, :LOGGED_TURNS].double().cpu().numpy().T
+        columns = gains_NK[:, :LOGGED_TURNS].cpu().double().numpy().T
         of_turns = {turn: column[np.isfinite(column)] for turn, column in enumerate(columns, start=1)}
         joined = {turn: np.concatenate([before.get(turn, gains[:0]), gains]) for turn, gains in of_turns.items()}
         self._gains = {**before, **{turn: gains for turn, gains in joined.items() if len(gains)}}
@@ -105,9 +105,13 @@ class Tracking(TrainerCallback):
         self._rows, self._gains = [], {}
         if not self._trackers:
             return
-        facts = self._masked(without_secrets({**self.facts, **provenance(Path.cwd())}))
+        facts = {**self.facts, **provenance(Path())}
+        plain_facts = json.loads(
+            json.dumps(facts, default=str)
+        )  # a recipe may have dates, which not all trackers take
+        shown = self._masked(without_secrets(plain_facts))
         for tracker in list(self._trackers):
-            self._attempt(tracker, partial(tracker.describe, facts))
+            self._attempt(tracker, partial(tracker.describe, shown))
 
     def on_log(self, args, state, control, **kwargs):
         rows, gains = self._rows, self._gains
@@ -184,7 +188,7 @@ class OfTensorBoard:
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         for name, value in facts.items():
-            text = json.dumps(value, indent=2, default=str)
+            text = json.dumps(value, indent=2)
             self._callback.tb_writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
 
     def send(self, step: int, rows: Sequence[Row], gains: Mapping[int, np.ndarray]) -> None:

@@ -1,8 +1,10 @@
 """What is handed to trackers, when, and how much of it; what goes wrong there and stays there."""
 
+import datetime
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -41,9 +43,13 @@ class Noting:
 def tracked_by(tracker, tokenizer, folder, **changes):
     """A trainer with this tracker in the place of one of W&B."""
     trainer = make(tokenizer, A2TGPOConfig(**settings(folder, **changes)))
+    return trainer, tracked(trainer, tracker)
+
+
+def tracked(trainer, tracker):
     tracking = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Tracking))
     tracking._callbacks = lambda: [tracker]
-    return trainer, tracker
+    return tracker
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +110,28 @@ def test_rows_stop_at_the_most_of_them_and_none_of_them_is_asked_for_with_0(tmp_
     assert {turn: len(values) for turn, values in gains.items()} == {1: 3, 2: 2, 3: 1}
     trainer, tracker = tracked_by(Noting(), tokenizer, tmp_path / "0", max_steps=1, table_turns=0)
     assert trainer.train() and [rows for _, rows, _ in tracker.sent] == [[]]
+
+
+@pytest.mark.parametrize("credit", ["grpo", "a2tgpo"])
+def test_of_a_policy_without_tools_a_rollout_is_a_row(credit, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit=credit, max_completion_length=8))
+    trainer = make(tiny.make_tokenizer(), args, tools=None, scripted=False)
+    tracker = tracked(trainer, Noting())
+    trainer.train()
+    ((_, rows, gains),) = tracker.sent
+    assert [(row["rollout"], row["turn"], row["status"], row["calls"]) for row in rows] == [
+        (i, 1, "ok", "") for i in range(4)
+    ]
+    assert all(row["advantage"] is not None and row["gain"] is None and row["text"] for row in rows) and gains == {}
+
+
+def test_what_a_run_is_made_with_is_plain_and_without_secrets(tmp_path):
+    trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path, max_steps=1)
+    trainer.run_facts["recipe"] = {"day": datetime.date(2026, 5, 6), "hub_token": "abc", "folders": ("a", "b")}
+    trainer.train()
+    (facts,) = tracker.facts
+    assert facts["recipe"] == {"day": "2026-05-06", "hub_token": "<HUB_TOKEN>", "folders": ["a", "b"]}
+    assert {*facts} == {"recipe", "git_commit", "git_changed", "versions"}
 
 
 def test_gains_of_a_batch_are_those_of_all_its_rounds_and_only_those_of_the_last_batch():
@@ -195,3 +223,4 @@ def test_completions_are_texts_and_numbers_and_a_prompt_comes_once_where_that_is
     assert frame["completion"].tolist() == ['[{"role": "assistant", "tool_calls": [1]}]', "plain"]
     assert frame["turn_advantages"].tolist() == ["[1.0]", "[]"] and frame["step"].tolist() == [3, 3]
     assert len(as_texts(logs, 3, unique_prompts=True)) == 1
+    assert as_texts({**logs, "extra": {"n": [np.int64(3), {"a": 1}]}}, 3, False)["n"].tolist() == [3, '{"a": 1}']

@@ -10,6 +10,7 @@ of an evaluation after training.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 import pandas as pd
@@ -31,7 +32,10 @@ def log_to_wandb(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> No
     import wandb
 
     if wandb.run is not None:
-        wandb.log({"completions": wandb.Table(dataframe=as_texts(logs, step, unique_prompts))})
+        frame = as_texts(logs, step, unique_prompts)
+        wandb.log(
+            {"completions": wandb.Table(dataframe=frame, allow_mixed_types=True)}
+        )  # a reward's own columns may be
 
 
 def as_texts(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> pd.DataFrame:
@@ -46,6 +50,6 @@ def as_texts(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> pd.Dat
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, (Number, str)):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
