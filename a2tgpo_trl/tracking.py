@@ -106,10 +106,8 @@ class Tracking(TrainerCallback):
         if not self._trackers:
             return
         facts = {**self.facts, **provenance(Path())}
-        plain_facts = json.loads(
-            json.dumps(facts, default=str)
-        )  # a recipe may have dates, which not all trackers take
-        shown = self._masked(without_secrets(plain_facts))
+        # A recipe may have dates, which not all trackers take.
+        shown = self._masked(without_secrets(json.loads(json.dumps(facts, default=str))))
         for tracker in list(self._trackers):
             self._attempt(tracker, partial(tracker.describe, shown))
 

@@ -33,9 +33,7 @@ def log_to_wandb(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> No
 
     if wandb.run is not None:
         frame = as_texts(logs, step, unique_prompts)
-        wandb.log(
-            {"completions": wandb.Table(dataframe=frame, allow_mixed_types=True)}
-        )  # a reward's own columns may be
+        wandb.log({"completions": wandb.Table(dataframe=frame, allow_mixed_types=True)})
 
 
 def as_texts(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> pd.DataFrame:
