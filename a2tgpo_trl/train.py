@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .errors import RecipeError
@@ -81,6 +82,8 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     held_out = HeldOut(recipe, display)
     trainer = recipe.build_trainer([held_out, StepLines(display)])
     held_out.trainer = trainer
+    if recipe.words:
+        trainer.run_facts["recipe"] = yaml.safe_load(whole_recipe(recipe.words))
     resume = recipe.args.resume_from_checkpoint
     for line in from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, resume)):
         display.line(line)
