@@ -296,9 +296,9 @@ def test_results_without_their_study_are_an_error(tmp_path, capsys):
 
 
 def test_runs_of_several_settings_have_no_mean(tmp_path, capsys):
-    for name in ("quickstart.parquet", "quickstart.yaml"):
-        (tmp_path / name).write_bytes((ROOT / "recipes" / "study" / name).read_bytes())
-    table = pd.read_parquet(tmp_path / "quickstart.parquet")
+    study, table = (ROOT / "recipes" / "study" / f"quickstart.{suffix}" for suffix in ("yaml", "parquet"))
+    (tmp_path / study.name).write_text(study.read_text().replace("../quickstart.yaml", "quickstart"))
+    table = pd.read_parquet(table)
     table.loc[table["seed"] == table["seed"].max(), "identity"] = "another"
     table.to_parquet(tmp_path / "quickstart.parquet", index=False)
     assert main(["plot", str(tmp_path / "quickstart.parquet"), "-o", str(tmp_path / "x.png")]) == 2
