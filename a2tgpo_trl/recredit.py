@@ -10,7 +10,7 @@ the policy would have become under another method, only a run tells.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any, cast
 
@@ -26,17 +26,36 @@ from .recording import credited
 from .rollout.records import Record
 
 
+MEASURES = ("logprob", "probability")
 OF_SHAPING = {"shaping_embedding": "auto", "success_reward": 1.0}  # as `A2TGPOConfig` has them
 NEEDED = ("step", "group", "turns", "outcome", "outcome_advantage", "advantages")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is not in the records, of the run that wrote them: `outcome_weight`, `gain_measure` and `gain/floor`."""
+
+    outcome_weight: float = 1.0
+    gain_measure: str = "logprob"
+    gain_floor: float = GAIN_FLOOR
+
+    def __post_init__(self) -> None:
+        if self.outcome_weight <= 0:
+            raise ValueError("What outcomes were worth to a run with outcome_weight 0 is not on record.")
+        if self.gain_measure not in MEASURES:
+            raise ValueError(f"gain_measure is one of {', '.join(MEASURES)}, not {self.gain_measure!r}.")
+
+
+class _Rewarding:
+    """Stands in for environments whose rewards of turns are in the records."""
+
+    turn_reward: float | None = None
 
 
 def recredited(
     records: Sequence[Mapping[str, Any]],
     credit: str,
-    *,
-    outcome_weight: float = 1.0,
-    gain_measure: str = "logprob",
-    gain_floor: float = GAIN_FLOOR,
+    recorded: Recorded | None = None,
     **settings: Any,
 ) -> list[Record]:
     """The records, with `advantages`, `scores` and `clip_scale` of this method; by step and group, in their order.
@@ -44,22 +63,15 @@ def recredited(
     Args:
         records: whole batches of a run without `failure_shaping`, as `record_every` writes them.
         credit: the method, as in `A2TGPOConfig.credit`.
-        outcome_weight, gain_measure: of the run that wrote the records.
-        gain_floor: what its gains differ by through rounding (`gain/floor` in its log).
-        settings: the method's own, over its paper's values: gain_weight=1.0, turn_rewards={"failed_call": -0.1}.
+        recorded: what the run that wrote them was set to, where that is not the default.
+        settings: of the method, over its paper's values: gain_weight=1.0, turn_rewards={"failed_call": -0.1}.
 
     Example: two rollouts of a prompt with values [0, 1] and [0, 3], outcome advantages 0 and 1, credit "a2tgpo":
         advantages [-0.3, 0] and [1.3, 1], clip scales [0.861, 1] and [1.139, 1]
     """
     values = _values(credit, settings)
-    if outcome_weight <= 0:
-        raise ValueError(
-            "outcome_weight: what outcomes were worth to a run that gave them no weight is not on record."
-        )
     return [
-        record
-        for batch in _batches(records)
-        for record in _recredit(batch, credit, values, outcome_weight, gain_measure, gain_floor)
+        record for batch in _batches(records) for record in _recredit(batch, credit, values, recorded or Recorded())
     ]
 
 
@@ -72,36 +84,63 @@ def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"There is no setting {name!r} of credit.{nearest(name, known)}")
         if name in preset.without_effect:
             raise ValueError(f"{name} has no effect with credit={credit!r}.")
+    if not isinstance(settings.get("turn_rewards", {}), Mapping):
+        raise ValueError("turn_rewards is a mapping here: {'failed_call': -0.1}")
     return {**known, **settings}
 
 
 def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """The records of each step, those of a prompt together."""
+    """The records of each batch of each step, those of a prompt together."""
     for record in records:
         missing = [key for key in NEEDED if key not in record]
         if missing:
             raise ValueError(
                 f"A record has no {missing[0]}: it takes those of training, which a run with record_every writes."
             )
-    in_order = sorted(records, key=lambda record: (record["step"], record["group"]))
-    for step, batch in groupby(in_order, key=lambda record: record["step"]):
-        found = list(batch)
-        sizes = {len(list(group)) for _, group in groupby(found, key=lambda record: record["group"])}
+    places = _places(records)
+    order = sorted(range(len(records)), key=lambda i: places[i])
+    for (step, _), batch in groupby(order, key=lambda i: places[i][:2]):
+        groups = [[records[i] for i in group] for _, group in groupby(batch, key=lambda i: places[i][2])]
+        sizes = sorted({len(group) for group in groups})
         if len(sizes) > 1:
             raise ValueError(
-                f"Groups of step {step} have {' and '.join(map(str, sorted(sizes)))} rollouts: methods compare those "
-                "of whole groups. Give all records of a step, of all ranks, and of a step's batches one at a time."
+                f"Groups of step {step} have {' and '.join(map(str, sizes))} rollouts: methods compare those of whole "
+                "groups. Give all records of a step, of all ranks."
             )
-        yield found
+        if any(map(_is_shaped, groups)):
+            raise ValueError(
+                f"Outcomes of step {step} are shaped (failure_shaping), and what they were before is not on record. "
+                "Record with another method, or with failure_shaping 0."
+            )
+        yield [record for group in groups for record in group]
+
+
+def _places(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
+    """Of each record step, batch and group. A rank writes a batch by its groups: where these begin anew, so does it.
+
+    Example: groups 0, 0, 1, 0, 1 of a rank in step 3 -> (3, 0, 0) twice, (3, 0, 1), (3, 1, 0), (3, 1, 1)
+    """
+    last: dict[tuple[int, int], tuple[int, int]] = {}
+    places = []
+    for record in records:
+        step, group = record["step"], record["group"]
+        of_rank = (step, record.get("rank", 0))
+        batch, before = last.get(of_rank, (0, group))
+        last[of_rank] = (batch + (group < before), group)
+        places.append((step, last[of_rank][0], group))
+    return places
+
+
+def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rollouts that were rewarded alike have different outcomes."""
+    by_advantage: dict[float | None, set[float | None]] = {}
+    for record in group:
+        by_advantage.setdefault(record["outcome_advantage"], set()).add(record["outcome"])
+    return any(len(outcomes) > 1 for advantage, outcomes in by_advantage.items() if advantage is not None)
 
 
 def _recredit(
-    batch: Sequence[Mapping[str, Any]],
-    credit: str,
-    values: Mapping[str, Any],
-    outcome_weight: float,
-    gain_measure: str,
-    gain_floor: float,
+    batch: Sequence[Mapping[str, Any]], credit: str, values: Mapping[str, Any], recorded: Recorded
 ) -> list[Record]:
     copies = [cast(Record, dict(record)) for record in batch]
     group_size = sum(record["group"] == batch[0]["group"] for record in batch)
@@ -110,14 +149,14 @@ def _recredit(
         credit_pass.read(copies, group_size)
     num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
     numbers = [_number(record["outcome"]) for record in copies]
-    advantages = [_number(record["outcome_advantage"]) / outcome_weight for record in copies]
+    advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
     evidence, _ = credit_pass.evidence(
-        _gains(copies, values, gain_measure),
+        _gains(copies, values, recorded.gain_measure),
         torch.tensor(numbers),
         torch.tensor(advantages),
         torch.tensor(num_turns),
         torch.arange(len(copies)) // group_size,
-        gain_floor,
+        recorded.gain_floor,
     )
     of_turns = {
         "advantages": credit_pass.advantages(evidence),
@@ -157,11 +196,15 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
         success_reward=values["success_reward"],
         state_likeness=values["state_likeness"] if reads_states else None,
     )
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError("Records are credited by one process, which has all of them.")
+    rewarding = any(turn.get("reward") is not None for record in records for turn in record["turns"])
     return CreditPass(
         settings,
-        Accelerator(),
+        accelerator,
         (),
-        (),
+        [_Rewarding] * rewarding,
         has_tools=calls_are_known,
         has_rollout_func=not calls_are_known,
         splits_models=False,
@@ -184,7 +227,7 @@ def _values_of(record: Record, wanted: bool) -> list[float]:
         return []
     if "values" not in record:
         raise ValueError(
-            "A record has no values, and the method reads gains: have them recorded by a run whose method does, or "
-            "with clip_adaptation above 0."
+            "A record has no values, and the method reads gains: record a run whose method does, or with "
+            "clip_adaptation above 0."
         )
     return [_number(value) for value in record["values"]]

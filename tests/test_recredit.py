@@ -6,7 +6,7 @@ from training import make, settings, spread
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.credit import METHODS
-from a2tgpo_trl.recredit import recredited
+from a2tgpo_trl.recredit import Recorded, recredited
 from a2tgpo_trl.rollout.reading import read_places
 
 
@@ -37,7 +37,13 @@ def of_a2tgpo(tokenizer, tmp_path_factory):
     return recorded(tokenizer, tmp_path_factory.mktemp("run"), "a2tgpo")
 
 
-@pytest.mark.parametrize("credit", METHODS)
+# These are others with other switches.
+SWITCHED = ("gspo", "atpo", "igpo_joint", "mt_grpo", "a2tgpo", "a2tgpo_paper")
+
+
+@pytest.mark.parametrize(
+    "credit", [pytest.param(name, marks=[pytest.mark.slow] * (name in SWITCHED)) for name in METHODS]
+)
 def test_rollouts_of_a2tgpo_get_the_credit_that_a_run_with_the_method_gives_them(
     credit, of_a2tgpo, tokenizer, tmp_path
 ):
@@ -71,7 +77,7 @@ def test_two_rollouts_by_hand():
         | {"values": [0.0, value], "advantages": [0.0, 0.0]}
         for value, outcome in ((1.0, 0.0), (3.0, 1.0))
     ]
-    low, high = recredited(records, "a2tgpo", outcome_weight=0.5)
+    low, high = recredited(records, "a2tgpo", Recorded(outcome_weight=0.5))
     assert low["advantages"] == pytest.approx([-0.3, 0.0], abs=1e-4)
     assert high["advantages"] == pytest.approx([1.3, 1.0], abs=1e-4)
     assert (low["clip_scale"], high["clip_scale"]) == (
@@ -100,10 +106,49 @@ def test_what_cannot_be_credited_is_said(of_a2tgpo):
         (of_a2tgpo, "igpo", {"gain_wait": 1.0}, "Did you mean 'gain_weight'"),
         (of_a2tgpo, "gigpo", {"gain_groups": "state"}, "no effect with credit='gigpo'"),
         (of_a2tgpo, "mt_grpo", {}, "credits turn rewards, and there are none"),
-        (of_a2tgpo, "grpo", {"outcome_weight": 0.0}, "not on record"),
+        (of_a2tgpo, "mt_grpo", {"turn_rewards": "weights.yaml"}, "a mapping here"),
     ):
         with pytest.raises(ValueError, match=said):
             recredited(records, credit, **changes)
+    for changes, said in (({"outcome_weight": 0.0}, "not on record"), ({"gain_measure": "logits"}, "is one of")):
+        with pytest.raises(ValueError, match=said):
+            Recorded(**changes)
     assert recredited(without_values, "grpo")[0]["advantages"] == pytest.approx(
         [of_a2tgpo[0]["outcome_advantage"]] * len(of_a2tgpo[0]["turns"])
     )
+
+
+def test_outcomes_that_were_shaped_are_noticed(tokenizer, tmp_path):
+    records = recorded(tokenizer, tmp_path, "gtpo", **SETTINGS["gtpo"])
+    with pytest.raises(ValueError, match="Outcomes of step 1 are shaped"):
+        recredited(records, "grpo")
+
+
+def test_batches_of_a_step_and_ranks_are_told_apart(of_a2tgpo):
+    # Each group of four half on one rank and half on another, and the same batch once more.
+    by_rank = [{**record, "rank": i % 4 // 2} for i, record in enumerate(of_a2tgpo)]
+    ranks = [[record for record in by_rank if record["rank"] == rank] for rank in (0, 1)]
+    found = recredited([*ranks[0], *ranks[0], *ranks[1], *ranks[1]], "igpo")
+    expected = [record["advantages"] for record in recredited(of_a2tgpo, "igpo")]
+    assert [record["advantages"] for record in found] == expected * 2
+
+
+def test_gains_of_probability_are_those_of_a_run_that_measures_them(of_a2tgpo, tokenizer, tmp_path):
+    of_paper = recorded(tokenizer, tmp_path, "a2tgpo_paper")
+    found = recredited(of_paper, "a2tgpo", Recorded(gain_measure="probability"))
+    for one, other in zip(found, of_a2tgpo, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-2)  # by way of a logarithm
+
+
+def test_what_an_environment_gave_for_turns_is_in_the_records():
+    # z of the first turns: 0.5 and -0.5 -> 1 and -1
+    records = [
+        {"step": 1, "group": 0, "outcome": 0.0, "outcome_advantage": 0.0, "advantages": [0.0, 0.0]}
+        | {"turns": [{"calls": [], "status": "ok", "reward": reward}, {"calls": [], "status": "ok", "reward": None}]}
+        for reward in (0.5, -0.5)
+    ]
+    found = recredited(records, "mt_grpo")
+    assert [record["advantages"] for record in found] == [
+        pytest.approx([1, 0], abs=1e-4),
+        pytest.approx([-1, 0], abs=1e-4),
+    ]

@@ -29,6 +29,7 @@ TITLES = {
     **{"reward": "reward", "turns/mean": "turns per rollout", "gain/mean": "gain per turn"},
 }
 IN_A_ROW = 4  # panels
+SOME = "Some runs of"  # begins a sentence on a series that is not what it seems
 SURVIVORS = "turns/survivors_turn_{}"  # by which turns of a depth weigh
 
 
@@ -65,12 +66,12 @@ def plot_curves(
         _finish(axes, f"{_title(metric, scored)}{', training' if training else ''}", "step", _is_share(metric))
     _legend(figure)
     save(figure, file)
-    return missing if metrics else []
+    return missing if metrics else [line for line in missing if line.startswith(SOME)]
 
 
 def _usual(series: Sequence[Series]) -> list[str]:
     """Of runs alone, held-out scores stand in the panel of the same reward in training; of others, beside it."""
-    has = {metric for one in series for metric in _metrics_of(one)}
+    has = _metrics_of(series)
     shares = [metric for metric in SHARES if metric in has]
     held_out = [] if _are_alone(series) else [metric for name in RIGHT_OR_WRONG if (metric := HELD_OUT + name) in has]
     others = [metric for metric in TITLES if metric in has and metric not in SHARES]
@@ -189,7 +190,7 @@ def by_turn(metric: str) -> list[str]:
 def with_turns(one: Series) -> set[str]:
     """The metrics that a series has by turn."""
     found = set()
-    for metric in _metrics_of(one):
+    for metric in one.metrics:
         parts = re.fullmatch(r"(.*?)([/_])turn_\d+(/.*)?", metric)
         if parts:
             begin, mark, end = parts.groups()
@@ -199,7 +200,7 @@ def with_turns(one: Series) -> set[str]:
 
 def places(one: Series, metric: str) -> list[int]:
     """The turns, from 1, at which each run of a series has the metric."""
-    known = {int(number) for name in _metrics_of(one) for number in re.findall(r"turn_(\d+)", name)}
+    known = {int(number) for name in one.metrics for number in re.findall(r"turn_(\d+)", name)}
     return [place for place in sorted(known) if _name_at(one.runs, metric, place) is not None]
 
 
@@ -236,11 +237,11 @@ def plot_bars(series: Sequence[Series], file: Path, metrics: Sequence[str] | Non
     figure = Figure(figsize=(9.6, 1.1 + (0.5 + 0.34 * len(series)) * len(metrics)), layout="constrained")
     rows = figure.subplots(len(metrics), 2, squeeze=False, sharey="row")
     for metric, row in zip(metrics, rows, strict=True):
-        there = [one for one in series if one.has(metric)]
-        missing += _uneven(there, metric)
-        _bars(row[0], there, [_over(one, metric, area) for one in there], _title(metric, "held out"), "area")
-        ends = [_over(one, metric, lambda curve: curve[-1][1]) for one in there]
-        _bars(row[1], there, ends, _title(metric, "held out"), "at the end")
+        there = {number: one for number, one in enumerate(series) if one.has(metric)}
+        missing += _uneven(list(there.values()), metric)
+        for axes, (what, point) in zip(row, (("area", area), ("at the end", _end)), strict=True):
+            _bars(axes, there, metric, point)
+            axes.set_title(f"{_title(metric)}: {what}", fontsize="medium")
         row[0].invert_yaxis()  # the first on top; the other panel shares it
     if not _are_alone(series):
         figure.supxlabel("means, with 95 % intervals over seeds", fontsize="small")
@@ -249,7 +250,7 @@ def plot_bars(series: Sequence[Series], file: Path, metrics: Sequence[str] | Non
 
 
 def _held_out_share(series: Sequence[Series]) -> str:
-    known = {metric for one in series for metric in _metrics_of(one) if metric.startswith(HELD_OUT)}
+    known = {metric for metric in _metrics_of(series) if metric.startswith(HELD_OUT)}
     found = next((metric for name in RIGHT_OR_WRONG if (metric := HELD_OUT + name) in known), None)
     if found is None:
         raise ValueError(
@@ -275,38 +276,52 @@ def _uneven(series: Sequence[Series], metric: str) -> list[str]:
     return found
 
 
-def _bars(axes: Axes, series: Sequence[Series], found: Sequence[Estimate], title: str, what: str) -> None:
-    for number, (one, estimate) in enumerate(zip(series, found, strict=True)):
-        of = look(number)
-        _, errors = _bounds([estimate])
+def _end(curve: Curve) -> float:
+    return curve[-1][1]
+
+
+def _bars(axes: Axes, series: Mapping[int, Series], metric: str, point: Callable[[Curve], float]) -> None:
+    """`series`: those that have the metric, by the number that they look by."""
+    for place, (number, one) in enumerate(series.items()):
+        of, found = look(number), _over(one, metric, point)
         axes.barh(
-            number,
-            estimate.mean,
+            place,
+            found.mean,
             0.72,
-            xerr=None if one.is_alone else errors,
+            xerr=None if one.is_alone else _bounds([found])[1],
             color=of.colour,
             hatch=of.hatch,
             edgecolor="white",
             error_kw={"ecolor": "black", "capsize": 3, "elinewidth": 1.2},
         )
-        text = f" {estimate.mean:.3f}"
-        axes.annotate(text, (max(estimate.high, estimate.mean), number), va="center", fontsize="small")
-    axes.set_yticks(range(len(series)), [plain(one.label) for one in series])
+        axes.annotate(f" {found.mean:.3f}", (max(found.high, 0.0), place), va="center", fontsize="small")
+    axes.set_yticks(range(len(series)), [plain(one.label) for one in series.values()])
     axes.margins(x=0.18)
-    axes.set_title(f"{title}: {what}", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 # ---- what all of them share
 
 
-def _metrics_of(one: Series) -> set[str]:
-    return {metric for run in one.runs for metric, curve in run.curves.items() if curve}
+def _metrics_of(series: Sequence[Series]) -> set[str]:
+    """Those that a series can be drawn by."""
+    return {metric for one in series for metric in one.metrics if one.has(metric)}
+
+
+def _lacks(series: Sequence[Series], metric: str) -> list[str]:
+    """A sentence for each series that cannot be drawn."""
+    lacking = [one for one in series if not one.has(metric)]
+    return [
+        f"{SOME} {one.name} have no {metric}, so it is left out."
+        if metric in one.partial
+        else f"{one.name} has no {metric}."
+        for one in lacking
+    ]
 
 
 def _chosen(series: Sequence[Series], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """The metrics, which some series has at least, and a sentence for each series that lacks one."""
-    known = sorted({metric for one in series for metric in _metrics_of(one) if one.has(metric)})
+    known = sorted(_metrics_of(series))
     if not metrics:
         raise ValueError(f"None of the usual metrics is there. Name one: --metric {' '.join(known[:3])}")
     for metric in metrics:
@@ -317,8 +332,7 @@ def _chosen(series: Sequence[Series], metrics: Sequence[str]) -> tuple[list[str]
                 f"No run has the metric {metric!r}.{nearest(metric, known)}{there} `a2tgpo help metrics` says what "
                 f"is logged; held-out scores are {HELD_OUT}NAME."
             )
-    missing = [f"{one.name} has no {metric}." for metric in metrics for one in series if not one.has(metric)]
-    return list(metrics), missing
+    return list(metrics), [line for metric in metrics for line in _lacks(series, metric)]
 
 
 def _panels(number: int) -> Figure:

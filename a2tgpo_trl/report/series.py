@@ -57,9 +57,21 @@ class Series:
         """Example: grpo (8 seeds); of a run alone, its name"""
         return self.name if self.is_alone else f"{self.name} ({len(self.runs)} seeds)"
 
+    @property
+    def metrics(self) -> set[str]:
+        """Those that each of its runs has."""
+        return set.intersection(*({metric for metric, curve in run.curves.items() if curve} for run in self.runs))
+
+    @property
+    def partial(self) -> set[str]:
+        """Those that some of its runs have, and others have not, or at no step that all have."""
+        some = {metric for run in self.runs for metric in run.curves}
+        return {metric for metric in some if not self.has(metric)}
+
     def has(self, metric: str) -> bool:
-        """Whether each of its runs has the metric."""
-        return all(run.curves.get(metric) for run in self.runs)
+        """Whether its runs have the metric, at some step that all of them have."""
+        steps = [{step for step, _ in run.curves.get(metric, ())} for run in self.runs]
+        return bool(set.intersection(*steps))
 
     def curve(self, metric: str) -> list[tuple[int, Estimate]]:
         """Over seeds, at the steps that all of them have: averaged over the last steps in training."""
@@ -151,9 +163,13 @@ def _scores(folder: Path, last: int) -> dict[str, dict[int, Estimate]]:
     found: dict[str, dict[int, Estimate]] = {}
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
-        if file.exists():
+        if not file.exists():
+            continue
+        try:
             for name, score in json.loads(file.read_text())["everything"].items():
                 found.setdefault(HELD_OUT + name, {})[step] = Estimate(**score)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} holds no scores: {error!r}.") from error
     return found
 
 

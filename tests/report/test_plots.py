@@ -65,10 +65,9 @@ def seeds(folder: Path, name: str, shifts: list[float], **more) -> list[Path]:
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """The figures that would be saved."""
     figures: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self) or save(self, *args, **kw))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
     return figures
 
 
@@ -212,6 +211,33 @@ def test_what_a_run_lacks_is_told_where_it_was_asked_for(tmp_path, drawn, capsys
     assert capsys.readouterr().err == "grpo has no gain/mean.\n"
     assert main(words) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_series_of_which_some_runs_lack_a_metric_is_left_out_and_that_is_said(tmp_path, drawn):
+    runs = seeds(tmp_path, "grpo", [0.0, 0.1], every=4) + seeds(tmp_path, "gtpo", [0.0], every=4)
+    runs += [write(tmp_path / "gtpo-9", settings={"credit": "gtpo", "seed": 9}, scores=False)]
+    said = ["Some runs of gtpo have no held_out/exact_match, so it is left out."]
+    assert plot_curves(read_series(runs), tmp_path / "x.png") == said
+    assert plot_bars(read_series(runs), tmp_path / "x.png", ["gain/mean", "held_out/exact_match"]) == said
+    assert legends(drawn[0]) == ["grpo (2 seeds)", "gtpo (2 seeds)"]  # the latter in training
+    first, second = (axes.patches for axes in drawn[1].axes[::2])
+    assert len(first) == 2 and len(second) == 1 and first[0].get_facecolor() == second[0].get_facecolor()
+
+
+def test_runs_whose_steps_never_meet_have_no_mean_in_common(tmp_path):
+    one, other = Run({"x": [(1, 0.0)]}), Run({"x": [(2, 0.0)]})
+    with pytest.raises(ValueError, match="No run has the metric 'x'"):
+        plot_curves([Series("odd", [one, other])], tmp_path / "x.png", ["x"])
+
+
+def test_bars_look_the_same_in_each_row_and_numbers_below_zero_are_bars(tmp_path, drawn):
+    runs = [write(tmp_path / "grpo", gains=False), write(tmp_path / "gtpo", shift=-20.0)]
+    assert plot_bars(read_series(runs), tmp_path / "x.png", ["gain/mean", "rewards/exact_match/mean"]) == [
+        "grpo has no gain/mean."
+    ]
+    gains, rewards = (axes.patches for axes in drawn[0].axes[::2])
+    assert gains[0].get_facecolor() == rewards[1].get_facecolor() != rewards[0].get_facecolor()
+    assert gains[0].get_width() < 0
 
 
 # ---- by turn
