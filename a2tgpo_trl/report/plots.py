@@ -150,28 +150,27 @@ def plot_turns(series: Sequence[Series], file: Path, metrics: Sequence[str] | No
     figure = Figure(figsize=(8.4, 3.4 * len(metrics)), layout="constrained")
     rows = figure.subplots(len(metrics), 2, squeeze=False, sharey="row")
     for metric, row in zip(metrics, rows, strict=True):
+        there = {number: one for number, one in enumerate(series) if places(one, metric)}
         for axes, (title, part) in zip(row, (("first", 0), ("last", -1)), strict=True):
-            for number, one in enumerate(series):
-                _at_turns(axes, one, metric, number, part, len(series))
+            for place, (number, one) in enumerate(there.items()):
+                # Side by side, so that intervals do not cover each other.
+                aside = (place - (len(there) - 1) / 2) * min(0.08, 0.5 / len(there))
+                _at_turns(axes, one, metric, number, part, aside)
             _finish(axes, f"{_title(metric)}, {title} quarter of steps", "turn")
     _legend(figure)
     save(figure, file)
     return missing
 
 
-def _at_turns(axes: Axes, one: Series, metric: str, number: int, part: int, of_all: int) -> None:
+def _at_turns(axes: Axes, one: Series, metric: str, number: int, part: int, aside: float) -> None:
     points = [(place, _at_turn(one, metric, place, part)) for place in places(one, metric)]
-    if not points:
-        return
-    look_of = look(number)
-    # Side by side, so that intervals do not cover each other.
-    aside = (number - (of_all - 1) / 2) * min(0.08, 0.5 / of_all)
+    of = look(number)
     axes.errorbar(
         [place + aside for place, _ in points],
         *_bounds([point for _, point in points]),
-        fmt=look_of.marker,
-        linestyle=look_of.dashes,
-        color=look_of.colour,
+        fmt=of.marker,
+        linestyle=of.dashes,
+        color=of.colour,
         markersize=4.5,
         capsize=2,
         label=plain(f"{one.name} (intervals over steps)" if one.is_alone else one.label),
@@ -294,9 +293,20 @@ def _bars(axes: Axes, series: Mapping[int, Series], metric: str, point: Callable
             edgecolor="white",
             error_kw={"ecolor": "black", "capsize": 3, "elinewidth": 1.2},
         )
-        axes.annotate(f" {found.mean:.3f}", (max(found.high, 0.0), place), va="center", fontsize="small")
+        axes.text(
+            0.99,
+            place,
+            f"{found.mean:.3f}",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize="small",
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 1.5},  # above an interval that reaches so far
+        )
     axes.set_yticks(range(len(series)), [plain(one.label) for one in series.values()])
-    axes.margins(x=0.18)
+    axes.margins(x=0.2)
+    if _is_share(metric):  # of few seeds, intervals reach further than shares can
+        axes.set_xlim(0, 1.15)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -103,7 +103,10 @@ def smooth(curve: Curve, window: int) -> Curve:
 
 
 def read_run(folder: Path) -> Run:
-    """What a finished run logged, and its held-out scores."""
+    """What a finished run logged, and its held-out scores.
+
+    Those before and after training, which have intervals, stand in the place of those that were logged at these steps.
+    """
     history = read_history(folder)
     steps = [entry for entry in history if "reward" in entry]
     if not steps:
@@ -123,10 +126,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder} holds no finished run: there is no {STATE} in it. {_instead(folder)}")
     try:
         history = json.loads(file.read_text())["log_history"]
-        assert all("step" in entry for entry in history)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        return sorted(history, key=lambda entry: entry["step"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no log of a run: {error!r}.") from error
-    return list(history)
 
 
 def _instead(folder: Path) -> str:
