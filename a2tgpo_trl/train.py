@@ -18,9 +18,10 @@ from .evaluation import evaluate, from_main
 from .recipe.program import run_recipe
 from .recipe.recipe import HELD_OUT, Recipe, whole_recipe
 from .recording import FOLDER as ROLLOUTS
-from .report.plots import CURVE, SCORES, STATE, plot_runs
+from .report.plots import CURVE, plot_runs
 from .report.progress import Display, StepLines
 from .report.scores import Scores, score_table
+from .report.series import SCORES, STATE, WHOLE
 from .resume.disk import told_if_not_written
 from .resume.folders import TORN, checkpoints_of, set_aside, was_completed
 from .resume.own_files import LOADED, OwnFiles
@@ -29,7 +30,6 @@ from .trainer import A2TGPOTrainer
 
 
 # What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
-WHOLE = "whole_recipe.yaml"
 RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*", f"{ROLLOUTS}/*")
 CHECKPOINTS = "checkpoint-*"
 

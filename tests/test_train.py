@@ -261,7 +261,7 @@ def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeyp
     ]
     means = [json.loads((folder / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after")]
     expected = [scores["everything"]["exact_match"]["mean"] for scores in means]
-    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
+    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() in ("o", "s")]
     assert points == [expected, expected]
 
 

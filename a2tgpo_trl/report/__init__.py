@@ -10,7 +10,10 @@ What is logged, and how to read it: `a2tgpo help metrics`.
     paired.py             two evaluations of the same questions -> what differs, and whether by chance
     paper_table.py        scores of evaluations -> a row of a table, beside a paper's
     gains.py              records with gains -> what turns gained that found the answer, and the others
-    plots.py              logs -> learning curves
+    series.py             runs that differ by their seed alone -> one series of each metric
+    seeds.py              a number of each seed -> mean and interval
+    plots.py              series -> learning curves, numbers by turn, bars
+    looks.py              how lines and bars look, in grey as well; PNG and SVG
     comparison.py         runs of several methods and seeds -> areas under their curves, side by side
     nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to look at
 """

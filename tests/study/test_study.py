@@ -14,8 +14,9 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.report.seeds import over_seeds
 from a2tgpo_trl.study.claims import claims
-from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
+from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, verdict
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
