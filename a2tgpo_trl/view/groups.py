@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..rollout.reading import Record, Turn, cut, is_solved, plain, prompt_of, question, turns_of
+from ..rollout.reading import Record, Turn, accepted, by_prompt, cut, is_solved, plain, question, turns_of
 from ..rollout.records import text_of
 from ..study.mechanism import with_credit
 
@@ -16,10 +16,7 @@ NUMBERS = {"gain": "gains", "score": "scores", "advantage": "advantages", "clip_
 
 def groups_of(records: Iterable[Record]) -> list[list[Record]]:
     """The rollouts of each prompt of a batch, in the order of the steps."""
-    groups: dict[Any, list[Record]] = {}
-    for record in records:
-        step, number, group = prompt_of(record)
-        groups.setdefault((step, record["batch"], group, number), []).append(record)
+    groups = by_prompt(records)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -53,16 +50,9 @@ def shown(group: Sequence[Record]) -> dict[str, Any]:
     messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
     return {
         "prompt": [_text(message) for message in messages],
-        "answer": _answer(first.get("answer")),
+        "answer": None if first.get("answer") is None else _text(accepted(first["answer"])),
         "rollouts": [_rollout(record) for record in group],
     }
-
-
-def _answer(accepted: Any) -> str | None:
-    """Example: ["Bo", "Mr Bo"] -> "Bo, or Mr Bo" """
-    if isinstance(accepted, (list, tuple)):
-        return _text(", or ".join(map(str, accepted)))
-    return None if accepted is None else _text(str(accepted))
 
 
 def _credit(record: Record) -> Sequence[float]:

@@ -1,7 +1,6 @@
 """a run's folder -> its records, log and held-out scores, and what is missing of them."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 from ..recording import SCHEMA
 from ..report.plots import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import OF_TRAINING, Record, plain, read_places
+from ..rollout.reading import OF_TRAINING, Record, plain, read_file
 
 
-BATCH = re.compile(r"-batch-(\d+)$")
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
 LOGGED = "eval_rewards/"
 
@@ -62,20 +60,21 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
     found: list[Record] = []
     notes = []
     for file in files:
-        batch = BATCH.search(file.stem)
-        for record in read_places([file]):
-            if record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED):
-                raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
-            found.append({**record, "batch": int(batch[1]) if batch else 1})
-        if not _is_whole(file):
+        records, is_whole = records_in(file)
+        found += records
+        if not is_whole:
             notes.append(f"{plain(file.name)}: its last line was cut off while it was written, and is left out.")
     if not found:
         raise ValueError(f"{files[0].parent} holds no whole record.")
     return found, notes
 
 
-def _is_whole(file: Path) -> bool:
-    return file.stat().st_size == 0 or file.read_bytes().endswith(b"\n")
+def records_in(file: Path) -> tuple[list[Record], bool]:
+    """The records of a file of training, and whether it is whole."""
+    records, is_whole = read_file(file)
+    if any(record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED) for record in records):
+        raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
+    return records, is_whole
 
 
 # ---- log and scores
