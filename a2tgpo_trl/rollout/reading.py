@@ -111,6 +111,7 @@ def _is_of_training(record: Record) -> bool:
 
 def prompt_of(record: Record) -> tuple[Any, ...]:
     """What the rollouts of a prompt have in common, and no others; of a training, in the order of its steps."""
+    key: tuple[Any, ...]
     if _is_of_training(record):
         key = (record["step"], record.get("batch", 1), record["group"], record["round"])
     else:

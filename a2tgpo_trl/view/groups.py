@@ -1,5 +1,7 @@
 """records -> the groups that they are of: a line of the table for each, and its rollouts as they are shown."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
@@ -35,6 +37,7 @@ def line(group: Sequence[Record]) -> dict[str, Any]:
         "round": first["round"],
         "batch": first["batch"],
         "question": cut(plain(question(first)), 1, IN_TABLE),
+        "asked": _asked(first["prompt"]),
         "rollouts": len(group),
         "reward": short(fmean(outcomes)) if outcomes else None,
         "solved": solved,
@@ -42,6 +45,20 @@ def line(group: Sequence[Record]) -> dict[str, Any]:
         "spread": short(max(gains) - min(gains)) if gains else None,
         "failures": sum(turn["status"] != "ok" for record in group for turn in record.get("turns", ())),
     }
+
+
+def _asked(prompt: Any) -> str:
+    """The same for the same prompt, in whatever run."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def key_of(group: Sequence[Record]) -> str:
+    """Names a group of a run: its step, batch, number and round.
+
+    Example: step 11, batch 2, group 3 -> "11.2.3.1"
+    """
+    first = group[0]
+    return ".".join(str(first[name]) for name in ("step", "batch", "group", "round"))
 
 
 def shown(group: Sequence[Record]) -> dict[str, Any]:

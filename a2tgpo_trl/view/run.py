@@ -31,12 +31,17 @@ class Run:
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs, named by their folders."""
+    return [_read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Example: outputs/one, outputs/two -> "one", "two" """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"A run is named twice: {', '.join(names)}.")
-    return [_read_run(folder, plain(name)) for folder, name in zip(folders, names, strict=True)]
+    return list(map(plain, names))
 
 
 def _read_run(folder: Path, name: str) -> Run:
@@ -48,9 +53,9 @@ def _read_run(folder: Path, name: str) -> Run:
             raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
         raise ValueError(f"{folder} is no run: there is neither {STATE} nor {OF_TRAINING} in it.")
     records, notes = _records(files)
-    log, of_log = _log(folder)
+    log, of_log = read_log(folder)
     last = max([entry["step"] for entry in log] or [record["step"] for record in records])
-    return Run(name, records, log, _scores(folder, log, last), [*notes, *of_log])
+    return Run(name, records, log, read_scores(folder, log, last), [*notes, *of_log])
 
 
 # ---- records
@@ -80,7 +85,7 @@ def records_in(file: Path) -> tuple[list[Record], bool]:
 # ---- log and scores
 
 
-def _log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What was logged, and what is to be said about it."""
     file, notes = folder / STATE, []
     if not file.exists():
@@ -96,7 +101,7 @@ def _log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return sorted(entries, key=lambda entry: entry["step"]) if steps else [], notes
 
 
-def _scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
+def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
     """Those before and after training with their intervals, and those of evaluations in between."""
     found: dict[str, list[Score]] = {}
     for entry in log:

@@ -6,14 +6,13 @@ They need chromium (Debian: `apt-get install chromium`) and the package playwrig
 import json
 import random
 import re
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from recorded import HOSTILE, drawn, record, write_log, write_records, write_run
+from visits import Visit, eventually
 
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.rollout.records import read_jsonl
@@ -23,56 +22,6 @@ from a2tgpo_trl.view.run import read_runs
 
 
 pytestmark = pytest.mark.slow
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    assert program, "There is no chromium: apt-get install chromium."
-    with sync_playwright() as playwright:
-        # As root, which tests in a container are, it starts without its sandbox only.
-        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-
-
-class Visit:
-    """A page that is open in a browser, and what went wrong in it."""
-
-    def __init__(self, browser, file: Path, address: str = "", **context):
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page = browser.new_context(viewport={"width": 1400, "height": 900}, **context).new_page()
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.file = file
-        self.page.goto(f"{file.as_uri()}{address}")
-        self.page.wait_for_selector(".tabulator-row")
-
-    def found(self, text: str) -> None:
-        """Wait until so many groups are said to be there."""
-        self.page.get_by_text(text, exact=True).wait_for()
-
-    def column(self, field: str) -> list[str]:
-        return self.page.locator(f".tabulator-row .tabulator-cell[tabulator-field={field}]").all_inner_texts()
-
-    def close(self) -> None:
-        """Nothing went wrong, and nothing was asked for but the file itself."""
-        assert self.errors == []
-        assert self.requests == [self.file.as_uri()]
-        self.page.context.close()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """What a browser does after an event is not there at once."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def written(folder: Path, *runs: Path) -> Path:
