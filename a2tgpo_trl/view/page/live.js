@@ -172,7 +172,7 @@ async function searchAlso(first) {
 
 // The table keeps how it is sorted, filtered and scrolled, and the row whose link has the focus.
 function renewTable() {
-  return keepingPlace(() => chosen.table.replaceData(INDEX.runs[chosen.run].groups));
+  return keepingPlace(() => chosen.table.replaceData(lines()));
 }
 
 async function keepingPlace(change) {

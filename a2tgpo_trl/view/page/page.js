@@ -47,15 +47,18 @@ function drawStages() {
 
 // ---- groups
 
-const chosen = { run: 0, words: "", withWords: null, table: null };
+const chosen = { run: 0, other: null, words: "", withWords: null, table: null, open: null };
 const lineOf = (run, key) => INDEX.runs[run]?.groups.find((line) => line.key === key);
 
 function drawGroups() {
-  options(by("run"), INDEX.runs.map((run) => run.name));
-  by("which-run").hidden = INDEX.runs.length < 2;
+  const names = INDEX.runs.map((run) => run.name);
+  options(by("run"), names);
+  options(by("other"), ["–", ...names]);
+  for (const id of ["which-run", "which-other"]) by(id).hidden = names.length < 2;
   chosen.table = groupTable((line) => `group-${chosen.run}-${line.key}`, tellFound);
   chosen.table.on("tableBuilt", () => chooseRun(0).then(openAddressed));
   by("run").addEventListener("change", () => chooseRun(by("run").selectedIndex));
+  by("other").addEventListener("change", () => chooseOther(by("other").selectedIndex - 1));
   by("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["mixed", "failing", "spread"]) by(id).addEventListener("input", applyFilters);
   let waiting = null;
@@ -68,7 +71,9 @@ function drawGroups() {
 async function chooseRun(place) {
   chosen.run = place;
   by("run").selectedIndex = place;
-  await chosen.table.setData(INDEX.runs[place].groups);
+  if (chosen.other === place) chosen.other = null;
+  showOther();
+  await chosen.table.setData(lines());
   await search();
 }
 
@@ -107,14 +112,16 @@ async function openAddressed() {
   by("group").hidden = !line;
   if (!line) return;
   if (run !== chosen.run) await chooseRun(run);
-  const group = await store.rolloutsOf(run, line).catch((error) => {
+  const asked = [[run, line], ...besideOf(line)];
+  const groups = await Promise.all(asked.map(([of, one]) => store.rolloutsOf(of, one))).catch((error) => {
     by("group").replaceChildren(element("p", { class: "failed" }, `This group could not be read: ${error.message}`));
     return null;
   });
-  if (group === null || location.hash !== address[0]) return; // another one was opened since
+  if (groups === null || location.hash !== address[0]) return; // another one was opened since
   chosen.open = { run, key, line };
+  const shown = asked.map(([of, one], at) => ({ place: of, run: INDEX.runs[of], line: one, group: groups[at] }));
   const draw = () => by("group").replaceChildren(
-    ...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key), () => {
+    ...groupElements(shown, chosen.words, linksFrom(run, key), againElement(asked), () => {
       draw();
       by("group").querySelector(".legend select").focus();
     }));
