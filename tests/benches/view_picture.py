@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from a2tgpo_trl.rollout.reading import Record, is_solved
 from a2tgpo_trl.view.groups import groups_of
@@ -34,15 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = read_runs([args.run])
-        page = Path(folder, "page.html")
-        page.write_text(make_page(runs), encoding="utf-8")
-        draw(page, telling(groups_of(runs[0].records)), args.picture)
-    with Image.open(args.picture) as picture:
-        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(args.picture, optimize=True)
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        parser.error("There is no chromium: apt-get install chromium.")
+    with sync_playwright() as playwright:
+        # As root it starts without its sandbox only; what it opens is a page of our own, without a network.
+        make(args.run, args.picture, playwright.chromium.launch(executable_path=program, args=["--no-sandbox"]))
     print(f"{args.picture}: {args.picture.stat().st_size / 1000:.0f} kB")
     return 0
+
+
+def make(run: Path, picture: Path, browser: Browser) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        runs = read_runs([run])
+        file = Path(folder, "page.html")
+        file.write_text(make_page(runs), encoding="utf-8")
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
+        page.goto(f"{file.as_uri()}#group-0-{telling(groups_of(runs[0].records))}")
+        page.locator("article").first.wait_for()
+        compose(page)
+        page.wait_for_timeout(500)  # charts are drawn at their new width
+        page.screenshot(path=picture, full_page=True)
+        page.close()
+    with Image.open(picture) as drawn:
+        drawn.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def telling(groups: Sequence[Sequence[Record]]) -> int:
@@ -55,21 +70,6 @@ def telling(groups: Sequence[Sequence[Record]]) -> int:
         return (min(solved, len(first) - solved), -max(len(record["advantages"]) for record in first), max(gains))
 
     return max(range(len(groups)), key=score)
-
-
-def draw(file: Path, group: int, picture: Path) -> None:
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        raise SystemExit("There is no chromium: apt-get install chromium.")
-    with sync_playwright() as playwright:
-        # As root it starts without its sandbox only; what it opens is a page of our own, without a network.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
-        page.goto(f"{file.as_uri()}#group-0-{group}")
-        page.locator("article").first.wait_for()
-        compose(page)
-        page.wait_for_timeout(500)  # charts are drawn at their new width
-        page.screenshot(path=picture, full_page=True)
 
 
 def compose(page: Page) -> None:

@@ -43,10 +43,9 @@ def test_each_view_is_in_a_picture_and_nothing_in_it_is_wider_than_the_page(sche
     visit.close()
 
 
-def test_the_picture_of_the_readme_can_be_made_and_is_small(tmp_path, capsys):
+def test_the_picture_of_the_readme_can_be_made_and_is_small(browser, tmp_path):
     run = write_run(tmp_path / "run", steps=6, groups=8, rollouts=6)
-    assert view_picture.main([str(run), str(tmp_path / "view.png")]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'view.png'}: ")
+    view_picture.make(run, tmp_path / "view.png", browser)
     made, shown = ((folder / "view.png").read_bytes() for folder in (tmp_path, ROOT / "recipes"))
     for picture in (made, shown):
         assert struct.unpack(">I", picture[16:20])[0] == view_picture.WIDTH and len(picture) < MOST_BYTES
