@@ -24,7 +24,7 @@ COMMANDS = {
     "study": "train the cells of a study that are not there yet, and write its report",
     "paired": "compare two evaluations of the same questions, question by question",
     "table": "enter scores of evaluations in a table of Markdown, beside what a paper has there",
-    "view": "make one page for a browser of runs and their rollouts: curves, turns, groups side by side",
+    "view": "make one page for a browser of runs and their rollouts, or show it live: curves, turns, groups",
     "show": "show rollouts turn by turn: calls, results, gains, credit; or those of a prompt side by side",
     "gains": "say what turns of an evaluation gained that found what they needed, and the others",
     "smollm2": "write a small real policy to train without a hub: SmolLM2-135M, from a package",
