@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recording import FOLDER
-from ..report.plots import SCORES, STATE
+from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import Record, plain
 from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
