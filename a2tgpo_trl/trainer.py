@@ -35,8 +35,8 @@ from .information_gain.answers import check_dataset, check_owned_data, named_dat
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
-from .loss import ratio_metrics, ratio_reference, ratio_sums
-from .recording import Closing, Recorder, credited, trained_on
+from .loss import clipped_tokens, ratio_metrics, ratio_reference, ratio_sums
+from .recording import Closing, Recorder, TokenTexts, Update, credited, trained_on, with_tokens
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
@@ -49,6 +49,8 @@ from .turns import to_tokens
 
 
 logger = get_logger(__name__)
+
+NUMBER = "record_number"  # of a rollout among those of its rank, in a batch that is recorded
 
 
 @dataclass
@@ -220,8 +222,14 @@ class A2TGPOTrainer(ScoringTrainer):
         args = self.args
         if args.record_every == 0:
             return None
-        folder, rank = Path(args.output_dir), self.accelerator.process_index
-        recorder = Recorder(folder, rank, args.record_every, args.record_megabytes * 1e6 / self._ranks.number)
+        recorder = Recorder(
+            Path(args.output_dir),
+            self.accelerator.process_index,
+            args.record_every,
+            args.record_megabytes * 1e6 / self._ranks.number,
+            args.record_format,
+            TokenTexts(self._tokenizer) if args.record_tokens else None,
+        )
         self.add_callback(Closing(recorder))
         return recorder
 
@@ -275,8 +283,10 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        if self._recorder is not None and self._recorder.wants(self.state.global_step):
-            self._recorder.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
+        if self._recorder is not None and self._recorder.is_due(self.state.global_step):
+            records = self._of_this_rank(trained_on(rounds, resampler.sources, self.num_generations), len(rows))
+            self._recorder.put(self.state.global_step, records, self.num_iterations)
+            output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -284,6 +294,21 @@ class A2TGPOTrainer(ScoringTrainer):
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars("train", metrics)
         return output
+
+    def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
+        """Records of the rollouts that this rank trains on, in their order: another may have rolled one out again."""
+        rows = self._ranks.own_rows(number)
+        mine = [one for one in placed if rows.start <= one[0] < rows.stop]
+        if self._exchanges_records:
+            elsewhere = [one for one in placed if not rows.start <= one[0] < rows.stop]
+            sent = [one for of_rank in self._ranks.gather_lists(elsewhere) for one in of_rank]
+            mine += [one for one in sent if rows.start <= one[0] < rows.stop]
+        return [record for _, record in sorted(mine, key=lambda one: one[0])]
+
+    @property
+    def _exchanges_records(self) -> bool:
+        """Whether a rollout may be trained on by another rank than the one that made it."""
+        return self.args.resample_limit > 0 and self._ranks.number > 1
 
     def _read_answers(self, batch: Batch) -> None:
         assert isinstance(batch, CreditedBatch)
@@ -339,7 +364,11 @@ class A2TGPOTrainer(ScoringTrainer):
     def _is_recorded(self) -> bool:
         """Whether the batch that is being made is written to the run's folder."""
         assert self._batch is not None
-        return self._batch.is_training and self._recorder is not None and self._recorder.wants(self.state.global_step)
+        if self._recorder is None or not self._batch.is_training:
+            return False
+        step = self.state.global_step
+        # Others may need a record of this rank that has itself stopped to write.
+        return self._recorder.is_due(step) if self._exchanges_records else self._recorder.wants(step)
 
     def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
         assert isinstance(batch, CreditedBatch)
@@ -403,10 +432,15 @@ class A2TGPOTrainer(ScoringTrainer):
         outcomes = evidence.outcomes_N[mine].tolist()
         advantages = (self.args.outcome_weight * evidence.outcome_advantages_N[mine]).tolist()
         turns = evidence.num_turns_N[mine].tolist()
-        return [
+        records = [
             credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])
             for i, record in enumerate(batch.records)
         ]
+        if not self.args.record_tokens:
+            return records
+        assert batch.tokens is not None
+        tokens = (batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask)
+        return list(map(with_tokens, records, *tokens))
 
     def _gather_values(self, batch: CreditedBatch, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
@@ -467,15 +501,14 @@ class A2TGPOTrainer(ScoringTrainer):
         turn_BT = inputs["turn_index"]
         logps, reference = ratio_reference(logps, old_logps, turn_BT, self.args.importance_sampling_level)
         inputs["old_per_token_logps"] = reference
-        with torch.no_grad():
-            sums = ratio_sums(
-                (logps - reference).exp(),
-                inputs["advantages"],
-                self.epsilon_low,
-                self.epsilon_high,
-                turn_BT,
-                int(inputs["num_turns"]),
-            )
         clips = self.loss_type not in WITHOUT_CLIP_RANGE
+        with torch.no_grad():
+            ratio_BT = (logps - reference).exp()
+            clip = (inputs["advantages"], self.epsilon_low, self.epsilon_high)
+            sums = ratio_sums(ratio_BT, *clip, turn_BT, int(inputs["num_turns"]))
+            if self._recorder is not None and NUMBER in inputs:
+                clipped_BT = clipped_tokens(ratio_BT, *clip) if clips else None
+                update = Update(turn_BT, logps.detach(), old_logps.detach(), ratio_BT, clipped_BT)
+                self._recorder.see(inputs[NUMBER].tolist(), update)
         self._log_scalars("train", ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps

@@ -16,11 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ..rewards import RIGHT_OR_WRONG
-from .records import call_text, read_jsonl, text_of
+from .record_files import read_records
+from .records import call_text, text_of
 
 
-OF_TRAINING = "rollouts/*.jsonl"
-FILES = (OF_TRAINING, "rollouts.jsonl", "evaluation/*.jsonl", "evaluation/*/rollouts.jsonl", "*.jsonl")
+OF_TRAINING = ("rollouts/*.jsonl", "rollouts/*.parquet")
+FILES = (
+    OF_TRAINING,
+    ("rollouts.jsonl",),
+    ("evaluation/*.jsonl",),
+    ("evaluation/*/rollouts.jsonl",),
+    ("*.jsonl", "step-*.parquet"),
+)
 MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
 BARS = "▁▂▃▄▅▆▇█"
 COLUMN = 38  # characters of a rollout beside others
@@ -39,9 +46,8 @@ def read_places(places: Iterable[Path]) -> list[Record]:
 def files_in(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
-    for pattern in FILES:
-        found = sorted(file for file in place.glob(pattern) if not file.name.startswith("_"))
-        if found:
+    for patterns in FILES:
+        if found := files_like(place, patterns):
             return found
     raise ValueError(
         f"There are no rollouts in {place}. Name a file of them, the folder of an evaluation, or that of a run with "
@@ -49,9 +55,15 @@ def files_in(place: Path) -> list[Path]:
     )
 
 
+def files_like(place: Path, patterns: Iterable[str]) -> list[Path]:
+    """Those in a folder with names like one of these."""
+    found = {file for pattern in patterns for file in place.glob(pattern) if not file.name.startswith("_")}
+    return sorted(found)
+
+
 def _read(file: Path) -> list[Record]:
     try:
-        records = read_jsonl(file)
+        records = read_records(file)
     except ValueError as error:
         raise ValueError(f"{file} is no file of rollouts: {error}.") from error
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):

@@ -25,6 +25,7 @@ SET_BY_STUDY = (
     "output_dir",
     "overwrite",
     "record_every",
+    "record_tokens",
     "seed",
 )
 
@@ -90,7 +91,7 @@ class Study:
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that a run's recipe says over the study's."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
-        recorded = {"record_every": max(1, self.every // RECORDED)}
+        recorded = {"record_every": max(1, self.every // RECORDED), "record_tokens": False}
         evaluated = {"eval_strategy": "steps", "eval_steps": self.every, **recorded}
         return {**EXACT, **evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
 

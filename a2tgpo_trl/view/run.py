@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recording import SCHEMA
+from ..recording import SCHEMAS
 from ..report.plots import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import OF_TRAINING, Record, plain, read_places
+from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_places
 
 
 BATCH = re.compile(r"-batch-(\d+)$")
@@ -42,13 +42,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    files = sorted(folder.glob(OF_TRAINING))
+    files = files_like(folder, OF_TRAINING)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Name the output_dir of a run.")
     if not files:
         if any((folder / trace).exists() for trace in (STATE, "whole_recipe.yaml")) or checkpoints_of(folder):
             raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
-        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {OF_TRAINING} in it.")
+        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {' or '.join(OF_TRAINING)} in it.")
     records, notes = _records(files)
     log, of_log = _log(folder)
     last = max([entry["step"] for entry in log] or [record["step"] for record in records])
@@ -64,8 +64,9 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
     for file in files:
         batch = BATCH.search(file.stem)
         for record in read_places([file]):
-            if record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED):
-                raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
+            if record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED):
+                versions = " or ".join(map(str, SCHEMAS))
+                raise ValueError(f"{file} is no file of a training's rollouts of schema {versions}.")
             found.append({**record, "batch": int(batch[1]) if batch else 1})
         if not _is_whole(file):
             notes.append(f"{plain(file.name)}: its last line was cut off while it was written, and is left out.")
@@ -75,7 +76,7 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def _is_whole(file: Path) -> bool:
-    return file.stat().st_size == 0 or file.read_bytes().endswith(b"\n")
+    return file.suffix == ".parquet" or file.stat().st_size == 0 or file.read_bytes().endswith(b"\n")
 
 
 # ---- log and scores

@@ -44,13 +44,16 @@ def record(
         function = {"name": "search", "arguments": {"query": f"{place}: {question[:40]}"}}
         ended = status if place == len(gains) - 1 else "ok"
         made = {**function, "status": ended, "result": result, "seconds": 0.2, "attempts": 1, "made": True}
+        made["changes_state"] = False
         completion += [
             {"role": "assistant", "content": said, "tool_calls": [{"type": "function", "function": function}]},
             {"role": "tool", "name": "search", "content": result},
         ]
         turns.append({"status": ended, "calls": [made], "tokens_out": 9, "tokens_in": 7, "seconds": 0.2, "cut": False})
+        turns[-1]["reward"] = None
     answer = {"role": "assistant", "content": f"<answer>{'Bo' if reward else 'Al'}</answer>"}
     last = {"status": "ok", "calls": [], "tokens_out": 5, "tokens_in": 0, "seconds": 0.0, "cut": False}
+    last["reward"] = None
     values = [-9.0]
     for gain in gains:
         values.append(values[-1] + gain)

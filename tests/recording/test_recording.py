@@ -47,7 +47,7 @@ def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(outcome_we
     output = seen[0]
     assert [record["tool_turns"] for record in records] == TOOL_TURNS
     for i, record in enumerate(records):
-        assert (record["schema"], record["step"], record["rank"], record["round"], record["group"]) == (1, 1, 0, 1, 0)
+        assert (record["schema"], record["step"], record["rank"], record["round"], record["group"]) == (2, 1, 0, 1, 0)
         assert record["answer"] == "Paris" and record["outcome"] == record["rewards"]["exact_match"]
         assert len(record["advantages"]) == len(record["turns"]) == record["tool_turns"] + 1
         assert record["scores"][-1] is None and record["clip_scale"][-1] == 1.0
@@ -92,13 +92,17 @@ def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tok
     ]
 
 
-def test_rounds_are_put_together_as_the_batch_is_by_each_rank():
-    # Two ranks, groups of two: the second group of the batch is the first of the second round.
+def test_of_rounds_each_rank_has_what_it_made_with_its_place_in_the_batch():
+    # Two ranks, groups of two: the second group of the batch is the first of the second round. The first rank has made
+    # the first of its rollouts, which the second rank trains on.
     rounds = [(0, [{"n": 0}, {"n": 1}]), (0, [{"n": 10}])]
     others = [(2, [{"n": 2}, {"n": 3}]), (1, [{"n": 11}])]
     sources = [(0, 0), (1, 0)]
-    found = [[(one["n"], one["round"], one["group"]) for one in trained_on(of, sources, 2)] for of in (rounds, others)]
-    assert found == [[(0, 1, 0), (1, 1, 0), (10, 2, 1)], [(11, 2, 1)]]
+    found = [
+        [(place, one["n"], one["round"], one["group"]) for place, one in trained_on(of, sources, 2)]
+        for of in (rounds, others)
+    ]
+    assert found == [[(0, 0, 1, 0), (1, 1, 1, 0), (2, 10, 2, 1)], [(3, 11, 2, 1)]]
 
 
 def test_a_step_of_several_batches_has_a_file_for_each(tokenizer, tmp_path):
@@ -162,11 +166,14 @@ def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, m
     for step in range(12):
         put(one, step)  # none of these waits
     assert any("slower than the training" in line for line in warnings(caplog))
-    monkeypatch.setattr("a2tgpo_trl.recording.PATIENCE", 0.2)
+    monkeypatch.setattr("a2tgpo_trl.recording.recorder.PATIENCE", 0.2)
     begin = time.monotonic()
     one.close()  # with a writer that is stuck and a queue that is full
     assert time.monotonic() - begin < 5 and "the last rollouts are missing" in warnings(caplog)[-1]
     let_go.set()
+    while not any("could not be written" in line for line in warnings(caplog)):
+        assert time.monotonic() - begin < 20
+        time.sleep(0.01)  # what the thread warns of is not of the next test
 
 
 def test_what_cannot_be_written_as_json_ends_the_recording_and_not_the_run(tmp_path, caplog):
@@ -194,7 +201,7 @@ def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
     (line,) = (tmp_path / "rollouts" / "step-000001-rank-0.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert (found["outcome"], found["outcome_advantage"], found["scores"]) == (None, 0.5, [1.5, None])
-    assert (found["schema"], found["step"], found["rank"]) == (1, 1, 0)
+    assert (found["schema"], found["step"], found["rank"]) == (2, 1, 0)
 
 
 def test_secrets_are_masked_by_their_names():
