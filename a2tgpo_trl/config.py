@@ -230,13 +230,13 @@ class A2TGPOConfig(ToolConfig):
     )
     record_format: RecordFormat = setting(
         "jsonl",
-        "Format of these files: 'jsonl', a rollout a line, or 'parquet', smaller, with the same types of columns in all "
-        "of them.",
+        "Format of these files: 'jsonl', a rollout a line, or 'parquet', smaller, with the same types of columns in "
+        "all of them.",
     )
     record_tokens: bool = setting(
         True,
-        "Whether tokens are written as well, and of each that was sampled its text, its log-probability, its ratio and "
-        "whether it was clipped, which a page of the run colours them by. Without them files are about half as large.",
+        "Whether tokens are written as well, and of each that was sampled its text, its log-probability, its ratio "
+        "and whether it was clipped, by which a page of the run colours them. Without them files are smaller.",
     )
     record_megabytes: Annotated[int, Interval(1)] = setting(
         1000, "The most that is written there, on all ranks together. When it is reached, recording ends."

@@ -5,7 +5,8 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,14 +130,20 @@ class Recorder:
 
     def _write(self) -> None:
         while (batch := self._waiting.get()) is not None:
+            name, trained = batch
             if not self._ended:
-                name, trained = batch
-                try:
+                with self._told(name):
                     self._write_file(name, list(map(self._readable, trained.records())))
-                except Exception as error:  # whatever it is: training goes on
-                    self._end(f"{name} could not be written ({type(error).__name__}: {error})")
-        if self._names:
+        with self._told(FOLDER):
             self._own.add(*self._names)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong inside ends the recording: training goes on."""
+        try:
+            yield
+        except Exception as error:
+            self._end(f"{name} could not be written ({type(error).__name__}: {error})")
 
     def _readable(self, record: Record) -> Record:
         """A record with the texts of its tokens, and without secrets."""
@@ -178,6 +185,8 @@ class Recorder:
         return sum(other.stat().st_size for other in others if other != file)
 
     def _end(self, why: str) -> None:
+        if self._ended:
+            return  # that is said once
         self._ended = True
         logger.warning(f"{why}: no more rollouts are recorded. The run goes on.")
 

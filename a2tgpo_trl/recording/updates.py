@@ -6,7 +6,7 @@ Shapes: B rollouts of a micro-batch, T completion tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -50,11 +50,7 @@ class Update:
         """
         inside = self._inside[row][:number]
         outside = [None] * (number - len(inside))  # columns that were cut off
-        return {
-            name: [value if known and math.isfinite(value) else None for value, known in zip(rows[row], inside)]
-            + outside
-            for name, rows in self._tokens.items()
-        }
+        return {name: [*_known(rows[row][:number], inside), *outside] for name, rows in self._tokens.items()}
 
     # What follows is of all rows at once, and fetched from an accelerator once.
 
@@ -79,6 +75,12 @@ class Update:
         values = {"logps": old_BT, "ratios": (self.logps_BT.cpu().double() - old_BT).exp()}
         found = {name: torch.round(of_tokens, decimals=DECIMALS).tolist() for name, of_tokens in values.items()}
         return found if self.clipped_BT is None else found | {"clipped": self.clipped_BT.cpu().int().tolist()}
+
+
+def _known(values: Sequence[float], inside: Sequence[bool]) -> Iterator[float | None]:
+    """Those of tokens that are in a turn, and numbers."""
+    for value, is_inside in zip(values, inside, strict=True):
+        yield value if is_inside and math.isfinite(value) else None
 
 
 class TrainedBatch:

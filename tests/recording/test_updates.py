@@ -10,7 +10,6 @@ from training import make, questions, rollouts_of_tokens, settings, spread
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.recording.updates import TrainedBatch, Update
 from a2tgpo_trl.rollout.records import read_jsonl
-from a2tgpo_trl.turns import turn_index
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,9 @@ def plain_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor
 def rows(inputs: dict) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Prompts and completions of a micro-batch, without padding."""
     parts = [(inputs[f"{part}_ids"], inputs[f"{part}_mask"].bool()) for part in ("prompt", "completion")]
-    return list(zip(*([tuple(row[real].tolist()) for row, real in zip(*part)] for part in parts), strict=True))
+    return list(
+        zip(*([tuple(row[real].tolist()) for row, real in zip(*part, strict=True)] for part in parts), strict=True)
+    )
 
 
 def trained(trainer) -> tuple[dict, dict, dict]:
@@ -137,10 +138,14 @@ def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollo
         # It is the rollout that it says it is: its texts are what its messages were made of.
         text = "".join(tokens["texts"][place] for place in inside)
         assert text == tokenizer.decode([row[1][place] for place in inside])
-        assert record["completion"][-1]["content"] in text and record["prompt"][-1]["content"] in tokenizer.decode(row[0])
+        assert record["completion"][-1]["content"] in text and record["prompt"][-1]["content"] in tokenizer.decode(
+            row[0]
+        )
         ratios_T = (new[row] - old[row]).exp()
         assert [tokens["logps"][place] for place in inside] == pytest.approx(old[row][inside].tolist(), abs=1e-5)
-        assert [tokens["ratios"][place] for place in inside] == pytest.approx(ratios_T[inside].tolist(), rel=1e-5, abs=1e-6)
+        assert [tokens["ratios"][place] for place in inside] == pytest.approx(
+            ratios_T[inside].tolist(), rel=1e-5, abs=1e-6
+        )
         moved += sum(abs(ratio - 1) > 1e-3 for ratio in ratios_T[inside].tolist())
         read = [place for place in range(len(row[1])) if place not in inside]
         assert all(tokens[name][place] is None for name in ("texts", "logps", "ratios") for place in read)
@@ -171,7 +176,9 @@ def test_with_one_update_of_a_batch_its_ratios_are_one(tokenizer, tmp_path):
         assert record["updates"] == 1 and record["ratios"] == [1.0] * len(record["turns"])
         expected = old[tuple(record["prompt_ids"]), tuple(record["tokens"]["ids"])]
         known = [(value, place) for place, value in enumerate(record["tokens"]["logps"]) if value is not None]
-        assert [value for value, _ in known] == pytest.approx(expected[[place for _, place in known]].tolist(), abs=1e-5)
+        assert [value for value, _ in known] == pytest.approx(
+            expected[[place for _, place in known]].tolist(), abs=1e-5
+        )
 
 
 def test_a_run_that_ends_between_updates_writes_what_was_made_until_then(tokenizer, tmp_path):
@@ -207,7 +214,7 @@ def test_without_tokens_turns_have_their_ratios_still(tokenizer, tmp_path):
 
 
 def test_rollouts_out_of_the_loss_have_tokens_without_numbers(tokenizer, tmp_path):
-    # A rollout function's: cut off in a turn, right after a result, at once, and without any call. Only the second has an end.
+    # A rollout function's: cut off in a turn, right after a result, at once, and without any call. One has an end.
     changes = {"mask_truncated_completions": True, "max_completion_length": 5}
     args = A2TGPOConfig(**settings(tmp_path, record_every=1, max_steps=1, **changes))
     keywords = {"tools": None, "rollout_func": rollouts_of_tokens, "reward_funcs": spread, "scripted": False}

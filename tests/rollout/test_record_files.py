@@ -45,7 +45,11 @@ def test_types_of_columns_are_the_same_in_all_files(tmp_path):
         one["turns"][0]["calls"][0]["arguments"] = arguments
         return {**one, "answer": answer, "own": column}
 
-    answers = [mixed("Bo", {"query": "a"}, 1), mixed(["Bo", "Al"], "no object", {"deep": [None]}), mixed(None, None, None)]
+    answers = [
+        mixed("Bo", {"query": "a"}, 1),
+        mixed(["Bo", "Al"], "no object", {"deep": [None]}),
+        mixed(None, None, None),
+    ]
     for number, one in enumerate(answers):
         assert written(tmp_path, [one], name=f"file-{number}") == [
             {name: value for name, value in one.items() if value is not None or name == "own"}
@@ -57,7 +61,13 @@ def test_types_of_columns_are_the_same_in_all_files(tmp_path):
 @pytest.mark.parametrize(
     "column",
     [
-        *({"values": "high"}, {"turns": "three"}, {"turns": [1]}, {"turns": [{"calls": None, "mine": 1}]}, {"step": "x"}),
+        *(
+            {"values": "high"},
+            {"turns": "three"},
+            {"turns": [1]},
+            {"turns": [{"calls": None, "mine": 1}]},
+            {"step": "x"},
+        ),
         *({"tokens": {"mine": 1}}, {"columns": [1]}, {"group": 2**80}, {"states": {"a": 1}}, {"scores": [[1]]}),
     ],
 )

@@ -18,7 +18,7 @@ function largest(rollouts) {
   return Math.max(...sizes, 0) || 1;
 }
 
-function legendElement(scale, redraw) {
+function legendElement(scale, tokens, redraw) {
   const select = element("select");
   options(select, HUES.map(([, name]) => name));
   select.selectedIndex = hue;
@@ -27,15 +27,17 @@ function legendElement(scale, redraw) {
     redraw();
   });
   return element("p", { class: "legend" }, element("label", {}, "colour: ", select), `−${scale.toFixed(2)}`,
-    element("span", { class: "ramp" }), `+${scale.toFixed(2)}`, element("span", {}, HUES[hue][2]));
+    element("span", { class: "ramp" }), `+${scale.toFixed(2)}`, element("span", {}, HUES[hue][2]),
+    ...(tokens ? tokenLegend(tokens, redraw) : []));
 }
 
 function groupElements(run, line, group, words, links, redraw) {
   const rows = Math.max(...group.rollouts.map((one) => one.turns.length));
   const range = valueRange(group.rollouts);
   const scale = largest(group.rollouts);
+  const tokens = tokenColours(group.rollouts);
   const columns = element("div", { class: "rollouts", tabindex: 0, role: "group", "aria-label": "Rollouts" },
-    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, range, words)));
+    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, tokens, range, words)));
   columns.style.setProperty("--rows", rows + 2);
   columns.style.setProperty("--rollouts", group.rollouts.length);
   return [
@@ -46,7 +48,7 @@ function groupElements(run, line, group, words, links, redraw) {
       ? folded("all of the prompt", () => element("div", {}, ...group.prompt.map((text) => textElement(text, words))))
       : null,
     group.answer === null ? null : element("p", {}, "right: ", element("strong", {}, group.answer)),
-    legendElement(scale, redraw),
+    legendElement(scale, tokens, redraw),
     columns,
   ].filter((one) => one !== null);
 }
@@ -60,7 +62,7 @@ function titleOf(run, line) {
 
 // ---- a rollout
 
-function rolloutElement(one, place, scale, range, words) {
+function rolloutElement(one, place, scale, tokens, range, words) {
   const rewards = Object.entries(one.rewards).map(([name, value]) => `${name} ${number(value)}`).join(", ");
   const ended = [one.ended && one.ended !== "answer" ? `ended: ${one.ended}` : "", one.excluded ? "left out" : ""];
   const head = element("header", {},
@@ -68,7 +70,7 @@ function rolloutElement(one, place, scale, range, words) {
     element("p", {}, `outcome ${number(one.outcome)} (${rewards})`),
     ended.some(Boolean) ? element("p", { class: "failed" }, ended.filter(Boolean).join(", ")) : null);
   return element("article", { class: one.solved ? "solved" : "unsolved", "aria-label": `Rollout ${place + 1}` },
-    head, valueElement(one, range), ...one.turns.map((turn, row) => turnElement(turn, row, scale, words)));
+    head, valueElement(one, range), ...one.turns.map((turn, row) => turnElement(turn, row, scale, tokens, words)));
 }
 
 function valueRange(rollouts) {
@@ -101,11 +103,12 @@ function valueElement(one, range) {
 
 // ---- a turn
 
-function turnElement(turn, row, scale, words) {
+function turnElement(turn, row, scale, tokens, words) {
   const credit = turn[HUES[hue][0]];
   const made = element("section", { class: "turn", "aria-label": `Turn ${row + 1}` },
     element("p", { class: "numbers" }, ...numbersOf(turn)),
-    turn.said ? textElement(turn.said, words) : null, ...callElements(turn, words));
+    ...(tokens?.paint && turn.pieces ? tokenElements(turn, row, tokens.paint) : saidElements(turn, words)),
+    ...callElements(turn, words));
   if (credit) {
     made.classList.add(credit > 0 ? "more" : "less");
     made.style.setProperty("--share", Math.min(Math.abs(credit) / scale, 1));
@@ -113,11 +116,18 @@ function turnElement(turn, row, scale, words) {
   return made;
 }
 
+function saidElements(turn, words) {
+  return turn.said ? [textElement(turn.said, words)] : [];
+}
+
 function numbersOf(turn) {
   const known = NUMBERS.filter(([key]) => turn[key] !== null);
   const texts = known.map(([key, name]) => element("span", { "data-number": key }, `${name} ${signed(turn[key])}`));
   if (turn.clip_scale !== null && turn.clip_scale !== 1) {
     texts.push(element("span", {}, `clip ×${turn.clip_scale.toFixed(2)}`));
+  }
+  if (turn.ratio !== null && Math.abs(turn.ratio - 1) >= 0.0005) {
+    texts.push(element("span", { "data-number": "ratio" }, `ratio ×${turn.ratio.toFixed(3)}`));
   }
   for (const [name, value] of Object.entries(turn.rewards)) {
     if (value) texts.push(element("span", {}, `${name} ${signed(value)}`));
