@@ -38,8 +38,9 @@ decimals are kept. Half a character has no text: the token that completes it has
 interrupted, before the last update writes what it has: fewer `updates`, and with 0 none of these. One that is killed
 loses the batch that it was at.
 
-`record_tokens` is on, since half of all questions to a run end at tokens. In the quickstart they make JSONL {{jsonl}}
-times as large, and Parquet {{parquet}} times.
+`record_tokens` is on: what a policy does is told by its tokens, and how much is written has a limit. In the quickstart
+(64 rollouts of 98 tokens) they make JSONL 2.3 times as large, 401 kB a batch, and Parquet 1.2 times, 36 kB. Studies
+leave them out.
 
 With `datasets` and with DuckDB:
 

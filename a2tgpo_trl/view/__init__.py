@@ -17,6 +17,9 @@ with each checkpoint and at its end. A run that goes on, or was killed, is shown
                 and failed in one group, failed turns, a spread of gains, and words in any text of its rollouts.
     A group     its rollouts side by side, a row for each turn: blue for what is done more often from now on, red for
                 less. Above, how probable the right answer was before the first turn and after each.
+                `text` shows what a turn wrote as tokens, coloured by their turn's advantage or by their importance
+                ratio as of the last update of their batch (`a2tgpo help records`); those that the clip range
+                stopped are underlined. What is known of one stands below, under the mouse and by the arrow keys.
 
 By keyboard: Tab goes from one thing to the next, Enter sorts and opens, the arrow keys go up and down in the table.
 `gain spread` is the largest gain of a turn in the group less the smallest; `failed turns` are those that did not end
