@@ -5,10 +5,10 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from transformers import TrainerCallback
 
@@ -16,7 +16,6 @@ from ..resume.own_files import OwnFiles
 from ..rollout.record_files import FORMATS, encoded
 from ..rollout.records import Record
 from .secrets import masks
-from .tokens import TokenTexts
 from .updates import TrainedBatch, Update
 
 
@@ -39,7 +38,7 @@ class Recorder:
         every: int,
         most_bytes: float,
         format: str = "jsonl",
-        texts: TokenTexts | None = None,
+        texts: Callable[[Sequence[int]], list[str]] | None = None,
     ):
         """
         Args:
@@ -48,7 +47,7 @@ class Recorder:
             every: steps from one batch that is written to the next; the first is the first of the run.
             most_bytes: that this rank may write, what lies there of an interrupted run included.
             format: of the files.
-            texts: of tokens, where records have any.
+            texts: of tokens, where records have `prompt_ids` and `tokens`.
         """
         self._own, self._rank, self._every, self._most = OwnFiles(folder), rank, every, most_bytes
         self._format, self._texts = format, texts
@@ -91,7 +90,8 @@ class Recorder:
             self._writer = threading.Thread(target=self._write, name=FOLDER, daemon=True)
             self._writer.start()
             atexit.register(self.close)
-        self._trained = name, TrainedBatch([cast(Record, {**record, **ours}) for record in records], updates)
+        whole = [cast(Record, {**record, **ours}) for record in records]
+        self._trained = name, TrainedBatch(whole, updates, with_tokens=self._texts is not None)
 
     def see(self, numbers: Sequence[int], update: Update) -> None:
         """An update was made of rollouts of the last batch; after its last one it is written.
@@ -134,6 +134,7 @@ class Recorder:
             if not self._ended:
                 with self._told(name):
                     self._write_file(name, list(map(self._readable, trained.records())))
+            del batch, trained  # with tensors, which may be an accelerator's
         with self._told(FOLDER):
             self._own.add(*self._names)
 
@@ -147,16 +148,15 @@ class Recorder:
 
     def _readable(self, record: Record) -> Record:
         """A record with the texts of its tokens, and without secrets."""
-        apart: dict[str, Any] = {name: record[name] for name in ("prompt_ids", "tokens") if name in record}
-        found = self._masked({name: value for name, value in record.items() if name not in apart})
-        if apart and self._texts is not None:
-            tokens, prompt_ids = apart["tokens"], apart["prompt_ids"]
-            if self._masked.any:
-                prompt_ids, _ = self._masked.of_tokens(prompt_ids, self._texts(prompt_ids))
-            ids, texts = self._masked.of_tokens(tokens["ids"], self._texts(tokens["ids"]))
-            shown = [text if sampled else None for text, sampled in zip(texts, tokens["sampled"], strict=True)]
-            found |= {"prompt_ids": prompt_ids, "tokens": {**tokens, "ids": ids, "texts": shown}}
-        return found
+        if self._texts is None:
+            return self._masked(record)
+        others = {name: value for name, value in record.items() if name not in ("prompt_ids", "tokens")}
+        prompt_ids, tokens = record["prompt_ids"], record["tokens"]
+        if self._masked.any:
+            prompt_ids, _ = self._masked.of_tokens(prompt_ids, self._texts(prompt_ids))
+        ids, texts = self._masked.of_tokens(tokens["ids"], self._texts(tokens["ids"]))
+        shown = [text if sampled else None for text, sampled in zip(texts, tokens["sampled"], strict=True)]
+        return {**self._masked(others), "prompt_ids": prompt_ids, "tokens": {**tokens, "ids": ids, "texts": shown}}
 
     def _write_file(self, name: str, records: Sequence[Record]) -> None:
         content = encoded(records, self._format)

@@ -86,13 +86,14 @@ def _known(values: Sequence[float], inside: Sequence[bool]) -> Iterator[float | 
 class TrainedBatch:
     """The records of a batch that is trained on, and the last update of each."""
 
-    def __init__(self, records: Sequence[Record], updates: int):
+    def __init__(self, records: Sequence[Record], updates: int, with_tokens: bool):
         """
         Args:
             records: of the rollouts with numbers 0, 1, ...
             updates: that are to be made of each.
+            with_tokens: whether their `tokens` are ours; else that may be a column of the row.
         """
-        self._records = records
+        self._records, self._with_tokens = records, with_tokens
         self._last: dict[int, tuple[Update, int]] = {}  # update of each, and its row there
         self._made = [0] * len(records)
         self._left = updates * len(records)
@@ -114,6 +115,7 @@ class TrainedBatch:
         if number in self._last:
             update, row = self._last[number]
             record |= update.of_turns(row, len(record["advantages"]))
-            if tokens := record.get("tokens"):
+            if self._with_tokens:
+                tokens = record["tokens"]
                 record["tokens"] = {**tokens, **update.of_tokens(row, len(tokens["ids"]))}
         return cast(Record, record)

@@ -91,7 +91,7 @@ class Study:
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that a run's recipe says over the study's."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
-        recorded = {"record_every": max(1, self.every // RECORDED), "record_tokens": False}
+        recorded = {"record_every": max(1, self.every // RECORDED)}
         evaluated = {"eval_strategy": "steps", "eval_steps": self.every, **recorded}
         return {**EXACT, **evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
 

@@ -123,7 +123,10 @@ def as_trained(records: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], dict[
 def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]], format: str = "jsonl") -> None:
     """What steps (counted from 1) trained on."""
     for step, records in steps.items():
-        recorder = Recorder(folder, rank=0, every=1, most_bytes=1e12, format=format, texts=texts_of)
+        texts = texts_of if any("tokens" in record for record in records) else None
+        if texts is not None:  # some of these have none
+            records = [{"prompt_ids": [], "tokens": {"ids": [], "sampled": []}, **record} for record in records]
+        recorder = Recorder(folder, rank=0, every=1, most_bytes=1e12, format=format, texts=texts)
         recorder.put(step - 1, records)
         recorder.close()
 

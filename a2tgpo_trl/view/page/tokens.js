@@ -4,20 +4,21 @@
 // How the reader has a turn's text: a name, what colours a token (from -1 to 1, or null), and what that means.
 const TEXTS = [
   ["as it reads", null, ""],
-  ["tokens by advantage", (turn, place, most) => turn.advantage === null ? null : turn.advantage / most.advantage,
+  ["tokens by advantage", (turn, place, most) => turn.advantage ? turn.advantage / most.advantage : null,
     "tokens have the advantage of their turn"],
   ["tokens by ratio", (turn, place, most) => {
     const ratio = turn.pieces.ratio?.[place] ?? null;
     return ratio === null ? null : Math.log(ratio) / most.ratio;
   }, "red became less probable until the last update, blue more; underlined: the clip range stopped it"],
 ];
+const LEAST = 0.001; // of a logarithm of ratios, that has the full colour: what is less far from 1 may be rounding
 let textAs = 0;
 
 // What tokens of these rollouts are coloured by now, if any are known.
 function tokenColours(rollouts) {
   const turns = rollouts.flatMap((one) => one.turns).filter((turn) => turn.pieces);
   if (!turns.length) return null;
-  const most = { advantage: 0, ratio: 0 };
+  const most = { advantage: 0, ratio: LEAST };
   for (const turn of turns) {
     most.advantage = Math.max(most.advantage, Math.abs(turn.advantage ?? 0));
     for (const ratio of turn.pieces.ratio ?? []) {
@@ -25,8 +26,7 @@ function tokenColours(rollouts) {
     }
   }
   const paint = TEXTS[textAs][1];
-  const sizes = { advantage: most.advantage || 1, ratio: most.ratio || 1 };
-  return { most, paint: paint && ((turn, place) => paint(turn, place, sizes)) };
+  return { most, paint: paint && ((turn, place) => paint(turn, place, most)) };
 }
 
 function tokenLegend(tokens, redraw) {
@@ -39,7 +39,8 @@ function tokenLegend(tokens, redraw) {
     document.getElementById("text-as").focus();
   });
   const widest = Math.exp(tokens.most.ratio);
-  const scale = textAs === 2 ? [`×${(1 / widest).toFixed(3)}`, element("span", { class: "ramp" }), `×${widest.toFixed(3)}`] : [];
+  const ends = [1 / widest, widest].map((ratio) => `×${ratio.toFixed(3)}`);
+  const scale = textAs === 2 ? [ends[0], element("span", { class: "ramp" }), ends[1]] : [];
   return [element("label", {}, "text: ", select), ...scale, element("span", {}, TEXTS[textAs][2])];
 }
 
