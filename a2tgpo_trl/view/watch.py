@@ -20,7 +20,7 @@ from .journal import Journal
 from .run import read_log, read_scores, records_in
 
 
-OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.jsonl")
+OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.(jsonl|parquet)")
 
 Mark = tuple[int, int, int]  # of a file: which one it is, its size, when it was changed
 Marks = Mapping[Path, Mark]
@@ -73,7 +73,7 @@ class Watch:
         return self.due == 0
 
     def _files(self) -> dict[Path, Mark]:
-        return _marks(file for file in self.folder.glob(f"{FOLDER}/*.jsonl") if OF_STEP.fullmatch(file.name))
+        return _marks(file for file in self.folder.glob(f"{FOLDER}/step-*") if OF_STEP.fullmatch(file.name))
 
     def _begin_anew(self) -> None:
         self._journal.forget(self._run)
