@@ -91,7 +91,9 @@ def one_line(program: str, format: str) -> str:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_files_are_read_by_the_one_line_of_datasets_and_that_of_duckdb(format, duckdb, tokenizer, tmp_path, monkeypatch):
+def test_files_are_read_by_the_one_line_of_datasets_and_that_of_duckdb(
+    format, duckdb, tokenizer, tmp_path, monkeypatch
+):
     run(tokenizer, tmp_path / "outputs" / "run", max_steps=2, record_format=format)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
