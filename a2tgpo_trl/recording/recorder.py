@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import TrainerCallback
 
@@ -150,13 +150,14 @@ class Recorder:
         """A record with the texts of its tokens, and without secrets."""
         if self._texts is None:
             return self._masked(record)
-        others = {name: value for name, value in record.items() if name not in ("prompt_ids", "tokens")}
-        prompt_ids, tokens = record["prompt_ids"], record["tokens"]
+        others: dict[str, Any] = {**record}
+        prompt_ids, tokens = others.pop("prompt_ids"), others.pop("tokens")
         if self._masked.any:
             prompt_ids, _ = self._masked.of_tokens(prompt_ids, self._texts(prompt_ids))
         ids, texts = self._masked.of_tokens(tokens["ids"], self._texts(tokens["ids"]))
         shown = [text if sampled else None for text, sampled in zip(texts, tokens["sampled"], strict=True)]
-        return {**self._masked(others), "prompt_ids": prompt_ids, "tokens": {**tokens, "ids": ids, "texts": shown}}
+        others = self._masked(others)
+        return cast(Record, {**others, "prompt_ids": prompt_ids, "tokens": {**tokens, "ids": ids, "texts": shown}})
 
     def _write_file(self, name: str, records: Sequence[Record]) -> None:
         content = encoded(records, self._format)
