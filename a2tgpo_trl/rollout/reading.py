@@ -79,8 +79,7 @@ def read_file(file: Path) -> tuple[list[Record], bool]:
     """The records of a file: a line each, or one list, or Parquet. False with them: a last line was cut off, and is
     left out.
 
-    Those of a training also have a `batch`, which the name of their file says where they do not: its number in a step
-    of several.
+    Those of a training have a `batch`: its number in a step of several, which the name of their file says.
     """
     is_whole = True
     try:
@@ -93,8 +92,8 @@ def read_file(file: Path) -> tuple[list[Record], bool]:
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
         raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
     batch = BATCH.search(file.stem)
-    number = int(batch[1]) if batch else 1
-    return [{"batch": number, **record} if _is_of_training(record) else record for record in records], is_whole
+    named = {"batch": int(batch[1])} if batch else {}
+    return [{"batch": 1, **record, **named} if _is_of_training(record) else record for record in records], is_whole
 
 
 def _parsed(content: bytes) -> tuple[list[Any], bool]:
