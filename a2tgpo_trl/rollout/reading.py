@@ -37,12 +37,12 @@ Record = Mapping[str, Any]
 def read_places(places: Iterable[Path]) -> list[Record]:
     """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has.
 
-    Where there are several runs or evaluations, each record says by `source` which one it is of.
+    Where there are several runs or evaluations, each record says by `read_from` which one it is of.
     """
     found = [(_source(file), read_file(file)[0]) for place in places for file in files_in(place)]
     if len({source for source, _ in found}) == 1:
         return [record for _, records in found for record in records]
-    return [{**record, "source": source} for source, records in found for record in records]
+    return [{**record, "read_from": source} for source, records in found for record in records]
 
 
 def _source(file: Path) -> str:
@@ -116,7 +116,7 @@ def prompt_of(record: Record) -> tuple[Any, ...]:
         key = (record["step"], record.get("batch", 1), record["group"], record["round"])
     else:
         key = (record.get("row"), str(record["prompt"]))
-    return (*key, record.get("source"))
+    return (*key, record.get("read_from"))
 
 
 def by_prompt(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
@@ -220,7 +220,7 @@ def _place(record: Record) -> str:
     further = {name for name in ("round", "batch") if record.get(name, 1) != 1}
     names = [name for name in ("step", "batch", "group", "round", "rank", "row") if name in record]
     places = [f"{name} {record[name]}" for name in names if name not in ("round", "batch") or name in further]
-    source = [str(record["source"])] if "source" in record else []
+    source = [str(record["read_from"])] if "read_from" in record else []
     return plain(", ".join([*source, *places]))
 
 

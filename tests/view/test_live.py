@@ -152,7 +152,7 @@ def test_a_training_that_is_begun_anew_is_said_and_what_is_open_stays_to_be_read
     page.locator("article").first.wait_for()
     opened = page.locator("#group article").all_inner_texts()
     shutil.rmtree(folder)
-    page.get_by_text("Its run was begun anew").wait_for()
+    page.get_by_text("this is what was there before").wait_for()
     page.get_by_text("There is no folder").wait_for()
     assert page.locator("#group article").all_inner_texts() == opened
     write_run(folder, 1, steps=1)

@@ -77,24 +77,25 @@ const ENTER = {
   groups: enterGroup,
 };
 
-// Asks until all is there; `told` hears how much it is. What was changed: {kinds, begun: runs that were begun anew,
-// lines: [[run, line], ...] of groups}.
-async function readNews(runs, told) {
-  const changed = { kinds: new Set(), begun: new Set(), lines: [] };
+// What was changed and is to be drawn; lines: [[run, line], ...] of groups.
+const nothing = () => ({ kinds: new Set(), begun: new Set(), lines: [] });
+
+// Asks until all is there, and adds it to what was changed; `told` hears how much it is.
+async function readNews(runs, changed, told) {
   for (let share = 0; share < 1;) {
     const news = await ask("news", { epoch: known.epoch, since: known.number });
-    if (news.epoch !== known.epoch) runs.forEach(emptied); // the server was started again, and says all of it
+    const isOther = news.epoch !== known.epoch; // a server that was started again, and says all of it
+    if (isOther) runs.forEach(emptied);
     Object.assign(known, { epoch: news.epoch, number: news.number });
     for (const [place, kind, key, value] of news.entries) {
       ENTER[kind](runs[place], key, value);
       changed.kinds.add(kind);
-      if (kind === "begun") changed.begun.add(place);
+      if (kind === "begun" && !isOther) changed.begun.add(place);
       if (kind === "groups" && value !== null) changed.lines.push([place, value]);
     }
     share = news.share;
     told(share);
   }
-  return changed;
 }
 
 // ---- what the page asks for
@@ -102,7 +103,7 @@ async function readNews(runs, told) {
 store.index = async () => {
   const index = await unpack("index");
   const runs = index.names.map(emptyRun);
-  await readNews(runs, (share) => {
+  await readNews(runs, nothing(), (share) => {
     by("trouble").textContent = `The runs are read: ${Math.round(100 * share)} %`;
   });
   return { ...index, runs };
@@ -132,14 +133,15 @@ store.follow = async () => {
     by("live").classList.toggle("failed", isTrouble);
   };
   say("live");
-  for (;;) {
+  for (let changed = nothing(); ;) {
     await new Promise((done) => { setTimeout(done, EVERY); });
     if (document.hidden) {
       await new Promise((done) => { document.addEventListener("visibilitychange", done, { once: true }); });
     }
     try {
-      const changed = await readNews(INDEX.runs, () => {});
+      await readNews(INDEX.runs, changed, () => {});
       if (changed.kinds.size) await drawNews(changed);
+      changed = nothing();
       say(`live, ${clock(Date.now() / 1000)}`);
     } catch (error) {
       say(`not live: ${error instanceof TypeError ? "the server does not answer" : error.message}`, true);
@@ -148,14 +150,14 @@ store.follow = async () => {
 };
 
 async function drawNews({ kinds, begun, lines }) {
-  const has = (...names) => begun.size > 0 || names.some((name) => kinds.has(name));
+  const has = (...names) => kinds.has("begun") || names.some((name) => kinds.has(name));
   if (has("notes", "groups")) drawRuns();
   if (has("curves", "scores")) drawSteps();
   if (has("turns", "logged", "envelopes")) drawStages();
   if (!has("groups")) return;
   await renewTable();
   const steps = lines.filter(([run]) => run === chosen.run).map(([, line]) => line.step);
-  if (begun.has(chosen.run)) await search();
+  if (kinds.has("begun")) await search();
   else if (steps.length && chosen.withWords) await searchAlso(Math.min(...steps));
   renewOpen(begun);
 }
@@ -197,7 +199,7 @@ function renewOpen(begun) {
   const line = lineOf(open.run, open.key);
   by("group").querySelector(".links")?.replaceChildren(...linksFrom(open.run, open.key));
   if (begun.has(open.run) || !line) {
-    sayOfOpen("Its run was begun anew: this is a group of before.");
+    sayOfOpen("Its run was begun anew, or its file was written over: this is what was there before.");
   } else if (line.rollouts !== open.line.rollouts) {
     const button = element("button", { type: "button" }, "show them");
     button.addEventListener("click", openAddressed);
