@@ -81,7 +81,7 @@ def read_file(file: Path) -> tuple[list[Record], bool]:
 
 def _parsed(content: bytes) -> tuple[list[Any], bool]:
     """Example: '{"a": 1}\\n{"b"' -> [{"a": 1}], False"""
-    if content.lstrip()[:1] == b"[":
+    if content[:100].lstrip()[:1] == b"[":
         return _json(content), True
     *lines, last = content.split(b"\n")
     records = [_json(line) for line in lines if line.strip()]
@@ -217,11 +217,11 @@ def _heading(record: Record) -> str:
 
 def _place(record: Record) -> str:
     """Where a rollout is from. Example: step 11, batch 2, group 3, rank 0"""
-    further = {name for name in ("round", "batch") if record.get(name, 1) != 1}
-    names = [name for name in ("step", "batch", "group", "round", "rank", "row") if name in record]
-    places = [f"{name} {record[name]}" for name in names if name not in ("round", "batch") or name in further]
-    source = [str(record["read_from"])] if "read_from" in record else []
-    return plain(", ".join([*source, *places]))
+    found = [str(record["read_from"])] if "read_from" in record else []
+    for name in ("step", "batch", "group", "round", "rank", "row"):
+        if name in record and (record[name] != 1 or name not in ("batch", "round")):  # most steps have one of these
+            found.append(f"{name} {record[name]}")
+    return plain(", ".join(found))
 
 
 def _curve(record: Record) -> str:
@@ -333,10 +333,8 @@ def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
     column = min(COLUMN, max(width - 1, 8))
     per_table = max((width - 1) // column, 1)
     of_prompt = {name: value for name, value in records[0].items() if name != "rank"}  # they may be of several
-    tables: list[RenderableType] = [
-        Text(_place(of_prompt), style="bold"),
-        Text(plain(question(records[0]), full=False)),
-    ]
+    asked = Text(f"{_place(of_prompt)}\n" if _place(of_prompt) else "", style="bold")
+    tables: list[RenderableType] = [asked.append(plain(question(records[0]), full=False), style="not bold")]
     for start in range(0, len(records), per_table):
         tables.append(_table(records[start : start + per_table], start, column - 3))
     return Group(*tables, Text(f"{_right(records[0], full=False)}\n", style="bold"))
