@@ -19,7 +19,7 @@ COMMANDS = {
     "recipe": "print a recipe with all that it is built on, as one file",
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
-    "plot": "draw the learning curves of finished runs in one picture",
+    "plot": "draw finished runs, or a study: learning curves, gains by turn, bars; with intervals over seeds",
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
     "study": "train the cells of a study that are not there yet, and write its report",
     "paired": "compare two evaluations of the same questions, question by question",

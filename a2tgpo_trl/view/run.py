@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recording import SCHEMA
-from ..report.plots import SCORES, STATE
+from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, plain, read_file
 

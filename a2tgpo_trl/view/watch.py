@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report.plots import SCORES, STATE
+from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, plain
 from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from a2tgpo_trl.recording import Recorder
-from a2tgpo_trl.report.plots import STATE
+from a2tgpo_trl.report.series import STATE
 
 
 STEPS_APART = 2
