@@ -13,9 +13,11 @@ async function ask(path, parameters) {
 
 // ---- what is known
 
-const emptyRun = (name) => (
-  { name, notes: [], begun: [0, null], groups: [], places: new Map(), scores: {}, curves: {}, turns: {},
-    envelopes: {} });
+// Beside what the page shows of a run: `places` of groups by their keys, and the names of metrics by kind and step.
+const emptyRun = (name) => ({
+  ...{ name, notes: [], begun: [0, null], groups: [], places: new Map(), named: new Map(), scores: {} },
+  ...{ curves: {}, turns: {}, envelopes: {} },
+});
 
 function emptied(run) {
   Object.assign(run, emptyRun(run.name));
@@ -39,19 +41,32 @@ function enter(steps, lists, step, values) {
   lists.forEach((list, place) => list.splice(at, isThere ? 1 : 0, values[place]));
 }
 
-function enterCurves(curves, step, value) {
-  for (const name of new Set([...Object.keys(curves), ...Object.keys(value ?? {})])) {
-    const [steps, values] = (curves[name] ??= [[], []]);
-    enter(steps, [values], step, name in (value ?? {}) ? [value[name]] : null);
-    if (!steps.length) delete curves[name];
-  }
+// The numbers of a step by their names; those that it had of this kind, and has no more, are taken out.
+function enterNamed(run, kind, step, value, enterOne) {
+  const names = Object.keys(value ?? {});
+  const before = run.named.get(`${kind} ${step}`) ?? [];
+  for (const name of new Set([...before, ...names])) enterOne(name, own(value ?? {}, name) ?? null);
+  run.named.set(`${kind} ${step}`, names);
 }
 
-function enterTurns(turns, step, value) {
-  for (const [name, values] of Object.entries(value ?? {})) {
-    const metric = (turns[name] ??= { steps: [], sums: [], numbers: [] });
-    enter(metric.steps, [metric.sums, metric.numbers], step, values);
-  }
+function enterCurves(run, kind, step, value) {
+  const curves = run[kind];
+  enterNamed(run, kind, step, value, (name, number) => {
+    if (!Object.hasOwn(curves, name)) curves[name] = [[], []];
+    const [steps, values] = curves[name];
+    enter(steps, [values], step, number === null ? null : [number]);
+    if (!steps.length) delete curves[name];
+  });
+}
+
+function enterTurns(run, kind, step, value) {
+  const { turns } = run;
+  enterNamed(run, kind, step, value, (name, sums) => {
+    if (!Object.hasOwn(turns, name)) turns[name] = { steps: [], sums: [], numbers: [] };
+    const metric = turns[name];
+    enter(metric.steps, [metric.sums, metric.numbers], step, sums);
+    if (!metric.steps.length) delete turns[name];
+  });
 }
 
 function enterGroup(run, key, line) {
@@ -70,10 +85,10 @@ const ENTER = {
   begun: (run, _, value) => { emptied(run); run.begun = value; },
   notes: (run, _, value) => { run.notes = value; },
   scores: (run, _, value) => { run.scores = value; },
-  curves: (run, step, value) => enterCurves(run.curves, Number(step), value),
-  envelopes: (run, step, value) => enterCurves(run.envelopes, Number(step), value),
-  turns: (run, step, value) => enterTurns(run.turns, Number(step), value),
-  logged: (run, step, value) => enterTurns(run.turns, Number(step), value),
+  curves: (run, step, value) => enterCurves(run, "curves", Number(step), value),
+  envelopes: (run, step, value) => enterCurves(run, "envelopes", Number(step), value),
+  turns: (run, step, value) => enterTurns(run, "turns", Number(step), value),
+  logged: (run, step, value) => enterTurns(run, "logged", Number(step), value),
   groups: enterGroup,
 };
 
