@@ -303,8 +303,10 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        for reader in self._readers:
-            reader.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
+        if self._recorder is not None and self._recorder.wants(self.state.global_step):
+            self._recorder.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
+        if self._tracking.wants(self.state.global_step):
+            self._tracking.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -361,20 +363,19 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _wants_records(self) -> bool:
-        return self._credit.reads_records or self._is_recorded or super()._wants_records
+        return self._credit.reads_records or self._is_recorded or self._is_shown or super()._wants_records
 
     @property
     def _is_recorded(self) -> bool:
-        """Whether somebody reads what becomes of the rollouts of the batch that is being made."""
+        """Whether the batch that is being made is written to the run's folder."""
         assert self._batch is not None
-        return self._batch.is_training and bool(self._readers)
+        return self._batch.is_training and self._recorder is not None and self._recorder.wants(self.state.global_step)
 
     @property
-    def _readers(self) -> list[Recorder | Tracking]:
-        """Who is to get the rollouts that are trained on now, with the credit of their turns."""
-        known: list[Recorder | Tracking] = [self._tracking]
-        known += [] if self._recorder is None else [self._recorder]
-        return [reader for reader in known if reader.wants(self.state.global_step)]
+    def _is_shown(self) -> bool:
+        """Whether trackers of this process get turns of it."""
+        assert self._batch is not None
+        return self._batch.is_training and self._tracking.wants(self.state.global_step)
 
     def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
         assert isinstance(batch, CreditedBatch)
@@ -414,7 +415,7 @@ class A2TGPOTrainer(ScoringTrainer):
         batch.uninformative_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
-        if self._is_recorded:
+        if self._is_recorded or self._is_shown:
             batch.credited = self._credited_records(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
             self._tracking.see_gains(gains_NK, batch.round)
