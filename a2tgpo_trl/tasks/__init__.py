@@ -56,9 +56,9 @@ there are no files. Answers are facts of the games. The settings:
       rooms: 4                    # how large a house is; also containers, supporters (tables and the like), things
       supporting_documents: true  # a column with the replies to a shortest walk: `useful_search` tells those turns
 
-Two of a hundred things are found in the room that one would guess, if at all: names tell nothing, so that a policy has
-to look. What one sees is told in a sentence for each thing, in this package's words: TextWorld's own texts are ten
-times as long, and need each game compiled to a file.
+Names are exchanged between things, so that none tells where its thing is, or whether it can be eaten: a policy has to
+look. What one sees is told in a sentence for each thing, in this package's words: TextWorld's own texts are longer,
+and need each game compiled to a file.
 
 To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path
 (`my_task.py:make`). Tasks of this package also stand in `TASKS`, under a short name.

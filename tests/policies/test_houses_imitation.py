@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from houses import CALLS, demonstration, imitate, lesson, save, walk
+from houses import CALLS, demonstration, imitate, lesson, rounded, save, walk
 from houses_tokenizer import make_tokenizer, names
 from imitation import make_model
 from transformers import AutoModelForCausalLM
@@ -60,4 +60,9 @@ def test_a_few_steps_lower_the_loss_and_what_is_saved_is_read_as_32_bits(tokeniz
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, weights in loaded.state_dict().items():
         assert weights.dtype == torch.float32
-        torch.testing.assert_close(weights, model.state_dict()[name].bfloat16().float())
+        torch.testing.assert_close(weights, model.state_dict()[name], rtol=1 / 16, atol=0)
+
+
+def test_weights_are_rounded_to_four_binary_digits():
+    # 0.3 = 1.2 / 4 lies between 1.125 / 4 and 1.25 / 4.
+    assert rounded(torch.tensor([0.3, -0.3, 0.0, 1.0, 1.95])).tolist() == [0.3125, -0.3125, 0.0, 1.0, 2.0]

@@ -28,7 +28,7 @@ class Size:
     """How much there is in a house."""
 
     rooms: int = 4
-    containers: int = 3
+    containers: int = 4
     supporters: int = 2
     things: int = 8
 

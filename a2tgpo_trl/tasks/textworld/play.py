@@ -1,8 +1,8 @@
 """a house -> a game that is played by commands: an environment with one tool.
 
 TextWorld's rules say which commands work, and what they do. What one sees is told in the words of this module, a
-sentence for each thing: TextWorld's own texts, ten times as long, need a game that is compiled to a file, and an
-interpreter beside it.
+sentence for each thing: TextWorld's own texts, which are longer, need a game that is compiled to a file, and an
+interpreter for it.
 """
 
 from collections.abc import Callable, Mapping

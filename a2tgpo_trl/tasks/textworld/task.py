@@ -1,7 +1,6 @@
 """seed -> houses of TextWorld -> the task of answering questions on them by acting in them."""
 
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
 
 from datasets import Dataset
@@ -33,10 +32,10 @@ def textworld(
     kinds: Sequence[str] = ("location",),
     train_moves: Sequence[int] = MOVES,
     test_moves: Sequence[int] = MOVES,
-    rooms: int = 4,
-    containers: int = 4,
-    supporters: int = 2,
-    things: int = 8,
+    rooms: int = Size.rooms,
+    containers: int = Size.containers,
+    supporters: int = Size.supporters,
+    things: int = Size.things,
     supporting_documents: bool = False,
 ) -> Task:
     """Questions on houses, three of each house at most. No house has questions both to train and to test on.
@@ -57,7 +56,7 @@ def textworld(
     houses: dict[str, House] = {}
 
     def rows(part: str, moves: Sequence[int], number: int) -> Dataset:
-        drawn = [(name, house, question) for name, house, question in draw(part, seed, number, kinds, moves, size)]
+        drawn = draw(part, seed, number, kinds, moves, size)
         houses.update({name: house for name, house, _ in drawn})
         return Dataset.from_list([_row(*one, supporting_documents) for one in drawn])
 
@@ -85,28 +84,27 @@ def draw(
 ) -> list[tuple[str, House, Question]]:
     """So many questions, each with its house and the name of that, of each kind and length in turn."""
     wanted = [_wanted(i, kinds, moves) for i in range(number)]
+    missing = list(range(number))
     found: dict[int, tuple[str, House, Question]] = {}
-    rng, in_vain = Rng("questions of textworld", part, seed), 0
+    rng, place, in_vain = Rng("questions of textworld", part, seed), 0, 0
     following = make_house(part, seed, 0, size)
-    for place in count():
-        if len(found) == number:
-            return [found[i] for i in range(number)]
+    while missing:
         house, following = following, make_house(part, seed, place + 1, size)
         taken = 0
         for question in questions(house, following, kinds, rng):
-            rows = (i for i in range(number) if i not in found and question.fits(*wanted[i]))
-            row = next(rows, None)
+            row = next((i for i in missing if question.fits(*wanted[i])), None)
             if row is not None and taken < QUESTIONS_OF_A_HOUSE:
+                missing.remove(row)
                 found[row] = (f"{part} {place}", house, question)
                 taken += 1
-        in_vain = 0 if taken else in_vain + 1
+        place, in_vain = place + 1, 0 if taken else in_vain + 1
         if in_vain == IN_VAIN:
-            kind, length, _ = next(wanted[i] for i in range(number) if i not in found)
+            kind, length, _ = wanted[missing[0]]
             raise ValueError(
                 f"{IN_VAIN} houses in a row had no further question of the kind {kind!r} whose thing takes {length} "
                 f"commands to see. Ask for fewer moves, or for larger houses (rooms is {size.rooms})."
             )
-    raise AssertionError
+    return [found[i] for i in range(number)]
 
 
 def milestones(house: House, question: Question) -> list[str]:
