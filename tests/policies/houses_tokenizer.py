@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from numpy.random import RandomState
 from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from word_tokenizer import build
@@ -37,8 +38,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 @cache
 def names() -> list[str]:
     """All that something in a house can be called: what comes up in many draws."""
-    generator = library().generator
-    grammar = generator.Grammar({"theme": "house"}, generator.RandomState(0))
+    grammar = library().generator.Grammar({"theme": "house"}, RandomState(0))
     rooms = {grammar.expand("#room_type#") for _ in range(200)}
     drawn = {
         grammar.generate_name(kind, room_type=room)[0]

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+from numpy.random import RandomState
+
 from ..rng import Rng
 
 
@@ -113,7 +115,7 @@ def library() -> Any:
 def _game(rng: Rng, size: Size) -> Any:
     textworld = library()
     generator, logic = textworld.generator, textworld.logic
-    drawn = generator.RandomState(rng.below(2**31))
+    drawn = RandomState(rng.below(2**31))
     world = generator.World.from_map(generator.make_map(size.rooms, rng=drawn, possible_door_states=["closed"]))
     world.set_player_room()
     kinds = [CONTAINER] * size.containers + [SUPPORTER] * size.supporters
