@@ -11,6 +11,9 @@ from a2tgpo_trl.tasks.rng import Rng
 from a2tgpo_trl.tasks.textworld.play import Play
 
 
+pytestmark = pytest.mark.textworld
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()

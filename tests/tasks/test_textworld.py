@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks.atlas.useful import COLUMN, useful_search
-from a2tgpo_trl.tasks.textworld import games
 from a2tgpo_trl.tasks.textworld.games import Scene, Size, library, make_house, scene
 from a2tgpo_trl.tasks.textworld.play import Play, normal, view
 from a2tgpo_trl.tasks.textworld.questions import KINDS
 from a2tgpo_trl.tasks.textworld.task import QUESTIONS_OF_A_HOUSE, draw, milestones, textworld
 from a2tgpo_trl.tasks.textworld.walks import past_everything, to_see
+
+
+pytestmark = pytest.mark.textworld
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +261,3 @@ def test_the_largest_houses_can_be_made():
 def test_a_setting_that_makes_no_houses_is_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
         textworld(train_questions=2, test_questions=2, **settings)
-
-
-def test_a_package_that_is_not_installed_is_named_with_how_to_get_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(games, "find_spec", lambda name: None)
-    library.cache_clear()
-    assert cli(["check", "textworld", "--output_dir", str(tmp_path)]) == 2
-    assert "pip install 'a2tgpo_trl[textworld]'" in capsys.readouterr().err

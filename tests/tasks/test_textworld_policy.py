@@ -15,6 +15,7 @@ from a2tgpo_trl.tasks.atlas.useful import useful_search
 from a2tgpo_trl.tasks.textworld import POLICY
 
 
+pytestmark = pytest.mark.textworld
 RECIPE = ROOT / "recipes" / "textworld.yaml"
 
 
