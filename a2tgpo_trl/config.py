@@ -29,6 +29,8 @@ WITHOUT_CLIP_RANGE = {
     "vespo": "weighs whole rollouts",
 }
 
+TRACKERS = ("wandb", "trackio", "tensorboard")  # those in `report_to` that get more than metrics
+TABLE_TURNS = 64
 
 # Of those, a clip range that follows the gain reads some, whatever credits the turn.
 DEPTHS = ("turn_group", "turn")  # how gains are compared by depth
@@ -71,6 +73,7 @@ class A2TGPOConfig(ToolConfig):
         "sampled_tokens_only",
         "shared_prefixes",
         "sorted_rows",
+        "table_turns",
     )
     HEADINGS: ClassVar[dict[str, str]] = {
         "credit": "the credit of turns",
@@ -241,6 +244,12 @@ class A2TGPOConfig(ToolConfig):
     record_megabytes: Annotated[int, Interval(1)] = setting(
         1000, "The most that is written there, on all ranks together. When it is reached, recording ends."
     )
+    table_turns: Annotated[int, Interval(0)] = setting(
+        TABLE_TURNS,
+        "The most turns, a row each, of the table that W&B, Trackio and TensorBoard get where report_to names them, "
+        "50 times in a run at most: what was said, called and read, and what it gained and was credited with. Secrets "
+        "are masked. 0: none.",
+    )
     resample_limit: Annotated[int, Interval(0)] = setting(
         0,
         "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
@@ -287,6 +296,8 @@ class A2TGPOConfig(ToolConfig):
             for name in ("record_format", "record_tokens", "record_megabytes"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"{name} has no effect without record_every.")
+        if self.table_turns not in (0, TABLE_TURNS) and not {*TRACKERS} & {*self.report_to}:
+            raise ValueError(f"table_turns has no effect unless report_to names one of {', '.join(TRACKERS)}.")
         self._check_gains(preset)
         self._check_states(preset)
         for name in preset.without_effect:

@@ -58,9 +58,9 @@ from .config import A2TGPOConfig
 from .errors import RecipeError
 from .recipe.program import run_recipe
 from .recipe.recipe import Recipe
-from .report.plots import SCORES
 from .report.progress import Display
 from .report.scores import Scores, markdown, score_table
+from .report.series import SCORES
 from .resume.own_files import OwnFiles
 from .resume.same_run import BOOKKEEPING
 from .rollout.records import Record, read_jsonl, write_jsonl

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .errors import RecipeError
@@ -17,9 +18,10 @@ from .evaluation import evaluate, from_main
 from .recipe.program import run_recipe
 from .recipe.recipe import HELD_OUT, Recipe, whole_recipe
 from .recording import FOLDER as ROLLOUTS
-from .report.plots import CURVE, SCORES, STATE, plot_runs
+from .report.plots import CURVE, plot_runs
 from .report.progress import Display, StepLines
 from .report.scores import Scores, score_table
+from .report.series import SCORES, STATE, WHOLE
 from .resume.disk import told_if_not_written
 from .resume.folders import TORN, checkpoints_of, set_aside, was_completed
 from .resume.own_files import LOADED, OwnFiles
@@ -28,7 +30,6 @@ from .trainer import A2TGPOTrainer
 
 
 # What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
-WHOLE = "whole_recipe.yaml"
 RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*", f"{ROLLOUTS}/*")
 CHECKPOINTS = "checkpoint-*"
 
@@ -81,6 +82,8 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
     held_out = HeldOut(recipe, display)
     trainer = recipe.build_trainer([held_out, StepLines(display)])
     held_out.trainer = trainer
+    if recipe.words:
+        trainer.run_facts["recipe"] = yaml.safe_load(whole_recipe(recipe.words))
     resume = recipe.args.resume_from_checkpoint
     for line in from_main(trainer, lambda: make_room(folder, recipe.run.overwrite, resume)):
         display.line(line)

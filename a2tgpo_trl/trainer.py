@@ -37,6 +37,7 @@ from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .loss import clipped_tokens, ratio_metrics, ratio_reference, ratio_sums
 from .recording import Closing, Recorder, TokenTexts, Update, credited, trained_on, with_tokens
+from .report.alarms import Alarms, averaged
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
@@ -45,6 +46,7 @@ from .rollout.records import Record
 from .rollout.resampling import Resampler
 from .rollout.rounds import RoundLog
 from .scoring import ScoringTrainer
+from .tracking import OF_TRACKERS, Tracking
 from .turns import to_tokens
 
 
@@ -150,6 +152,8 @@ class A2TGPOTrainer(ScoringTrainer):
         self._recorder = self._make_recorder()
         self._nothing_to_learn = NothingToLearn(lambda: self._interruption.leaving)
         self.add_callback(self._nothing_to_learn)
+        self._alarms = Alarms()
+        self._tracking = self._make_tracking()
 
     # ---- the two passes
 
@@ -233,6 +237,19 @@ class A2TGPOTrainer(ScoringTrainer):
         self.add_callback(Closing(recorder))
         return recorder
 
+    def _make_tracking(self) -> Tracking:
+        callbacks = self.callback_handler.callbacks
+        tracking = Tracking(self.args.table_turns, self.accelerator.is_main_process, lambda: callbacks)
+        # Right behind those of the trackers: what comes later may log, and Trackio keeps the config of its first log.
+        last = max((i for i, callback in enumerate(callbacks) if isinstance(callback, OF_TRACKERS)), default=-1)
+        callbacks.insert(last + 1, tracking)
+        return tracking
+
+    @property
+    def run_facts(self) -> dict[str, Any]:
+        """What trackers get as config beside the settings, such as the recipe. To be filled in before training."""
+        return self._tracking.facts
+
     @property
     def turn_reward_names(self) -> list[str]:
         """Of the rewards of single turns that count."""
@@ -256,6 +273,17 @@ class A2TGPOTrainer(ScoringTrainer):
     def load_extra_state(self, saved: dict[str, Any]) -> None:
         if self._gain_pass is not None and saved["packing"] is not None:
             self._gain_pass.packing, self._gain_pass.packing_tried = saved["packing"]
+
+    # ---- the log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with the alarms for a policy that collapses."""
+        if self.model.training:
+            alarms, warnings = self._alarms.see(self.state.log_history, averaged(self._metrics["train"]))
+            self._log_scalars("train", alarms)
+            for warning in warnings:
+                logger.warning(warning)
+        super().log(logs, start_time)
 
     # ---- a batch
 
@@ -283,10 +311,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        if self._recorder is not None and self._recorder.is_due(self.state.global_step):
-            records = self._of_this_rank(trained_on(rounds, resampler.sources, self.num_generations), len(rows))
-            self._recorder.put(self.state.global_step, records, self.num_iterations)
-            output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
+        self._hand_over(output, trained_on(rounds, resampler.sources, self.num_generations), len(rows))
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -294,6 +319,15 @@ class A2TGPOTrainer(ScoringTrainer):
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars("train", metrics)
         return output
+
+    def _hand_over(self, output: dict[str, Any], placed: Sequence[tuple[int, Record]], number: int) -> None:
+        """What is trained on now, to those who read it: so many of this rank's rollouts, with their credit."""
+        step = self.state.global_step
+        if self._tracking.wants(step):
+            self._tracking.put(step, [record for _, record in placed])
+        if self._recorder is not None and self._recorder.is_due(step):
+            self._recorder.put(step, self._of_this_rank(placed, number), self.num_iterations)
+            output[NUMBER] = torch.arange(number, device=self.accelerator.device)  # the parent shuffles rows
 
     def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
         """Records of the rollouts that this rank trains on, in their order: another may have rolled one out again."""
@@ -362,9 +396,14 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _is_recorded(self) -> bool:
-        """Whether the batch that is being made is written to the run's folder."""
+        """Whether somebody reads what becomes of the rollouts of the batch that is being made."""
         assert self._batch is not None
-        if self._recorder is None or not self._batch.is_training:
+        return self._batch.is_training and (self._tracking.wants(self.state.global_step) or self._is_written)
+
+    @property
+    def _is_written(self) -> bool:
+        """Whether they are written to the run's folder."""
+        if self._recorder is None:
             return False
         step = self.state.global_step
         # Others may need a record of this rank that has itself stopped to write.
@@ -411,6 +450,7 @@ class A2TGPOTrainer(ScoringTrainer):
         if self._is_recorded:
             batch.credited = self._credited_records(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
+            self._tracking.see_gains(gains_NK, batch.round)
             self._log_scalars("train", gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
             self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor))
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
@@ -436,7 +476,7 @@ class A2TGPOTrainer(ScoringTrainer):
             credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])
             for i, record in enumerate(batch.records)
         ]
-        if not self.args.record_tokens:
+        if not (self._is_written and self.args.record_tokens):
             return records
         assert batch.tokens is not None
         tokens = (batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask)

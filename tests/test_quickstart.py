@@ -17,3 +17,6 @@ def test_the_quickstart_teaches_to_search(tmp_path):
     assert [group["exact_match"]["number"] for group in before["groups"].values()] == [100, 100, 100]
     assert before["everything"]["exact_match"]["mean"] <= 0.45
     assert after["everything"]["exact_match"]["mean"] >= 0.80
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    alarms = [line[name] for line in log for name in line if name.startswith("alarms/")]
+    assert len(alarms) == 5 * 40 and not any(alarms)

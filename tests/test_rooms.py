@@ -38,6 +38,8 @@ ROOMS = {
     "config": "the settings of A2TGPO",
     "scoring": "micro-batches -> log-probabilities, with less to read",
     "recording": "credited batches -> files of their rollouts, beside the training",
+    "tracking": "credited batches, facts of a run -> tables, histograms and config of its trackers",
+    "recredit": "records of credited batches -> the same rollouts, credited by another method",
     "trainer": "A2TGPO itself: gain, credit, ratio and loss, wired into the layer below",
     "recipe": "YAML and words of the command line -> settings, task, trainer",
     "evaluation": "a policy and a test set -> records and scores; a program that is launched",

@@ -1,14 +1,10 @@
-"""What the pages and the notebook show, run as it stands there; and the package as a wheel."""
+"""What the pages show, run as it stands there; and the package as a wheel."""
 
 import os
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
 import tiny
 from datasets import Dataset
@@ -74,47 +70,6 @@ def test_the_rollout_function_of_its_page_is_one(tmp_path):
     trainer.train()
     assert notes == ["seen by rewards"] * 4
     assert all(len(record["turns"]) == 2 and len(record["gains"]) == 1 for record in seen)
-
-
-def run_notebook(name: str, folder: Path) -> list:
-    """The outputs of a notebook that is run from top to bottom in this folder."""
-    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), (
-        "clear its outputs: they would be of another machine"
-    )
-    start = time.monotonic()
-    nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": folder}}).execute()
-    assert time.monotonic() - start < 1200  # 3 minutes on a quiet machine
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
-
-
-def texts_of(outputs: list) -> list[str]:
-    return [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
-
-
-def before_and_after(texts: list[str], row: str) -> list[float]:
-    """Two scores, of the row of this name in a table of them."""
-    line = next(line for text in texts for line in text.splitlines() if row in line and "(" in line)
-    return [float(score) for score in re.findall(r"(\d\.\d+) \(", line)]
-
-
-@pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom_and_its_adapter_learns(tmp_path):
-    outputs = run_notebook("quickstart_lora.ipynb", tmp_path)
-    texts = texts_of(outputs)
-    assert sum(text.startswith("step ") for text in texts) == 25
-    before, after = before_and_after(texts, "exact match")
-    assert after > before + 0.2
-    assert any(output.get("data", {}).get("image/png") for output in outputs)
-
-
-@pytest.mark.slow
-def test_the_notebook_of_a_tool_and_rewards_of_ones_own_trains_an_adapter_that_learns(tmp_path):
-    texts = texts_of(run_notebook("own_task_lora.ipynb", tmp_path))
-    assert sum(text.startswith("step ") for text in texts) == 20
-    before, after = before_and_after(texts, "right")
-    assert after > before + 0.2
-    assert "adapter_model.safetensors" in texts[-1]
 
 
 @pytest.mark.slow

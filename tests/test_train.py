@@ -261,7 +261,7 @@ def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeyp
     ]
     means = [json.loads((folder / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after")]
     expected = [scores["everything"]["exact_match"]["mean"] for scores in means]
-    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
+    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() in ("o", "s")]
     assert points == [expected, expected]
 
 
@@ -297,86 +297,6 @@ def test_a_users_own_tool_reward_and_questions_train_through_the_command_line(tm
     assert train(words) == 0
     (step,) = [step for step in logged(tmp_path / "out") if "reward" in step]
     assert 0 <= step["rewards/brevity/mean"] <= 1 and "rewards/exact_match/mean" in step
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
-def test_trackers_get_the_metrics_of_each_turn(tracker, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    # In a process of its own: trackers keep global state, and wandb writes its file when the process ends.
-    words = ["--config", "quickstart", *SHORT, "--eval_rows", "0", "--report_to", tracker, "--output_dir", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "a2tgpo_trl.train", *words], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    steps = [step for step in logged(folder) if "reward" in step]
-    found = {"wandb": from_wandb, "trackio": from_trackio, "tensorboard": from_tensorboard}[tracker](tmp_path)
-    for name in ("gain/turn_1/mean", "value/after_turn_1", "clip_scale/turn_1", "turns/mean"):
-        assert found[f"train/{name}"] == pytest.approx([step[name] for step in steps], rel=1e-5), name
-
-
-def from_wandb(folder: Path) -> dict[str, list[float]]:
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.rglob("*.wandb")
-    found: dict[str, list[float]] = {}
-    for data in log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            name = item.key or "/".join(item.nested_key)
-            found.setdefault(name, []).append(json.loads(item.value_json))
-    return found
-
-
-def log_records(content: bytes, block: int = 32768, head: int = 7) -> list[bytes]:
-    """Records of a file in LevelDB's log format: blocks of chunks of checksum (4 bytes), length (2), kind (1), data.
-
-    Kinds: 1 a whole record, 2 its first chunk, 3 one in between, 4 its last. wandb puts 7 bytes of its own in front.
-    """
-    records, part, place = [], b"", 7
-    while place + head <= len(content):
-        left = block - place % block
-        if left < head:  # too little for a chunk: filled with zeros
-            place += left
-            continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        data = content[place + head : place + head + length]
-        part = data if kind in (1, 2) else part + data
-        if kind in (1, 4):
-            records.append(part)
-        place += head + length
-    return records
-
-
-def from_trackio(folder: Path) -> dict[str, list[float]]:
-    import sqlite3
-
-    found: dict[str, list[float]] = {}
-    for file in sorted(folder.rglob("*.db")):
-        with sqlite3.connect(file) as database:
-            tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
-            if "metrics" in tables:
-                for (text,) in database.execute("select metrics from metrics order by step"):
-                    for name, value in json.loads(text).items():
-                        found.setdefault(name, []).append(value)
-    return found
-
-
-def from_tensorboard(folder: Path) -> dict[str, list[float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found: dict[str, list[float]] = {}
-    for file in folder.rglob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for name in events.Tags()["scalars"]:
-            found.setdefault(name, []).extend(event.value for event in events.Scalars(name))
-    return found
 
 
 def test_a_steps_line_shows_what_was_logged():

@@ -15,8 +15,10 @@ from training import captured, make, questions, settings, spread
 from transformers import AttentionInterface, GenerationMixin, LogitsProcessorList, PreTrainedModel, Trainer
 from transformers import trainer as trainer_module
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations import TrackioCallback, WandbCallback
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer, TrlParser, chat_template_utils
+from trl.extras import profiling
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import chunked_logprob
@@ -611,3 +613,11 @@ def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
     assert "self.processing_class.save_pretrained(output_dir)" in push and 'ignore_patterns=["_*",' in push
     log = inspect.getsource(GRPOTrainer.log)
     assert '"completions",' in log and "completions_{self.state.global_step:05d}.parquet" in log
+
+
+def test_what_reaches_trackers_beside_metrics_asks_report_to_at_the_time():
+    source = inspect.getsource(GRPOTrainer.log)
+    assert 'if self.args.report_to and "wandb" in self.args.report_to and wandb.run is not None' in source
+    assert 'logging_backend.log({"completions": logging_backend.Table(dataframe=df)})' in source
+    assert "report_to=trainer.args.report_to" in inspect.getsource(profiling.profiling_context)
+    assert "args.report_to" not in inspect.getsource(WandbCallback) + inspect.getsource(TrackioCallback)

@@ -10,7 +10,7 @@ from .pipe import until_closed
 
 
 PACKAGE = Path(__file__).parents[1]
-SETTINGS, PYTHON = "settings", "python"
+SETTINGS, PYTHON, METRICS = "settings", "python", "metrics"
 
 # topic -> the file whose docstring is its page, and what it answers; in the order of a newcomer's questions
 PAGES = {
@@ -32,8 +32,8 @@ PAGES = {
     "evaluation": ("evaluation.py", "score a policy, compare two on the same questions, what a corpus can answer"),
     "studies": ("study/__init__.py", "compare methods over many seeds; a report that writes itself"),
     "records": ("recording/__init__.py", "what is written of rollouts, tokens and ratios; datasets, DuckDB, Parquet"),
-    "view": ("view/__init__.py", "a page of runs for a browser: curves, turns, rollouts side by side"),
-    "metrics": ("report/__init__.py", "what is logged"),
+    "view": ("view/__init__.py", "a page of runs for a browser, live as well: curves, turns, rollouts"),
+    METRICS: ("report/metrics.py", "what is logged, what good and bad curves look like, what to do"),
     "check": ("preflight/__init__.py", "what a2tgpo check looks at before the first step"),
     "plan": ("plan/__init__.py", "the memory of a run, computed; the seconds of a step, measured"),
     "launch": ("launch/__init__.py", "several processes, GPUs or machines; exit codes"),
@@ -66,6 +66,10 @@ def page(topic: str) -> str:
         from ..tools import python
 
         return inspect.cleandoc(str(python.__doc__))
+    if topic == METRICS:
+        from ..report.metrics import table
+
+        return f"{_docstring(topic)}\n\n{table()}"
     return _docstring(topic)
 
 

@@ -1,9 +1,9 @@
 """files of rollouts -> the rollouts, turn by turn, on a terminal."""
 
 import argparse
+import io
 import re
 import sys
-from itertools import groupby
 from pathlib import Path
 
 from .pipe import until_closed
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.number < 1:
+        raise ValueError("--number must be at least 1.")
     try:
         re.compile(args.grep or "")
     except re.error as error:
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from ..rollout.reading import as_turns, chosen, prompt_of, read_places, side_by_side
+    from ..rollout.reading import as_turns, by_prompt, chosen, prompt_of, read_places, side_by_side
 
     records = read_places(args.places)
     asked = {name: getattr(args, name) for name in ("failed", "solved_and_failed", "grep", "worst_gain")}
@@ -54,10 +56,12 @@ def show(args: argparse.Namespace) -> None:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would end the program
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know all characters of the world
     console = Pipe(soft_wrap=not args.side_by_side, highlight=False, markup=False, emoji=False)
     if args.side_by_side:
+        groups = by_prompt(records)
         prompts = list(dict.fromkeys(map(prompt_of, found)))
-        groups = {prompt: list(of) for prompt, of in groupby(sorted(records, key=_key), key=prompt_of)}
         for prompt in prompts[: args.number]:
             console.print(side_by_side(groups[prompt], console.width))
         left = len(prompts) - args.number
@@ -69,9 +73,3 @@ def show(args: argparse.Namespace) -> None:
         print(f"{left} more: --number {args.number + left} shows all.", file=sys.stderr)
     if not found:
         print(f"None of {len(records)} rollouts is like that.", file=sys.stderr)
-
-
-def _key(record) -> tuple[str, ...]:
-    from ..rollout.reading import prompt_of
-
-    return tuple(map(str, prompt_of(record)))

@@ -121,8 +121,12 @@ class Maker:
 
     def make(self, runs: Iterable["Run"]) -> None:
         wanted = [run for run in runs if not self.args.cells or run.cell in self.args.cells]
+        missing = [run for run in wanted if not self.results.has(run)]
+        for run in missing:
+            if self.results.take(run, self.identities[run.kind]):
+                print(f"{run.name}: the results of another study here", flush=True)
         with ThreadPoolExecutor(self.args.jobs) as jobs:
-            list(jobs.map(self._make, [run for run in wanted if not self.results.has(run)]))
+            list(jobs.map(self._make, [run for run in missing if not self.results.has(run)]))
 
     def _make(self, run: "Run") -> None:
         from ..study.results import measured

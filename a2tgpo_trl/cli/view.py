@@ -1,22 +1,37 @@
-"""folders of runs -> one page for a browser: curves, turns, rollouts side by side."""
+"""folders of runs -> one page for a browser: curves, turns, rollouts side by side; as a file, or live."""
 
 import argparse
+import sys
 from pathlib import Path
+
+
+HOST, PORT, OUTPUT = "127.0.0.1", 8500, Path("view.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run with record_every")
-    parser.add_argument("-o", "--output", type=Path, default=Path("view.html"), help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, help=f"default: {OUTPUT}")
     parser.add_argument("--overwrite", action="store_true", help="also what is there and is no such page")
-    parser.epilog = "What the page shows: a2tgpo help view"
+    parser.add_argument("--serve", action="store_true", help="show what is new as the runs go on, until Ctrl-C")
+    parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default {PORT}; 0: a free one)")
+    parser.epilog = "What the page shows, and how to see it from another machine: a2tgpo help view"
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    others = ("output", "overwrite") if args.serve else ("host", "port")
+    unread = [f"--{name}" for name in others if getattr(args, name) not in (None, False)]
+    if unread:
+        raise ValueError(f"{', '.join(unread)}: not {'with' if args.serve else 'without'} --serve.")
+    return serve(args) if args.serve else write(args)
+
+
+def write(args: argparse.Namespace) -> int:
     from ..view.html import is_ours, make_page
     from ..view.run import read_runs
 
-    file: Path = args.output
+    file: Path = args.output or OUTPUT
     if file.is_dir():
         raise ValueError(f"{file} is a folder. Name a file: -o {file / 'view.html'}.")
     if file.exists() and not args.overwrite and not is_ours(file):
@@ -30,4 +45,24 @@ def run(args: argparse.Namespace) -> int:
         for note in one.notes:
             print(f"{one.name}: {note}")
     print(f"{file}: {sum(len(one.records) for one in runs):,} rollouts, {file.stat().st_size / 2**20:.1f} MB")
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    from ..view.server import ViewServer
+
+    port = PORT if args.port is None else args.port
+    with ViewServer(HOST if args.host is None else args.host, port, args.runs) as server:
+        print(f"{server.address} shows {', '.join(server.runs.names)}. Ctrl-C ends it.", flush=True)
+        if not server.is_loopback:
+            print(
+                "Whoever has this address may read all of it, and what travels is not encrypted: "
+                "ssh -L does without (a2tgpo help view).",
+                file=sys.stderr,
+                flush=True,
+            )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()  # behind the ^C
     return 0

@@ -24,7 +24,8 @@ Each sets the switches (`A2TGPOConfig`) to its paper's values; what you set wins
 refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo"; gtpo has a turn reward of its own,
 {bad_format: -0.1}; mt_grpo and hybrid need some of yours. A method's docstring has its formula and an example by hand:
 `help(find_method("gtpo"))`. `a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several with several
-seeds, and compares their held-out learning curves.
+seeds, and compares their held-out learning curves. What another method would have made of rollouts that a run has
+recorded (`record_every`) says `recredited(records, "igpo")` of `a2tgpo_trl.recredit`.
 
 A method of your own is a function in a file, `credit: my_credit.py:last_tool_turn`:
 

@@ -5,44 +5,13 @@ rewards learning sooner as well as learning more, and depends on no choice of a 
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 
 from rich.table import Table
 
-from .plots import STATE
-
-
-# 97.5 % quantiles of Student's t, for 1 to 30 degrees of freedom.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-Curve = Sequence[tuple[int, float]]  # (step, score), the steps ascending
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over seeds and the half-width of its 95 % confidence interval (Student's t); None of a single seed."""
-
-    mean: float
-    half: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        number = len(values)
-        if number < 2:
-            return cls(values[0], None)
-        quantile = T_QUANTILES[number - 2] if number - 2 < len(T_QUANTILES) else T_QUANTILES[-1]  # no less than it is
-        return cls(fmean(values), quantile * stdev(values) / math.sqrt(number))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+from .seeds import Spread
+from .series import STATE, Curve
 
 
 def area(curve: Curve) -> float:

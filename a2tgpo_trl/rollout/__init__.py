@@ -53,5 +53,6 @@ Rollouts are seeded: the same seed gives the same ones on one process or eight, 
     reading.py                          the same on a terminal
     resampling.py, rounds.py            prompts that are rolled out again, and what is logged of them
     padding.py                          a batch <-> its rows
+    trackers.py                         what TRL hands to trackers, as they take it
     sampler_gap.py, open_files.py       warnings: sampler and trainer disagree; tools leave files open
 """

@@ -4,6 +4,7 @@ What a policy wrote and a tool answered is shown as text: control characters, es
 the direction of a line stand there by their codes, and move nothing.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..rewards import RIGHT_OR_WRONG
-from .record_files import read_records
+from .record_files import PARQUET, read_parquet
 from .records import call_text, text_of
 
 
@@ -28,7 +29,9 @@ FILES = (
     ("evaluation/*/rollouts.jsonl",),
     ("*.jsonl", "step-*.parquet"),
 )
+BATCH = re.compile(r"-batch-(\d+)$")  # in the name of a file, of a step that has several
 MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
+BESIDE_LINES, BESIDE_CHARACTERS = 3, 120  # of a result that stands beside others
 BARS = "▁▂▃▄▅▆▇█"
 COLUMN = 38  # characters of a rollout beside others
 
@@ -39,8 +42,19 @@ Record = Mapping[str, Any]
 
 
 def read_places(places: Iterable[Path]) -> list[Record]:
-    """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has."""
-    return [record for place in places for file in files_in(place) for record in _read(file)]
+    """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has.
+
+    Where there are several runs or evaluations, each record says by `source` which one it is of.
+    """
+    found = [(_source(file), read_file(file)[0]) for place in places for file in files_in(place)]
+    if len({source for source, _ in found}) == 1:
+        return [record for _, records in found for record in records]
+    return [{**record, "source": source} for source, records in found for record in records]
+
+
+def _source(file: Path) -> str:
+    """All files of a training's rollouts are of one run; an evaluation has one file."""
+    return str(file.parent.parent if any(map(file.match, OF_TRAINING)) else file)
 
 
 def files_in(place: Path) -> list[Path]:
@@ -58,17 +72,40 @@ def files_in(place: Path) -> list[Path]:
 def files_like(place: Path, patterns: Iterable[str]) -> list[Path]:
     """Those in a folder with names like one of these."""
     found = {file for pattern in patterns for file in place.glob(pattern) if not file.name.startswith("_")}
-    return sorted(found)
+    return sorted(found, key=lambda file: (file.parent, file.stem))  # a second batch behind the first
 
 
-def _read(file: Path) -> list[Record]:
+def read_file(file: Path) -> tuple[list[Record], bool]:
+    """The records of a file: a line each, or one list; or Parquet. False with them: a last line was cut off, and is
+    left out.
+
+    Those of a training also have a `batch`, which the name of their file says: its number in a step of several.
+    """
     try:
-        records = read_records(file)
+        records, is_whole = (read_parquet(file), True) if file.suffix == PARQUET else _parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is no file of rollouts: {error}.") from error
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
         raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
-    return list(records)
+    batch = BATCH.search(file.stem)
+    number = int(batch[1]) if batch else 1
+    return [{**record, "batch": number} if _is_of_training(record) else record for record in records], is_whole
+
+
+def _parsed(content: bytes) -> tuple[list[Any], bool]:
+    """Example: '{"a": 1}\\n{"b"' -> [{"a": 1}], False"""
+    if content.lstrip()[:1] == b"[":
+        return _json(content), True
+    *lines, last = content.split(b"\n")
+    records = [_json(line) for line in lines if line.strip()]
+    try:
+        return [*records, *([_json(last)] if last.strip() else [])], True
+    except ValueError:
+        return records, False
+
+
+def _json(content: bytes) -> Any:
+    return json.loads(content, parse_constant=lambda _: None)  # Python writes NaN, which is no number for a reader
 
 
 # ---- those that are asked for
@@ -81,24 +118,37 @@ def is_solved(record: Record) -> bool:
     return name is not None and (rewards[name] or 0.0) >= 1.0
 
 
+def _is_of_training(record: Record) -> bool:
+    return {"step", "round", "group"} <= record.keys()
+
+
 def prompt_of(record: Record) -> tuple[Any, ...]:
-    """What the rollouts of a prompt have in common, and no others."""
-    if "group" in record:
-        return (record["step"], record["round"], record["group"])
-    return (record.get("row"), str(record["prompt"]))
+    """What the rollouts of a prompt have in common, and no others; of a training, in the order of its steps."""
+    key: tuple[Any, ...]
+    if _is_of_training(record):
+        key = (record["step"], record.get("batch", 1), record["group"], record["round"])
+    else:
+        key = (record.get("row"), str(record["prompt"]))
+    return (*key, record.get("source"))
+
+
+def by_prompt(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """The rollouts of each prompt, in the order of their first ones."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        found.setdefault(prompt_of(record), []).append(record)
+    return found
 
 
 def chosen(
     records: Sequence[Record], *, failed: bool, solved_and_failed: bool, grep: str | None, worst_gain: bool
 ) -> list[Record]:
     """In their order, or with the lowest gain first."""
+    if solved_and_failed:
+        both = {key for key, group in by_prompt(records).items() if len(set(map(is_solved, group))) == 2}
+        records = [record for record in records if prompt_of(record) in both]
     if failed:
         records = [record for record in records if not is_solved(record)]
-    if solved_and_failed:
-        outcomes: dict[Any, set[bool]] = {}
-        for record in records:
-            outcomes.setdefault(prompt_of(record), set()).add(is_solved(record))
-        records = [record for record in records if len(outcomes[prompt_of(record)]) == 2]
     if grep is not None:
         pattern = re.compile(grep, re.IGNORECASE)
         records = [record for record in records if pattern.search("\n".join(_texts(record)))]
@@ -170,24 +220,44 @@ def as_turns(record: Record, full: bool = False) -> Text:
         numbers = _numbers(record, place)
         if numbers:
             text.append(f"    {numbers}\n", style=style)
-    text.append(_ending(record), style="bold")
-    return text
+    return text.append(f"{_right(record, full)}{_outcome(record)}\n", style="bold")
 
 
 def _heading(record: Record) -> str:
-    """Example: step 11, group 3, rank 0   values ▁▃█ -9.1 -> -0.2"""
-    places = [f"{name} {record[name]}" for name in ("step", "group", "rank", "row") if name in record]
+    """Example: step 11, group 3, rank 0   values ▁▃█ -9.10 -> -0.20"""
+    return "   ".join(part for part in (_place(record), _curve(record)) if part)
+
+
+def _place(record: Record) -> str:
+    """Where a rollout is from. Example: step 11, batch 2, group 3, rank 0"""
+    further = {name for name in ("round", "batch") if record.get(name, 1) != 1}
+    names = [name for name in ("step", "batch", "group", "round", "rank", "row") if name in record]
+    places = [f"{name} {record[name]}" for name in names if name not in ("round", "batch") or name in further]
+    source = [str(record["source"])] if "source" in record else []
+    return plain(", ".join([*source, *places]))
+
+
+def _curve(record: Record) -> str:
     values = _known(record.get("values", ()))
-    curve = f"values {spark(values)} {values[0]:.2f} -> {values[-1]:.2f}" if values else ""
-    return "   ".join(part for part in (", ".join(places), curve) if part)
+    return f"values {spark(values)} {values[0]:.2f} -> {values[-1]:.2f}" if values else ""
 
 
-def _ending(record: Record) -> str:
+def _right(record: Record, full: bool) -> str:
+    return f"right: {plain(accepted(record['answer']), full)}   " if "answer" in record else ""
+
+
+def accepted(answer: Any) -> str:
+    """Example: ["Bo", "Mr Bo"] -> "Bo, or Mr Bo" """
+    return ", or ".join(map(str, answer)) if isinstance(answer, (list, tuple)) else str(answer)
+
+
+def _outcome(record: Record) -> str:
+    """Example: exact_match 0, f1 0.5, ended: over_budget, left out"""
     numbers = {name: "-" if value is None else f"{value:g}" for name, value in record["rewards"].items()}
-    rewards = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    ended = f", ended: {record['ended']}" if record.get("ended") not in (None, "answer") else ""
-    right = f"right: {plain(str(record['answer']))}   " if "answer" in record else ""
-    return f"{right}{rewards}{ended}\n"
+    found = [f"{name} {number}" for name, number in numbers.items()]
+    if record.get("ended") not in (None, "answer"):
+        found.append(f"ended: {record['ended']}")
+    return plain(", ".join([*found, *(["left out"] if record.get("excluded") else [])]))
 
 
 def spark(values: Sequence[float]) -> str:
@@ -241,20 +311,22 @@ LABELS = {"gains": "gain", "scores": "z", "advantages": "advantage", "clip_scale
 
 
 def _numbers(record: Record, place: int) -> str:
-    """Example: gain +3.45   z +1.20   advantage +0.94   clip x1.16   timeout"""
+    """Example: gain +3.45   z +1.20   advantage +0.94   clip x1.16   failed_call -1.00   timeout"""
     found = []
     for name, label in LABELS.items():
         value = _at(record, name, place)
         if value is not None:
             found.append(f"{label} x{value:.2f}" if name == "clip_scale" else f"{label} {value:+.2f}")
-    turns = record.get("turns", ())
+    rewards = record.get("turn_rewards") or {}
+    found += [f"{name} {value:+.2f}" for name in rewards if (value := _at(rewards, name, place))]
+    turns = record.get("turns") or ()
     if place < len(turns) and turns[place]["status"] != "ok":
         found.append(turns[place]["status"])
-    return "   ".join(found)
+    return plain("   ".join(found))
 
 
 def _at(record: Record, name: str, place: int) -> float | None:
-    values = record.get(name, ())
+    values = record.get(name) or ()
     return values[place] if place < len(values) else None
 
 
@@ -270,18 +342,24 @@ def _style(record: Record, place: int) -> str:
 
 
 def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
-    """A column for each rollout of a prompt, a line for each turn."""
-    per_table = max(width // COLUMN, 1)
-    tables: list[RenderableType] = [Text(plain(question(records[0]), full=False), style="bold")]
+    """A column for each rollout of a prompt, a line for each turn: calls, the beginnings of results, numbers."""
+    column = min(COLUMN, max(width - 1, 8))
+    per_table = max((width - 1) // column, 1)
+    of_prompt = {name: value for name, value in records[0].items() if name != "rank"}  # they may be of several
+    tables: list[RenderableType] = [
+        Text(_place(of_prompt), style="bold"),
+        Text(plain(question(records[0]), full=False)),
+    ]
     for start in range(0, len(records), per_table):
-        tables.append(_table(records[start : start + per_table], start))
-    return Group(*tables, Text(f"right: {plain(str(records[0].get('answer', '-')))}\n", style="bold"))
+        tables.append(_table(records[start : start + per_table], start, column - 3))
+    return Group(*tables, Text(f"{_right(records[0], full=False)}\n", style="bold"))
 
 
-def _table(records: Sequence[Record], first: int) -> Table:
+def _table(records: Sequence[Record], first: int, width: int) -> Table:
     table = Table(show_lines=True)
     for number, record in enumerate(records, start=first + 1):
-        table.add_column(Text(f"{number}: {'solved' if is_solved(record) else 'failed'}"), width=COLUMN - 3)
+        head = [f"{number}: {'solved' if is_solved(record) else 'failed'}", _outcome(record), _curve(record)]
+        table.add_column(Text("\n".join(filter(None, head))), width=width)
     turns = [list(_turns(record)) for record in records]
     for place in range(max(map(len, turns))):
         table.add_row(*(_cell(record, of, place) for record, of in zip(records, turns, strict=True)))
@@ -291,6 +369,10 @@ def _table(records: Sequence[Record], first: int) -> Table:
 def _cell(record: Record, turns: Sequence[tuple[str, str]], place: int) -> Text:
     if place >= len(turns):
         return Text()
-    text = Text(plain(turns[place][0], full=False), style=_style(record, place))
+    written, read = turns[place]
+    text = Text()
+    text.append(plain(written, full=False), style=_style(record, place))
+    if read:
+        text.append("\n" + cut(plain(read), BESIDE_LINES, BESIDE_CHARACTERS), style="dim")
     numbers = _numbers(record, place)
-    return text.append(f"\n{numbers}") if numbers else text
+    return text.append(f"\n{numbers}", style=_style(record, place)) if numbers else text

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from .seeds import left_as_it_was, seed_of, seeded
 from .settings import ToolConfig
 from .tally import Tally
 from .tool_loop import Start, ToolLoop, make_runner
+from .trackers import log_to_wandb, without
 
 
 class ToolTrainer(SamplingTrainer):
@@ -182,6 +183,14 @@ class ToolTrainer(SamplingTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with completions as a table that W&B takes."""
+        as_text = self.log_completions and "wandb" in self.args.report_to and self.accelerator.is_main_process
+        with without(self.args, "wandb") if as_text else nullcontext():
+            self._log(logs, start_time)
+        if as_text:
+            log_to_wandb(self._logs, self.state.global_step, self.log_unique_prompts)
+
+    def _log(self, logs: dict[str, float], start_time: float | None) -> None:
         """The parent's, with the metrics of one of several evaluation sets by its name: `eval_easy_reward`."""
         if self.model.training:
             super().log(logs, start_time)
@@ -214,9 +223,13 @@ class ToolTrainer(SamplingTrainer):
         self._log_scalars("eval", turn_metrics(batch.turns.number_N[batch.turns.number_N > 0]))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
-        with torch.no_grad():
+        with torch.no_grad(), self._heard():
             self._prepare_inputs(inputs)
         return None, None, None
+
+    def _heard(self) -> AbstractContextManager[None]:
+        """Inside, what TRL hands to trackers reaches those that listen: outside of training Trackio has no run."""
+        return nullcontext() if self.is_in_train else without(self.args, "trackio")
 
     @property
     def _fewest_rows(self) -> int:
@@ -253,7 +266,7 @@ class ToolTrainer(SamplingTrainer):
         before = self.on_rollouts, self.rollout_seed
         self.on_rollouts, self.rollout_seed, self.evaluated_rollouts = records.extend, seed, first * samples
         try:
-            with seeded(drawn, self.accelerator.device):
+            with seeded(drawn, self.accelerator.device), self._heard():
                 mine = self._ranks.own_rows(len(repeated) // self._ranks.number)
                 self._generate_and_score_completions(repeated[mine])
         finally:

@@ -17,8 +17,9 @@ A study trains one recipe in several cells (methods, or settings of one) with se
 
 Beside the study's file, `main.parquet` grows with each run; `main.md` and its pictures are made from it. A run that
 is there is not made again, unless its settings have changed since: so that a study can go on for days, on one machine
-or several after another. A run has one thread, and its rollouts wait for the tools of all
-(`stream_turns: false`), so that it is the same run bit for bit, whatever runs beside it.
+or several after another. Nor is one that a study in the same folder has made with the same settings. A run has one
+thread, and its rollouts wait for the tools of all (`stream_turns: false`), so that it is the same run bit for bit,
+whatever runs beside it.
 
     study.py        a study's file -> what is compared in it, by which runs
     runs.py         words of a training -> the training, and what tells it from any other

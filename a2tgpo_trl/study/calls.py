@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..report.scores import Estimate
-from .comparison import over_seeds
+from ..report.seeds import over_seeds
 from .results import Results
 from .study import Run
 from .tables import Runs, over_runs, table

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..report.scores import Estimate
-from .comparison import FEWEST, differences, over_seeds, paired, verdict
+from ..report.seeds import over_seeds
+from .comparison import FEWEST, differences, paired, verdict
 from .figures import by_depth, drift
 from .results import Results
 from .study import Run, Study

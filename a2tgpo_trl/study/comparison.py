@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..report.comparison import Curve, Spread, area
+from ..report.comparison import area
 from ..report.scores import Estimate
+from ..report.series import Curve
 from .results import HELD_OUT, Results
 from .study import Run, Study
 
@@ -85,13 +86,6 @@ def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float 
 
 
 # ---- means over seeds
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval (Student's t); of a single seed, the interval is its value."""
-    spread = Spread.of(values)
-    half = spread.half or 0.0
-    return Estimate(float(spread.mean), float(spread.mean - half), float(spread.mean + half), len(values))
 
 
 def differences(study: Study, results: Results, runs: Sequence[Run], others: Sequence[Run]) -> list[float]:

@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..report.looks import look, save
 from ..report.scores import Estimate
-from .comparison import over_seeds
+from ..report.seeds import over_seeds
+from ..report.series import mean_curve as over_steps
 from .results import HELD_OUT, Results
 from .spreads import MOST_TURNS
 from .study import Run
@@ -111,7 +113,13 @@ def draw_figures(results: Results, runs: Runs, reward: str, file: Path) -> None:
     _envelope(next(panels), results, cells, "8: tokens of a rollout", *lengths)
     _calls(next(panels), results, cells)
     figure.suptitle(f"Figures of the paper, from this study's runs (held-out {reward.replace('_', ' ')} in 3)")
-    figure.savefig(file, dpi=100)
+    save(figure, file, dpi=100)
+
+
+def _line(number: int, dashes: str) -> dict[str, Any]:
+    """How a cell's line looks, whose dashes say what it is of."""
+    of = look(number)
+    return {"color": of.colour, "linestyle": dashes, "marker": of.marker, "markersize": 4}
 
 
 def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
@@ -120,10 +128,10 @@ def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
             place: over_runs(results, runs, f"similarity/turn_{place}", last) for place in range(1, MOST_TURNS + 1)
         }
         heights = {place: one.mean for place, one in found.items() if one is not None}
-        axes.plot(list(heights), list(heights.values()), f"C{number}o-", label=f"{cell}, same depth")
+        axes.plot(list(heights), list(heights.values()), **_line(number, "-"), label=f"{cell}, same depth")
         across = over_runs(results, runs, "similarity/across_depths", last)
         if across is not None:
-            axes.axhline(across.mean, color=f"C{number}", linestyle=":", label=f"{cell}, across")
+            axes.axhline(across.mean, color=look(number).colour, linestyle=":", label=f"{cell}, across")
     axes.set(title="1: how alike calls of a prompt are", xlabel="turn", ylabel="Jaccard", ylim=(0, 1))
     axes.legend(fontsize="x-small")
 
@@ -131,8 +139,8 @@ def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
 def _entropy(axes: Axes, results: Results, cells: Runs, reward: str) -> None:
     scores = axes.twinx()
     for number, (cell, runs) in enumerate(cells.items()):
-        axes.plot(*mean_curve(results, runs, "entropy"), f"C{number}-", label=cell)
-        scores.plot(*mean_curve(results, runs, HELD_OUT + reward), f"C{number}--", alpha=0.6)
+        axes.plot(*mean_curve(results, runs, "entropy"), **_line(number, "-"), label=cell)
+        scores.plot(*mean_curve(results, runs, HELD_OUT + reward), **_line(number, "--"), alpha=0.6)
     axes.set(title="3: entropy (-) and held-out score (- -)", xlabel="step", ylabel="entropy")
     scores.set(ylim=(0, 1))
     axes.legend(fontsize="x-small")
@@ -145,7 +153,7 @@ def _stages(axes: Axes, results: Results, cells: Runs) -> None:
             shared = sorted(set.intersection(*map(set, depths))) if depths else []
             if shared and (name != "gains" or cell == list(cells)[-1]):
                 heights = [float(np.mean([of_run[place] for of_run in depths])) for place in shared]
-                axes.plot(shared, heights, f"C{number}{style}", marker=".", label=f"{cell}, {stage}")
+                axes.plot(shared, heights, **_line(number, style), label=f"{cell}, {stage}")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(title="4: means by turn", xlabel="turn")
     axes.legend(fontsize="x-small")
@@ -155,7 +163,7 @@ def _envelope(axes: Axes, results: Results, cells: Runs, title: str, low: str, m
     for number, (cell, runs) in enumerate(cells.items()):
         for metric, style in ((low, ":"), (middle, "-"), (high, ":")):
             label = cell if metric == middle else None
-            axes.plot(*mean_curve(results, runs, metric), f"C{number}{style}", label=label)
+            axes.plot(*mean_curve(results, runs, metric), **_line(number, style), label=label)
     axes.set(title=f"{title}: smallest, mean, largest", xlabel="step")
     axes.legend(fontsize="x-small")
 
@@ -165,13 +173,13 @@ def _calls(axes: Axes, results: Results, cells: Runs) -> None:
     for number, (cell, runs) in enumerate(cells.items()):
         shares = [over_runs(results, runs, f"calls/share_of_{times}") for times in range(MOST_TURNS + 1)]
         places = np.arange(len(shares)) + (number - (len(cells) - 1) / 2) * width
-        axes.bar(places, [0.0 if one is None else one.mean for one in shares], width, color=f"C{number}", label=cell)
+        heights, of = [0.0 if one is None else one.mean for one in shares], look(number)
+        axes.bar(places, heights, width, color=of.colour, hatch=of.hatch, edgecolor="white", linewidth=0, label=cell)
     axes.set(title=f"10: calls a rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
     axes.legend(fontsize="x-small")
 
 
 def mean_curve(results: Results, runs: Sequence[Run], metric: str) -> tuple[list[int], list[float]]:
     """Over seeds, at the steps that all of them have."""
-    curves = [dict(results.curve(run, metric)) for run in runs]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    return steps, [float(np.mean([curve[step] for curve in curves])) for step in steps]
+    found = over_steps([results.curve(run, metric) for run in runs])
+    return [step for step, _ in found], [one.mean for _, one in found]

@@ -5,12 +5,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..report.looks import draw_curve, save
+from ..report.seeds import over_seeds
+from ..report.series import Run as Measured
+from ..report.series import Series, mean_curve
 from .calls import calls_table
 from .claims import claims
-from .comparison import best_rates, differences, outcome, over_seeds, tried_areas, verdict
+from .comparison import best_rates, differences, outcome, tried_areas, verdict
 from .figures import numbers
 from .results import HELD_OUT, Results
-from .study import Study
+from .study import Study, read_study
 from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
@@ -171,16 +175,32 @@ def draw(study: Study, results: Results, file: Path) -> None:
     """Mean held-out score over steps, of each cell, with the interval over its seeds."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    styles = ("-", "--", ":", "-.")
     for number, (cell, runs) in enumerate(runs_by_cell(study, results).items()):
         curves = [results.curve(run, HELD_OUT + study.reward) for run in runs]
-        steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
-        estimates = [over_seeds([dict(curve)[step] for curve in curves]) for step in steps]
-        colour, style = f"C{number % 10}", styles[number // 3 % len(styles)]
-        axes.plot(steps, [one.mean for one in estimates], style, color=colour, label=f"{cell} ({len(runs)})")
-        low, high = [one.low for one in estimates], [one.high for one in estimates]
-        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        draw_curve(axes, mean_curve(curves), number, f"{cell} ({len(runs)})")
     axes.axhline(study.target, color="grey", linewidth=0.6)
     axes.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}", ylim=(0, 1))
     axes.legend(title="cell (seeds)", fontsize="small", loc="upper left")
-    figure.savefig(file, dpi=120)
+    save(figure, file, dpi=120)
+
+
+def read_cells(file: Path) -> list[Series]:
+    """Of a study's results, the runs that its report is of, as they are drawn beside others.
+
+    `file`: the results. The study's file beside it says which learning rate was chosen, and the order of the cells.
+    """
+    named = file.with_suffix(".yaml")
+    for needed in (file, named):
+        if not needed.is_file():
+            raise ValueError(f"There is no {needed}: results of a study lie beside its file ({named.name}).")
+    study, results = read_study(named), Results(file)
+    found = runs_by_cell(study, results)
+    if not found:
+        raise ValueError(f"{file} has no run of a cell of {named.name} with held-out {study.reward}.")
+    for cell, runs in found.items():
+        if len({identity for run in runs for identity in results.identities_of(run)}) > 1:
+            raise ValueError(
+                f"{file}: runs of {cell} are of several settings or versions, and their mean would be of none. "
+                f"`a2tgpo study {named}` makes those again that are old."
+            )
+    return [Series(cell, [Measured(results.curves(run)) for run in runs], 1) for cell, runs in found.items()]

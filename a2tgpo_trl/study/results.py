@@ -19,11 +19,12 @@ from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 from filelock import FileLock
 
 from .. import __version__
-from ..report.plots import SCORES, STATE
 from ..report.scores import TURNS
+from ..report.series import HELD_OUT, SCORES, STATE, evaluated
 from ..rollout.reading import OF_TRAINING, files_like
 from ..rollout.record_files import read_records
 from ..rollout.records import Record, read_jsonl
@@ -31,10 +32,8 @@ from .mechanism import mechanism, mechanism_of_training
 from .study import Run
 
 
-HELD_OUT = "held_out/"
 KEY = ["cell", "learning_rate", "seed"]
 COLUMNS = [*KEY, "step", "metric", "value", "identity", "made"]
-EVALUATED = "eval_rewards/"
 NO_MEASUREMENT = ("step", "epoch", "total_flos", "train_loss")
 SPENT = ("rollouts/sampling_seconds", "rollouts/tool_seconds", "gain/seconds")  # a step that logs none has spent none
 
@@ -49,7 +48,7 @@ def measured(folder: Path, every: int) -> list[Measurement]:
     """What a finished run says of itself."""
     history = json.loads((folder / STATE).read_text())["log_history"]
     last = max(entry["step"] for entry in history)
-    found = {(step, metric): value for step, metric, value in (*_logged(history, every), *_evaluated(history))}
+    found = {(step, metric): value for step, metric, value in (*_logged(history, every), *evaluated(history))}
     for step, when in ((0, "before"), (last, "after")):
         found |= {(step, metric): value for metric, value in _scores(folder / SCORES / f"{when}.json")}
         rollouts = read_jsonl(folder / SCORES / f"{when}.jsonl")
@@ -90,13 +89,6 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
             total = metric == "num_tokens"  # it grows; what counts is how far it has come
             steps = len(stretch) if metric in SPENT else len(values)
             yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / steps
-
-
-def _evaluated(history: Sequence[dict]) -> Iterator[Measurement]:
-    for entry in history:
-        for key, value in entry.items():
-            if key.startswith(EVALUATED) and key.endswith("/mean"):
-                yield entry["step"], HELD_OUT + key.removeprefix(EVALUATED).removesuffix("/mean"), value
 
 
 def _scores(file: Path) -> Iterator[tuple[str, float]]:
@@ -144,7 +136,22 @@ class Results:
 
     def put(self, run: Run, identity: str, measurements: Iterable[Measurement], jobs: int = 1) -> None:
         """In the place of what there was of this run; `jobs`: how many were made at once."""
-        made = json.dumps({**here(), "jobs": jobs})
+        self._enter(run, identity, measurements, json.dumps({**here(), "jobs": jobs}))
+
+    def take(self, run: Run, identity: str) -> bool:
+        """Enter a run that a study beside this one has made, of the same settings and seed. Whether there is one."""
+        for file in sorted(self.file.parent.glob(f"*{self.file.suffix}")):
+            if file == self.file or not {*COLUMNS} <= {*pq.read_schema(file).names}:
+                continue
+            same = pd.read_parquet(file, filters=[("identity", "==", identity), ("seed", "==", run.seed)])
+            if len(same):
+                one = same[same["cell"] == same["cell"].iloc[0]]  # there, several cells may come to the same settings
+                measurements = zip(one["step"], one["metric"], one["value"], strict=True)
+                self._enter(run, identity, measurements, one["made"].iloc[0])
+                return True
+        return False
+
+    def _enter(self, run: Run, identity: str, measurements: Iterable[Measurement], made: str) -> None:
         rows = [
             (run.cell, run.learning_rate, run.seed, step, metric, value, identity, made)
             for step, metric, value in measurements
@@ -163,6 +170,14 @@ class Results:
     def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
         """A run's measurements of one metric, by step; none if it is not there."""
         return self._curves.get((*run.kind, run.seed, metric), [])
+
+    def curves(self, run: Run) -> dict[str, list[tuple[int, float]]]:
+        """All measurements of a run, by metric."""
+        return {metric: curve for (*of, metric), curve in self._curves.items() if tuple(of) == (*run.kind, run.seed)}
+
+    def identities_of(self, run: Run) -> set[str]:
+        """Of the settings that it was made with."""
+        return set(self.table["identity"][_rows_of(self.table, run)])
 
 
 def _curves_of(table: pd.DataFrame) -> dict[tuple[str, float | None, int, str], list[tuple[int, float]]]:

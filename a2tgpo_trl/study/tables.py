@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..report.scores import Estimate
-from .comparison import over_seeds, paired
+from ..report.seeds import over_seeds
+from .comparison import paired
 from .results import SPENT, Results
 from .spreads import MOST_TURNS, QUANTILES
 from .study import Run

@@ -30,20 +30,39 @@ OF_TOOL_TURNS = {"gain": "gains", "score": "scores", "credit": "credit"}
 OF_ALL_TURNS = {"advantage": "advantages", "clip_scale": "clip_scale"}  # the answer turn's as well
 STATUS = "status/"
 
+Numbers = dict[str, float]
 Curve = tuple[list[int], list[float]]
 Pairs = list[tuple[float, int]]  # of each turn, a sum and the number of its terms
+Sums = tuple[list[float], list[int]]  # the same apart
 
 
 def by_step(run: Run) -> dict[str, Curve]:
-    """Each number that was logged; where there is no log, what records say of a batch."""
-    entries = [entry for entry in run.log if "reward" in entry] or list(_of_records(run.records))
+    """Each number that was logged; of steps that are on no log yet, what records say of their batches."""
     found: dict[str, Curve] = {}
-    for entry in entries:
-        for name, value in entry.items():
-            if name not in ("step", "epoch") and _is_number(value):
-                steps, values = found.setdefault(plain(name), ([], []))
-                steps.append(entry["step"])
-                values.append(value)
+    recorded = {step: of_records(batch) for step, batch in batches(run.records)}
+    for step, numbers in sorted(shown_by_step(of_log(run.log), recorded).items()):
+        for name, value in numbers.items():
+            steps, values = found.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+    return found
+
+
+def shown_by_step(logged: dict[int, Numbers], recorded: dict[int, Numbers]) -> dict[int, Numbers]:
+    """Example: steps 10 and 20 were logged, 1, 11 and 21 recorded -> 10 and 20 as they were logged, and 21"""
+    last = max(logged, default=-1)
+    return logged | {step: numbers for step, numbers in recorded.items() if step > last}
+
+
+def of_log(log: Sequence[dict[str, Any]]) -> dict[int, Numbers]:
+    """The numbers of each logged step of training."""
+    found: dict[int, Numbers] = {}
+    for entry in log:
+        if "reward" in entry:
+            numbers = {plain(name): value for name, value in entry.items() if _is_number(value)}
+            found.setdefault(entry["step"], {}).update(
+                {k: v for k, v in numbers.items() if k not in ("step", "epoch")}
+            )
     return found
 
 
@@ -51,15 +70,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and json_number(value) is not None
 
 
-def _of_records(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    for step, batch in batches(records):
-        entry: dict[str, Any] = {"step": step, "turns/mean": fmean(len(record["advantages"]) for record in batch)}
-        numbers = {"reward": [record["outcome"] for record in batch]}
-        for name in batch[0]["rewards"]:
-            numbers[f"rewards/{name}/mean"] = [record["rewards"].get(name) for record in batch]
-        numbers["gain/mean"] = [gain for record in batch for gain in record.get("gains", ())]
-        known = {name: [value for value in values if value is not None] for name, values in numbers.items()}
-        yield entry | {name: fmean(values) for name, values in known.items() if values}
+def of_records(batch: Sequence[Record]) -> Numbers:
+    """What the records of a step say of it, by the names of the log."""
+    numbers: dict[str, list[float | None]] = {
+        "turns/mean": [float(len(record["advantages"])) for record in batch],
+        "reward": [record["outcome"] for record in batch],
+        "gain/mean": [gain for record in batch for gain in record.get("gains", ())],
+    }
+    for name in batch[0]["rewards"]:
+        numbers[plain(f"rewards/{name}/mean")] = [record["rewards"].get(name) for record in batch]
+    known = {name: [value for value in values if value is not None] for name, values in numbers.items()}
+    return {name: fmean(values) for name, values in known.items() if values}
 
 
 def batches(records: Sequence[Record]) -> Iterator[tuple[int, list[Record]]]:
@@ -77,11 +98,16 @@ def envelopes(run: Run) -> dict[str, Curve]:
     """The smallest, the mean and the largest advantage of a turn, by step."""
     found: dict[str, Curve] = {}
     for step, batch in batches(run.records):
-        for name, value in envelope(_known(batch)):
-            steps, values = found.setdefault(name.removeprefix("advantages/"), ([], []))
+        for name, value in envelope_of(batch).items():
+            steps, values = found.setdefault(name, ([], []))
             steps.append(step)
             values.append(value)
     return found
+
+
+def envelope_of(batch: Sequence[Record]) -> Numbers:
+    """Example: advantages 0.5 and -1 -> {"smallest": -1, "mean": -0.25, "largest": 0.5}"""
+    return {name.removeprefix("advantages/"): value for name, value in envelope(_known(batch))}
 
 
 # ---- by turn
@@ -94,26 +120,37 @@ def by_turn(run: Run) -> dict[str, Any]:
              "numbers": [[2, 0, ...]]}}
     """
     found: dict[str, Any] = {}
-    for step, batch in batches(run.records):
-        for name, pairs in _of_batch(batch).items():
-            _enter(found, name, step, pairs)
-    for name, key in LOGGED_BY_TURN.items():
-        keys = [key.format(place + 1) for place in range(MOST_TURNS)]
-        for entry in run.log:
-            if any(_is_number(entry.get(key)) for key in keys):
-                values = [entry.get(key) for key in keys]
-                pairs = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
-                _enter(found, name, entry["step"], pairs)
+    steps = [(step, turns_of_batch(batch)) for step, batch in batches(run.records)]
+    for step, metrics in [*steps, *((entry["step"], turns_of_log(entry)) for entry in run.log)]:
+        for name, (sums, numbers) in metrics.items():
+            metric = found.setdefault(name, {"steps": [], "sums": [], "numbers": []})
+            metric["steps"].append(step)
+            metric["sums"].append(sums)
+            metric["numbers"].append(numbers)
     never = [name for name, metric in found.items() if name.startswith(STATUS) and not any(map(any, metric["sums"]))]
     return {name: metric for name, metric in found.items() if name not in never}
 
 
-def _enter(found: dict[str, Any], name: str, step: int, pairs: Pairs) -> None:
-    if any(number for _, number in pairs):
-        metric = found.setdefault(name, {"steps": [], "sums": [], "numbers": []})
-        metric["steps"].append(step)
-        metric["sums"].append([total for total, _ in pairs])
-        metric["numbers"].append([number for _, number in pairs])
+def turns_of_batch(batch: Sequence[Record]) -> dict[str, Sums]:
+    """Of each metric, a sum and a number for each of the first turns of a step's rollouts."""
+    return _by_metric(_of_batch(batch))
+
+
+def turns_of_log(entry: dict[str, Any]) -> dict[str, Sums]:
+    """The same of what is logged by turn, which are means already: of one term each."""
+    found: dict[str, Pairs] = {}
+    for name, key in LOGGED_BY_TURN.items():
+        values = [entry.get(key.format(place + 1)) for place in range(MOST_TURNS)]
+        found[name] = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
+    return _by_metric(found)
+
+
+def _by_metric(found: dict[str, Pairs]) -> dict[str, Sums]:
+    return {
+        name: ([total for total, _ in pairs], [number for _, number in pairs])
+        for name, pairs in found.items()
+        if any(number for _, number in pairs)
+    }
 
 
 def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:

@@ -1,11 +1,13 @@
 """records -> the groups that they are of: a line of the table for each, and its rollouts as they are shown."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from ..rollout.reading import Record, Turn, cut, is_solved, plain, prompt_of, question, turns_of
+from ..rollout.reading import Record, Turn, accepted, by_prompt, cut, is_solved, plain, question, turns_of
 from ..rollout.records import text_of
 from ..study.mechanism import with_credit
 
@@ -22,10 +24,7 @@ OF_TOKENS = {"ratio": "ratios", "logp": "logps", "clipped": "clipped"}
 
 def groups_of(records: Iterable[Record]) -> list[list[Record]]:
     """The rollouts of each prompt of a batch, in the order of the steps."""
-    groups: dict[Any, list[Record]] = {}
-    for record in records:
-        step, number, group = prompt_of(record)
-        groups.setdefault((step, record["batch"], group, number), []).append(record)
+    groups = by_prompt(records)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -44,6 +43,7 @@ def line(group: Sequence[Record]) -> dict[str, Any]:
         "round": first["round"],
         "batch": first["batch"],
         "question": cut(plain(question(first)), 1, IN_TABLE),
+        "asked": _asked(first["prompt"]),
         "rollouts": len(group),
         "reward": short(fmean(outcomes)) if outcomes else None,
         "solved": solved,
@@ -53,22 +53,29 @@ def line(group: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def _asked(prompt: Any) -> str:
+    """The same for the same prompt, in whatever run."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def key_of(group: Sequence[Record]) -> str:
+    """Names a group of a run: its step, batch, number and round.
+
+    Example: step 11, batch 2, group 3 -> "11.2.3.1"
+    """
+    first = group[0]
+    return ".".join(str(first[name]) for name in ("step", "batch", "group", "round"))
+
+
 def shown(group: Sequence[Record]) -> dict[str, Any]:
     """A group as the page opens it: what was asked, the right answer, the rollouts."""
     first = group[0]
     messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
     return {
         "prompt": [_text(message) for message in messages],
-        "answer": _answer(first.get("answer")),
+        "answer": None if first.get("answer") is None else _text(accepted(first["answer"])),
         "rollouts": [_rollout(record) for record in group],
     }
-
-
-def _answer(accepted: Any) -> str | None:
-    """Example: ["Bo", "Mr Bo"] -> "Bo, or Mr Bo" """
-    if isinstance(accepted, (list, tuple)):
-        return _text(", or ".join(map(str, accepted)))
-    return None if accepted is None else _text(str(accepted))
 
 
 def _credit(record: Record) -> Sequence[float]:

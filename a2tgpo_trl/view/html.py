@@ -24,8 +24,9 @@ PAGE = Path(__file__).parent / "page"
 STYLES = ("vendor/uplot/uPlot.min.css", "vendor/tabulator/tabulator_simple.min.css", "page.css")
 SCRIPTS = (
     *("vendor/uplot/uPlot.iife.min.js", "vendor/tabulator/tabulator.min.js"),
-    *("data.js", "elements.js", "charts.js", "turns.js", "tokens.js", "group.js", "table.js", "page.js"),
+    *("data.js", "elements.js", "charts.js", "turns.js", "tokens.js", "group.js", "table.js", "beside.js", "page.js"),
 )
+LIVE_SCRIPTS = (*SCRIPTS[:-1], "live.js", SCRIPTS[-1])
 OURS = '<meta name="generator" content="a2tgpo view">'
 PIECE = 2**18  # bytes of JSON that are compressed together, or one group if it has more
 
@@ -43,19 +44,14 @@ def make_page(runs: Sequence[Run]) -> str:
                 **{"curves": by_step(run), "turns": by_turn(run), "envelopes": envelopes(run)},
             }
         )
-    styles, scripts = (list(map(_source, names)) for names in (STYLES, SCRIPTS))
     data = [("index", packed(_json(index))), *((f"piece-{i}", piece) for i, piece in enumerate(pieces))]
-    return _filled(
-        PAGE.joinpath("page.html").read_text(),
-        {
-            "ours": OURS,
-            "policy": _content_policy(styles, scripts),
-            "title": escape(" and ".join(run.name for run in runs)),
-            "styles": "\n".join(f"<style>{style}</style>" for style in styles),
-            "data": "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in data),
-            "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
-        },
-    )
+    return _page([run.name for run in runs], SCRIPTS, data)
+
+
+def make_live_page(names: Sequence[str]) -> str:
+    """The page of runs of these names, which asks the server that it comes from for all that is in them."""
+    index = {"metrics": METRICS, "most_turns": MOST_TURNS, "names": names}
+    return _page(names, LIVE_SCRIPTS, [("index", packed(_json(index)))], "connect-src 'self'; ")
 
 
 def is_ours(file: Path) -> bool:
@@ -105,14 +101,30 @@ def _json(value: Any) -> str:
 # ---- the page
 
 
+def _page(names: Sequence[str], scripts: Sequence[str], data: Sequence[tuple[str, str]], allowed: str = "") -> str:
+    """`data`: names and texts of what it holds. `allowed`: what it may do besides running what is in it."""
+    styles, sources = (list(map(_source, files)) for files in (STYLES, scripts))
+    return _filled(
+        PAGE.joinpath("page.html").read_text(),
+        {
+            "ours": OURS,
+            "policy": _content_policy(styles, sources, allowed),
+            "title": escape(" and ".join(names)),
+            "styles": "\n".join(f"<style>{style}</style>" for style in styles),
+            "data": "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in data),
+            "scripts": "\n".join(f"<script>{script}</script>" for script in sources),
+        },
+    )
+
+
 def _source(name: str) -> str:
     """A file of the page. Where the sources of a library lie is left out: they are not there."""
     return re.sub(r"\s*(//|/\*)# sourceMappingURL=\S+( \*/)?\s*$", "\n", PAGE.joinpath(name).read_text())
 
 
-def _content_policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+def _content_policy(styles: Sequence[str], scripts: Sequence[str], allowed: str) -> str:
     return (
-        f"default-src 'none'; script-src {_digests(scripts)}; style-src {_digests(styles)}; "
+        f"default-src 'none'; script-src {_digests(scripts)}; style-src {_digests(styles)}; {allowed}"
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -1,19 +1,17 @@
 """a run's folder -> its records, log and held-out scores, and what is missing of them."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..recording import SCHEMAS
-from ..report.plots import SCORES, STATE
+from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_places
+from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_file
 
 
-BATCH = re.compile(r"-batch-(\d+)$")
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
 LOGGED = "eval_rewards/"
 
@@ -33,12 +31,17 @@ class Run:
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs, named by their folders."""
+    return [_read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Example: outputs/one, outputs/two -> "one", "two" """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"A run is named twice: {', '.join(names)}.")
-    return [_read_run(folder, plain(name)) for folder, name in zip(folders, names, strict=True)]
+    return list(map(plain, names))
 
 
 def _read_run(folder: Path, name: str) -> Run:
@@ -50,9 +53,9 @@ def _read_run(folder: Path, name: str) -> Run:
             raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
         raise ValueError(f"{folder} is no run: there is neither {STATE} nor {' or '.join(OF_TRAINING)} in it.")
     records, notes = _records(files)
-    log, of_log = _log(folder)
+    log, of_log = read_log(folder)
     last = max([entry["step"] for entry in log] or [record["step"] for record in records])
-    return Run(name, records, log, _scores(folder, log, last), [*notes, *of_log])
+    return Run(name, records, log, read_scores(folder, log, last), [*notes, *of_log])
 
 
 # ---- records
@@ -62,27 +65,28 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
     found: list[Record] = []
     notes = []
     for file in files:
-        batch = BATCH.search(file.stem)
-        for record in read_places([file]):
-            if record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED):
-                versions = " or ".join(map(str, SCHEMAS))
-                raise ValueError(f"{file} is no file of a training's rollouts of schema {versions}.")
-            found.append({**record, "batch": int(batch[1]) if batch else 1})
-        if not _is_whole(file):
+        records, is_whole = records_in(file)
+        found += records
+        if not is_whole:
             notes.append(f"{plain(file.name)}: its last line was cut off while it was written, and is left out.")
     if not found:
         raise ValueError(f"{files[0].parent} holds no whole record.")
     return found, notes
 
 
-def _is_whole(file: Path) -> bool:
-    return file.suffix == ".parquet" or file.stat().st_size == 0 or file.read_bytes().endswith(b"\n")
+def records_in(file: Path) -> tuple[list[Record], bool]:
+    """The records of a file of training, and whether it is whole."""
+    records, is_whole = read_file(file)
+    if any(record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED) for record in records):
+        versions = " or ".join(map(str, SCHEMAS))
+        raise ValueError(f"{file} is no file of a training's rollouts of schema {versions}.")
+    return records, is_whole
 
 
 # ---- log and scores
 
 
-def _log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What was logged, and what is to be said about it."""
     file, notes = folder / STATE, []
     if not file.exists():
@@ -98,7 +102,7 @@ def _log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return sorted(entries, key=lambda entry: entry["step"]) if steps else [], notes
 
 
-def _scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
+def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
     """Those before and after training with their intervals, and those of evaluations in between."""
     found: dict[str, list[Score]] = {}
     for entry in log:

@@ -45,7 +45,7 @@ def test_the_page_on_python_ends_with_what_each_level_does_not_stop(capsys):
     assert capsys.readouterr().out.rstrip().endswith(table())
 
 
-@pytest.mark.parametrize("topic", ["credit", "python"])
+@pytest.mark.parametrize("topic", ["credit", "python", "metrics"])
 def test_a_page_is_shown_without_importing_torch(topic):
     code = f"import sys; from a2tgpo_trl.cli import main; main(['help', '{topic}']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2tgpo_trl.recording import Recorder
-from a2tgpo_trl.report.plots import STATE
+from a2tgpo_trl.report.series import STATE
 from a2tgpo_trl.rollout.reading import OF_TRAINING, files_like
 from a2tgpo_trl.rollout.record_files import read_records
 

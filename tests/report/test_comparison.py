@@ -8,7 +8,8 @@ from rich.console import Console
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.recipe.recipe import MODELS
-from a2tgpo_trl.report.comparison import Spread, area, compare, comparison_table, read_curve
+from a2tgpo_trl.report.comparison import area, compare, comparison_table, read_curve
+from a2tgpo_trl.report.seeds import Spread
 from a2tgpo_trl.study.runs import identity
 
 

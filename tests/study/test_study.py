@@ -14,8 +14,9 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.report.seeds import over_seeds
 from a2tgpo_trl.study.claims import claims
-from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, over_seeds, verdict
+from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, verdict
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
@@ -271,6 +272,20 @@ def test_what_another_process_has_added_meanwhile_is_kept(file):
     assert other.has(Run("grpo", 0)) and Results(study.results).has(Run("grpo", 0))
 
 
+def test_a_run_that_another_study_has_made_is_taken_over(file, tmp_path):
+    others = Results(tmp_path / "other.parquet")
+    enter(others, Run("whole", 3, 2e-4), [0.1, 0.2])
+    enter(others, Run("the_same_by_another_name", 3, 2e-4), [0.1, 0.2])
+    pd.DataFrame({"neither": [1]}).to_parquet(tmp_path / "no_study.parquet")
+    results = Results(read_study(file).results)
+    assert not results.take(Run("grpo", 3), "other settings") and not results.take(Run("grpo", 4), "identity")
+    assert results.take(Run("grpo", 3), "identity")
+    assert results.curve(Run("grpo", 3), "held_out/exact_match") == [(0, 0.1), (10, 0.2)]
+    assert results.table["made"].unique().tolist() == others.table["made"].unique().tolist()
+    assert len(results.table) == len(others.table) / 2
+    assert len(Results(others.file).table) == len(others.table)
+
+
 def test_a_target_is_reached_between_two_evaluations():
     assert first_at([(0, 0.2), (10, 0.4), (20, 0.8)], 0.5) == pytest.approx(12.5)
     assert first_at([(0, 0.6), (10, 0.4)], 0.5) == 0 and first_at([(0, 0.2), (10, 0.4)], 0.5) is None
@@ -423,6 +438,11 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     pd.testing.assert_frame_equal(again[~timed], table[~timed])
     text = file.with_suffix(".md").read_text()
     assert "| grpo | 1 |" in text and "## Made by" in text
+    # A study beside it that asks for the same runs makes none of them.
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({**content, "against": "a2tgpo"}))
+    assert main([*words[:1], str(tmp_path / "second.yaml"), *words[2:]]) == 0
+    assert capfd.readouterr().out.count("the results of another study here") == 2
+    pd.testing.assert_frame_equal(Results(tmp_path / "second.parquet").table, again)
     # Other settings are other runs; one that fails says where its log is, and takes nothing with it.
     file.write_text(yaml.safe_dump({**content, "settings": {**small, "learning_rate": -1.0}}))
     assert main(words) == 1

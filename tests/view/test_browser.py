@@ -6,14 +6,13 @@ They need chromium (Debian: `apt-get install chromium`) and the package playwrig
 import json
 import random
 import re
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from recorded import HOSTILE, drawn, record, with_tokens, write_log, write_records, write_run
+from visits import Visit, eventually
 
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.rollout.records import read_jsonl
@@ -23,56 +22,6 @@ from a2tgpo_trl.view.run import read_runs
 
 
 pytestmark = pytest.mark.slow
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    assert program, "There is no chromium: apt-get install chromium."
-    with sync_playwright() as playwright:
-        # As root, which tests in a container are, it starts without its sandbox only.
-        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-
-
-class Visit:
-    """A page that is open in a browser, and what went wrong in it."""
-
-    def __init__(self, browser, file: Path, address: str = "", **context):
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page = browser.new_context(viewport={"width": 1400, "height": 900}, **context).new_page()
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.file = file
-        self.page.goto(f"{file.as_uri()}{address}")
-        self.page.wait_for_selector(".tabulator-row")
-
-    def found(self, text: str) -> None:
-        """Wait until so many groups are said to be there."""
-        self.page.get_by_text(text, exact=True).wait_for()
-
-    def column(self, field: str) -> list[str]:
-        return self.page.locator(f".tabulator-row .tabulator-cell[tabulator-field={field}]").all_inner_texts()
-
-    def close(self) -> None:
-        """Nothing went wrong, and nothing was asked for but the file itself."""
-        assert self.errors == []
-        assert self.requests == [self.file.as_uri()]
-        self.page.context.close()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """What a browser does after an event is not there at once."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def written(folder: Path, *runs: Path) -> Path:
@@ -223,9 +172,9 @@ def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_run
     columns = ["step", "one", "one, held out", "two", "two, held out"]
     eventually(lambda: chart.locator("th[scope=col]").all_inner_texts() == columns)
     advantage = page.locator("#turn-charts figure", has_text="advantage").first
+    advantage.get_by_text("numbers").click()
     for stage, steps in (("all steps", range(1, 13)), ("the last third", range(9, 13))):
         page.locator("#stage").select_option(stage)
-        advantage.get_by_text("numbers").click()
         first = [one["advantages"][0] for one in records_of(runs[0]) if one["step"] in steps]
         shown = advantage.locator(".plain tbody tr").first.locator("td").first.inner_text()
         assert float(shown) == pytest.approx(sum(first) / len(first), abs=0.006)
@@ -317,4 +266,53 @@ def test_a_killed_run_says_what_is_missing(browser, tmp_path):
     visit = Visit(browser, written(tmp_path, tmp_path / "run"))
     assert "its log ends with checkpoint-2" in visit.page.locator("#runs").inner_text()
     assert visit.page.locator("#which-run").is_hidden()
+    visit.close()
+
+
+def test_groups_of_the_same_prompt_stand_side_by_side_and_their_rewards_in_the_table(browser, tmp_path):
+    # The same three questions in both runs; run two solves less. In run one the first is asked again, later.
+    rewards = {"one": [(1, 1, 1), (1, 0, 1), (0, 0, 0)], "two": [(1, 0, 0), (1, 0, 1), (1, 1, 1)]}
+    for name, of_run in rewards.items():
+        batch = [
+            record(group, question=f"Question {group}", reward=float(one), outcome_advantage=one - 0.5)
+            for group, of_group in enumerate(of_run)
+            for one in of_group
+        ]
+        write_records(tmp_path / name, {1: batch})
+    write_records(tmp_path / "one", {5: [record(0, question="Question 0"), record(1, question="Only here")]})
+    visit = Visit(browser, written(tmp_path, tmp_path / "one", tmp_path / "two"))
+    page = visit.page
+    visit.found("5 of 5 groups")
+    assert page.locator(".tabulator-col[tabulator-field=gap]").is_hidden()
+    page.locator("#other").select_option("two")
+    page.locator(".tabulator-col[tabulator-field=gap]").wait_for()
+    assert visit.column("other") == ["0.333", "0.667", "1", "0.333", "–"]
+    assert visit.column("gap") == ["+0.67", "+0.00", "−1.00", "+0.67", "–"]
+    page.locator(".tabulator-col[tabulator-field=gap]").press("Enter")
+    eventually(lambda: visit.column("gap") == ["+0.67", "+0.67", "+0.00", "−1.00", "–"])
+    page.locator(".tabulator-row a", has_text="Question 2").click()
+    page.get_by_role("heading", name="one, step 1, group 2: 0 solved, 3 failed").wait_for()
+    panes = page.locator(".pair > div")
+    assert [pane.locator("article h3").all_inner_texts() for pane in panes.all()] == [
+        ["1: failed", "2: failed", "3: failed"],
+        ["1: solved", "2: solved", "3: solved"],
+    ]
+    assert panes.nth(1).locator(".of-run").inner_text() == "two step 1, group 2: 3 solved, 0 failed"
+    left, right = (pane.bounding_box() for pane in panes.all())
+    assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+    # The one that is nearest in its step, and links to others.
+    page.locator(".tabulator-row a", has_text="Question 0").first.click()
+    page.get_by_role("heading", name="one, step 1, group 0").wait_for()
+    page.get_by_role("link", name="one, step 5 (1 of 1 solved)").click()
+    page.get_by_role("heading", name="one, step 5, group 0").wait_for()
+    assert page.locator(".again").inner_text() == "Asked the same: one, step 1 (3 of 3 solved)"
+    page.locator(".tabulator-row a", has_text="Only here").click()
+    page.get_by_text("two was not asked this.").wait_for()
+    assert page.locator(".pair").count() == 0
+    # Nothing is beside itself.
+    page.locator("#run").select_option("two")
+    visit.found("3 of 3 groups")
+    assert page.locator("#other").evaluate("select => select.selectedIndex") == 0
+    assert page.locator("#other option").nth(2).is_disabled()
+    visit.requests[1:] = []
     visit.close()

@@ -18,7 +18,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.view.curves import by_turn
 from a2tgpo_trl.view.groups import MOST_CHARACTERS
-from a2tgpo_trl.view.html import PAGE, SCRIPTS, STYLES, make_page
+from a2tgpo_trl.view.html import LIVE_SCRIPTS, PAGE, SCRIPTS, STYLES, make_page
 from a2tgpo_trl.view.run import read_runs
 
 
@@ -121,6 +121,7 @@ def test_a_group_has_a_line_in_the_table(tmp_path):
     assert first == {
         **{"step": 1, "group": 0, "round": 1, "batch": 1, "question": "Who is mayor of Rome?", "rollouts": 2},
         **{"reward": 0.5, "solved": 1, "failed": 1, "spread": 6.0, "failures": 1, "piece": 0, "place": 0},
+        "asked": run["groups"][1]["asked"],  # the same prompt
     }
     assert [(one["step"], one["group"], one["round"]) for one in run["groups"]] == [(1, 0, 1), (1, 1, 1), (5, 0, 2)]
 
@@ -266,11 +267,13 @@ def test_what_is_vendored_is_packaged_with_its_licence():
 
 
 def test_our_own_scripts_write_no_html():
-    for name in SCRIPTS:
+    for name in LIVE_SCRIPTS:
         text = (PAGE / name).read_text()
         assert "</script" not in text and "<!--" not in text, name  # it would end before its end
         if not name.startswith("vendor/"):
-            assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(", text), name
+            assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), name
+            assert ("fetch(" in text) == (name == "live.js"), name
+    assert set(LIVE_SCRIPTS) - set(SCRIPTS) == {"live.js"}
 
 
 # ---- hostile text

@@ -66,37 +66,17 @@ def atlas(
             is then a tool of an environment, which counts, and stands behind the index of names in prompts; the
             shipped policy that knows an index has not learnt from such prompts.
     """
-    for name, hops in (("train_hops", train_hops), ("test_hops", test_hops)):
-        _check_hops(name, hops)
-    _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
-    _check_number("distractors", distractors)
-    _check_number("warm_up", warm_up)
-    _check_share("wrong_answers", wrong_answers)
-    _check_share("guessable", guessable)
-    if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
-        raise ValueError(
-            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
-            "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
-        )
-    # Behind them come the fact and one that fits a search as well (see `world._targets`).
-    if distractors and top_k < distractors + 2:
-        raise ValueError(
-            f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact, "
-            f"so that a search brings the fact up; got {top_k}."
-        )
+    _check(top_k, train_hops, test_hops, alike, distractors, hidden_answers, wrong_answers, guessable, warm_up)
     parts = {name: make_part(name, seed, alike, distractors) for name in ("train", "test")}
     documents = library(list(parts.values()), seed)
     search = search_tool(documents, top_k)
     found = cache(lambda fact: fact.document in search(f"{fact.relation} of {fact.subject}").split("\n"))
 
     def rows(name: str, hops: Sequence[int], number: int) -> Dataset:
-        part, rng, circle = parts[name], Rng("questions", name, seed), Rng("guessable", name, seed)
-
         def fits(chain: list[Fact]) -> bool:
-            return (not hidden_answers or part.hides(chain)) and (not answerable or all(map(found, chain)))
+            return (not hidden_answers or parts[name].hides(chain)) and (not answerable or all(map(found, chain)))
 
-        circles = [circle.chance(guessable) for _ in range(number)]
-        asked = [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
+        asked = _questions(parts[name], name, seed, hops, number, fits, guessable)
         return Dataset.from_list([_row(question, supporting_documents) for question in asked])
 
     def empty() -> Callable[[str], str]:
@@ -117,6 +97,21 @@ def atlas(
         reward_weights=[1.0, 0.1, 0.0],  # F1 is watched, not trained on
         group_by="hops",
     )
+
+
+def _questions(
+    part: Part,
+    name: str,
+    seed: int,
+    hops: Sequence[int],
+    number: int,
+    fits: Callable[[list[Fact]], bool],
+    guessable: float,
+) -> list[Question]:
+    """So many questions over chains that fit, of these lengths in turn; a share of them goes in a circle."""
+    rng, circle = Rng("questions", name, seed), Rng("guessable", name, seed)
+    circles = [circle.chance(guessable) for _ in range(number)]
+    return [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
 
 
 def prompt(question: Question) -> list[dict[str, str]]:
@@ -155,6 +150,38 @@ def _mistaken(row: dict[str, Any], part: Part, share: float, rng: Rng) -> dict[s
     kind = part.entities[row["answer"]]
     others = [name for name, its in part.entities.items() if its == kind and name != row["answer"]]
     return {**row, "answer": rng.choice(others)}
+
+
+def _check(
+    top_k: int,
+    train_hops: Sequence[int],
+    test_hops: Sequence[int],
+    alike: int,
+    distractors: int,
+    hidden_answers: bool,
+    wrong_answers: float,
+    guessable: float,
+    warm_up: int,
+) -> None:
+    """The settings are of their kinds, and there is a world that has them all."""
+    _check_hops("train_hops", train_hops)
+    _check_hops("test_hops", test_hops)
+    _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
+    _check_number("distractors", distractors)
+    _check_number("warm_up", warm_up)
+    _check_share("wrong_answers", wrong_answers)
+    _check_share("guessable", guessable)
+    if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
+        raise ValueError(
+            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
+            "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
+        )
+    # Behind them come the fact and one that fits a search as well (see `world._targets`).
+    if distractors and top_k < distractors + 2:
+        raise ValueError(
+            f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact, "
+            f"so that a search brings the fact up; got {top_k}."
+        )
 
 
 def _check_hops(name: str, hops: Any) -> None:

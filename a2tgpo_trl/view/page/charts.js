@@ -7,25 +7,73 @@ const GRID = "rgba(128, 128, 128, 0.2)";
 
 const colour = (run) => COLOURS[run % COLOURS.length];
 
-// series: {name, label (a short one), colour, xs, ys, dash, apart (points without a line), dots (points on it),
-//          low and high (of each point)}
-function chart({ title, x, series, sync, height = 190, note = null }) {
-  const drawn = series.filter((one) => one.ys.some((y) => y !== null));
+// Charts in their place. One that is there already is kept, zoomed and unfolded as it is, and draws what is new.
+// A chart: {title, note, x (its name), sync, height, series: [{name, label (a short one), colour, xs, ys, dash, apart
+// (points without a line), dots (points on it), low and high (of each point)}]}
+function fillCharts(id, charts) {
+  const place = document.getElementById(id);
+  const known = new Map([...place.children].map((figure) => [figure.chart.title, figure]));
+  const figures = charts.map((chart) => {
+    const figure = known.get(chart.title);
+    return figure?.renew(chart) ? figure : chartElement(chart);
+  });
+  if (figures.length === place.children.length && figures.every((one, at) => one === place.children[at])) return;
+  place.replaceChildren(...figures);
+}
+
+const withPoints = (series) => series.filter((one) => one.ys.some((y) => y !== null));
+// Copies: what is new is entered in the lists that a live page has.
+const joined = (series) => uPlot.join(series.map((one) => [[...one.xs], [...one.ys]]));
+
+function chartElement(chart) {
   const box = element("div", { class: "plot", "aria-hidden": "true" });
-  const caption = element("figcaption", {}, title, note && element("small", {}, ` ${note}`));
+  const caption = element("figcaption", {}, chart.title, chart.note && element("small", {}, ` ${chart.note}`));
   const figure = element("figure", {}, caption, box);
-  if (!drawn.length) {
+  const shown = { series: withPoints(chart.series), data: null, plot: null };
+  figure.chart = chart;
+  figure.renew = (newer) => renewed(figure, shown, newer);
+  if (!shown.series.length) {
     box.replaceWith(element("p", { class: "faint" }, "not in these runs"));
     return figure;
   }
-  const data = uPlot.join(drawn.map((one) => [one.xs, one.ys]));
-  figure.append(folded("numbers", () => plainTable([x, ...drawn.map((one) => one.name)],
-    data[0].map((at, row) => [number(at), ...drawn.map((_, place) => number(data[place + 1][row]))]))));
-  whenSeen(figure, box, (width) => new uPlot(chartOptions(x, drawn, sync, width, height), data, box));
+  shown.data = joined(shown.series);
+  figure.append(folded("numbers", () => numbersTable(chart.x, shown)));
+  whenSeen(figure, box, (width) => {
+    shown.plot = new uPlot(chartOptions(chart.x, shown, chart.sync, width, chart.height ?? 190), shown.data, box);
+    return shown.plot;
+  });
   return figure;
 }
 
-function chartOptions(x, series, sync, width, height) {
+function numbersTable(x, { series, data }) {
+  return plainTable([x, ...series.map((one) => one.name)],
+    data[0].map((at, row) => [number(at), ...series.map((_, place) => number(data[place + 1][row]))]));
+}
+
+// Whether what is new could be drawn in a chart that is there: it has the same curves.
+function renewed(figure, shown, chart) {
+  const series = withPoints(chart.series);
+  const names = (all) => JSON.stringify(all.map((one) => one.name));
+  if (names(series) !== names(shown.series)) return false;
+  figure.chart = chart;
+  shown.series = series;
+  if (!series.length) return true;
+  const [before, plot] = [shown.data, shown.plot];
+  shown.data = joined(series);
+  if (JSON.stringify(before) === JSON.stringify(shown.data)) return true;
+  const details = figure.querySelector("details");
+  if (details.open) details.lastElementChild.replaceWith(numbersTable(chart.x, shown));
+  else if (details.childElementCount > 1) details.lastElementChild.remove(); // made anew when it is opened
+  if (plot === null) return true;
+  const [low, top] = spaced(null, before[0][0], before[0].at(-1));
+  const { min, max } = plot.scales.x;
+  const zoomed = Math.abs(min - low) > 1e-6 || Math.abs(max - top) > 1e-6;
+  plot.setData(shown.data, !zoomed);
+  if (zoomed) plot.setScale("x", { min, max });
+  return true;
+}
+
+function chartOptions(x, shown, sync, width, height) {
   const axis = { stroke: INK, grid: { stroke: GRID, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   const whole = (_, values) => values.map((value) => (Number.isInteger(value) ? value.toLocaleString("en") : ""));
   return {
@@ -34,8 +82,8 @@ function chartOptions(x, series, sync, width, height) {
     scales: { x: { time: false, range: spaced }, y: { range: high } },
     axes: [{ ...axis, size: 24, gap: 4, values: whole }, { ...axis, size: 46, gap: 4, values: digits }],
     cursor: { sync: { key: sync }, drag: { x: true, y: false } },
-    series: [{ label: x, value: (_, value) => number(value) }, ...series.map(seriesOptions)],
-    hooks: { draw: [(plot) => series.forEach((one) => drawIntervals(plot, one))] },
+    series: [{ label: x, value: (_, value) => number(value) }, ...shown.series.map(seriesOptions)],
+    hooks: { draw: [(plot) => shown.series.forEach((one) => drawIntervals(plot, one))] },
   };
 }
 
@@ -60,7 +108,8 @@ function digits(_, values, axis, space, step) {
 }
 
 function seriesOptions(one) {
-  const points = { show: one.apart || one.dots || one.ys.length < 3, size: one.apart ? 8 : 5, fill: one.colour };
+  const few = (plot, place) => plot.data[place].filter((y) => y !== null && y !== undefined).length < 3;
+  const points = { show: one.apart || one.dots || few, size: one.apart ? 8 : 5, fill: one.colour };
   return {
     label: one.label ?? one.name,
     stroke: one.colour,
@@ -116,7 +165,7 @@ function stepChart(runs, metric) {
       series.push({ name, label: "held out", colour: colour(place), xs: at, ys: mean, low, high, apart: true });
     }
   });
-  return chart({ title: reward ? `${reward.replaceAll("_", " ")}` : metric, x: "step", series, sync: "steps" });
+  return { title: reward ? `${reward.replaceAll("_", " ")}` : metric, x: "step", series, sync: "steps" };
 }
 
 function envelopeChart(runs) {
@@ -125,6 +174,5 @@ function envelopeChart(runs) {
       ...{ name: `${run.name}, ${name}`, label: name, colour: colour(place), xs, ys },
       ...(name === "mean" ? {} : { dash: [4, 4], thin: true }),
     })));
-  return chart({ title: "Figure 5: advantages of turns", note: "smallest, mean, largest", x: "step", series,
-    sync: "steps" });
+  return { title: "Figure 5: advantages of turns", note: "smallest, mean, largest", x: "step", series, sync: "steps" };
 }

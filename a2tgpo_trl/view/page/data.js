@@ -9,7 +9,7 @@ async function unpack(id) {
 
 let lastPiece = { id: null, groups: null }; // the one that was read last is kept: its neighbours are opened next
 
-async function rolloutsOf(line) {
+async function rolloutsOf(run, line) {
   const id = `piece-${line.piece}`;
   if (lastPiece.id !== id) lastPiece = { id, groups: await unpack(id) };
   return lastPiece.groups[line.place];
@@ -22,8 +22,10 @@ function holds(value, words) {
   return Object.entries(value).some(([name, inside]) => name !== "pieces" && holds(inside, words));
 }
 
-// The lines of groups that hold these words in any text. `told` hears how far it is; false from it ends the search.
-async function groupsWith(lines, words, told) {
+// The keys of a run's groups that hold these words in any text. `told` hears how far it is; false from it ends the
+// search.
+async function groupsWith(run, words, told) {
+  const lines = INDEX.runs[run].groups;
   const found = new Set();
   const ids = [...new Set(lines.map((line) => line.piece))];
   const byPiece = new Map(ids.map((id) => [id, []]));
@@ -31,7 +33,16 @@ async function groupsWith(lines, words, told) {
   for (const [number, id] of ids.entries()) {
     if (!told(number / ids.length)) return null;
     const groups = await unpack(`piece-${id}`);
-    for (const line of byPiece.get(id)) if (holds(groups[line.place], words)) found.add(line);
+    for (const line of byPiece.get(id)) if (holds(groups[line.place], words)) found.add(line.key);
   }
   return found;
 }
+
+async function readIndex() {
+  const index = await unpack("index");
+  for (const run of index.runs) run.groups.forEach((line, place) => { line.key = String(place); });
+  return index;
+}
+
+// Where the page has its data from. A live page has it from its server, and then also follows what is new.
+const store = { index: readIndex, rolloutsOf, groupsWith, follow: null };

@@ -31,15 +31,12 @@ function legendElement(scale, tokens, redraw) {
     ...(tokens ? tokenLegend(tokens, redraw) : []));
 }
 
-function groupElements(run, line, group, words, links, redraw) {
-  const rows = Math.max(...group.rollouts.map((one) => one.turns.length));
-  const range = valueRange(group.rollouts);
-  const scale = largest(group.rollouts);
-  const tokens = tokenColours(group.rollouts);
-  const columns = element("div", { class: "rollouts", tabindex: 0, role: "group", "aria-label": "Rollouts" },
-    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, tokens, range, words)));
-  columns.style.setProperty("--rows", rows + 2);
-  columns.style.setProperty("--rollouts", group.rollouts.length);
+// shown: {place and run, line, group} of the one that is open, and of one beside it; again: links to others.
+function groupElements(shown, words, links, again, redraw) {
+  const [{ run, line, group }] = shown;
+  const rollouts = shown.flatMap((one) => one.group.rollouts);
+  const [range, scale, tokens] = [valueRange(rollouts), largest(rollouts), tokenColours(rollouts)];
+  const columns = shown.map((one) => columnsElement(one, scale, tokens, range, words));
   return [
     element("h2", { id: "group-title", tabindex: -1 }, titleOf(run, line)),
     element("p", { class: "links" }, ...links),
@@ -48,15 +45,36 @@ function groupElements(run, line, group, words, links, redraw) {
       ? folded("all of the prompt", () => element("div", {}, ...group.prompt.map((text) => textElement(text, words))))
       : null,
     group.answer === null ? null : element("p", {}, "right: ", element("strong", {}, group.answer)),
+    again,
     legendElement(scale, tokens, redraw),
-    columns,
+    ...(shown.length === 1 ? columns : [element("div", { class: "pair" },
+      ...columns.map((one, at) => element("div", {}, ofRunElement(shown[at]), one)))]),
   ].filter((one) => one !== null);
 }
 
-function titleOf(run, line) {
+function columnsElement({ run, group }, scale, tokens, range, words) {
+  const label = `Rollouts of ${run.name}`;
+  const columns = element("div", { class: "rollouts", tabindex: 0, role: "group", "aria-label": label },
+    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, tokens, range, words)));
+  columns.style.setProperty("--rows", Math.max(...group.rollouts.map((one) => one.turns.length)) + 2);
+  columns.style.setProperty("--rollouts", group.rollouts.length);
+  return columns;
+}
+
+function ofRunElement({ place, run, line }) {
+  const dot = element("span", { class: "dot" });
+  dot.style.background = colour(place);
+  return element("p", { class: "of-run" }, dot, element("strong", {}, run.name), ` ${placeOfLine(line)}`);
+}
+
+function placeOfLine(line) {
   const round = line.round > 1 ? `, round ${line.round}` : "";
   const batch = line.batch > 1 ? `, batch ${line.batch}` : "";
-  const about = `step ${line.step}, group ${line.group}${round}${batch}: ${line.solved} solved, ${line.failed} failed`;
+  return `step ${line.step}, group ${line.group}${round}${batch}: ${line.solved} solved, ${line.failed} failed`;
+}
+
+function titleOf(run, line) {
+  const about = placeOfLine(line);
   return INDEX.runs.length > 1 ? `${run.name}, ${about}` : `${about[0].toUpperCase()}${about.slice(1)}`;
 }
 
@@ -80,7 +98,9 @@ function valueRange(rollouts) {
 
 // The value of the prompt and after each turn, on the same scale in all rollouts.
 function valueElement(one, range) {
-  if (range === null) return element("p", { class: "values faint" }, "no values: gains were not read");
+  if (range === null || one.values.every((value) => value === null)) {
+    return element("p", { class: "values faint" }, "no values: gains were not read");
+  }
   const box = element("div", { class: "values", role: "img",
     "aria-label": `Values: ${one.values.map(number).join(", ")}` });
   const room = (range[1] - range[0]) * 0.08 || 0.5;

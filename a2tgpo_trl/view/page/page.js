@@ -4,6 +4,11 @@
 let INDEX = null;
 const by = (id) => document.getElementById(id);
 
+function notesOf({ notes, begun }) {
+  const at = begun?.[1] && new Date(1000 * begun[1]).toLocaleTimeString();
+  return at ? [`It was begun anew; noticed at ${at}.`, ...notes] : notes;
+}
+
 function drawRuns() {
   fill("runs", ...INDEX.runs.map((run, place) => {
     const dot = element("span", { class: "dot" });
@@ -11,37 +16,49 @@ function drawRuns() {
     const count = run.groups.reduce((sum, line) => sum + line.rollouts, 0);
     return element("li", {}, dot, element("strong", {}, run.name),
       ` ${number(count)} rollouts in ${number(run.groups.length)} groups`,
-      ...run.notes.map((note) => element("span", { class: "note" }, ` ${note}`)));
+      ...notesOf(run).map((note) => element("span", { class: "note" }, ` ${note}`)));
   }));
 }
 
+let others = []; // metrics that are drawn when they are chosen
+
 function drawSteps() {
   const logged = new Set(INDEX.runs.flatMap((run) => Object.keys(run.curves)));
-  fill("step-charts", ...INDEX.metrics.filter((name) => logged.has(name)).map((name) => stepChart(INDEX.runs, name)));
-  const others = [...logged].filter((name) => !INDEX.metrics.includes(name)).sort();
-  options(by("metric"), ["–", ...others]);
-  by("metric").addEventListener("change", () => {
-    const name = others[by("metric").selectedIndex - 1];
-    fill("chosen-chart", ...(name === undefined ? [] : [stepChart(INDEX.runs, name)]));
-  });
+  fillCharts("step-charts",
+    INDEX.metrics.filter((name) => logged.has(name)).map((name) => stepChart(INDEX.runs, name)));
+  const before = others[by("metric").selectedIndex - 1];
+  const now = [...logged].filter((name) => !INDEX.metrics.includes(name)).sort();
+  if (now.join("\n") !== others.join("\n") || !by("metric").length) {
+    others = now;
+    options(by("metric"), ["–", ...others]);
+    by("metric").selectedIndex = others.indexOf(before) + 1;
+  }
+  drawChosen();
+}
+
+function drawChosen() {
+  const name = others[by("metric").selectedIndex - 1];
+  fillCharts("chosen-chart", name === undefined ? [] : [stepChart(INDEX.runs, name)]);
 }
 
 function drawStages() {
-  options(by("stage"), STAGES);
-  by("stage").addEventListener("change", () => drawTurns(INDEX.runs, by("stage").selectedIndex));
-  drawTurns(INDEX.runs, 0);
+  drawTurns(INDEX.runs, by("stage").selectedIndex);
 }
 
 // ---- groups
 
-const chosen = { run: 0, words: "", withWords: null, table: null };
+const chosen = { run: 0, other: null, words: "", withWords: null, table: null, open: null };
+const lineOf = (run, key) => INDEX.runs[run]?.groups.find((line) => line.key === key);
 
 function drawGroups() {
-  options(by("run"), INDEX.runs.map((run) => run.name));
-  by("which-run").hidden = INDEX.runs.length < 2;
+  const names = INDEX.runs.map((run) => run.name);
+  options(by("run"), names);
+  options(by("other"), ["–", ...names]);
+  for (const id of ["which-run", "which-other"]) by(id).hidden = names.length < 2;
   chosen.table = groupTable((line) => `group-${chosen.run}-${line.key}`, tellFound);
   chosen.table.on("tableBuilt", () => chooseRun(0).then(openAddressed));
   by("run").addEventListener("change", () => chooseRun(by("run").selectedIndex));
+  by("other").addEventListener("change", () => chooseOther(by("other").selectedIndex - 1));
   by("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["mixed", "failing", "spread"]) by(id).addEventListener("input", applyFilters);
   let waiting = null;
@@ -54,7 +71,9 @@ function drawGroups() {
 async function chooseRun(place) {
   chosen.run = place;
   by("run").selectedIndex = place;
-  await chosen.table.setData(INDEX.runs[place].groups);
+  if (chosen.other === place) chosen.other = null;
+  showOther();
+  await chosen.table.setData(lines());
   await search();
 }
 
@@ -63,12 +82,12 @@ async function search() {
   const run = chosen.run;
   chosen.words = words;
   const isNewest = () => chosen.words === words && chosen.run === run;
-  const found = words === "" ? null : await groupsWith(INDEX.runs[run].groups, words, (share) => {
+  const found = words === "" ? null : await store.groupsWith(run, words, (share) => {
     by("found").textContent = `searching, ${Math.round(100 * share)} %`;
     return isNewest();
   });
   if (!isNewest()) return;
-  chosen.withWords = found && new Set([...found].map((line) => line.key));
+  chosen.withWords = found;
   applyFilters();
 }
 
@@ -87,16 +106,22 @@ function tellFound(count) {
 // ---- the group that is open
 
 async function openAddressed() {
-  const address = /^#group-(\d+)-(\d+)$/.exec(location.hash);
-  const [run, key] = address ? address.slice(1).map(Number) : [];
-  const line = INDEX.runs[run]?.groups[key];
+  const address = /^#group-(\d+)-([\d.]+)$/.exec(location.hash);
+  const [run, key] = address ? [Number(address[1]), address[2]] : [];
+  const line = lineOf(run, key);
   by("group").hidden = !line;
   if (!line) return;
   if (run !== chosen.run) await chooseRun(run);
-  const group = await rolloutsOf(line);
-  if (location.hash !== address[0]) return; // another one was opened since
+  const asked = [[run, line], ...besideOf(line)];
+  const groups = await Promise.all(asked.map(([of, one]) => store.rolloutsOf(of, one))).catch((error) => {
+    by("group").replaceChildren(element("p", { class: "failed" }, `This group could not be read: ${error.message}`));
+    return null;
+  });
+  if (groups === null || location.hash !== address[0]) return; // another one was opened since
+  chosen.open = { run, key, line };
+  const shown = asked.map(([of, one], at) => ({ place: of, run: INDEX.runs[of], line: one, group: groups[at] }));
   const draw = () => by("group").replaceChildren(
-    ...groupElements(INDEX.runs[run], line, group, chosen.words, linksFrom(run, key), () => {
+    ...groupElements(shown, chosen.words, linksFrom(run, key), againElement(asked), () => {
       draw();
       by("group").querySelector(".legend select").focus();
     }));
@@ -121,10 +146,12 @@ async function begin() {
   if (typeof DecompressionStream === "undefined") {
     throw new Error("This browser is too old: Chrome 117, Firefox 113, Safari 16.4 or a later one will do.");
   }
-  INDEX = await unpack("index");
-  for (const run of INDEX.runs) run.groups.forEach((line, key) => { line.key = key; });
+  INDEX = await store.index();
   drawRuns();
   drawSteps();
+  by("metric").addEventListener("change", drawChosen);
+  options(by("stage"), STAGES);
+  by("stage").addEventListener("change", drawStages);
   drawStages();
   drawGroups();
   addEventListener("hashchange", openAddressed);
@@ -133,6 +160,7 @@ async function begin() {
   });
   foldedInPrint();
   by("trouble").hidden = true;
+  store.follow?.();
 }
 
 // What is folded in the open group is printed.

@@ -3,14 +3,17 @@
 
 const COLUMNS = [
   ["step", "step", 80],
-  ["group", "group", 90],
+  ["group", "group", 85],
   ["question", "prompt", null],
-  ["reward", "mean reward", 150],
-  ["spread", "gain spread", 145],
-  ["solved", "solved", 100],
-  ["failed", "failed", 95],
-  ["failures", "failed turns", 145],
+  ["reward", "mean reward", 130],
+  ["spread", "gain spread", 125],
+  ["solved", "solved", 90],
+  ["failed", "failed", 85],
+  ["failures", "failed turns", 125],
+  ["other", "reward beside", 140],
+  ["gap", "difference", 115],
 ];
+const BESIDE = ["other", "gap"]; // shown where a run is chosen to be beside
 
 // address: of a group, by its line; shownNow hears how many lines are shown.
 function groupTable(address, shownNow) {
@@ -25,8 +28,11 @@ function groupTable(address, shownNow) {
     columns: COLUMNS.map(([field, title, width]) => ({
       field,
       title,
-      ...(width ? { width, hozAlign: "right" } : { minWidth: 220, formatter: (cell) => linkTo(cell, address) }),
-      ...(["reward", "spread"].includes(field) ? { formatter: (cell) => number(cell.getValue()) } : {}),
+      ...(width ? { width, hozAlign: "right", headerHozAlign: "right" }
+        : { minWidth: 220, formatter: (cell) => linkTo(cell, address) }),
+      ...(["reward", "spread", "other"].includes(field) ? { formatter: (cell) => number(cell.getValue()) } : {}),
+      ...(field === "gap" ? { formatter: (cell) => gapText(cell.getValue()) } : {}),
+      visible: !BESIDE.includes(field),
       sorter: field === "question" ? "string" : "number",
       sorterParams: { alignEmptyValues: "bottom" },
       headerSortStartingDir: ["step", "group", "question"].includes(field) ? "asc" : "desc",
@@ -41,6 +47,8 @@ function groupTable(address, shownNow) {
   byArrows(document.getElementById("table"));
   return table;
 }
+
+const gapText = (gap) => (gap === null || gap === undefined ? "–" : signed(gap));
 
 function linkTo(cell, address) {
   return element("a", { href: `#${address(cell.getData())}` }, cell.getValue() || "(nothing)");

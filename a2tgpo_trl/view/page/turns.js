@@ -41,12 +41,13 @@ function turnChart(runs, [name, title, note], stage, last) {
   const longest = Math.max(0, ...of.map((means) => means.findLastIndex((mean) => mean !== null))) + 1;
   const series = runs.map((run, place) => (
     { name: run.name, colour: colour(place), xs: xs.slice(0, longest), ys: of[place].slice(0, longest), dots: true }));
-  return chart({ title, note, x: "turn", series, sync: "turns" });
+  return { title, note, x: "turn", series, sync: "turns" };
 }
 
 // Which turns failed how, a row for each way.
 function failureTable(run, stage, last) {
-  const ways = Object.keys(run.turns).filter((name) => name.startsWith("status/"));
+  const ways = Object.keys(run.turns).filter((name) => name.startsWith("status/")
+    && run.turns[name].sums.some((sums) => sums.some((sum) => sum > 0)));
   const reached = byTurn(run, "failed", stage, last).filter((one) => one.number);
   const rows = ways.map((name) => [
     name.slice("status/".length),
@@ -76,8 +77,8 @@ function driftTable(runs, stage, last) {
 
 function drawTurns(runs, stage) {
   const last = lastStep(runs);
-  fill("turn-charts", ...BY_TURN.map((panel) => turnChart(runs, panel, stage, last)));
+  fillCharts("turn-charts", BY_TURN.map((panel) => turnChart(runs, panel, stage, last)));
   fill("failures", ...runs.map((run) => failureTable(run, stage, last)));
-  fill("paper-charts", ...FIGURE_4.map((panel) => turnChart(runs, panel, stage, last)), envelopeChart(runs));
+  fillCharts("paper-charts", [...FIGURE_4.map((panel) => turnChart(runs, panel, stage, last)), envelopeChart(runs)]);
   fill("drift", driftTable(runs, stage, last));
 }

@@ -1,0 +1,233 @@
+"""records of batches that were trained on -> the same rollouts, as another method would have credited them.
+
+    records = read_places([Path("outputs/quickstart")])          # of a run with record_every
+    by_igpo = recredited(records, "igpo")
+
+What a method compares and sums up is in the records: values, outcomes, how each turn went. So methods can be seen side
+by side on one batch, without a run of each. That is what they would do in the first step after these rollouts; what
+the policy would have become under another method, only a run tells.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .credit import DEFAULTS, GAIN_FLOOR, Switches, find_method, preset_of
+from .credit.credit_pass import CreditPass, CreditSettings
+from .information_gain import information_gain
+from .lookup import nearest
+from .recording import credited
+from .rollout.records import Record
+
+
+MEASURES = ("logprob", "probability")
+OF_SHAPING = {"shaping_embedding": "auto", "success_reward": 1.0}  # as `A2TGPOConfig` has them
+NEEDED = ("step", "group", "turns", "outcome", "outcome_advantage", "advantages")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is not in the records, of the run that wrote them: `outcome_weight`, `gain_measure` and `gain/floor`."""
+
+    outcome_weight: float = 1.0
+    gain_measure: str = "logprob"
+    gain_floor: float = GAIN_FLOOR
+
+    def __post_init__(self) -> None:
+        if self.outcome_weight <= 0:
+            raise ValueError("What outcomes were worth to a run with outcome_weight 0 is not on record.")
+        if self.gain_measure not in MEASURES:
+            raise ValueError(f"gain_measure is one of {', '.join(MEASURES)}, not {self.gain_measure!r}.")
+
+
+class _Rewarding:
+    """Stands in for environments whose rewards of turns are in the records."""
+
+    turn_reward: float | None = None
+
+
+def recredited(
+    records: Sequence[Mapping[str, Any]],
+    credit: str,
+    recorded: Recorded | None = None,
+    **settings: Any,
+) -> list[Record]:
+    """The records, with `advantages`, `scores` and `clip_scale` of this method; by step and group, in their order.
+
+    Args:
+        records: whole batches of a run without `failure_shaping`, as `record_every` writes them.
+        credit: the method, as in `A2TGPOConfig.credit`.
+        recorded: what the run that wrote them was set to, where that is not the default.
+        settings: of the method, over its paper's values: gain_weight=1.0, turn_rewards={"failed_call": -0.1}.
+
+    Example: two rollouts of a prompt with values [0, 1] and [0, 3], outcome advantages 0 and 1, credit "a2tgpo":
+        advantages [-0.3, 0] and [1.3, 1], clip scales [0.861, 1] and [1.139, 1]
+    """
+    values = _values(credit, settings)
+    return [
+        record for batch in _batches(records) for record in _recredit(batch, credit, values, recorded or Recorded())
+    ]
+
+
+def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method's settings are: its paper's, but for those that are given."""
+    preset = preset_of(find_method(credit))
+    known = {**preset.values, **OF_SHAPING}
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"There is no setting {name!r} of credit.{nearest(name, known)}")
+        if name in preset.without_effect:
+            raise ValueError(f"{name} has no effect with credit={credit!r}.")
+    if not isinstance(settings.get("turn_rewards", {}), Mapping):
+        raise ValueError("turn_rewards is a mapping here: {'failed_call': -0.1}")
+    return {**known, **settings}
+
+
+def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The records of each batch of each step, those of a prompt together."""
+    for record in records:
+        missing = [key for key in NEEDED if key not in record]
+        if missing:
+            raise ValueError(
+                f"A record has no {missing[0]}: it takes those of training, which a run with record_every writes."
+            )
+    places = _places(records)
+    order = sorted(range(len(records)), key=lambda i: places[i])
+    for (step, _), batch in groupby(order, key=lambda i: places[i][:2]):
+        groups = [[records[i] for i in group] for _, group in groupby(batch, key=lambda i: places[i][2])]
+        sizes = sorted({len(group) for group in groups})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"Groups of step {step} have {' and '.join(map(str, sizes))} rollouts: methods compare those of whole "
+                "groups. Give all records of a step, of all ranks."
+            )
+        if any(map(_is_shaped, groups)):
+            raise ValueError(
+                f"Outcomes of step {step} are shaped (failure_shaping), and what they were before is not on record. "
+                "Record with another method, or with failure_shaping 0."
+            )
+        yield [record for group in groups for record in group]
+
+
+def _places(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
+    """Of each record step, batch and group. A rank writes a batch by its groups: where these begin anew, so does it.
+
+    Example: groups 0, 0, 1, 0, 1 of a rank in step 3 -> (3, 0, 0) twice, (3, 0, 1), (3, 1, 0), (3, 1, 1)
+    """
+    last: dict[tuple[int, int], tuple[int, int]] = {}
+    places = []
+    for record in records:
+        step, group = record["step"], record["group"]
+        of_rank = (step, record.get("rank", 0))
+        batch, before = last.get(of_rank, (0, group))
+        last[of_rank] = (batch + (group < before), group)
+        places.append((step, last[of_rank][0], group))
+    return places
+
+
+def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rollouts that were rewarded alike have different outcomes."""
+    by_advantage: dict[float | None, set[float | None]] = {}
+    for record in group:
+        by_advantage.setdefault(record["outcome_advantage"], set()).add(record["outcome"])
+    return any(len(outcomes) > 1 for advantage, outcomes in by_advantage.items() if advantage is not None)
+
+
+def _recredit(
+    batch: Sequence[Mapping[str, Any]], credit: str, values: Mapping[str, Any], recorded: Recorded
+) -> list[Record]:
+    copies = [cast(Record, dict(record)) for record in batch]
+    group_size = sum(record["group"] == batch[0]["group"] for record in batch)
+    credit_pass = _credit_pass(credit, values, copies)
+    if credit_pass.reads_records:
+        credit_pass.read(copies, group_size)
+    num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
+    numbers = [_number(record["outcome"]) for record in copies]
+    advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
+    evidence, _ = credit_pass.evidence(
+        _gains(copies, values, recorded.gain_measure),
+        torch.tensor(numbers),
+        torch.tensor(advantages),
+        torch.tensor(num_turns),
+        torch.arange(len(copies)) // group_size,
+        recorded.gain_floor,
+    )
+    of_turns = {
+        "advantages": credit_pass.advantages(evidence),
+        "scores": credit_pass.scores(evidence),
+        "clip_scale": credit_pass.clip_scale(evidence),
+    }
+    outcomes = evidence.outcomes_N.tolist()
+    return [
+        credited(
+            record,
+            outcomes[i],
+            values["outcome_weight"] * advantages[i],
+            {name: values_NK[i] for name, values_NK in of_turns.items()},
+            num_turns[i],
+        )
+        for i, record in enumerate(copies)
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Record]) -> CreditPass:
+    """What a trainer with these settings would credit by."""
+    method = find_method(credit)
+    switches = Switches(**{one.name: values[one.name] for one in fields(Switches) if one.name in DEFAULTS})
+    reads_states = preset_of(method).needs_states or values["gain_groups"] == "state"
+    calls_are_known = all(turn["calls"] is not None for record in records for turn in record["turns"])
+    settings = CreditSettings(
+        name=credit,
+        method=method,
+        switches=switches,
+        turn_rewards=values["turn_rewards"],
+        failure_shaping=values["failure_shaping"],
+        shaping_embedding=values["shaping_embedding"],
+        success_reward=values["success_reward"],
+        state_likeness=values["state_likeness"] if reads_states else None,
+    )
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError("Records are credited by one process, which has all of them.")
+    rewarding = any(turn.get("reward") is not None for record in records for turn in record["turns"])
+    return CreditPass(
+        settings,
+        accelerator,
+        (),
+        [_Rewarding] * rewarding,
+        has_tools=calls_are_known,
+        has_rollout_func=not calls_are_known,
+        splits_models=False,
+    )
+
+
+def _gains(records: Sequence[Record], values: Mapping[str, Any], gain_measure: str) -> Tensor:
+    """Of each turn (N,K), of the rollouts in the loss, as the method measures them."""
+    most = max([len(record["advantages"]) for record in records] + [1])
+    wants = values["gain_weight"] > 0 or values["clip_adaptation"] > 0
+    rows = [_values_of(record, wants) for record in records]
+    values_NV = torch.tensor([[*row, *[math.nan] * (most + 1 - len(row))] for row in rows])
+    if gain_measure != values["gain_measure"]:
+        values_NV = values_NV.exp() if gain_measure == "logprob" else values_NV.log()
+    return information_gain(values_NV, most, first=values["first_gain"], last=values["last_gain"])
+
+
+def _values_of(record: Record, wanted: bool) -> list[float]:
+    if not wanted or not record["advantages"]:
+        return []
+    if "values" not in record:
+        raise ValueError(
+            "A record has no values, and the method reads gains: record a run whose method does, or with "
+            "clip_adaptation above 0."
+        )
+    return [_number(value) for value in record["values"]]

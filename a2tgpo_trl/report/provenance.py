@@ -1,0 +1,48 @@
+"""working directory, installed packages -> what a run was made with: the commit of the code, versions."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+PACKAGES = ("a2tgpo_trl", "trl", "transformers", "torch", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+PATIENCE = 10.0  # seconds that git may take, as on a slow file system
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """What to keep beside the settings of a run that is started in this folder.
+
+    Example: {"git_commit": "1577bec...", "git_changed": False, "versions": {"python": "3.11.7", "trl": "1.16.0", ...}}
+    """
+    return {**commit(folder), "versions": versions()}
+
+
+def commit(folder: Path) -> dict[str, Any]:
+    """The commit that is checked out there, and whether files that git tracks differ from it; None without git."""
+    found = _git(folder, "rev-parse", "HEAD")
+    changed = None if found is None else _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": found, "git_changed": None if changed is None else bool(changed)}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says; None where there is no git, no repository or no commit, or where it takes too long."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

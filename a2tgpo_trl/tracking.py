@@ -1,0 +1,268 @@
+"""credited batches, facts of a run -> the trackers that `report_to` names: a table of turns, gains by turn, how it was
+made.
+
+Metrics reach W&B, Trackio and TensorBoard by the callbacks of transformers, and so do the settings. Beside them they
+get here
+
+    rollouts/turns           a table with a row for each turn of some rollouts, as text in TensorBoard
+    gain/turn_1/histogram    gains of the turns at each depth, of the last batch before a line of the log
+    recipe, git_commit, git_changed, versions      in the config of the run: as text in TensorBoard
+
+A row has what `recording.py` writes of the turn: values before and after it, gain, z, advantage, clip scale. Rows are
+of rollouts of the main process, the first groups of a batch, `table_turns` at most; tables are at most `TABLES` in a
+run, evenly spaced. Nothing is asked of other ranks. Secrets are masked as in the records. A tracker that fails here
+gets no more of this; the run goes on.
+"""
+
+import html
+import json
+import logging
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from .recording import masks
+from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
+from .report.provenance import provenance
+from .rollout.reading import cut, plain, question, turns_of
+from .rollout.records import Record
+from .turns import LOGGED_TURNS
+
+
+logger = logging.getLogger(__name__)
+
+OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
+TABLES = 50  # in a run: each is a file that a tracker uploads
+BINS = 32
+MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
+SECRET_SETTING = re.compile(r"(^|[_-])(key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE)
+
+Row = dict[str, Any]
+COLUMNS = (
+    *("step", "group", "rollout", "turn", "question", "text", "calls", "result", "status"),
+    *("value_before", "value_after", "gain", "z", "advantage", "clip_scale", "outcome"),
+)
+
+
+class Tracking(TrainerCallback):
+    """Keeps what the next line of the log takes along. Only the main process has a tracker."""
+
+    def __init__(self, most_rows: int, is_main: bool, callbacks: Callable[[], Sequence[TrainerCallback]]):
+        """
+        Args:
+            most_rows: of a table; 0 for no tables.
+            is_main: whether this is the main process.
+            callbacks: those of the trainer, among which the trackers' are.
+        """
+        self._most_rows, self._is_main, self._callbacks = most_rows, is_main, callbacks
+        self.facts: dict[str, Any] = {}  # what the config of the run takes along, such as its recipe
+        self._trackers: list[Tracker] = []
+        self._every = 1
+        self._due: int | None = None  # steps before the next batch whose rollouts are shown; None: not known yet
+        self._rows: list[Row] = []
+        self._gains: dict[int, np.ndarray] = {}
+        self._masked = masks(os.environ)
+
+    # ---- what the trainer hands over
+
+    def wants(self, step: int) -> bool:
+        """Whether rollouts that are made after so many steps are to be shown."""
+        if self._due is None:  # the first batch, or the first since the run was resumed
+            self._due = -(-step // self._every) * self._every
+        return bool(self._trackers) and self._most_rows > 0 and step >= self._due
+
+    def put(self, step: int, records: Sequence[Record]) -> None:
+        """Rollouts of this process that were made after so many steps, with their credit."""
+        self._due = (step // self._every + 1) * self._every
+        self._rows = list(islice(rows_of(records, step + 1, self._masked), self._most_rows))
+
+    def see_gains(self, gains_NK: Tensor, round: int) -> None:
+        """Gains of all ranks' rollouts; the first round of a batch takes the place of the batch before."""
+        if not self._trackers:
+            return
+        before = self._gains if round > 1 else {}
+        columns = gains_NK[:, :LOGGED_TURNS].cpu().double().numpy().T
+        of_turns = {turn: column[np.isfinite(column)] for turn, column in enumerate(columns, start=1)}
+        joined = {turn: np.concatenate([before.get(turn, gains[:0]), gains]) for turn, gains in of_turns.items()}
+        self._gains = {**before, **{turn: gains for turn, gains in joined.items() if len(gains)}}
+
+    # ---- what the trackers get
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._trackers = list(filter(None, map(tracker_of, self._callbacks()))) if self._is_main else []
+        self._every, self._due = max(1, math.ceil(state.max_steps / TABLES)), None
+        self._rows, self._gains = [], {}
+        if not self._trackers:
+            return
+        facts = {**self.facts, **provenance(Path())}
+        # A recipe may have dates, which not all trackers take.
+        shown = self._masked(without_secrets(json.loads(json.dumps(facts, default=str))))
+        for tracker in list(self._trackers):
+            self._attempt(tracker, partial(tracker.describe, shown))
+
+    def on_log(self, args, state, control, **kwargs):
+        rows, gains = self._rows, self._gains
+        self._rows, self._gains = [], {}
+        if not (rows or gains):
+            return
+        for tracker in list(self._trackers):
+            self._attempt(tracker, partial(tracker.send, state.global_step, rows, gains))
+
+    def _attempt(self, tracker: "Tracker", act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever it is: training goes on
+            self._trackers.remove(tracker)
+            logger.warning(
+                f"{tracker.name} did not take tables and histograms of this run ({type(error).__name__}: {error}). It "
+                "gets no more of them; the run goes on."
+            )
+
+
+# ---- the trackers
+
+
+class Tracker(Protocol):
+    """Takes what a run is made with, once, and rows of turns and gains by turn with a line of the log."""
+
+    name: str
+
+    def describe(self, facts: Mapping[str, Any]) -> None: ...
+
+    def send(self, step: int, rows: Sequence[Row], gains: Mapping[int, np.ndarray]) -> None: ...
+
+
+def tracker_of(callback: TrainerCallback) -> Tracker | None:
+    """What a callback of transformers has opened; None for any other."""
+    if isinstance(callback, WandbCallback):
+        import wandb
+
+        return OfModule("wandb", wandb)
+    if isinstance(callback, TrackioCallback):
+        import trackio
+
+        return OfModule("trackio", trackio)
+    return OfTensorBoard(callback) if isinstance(callback, TensorBoardCallback) else None
+
+
+class OfModule:
+    """W&B and Trackio, which is called as W&B is."""
+
+    def __init__(self, name: str, module: Any):
+        self.name, self._module = name, module
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        self._module.config.update(dict(facts), allow_val_change=True)
+
+    def send(self, step: int, rows: Sequence[Row], gains: Mapping[int, np.ndarray]) -> None:
+        logged = {
+            histogram_name(turn): self._module.Histogram(np_histogram=np.histogram(values, BINS))
+            for turn, values in gains.items()
+        }
+        if rows:
+            data = [[row[column] for column in COLUMNS] for row in rows]
+            logged[f"train/{TURN_TABLE}"] = self._module.Table(columns=list(COLUMNS), data=data)
+        self._module.log({**logged, "train/global_step": step})
+
+
+class OfTensorBoard:
+    """TensorBoard, which has no tables: texts in Markdown."""
+
+    name = "tensorboard"
+
+    def __init__(self, callback: TensorBoardCallback):
+        self._callback = callback  # its writer is another one in a further training
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        for name, value in facts.items():
+            text = json.dumps(value, indent=2)
+            self._callback.tb_writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def send(self, step: int, rows: Sequence[Row], gains: Mapping[int, np.ndarray]) -> None:
+        writer = self._callback.tb_writer
+        for turn, values in gains.items():
+            writer.add_histogram(histogram_name(turn), values, step, bins=np.histogram_bin_edges(values, BINS))
+        if rows:
+            writer.add_text(f"train/{TURN_TABLE}", markdown(rows), step)
+        writer.flush()
+
+
+def histogram_name(turn: int) -> str:
+    """Example: 1 -> "train/gain/turn_1/histogram", beside "train/gain/turn_1/mean" """
+    return f"train/{GAIN_HISTOGRAM.format(turn=f'turn_{turn}')}"
+
+
+# ---- rows
+
+
+def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) -> Iterator[Row]:
+    """A row a turn, rollout by rollout. Turns are counted from 1, rollouts of a group from 0."""
+    rollouts: Counter[int] = Counter()
+    for record in records:
+        group = record["group"]
+        for place, turn in enumerate(turns_of(record)):
+            happened = record["turns"][place] if place < len(record.get("turns", ())) else {}
+            values = record.get("values", ())
+            yield {
+                **{"step": step, "group": group, "rollout": rollouts[group], "turn": place + 1},
+                "question": _text(question(record), masked),
+                "text": _text(turn.said, masked),
+                "calls": _text("\n".join(turn.calls), masked),
+                "result": _text("\n".join(turn.read), masked),
+                "status": happened.get("status", "ok"),
+                "value_before": _nth(values, place),
+                "value_after": _nth(values, place + 1),
+                "gain": _nth(record.get("gains", ()), place),
+                "z": _nth(record["scores"], place),
+                "advantage": _nth(record["advantages"], place),
+                "clip_scale": _nth(record["clip_scale"], place),
+                "outcome": record["outcome"],
+            }
+        rollouts[group] += 1
+
+
+def _text(text: str, masked: Callable[[Any], Any]) -> str:
+    """Masked before it is cut: half a secret is one."""
+    return cut(plain(masked(text)), MOST_LINES, MOST_CHARACTERS)
+
+
+def _nth(values: Sequence[float | None], place: int) -> float | None:
+    return values[place] if place < len(values) else None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table.
+
+    Example: a text "a|b", "<answer>" on two lines -> "a&#124;b<br>&lt;answer&gt;"
+    """
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([_cell(row[column]) for column in COLUMNS] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return html.escape(value).replace("|", "&#124;").replace("\n", "<br>")
+    return "" if value is None else f"{value:.6g}"
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """A setting without the texts whose names are those of a key, a token, a secret or a password.
+
+    Example: {"hub_token": "abc", "tokenizer": "x"} -> {"hub_token": "<HUB_TOKEN>", "tokenizer": "x"}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_secrets(inside, str(key)) for key, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(inside, name) for inside in value]
+    return f"<{name.upper()}>" if isinstance(value, str) and SECRET_SETTING.search(name) else value

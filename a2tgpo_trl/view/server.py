@@ -1,0 +1,266 @@
+"""runs that are written to -> their page over HTTP, which asks for what is new.
+
+    GET /                               the page
+    GET /news?epoch=E&since=N           what was changed after N: {"epoch", "number", "share", "entries"}; N counts for
+                                        the server E alone, and "share" is what was read so far of all that is there
+    GET /group?run=R&begun=B&key=K      a group, as the page opens it; 410: the run was begun anew
+    GET /search?run=R&begun=B&from=S&words=W     keys of groups with these words: {"found", "next", "share"}
+
+Whoever may log in to this machine may read what a server on its loopback address shows. One on any other address shows
+it to those who have its token, once in the address, then in a cookie. Pages of others can ask nothing of it: on
+loopback, `Host` must be a name of this machine.
+"""
+
+import errno
+import gzip
+import hmac
+import ipaddress
+import json
+import secrets
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from .html import make_live_page
+from .journal import Journal
+from .run import names_of
+from .watch import Gone, Watch
+
+
+AT_ONCE = 0.5  # seconds that a request reads what is new, or searches; the page asks again for the rest
+APART = 1.0  # seconds between two looks at the folders
+MOST_CHARACTERS = 2**19  # of one answer's news
+MOST_REQUESTS = 64  # at once
+COOKIE = "a2tgpo-view"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Runs:
+    """The runs that are shown, and what is known of them. Requests may come from several threads."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self.names = names_of(folders)
+        self._epoch = secrets.token_hex(8)
+        self._journal = Journal()
+        self.watches = [Watch(folder, number, self._journal) for number, folder in enumerate(folders)]
+        self._lock = threading.Lock()
+        self._looked = -APART
+
+    def news(self, epoch: str, since: int) -> str:
+        """What was changed, as JSON."""
+        with self._lock:
+            self._look()
+            known = since if epoch == self._epoch else 0
+            texts, number = self._journal.since(known, MOST_CHARACTERS)
+            due = sum(watch.due for watch in self.watches) + (number < self._journal.last)
+            read = sum(len(watch.steps) for watch in self.watches)
+        head = json.dumps({"epoch": self._epoch, "number": number, "share": read / (read + due) if due else 1.0})
+        return f'{head[:-1]}, "entries": [{",".join(texts)}]}}'
+
+    def _look(self) -> None:
+        if time.monotonic() < self._looked + APART:
+            return
+        until = time.monotonic() + AT_ONCE
+        if all([watch.look(until) for watch in self.watches]):
+            self._looked = time.monotonic()
+
+    def group(self, run: int, begun: int, key: str) -> dict[str, Any]:
+        with self._lock:
+            return self.watches[run].group(begun, key)
+
+    def search(self, run: int, begun: int, first: int, words: str) -> dict[str, Any]:
+        with self._lock:
+            found, following, share = self.watches[run].search(begun, words, first, time.monotonic() + AT_ONCE)
+        return {"found": found, "next": following, "share": share}
+
+
+class ViewServer(ThreadingHTTPServer):
+    """Serves the page of runs. `serve_forever` serves; a thread for each connection."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, folders: Sequence[Path]):
+        self.runs = Runs(folders)
+        self.page = make_live_page(self.runs.names)
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self.address_family = family
+            super().__init__((str(address[0]), port), Handler)
+        except socket.gaierror as error:
+            raise ValueError(f"--host {host}: {error.strerror}. Name an address of this machine.") from error
+        except OverflowError as error:
+            raise ValueError(f"--port {port}: from 0 to 65535; 0 takes a free one.") from error
+        except OSError as error:
+            raise ValueError(_why_not(host, port, error)) from error
+        self.is_loopback = ipaddress.ip_address(str(self.server_address[0])).is_loopback
+        self.token = None if self.is_loopback else secrets.token_urlsafe(32)
+        self._free = threading.Semaphore(MOST_REQUESTS)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # without a search for the name of this host, which may take long
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @property
+    def address(self) -> str:
+        """What to open in a browser."""
+        host = str(self.server_address[0])
+        if ipaddress.ip_address(host).is_unspecified:
+            host = socket.gethostname()
+        place = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
+        return place if self.token is None else f"{place}?token={self.token}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a reader who has left is no error
+            super().handle_error(request, client_address)
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} of {host} is in use. Name another one (--port {port + 1}), or take a free one (--port 0)."
+    if error.errno == errno.EACCES:
+        return f"Port {port} is not for this user. Name one above 1023 (--port 8500)."
+    return f"There is no listening on {host}, port {port}: {error.strerror}. Name an address of this machine (--host)."
+
+
+class Refused(Exception):
+    """A request that is not served, with its code of HTTP."""
+
+    def __init__(self, code: int, reason: str = ""):
+        super().__init__(reason)
+        self.code = code
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ViewServer
+    timeout = 60  # seconds that a connection may be silent; it is for one request
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        try:
+            asked = _read_query(query)
+            self._check(asked)
+            if path == "/":
+                self._send_page(asked)
+            else:
+                self._send(200, "application/json", self._found(path, asked))
+        except Refused as refusal:
+            self._send(refusal.code, "text/plain; charset=utf-8", str(refusal))
+
+    # ---- who may read
+
+    def _check(self, asked: Mapping[str, str]) -> None:
+        if self.server.token is None:
+            if not is_of_this_machine(self.headers.get("Host", "")):
+                raise Refused(403, f"This server is for this machine: open {self.server.address}")
+            return
+        given = (asked.get("token", ""), self._cookie())
+        # Each is compared, and each in a time that does not depend on how much of it is right.
+        if not any([hmac.compare_digest(self.server.token.encode(), one.encode()) for one in given]):
+            raise Refused(401)
+
+    def _cookie(self) -> str:
+        pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
+        return next((value for name, _, value in pairs if name == self._cookie_name()), "")
+
+    def _cookie_name(self) -> str:
+        return f"{COOKIE}-{self.server.server_port}"  # cookies are of a host, whatever the port
+
+    # ---- what is asked
+
+    def _found(self, path: str, asked: Mapping[str, str]) -> str:
+        runs = self.server.runs
+        try:
+            if path == "/news":
+                return runs.news(asked["epoch"], int(asked["since"]))
+            if path not in ("/group", "/search"):
+                raise Refused(404, "There are /, /news, /group and /search.")
+            run, begun = int(asked["run"]), int(asked["begun"])
+            if not 0 <= run < len(runs.names):
+                raise Refused(400, f"There are {len(runs.names)} runs, from 0.")
+            if path == "/group":
+                return json.dumps(runs.group(run, begun, asked["key"]))
+            return json.dumps(runs.search(run, begun, int(asked["from"]), asked["words"].lower()))
+        except Gone as error:
+            raise Refused(410, "The run was begun anew.") from error
+        except (KeyError, ValueError) as error:
+            raise Refused(400, f"This cannot be answered: {error}") from error
+
+    # ---- answers
+
+    def _send_page(self, asked: Mapping[str, str]) -> None:
+        if self.server.token is None or "token" not in asked:
+            self._send(200, "text/html; charset=utf-8", self.server.page)
+            return
+        # From now on by the cookie: an address is seen by others, on a screen and in a history.
+        cookie = f"{self._cookie_name()}={self.server.token}; HttpOnly; SameSite=Lax; Path=/"
+        self._send(303, "text/plain; charset=utf-8", "", {"Location": "/", "Set-Cookie": cookie})
+
+    def _send(self, code: int, kind: str, text: str, more: Mapping[str, str] | None = None) -> None:
+        body, headers = text.encode(), {**HEADERS, "Content-Type": kind, **(more or {})}
+        if kind.startswith("text/html"):
+            headers["Content-Security-Policy"] = (
+                "frame-ancestors 'none'"  # the page says the rest, but cannot say this
+            )
+        if len(body) > 1000 and "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, headers["Content-Encoding"] = gzip.compress(body, 5, mtime=0), "gzip"
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is no request gets its code and nothing else."""
+        self.send_response(code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def version_string(self) -> str:
+        return "a2tgpo"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal is for what goes wrong, and a log of requests would hold the token."""
+
+
+def _read_query(query: str) -> dict[str, str]:
+    try:
+        return {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    except ValueError:  # more fields than anybody asks by
+        return {}
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether this name, with a port or without, always leads to the machine where it is said.
+
+    Example: "localhost:8500", "127.0.0.1" and "[::1]:8500" do; "runs.example.org" may lead anywhere, here as well
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,208 @@
+"""a run's folder that is written to -> what is new in it, a step at a time; a group when it is asked for.
+
+Nothing of a rollout is kept but the line of its group and the numbers of its step. A file is read again when its time
+or its size has changed. Where files are gone, or shorter than they were, the run was begun anew: all is read again.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..recording import FOLDER
+from ..report.series import SCORES, STATE
+from ..resume.folders import checkpoints_of
+from ..rollout.reading import Record, plain
+from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
+from .groups import groups_of, key_of, line, shown
+from .journal import Journal
+from .run import read_log, read_scores, records_in
+
+
+OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.(jsonl|parquet)")
+
+Mark = tuple[int, int, int]  # of a file: which one it is, its size, when it was changed
+Marks = Mapping[Path, Mark]
+
+
+class Gone(Exception):
+    """What was asked for is no more: the run was begun anew."""
+
+
+class Watch:
+    """Looks at the folder of a run, and puts what it finds in a journal."""
+
+    def __init__(self, folder: Path, number: int, journal: Journal):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is no folder. Name the output_dir of a run.")
+        self.folder, self._run, self._journal = folder, number, journal
+        self.begun = 0  # how often it was begun anew
+        self._forget()
+        journal.put(number, "begun", "", [0, None])
+
+    def _forget(self) -> None:
+        self.steps: dict[int, Marks] = {}  # files of each step, as they were read
+        self.due = 0  # steps that are to be read
+        self._keys: dict[int, set[str]] = {}  # of groups, by step
+        self._recorded: dict[int, dict[str, float]] = {}
+        self._log: Sequence[dict[str, Any]] = ()
+        self._of_log: Marks | None = None  # the files that the log and the scores are read from
+        self._put: dict[str, set[int]] = {"curves": set(), "logged": set()}
+        self._notes_of_step: dict[int, list[str]] = {}
+        self._notes_of_log: list[str] = []
+
+    def look(self, until: float) -> bool:
+        """Read what is new, a step at least, until that time. Whether all was read."""
+        now = self._files()
+        was = {file: mark for marks in self.steps.values() for file, mark in marks.items()}
+        if any(file not in now or now[file][1] < mark[1] for file, mark in was.items()):
+            self._begin_anew()
+        by_step: dict[int, dict[Path, Mark]] = {}
+        for file, mark in now.items():
+            by_step.setdefault(_step_of(file), {})[file] = mark
+        due = sorted(step for step, marks in by_step.items() if self.steps.get(step) != marks)
+        for number, step in enumerate(due):
+            if number and time.monotonic() > until:
+                break
+            self._read_step(step, by_step[step])
+        self.due = sum(self.steps.get(step) != marks for step, marks in by_step.items())
+        if self._read_log() or due:
+            self._settle("curves", shown_by_step(of_log(self._log), self._recorded))
+        self._journal.put(self._run, "notes", "", self._notes())
+        return self.due == 0
+
+    def _files(self) -> dict[Path, Mark]:
+        return _marks(file for file in self.folder.glob(f"{FOLDER}/step-*") if OF_STEP.fullmatch(file.name))
+
+    def _begin_anew(self) -> None:
+        self._journal.forget(self._run)
+        self._forget()
+        self.begun += 1
+        self._journal.put(self._run, "begun", "", [self.begun, time.time()])
+
+    # ---- a step
+
+    def _read_step(self, step: int, marks: Marks) -> None:
+        records, notes = _read(marks)
+        self.steps[step], self._notes_of_step[step] = marks, notes
+        lines = {key_of(group): line(group) for group in groups_of(records)}
+        for key in self._keys.get(step, set()) - lines.keys():
+            self._journal.put(self._run, "groups", key, None)
+        for key, one in lines.items():
+            self._journal.put(self._run, "groups", key, one)
+        self._keys[step] = set(lines)
+        for of, batch in batches(records):
+            self._recorded[of] = of_records(batch)
+            self._journal.put(self._run, "turns", of, turns_of_batch(batch))
+            self._journal.put(self._run, "envelopes", of, envelope_of(batch))
+
+    # ---- log and scores
+
+    def _read_log(self) -> bool:
+        """Whether it was read anew. Of a file that is being written, what it was before stands until it is whole."""
+        logs = [self.folder / STATE, *(one / STATE for one in checkpoints_of(self.folder))]
+        marks = _marks([*logs, *(self.folder / SCORES / f"{when}.json" for when in ("before", "after"))])
+        if marks == self._of_log:
+            return False
+        try:
+            log, self._notes_of_log = read_log(self.folder)
+            scores = read_scores(self.folder, log, max([entry["step"] for entry in log] or [*self.steps, 0]))
+        except (ValueError, FileNotFoundError) as error:
+            self._notes_of_log = [plain(str(error))]
+            return False
+        self._log, self._of_log = log, marks
+        self._journal.put(self._run, "scores", "", scores)
+        self._settle("logged", {entry["step"]: turns for entry in log if (turns := turns_of_log(entry))})
+        return True
+
+    def _settle(self, kind: str, wanted: Mapping[int, Any]) -> None:
+        """What there is by step from now on, and no other steps."""
+        for step in self._put[kind] - wanted.keys():
+            self._journal.put(self._run, kind, step, None)
+        for step, value in sorted(wanted.items()):
+            self._journal.put(self._run, kind, step, value)
+        self._put[kind] = set(wanted)
+
+    def _notes(self) -> list[str]:
+        notes = [note for _, of_step in sorted(self._notes_of_step.items()) for note in of_step]
+        if not self.folder.exists():
+            return [f"There is no folder {plain(str(self.folder))} yet: it is waited for."]
+        if not self.steps and (self.folder / STATE).exists():
+            return ["It has no records of rollouts: train with --record_every N to have them.", *self._notes_of_log]
+        if not self.steps:
+            return ["It has no records yet: the first are waited for (train with --record_every N)."]
+        return [*notes, *self._notes_of_log]
+
+    # ---- rollouts, when they are asked for
+
+    def group(self, begun: int, key: str) -> dict[str, Any]:
+        """A group, as the page opens it."""
+        steps = [step for step, keys in self._keys.items() if key in keys]
+        if begun != self.begun or not steps:
+            raise Gone
+        records, _ = _read(self.steps[steps[0]])
+        found = [group for group in groups_of(records) if key_of(group) == key]
+        if not found:
+            raise Gone
+        return shown(found[0])
+
+    def search(self, begun: int, words: str, first: int, until: float) -> tuple[list[str], int | None, float]:
+        """Keys of groups with these words in any text, of the steps from `first` that there is time for.
+
+        With them, the step to go on from, None if there is none, and the share of the steps that is done.
+        """
+        if begun != self.begun:
+            raise Gone
+        steps = sorted(self.steps)
+        left = [step for step in steps if step >= first]
+        found: list[str] = []
+        while left:
+            records, _ = _read(self.steps.get(left.pop(0), {}))
+            found += [key_of(group) for group in groups_of(records) if holds(shown(group), words)]
+            if left and time.monotonic() > until:
+                return found, left[0], 1 - len(left) / len(steps)
+        return found, None, 1.0
+
+
+def _step_of(file: Path) -> int:
+    name = OF_STEP.fullmatch(file.name)
+    assert name is not None
+    return int(name[1])
+
+
+def _marks(files: Iterator[Path] | Sequence[Path]) -> dict[Path, Mark]:
+    found = {}
+    for file in files:
+        try:
+            state = file.stat()
+        except FileNotFoundError:  # it may be gone by now
+            continue
+        found[file] = (state.st_ino, state.st_size, state.st_mtime_ns)
+    return found
+
+
+def _read(marks: Marks) -> tuple[list[Record], list[str]]:
+    """The records of a step's files, and what is to be said about them."""
+    found: list[Record] = []
+    notes = []
+    for file in sorted(marks):
+        try:
+            records, is_whole = records_in(file)
+        except FileNotFoundError:  # the next look sees it
+            continue
+        except ValueError as error:
+            notes.append(plain(str(error)))
+            continue
+        found += records
+        if not is_whole:
+            notes.append(f"{file.name}: its last line is not whole, and is left out.")
+    return found, notes
+
+
+def holds(value: Any, words: str) -> bool:
+    """Whether words (in lower case) are in any text of what a page opens."""
+    if isinstance(value, str):
+        return words in value.lower()
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(holds(one, words) for one in inside)

@@ -1,0 +1,183 @@
+"""Alarms for a policy that collapses: when they go off, when they do not, and that they are told once."""
+
+import logging
+
+import pandas as pd
+import pytest
+import tiny
+from places import ROOT
+from training import logged, make, settings
+
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.report.alarms import ALARMS, LINES, Alarms, averaged
+
+
+NAN = float("nan")
+CALM = {
+    **{"turns/mean": 3.4, "entropy": 0.5, "groups/teach_nothing": 0.3, "gain/cells_below_floor": 0.3},
+    **{"clip_fraction/mean": 0.01, "reward": 0.5, "reward_std": 0.4},
+}
+COLLAPSED = {
+    "alarms/calls": {"turns/mean": 1.2},  # 0.2 of 2.4 tool turns: below a quarter, and below 0.5
+    "alarms/entropy": {"entropy": 0.02},  # below 5 % of 0.5
+    "alarms/teach_nothing": {"groups/teach_nothing": 1.0},
+    "alarms/gains": {"gain/cells_below_floor": 1.0},
+    "alarms/clipping": {"clip_fraction/mean": 0.06},
+}
+
+
+def watched(lines, alarms=None) -> tuple[list[dict[str, float]], list[tuple[int, str]]]:
+    """What each line is logged with, and after which lines who was told of."""
+    alarms, log, found, told = alarms or Alarms(), [], [], []
+    for number, line in enumerate(lines, start=1):
+        now, texts = alarms.see(log, line)
+        log.append({**line, **now})
+        found.append(now)
+        told += [(number, text.partition(":")[0]) for text in texts]
+    return found, told
+
+
+def test_a_run_like_any_other_raises_none():
+    found, told = watched([CALM] * 40)
+    assert found == [dict.fromkeys(COLLAPSED, 0.0)] * 40 and told == []
+
+
+@pytest.mark.parametrize("name", COLLAPSED)
+def test_each_goes_off_when_five_lines_say_so_and_is_told_once(name):
+    found, told = watched([*[CALM] * 10, *[{**CALM, **COLLAPSED[name]}] * 10])
+    on = [number for number, line in enumerate(found, start=1) if line[name]]
+    assert on[-1] == 20 and on == list(range(on[0], 21)) and 11 < on[0] <= 15
+    assert told == [(on[0], name)]
+    assert not any(line[other] for line in found for other in COLLAPSED if other != name)
+
+
+@pytest.mark.parametrize("name", COLLAPSED)
+def test_a_single_batch_raises_none_and_after_it_has_gone_off_it_can_end(name):
+    # Of the mean of five lines one may be far off: clip fractions of 0.2 x 0.06, entropy of 0.8 x 0.5.
+    _, told = watched([*[CALM] * 10, {**CALM, **COLLAPSED[name]}, *[CALM] * 10])
+    assert told == []
+    found, told = watched([*[CALM] * 6, *[{**CALM, **COLLAPSED[name]}] * 6, *[CALM] * 6])
+    assert found[-1][name] == 0 and [one for _, one in told] == [name]
+
+
+def test_what_was_never_there_does_not_die_out():
+    assert watched([{**CALM, "turns/mean": 1.1}] * 5 + [{**CALM, "turns/mean": 1.0}] * 10)[1] == []
+
+
+def test_a_policy_that_needs_fewer_calls_than_at_first_is_no_collapse():
+    # 7 tool turns at first, 1.6 now: less than a quarter, but a call or two in each rollout.
+    assert watched([{**CALM, "turns/mean": 8.0}] * 5 + [{**CALM, "turns/mean": 2.6}] * 10)[1] == []
+
+
+@pytest.mark.parametrize("name", ["alarms/entropy", "alarms/teach_nothing", "alarms/gains"])
+def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(name):
+    # 0.9 is above 0.5 by more than half of 0.4; 0.65 is not.
+    assert watched([*[CALM] * 5, *[{**CALM, **COLLAPSED[name], "reward": 0.9}] * 10])[1] == []
+    assert [one for _, one in watched([*[CALM] * 5, *[{**CALM, **COLLAPSED[name], "reward": 0.65}] * 10])[1]] == [name]
+
+
+def test_a_run_that_never_earns_anything_is_told_after_five_lines():
+    line = {**CALM, "groups/teach_nothing": 1.0, "reward": 0.0, "reward_std": 0.0}
+    found, told = watched([line] * 7)
+    assert [one["alarms/teach_nothing"] for one in found] == [0, 0, 0, 0, 1, 1, 1]
+    assert told == [(LINES, "alarms/teach_nothing")]
+
+
+def test_lines_without_a_metric_have_no_alarm_of_it_and_do_not_count():
+    # A batch that is trained on twice is in every other line; evaluations have other names.
+    lines = [
+        line for _ in range(10) for line in ({**CALM, "groups/teach_nothing": 1.0}, {"entropy": 0.5}, {"eval_x": 1})
+    ]
+    found, told = watched(lines)
+    assert set(found[0]) == set(COLLAPSED) and set(found[1]) == {"alarms/entropy"} and found[2] == {}
+    assert told == [(13, "alarms/teach_nothing")]  # the fifth of the first kind
+
+
+def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_never_interrupted():
+    lines = [*[CALM] * 6, *[{**CALM, "turns/mean": 1.0}] * 6, *[{**CALM, "entropy": 0.0}] * 6]
+    whole, told = watched(lines)
+    assert [name for _, name in told] == ["alarms/calls", "alarms/entropy"]
+    for at in range(len(lines)):
+        alarms, log = Alarms(), [{**line, **now} for line, now in zip(lines[:at], whole[:at], strict=True)]
+        later = []
+        for line in lines[at:]:
+            now, texts = alarms.see(log, line)
+            log.append({**line, **now})
+            later += texts
+        assert [{name: entry[name] for name in COLLAPSED if name in entry} for entry in log] == whole
+        # What was told before is not told again.
+        assert [text.partition(":")[0] for text in later] == [name for number, name in told if number > at]
+
+
+def test_a_second_training_begins_anew():
+    alarms = Alarms()
+    lines = [{**CALM, "groups/teach_nothing": 1.0, "reward": 0.0, "reward_std": 0.0}] * 6
+    assert watched(lines, alarms) == watched(lines, alarms) == watched(lines)
+
+
+def test_what_is_read_is_averaged_as_the_trainer_does():
+    entries = {"reward": [0.5, NAN, 1.0], "loss": [3.0], "reward_std": [NAN], "entropy": [0.25]}
+    assert averaged(entries) == {"reward": 0.75, "entropy": 0.25}
+
+
+@pytest.mark.parametrize("alarm", ALARMS, ids=lambda alarm: alarm.name)
+def test_what_is_told_says_what_was_seen_and_what_to_do(alarm):
+    line = {**CALM, **COLLAPSED[alarm.name]}
+    (text,) = Alarms().see([*[CALM] * 5, *[line] * 4], line)[1]
+    assert text == f"{alarm.name}: {alarm.when}. What to do: {alarm.do}" and text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("study", "on"), [("quickstart", {"a2tgpo": set()}), ("main", {"a2tgpo": {"alarms/clipping"}})]
+)
+def test_of_the_runs_of_the_studies_only_those_raise_one_whose_clip_range_was_narrow(study, on):
+    # Their lines are means of several steps.
+    results = pd.read_parquet(ROOT / "recipes" / "study" / f"{study}.parquet")
+    runs = results[results.metric.isin(CALM) & (results.step > 0)].groupby(
+        ["cell", "learning_rate", "seed"], dropna=False
+    )
+    assert len(runs) >= 8
+    for (cell, *_), run in runs:
+        lines = [dict(zip(step.metric, step.value, strict=True)) for _, step in run.groupby("step")]
+        assert len(lines) >= LINES
+        assert {name for _, name in watched(lines)[1]} == on.get(cell, set()), cell
+
+
+# ---- in a run
+
+
+def test_a_trainer_logs_them_and_warns_once(tmp_path, caplog):
+    # The scripted policy writes the same in every batch; what the reward makes of it never differs.
+    tokenizer = tiny.make_tokenizer()
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=8, learning_rate=0.0, credit="grpo"))
+    trainer = make(tokenizer, args, reward_funcs=lambda completions, **_: [0.0] * len(completions))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert logged(trainer, "alarms/teach_nothing") == [0.0] * 4 + [1.0] * 4
+    assert logged(trainer, "alarms/calls") == logged(trainer, "alarms/clipping") == [0.0] * 8
+    assert "alarms/gains" not in trainer.state.log_history[0]  # no gains are computed
+    said = [record.message for record in caplog.records if "alarms/teach_nothing:" in record.message]
+    assert len(said) == 1 and "What to do: read some rollouts" in said[0]
+
+
+def test_a_resumed_run_logs_what_it_would_have_logged_and_is_not_told_again(tmp_path, caplog):
+    tokenizer = tiny.make_tokenizer()
+
+    def run(folder, steps, resume=None):
+        changes = {
+            "max_steps": steps,
+            "learning_rate": 0.0,
+            "credit": "grpo",
+            "save_strategy": "steps",
+            "save_steps": 1,
+        }
+        args = A2TGPOConfig(**settings(folder, **changes))
+        trainer = make(tokenizer, args, reward_funcs=lambda completions, **_: [0.0] * len(completions))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trainer.train(resume_from_checkpoint=resume)
+        return logged(trainer, "alarms/teach_nothing"), sum("alarms/" in one.message for one in caplog.records)
+
+    assert run(tmp_path / "early", 3) == ([0.0] * 3, 0)
+    assert run(tmp_path / "early", 7, resume=True) == ([0.0] * 4 + [1.0] * 3, 1)
+    assert run(tmp_path / "early", 9, resume=True) == ([0.0] * 4 + [1.0] * 5, 0)

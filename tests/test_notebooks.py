@@ -1,0 +1,153 @@
+"""The notebooks: what their files keep, and what comes out when they are run from top to bottom."""
+
+import base64
+import re
+import time
+
+import pytest
+from run_notebooks import LIMIT, NAMES, executed, first_code, outputs_of, read, texts_of
+
+from a2tgpo_trl.credit import METHODS, find_method
+
+
+PICTURE = 60_000  # bytes, at most
+# A folder of some machine: what begins at its root, and names more than one thing.
+OF_A_MACHINE = re.compile(r"(?<![\w.:/<)\]}*])(/[\w.-]+){2,}|\b[A-Z]:\\\w|~/\w|\w@\w[\w.-]*:")
+
+
+def codes(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def strings_of(value) -> list[str]:
+    """All texts in a notebook but its pictures."""
+    if isinstance(value, dict):
+        return [text for key, inside in value.items() if key != "image/png" for text in strings_of(inside)]
+    if isinstance(value, list):
+        return [text for inside in value for text in strings_of(inside)]
+    return [str(value)]
+
+
+# ---- what is kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_keeps_the_outputs_of_a_run_from_top_to_bottom(name):
+    notebook = read(name)
+    cells = codes(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = outputs_of(notebook)
+    assert any("image/png" in output.get("data", {}) for output in outputs) or name == "own_task_lora"
+    for output in outputs:
+        assert output.output_type != "error" and output.get("name") != "stderr", output
+        picture = output.get("data", {}).get("image/png")
+        assert picture is None or len(base64.b64decode(picture)) < PICTURE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_holds_no_path_of_a_machine(name):
+    for text in strings_of(read(name)):
+        found = OF_A_MACHINE.search(text)
+        assert found is None, f"{found[0]!r} in {text[max(0, found.start() - 60) : found.end() + 60]!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("File /root/.venv/lib/x.py", True),
+        ("saved to '/tmp/tmpab12/lora'", True),
+        (r"C:\Users\me", True),
+        ("~/outputs", True),
+        ("me@host:", True),
+        ("outputs/lora", False),
+        ("<answer>Rome</answer>", False),
+        ("step  1/25  reward", False),
+        ("1 / 2", False),
+        ("Qwen/Qwen3-0.6B", False),
+        (r"\frac{a}/{b}", False),
+    ],
+)
+def test_a_path_of_a_machine_is_told_from_other_slashes(text, is_one):
+    assert bool(OF_A_MACHINE.search(text)) is is_one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_says_which_cell_to_change_on_a_hosted_gpu_and_it_is_the_one_that_imports(name):
+    first, *others = codes(read(name))
+    assert "# On a hosted GPU, change this cell alone" in first.source and "quiet_libraries()" in first.source
+    for cell in others:
+        assert "import " not in cell.source
+        assert not re.search(r"\bPOLICY\b|\"(cpu|cuda)\"|bf16=(True|False)", cell.source), cell.source
+
+
+# ---- run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A notebook with what came out of it; what other libraries say while they are imported does not count."""
+
+    def run(name: str):
+        start = time.monotonic()
+        notebook = executed(name, tmp_path_factory.mktemp(name))
+        assert time.monotonic() - start < LIMIT  # 3 minutes on a quiet machine
+        first_code(notebook).outputs = []
+        assert not [output for output in outputs_of(notebook) if output.get("name") == "stderr"]
+        return notebook
+
+    return run
+
+
+def before_and_after(lines: list[str], row: str) -> list[float]:
+    """Two scores, of the row of this name in a table of them."""
+    line = next(line for line in lines if row in line and "(" in line)
+    return [float(score) for score in re.findall(r"(\d\.\d+) \(", line)]
+
+
+@pytest.mark.slow
+def test_the_adapter_of_the_quickstart_learns(run):
+    lines = texts_of(run("quickstart_lora"))
+    assert sum(line.startswith("step ") for line in lines) == 25
+    before, after = before_and_after(lines, "exact match")
+    assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_with_a_tool_and_rewards_of_ones_own_an_adapter_learns(run):
+    lines = texts_of(run("own_task_lora"))
+    assert sum(line.startswith("step ") for line in lines) == 20
+    before, after = before_and_after(lines, "right ")
+    assert after > before + 0.2
+    assert any("adapter_model.safetensors" in line for line in lines)
+
+
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+@pytest.mark.slow
+def test_a_rollout_by_hand_has_the_numbers_that_it_keeps_and_those_of_the_methods_page(run):
+    lines, kept = texts_of(run("one_rollout_by_hand")), texts_of(read("one_rollout_by_hand"))
+    assert [NUMBER.sub("", line).split() for line in lines] == [NUMBER.sub("", line).split() for line in kept]
+    numbers, of_file = ([float(number) for number in NUMBER.findall("\n".join(part))] for part in (lines, kept))
+    assert numbers == pytest.approx(of_file, abs=2e-3)
+    page = find_method("a2tgpo").__doc__
+    for number in ("0.9424", "1.1545", "-0.2773", "-0.5773", "-0.7071"):
+        assert number.lstrip("-") in page and any(number in line for line in lines)
+
+
+@pytest.mark.slow
+def test_one_batch_is_credited_by_every_method(run):
+    lines = texts_of(run("one_batch_every_method"))
+    assert any(re.fullmatch(r"64 rollouts, \d+ turns", line) for line in lines)
+    rows = {
+        line.split()[0]: [float(number) for number in line.split()[1:]]
+        for line in lines
+        if line.split()[:1] and line.split()[0] in METHODS
+    }
+    assert list(rows) == list(METHODS) and all(len(row) == 5 for row in rows.values())
+    assert rows["grpo"][2:] == [0.0, 0.0, 0.5] and rows["gspo"] == rows["grpo"]
+    assert rows["a2tgpo"][2] > 0 and rows["igpo"][2] > rows["a2tgpo"][2]
+
+
+def test_each_notebook_is_run():
+    assert NAMES == ["one_batch_every_method", "one_rollout_by_hand", "own_task_lora", "quickstart_lora"]

@@ -1,0 +1,226 @@
+"""What is handed to trackers, when, and how much of it; what goes wrong there and stays there."""
+
+import datetime
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from repositories import git, make_repository
+from training import TOOL_TURNS, make, settings, weights
+from transformers.integrations import WandbCallback
+
+import a2tgpo_trl.tracking
+from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.report.provenance import commit
+from a2tgpo_trl.rollout.trackers import as_texts
+from a2tgpo_trl.tracking import COLUMNS, TABLES, Tracking, markdown, rows_of, without_secrets
+
+
+class Noting:
+    """A tracker that keeps what it gets, or fails."""
+
+    name = "noting"
+
+    def __init__(self, fails_at: int | None = None):
+        self.facts, self.sent, self._fails_at = [], [], fails_at
+
+    def describe(self, facts) -> None:
+        self.facts.append(facts)
+        self._check(0)
+
+    def send(self, step, rows, gains) -> None:
+        self.sent.append((step, rows, gains))
+        self._check(len(self.sent))
+
+    def _check(self, number: int) -> None:
+        if number == self._fails_at:
+            raise ConnectionError("refused")
+
+
+def tracked_by(tracker, tokenizer, folder, **changes):
+    """A trainer with this tracker in the place of one of W&B."""
+    trainer = make(tokenizer, A2TGPOConfig(**settings(folder, **changes)))
+    return trainer, tracked(trainer, tracker)
+
+
+def tracked(trainer, tracker):
+    tracking = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Tracking))
+    tracking._callbacks = lambda: [tracker]
+    return tracker
+
+
+@pytest.fixture(autouse=True)
+def known_by_sight(monkeypatch):
+    inner = a2tgpo_trl.tracking.tracker_of
+    monkeypatch.setattr(a2tgpo_trl.tracking, "tracker_of", lambda one: one if isinstance(one, Noting) else inner(one))
+
+
+def test_without_a_tracker_there_is_nothing_to_pay_and_training_is_the_same(tmp_path, monkeypatch):
+    tokenizer = tiny.make_tokenizer()
+    plain = make(tokenizer, A2TGPOConfig(**settings(tmp_path / "plain")))
+    monkeypatch.setattr(plain, "_credited_records", None)
+    plain.train()
+    watched, trackers = tracked_by(Noting(), tokenizer, tmp_path / "watched")
+    watched.train()
+    assert len(trackers.sent) == 2
+    for name, tensor in weights(plain).items():
+        assert torch.equal(tensor, weights(watched)[name]), name
+
+
+def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resuming(tmp_path):
+    assert TABLES == 50
+
+    def due(max_steps: int, first: int = 0, batches_every: int = 1) -> list[int]:
+        tracking = Tracking(10, True, lambda: [Noting()])
+        tracking.on_train_begin(None, SimpleNamespace(max_steps=max_steps), None)
+        found = []
+        for step in range(first, max_steps, batches_every):
+            if tracking.wants(step):
+                assert tracking.wants(step)  # as often as it is asked
+                found.append(step)
+                tracking.put(step, [])
+        return found
+
+    assert due(40) == list(range(40)) and due(50) == list(range(50))
+    assert due(101) == list(range(0, 101, 3))
+    assert len(due(100_000)) == 50
+    assert due(100, first=31) == [step for step in due(100) if step >= 31]
+    assert due(100, batches_every=4) == list(range(0, 100, 4))  # every second step is due, and they come with batches
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(fails_at, tmp_path, caplog):
+    trainer, tracker = tracked_by(Noting(fails_at), tiny.make_tokenizer(), tmp_path, max_steps=4)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 4 and len(tracker.sent) == fails_at
+    (said,) = [one.message for one in caplog.records if "noting did not take" in one.message]
+    assert "ConnectionError: refused" in said and "the run goes on" in said
+
+
+def test_rows_stop_at_the_most_of_them_and_none_of_them_is_asked_for_with_0(tmp_path):
+    tokenizer = tiny.make_tokenizer()
+    trainer, tracker = tracked_by(Noting(), tokenizer, tmp_path / "3", max_steps=1)
+    assert trainer.args.table_turns == 64 and trainer.train()
+    ((step, rows, gains),) = tracker.sent
+    assert step == 1 and len(rows) == sum(turns + 1 for turns in TOOL_TURNS)
+    assert {turn: len(values) for turn, values in gains.items()} == {1: 3, 2: 2, 3: 1}
+    trainer, tracker = tracked_by(Noting(), tokenizer, tmp_path / "0", max_steps=1, table_turns=0)
+    assert trainer.train() and [rows for _, rows, _ in tracker.sent] == [[]]
+
+
+@pytest.mark.parametrize("credit", ["grpo", "a2tgpo"])
+def test_of_a_policy_without_tools_a_rollout_is_a_row(credit, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit=credit, max_completion_length=8))
+    trainer = make(tiny.make_tokenizer(), args, tools=None, scripted=False)
+    tracker = tracked(trainer, Noting())
+    trainer.train()
+    ((_, rows, gains),) = tracker.sent
+    assert [(row["rollout"], row["turn"], row["status"], row["calls"]) for row in rows] == [
+        (i, 1, "ok", "") for i in range(4)
+    ]
+    assert all(row["advantage"] is not None and row["gain"] is None and row["text"] for row in rows) and gains == {}
+
+
+def test_what_a_run_is_made_with_is_plain_and_without_secrets(tmp_path):
+    trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path, max_steps=1)
+    trainer.run_facts["recipe"] = {"day": datetime.date(2026, 5, 6), "hub_token": "abc", "folders": ("a", "b")}
+    trainer.train()
+    (facts,) = tracker.facts
+    assert facts["recipe"] == {"day": "2026-05-06", "hub_token": "<HUB_TOKEN>", "folders": ["a", "b"]}
+    assert {*facts} == {"recipe", "git_commit", "git_changed", "versions"}
+
+
+def test_gains_of_a_batch_are_those_of_all_its_rounds_and_only_those_of_the_last_batch():
+    tracking = Tracking(0, True, lambda: [Noting()])
+    tracking.on_train_begin(None, SimpleNamespace(max_steps=1), None)
+    nan = torch.nan
+    tracking.see_gains(torch.tensor([[9.0, 9.0]]), round=1)
+    tracking.see_gains(torch.tensor([[1.0, 2.0], [3.0, nan]]), round=1)
+    tracking.see_gains(torch.tensor([[4.0, nan, nan]]), round=2)
+    assert {turn: values.tolist() for turn, values in tracking._gains.items()} == {1: [1.0, 3.0, 4.0], 2: [2.0]}
+
+
+def test_other_processes_have_no_tracker_and_ask_nobody():
+    tracking = Tracking(10, False, lambda: [Noting()])
+    tracking.on_train_begin(None, SimpleNamespace(max_steps=1), None)
+    assert not tracking.wants(0)
+
+
+def test_a_table_of_which_nobody_takes_any_turn_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="table_turns has no effect unless report_to names one of wandb, trackio, ten"
+    ):
+        A2TGPOConfig(**settings(tmp_path, table_turns=10))
+    A2TGPOConfig(**settings(tmp_path, table_turns=0))
+
+
+def test_it_stands_right_behind_the_trackers_and_before_the_callbacks_of_users(tmp_path, monkeypatch):
+    # A callback of a user's that evaluates before the first step has Trackio keep the config as it is then.
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mine = type("Mine", (WandbCallback.__mro__[1],), {})()
+    args = A2TGPOConfig(**settings(tmp_path, report_to="wandb"))
+    callbacks = make(tiny.make_tokenizer(), args, callbacks=[mine]).callback_handler.callbacks
+    kinds = [type(one).__name__ for one in callbacks]
+    assert kinds.index("Tracking") == kinds.index("WandbCallback") + 1 < kinds.index("Mine")
+
+
+# ---- rows
+
+
+RECORD = {
+    "prompt": "q " * 800,
+    "completion": "",
+    "group": 4,
+    "turns": [{"status": "ok", "calls": None, "text": "one key-12345", "read": "| <b>\n", "tokens_in": 1}],
+    **{"scores": [None], "advantages": [0.5], "clip_scale": [1.0], "outcome": 1.0},
+}
+
+
+def test_texts_are_masked_before_they_are_cut_and_a_rollout_function_has_texts_of_its_own():
+    (row,) = rows_of([{**RECORD, "prompt": "x" * 995 + "key-12345"}], 3, lambda text: text.replace("key-12345", "<K>"))
+    assert row["question"] == "x" * 995 + "<K>" and row["text"] == "one <K>"
+    assert (row["step"], row["group"], row["rollout"], row["turn"]) == (3, 4, 0, 1)
+    assert (row["value_before"], row["gain"], row["calls"], row["result"]) == (None, None, "", "| <b>\n")
+    (row,) = rows_of([RECORD], 3, str)
+    assert row["question"].endswith(" ... (600 characters more)")
+
+
+def test_in_markdown_a_cell_stays_a_cell():
+    head, rule, line = markdown(list(rows_of([RECORD], 3, str))).splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|") == len(COLUMNS) + 1
+    assert "&#124; &lt;b&gt;<br>" in line
+
+
+def test_settings_whose_names_are_those_of_secrets_are_left_out():
+    settings = {"hub_token": "abc", "servers": [{"API_KEY": "abc", "url": "x"}], "tokenizer": "t", "max_tokens": 5}
+    assert without_secrets(settings) == {
+        **{"hub_token": "<HUB_TOKEN>", "servers": [{"API_KEY": "<API_KEY>", "url": "x"}], "tokenizer": "t"},
+        "max_tokens": 5,
+    }
+
+
+def test_of_a_folder_without_git_there_is_no_commit_and_of_a_clean_one_no_change(tmp_path):
+    repository = make_repository(tmp_path / "code")
+    assert commit(tmp_path) == {"git_commit": None, "git_changed": None}
+    assert commit(repository) == {"git_commit": git(repository, "rev-parse", "HEAD"), "git_changed": True}
+    git(repository, "checkout", "-q", "mine.py")
+    (repository / "results.txt").touch()  # is no part of the code
+    assert commit(repository)["git_changed"] is False
+
+
+def test_completions_are_texts_and_numbers_and_a_prompt_comes_once_where_that_is_asked_for():
+    logs = {
+        "prompt": [[{"role": "user", "content": "a"}]] * 2,
+        "completion": [[{"role": "assistant", "tool_calls": [1]}], "plain"],
+        **{"rewards": {"f1": [0.5, None]}, "extra": {"turn_advantages": [[1.0], []]}, "advantages": [0.5, 1.0]},
+    }
+    frame = as_texts(logs, 3, unique_prompts=False)
+    assert list(frame) == ["step", "prompt", "completion", "f1", "turn_advantages", "advantage"]
+    assert frame["completion"].tolist() == ['[{"role": "assistant", "tool_calls": [1]}]', "plain"]
+    assert frame["turn_advantages"].tolist() == ["[1.0]", "[]"] and frame["step"].tolist() == [3, 3]
+    assert len(as_texts(logs, 3, unique_prompts=True)) == 1
+    assert as_texts({**logs, "extra": {"n": [np.int64(3), {"a": 1}]}}, 3, False)["n"].tolist() == [3, '{"a": 1}']
