@@ -311,7 +311,13 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        self._hand_over(output, trained_on(rounds, resampler.sources, self.num_generations), len(rows))
+        placed = trained_on(rounds, resampler.sources, self.num_generations)
+        step = self.state.global_step
+        if self._tracking.wants(step):
+            self._tracking.put(step, [record for _, record in placed])
+        if self._recorder is not None and self._recorder.is_due(step):
+            self._recorder.put(step, self._of_this_rank(placed, len(rows)), self.num_iterations)
+            output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -319,15 +325,6 @@ class A2TGPOTrainer(ScoringTrainer):
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars("train", metrics)
         return output
-
-    def _hand_over(self, output: dict[str, Any], placed: Sequence[tuple[int, Record]], number: int) -> None:
-        """What is trained on now, to those who read it: so many of this rank's rollouts, with their credit."""
-        step = self.state.global_step
-        if self._tracking.wants(step):
-            self._tracking.put(step, [record for _, record in placed])
-        if self._recorder is not None and self._recorder.is_due(step):
-            self._recorder.put(step, self._of_this_rank(placed, number), self.num_iterations)
-            output[NUMBER] = torch.arange(number, device=self.accelerator.device)  # the parent shuffles rows
 
     def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
         """Records of the rollouts that this rank trains on, in their order: another may have rolled one out again."""
@@ -392,22 +389,23 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _wants_records(self) -> bool:
-        return self._credit.reads_records or self._is_recorded or super()._wants_records
+        return self._credit.reads_records or self._is_recorded or self._is_shown or super()._wants_records
 
     @property
     def _is_recorded(self) -> bool:
-        """Whether somebody reads what becomes of the rollouts of the batch that is being made."""
+        """Whether the batch that is being made is written to the run's folder."""
         assert self._batch is not None
-        return self._batch.is_training and (self._tracking.wants(self.state.global_step) or self._is_written)
-
-    @property
-    def _is_written(self) -> bool:
-        """Whether they are written to the run's folder."""
-        if self._recorder is None:
+        if self._recorder is None or not self._batch.is_training:
             return False
         step = self.state.global_step
         # Others may need a record of this rank that has itself stopped to write.
         return self._recorder.is_due(step) if self._exchanges_records else self._recorder.wants(step)
+
+    @property
+    def _is_shown(self) -> bool:
+        """Whether trackers of this process get turns of it."""
+        assert self._batch is not None
+        return self._batch.is_training and self._tracking.wants(self.state.global_step)
 
     def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
         assert isinstance(batch, CreditedBatch)
@@ -447,7 +445,7 @@ class A2TGPOTrainer(ScoringTrainer):
         batch.uninformative_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
-        if self._is_recorded:
+        if self._is_recorded or self._is_shown:
             batch.credited = self._credited_records(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
             self._tracking.see_gains(gains_NK, batch.round)
@@ -476,7 +474,7 @@ class A2TGPOTrainer(ScoringTrainer):
             credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])
             for i, record in enumerate(batch.records)
         ]
-        if not (self._is_written and self.args.record_tokens):
+        if not (self._is_recorded and self.args.record_tokens):
             return records
         assert batch.tokens is not None
         tokens = (batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..rewards import RIGHT_OR_WRONG
-from .record_files import PARQUET, read_parquet
+from .record_files import read_records
 from .records import call_text, text_of
 
 
@@ -44,12 +44,12 @@ Record = Mapping[str, Any]
 def read_places(places: Iterable[Path]) -> list[Record]:
     """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has.
 
-    Where there are several runs or evaluations, each record says by `source` which one it is of.
+    Where there are several runs or evaluations, each record says by `read_from` which one it is of.
     """
     found = [(_source(file), read_file(file)[0]) for place in places for file in files_in(place)]
     if len({source for source, _ in found}) == 1:
         return [record for _, records in found for record in records]
-    return [{**record, "source": source} for source, records in found for record in records]
+    return [{**record, "read_from": source} for source, records in found for record in records]
 
 
 def _source(file: Path) -> str:
@@ -70,31 +70,35 @@ def files_in(place: Path) -> list[Path]:
 
 
 def files_like(place: Path, patterns: Iterable[str]) -> list[Path]:
-    """Those in a folder with names like one of these."""
+    """Those in a folder with names like one of these, a second batch of a step behind the first."""
     found = {file for pattern in patterns for file in place.glob(pattern) if not file.name.startswith("_")}
-    return sorted(found, key=lambda file: (file.parent, file.stem))  # a second batch behind the first
+    return sorted(found, key=lambda file: (file.parent, file.stem))
 
 
 def read_file(file: Path) -> tuple[list[Record], bool]:
-    """The records of a file: a line each, or one list; or Parquet. False with them: a last line was cut off, and is
+    """The records of a file: a line each, or one list, or Parquet. False with them: a last line was cut off, and is
     left out.
 
-    Those of a training also have a `batch`, which the name of their file says: its number in a step of several.
+    Those of a training have a `batch`: its number in a step of several, which the name of their file says.
     """
+    is_whole = True
     try:
-        records, is_whole = (read_parquet(file), True) if file.suffix == PARQUET else _parsed(file.read_bytes())
+        if file.suffix == ".parquet":
+            records: list[Any] = [*read_records(file)]
+        else:
+            records, is_whole = _parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is no file of rollouts: {error}.") from error
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
         raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
     batch = BATCH.search(file.stem)
-    number = int(batch[1]) if batch else 1
-    return [{**record, "batch": number} if _is_of_training(record) else record for record in records], is_whole
+    named = {"batch": int(batch[1])} if batch else {}
+    return [{"batch": 1, **record, **named} if _is_of_training(record) else record for record in records], is_whole
 
 
 def _parsed(content: bytes) -> tuple[list[Any], bool]:
     """Example: '{"a": 1}\\n{"b"' -> [{"a": 1}], False"""
-    if content.lstrip()[:1] == b"[":
+    if content[:100].lstrip()[:1] == b"[":
         return _json(content), True
     *lines, last = content.split(b"\n")
     records = [_json(line) for line in lines if line.strip()]
@@ -129,7 +133,7 @@ def prompt_of(record: Record) -> tuple[Any, ...]:
         key = (record["step"], record.get("batch", 1), record["group"], record["round"])
     else:
         key = (record.get("row"), str(record["prompt"]))
-    return (*key, record.get("source"))
+    return (*key, record.get("read_from"))
 
 
 def by_prompt(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
@@ -230,11 +234,11 @@ def _heading(record: Record) -> str:
 
 def _place(record: Record) -> str:
     """Where a rollout is from. Example: step 11, batch 2, group 3, rank 0"""
-    further = {name for name in ("round", "batch") if record.get(name, 1) != 1}
-    names = [name for name in ("step", "batch", "group", "round", "rank", "row") if name in record]
-    places = [f"{name} {record[name]}" for name in names if name not in ("round", "batch") or name in further]
-    source = [str(record["source"])] if "source" in record else []
-    return plain(", ".join([*source, *places]))
+    found = [str(record["read_from"])] if "read_from" in record else []
+    for name in ("step", "batch", "group", "round", "rank", "row"):
+        if name in record and (record[name] != 1 or name not in ("batch", "round")):  # most steps have one of these
+            found.append(f"{name} {record[name]}")
+    return plain(", ".join(found))
 
 
 def _curve(record: Record) -> str:
@@ -346,10 +350,8 @@ def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
     column = min(COLUMN, max(width - 1, 8))
     per_table = max((width - 1) // column, 1)
     of_prompt = {name: value for name, value in records[0].items() if name != "rank"}  # they may be of several
-    tables: list[RenderableType] = [
-        Text(_place(of_prompt), style="bold"),
-        Text(plain(question(records[0]), full=False)),
-    ]
+    asked = Text(f"{_place(of_prompt)}\n" if _place(of_prompt) else "", style="bold")
+    tables: list[RenderableType] = [asked.append(plain(question(records[0]), full=False), style="not bold")]
     for start in range(0, len(records), per_table):
         tables.append(_table(records[start : start + per_table], start, column - 3))
     return Group(*tables, Text(f"{_right(records[0], full=False)}\n", style="bold"))

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMATS = ("jsonl", "parquet")
-PARQUET = ".parquet"  # ends the name of a file
 TEXTS = ("prompt", "completion", "answer", "rewards", "turn_rewards")  # of JSON
 COLUMNS = "columns"  # the other columns of the row
 # These may be known to have no value. Others that have none are not there.
@@ -43,7 +42,7 @@ def encoded(records: Sequence[Record], format: str) -> bytes:
 
 def read_records(path: Path) -> list[Record]:
     """The records of a file, whose format its name tells. ValueError where it is none."""
-    return read_parquet(path) if path.suffix == PARQUET else read_jsonl(path)
+    return _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
 
 
 def _json(value: Any) -> str:
@@ -144,8 +143,7 @@ def _with_arguments(calls: Any, changed: Callable[[Any], Any]) -> Any:
     return None if calls is None else [{**call, "arguments": changed(call["arguments"])} for call in calls]
 
 
-def read_parquet(path: Path) -> list[Record]:
-    """The records of a Parquet file."""
+def _read_parquet(path: Path) -> list[Record]:
     from pyarrow import parquet
 
     return list(map(_record, parquet.read_table(path).to_pylist()))

@@ -78,8 +78,7 @@ def records_in(file: Path) -> tuple[list[Record], bool]:
     """The records of a file of training, and whether it is whole."""
     records, is_whole = read_file(file)
     if any(record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED) for record in records):
-        versions = " or ".join(map(str, SCHEMAS))
-        raise ValueError(f"{file} is no file of a training's rollouts of schema {versions}.")
+        raise ValueError(f"{file} is no file of a training's rollouts of schema {' or '.join(map(str, SCHEMAS))}.")
     return records, is_whole
 
 

@@ -93,6 +93,8 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, folders: Sequence[Path]):
+        if not 0 <= port <= 65535:
+            raise ValueError(f"--port {port}: from 0 to 65535; 0 takes a free one.")
         self.runs = Runs(folders)
         self.page = make_live_page(self.runs.names)
         try:
@@ -101,8 +103,6 @@ class ViewServer(ThreadingHTTPServer):
             super().__init__((str(address[0]), port), Handler)
         except socket.gaierror as error:
             raise ValueError(f"--host {host}: {error.strerror}. Name an address of this machine.") from error
-        except OverflowError as error:
-            raise ValueError(f"--port {port}: from 0 to 65535; 0 takes a free one.") from error
         except OSError as error:
             raise ValueError(_why_not(host, port, error)) from error
         self.is_loopback = ipaddress.ip_address(str(self.server_address[0])).is_loopback

@@ -1,7 +1,8 @@
 """a run's folder that is written to -> what is new in it, a step at a time; a group when it is asked for.
 
 Nothing of a rollout is kept but the line of its group and the numbers of its step. A file is read again when its time
-or its size has changed. Where files are gone, or shorter than they were, the run was begun anew: all is read again.
+or its size has changed. Where files are gone, or shorter than they were, the run is taken for one that was begun anew:
+all is read again.
 """
 
 import re
@@ -10,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..recording import FOLDER
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import Record, plain
+from ..rollout.reading import OF_TRAINING, Record, files_like, plain
 from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
 from .groups import groups_of, key_of, line, shown
 from .journal import Journal
@@ -49,6 +49,7 @@ class Watch:
         self._log: Sequence[dict[str, Any]] = ()
         self._of_log: Marks | None = None  # the files that the log and the scores are read from
         self._put: dict[str, set[int]] = {"curves": set(), "logged": set()}
+        self._others: list[str] = []  # files beside those of steps
         self._notes_of_step: dict[int, list[str]] = {}
         self._notes_of_log: list[str] = []
 
@@ -73,7 +74,9 @@ class Watch:
         return self.due == 0
 
     def _files(self) -> dict[Path, Mark]:
-        return _marks(file for file in self.folder.glob(f"{FOLDER}/step-*") if OF_STEP.fullmatch(file.name))
+        found = files_like(self.folder, OF_TRAINING)
+        self._others = [file.name for file in found if not OF_STEP.fullmatch(file.name)]
+        return _marks(file for file in found if OF_STEP.fullmatch(file.name))
 
     def _begin_anew(self) -> None:
         self._journal.forget(self._run)
@@ -86,16 +89,23 @@ class Watch:
     def _read_step(self, step: int, marks: Marks) -> None:
         records, notes = _read(marks)
         self.steps[step], self._notes_of_step[step] = marks, notes
-        lines = {key_of(group): line(group) for group in groups_of(records)}
+        try:
+            lines = {key_of(group): line(group) for group in groups_of(records)}
+            numbers = [(of, of_records(one), turns_of_batch(one), envelope_of(one)) for of, one in batches(records)]
+        except (KeyError, TypeError, AttributeError) as error:  # it has our keys, and something else in them
+            notes.append(
+                f"Step {step} is left out, its records are not as training writes them: {plain(repr(error))}."
+            )
+            return
         for key in self._keys.get(step, set()) - lines.keys():
             self._journal.put(self._run, "groups", key, None)
         for key, one in lines.items():
             self._journal.put(self._run, "groups", key, one)
         self._keys[step] = set(lines)
-        for of, batch in batches(records):
-            self._recorded[of] = of_records(batch)
-            self._journal.put(self._run, "turns", of, turns_of_batch(batch))
-            self._journal.put(self._run, "envelopes", of, envelope_of(batch))
+        for of, curves, turns, envelope in numbers:
+            self._recorded[of] = curves
+            self._journal.put(self._run, "turns", of, turns)
+            self._journal.put(self._run, "envelopes", of, envelope)
 
     # ---- log and scores
 
@@ -108,7 +118,7 @@ class Watch:
         try:
             log, self._notes_of_log = read_log(self.folder)
             scores = read_scores(self.folder, log, max([entry["step"] for entry in log] or [*self.steps, 0]))
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             self._notes_of_log = [plain(str(error))]
             return False
         self._log, self._of_log = log, marks
@@ -126,12 +136,13 @@ class Watch:
 
     def _notes(self) -> list[str]:
         notes = [note for _, of_step in sorted(self._notes_of_step.items()) for note in of_step]
+        notes += [f"{plain(name)} is no file that training writes, and is left out." for name in self._others]
         if not self.folder.exists():
             return [f"There is no folder {plain(str(self.folder))} yet: it is waited for."]
         if not self.steps and (self.folder / STATE).exists():
-            return ["It has no records of rollouts: train with --record_every N to have them.", *self._notes_of_log]
+            return ["It has no records of rollouts: train with --record_every N to have them.", *notes]
         if not self.steps:
-            return ["It has no records yet: the first are waited for (train with --record_every N)."]
+            return ["It has no records yet: the first are waited for (train with --record_every N).", *notes]
         return [*notes, *self._notes_of_log]
 
     # ---- rollouts, when they are asked for
@@ -191,7 +202,7 @@ def _read(marks: Marks) -> tuple[list[Record], list[str]]:
             records, is_whole = records_in(file)
         except FileNotFoundError:  # the next look sees it
             continue
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             notes.append(plain(str(error)))
             continue
         found += records

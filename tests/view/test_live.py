@@ -152,7 +152,7 @@ def test_a_training_that_is_begun_anew_is_said_and_what_is_open_stays_to_be_read
     page.locator("article").first.wait_for()
     opened = page.locator("#group article").all_inner_texts()
     shutil.rmtree(folder)
-    page.get_by_text("Its run was begun anew").wait_for()
+    page.get_by_text("this is what was there before").wait_for()
     page.get_by_text("There is no folder").wait_for()
     assert page.locator("#group article").all_inner_texts() == opened
     write_run(folder, 1, steps=1)
@@ -178,6 +178,27 @@ def test_further_rollouts_of_the_open_group_are_offered(serve, browser, tmp_path
     assert page.locator("article").count() == 1
     page.get_by_role("button", name="show them").click()
     eventually(lambda: page.locator("article").count() == 2)
+    visit.close()
+
+
+def test_what_a_step_has_no_more_is_in_no_chart(serve, browser, tmp_path):
+    folder = tmp_path / "run"
+    write_records(folder, {1: [record(0, rewards={"exact_match": 1.0, "style": 1.0})], 2: [record(0)]})
+    write_log(folder / "checkpoint-2", random.Random(0), 1)
+    visit = LiveVisit(browser, serve(folder).address)
+    page = visit.page
+    ratio = page.locator("#turn-charts figure", has_text="importance ratio")
+    ratio.get_by_text("numbers").wait_for()
+    # The folder of the checkpoint is gone: so is what was logged, and what records say stands for it.
+    shutil.rmtree(folder / "checkpoint-2")
+    ratio.get_by_text("not in these runs").wait_for()
+    page.locator("#metric").select_option("rewards/style/mean")
+    chosen = page.locator("#chosen-chart figure")
+    chosen.get_by_text("numbers").click()
+    assert chosen.locator(".plain tbody tr").all_inner_texts() == ["1\t1"]
+    write_records(folder, {1: [record(0)]})
+    chosen.wait_for(state="detached")
+    eventually(lambda: "rewards/style/mean" not in page.locator("#metric option").all_inner_texts())
     visit.close()
 
 
@@ -215,15 +236,21 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(serve, browser, tmp_path):
     visit = LiveVisit(browser, serve(folder).address)
     page = visit.page
     page.get_by_text("yet: it is waited for").wait_for()
+    rewards = {text[:30]: 1.0 for text in HOSTILE}
+    texts = enumerate(HOSTILE)
     write_records(
-        folder,
-        {1: [record(group, question=text, said=text, result=text) for group, text in enumerate(HOSTILE)]},
+        folder, {1: [record(n, question=text, said=text, result=text, rewards=rewards) for n, text in texts]}
     )
     visit.found(f"{len(HOSTILE)} of {len(HOSTILE)} groups")
     for group in range(len(HOSTILE)):
         page.evaluate(f"location.hash = 'group-0-1.1.{group}.1'")
         page.get_by_role("heading", name=re.compile(rf"^Step 1, group {group}:")).wait_for()
         page.locator(".turn summary").first.click()
+    names = page.locator("#step-charts figcaption").all_inner_texts()
+    others = page.locator("#metric option").all_inner_texts()
+    assert "reward" in names and "rewards/constructor/mean" in others and "rewards/__proto__/mean" in others
+    page.locator("#metric").select_option("rewards/constructor/mean")
+    page.locator("#chosen-chart figure").wait_for()
     assert page.locator("main").is_visible() and page.locator("#table img, #group img, iframe").count() == 0
     visit.close()
 

@@ -243,10 +243,13 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     for name, text in (("step-000002-rank-0.jsonl", '{"a": 1}\n'), ("step-000003-rank-0.jsonl", "no json\n")):
         (tmp_path / "rollouts" / name).write_text(text)
     (tmp_path / "rollouts" / "notes.jsonl").write_text("mine\n")
+    strange = {**record(0), "advantages": None}
+    write_records(tmp_path, {4: [strange]})
     reader = serve(tmp_path)
     reader.news()
     notes = reader.known[0, "notes", ""]
     assert len(reader.all("groups")) == 1 and sum("is no file of rollouts" in note for note in notes) == 2
+    assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is no" in note for note in notes)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -395,7 +398,8 @@ def test_a_place_that_cannot_be_listened_on_is_an_error_that_says_what_to_do(ser
     port = serve(tmp_path / "run").port
     said = refused(capsys, tmp_path / "run", "--serve", "--port", port)
     assert f"Port {port} of 127.0.0.1 is in use" in said and f"--port {port + 1}" in said
-    assert "from 0 to 65535" in refused(capsys, tmp_path / "run", "--serve", "--port", 70000)
+    for port in (70000, -1):
+        assert "from 0 to 65535" in refused(capsys, tmp_path / "run", "--serve", "--port", port)
     assert "--host" in refused(capsys, tmp_path / "run", "--serve", "--host", "192.0.2.1")
     assert "--host" in refused(capsys, tmp_path / "run", "--serve", "--host", "no such host")
     (tmp_path / "file").write_text("")

@@ -8,7 +8,6 @@ async function chooseOther(place) {
   chosen.other = place < 0 || place === chosen.run ? null : place;
   showOther();
   await chosen.table.replaceData(lines());
-  applyFilters();
   if (!by("group").hidden) openAddressed();
 }
 

@@ -156,9 +156,9 @@ function stepChart(runs, metric) {
   const reward = /^rewards\/(.+)\/mean$/.exec(metric)?.[1];
   const series = [];
   runs.forEach((run, place) => {
-    const [xs, ys] = run.curves[metric] ?? [[], []];
+    const [xs, ys] = own(run.curves, metric) ?? [[], []];
     series.push({ name: run.name, colour: colour(place), xs, ys });
-    const points = (reward && run.scores[reward]) || [];
+    const points = (reward && own(run.scores, reward)) || [];
     if (points.length) {
       const [at, mean, low, high] = [0, 1, 2, 3].map((which) => points.map((point) => point[which]));
       const name = `${run.name}, held out`;

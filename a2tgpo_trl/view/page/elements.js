@@ -11,6 +11,9 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// What is under a name that others chose: "constructor" is on every object.
+const own = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined);
+
 function fill(id, ...children) {
   document.getElementById(id).replaceChildren(...children);
 }

@@ -13,9 +13,11 @@ async function ask(path, parameters) {
 
 // ---- what is known
 
-const emptyRun = (name) => (
-  { name, notes: [], begun: [0, null], groups: [], places: new Map(), scores: {}, curves: {}, turns: {},
-    envelopes: {} });
+// Beside what the page shows of a run: `places` of groups by their keys, and the names of metrics by kind and step.
+const emptyRun = (name) => ({
+  ...{ name, notes: [], begun: [0, null], groups: [], places: new Map(), named: new Map(), scores: {} },
+  ...{ curves: {}, turns: {}, envelopes: {} },
+});
 
 function emptied(run) {
   Object.assign(run, emptyRun(run.name));
@@ -39,19 +41,32 @@ function enter(steps, lists, step, values) {
   lists.forEach((list, place) => list.splice(at, isThere ? 1 : 0, values[place]));
 }
 
-function enterCurves(curves, step, value) {
-  for (const name of new Set([...Object.keys(curves), ...Object.keys(value ?? {})])) {
-    const [steps, values] = (curves[name] ??= [[], []]);
-    enter(steps, [values], step, name in (value ?? {}) ? [value[name]] : null);
-    if (!steps.length) delete curves[name];
-  }
+// The numbers of a step by their names; those that it had of this kind, and has no more, are taken out.
+function enterNamed(run, kind, step, value, enterOne) {
+  const names = Object.keys(value ?? {});
+  const before = run.named.get(`${kind} ${step}`) ?? [];
+  for (const name of new Set([...before, ...names])) enterOne(name, own(value ?? {}, name) ?? null);
+  run.named.set(`${kind} ${step}`, names);
 }
 
-function enterTurns(turns, step, value) {
-  for (const [name, values] of Object.entries(value ?? {})) {
-    const metric = (turns[name] ??= { steps: [], sums: [], numbers: [] });
-    enter(metric.steps, [metric.sums, metric.numbers], step, values);
-  }
+function enterCurves(run, kind, step, value) {
+  const curves = run[kind];
+  enterNamed(run, kind, step, value, (name, number) => {
+    if (!Object.hasOwn(curves, name)) curves[name] = [[], []];
+    const [steps, values] = curves[name];
+    enter(steps, [values], step, number === null ? null : [number]);
+    if (!steps.length) delete curves[name];
+  });
+}
+
+function enterTurns(run, kind, step, value) {
+  const { turns } = run;
+  enterNamed(run, kind, step, value, (name, sums) => {
+    if (!Object.hasOwn(turns, name)) turns[name] = { steps: [], sums: [], numbers: [] };
+    const metric = turns[name];
+    enter(metric.steps, [metric.sums, metric.numbers], step, sums);
+    if (!metric.steps.length) delete turns[name];
+  });
 }
 
 function enterGroup(run, key, line) {
@@ -70,31 +85,32 @@ const ENTER = {
   begun: (run, _, value) => { emptied(run); run.begun = value; },
   notes: (run, _, value) => { run.notes = value; },
   scores: (run, _, value) => { run.scores = value; },
-  curves: (run, step, value) => enterCurves(run.curves, Number(step), value),
-  envelopes: (run, step, value) => enterCurves(run.envelopes, Number(step), value),
-  turns: (run, step, value) => enterTurns(run.turns, Number(step), value),
-  logged: (run, step, value) => enterTurns(run.turns, Number(step), value),
+  curves: (run, step, value) => enterCurves(run, "curves", Number(step), value),
+  envelopes: (run, step, value) => enterCurves(run, "envelopes", Number(step), value),
+  turns: (run, step, value) => enterTurns(run, "turns", Number(step), value),
+  logged: (run, step, value) => enterTurns(run, "logged", Number(step), value),
   groups: enterGroup,
 };
 
-// Asks until all is there; `told` hears how much it is. What was changed: {kinds, begun: runs that were begun anew,
-// lines: [[run, line], ...] of groups}.
-async function readNews(runs, told) {
-  const changed = { kinds: new Set(), begun: new Set(), lines: [] };
+// What was changed and is to be drawn; lines: [[run, line], ...] of groups.
+const nothing = () => ({ kinds: new Set(), begun: new Set(), lines: [] });
+
+// Asks until all is there, and adds it to what was changed; `told` hears how much it is.
+async function readNews(runs, changed, told) {
   for (let share = 0; share < 1;) {
     const news = await ask("news", { epoch: known.epoch, since: known.number });
-    if (news.epoch !== known.epoch) runs.forEach(emptied); // the server was started again, and says all of it
+    const isOther = news.epoch !== known.epoch; // a server that was started again, and says all of it
+    if (isOther) runs.forEach(emptied);
     Object.assign(known, { epoch: news.epoch, number: news.number });
     for (const [place, kind, key, value] of news.entries) {
       ENTER[kind](runs[place], key, value);
       changed.kinds.add(kind);
-      if (kind === "begun") changed.begun.add(place);
+      if (kind === "begun" && !isOther) changed.begun.add(place);
       if (kind === "groups" && value !== null) changed.lines.push([place, value]);
     }
     share = news.share;
     told(share);
   }
-  return changed;
 }
 
 // ---- what the page asks for
@@ -102,7 +118,7 @@ async function readNews(runs, told) {
 store.index = async () => {
   const index = await unpack("index");
   const runs = index.names.map(emptyRun);
-  await readNews(runs, (share) => {
+  await readNews(runs, nothing(), (share) => {
     by("trouble").textContent = `The runs are read: ${Math.round(100 * share)} %`;
   });
   return { ...index, runs };
@@ -132,14 +148,15 @@ store.follow = async () => {
     by("live").classList.toggle("failed", isTrouble);
   };
   say("live");
-  for (;;) {
+  for (let changed = nothing(); ;) {
     await new Promise((done) => { setTimeout(done, EVERY); });
     if (document.hidden) {
       await new Promise((done) => { document.addEventListener("visibilitychange", done, { once: true }); });
     }
     try {
-      const changed = await readNews(INDEX.runs, () => {});
+      await readNews(INDEX.runs, changed, () => {});
       if (changed.kinds.size) await drawNews(changed);
+      changed = nothing();
       say(`live, ${clock(Date.now() / 1000)}`);
     } catch (error) {
       say(`not live: ${error instanceof TypeError ? "the server does not answer" : error.message}`, true);
@@ -148,14 +165,14 @@ store.follow = async () => {
 };
 
 async function drawNews({ kinds, begun, lines }) {
-  const has = (...names) => begun.size > 0 || names.some((name) => kinds.has(name));
+  const has = (...names) => kinds.has("begun") || names.some((name) => kinds.has(name));
   if (has("notes", "groups")) drawRuns();
   if (has("curves", "scores")) drawSteps();
   if (has("turns", "logged", "envelopes")) drawStages();
   if (!has("groups")) return;
   await renewTable();
   const steps = lines.filter(([run]) => run === chosen.run).map(([, line]) => line.step);
-  if (begun.has(chosen.run)) await search();
+  if (kinds.has("begun")) await search();
   else if (steps.length && chosen.withWords) await searchAlso(Math.min(...steps));
   renewOpen(begun);
 }
@@ -197,7 +214,7 @@ function renewOpen(begun) {
   const line = lineOf(open.run, open.key);
   by("group").querySelector(".links")?.replaceChildren(...linksFrom(open.run, open.key));
   if (begun.has(open.run) || !line) {
-    sayOfOpen("Its run was begun anew: this is a group of before.");
+    sayOfOpen("Its run was begun anew, or its file was written over: this is what was there before.");
   } else if (line.rollouts !== open.line.rollouts) {
     const button = element("button", { type: "button" }, "show them");
     button.addEventListener("click", openAddressed);

@@ -6,7 +6,7 @@ const by = (id) => document.getElementById(id);
 
 function notesOf({ notes, begun }) {
   const at = begun?.[1] && new Date(1000 * begun[1]).toLocaleTimeString();
-  return at ? [`It was begun anew; noticed at ${at}.`, ...notes] : notes;
+  return at ? [`It was begun anew, or files of it were written over: all was read again at ${at}.`, ...notes] : notes;
 }
 
 function drawRuns() {
@@ -85,8 +85,11 @@ async function search() {
   const found = words === "" ? null : await store.groupsWith(run, words, (share) => {
     by("found").textContent = `searching, ${Math.round(100 * share)} %`;
     return isNewest();
+  }).catch((error) => {
+    by("found").textContent = `could not be searched: ${error.message}`;
+    return undefined;
   });
-  if (!isNewest()) return;
+  if (found === undefined || !isNewest()) return;
   chosen.withWords = found;
   applyFilters();
 }
