@@ -19,6 +19,7 @@ GainGroups = Literal["turn", "state"]
 RatioLevel = Literal["turn", "token", "sequence"]
 GainMeasure = Literal["logprob", "probability"]
 AnswerAliases = Literal["first", "max", "mean"]
+RecordFormat = Literal["jsonl", "parquet"]
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo", "vespo"]
 # Those that do not clip a ratio to a range around 1, and what they do instead.
@@ -66,7 +67,9 @@ class A2TGPOConfig(ToolConfig):
         "eval_gains",
         "gain_token_budget",
         "record_every",
+        "record_format",
         "record_megabytes",
+        "record_tokens",
         "sampled_tokens_only",
         "shared_prefixes",
         "sorted_rows",
@@ -228,6 +231,16 @@ class A2TGPOConfig(ToolConfig):
         "Steps from one batch whose rollouts are written to the run's folder `rollouts`, with the credit of their "
         "turns, to the next; the first is that of the first step. 0: none is written.",
     )
+    record_format: RecordFormat = setting(
+        "jsonl",
+        "Format of these files: 'jsonl', a rollout a line, or 'parquet', smaller, with the same types of columns in "
+        "all of them.",
+    )
+    record_tokens: bool = setting(
+        True,
+        "Whether tokens are written as well, and of each that was sampled its text, its log-probability, its ratio "
+        "and whether it was clipped, by which a page of the run colours them. Without them files are smaller.",
+    )
     record_megabytes: Annotated[int, Interval(1)] = setting(
         1000, "The most that is written there, on all ranks together. When it is reached, recording ends."
     )
@@ -279,8 +292,10 @@ class A2TGPOConfig(ToolConfig):
         """Nothing is set that the method does not read."""
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
-        if self.record_megabytes != 1000 and self.record_every == 0:
-            raise ValueError("record_megabytes has no effect without record_every.")
+        if self.record_every == 0:
+            for name in ("record_format", "record_tokens", "record_megabytes"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} has no effect without record_every.")
         if self.table_turns not in (0, TABLE_TURNS) and not {*TRACKERS} & {*self.report_to}:
             raise ValueError(f"table_turns has no effect unless report_to names one of {', '.join(TRACKERS)}.")
         self._check_gains(preset)

@@ -83,6 +83,14 @@ def turn_policy_loss(
 # ---- what is logged of ratios
 
 
+def clipped_tokens(ratio_BT: Tensor, advantages_BT: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """Whether the clip range stops a token: its ratio is out of it on the side to which its advantage pushes it.
+
+    Example: ratios [1.1, 1.1, 0.8, 0.8], advantages [1, -1, 1, -1], a range of 0.05 -> [True, False, False, True]
+    """
+    return ((ratio_BT < 1 - low) & (advantages_BT < 0)) | ((ratio_BT > 1 + high) & (advantages_BT > 0))
+
+
 def ratio_sums(
     ratio_BT: Tensor,
     advantages_BT: Tensor,
@@ -92,7 +100,7 @@ def ratio_sums(
     num_turns: int,
 ) -> Tensor:
     """Sums over rollouts of each turn's mean ratio, clipped share of tokens and presence: (3,K), to add over ranks."""
-    clipped_BT = ((ratio_BT < 1 - low) & (advantages_BT < 0)) | ((ratio_BT > 1 + high) & (advantages_BT > 0))
+    clipped_BT = clipped_tokens(ratio_BT, advantages_BT, low, high)
     present_BK = (turn_sums(torch.ones_like(ratio_BT), turn_BT, num_turns) > 0).to(ratio_BT.dtype)
     return torch.stack(
         [

@@ -23,7 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from .recording import masks
 from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
 from .report.provenance import provenance
-from .rollout.reading import cut, plain, question, turns_of
+from .rollout.reading import Turn, cut, plain, question, turns_of
 from .rollout.records import Record
 from .turns import LOGGED_TURNS
 
@@ -211,8 +211,8 @@ def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) 
     rollouts: Counter[int] = Counter()
     for record in records:
         group = record["group"]
-        for place, turn in enumerate(turns_of(record)):
-            happened = record["turns"][place] if place < len(record.get("turns", ())) else {}
+        for place, (turn, happened) in enumerate(zip_longest(turns_of(record), record.get("turns", ()))):
+            turn = turn or Turn("", [], [])  # cut before it wrote anything
             values = record.get("values", ())
             yield {
                 **{"step": step, "group": group, "rollout": rollouts[group], "turn": place + 1},
@@ -220,7 +220,7 @@ def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) 
                 "text": _text(turn.said, masked),
                 "calls": _text("\n".join(turn.calls), masked),
                 "result": _text("\n".join(turn.read), masked),
-                "status": happened.get("status", "ok"),
+                "status": happened["status"] if happened else "ok",
                 "value_before": _nth(values, place),
                 "value_after": _nth(values, place + 1),
                 "gain": _nth(record.get("gains", ()), place),

@@ -35,8 +35,8 @@ from .information_gain.answers import check_dataset, check_owned_data, named_dat
 from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
-from .loss import ratio_metrics, ratio_reference, ratio_sums
-from .recording import Closing, Recorder, credited, trained_on
+from .loss import clipped_tokens, ratio_metrics, ratio_reference, ratio_sums
+from .recording import Closing, Recorder, TokenTexts, Update, credited, trained_on, with_tokens
 from .report.alarms import Alarms, averaged
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
@@ -51,6 +51,8 @@ from .turns import to_tokens
 
 
 logger = get_logger(__name__)
+
+NUMBER = "record_number"  # of a rollout among those of its rank, in a batch that is recorded
 
 
 @dataclass
@@ -224,8 +226,14 @@ class A2TGPOTrainer(ScoringTrainer):
         args = self.args
         if args.record_every == 0:
             return None
-        folder, rank = Path(args.output_dir), self.accelerator.process_index
-        recorder = Recorder(folder, rank, args.record_every, args.record_megabytes * 1e6 / self._ranks.number)
+        recorder = Recorder(
+            Path(args.output_dir),
+            self.accelerator.process_index,
+            args.record_every,
+            args.record_megabytes * 1e6 / self._ranks.number,
+            args.record_format,
+            TokenTexts(self._tokenizer) if args.record_tokens else None,
+        )
         self.add_callback(Closing(recorder))
         return recorder
 
@@ -303,8 +311,13 @@ class A2TGPOTrainer(ScoringTrainer):
 
         output, metrics = resampler.run(roll_out, rows)
         log.end_batch()
-        for reader in self._readers:
-            reader.put(self.state.global_step, trained_on(rounds, resampler.sources, self.num_generations))
+        placed = trained_on(rounds, resampler.sources, self.num_generations)
+        step = self.state.global_step
+        if self._tracking.wants(step):
+            self._tracking.put(step, [record for _, record in placed])
+        if self._recorder is not None and self._recorder.is_due(step):
+            self._recorder.put(step, self._of_this_rank(placed, len(rows)), self.num_iterations)
+            output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
@@ -312,6 +325,21 @@ class A2TGPOTrainer(ScoringTrainer):
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars("train", metrics)
         return output
+
+    def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
+        """Records of the rollouts that this rank trains on, in their order: another may have rolled one out again."""
+        rows = self._ranks.own_rows(number)
+        mine = [one for one in placed if rows.start <= one[0] < rows.stop]
+        if self._exchanges_records:
+            elsewhere = [one for one in placed if not rows.start <= one[0] < rows.stop]
+            sent = [one for of_rank in self._ranks.gather_lists(elsewhere) for one in of_rank]
+            mine += [one for one in sent if rows.start <= one[0] < rows.stop]
+        return [record for _, record in sorted(mine, key=lambda one: one[0])]
+
+    @property
+    def _exchanges_records(self) -> bool:
+        """Whether a rollout may be trained on by another rank than the one that made it."""
+        return self.args.resample_limit > 0 and self._ranks.number > 1
 
     def _read_answers(self, batch: Batch) -> None:
         assert isinstance(batch, CreditedBatch)
@@ -361,20 +389,23 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _wants_records(self) -> bool:
-        return self._credit.reads_records or self._is_recorded or super()._wants_records
+        return self._credit.reads_records or self._is_recorded or self._is_shown or super()._wants_records
 
     @property
     def _is_recorded(self) -> bool:
-        """Whether somebody reads what becomes of the rollouts of the batch that is being made."""
+        """Whether the batch that is being made is written to the run's folder."""
         assert self._batch is not None
-        return self._batch.is_training and bool(self._readers)
+        if self._recorder is None or not self._batch.is_training:
+            return False
+        step = self.state.global_step
+        # Others may need a record of this rank that has itself stopped to write.
+        return self._recorder.is_due(step) if self._exchanges_records else self._recorder.wants(step)
 
     @property
-    def _readers(self) -> list[Recorder | Tracking]:
-        """Who is to get the rollouts that are trained on now, with the credit of their turns."""
-        known: list[Recorder | Tracking] = [self._tracking]
-        known += [] if self._recorder is None else [self._recorder]
-        return [reader for reader in known if reader.wants(self.state.global_step)]
+    def _is_shown(self) -> bool:
+        """Whether trackers of this process get turns of it."""
+        assert self._batch is not None
+        return self._batch.is_training and self._tracking.wants(self.state.global_step)
 
     def _make_records(self, batch: Batch, values_BK: Tensor | None = None) -> list[Record]:
         assert isinstance(batch, CreditedBatch)
@@ -414,7 +445,7 @@ class A2TGPOTrainer(ScoringTrainer):
         batch.uninformative_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
         self._show_advantages(advantages_NK, evidence.num_turns_N)
         self._log_scalars("train", metrics)
-        if self._is_recorded:
+        if self._is_recorded or self._is_shown:
             batch.credited = self._credited_records(batch, evidence, advantages_NK, scale_NK)
         if self.args.uses_gain:
             self._tracking.see_gains(gains_NK, batch.round)
@@ -439,10 +470,15 @@ class A2TGPOTrainer(ScoringTrainer):
         outcomes = evidence.outcomes_N[mine].tolist()
         advantages = (self.args.outcome_weight * evidence.outcome_advantages_N[mine]).tolist()
         turns = evidence.num_turns_N[mine].tolist()
-        return [
+        records = [
             credited(record, outcomes[i], advantages[i], {name: on_cpu[name][i] for name in on_cpu}, turns[i])
             for i, record in enumerate(batch.records)
         ]
+        if not (self._is_recorded and self.args.record_tokens):
+            return records
+        assert batch.tokens is not None
+        tokens = (batch.tokens.prompt_ids, batch.tokens.completion_ids, batch.tokens.model_mask)
+        return list(map(with_tokens, records, *tokens))
 
     def _gather_values(self, batch: CreditedBatch, turn_BT: Tensor, num_turns: int) -> Tensor:
         """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
@@ -503,15 +539,14 @@ class A2TGPOTrainer(ScoringTrainer):
         turn_BT = inputs["turn_index"]
         logps, reference = ratio_reference(logps, old_logps, turn_BT, self.args.importance_sampling_level)
         inputs["old_per_token_logps"] = reference
-        with torch.no_grad():
-            sums = ratio_sums(
-                (logps - reference).exp(),
-                inputs["advantages"],
-                self.epsilon_low,
-                self.epsilon_high,
-                turn_BT,
-                int(inputs["num_turns"]),
-            )
         clips = self.loss_type not in WITHOUT_CLIP_RANGE
+        with torch.no_grad():
+            ratio_BT = (logps - reference).exp()
+            clip = (inputs["advantages"], self.epsilon_low, self.epsilon_high)
+            sums = ratio_sums(ratio_BT, *clip, turn_BT, int(inputs["num_turns"]))
+            if self._recorder is not None and NUMBER in inputs:
+                clipped_BT = clipped_tokens(ratio_BT, *clip) if clips else None
+                update = Update(turn_BT, logps.detach(), old_logps.detach(), ratio_BT, clipped_BT)
+                self._recorder.see(inputs[NUMBER].tolist(), update)
         self._log_scalars("train", ratio_metrics(self.accelerator.reduce(sums, reduction="sum"), clips))
         return logps

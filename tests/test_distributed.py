@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from places import HELPERS
 from ranks import ON_CPU, printed, reports
+from recorded import as_trained, rollouts_of
 
 
 SCRIPT = HELPERS / "two_ranks.py"
@@ -19,7 +20,8 @@ def run(folder: Path, processes: int, token_budget: int = 10**6) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("runs") / "alone", processes=1)[0]
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    return {**run(folder, processes=1)[0], "records": rollouts_of(folder)}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,14 @@ def test_ranks_together_credit_as_one_process_does(processes, token_budget, alon
         assert together[name]["turns"] == entry["turns"]
         for key in ("values", "advantages", "clip_scale", "old_logps"):
             assert together[name][key] == pytest.approx(entry[key], abs=1e-5), (name, key)
+    records = rollouts_of(tmp_path / "run")
+    assert [record["rank"] for record in records] == [rank for rank in range(processes) for _ in range(8 // processes)]
+    recorded, expected = as_trained(records), as_trained(alone["records"])
+    assert recorded.keys() == expected.keys() and len(recorded) == 8
+    assert any(abs(ratio - 1) > 1e-3 for one in expected.values() for ratio in one["token ratios"] if ratio)
+    for ids, entry in expected.items():
+        for key, value in entry.items():
+            assert recorded[ids][key] == pytest.approx(value, abs=1e-4), (ids, key)
     assert {rank["forwards"] for rank in ranks} == {1 if token_budget > 1 else 8 // processes}
     for key, value in alone["metrics"].items():
         if key not in ("gain/seconds", "gain/forwards"):

@@ -36,6 +36,7 @@ def test_the_installed_metadata_are_those_of_this_version():
         "smol",
         "test",
         "test-vllm",
+        "textworld",
     } | trackers
     assert set(installed.get_all("Provides-Extra")) == extras
     requirements = installed.get_all("Requires-Dist")

@@ -26,7 +26,10 @@ def test_each_kind_of_file_among_the_recipes_is_packaged():
     assert packaged == there
 
 
-@pytest.mark.parametrize(("extra", "file"), [("test", "constraints.txt"), ("test-vllm", "constraints_vllm.txt")])
+@pytest.mark.parametrize(
+    ("extra", "file"),
+    [("test", "constraints.txt"), ("textworld", "constraints.txt"), ("test-vllm", "constraints_vllm.txt")],
+)
 def test_each_library_that_the_tests_ask_for_is_held_to_one_version_of_its_range(extra, file):
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -189,6 +189,18 @@ def test_texts_are_masked_before_they_are_cut_and_a_rollout_function_has_texts_o
     assert row["question"].endswith(" ... (600 characters more)")
 
 
+def test_a_turn_that_was_cut_before_it_wrote_anything_has_its_row():
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    messages = [called, {"role": "tool", "content": "r"}, {"role": "assistant", "content": ""}]
+    turns = [{"status": "ok", "calls": []}, {"status": "over_budget", "calls": []}]
+    numbers = {"scores": [0.5, None], "advantages": [1.0, 2.0], "clip_scale": [1.1, 1.0], "outcome": 0.0}
+    rows = list(rows_of([{**RECORD, "completion": messages, "turns": turns, **numbers}], 1, str))
+    assert [(row["turn"], row["calls"], row["result"], row["status"], row["advantage"]) for row in rows] == [
+        (1, "f(1)", "r", "ok", 1.0),
+        (2, "", "", "over_budget", 2.0),
+    ]
+
+
 def test_in_markdown_a_cell_stays_a_cell():
     head, rule, line = markdown(list(rows_of([RECORD], 3, str))).splitlines()
     assert head.count("|") == rule.count("|") == line.count("|") == len(COLUMNS) + 1

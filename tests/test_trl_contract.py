@@ -128,6 +128,22 @@ def test_tensors_added_to_the_batch_are_split_and_shuffled_with_it(tokenizer, tm
         assert torch.equal(batch["turn_index"] >= 0, model_tokens == 1)
 
 
+def test_numbers_of_rollouts_are_split_and_shuffled_with_them(tokenizer, tmp_path):
+    # By them a record finds what updates made of its rollout.
+    args = settings(tmp_path, steps_per_generation=2, per_device_train_batch_size=2, max_steps=2, record_every=2)
+    trainer = make(tokenizer, A2TGPOConfig(**args))
+    made, inner = [], trainer._train_batch
+    trainer._train_batch = lambda rows: (made.append(inner(rows)), made[-1])[1]
+    batches = captured(trainer)
+    numbers = [batch["record_number"].tolist() for batch in batches]
+    assert len(batches) == 2 and sorted(numbers[0] + numbers[1]) == [0, 1, 2, 3]
+    for batch, of_batch in zip(batches, numbers, strict=True):
+        for row, number in enumerate(of_batch):
+            mask = batch["completion_mask"][row].bool()
+            whole = made[0]["completion_mask"][number].bool()
+            assert torch.equal(batch["completion_ids"][row][mask], made[0]["completion_ids"][number][whole])
+
+
 @pytest.mark.parametrize(("accumulation", "generation", "iterations"), list(product((1, 2, 4), (1, 2, 4), (1, 2))))
 def test_the_parent_wants_old_log_probabilities_when_we_think_so(
     accumulation, generation, iterations, tokenizer, tmp_path, monkeypatch

@@ -31,6 +31,7 @@ PAGES = {
     SETTINGS: ("config.py", "every field of A2TGPOConfig that TRL's GRPOConfig lacks or sets otherwise"),
     "evaluation": ("evaluation.py", "score a policy, compare two on the same questions, what a corpus can answer"),
     "studies": ("study/__init__.py", "compare methods over many seeds; a report that writes itself"),
+    "records": ("recording/__init__.py", "what is written of rollouts, tokens and ratios; datasets, DuckDB, Parquet"),
     "view": ("view/__init__.py", "a page of runs for a browser, live as well: curves, turns, rollouts"),
     METRICS: ("report/metrics.py", "what is logged, what good and bad curves look like, what to do"),
     "check": ("preflight/__init__.py", "what a2tgpo check looks at before the first step"),

@@ -139,7 +139,8 @@ class Maker:
         if folder.exists() and not (folder / RECIPE).is_file():
             raise ValueError(f"{folder} is no run of a study, and would be removed. Name another folder (--output).")
         recipe, start = write_recipe(self.study, run, folder), time.monotonic()
-        code = train([str(recipe), "--overwrite", "true"], folder, threads=1)
+        # A study reads no tokens. That is no part of what it measures, nor of the recipe by which a run is known.
+        code = train([str(recipe), "--overwrite", "true", "--record_tokens", "false"], folder, threads=1)
         try:
             measurements = measured(folder / "run", self.study.every) if code == 0 else []
         except (ValueError, KeyError, OSError) as error:  # what the others have found is not lost for it

@@ -24,7 +24,7 @@ from ..errors import RecipeError
 from ..information_gain.answers import is_empty
 from ..lookup import find_file, nearest
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
-from ..tasks import Task, arithmetic, atlas
+from ..tasks import Task, arithmetic, atlas, textworld
 from .arguments import RecipeArguments, RecipeParser, split_words
 from .recipe_file import Layer, check_keys, find_recipe, merge, read_layers
 from .task import make_task
@@ -36,6 +36,7 @@ MODELS = {
     "atlas-hard-tiny": str(atlas.HARD_POLICY),
     "atlas-eager-tiny": str(atlas.EAGER_POLICY),
     "arithmetic-tiny": str(arithmetic.POLICY),
+    "textworld-tiny": str(textworld.POLICY),
 }
 HELD_OUT = "held-out questions"
 

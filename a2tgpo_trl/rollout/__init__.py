@@ -49,7 +49,7 @@ Rollouts are seeded: the same seed gives the same ones on one process or eight, 
     seeds.py                            a seed for each rollout -> what it draws
     parsing.py, failures.py, tally.py   tokens -> calls; how turns end; counts of it
     environments.py, answers.py         environments that may fail; the answers that they give
-    records.py                          what happened, ready for JSON
+    records.py, record_files.py         what happened, ready for JSON; files of it, as JSONL or Parquet
     reading.py                          the same on a terminal
     resampling.py, rounds.py            prompts that are rolled out again, and what is logged of them
     padding.py                          a batch <-> its rows

@@ -17,11 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ..rewards import RIGHT_OR_WRONG
+from .record_files import read_records
 from .records import call_text, text_of
 
 
-OF_TRAINING = "rollouts/*.jsonl"
-FILES = (OF_TRAINING, "rollouts.jsonl", "evaluation/*.jsonl", "evaluation/*/rollouts.jsonl", "*.jsonl")
+OF_TRAINING = ("rollouts/*.jsonl", "rollouts/*.parquet")
+FILES = (
+    OF_TRAINING,
+    ("rollouts.jsonl",),
+    ("evaluation/*.jsonl",),
+    ("evaluation/*/rollouts.jsonl",),
+    ("*.jsonl", "step-*.parquet"),
+)
 BATCH = re.compile(r"-batch-(\d+)$")  # in the name of a file, of a step that has several
 MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
 BESIDE_LINES, BESIDE_CHARACTERS = 3, 120  # of a result that stands beside others
@@ -47,36 +54,46 @@ def read_places(places: Iterable[Path]) -> list[Record]:
 
 def _source(file: Path) -> str:
     """All files of a training's rollouts are of one run; an evaluation has one file."""
-    return str(file.parent.parent if file.match(OF_TRAINING) else file)
+    return str(file.parent.parent if any(map(file.match, OF_TRAINING)) else file)
 
 
 def files_in(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
-    for pattern in FILES:
-        found = [file for file in place.glob(pattern) if not file.name.startswith("_")]
-        if found:
-            return sorted(found, key=lambda file: (file.parent, file.stem))  # a second batch behind the first
+    for patterns in FILES:
+        if found := files_like(place, patterns):
+            return found
     raise ValueError(
         f"There are no rollouts in {place}. Name a file of them, the folder of an evaluation, or that of a run with "
         "record_every."
     )
 
 
-def read_file(file: Path) -> tuple[list[Record], bool]:
-    """The records of a file: a line each, or one list. False with them: a last line was cut off, and is left out.
+def files_like(place: Path, patterns: Iterable[str]) -> list[Path]:
+    """Those in a folder with names like one of these, a second batch of a step behind the first."""
+    found = {file for pattern in patterns for file in place.glob(pattern) if not file.name.startswith("_")}
+    return sorted(found, key=lambda file: (file.parent, file.stem))
 
-    Those of a training also have a `batch`, which the name of their file says: its number in a step of several.
+
+def read_file(file: Path) -> tuple[list[Record], bool]:
+    """The records of a file: a line each, or one list, or Parquet. False with them: a last line was cut off, and is
+    left out.
+
+    Those of a training have a `batch`: its number in a step of several, which the name of their file says.
     """
+    is_whole = True
     try:
-        records, is_whole = _parsed(file.read_bytes())
+        if file.suffix == ".parquet":
+            records: list[Any] = [*read_records(file)]
+        else:
+            records, is_whole = _parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is no file of rollouts: {error}.") from error
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
         raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
     batch = BATCH.search(file.stem)
-    number = int(batch[1]) if batch else 1
-    return [{**record, "batch": number} if _is_of_training(record) else record for record in records], is_whole
+    named = {"batch": int(batch[1])} if batch else {}
+    return [{"batch": 1, **record, **named} if _is_of_training(record) else record for record in records], is_whole
 
 
 def _parsed(content: bytes) -> tuple[list[Any], bool]:

@@ -59,6 +59,17 @@ class TurnRecord(TypedDict, total=False):
     read: str
 
 
+class TokensRecord(TypedDict, total=False):
+    """The tokens of a completion, an entry for each."""
+
+    ids: list[int | None]
+    sampled: list[int]
+    texts: list[str | None]
+    logps: list[float | None]
+    ratios: list[float | None]
+    clipped: list[int | None]
+
+
 class Record(TypedDict, total=False):
     """A rollout. Beside these keys it has the columns of its row."""
 
@@ -75,17 +86,23 @@ class Record(TypedDict, total=False):
     gains: list[float | None]
     turn_rewards: dict[str, list[float | None]]
     states: list[int]
-    # In the files of a run's rollouts (`recording.py`).
+    # In the files of a run's rollouts (`recording/`).
     schema: int
     step: int
     rank: int
     round: int
     group: int
+    batch: int
     outcome: float | None
     outcome_advantage: float | None
     advantages: list[float | None]
     scores: list[float | None]
     clip_scale: list[float | None]
+    updates: int
+    ratios: list[float | None]
+    clip_fractions: list[float | None]
+    prompt_ids: list[int | None]
+    tokens: TokensRecord
 
 
 def make_records(

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from .. import __version__
-from ..recording import FOLDER as ROLLOUTS
 from ..report.scores import TURNS
 from ..report.series import HELD_OUT, SCORES, STATE, evaluated
+from ..rollout.reading import OF_TRAINING, files_like
+from ..rollout.record_files import read_records
 from ..rollout.records import Record, read_jsonl
 from .mechanism import mechanism, mechanism_of_training
 from .study import Run
@@ -60,8 +61,8 @@ def measured(folder: Path, every: int) -> list[Measurement]:
 def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
     """The rollouts that were trained on and written down, by the evaluation after them."""
     stretches: dict[int, list[Record]] = {}
-    for file in sorted((folder / ROLLOUTS).glob("*.jsonl")):
-        for record in read_jsonl(file):
+    for file in files_like(folder, OF_TRAINING):
+        for record in read_records(file):
             stretches.setdefault(_evaluation_after(record["step"], every), []).append(record)
     yield from stretches.items()
 

@@ -25,6 +25,7 @@ SET_BY_STUDY = (
     "output_dir",
     "overwrite",
     "record_every",
+    "record_tokens",
     "seed",
 )
 

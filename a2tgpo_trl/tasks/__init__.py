@@ -25,6 +25,8 @@ Tasks that come along, by the name that a recipe gives them (`task:`, with `task
                   ({search: http://localhost:8000}; `a2tgpo help search`). `a2tgpo answerable` writes a file that
                   says which questions a corpus can answer at all: with {answerable: FILE} they are scored apart from
                   the others, with {answerable_only: true} the others are left out of training
+    facts         facts of countries, questions of one and two hops (extra `smol`); search
+    textworld     houses of TextWorld (extra `textworld`), in which things are to be found; commands
 
 Atlas grows harder by settings:
 
@@ -43,6 +45,20 @@ What credit is worth shows where something is amiss: `wrong_answers` (a share of
 
 `supporting_documents` makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record.
 How many turns there are to search in is the run's own setting, `max_tool_calling_iterations`.
+
+TextWorld is a world from outside: its generator draws houses and names them, its rules say what a command does. The
+policy has one tool, `act(command)`. Games are made in memory, some tens a second, the same for a seed on each rank;
+there are no files. Answers are facts of the games. The settings:
+
+    task_kwargs:
+      kinds: [location, existence, edible]   # Where is the peanut? Is there any in the house? Is it edible?
+      train_moves: [2, 3, 4]      # commands that it takes at least to see the thing; test_moves alike
+      rooms: 4                    # how large a house is; also containers, supporters (tables and the like), things
+      supporting_documents: true  # a column with the replies to a shortest walk: `useful_search` tells those turns
+
+Names are exchanged between things, so that none tells where its thing is, or whether it can be eaten: a policy has to
+look. What one sees is told in a sentence for each thing, in this package's words: TextWorld's own texts are longer,
+and need each game compiled to a file.
 
 To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path
 (`my_task.py:make`). Tasks of this package also stand in `TASKS`, under a short name.
@@ -63,6 +79,7 @@ TASKS = {
     "math": "a2tgpo_trl.tasks.math.task:math",
     "qa": "a2tgpo_trl.tasks.qa.task:qa",
     "facts": "a2tgpo_trl.tasks.facts.task:facts",
+    "textworld": "a2tgpo_trl.tasks.textworld.task:textworld",
 }
 
 

@@ -19,6 +19,9 @@ far as it came.
                 and failed in one group, failed turns, a spread of gains, and words in any text of its rollouts.
     A group     its rollouts side by side, a row for each turn: blue for what is done more often from now on, red for
                 less. Above, how probable the right answer was before the first turn and after each.
+                `text` shows what a turn wrote as tokens, coloured by their turn's advantage or by their importance
+                ratio as of the last update of their batch (`a2tgpo help records`); those that the clip range
+                stopped are underlined. What is known of one stands below, under the mouse and by the arrow keys.
 
 Of several runs all curves are in one chart, in the colours of the runs. `beside` chooses another run: the table then
 says what reward the same prompt had there, and the difference, and a group that is opened has the other run's rollouts

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,12 @@ from ..study.mechanism import with_credit
 
 MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
 IN_TABLE = 160  # characters of a question
-NUMBERS = {"gain": "gains", "score": "scores", "advantage": "advantages", "clip_scale": "clip_scale"}
+MOST_TOKENS = 4_000  # of a turn
+NUMBERS = {
+    **{"gain": "gains", "score": "scores", "advantage": "advantages", "clip_scale": "clip_scale"},
+    "ratio": "ratios",
+}
+OF_TOKENS = {"ratio": "ratios", "logp": "logps", "clipped": "clipped"}
 
 
 def groups_of(records: Iterable[Record]) -> list[list[Record]]:
@@ -79,9 +85,14 @@ def _credit(record: Record) -> Sequence[float]:
 
 
 def _rollout(record: Record) -> dict[str, Any]:
-    credit = _credit(record)
+    credit, pieces = _credit(record), _pieces(record)
     turns = [
-        {**_turn(record, place, turn), "credit": _nth(credit, place)} for place, turn in enumerate(turns_of(record))
+        {
+            **_turn(record, place, turn),
+            "credit": _nth(credit, place),
+            "pieces": pieces[place] if place < len(pieces) else None,
+        }
+        for place, turn in enumerate(turns_of(record))
     ]
     return {
         "solved": is_solved(record),
@@ -93,6 +104,26 @@ def _rollout(record: Record) -> dict[str, Any]:
         "values": [short(value) for value in record.get("values", ())],
         "turns": turns,
     }
+
+
+def _pieces(record: Record) -> list[dict[str, Any]]:
+    """Of each turn: the texts of its tokens, and what is known of each. None where tokens were not recorded.
+
+    Tokens have the advantage of their turn: no method of credit tells those of a turn apart.
+    """
+    tokens = record.get("tokens")
+    if not isinstance(tokens, Mapping) or not {"sampled", "texts"} <= tokens.keys():
+        return []
+    runs = groupby(range(len(tokens["sampled"])), key=lambda place: tokens["sampled"][place])
+    return [_of_run(tokens, list(places)) for sampled, places in runs if sampled]
+
+
+def _of_run(tokens: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """Of tokens at these places, the first of them, and how many more there are."""
+    shown = places[:MOST_TOKENS]
+    numbers = {name: [tokens[key][i] for i in shown] for name, key in OF_TOKENS.items() if key in tokens}
+    texts = [plain(tokens["texts"][i] or "")[:MOST_CHARACTERS] for i in shown]
+    return {"texts": texts, "left": len(places) - len(shown), **numbers}
 
 
 def _turn(record: Record, place: int, turn: Turn) -> dict[str, Any]:

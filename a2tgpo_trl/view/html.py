@@ -24,7 +24,7 @@ PAGE = Path(__file__).parent / "page"
 STYLES = ("vendor/uplot/uPlot.min.css", "vendor/tabulator/tabulator_simple.min.css", "page.css")
 SCRIPTS = (
     *("vendor/uplot/uPlot.iife.min.js", "vendor/tabulator/tabulator.min.js"),
-    *("data.js", "elements.js", "charts.js", "turns.js", "group.js", "table.js", "beside.js", "page.js"),
+    *("data.js", "elements.js", "charts.js", "turns.js", "tokens.js", "group.js", "table.js", "beside.js", "page.js"),
 )
 LIVE_SCRIPTS = (*SCRIPTS[:-1], "live.js", SCRIPTS[-1])
 OURS = '<meta name="generator" content="a2tgpo view">'

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recording import SCHEMA
+from ..recording import SCHEMAS
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import OF_TRAINING, Record, plain, read_file
+from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_file
 
 
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
@@ -45,13 +45,13 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    files = sorted(folder.glob(OF_TRAINING))
+    files = files_like(folder, OF_TRAINING)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}. Name the output_dir of a run.")
     if not files:
         if any((folder / trace).exists() for trace in (STATE, "whole_recipe.yaml")) or checkpoints_of(folder):
             raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
-        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {OF_TRAINING} in it.")
+        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {' or '.join(OF_TRAINING)} in it.")
     records, notes = _records(files)
     log, of_log = read_log(folder)
     last = max([entry["step"] for entry in log] or [record["step"] for record in records])
@@ -77,8 +77,8 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
 def records_in(file: Path) -> tuple[list[Record], bool]:
     """The records of a file of training, and whether it is whole."""
     records, is_whole = read_file(file)
-    if any(record.get("schema") != SCHEMA or any(key not in record for key in OF_TRAINED) for record in records):
-        raise ValueError(f"{file} is no file of a training's rollouts of schema {SCHEMA}.")
+    if any(record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED) for record in records):
+        raise ValueError(f"{file} is no file of a training's rollouts of schema {' or '.join(map(str, SCHEMAS))}.")
     return records, is_whole
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
-from ..rollout.reading import OF_TRAINING, Record, plain
+from ..rollout.reading import OF_TRAINING, Record, files_like, plain
 from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
 from .groups import groups_of, key_of, line, shown
 from .journal import Journal
 from .run import read_log, read_scores, records_in
 
 
-OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.jsonl")
+OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.(jsonl|parquet)")
 
 Mark = tuple[int, int, int]  # of a file: which one it is, its size, when it was changed
 Marks = Mapping[Path, Mark]
@@ -74,7 +74,7 @@ class Watch:
         return self.due == 0
 
     def _files(self) -> dict[Path, Mark]:
-        found = sorted(self.folder.glob(OF_TRAINING))
+        found = files_like(self.folder, OF_TRAINING)
         self._others = [file.name for file in found if not OF_STEP.fullmatch(file.name)]
         return _marks(file for file in found if OF_STEP.fullmatch(file.name))
 

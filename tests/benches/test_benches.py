@@ -2,6 +2,7 @@
 
 import credit_speed
 import pytest
+import recording_cost
 import tool_loop
 import torch
 
@@ -73,6 +74,28 @@ def test_the_plain_way_by_hand():
     assert credit_speed.plain_turns(mask, blank) == [[0, 0, -1, -1, 1, -1], [-1, 0, 0]]
     # 2 and 1: three over the root of two terms, then one alone; the turn without a score adds no term.
     assert credit_speed.plain_sums([2.0, float("nan"), 1.0]) == pytest.approx([3 / 2**0.5, 0.0, 1.0])
+
+
+def test_recording_records_one_of_each_two_steps_and_prints_what_it_costs(capsys, tmp_path):
+    small = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1", "--seed", "3"]
+    small += ["--task_kwargs", '{"train_questions": 8, "test_questions": 1}']
+    cost = recording_cost.measure(["--config", "quickstart", *small], pairs=3, seed=0, folder=str(tmp_path))
+    assert len(cost.clock.without) == len(cost.clock.recorded) == len(cost.processor.recorded) == 3
+    # One of each pair, the one that warms up included. All steps are the same work.
+    steps = [int(file.name.split("-")[1]) - 1 for file in sorted(tmp_path.glob("rollouts/step-*"))]
+    assert [step // 2 for step in steps] == [0, 1, 2, 3] and len({step % 2 for step in steps}) == 2
+    texts = {file.read_text().partition('"rewards"')[0] for file in tmp_path.glob("rollouts/step-*")}
+    assert len(texts) == 1 and cost.bytes_of_step > 1000 and 0 < cost.inside < max(cost.processor.recorded)
+    assert recording_cost.main(["quickstart", "--pairs", "2", *small]) == 0
+    assert len(cells(capsys.readouterr().out, "processor")) == 8
+
+
+def test_the_cost_of_recording_by_hand():
+    # Ratios 1.2, 1.1 and 0.9: the median is 1.1, and a fifth of a tenth is 0.02.
+    pairs = recording_cost.Pairs(without=[1.0, 2.0, 1.0], recorded=[1.2, 2.2, 0.9])
+    assert pairs.ratio() == pytest.approx(1.1) and pairs.ratio(every=5) == pytest.approx(1.02)
+    cost = recording_cost.Cost(pairs, pairs, inside=0.05, bytes_of_step=1)  # of a second
+    assert cost.share() == pytest.approx(0.05) and cost.share(every=5) == pytest.approx(0.01)
 
 
 def test_tools_prints_what_both_ways_take_and_that_they_come_to_the_same_rollouts(capsys):

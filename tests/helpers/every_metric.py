@@ -17,18 +17,18 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.rewards import exact_match
 
 
+ONE_STEP = {"max_steps": 1}
 # The first has what most runs have, and evaluations.
 RUNS: dict[str, dict[str, Any]] = {
     "everything at once": {
         **{"beta": 0.1, "entropy_coef": 0.01, "num_iterations": 2, "resample_limit": 1, "log_completions": True},
         **{"turn_rewards": {"failed_call": -0.1}, "eval_strategy": "steps", "eval_steps": 1, "eval_gains": True},
     },
-    "failures shaped": {"credit": "gtpo", "shaping_embedding": "ngrams"},
-    "states": {"credit": "gigpo", "beta": 0.0},
-    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0, "clip_adaptation": 0.0},
-    "vespo": {"loss_type": "vespo", "clip_adaptation": 0.0},
+    "failures shaped": {**ONE_STEP, "credit": "gtpo", "shaping_embedding": "ngrams"},
+    "states": {**ONE_STEP, "credit": "gigpo", "beta": 0.0},
+    "cispo": {**ONE_STEP, "loss_type": "cispo", "epsilon_high": 5.0, "clip_adaptation": 0.0},
+    "vespo": {**ONE_STEP, "loss_type": "vespo", "clip_adaptation": 0.0},
 }
-ONE_STEP = {"max_steps": 1}
 
 
 def main(folder: str) -> None:

@@ -2,15 +2,20 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from a2tgpo_trl.recording import Recorder
 from a2tgpo_trl.report.series import STATE
+from a2tgpo_trl.rollout.reading import OF_TRAINING, files_like
+from a2tgpo_trl.rollout.record_files import read_records
 
 
 STEPS_APART = 2
+WORDS: dict[str, int] = {}  # the tokens of these records
 
 # What a page or a terminal might take for something else.
 HOSTILE = [
@@ -44,13 +49,16 @@ def record(
         function = {"name": "search", "arguments": {"query": f"{place}: {question[:40]}"}}
         ended = status if place == len(gains) - 1 else "ok"
         made = {**function, "status": ended, "result": result, "seconds": 0.2, "attempts": 1, "made": True}
+        made["changes_state"] = False
         completion += [
             {"role": "assistant", "content": said, "tool_calls": [{"type": "function", "function": function}]},
             {"role": "tool", "name": "search", "content": result},
         ]
         turns.append({"status": ended, "calls": [made], "tokens_out": 9, "tokens_in": 7, "seconds": 0.2, "cut": False})
+        turns[-1]["reward"] = None
     answer = {"role": "assistant", "content": f"<answer>{'Bo' if reward else 'Al'}</answer>"}
     last = {"status": "ok", "calls": [], "tokens_out": 5, "tokens_in": 0, "seconds": 0.0, "cut": False}
+    last["reward"] = None
     values = [-9.0]
     for gain in gains:
         values.append(values[-1] + gain)
@@ -71,10 +79,54 @@ def record(
     }
 
 
-def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]]) -> None:
+def with_tokens(one: dict[str, Any], ratios: Sequence[float], clipped: Sequence[int] = ()) -> dict[str, Any]:
+    """A rollout with words for tokens: of each turn what was said, with these ratios in their order, over and over."""
+    sampled: list[int] = []
+    ids: list[int] = []
+    for message in one["completion"]:
+        words = re.findall(r"\s*\S+|\s+$", message["content"])
+        sampled += [int(message["role"] == "assistant")] * len(words)
+        ids += [WORDS.setdefault(word, len(WORDS)) for word in words]
+    numbers = cycle(zip(ratios, clipped or [0] * len(ratios), strict=True))
+    known = [next(numbers) if one else (None, None) for one in sampled]
+    tokens = {
+        **{"ids": ids, "sampled": sampled, "logps": [-0.5 if one else None for one in sampled]},
+        **{"ratios": [ratio for ratio, _ in known], "clipped": [was for _, was in known]},
+    }
+    number = len(one["advantages"])
+    return {**one, "prompt_ids": [], "tokens": tokens, "ratios": [1.25] * number, "clip_fractions": [0.5] * number}
+
+
+def texts_of(ids: Sequence[int]) -> list[str]:
+    """Of such tokens; a tokenizer writes no half characters."""
+    words = list(WORDS)
+    return [words[number].encode("utf-8", errors="backslashreplace").decode() for number in ids]
+
+
+def rollouts_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run has recorded, by the order of its files."""
+    return [record for file in files_like(folder, OF_TRAINING) for record in read_records(file)]
+
+
+def as_trained(records: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], dict[str, Any]]:
+    """By the tokens of a rollout, what it is known by and what its updates made of it."""
+    names = ("answer", "rewards", "group", "round", "updates", "ratios", "clip_fractions", "advantages")
+    return {
+        tuple(one["tokens"]["ids"]): {
+            **{name: one[name] for name in names},
+            **{f"token {name}": [value or 0.0 for value in one["tokens"][name]] for name in ("logps", "ratios")},
+        }
+        for one in records
+    }
+
+
+def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]], format: str = "jsonl") -> None:
     """What steps (counted from 1) trained on."""
     for step, records in steps.items():
-        recorder = Recorder(folder, rank=0, every=1, most_bytes=1e12)
+        texts = texts_of if any("tokens" in record for record in records) else None
+        if texts is not None:  # some of these have none
+            records = [{"prompt_ids": [], "tokens": {"ids": [], "sampled": []}, **record} for record in records]
+        recorder = Recorder(folder, rank=0, every=1, most_bytes=1e12, format=format, texts=texts)
         recorder.put(step - 1, records)
         recorder.close()
 

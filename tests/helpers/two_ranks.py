@@ -58,6 +58,7 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
         gain_token_budget=int(token_budget),
         importance_sampling_level="turn",
         loss_type="grpo",
+        record_every=2,
     )
     dataset = Dataset.from_dict({"prompt": ["one", "two"], "answer": ["Paris", "Rome"]})
     trainer = A2TGPOTrainer(

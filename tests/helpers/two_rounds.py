@@ -22,6 +22,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 PROMPTS = ["one", "two two two two", "three three"]
 SIZE = 4
+RECORDED = {"num_iterations": 2, "max_steps": 2, "record_every": 2}
 
 
 class Rollouts:
@@ -131,7 +132,7 @@ def counted(call: Callable, calls: Counter) -> Callable:
 def report(folder: str, batch_size: int) -> dict:
     """One step with an uninformative second group, which has two of its rows on each of two ranks."""
     rollouts = Rollouts({1: {0}})
-    trainer = make(folder, rollouts, per_device_train_batch_size=batch_size, resample_limit=2, num_iterations=2)
+    trainer = make(folder, rollouts, per_device_train_batch_size=batch_size, resample_limit=2, **RECORDED)
     batch = batches(trainer)[0]
     return {
         "rank": trainer.accelerator.process_index,

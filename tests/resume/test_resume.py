@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import killed_runs
@@ -18,6 +17,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from disks import mounted
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -528,19 +528,6 @@ def test_the_checkpoint_at_sigterm_of_transformers_is_refused_for_the_one_there_
 
 
 # ---- disks
-
-
-@contextmanager
-def mounted(folder: Path, options: str):
-    """A small file system of its own: root may write where permissions say no, but not where there is no room."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_disk_stops_the_run_and_what_was_saved_before_can_be_gone_on_from(make, unbroken, tmp_path):

@@ -16,6 +16,7 @@ from datasets import Dataset
 from groups import uninformative
 from places import HELPERS
 from ranks import ON_CPU, reports
+from recorded import as_trained, rollouts_of
 from torch import tensor
 from trl import GRPOTrainer
 from two_rounds import PROMPTS, SIZE, Rollouts, batches, make, prompt_ids, report, rows, weights
@@ -509,7 +510,8 @@ def run(folder: Path, processes: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return json.loads(json.dumps(report(str(tmp_path_factory.mktemp("alone")), 12)))
+    folder = tmp_path_factory.mktemp("alone")
+    return {**json.loads(json.dumps(report(str(folder), 12))), "records": rollouts_of(folder)}
 
 
 @pytest.mark.parametrize(("processes", "rolled_out"), [(2, 1), pytest.param(3, 3, marks=pytest.mark.slow)])
@@ -533,6 +535,17 @@ def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, al
     for name, row in alone["rows"].items():
         for key, values in row.items():
             assert trained[name][key] == pytest.approx(values, abs=1e-5), (name, key)
+    # Each rank has recorded what it trained on, wherever that was rolled out again, as one process does.
+    records = rollouts_of(tmp_path / "run")
+    assert [(one["rank"], one["tokens"]["ids"][0], one["group"], one["round"]) for one in records] == [
+        (i * processes // 12, names[i], i // 4, 2 if 4 <= i < 8 else 1) for i in range(12)
+    ]
+    expected = as_trained(alone["records"])
+    assert as_trained(records).keys() == expected.keys()
+    for ids, found in as_trained(records).items():
+        assert found["updates"] == 2
+        for key, values in expected[ids].items():
+            assert found[key] == pytest.approx(values, abs=1e-4), (ids, key)
 
 
 # ---- settings

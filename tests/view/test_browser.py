@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from recorded import HOSTILE, drawn, record, write_log, write_records, write_run
+from recorded import HOSTILE, drawn, record, with_tokens, write_log, write_records, write_run
 from visits import Visit, eventually
 
 from a2tgpo_trl.rollout.reading import plain
@@ -116,6 +116,52 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     visit.close()
 
 
+def test_a_turn_is_shown_as_tokens_coloured_by_advantage_and_by_ratio(browser, tmp_path):
+    # Of three tokens one is as probable as before, one more and clipped, one less: ln 1.5 is 0.405, ln 0.8 is -0.223.
+    first = with_tokens(record(0, said="as before more less", credit=[0.25]), [1.0, 1.0, 1.5, 0.8], [0, 0, 1, 0])
+    second = record(0, reward=0.0, outcome_advantage=-0.5, credit=[0.0])
+    write_records(tmp_path / "run", {1: [first, second]})
+    visit = Visit(browser, written(tmp_path, tmp_path / "run"), "#group-0-0")
+    page = visit.page
+    turn = page.locator("article").first.locator(".turn").first
+    assert turn.locator("pre.said").inner_text() == "as before more less" and turn.locator(".token").count() == 0
+    assert turn.locator("[data-number=ratio]").inner_text() == "ratio ×1.250"
+    page.locator("#text-as").select_option("tokens by advantage")
+    tokens = turn.locator(".token")
+    assert tokens.all_inner_texts() == ["as", " before", " more", " less"]
+    classes = [one.get_attribute("class").split() for one in tokens.all()]
+    assert all("more" in one for one in classes)  # each has the advantage of its turn, 0.75
+    assert page.locator("article").nth(1).locator("pre.said").first.inner_text() == "Let me see."
+    page.locator("#text-as").select_option("tokens by ratio")
+    assert page.evaluate("document.activeElement.id") == "text-as"
+    shares = [one.evaluate("one => Number(one.style.getPropertyValue('--share'))") for one in tokens.all()]
+    assert shares == [0, 0, 1, pytest.approx(0.223 / 0.405, abs=0.002)]
+    classes = [one.get_attribute("class").split() for one in tokens.all()]
+    assert classes[1:] == [["token"], ["token", "clipped", "more"], ["token", "less"]]
+    colours = [one.evaluate("one => getComputedStyle(one).backgroundColor") for one in tokens.all()]
+    assert colours[0] == colours[1] and len(set(colours)) == 3
+    assert "underline" in tokens.nth(2).evaluate("one => getComputedStyle(one).textDecorationLine")
+    # Its number by the mouse, and by the keyboard.
+    tokens.nth(2).hover()
+    told = turn.locator(".of-token")
+    assert told.inner_text() == '" more": advantage +0.75, ratio ×1.5000, log-probability −0.50, clipped'
+    turn.locator("pre.tokens").focus()
+    page.keyboard.press("ArrowRight")
+    assert told.inner_text() == '" less": advantage +0.75, ratio ×0.8000, log-probability −0.50'
+    for _ in range(9):
+        page.keyboard.press("ArrowLeft")
+    assert told.inner_text().startswith('"as": advantage +0.75, ratio ×1.0000')
+    # In the dark they are other colours, and in print those of the light, with nothing of the cursor.
+    page.emulate_media(color_scheme="dark")
+    dark = tokens.nth(2).evaluate("one => getComputedStyle(one).backgroundColor")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert tokens.nth(2).evaluate("one => getComputedStyle(one).backgroundColor") == colours[2] != dark
+    assert tokens.nth(2).evaluate("one => getComputedStyle(one).printColorAdjust") == "exact"
+    assert told.is_hidden()
+    visit.requests[1:] = []
+    visit.close()
+
+
 def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_runs, browser, tmp_path):
     runs, file = two_runs
     visit = Visit(browser, file, color_scheme="dark")
@@ -171,7 +217,10 @@ def test_an_address_opens_a_group_of_either_run(two_runs, browser):
 def test_hostile_text_is_shown_in_table_and_rollouts_and_nothing_of_it_runs(browser, tmp_path):
     folder = tmp_path / '<img src=x onerror=alert("name")>'
     texts = dict(enumerate(HOSTILE))
-    rollouts = [record(group, question=text, said=text, result=text, answer=text) for group, text in texts.items()]
+    rollouts = [
+        with_tokens(record(group, question=text, said=text, result=text, answer=text), [1.0, 2.0])
+        for group, text in texts.items()
+    ]
     write_records(folder, {1: rollouts})
     visit = Visit(browser, written(tmp_path, folder))
     page = visit.page
@@ -184,6 +233,11 @@ def test_hostile_text_is_shown_in_table_and_rollouts_and_nothing_of_it_runs(brow
         for kind in ("pre.question", ".turn pre.said >> nth=0", ".turn pre.inside >> nth=0"):
             shown = page.locator(f"#group {kind}").first.text_content()
             assert shown[:1000] == plain(text)[:1000] and len(shown) < MOST_CHARACTERS + 50
+        page.locator("#text-as").select_option("tokens by ratio")
+        shown = page.locator("#group pre.tokens").first.text_content()
+        assert shown[:1000] == plain(text)[:1000] or not text.strip()
+        page.locator("#group pre.tokens").first.focus()
+        page.locator("#text-as").select_option("as it reads")
     assert page.locator("main").is_visible() and page.locator("#table img, #group img, iframe").count() == 0
     visit.requests[1:] = []
     visit.close()

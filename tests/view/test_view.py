@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from recorded import HOSTILE, drawn, record, write_log, write_records, write_run
+from recorded import HOSTILE, drawn, record, with_tokens, write_log, write_records, write_run
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
@@ -155,6 +155,42 @@ def test_an_open_group_has_the_numbers_of_the_records(tmp_path):
     assert turns[2]["said"] == "<answer>Bo</answer>" and turns[2]["calls"] == turns[2]["read"] == []
 
 
+def test_an_open_group_has_the_tokens_of_each_turn_where_they_were_recorded(tmp_path):
+    one = with_tokens(record(0), [1.0, 1.5, 0.75], [0, 1, 0])
+    write_records(tmp_path, {1: [one, record(0)]})
+    first, second = opened(page_of(tmp_path))["rollouts"]
+    numbers = {"ratio": [1.0, 1.5, 0.75], "clipped": [0, 1, 0], "logp": [-0.5] * 3}
+    assert first["turns"][0]["pieces"] == {"texts": ["Let", " me", " see."], "left": 0, **numbers}
+    assert first["turns"][1]["pieces"]["texts"] == ["<answer>Bo</answer>"]  # what a tool answered lies between them
+    assert first["turns"][1]["pieces"]["ratio"] == [1.0] and first["turns"][0]["ratio"] == 1.25
+    assert [turn["pieces"] for turn in second["turns"]] == [None, None]
+
+
+def test_of_many_tokens_the_first_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("a2tgpo_trl.view.groups.MOST_TOKENS", 2)
+    write_records(tmp_path, {1: [with_tokens(record(0), [1.0, 2.0])]})
+    pieces = opened(page_of(tmp_path))["rollouts"][0]["turns"][0]["pieces"]
+    assert (pieces["texts"], pieces["ratio"], pieces["left"]) == (["Let", " me"], [1.0, 2.0], 1)
+
+
+def test_records_of_the_first_version_are_shown_and_a_column_named_tokens_is_none_of_ours(tmp_path):
+    file = tmp_path / "rollouts" / "step-000003-rank-0.jsonl"
+    file.parent.mkdir()
+    old = {**record(0), "schema": 1, "step": 3, "rank": 0, "tokens": 17}
+    file.write_text(json.dumps(old) + "\n")
+    group = opened(page_of(tmp_path))
+    assert group["rollouts"][0]["turns"][0]["pieces"] is None and group["rollouts"][0]["turns"][0]["ratio"] is None
+
+
+def test_parquet_is_shown_as_jsonl_is(tmp_path):
+    records = {1: [with_tokens(record(0), [1.0, 1.5]), record(0, reward=0.0)]}
+    for format in ("jsonl", "parquet"):
+        write_records(tmp_path / format, records, format)
+    jsonl, parquet = (data_of(page_of(tmp_path / format)) for format in ("jsonl", "parquet"))
+    assert jsonl["piece-0"] == parquet["piece-0"]
+    assert jsonl["index"]["runs"][0]["groups"] == parquet["index"]["runs"][0]["groups"]
+
+
 def test_credit_beyond_the_outcome_is_left_out_where_the_method_does_not_add_it(tmp_path):
     one = record(0)
     write_records(tmp_path, {1: [{**one, "advantages": [0.1, 0.9]}]})
@@ -248,7 +284,8 @@ def test_hostile_text_is_in_the_data_and_never_in_the_page(text, tmp_path):
     assert len(HOSTILE) >= 30
     clean, folder = tmp_path / "clean", tmp_path / "run"
     for place, words in ((clean, "words"), (folder, text)):
-        write_records(place, {1: [record(0, question=words, said=words, result=words, answer=words, note=words)]})
+        one = record(0, question=words, said=words, result=words, answer=words, note=words)
+        write_records(place, {1: [with_tokens(one, [1.0])]})
         write_log(place, random.Random(0), 2)
     page, other = page_of(folder), page_of(clean)
     # All that the text changes is within the packed data: the page has the same elements, the same scripts, no more.

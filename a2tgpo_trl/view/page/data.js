@@ -17,7 +17,9 @@ async function rolloutsOf(run, line) {
 
 function holds(value, words) {
   if (typeof value === "string") return value.toLowerCase().includes(words);
-  return value !== null && typeof value === "object" && Object.values(value).some((inside) => holds(inside, words));
+  if (value === null || typeof value !== "object") return false;
+  // Pieces are what a turn wrote once more, token by token.
+  return Object.entries(value).some(([name, inside]) => name !== "pieces" && holds(inside, words));
 }
 
 // The keys of a run's groups that hold these words in any text. `told` hears how far it is; false from it ends the

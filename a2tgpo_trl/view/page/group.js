@@ -18,7 +18,7 @@ function largest(rollouts) {
   return Math.max(...sizes, 0) || 1;
 }
 
-function legendElement(scale, redraw) {
+function legendElement(scale, tokens, redraw) {
   const select = element("select");
   options(select, HUES.map(([, name]) => name));
   select.selectedIndex = hue;
@@ -27,15 +27,16 @@ function legendElement(scale, redraw) {
     redraw();
   });
   return element("p", { class: "legend" }, element("label", {}, "colour: ", select), `−${scale.toFixed(2)}`,
-    element("span", { class: "ramp" }), `+${scale.toFixed(2)}`, element("span", {}, HUES[hue][2]));
+    element("span", { class: "ramp" }), `+${scale.toFixed(2)}`, element("span", {}, HUES[hue][2]),
+    ...(tokens ? tokenLegend(tokens, redraw) : []));
 }
 
 // shown: {place and run, line, group} of the one that is open, and of one beside it; again: links to others.
 function groupElements(shown, words, links, again, redraw) {
   const [{ run, line, group }] = shown;
   const rollouts = shown.flatMap((one) => one.group.rollouts);
-  const [range, scale] = [valueRange(rollouts), largest(rollouts)];
-  const columns = shown.map((one) => columnsElement(one, scale, range, words));
+  const [range, scale, tokens] = [valueRange(rollouts), largest(rollouts), tokenColours(rollouts)];
+  const columns = shown.map((one) => columnsElement(one, scale, tokens, range, words));
   return [
     element("h2", { id: "group-title", tabindex: -1 }, titleOf(run, line)),
     element("p", { class: "links" }, ...links),
@@ -45,16 +46,16 @@ function groupElements(shown, words, links, again, redraw) {
       : null,
     group.answer === null ? null : element("p", {}, "right: ", element("strong", {}, group.answer)),
     again,
-    legendElement(scale, redraw),
+    legendElement(scale, tokens, redraw),
     ...(shown.length === 1 ? columns : [element("div", { class: "pair" },
       ...columns.map((one, at) => element("div", {}, ofRunElement(shown[at]), one)))]),
   ].filter((one) => one !== null);
 }
 
-function columnsElement({ run, group }, scale, range, words) {
+function columnsElement({ run, group }, scale, tokens, range, words) {
   const label = `Rollouts of ${run.name}`;
   const columns = element("div", { class: "rollouts", tabindex: 0, role: "group", "aria-label": label },
-    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, range, words)));
+    ...group.rollouts.map((one, place) => rolloutElement(one, place, scale, tokens, range, words)));
   columns.style.setProperty("--rows", Math.max(...group.rollouts.map((one) => one.turns.length)) + 2);
   columns.style.setProperty("--rollouts", group.rollouts.length);
   return columns;
@@ -79,7 +80,7 @@ function titleOf(run, line) {
 
 // ---- a rollout
 
-function rolloutElement(one, place, scale, range, words) {
+function rolloutElement(one, place, scale, tokens, range, words) {
   const rewards = Object.entries(one.rewards).map(([name, value]) => `${name} ${number(value)}`).join(", ");
   const ended = [one.ended && one.ended !== "answer" ? `ended: ${one.ended}` : "", one.excluded ? "left out" : ""];
   const head = element("header", {},
@@ -87,7 +88,7 @@ function rolloutElement(one, place, scale, range, words) {
     element("p", {}, `outcome ${number(one.outcome)} (${rewards})`),
     ended.some(Boolean) ? element("p", { class: "failed" }, ended.filter(Boolean).join(", ")) : null);
   return element("article", { class: one.solved ? "solved" : "unsolved", "aria-label": `Rollout ${place + 1}` },
-    head, valueElement(one, range), ...one.turns.map((turn, row) => turnElement(turn, row, scale, words)));
+    head, valueElement(one, range), ...one.turns.map((turn, row) => turnElement(turn, row, scale, tokens, words)));
 }
 
 function valueRange(rollouts) {
@@ -122,11 +123,12 @@ function valueElement(one, range) {
 
 // ---- a turn
 
-function turnElement(turn, row, scale, words) {
+function turnElement(turn, row, scale, tokens, words) {
   const credit = turn[HUES[hue][0]];
   const made = element("section", { class: "turn", "aria-label": `Turn ${row + 1}` },
     element("p", { class: "numbers" }, ...numbersOf(turn)),
-    turn.said ? textElement(turn.said, words) : null, ...callElements(turn, words));
+    ...(tokens?.paint && turn.pieces ? tokenElements(turn, row, tokens.paint) : saidElements(turn, words)),
+    ...callElements(turn, words));
   if (credit) {
     made.classList.add(credit > 0 ? "more" : "less");
     made.style.setProperty("--share", Math.min(Math.abs(credit) / scale, 1));
@@ -134,11 +136,18 @@ function turnElement(turn, row, scale, words) {
   return made;
 }
 
+function saidElements(turn, words) {
+  return turn.said ? [textElement(turn.said, words)] : [];
+}
+
 function numbersOf(turn) {
   const known = NUMBERS.filter(([key]) => turn[key] !== null);
   const texts = known.map(([key, name]) => element("span", { "data-number": key }, `${name} ${signed(turn[key])}`));
   if (turn.clip_scale !== null && turn.clip_scale !== 1) {
     texts.push(element("span", {}, `clip ×${turn.clip_scale.toFixed(2)}`));
+  }
+  if (turn.ratio !== null && Math.abs(turn.ratio - 1) >= 0.0005) {
+    texts.push(element("span", { "data-number": "ratio" }, `ratio ×${turn.ratio.toFixed(3)}`));
   }
   for (const [name, value] of Object.entries(turn.rewards)) {
     if (value) texts.push(element("span", {}, `${name} ${signed(value)}`));

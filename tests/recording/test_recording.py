@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,15 @@ import pytest
 import tiny
 import torch
 from datasets import load_dataset
+from disks import mounted
+from recorded import rollouts_of
 from training import TOOL_TURNS, make, settings, weights
 
-from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl import A2TGPOConfig, recording
 from a2tgpo_trl.recording import Recorder, credited, masks, trained_on
+from a2tgpo_trl.resume.own_files import OwnFiles
+from a2tgpo_trl.rollout import record_files
+from a2tgpo_trl.rollout.record_files import FORMATS
 from a2tgpo_trl.rollout.records import read_jsonl
 
 
@@ -47,7 +53,7 @@ def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(outcome_we
     output = seen[0]
     assert [record["tool_turns"] for record in records] == TOOL_TURNS
     for i, record in enumerate(records):
-        assert (record["schema"], record["step"], record["rank"], record["round"], record["group"]) == (1, 1, 0, 1, 0)
+        assert (record["schema"], record["step"], record["rank"], record["round"], record["group"]) == (2, 1, 0, 1, 0)
         assert record["answer"] == "Paris" and record["outcome"] == record["rewards"]["exact_match"]
         assert len(record["advantages"]) == len(record["turns"]) == record["tool_turns"] + 1
         assert record["scores"][-1] is None and record["clip_scale"][-1] == 1.0
@@ -69,10 +75,73 @@ def test_every_other_batch_is_written_from_the_first_on_and_training_is_the_same
         assert torch.equal(tensor, weights(recorded)[name]), name
 
 
-def test_a_file_is_read_by_datasets_in_one_line(tokenizer, tmp_path):
-    run(tokenizer, tmp_path, max_steps=2)
-    rows = load_dataset("json", data_files=str(tmp_path / "rollouts/*.jsonl"), cache_dir=str(tmp_path / "c"))["train"]
-    assert len(rows) == 8 and set(rows["step"]) == {1, 2}
+@pytest.fixture
+def duckdb():
+    """Not at the top: where vLLM is, these tests are collected as well, and it is not."""
+    import duckdb
+
+    return duckdb
+
+
+def one_line(program: str, format: str) -> str:
+    """The line that the page of records has for this program."""
+    lines = [line.strip() for line in str(recording.__doc__).splitlines()]
+    (found,) = [line for line in lines if line.startswith(f"{program}(") and line.count(f"*.{format}")]
+    return found
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_are_read_by_the_one_line_of_datasets_and_that_of_duckdb(
+    format, duckdb, tokenizer, tmp_path, monkeypatch
+):
+    run(tokenizer, tmp_path / "outputs" / "run", max_steps=2, record_format=format)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    known = {"load_dataset": load_dataset, "duckdb": duckdb}
+    rows = eval(one_line("load_dataset", format), known)["train"]
+    records = rollouts_of(tmp_path / "outputs" / "run")
+    assert len(rows) == len(records) == 8
+    for row, record in zip(rows, records, strict=True):
+        for name in ("step", "outcome", "advantages", "tokens", "prompt_ids", "updates"):
+            assert dict(leaves(row[name])) == pytest.approx(dict(leaves(record[name])), abs=1e-6)
+    found = dict(eval(one_line("duckdb.sql", format), known).fetchall())
+    steps = {step: [one["outcome"] for one in records if one["step"] == step] for step in (1, 2)}
+    assert found == {step: pytest.approx(sum(outcomes) / 4) for step, outcomes in steps.items()}
+
+
+def test_of_columns_that_may_be_anything_duckdb_reads_the_json(duckdb, tokenizer, tmp_path, monkeypatch):
+    run(tokenizer, tmp_path / "outputs" / "run", max_steps=1, record_format="parquet")
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line.strip() for line in str(record_files.__doc__).splitlines() if "duckdb.sql" in line]
+    assert eval(line, {"duckdb": duckdb}).fetchall() == [("1.0", None), ("0.0", None), ("1.0", None), ("0.0", None)]
+
+
+def test_both_formats_have_the_same_records(tokenizer, tmp_path):
+    for format in FORMATS:
+        run(tokenizer, tmp_path / format, max_steps=2, record_format=format, num_iterations=2)
+    jsonl, parquet = (dict(leaves(rollouts_of(tmp_path / format))) for format in FORMATS)
+    assert len(jsonl) > 500 and parquet == pytest.approx(jsonl, abs=1e-6)
+
+
+def leaves(value, *path):
+    """What is in lists and dictionaries, by where it is there; but the time that it took."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inside is None:
+        yield path, value
+    for name, one in inside or ():
+        if name != "seconds":
+            yield from leaves(one, *path, name)
+
+
+def test_a_run_that_goes_on_in_another_format_has_no_batch_twice(tokenizer, tmp_path):
+    saved = {"save_strategy": "steps", "save_steps": 1}
+    run(tokenizer, tmp_path, max_steps=2, **saved)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, record_every=1, record_format="parquet", max_steps=3)))
+    trainer.train(resume_from_checkpoint=True)
+    numbers = ["000001-rank-0.jsonl", "000002-rank-0.parquet", "000003-rank-0.parquet"]
+    assert files(tmp_path) == [f"step-{number}" for number in numbers]
+    assert [record["step"] for record in rollouts_of(tmp_path)] == [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tokenizer, tmp_path):
@@ -92,13 +161,17 @@ def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tok
     ]
 
 
-def test_rounds_are_put_together_as_the_batch_is_by_each_rank():
-    # Two ranks, groups of two: the second group of the batch is the first of the second round.
+def test_of_rounds_each_rank_has_what_it_made_with_its_place_in_the_batch():
+    # Two ranks, groups of two: the second group of the batch is the first of the second round. The first rank has made
+    # the first of its rollouts, which the second rank trains on.
     rounds = [(0, [{"n": 0}, {"n": 1}]), (0, [{"n": 10}])]
     others = [(2, [{"n": 2}, {"n": 3}]), (1, [{"n": 11}])]
     sources = [(0, 0), (1, 0)]
-    found = [[(one["n"], one["round"], one["group"]) for one in trained_on(of, sources, 2)] for of in (rounds, others)]
-    assert found == [[(0, 1, 0), (1, 1, 0), (10, 2, 1)], [(11, 2, 1)]]
+    found = [
+        [(place, one["n"], one["round"], one["group"]) for place, one in trained_on(of, sources, 2)]
+        for of in (rounds, others)
+    ]
+    assert found == [[(0, 0, 1, 0), (1, 1, 1, 0), (2, 10, 2, 1)], [(3, 11, 2, 1)]]
 
 
 def test_a_step_of_several_batches_has_a_file_for_each(tokenizer, tmp_path):
@@ -134,15 +207,29 @@ def warnings(caplog) -> list[str]:
     return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
 
 
-def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(tokenizer, tmp_path, monkeypatch, caplog):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(format, tokenizer, tmp_path, caplog):
+    with mounted(tmp_path / "small", "size=64k") as small:
+        trainer = run(tokenizer, small, max_steps=12, record_format=format)
+        assert trainer.state.global_step == 12
+        told = [line for line in warnings(caplog) if "recorded" in line]
+        assert len(told) == 1 and "No space left on device" in told[0] and "The run goes on" in told[0]
+        # What was written before is whole, and nothing else is there.
+        names = files(small)
+        assert 1 <= len(names) < 12 and names == [f"step-{i + 1:06}-rank-0.{format}" for i in range(len(names))]
+        assert len(rollouts_of(small)) == 4 * len(names)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    trainer = run(tokenizer, tmp_path, max_steps=3)
-    assert trainer.state.global_step == 3
-    told = [line for line in warnings(caplog) if "recorded" in line]
-    assert len(told) == 1 and "No space left on device" in told[0] and "The run goes on" in told[0]
+
+def test_a_disk_that_fails_ends_the_recording_with_one_warning(tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    one = recorder(tmp_path)
+    put(one)
+    monkeypatch.setattr(OwnFiles, "_enter", full)  # which the end of the recording needs as well
+    put(one, 1)
+    one.close()
+    assert len(warnings(caplog)) == 1 and "Input/output error" in warnings(caplog)[0] and not one.wants(2)
 
 
 def test_no_more_is_written_than_is_allowed(tmp_path, caplog):
@@ -162,7 +249,7 @@ def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, m
     for step in range(12):
         put(one, step)  # none of these waits
     assert any("slower than the training" in line for line in warnings(caplog))
-    monkeypatch.setattr("a2tgpo_trl.recording.PATIENCE", 0.2)
+    monkeypatch.setattr("a2tgpo_trl.recording.recorder.PATIENCE", 0.2)
     begin = time.monotonic()
     one.close()  # with a writer that is stuck and a queue that is full
     assert time.monotonic() - begin < 5 and "the last rollouts are missing" in warnings(caplog)[-1]
@@ -194,7 +281,7 @@ def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
     (line,) = (tmp_path / "rollouts" / "step-000001-rank-0.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert (found["outcome"], found["outcome_advantage"], found["scores"]) == (None, 0.5, [1.5, None])
-    assert (found["schema"], found["step"], found["rank"]) == (1, 1, 0)
+    assert (found["schema"], found["step"], found["rank"]) == (2, 1, 0)
 
 
 def test_secrets_are_masked_by_their_names():
@@ -207,6 +294,7 @@ def test_secrets_are_masked_by_their_names():
     assert masks({"PATH": "/usr/local/bin"})("as it is") == "as it is"
 
 
-def test_a_limit_without_records_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="record_megabytes has no effect without record_every"):
-        A2TGPOConfig(**settings(tmp_path, record_megabytes=5))
+@pytest.mark.parametrize("setting", [{"record_megabytes": 5}, {"record_format": "parquet"}, {"record_tokens": False}])
+def test_what_says_how_records_are_written_is_refused_without_any(setting, tmp_path):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} has no effect without record_every"):
+        A2TGPOConfig(**settings(tmp_path, **setting))

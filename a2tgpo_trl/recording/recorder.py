@@ -1,0 +1,202 @@
+"""batches that are trained on -> files of their records, by a thread of its own."""
+
+import atexit
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import TrainerCallback
+
+from ..resume.own_files import OwnFiles
+from ..rollout.record_files import FORMATS, encoded
+from ..rollout.records import Record
+from .secrets import masks
+from .updates import TrainedBatch, Update
+
+
+logger = logging.getLogger(__name__)  # of each rank: a disk may be its own
+
+FOLDER = "rollouts"
+SCHEMA = 2
+SCHEMAS = (1, SCHEMA)  # that are read
+WAITING = 4  # batches that may wait to be written
+PATIENCE = 60.0  # seconds that the end of a run waits for what is not yet written
+
+
+class Recorder:
+    """Writes batches of one rank, so many steps apart. Nothing that goes wrong here reaches the training."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        every: int,
+        most_bytes: float,
+        format: str = "jsonl",
+        texts: Callable[[Sequence[int]], list[str]] | None = None,
+    ):
+        """
+        Args:
+            folder: of the run.
+            rank: whose rollouts these are.
+            every: steps from one batch that is written to the next; the first is the first of the run.
+            most_bytes: that this rank may write, what lies there of an interrupted run included.
+            format: of the files.
+            texts: of tokens, where records have `prompt_ids` and `tokens`.
+        """
+        self._own, self._rank, self._every, self._most = OwnFiles(folder), rank, every, most_bytes
+        self._format, self._texts = format, texts
+        self._due: int | None = None  # steps before the next batch that is written; None: not known yet
+        self._step = -1  # steps before the last one that was written
+        self._batches = 0  # of that step
+        self._ended = False
+        self._names: list[str] = []
+        self._trained: tuple[str, TrainedBatch] | None = None  # the batch that updates are made of, and its file
+        self._waiting: queue.Queue[tuple[str, TrainedBatch] | None] = queue.Queue(WAITING)
+        self._writer: threading.Thread | None = None
+        self._masked = masks(os.environ)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a batch that is made after so many steps is one to be written: all ranks say the same."""
+        if self._due is None:  # the first batch, or the first since the run was resumed
+            self._due = -(-step // self._every) * self._every
+        return step >= self._due or step == self._step
+
+    def wants(self, step: int) -> bool:
+        """Whether this rank still writes it."""
+        return self.is_due(step) and not self._ended
+
+    def put(self, step: int, records: Sequence[Record], updates: int = 1) -> None:
+        """Hand over what was made after so many steps to be trained on. A step may have several batches.
+
+        Args:
+            records: of this rank's rollouts, by whose places `see` names them.
+            updates: that are to be made of each.
+        """
+        self._hand_on()
+        self._batches = self._batches + 1 if step == self._step else 1
+        self._step, self._due = step, (step // self._every + 1) * self._every
+        if self._ended:
+            return
+        ours = {"schema": SCHEMA, "step": step + 1, "rank": self._rank, "batch": self._batches}
+        further = f"-batch-{self._batches}" if self._batches > 1 else ""
+        name = f"{FOLDER}/step-{step + 1:06}-rank-{self._rank}{further}.{self._format}"
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name=FOLDER, daemon=True)
+            self._writer.start()
+            atexit.register(self.close)
+        whole = [cast(Record, {**record, **ours}) for record in records]
+        self._trained = name, TrainedBatch(whole, updates, with_tokens=self._texts is not None)
+
+    def see(self, numbers: Sequence[int], update: Update) -> None:
+        """An update was made of rollouts of the last batch; after its last one it is written.
+
+        Rollouts of a batch from before the run was resumed are in no record.
+        """
+        if self._trained is not None and self._trained[1].see(numbers, update):
+            self._hand_on()
+
+    def _hand_on(self, patience: float = 0.0) -> None:
+        """What is trained on waits to be written from now on, if there is room within so many seconds."""
+        trained, self._trained = self._trained, None
+        if trained is None:
+            return
+        try:
+            self._waiting.put(trained, timeout=patience)
+        except queue.Full:
+            logger.warning(f"{trained[0]} is not written: the disk is slower than the training.")
+
+    def close(self) -> None:
+        """Wait until what was handed over is written, for a minute at most from when there is room for it."""
+        self._hand_on(PATIENCE)
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        atexit.unregister(self.close)
+        try:
+            self._waiting.put(None, timeout=PATIENCE)
+            writer.join(PATIENCE)
+        except queue.Full:
+            pass
+        if writer.is_alive():
+            self._end(f"{self._own.folder / FOLDER} takes longer than {PATIENCE:.0f} s: the last rollouts are missing")
+
+    # ---- on the thread that writes
+
+    def _write(self) -> None:
+        while (batch := self._waiting.get()) is not None:
+            name, trained = batch
+            if not self._ended:
+                with self._told(name):
+                    self._write_file(name, list(map(self._readable, trained.records())))
+            del batch, trained  # with tensors, which may be an accelerator's
+        with self._told(FOLDER):
+            self._own.add(*self._names)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong inside ends the recording: training goes on."""
+        try:
+            yield
+        except Exception as error:
+            self._end(f"{name} could not be written ({type(error).__name__}: {error})")
+
+    def _readable(self, record: Record) -> Record:
+        """A record with the texts of its tokens, and without secrets."""
+        if self._texts is None:
+            return self._masked(record)
+        others: dict[str, Any] = {**record}
+        prompt_ids, tokens = others.pop("prompt_ids"), others.pop("tokens")
+        if self._masked.any:
+            prompt_ids, _ = self._masked.of_tokens(prompt_ids, self._texts(prompt_ids))
+        ids, texts = self._masked.of_tokens(tokens["ids"], self._texts(tokens["ids"]))
+        shown = [text if sampled else None for text, sampled in zip(texts, tokens["sampled"], strict=True)]
+        others = self._masked(others)
+        return cast(Record, {**others, "prompt_ids": prompt_ids, "tokens": {**tokens, "ids": ids, "texts": shown}})
+
+    def _write_file(self, name: str, records: Sequence[Record]) -> None:
+        content = encoded(records, self._format)
+        file = self._own.folder / name
+        if self._bytes_there(file) + len(content) > self._most:
+            self._end("As much is written as record_megabytes allows")
+            return
+        draft = f"{name}.part"  # a part of a file would be read as all of it
+        self._own.claim(name, draft)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (self._own.folder / draft).write_bytes(content)
+            (self._own.folder / draft).replace(file)
+        except OSError:
+            (self._own.folder / draft).unlink(missing_ok=True)
+            raise
+        self._own.add(name, draft)
+        self._names.append(name)
+        for other in (f"{name.rpartition('.')[0]}.{format}" for format in FORMATS if format != self._format):
+            if (self._own.folder / other).exists():  # of a run that was resumed with another format
+                self._own.remove(other)
+
+    def _bytes_there(self, file: Path) -> int:
+        """Of this rank's files but this one."""
+        others = file.parent.glob(f"step-*-rank-{self._rank}[.-]*")
+        return sum(other.stat().st_size for other in others if other != file)
+
+    def _end(self, why: str) -> None:
+        if self._ended:
+            return  # that is said once
+        self._ended = True
+        logger.warning(f"{why}: no more rollouts are recorded. The run goes on.")
+
+
+class Closing(TrainerCallback):
+    """Closes a recorder when training ends."""
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._recorder.close()

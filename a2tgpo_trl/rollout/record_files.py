@@ -1,0 +1,169 @@
+"""records <-> the content of a file, as JSONL or as Parquet.
+
+JSONL has a record a line, as it is. In Parquet the columns and their types are the same in all files of a version, so
+that files of any runs are read together:
+
+    whole numbers     schema, step, rank, batch, round, group, tool_turns, updates; a list of them: states, prompt_ids
+    numbers           outcome, outcome_advantage; one or none for each turn: values, gains, advantages, scores, ...
+    turns, tokens     lists of structures, and a structure of lists; arguments of calls as JSON text
+    JSON text         prompt, completion, answer, rewards, turn_rewards; and all columns of the row, in `columns`
+
+    duckdb.sql("select rewards->>'exact_match', columns->>'hops' from 'outputs/run/rollouts/*.parquet'")
+
+`read_records` gives the same records for either, numbers of tokens as 32 bits hold them. A column of the row that has
+the name of another of these columns, and cannot be its, is among `columns`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .records import Record, read_jsonl
+
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMATS = ("jsonl", "parquet")
+TEXTS = ("prompt", "completion", "answer", "rewards", "turn_rewards")  # of JSON
+COLUMNS = "columns"  # the other columns of the row
+# These may be known to have no value. Others that have none are not there.
+NONE_IS_KNOWN = {"outcome", "outcome_advantage", "ended"}
+OF_FUNCTIONS = ("text", "read")  # of turns, where a rollout function made them
+
+
+def encoded(records: Sequence[Record], format: str) -> bytes:
+    """The content of a file with these records."""
+    return _parquet(records) if format == "parquet" else b"".join(f"{_json(record)}\n".encode() for record in records)
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a file, whose format its name tells. ValueError where it is none."""
+    return _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+# ---- Parquet
+
+
+@cache
+def schema() -> "pyarrow.Schema":
+    """Of a file of version 2."""
+    import pyarrow as pa
+
+    numbers, whole_numbers = pa.list_(pa.float64()), pa.list_(pa.int32())
+    call = {
+        **{"name": pa.string(), "arguments": pa.string(), "status": pa.string(), "result": pa.string()},
+        **{"seconds": pa.float64(), "attempts": pa.int32(), "made": pa.bool_(), "changes_state": pa.bool_()},
+    }
+    turn = {
+        **{"status": pa.string(), "calls": pa.list_(pa.struct(call)), "tokens_out": pa.int32()},
+        **{"tokens_in": pa.int32(), "seconds": pa.float64(), "cut": pa.bool_(), "reward": pa.float64()},
+        **{"text": pa.string(), "read": pa.string()},
+    }
+    tokens = {
+        **{"ids": whole_numbers, "sampled": pa.list_(pa.int8()), "texts": pa.list_(pa.string())},
+        **{"logps": pa.list_(pa.float32()), "ratios": pa.list_(pa.float32()), "clipped": pa.list_(pa.int8())},
+    }
+    of_turns = ("values", "gains", "advantages", "scores", "clip_scale", "ratios", "clip_fractions")
+    columns = {
+        **dict.fromkeys(("schema", "step", "rank", "batch", "round", "group"), pa.int64()),
+        **dict.fromkeys(TEXTS, pa.string()),
+        **{"tool_turns": pa.int32(), "turns": pa.list_(pa.struct(turn)), "ended": pa.string(), "excluded": pa.bool_()},
+        **{"outcome": pa.float64(), "outcome_advantage": pa.float64(), "updates": pa.int32()},
+        **dict.fromkeys(of_turns, numbers),
+        **{"states": whole_numbers, "prompt_ids": whole_numbers, "tokens": pa.struct(tokens), COLUMNS: pa.string()},
+    }
+    return pa.schema(columns)
+
+
+def _parquet(records: Sequence[Record]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays: dict[str, Any] = {}
+    others: list[dict[str, Any]] = [{} for _ in records]
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        array = _array(name, values)
+        if array is None:
+            for other, record in zip(others, records, strict=True):
+                other |= {name: record[name]} if name in record else {}  # type: ignore[literal-required]
+        else:
+            arrays[name] = array
+    arrays[COLUMNS] = pa.array(map(_json, others), pa.string())
+    empty = (pa.nulls(len(records), field.type) for field in schema())
+    columns = [arrays.get(name, nothing) for name, nothing in zip(schema().names, empty, strict=True)]
+    file = BytesIO()
+    parquet.write_table(pa.table(columns, schema=schema()), file, compression="zstd")
+    return file.getvalue()
+
+
+def _array(name: str, values: Sequence[Any]) -> Any:
+    """The column of this name, or None where the values are no such column's."""
+    import pyarrow as pa
+
+    if name == COLUMNS or name not in schema().names:
+        return None
+    if name in TEXTS:
+        return pa.array([None if value is None else _json(value) for value in values], pa.string())
+    column = schema().field(name).type
+    try:
+        flat = [None if value is None else _flat(name, value) for value in values]
+        # Arrow would leave out what a structure does not have.
+        return pa.array(flat, column) if all(_fits(value, column) for value in flat) else None
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, KeyError, OverflowError):
+        return None
+
+
+def _flat(name: str, value: Any) -> Any:
+    """A value with arguments of calls as JSON text."""
+    return value if name != "turns" else [{**turn, "calls": _with_arguments(turn["calls"], _json)} for turn in value]
+
+
+def _fits(value: Any, column: "pyarrow.DataType") -> bool:
+    """Whether a column has all that structures hold."""
+    from pyarrow import types
+
+    if value is None or not (types.is_nested(column)):
+        return True
+    if types.is_list(column):
+        return not types.is_nested(column.value_type) or all(_fits(one, column.value_type) for one in value)
+    known = {field.name: field.type for field in column}
+    return value.keys() <= known.keys() and all(_fits(value[name], known[name]) for name in value)
+
+
+def _with_arguments(calls: Any, changed: Callable[[Any], Any]) -> Any:
+    return None if calls is None else [{**call, "arguments": changed(call["arguments"])} for call in calls]
+
+
+def _read_parquet(path: Path) -> list[Record]:
+    from pyarrow import parquet
+
+    return list(map(_record, parquet.read_table(path).to_pylist()))
+
+
+def _record(row: dict[str, Any]) -> Record:
+    """A row of a file, as the record that it was."""
+    found: dict[str, Any] = json.loads(row.pop(COLUMNS, None) or "{}")
+    for name, value in row.items():
+        known_none = name in NONE_IS_KNOWN and (name != "ended" or row["turns"] is not None)
+        if value is None and not known_none:
+            continue
+        found[name] = json.loads(value) if name in TEXTS else value
+    if row["turns"] is not None:
+        found["turns"] = list(map(_turn, row["turns"]))
+    if row["tokens"] is not None:
+        found["tokens"] = {name: values for name, values in row["tokens"].items() if values is not None}
+    return cast(Record, found)
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in turn.items() if name not in OF_FUNCTIONS or value is not None}
+    return {**known, "calls": _with_arguments(turn["calls"], json.loads)}
