@@ -46,7 +46,9 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """A policy can write half a character, which no file holds as it is: it stands there by its code."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 # ---- Parquet

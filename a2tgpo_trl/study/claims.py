@@ -16,6 +16,7 @@ from .study import Run, Study
 
 
 A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
+NO_GAIN = "_no_gain"  # at the end of the name of a cell that is another without gains
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
 TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
@@ -29,12 +30,20 @@ def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
         return
     for other in ("grpo", "igpo"):
         if other in runs:
-            found = over_seeds(differences(study, results, runs[A2TGPO], runs[other]))
-            held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
-            yield f"A2TGPO is better than {other}", f"area, less that of {other}: {found}", held
+            yield _better(study, results, runs, A2TGPO, other, f"A2TGPO is better than {other}")
+    for cell in runs:
+        if cell + NO_GAIN in runs:
+            claim = f"gains are what helps: {cell} is better than the same without them"
+            yield _better(study, results, runs, cell, cell + NO_GAIN, claim)
     yield from _drift(results, runs)
     yield from _level(results, runs)
     yield from _follows(results, runs)
+
+
+def _better(study: Study, results: Results, runs: Runs, cell: str, other: str, claim: str) -> Claim:
+    found = over_seeds(differences(study, results, runs[cell], runs[other]))
+    held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
+    return claim, f"area, less that of {other}: {found}", held
 
 
 def _drift(results: Results, runs: Runs) -> Iterator[Claim]:

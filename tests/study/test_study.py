@@ -373,16 +373,19 @@ def enter_turns(results, run, score, deviations, auc):
 def test_claims_are_held_against_the_results(tmp_path):
     cells = {name: {"credit": name} for name in ("grpo", "igpo", "a2tgpo")}
     cells["a2tgpo_unscaled"] = {"credit": "a2tgpo", "rescale_accumulation": False}
+    cells["a2tgpo_no_gain"] = {"credit": "a2tgpo", "gain_weight": 0.0, "clip_adaptation": 0.0}
     study = read_study(write(tmp_path, {**CONTENT, "cells": cells}))
     results = Results(study.results)
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo_unscaled", seed), [0.0, 0.0], [0.3, 0.2 + 0.005 * seed], 0.5)
         enter_turns(results, Run("grpo", seed), [], [], 0.5)
+        enter(results, Run("a2tgpo_no_gain", seed), [0.2, 0.4])
         enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], 0.5)
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], 0.8 + 0.01 * seed)
     found = list(claims(study, results, runs_by_cell(study, results)))
     assert {held for *_, held in found} == {"held"}
-    better, better_than_igpo, drift, level, follows = (text for _, text, _ in found)
+    better, better_than_igpo, gains, drift, level, follows = (text for _, text, _ in found)
+    assert gains == "area, less that of a2tgpo_no_gain: 0.050 (0.050 to 0.050)"
     assert better == "area, less that of grpo: 0.100 (0.100 to 0.100)" and "that of igpo:" in better_than_igpo
     assert drift.endswith("a2tgpo 0.010 (0.010 to 0.010), igpo 0.800 (0.800 to 0.800)")
     # 0.3 / 0.24; without the root 0.3 / 0.20 to 0.3 / 0.22, 1.43 on average.
@@ -394,12 +397,12 @@ def test_claims_are_held_against_the_results(tmp_path):
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
     found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
-    assert found == ["held", "held", "not held", "not held", "not held"]
+    assert found == ["held", "held", "held", "not held", "not held", "not held"]
     # A depth that few rollouts come to is left out, and an interval on both sides of one half decides nothing.
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
     found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
-    assert found == ["held", "held", "held", "held", "not decided"]
+    assert found == ["held", "held", "held", "held", "held", "not decided"]
     few = {cell: runs[:4] for cell, runs in runs_by_cell(study, results).items()}
     assert {held for *_, held in claims(study, results, few)} == {"not decided"}
 
