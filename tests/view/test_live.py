@@ -236,7 +236,7 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(serve, browser, tmp_path):
     visit = LiveVisit(browser, serve(folder).address)
     page = visit.page
     page.get_by_text("yet: it is waited for").wait_for()
-    rewards = {text[:30]: 1.0 for text in HOSTILE}
+    rewards = {text[:30]: 1.0 for text in HOSTILE if not re.search("[\ud800-\udfff]", text)}  # no half characters
     texts = enumerate(HOSTILE)
     write_records(
         folder, {1: [record(n, question=text, said=text, result=text, rewards=rewards) for n, text in texts]}
