@@ -30,12 +30,11 @@ class Masks:
         if isinstance(value, float):
             return value if math.isfinite(value) else None  # JSON has no NaN
         if isinstance(value, dict):
-            return {key: self(inside) for key, inside in value.items()}
+            return {_whole(key): self(inside) for key, inside in value.items()}
         return [self(inside) for inside in value] if isinstance(value, (list, tuple)) else value
 
     def _text(self, text: str) -> str:
-        # A policy can write half a character, which no file holds as it is.
-        whole = text if text.isascii() else text.encode("utf-8", errors="backslashreplace").decode()
+        whole = _whole(text)
         return whole if self._pattern is None else self._pattern.sub(lambda found: f"<{self._names[found[0]]}>", whole)
 
     @property
@@ -65,3 +64,10 @@ class Masks:
 def masks(environment: Mapping[str, str]) -> Masks:
     """Those of the secrets of an environment: variables whose names speak of one."""
     return Masks(environment)
+
+
+def _whole(text: Any) -> Any:
+    """A policy can write half a character, which no file holds as it is. What is no text is left as it is."""
+    if not isinstance(text, str) or text.isascii():
+        return text
+    return text.encode("utf-8", errors="backslashreplace").decode()

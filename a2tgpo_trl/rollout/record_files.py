@@ -46,9 +46,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _json(value: Any) -> str:
-    """A policy can write half a character, which no file holds as it is: it stands there by its code."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", errors="backslashreplace").decode()
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 # ---- Parquet
