@@ -49,6 +49,14 @@ def write(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
+    try:
+        _serve(args)
+    except KeyboardInterrupt:
+        print()  # behind the ^C
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
     from ..view.server import ViewServer
 
     port = PORT if args.port is None else args.port
@@ -61,8 +69,4 @@ def serve(args: argparse.Namespace) -> int:
                 file=sys.stderr,
                 flush=True,
             )
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()  # behind the ^C
-    return 0
+        server.serve_forever()

@@ -215,5 +215,6 @@ def holds(value: Any, words: str) -> bool:
     """Whether words (in lower case) are in any text of what a page opens."""
     if isinstance(value, str):
         return words in value.lower()
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(holds(one, words) for one in inside)
+    if isinstance(value, dict):  # pieces are what a turn wrote once more, token by token
+        return any(holds(inside, words) for name, inside in value.items() if name != "pieces")
+    return isinstance(value, list) and any(holds(inside, words) for inside in value)

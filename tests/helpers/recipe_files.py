@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 from places import ROOT
 
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))  # those of a folder have tests of their own
+
+
+def marks(recipe: str) -> list[pytest.MarkDecorator]:
+    """Of tests of a recipe: what it needs that is not always there."""
+    return [pytest.mark.textworld] if recipe == "textworld" else []
 
 
 def write(folder: Path, text: str, **others: str) -> Path:

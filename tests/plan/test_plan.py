@@ -8,6 +8,7 @@ import torch
 import yaml
 from peft import LoraConfig
 from qa_files import write_sets
+from recipe_files import marks
 from tiny import make_tokenizer
 from transformers import Qwen3Config
 
@@ -304,7 +305,8 @@ SHIPPED = sorted(file.stem for file in recipe_folder().glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
-    "recipe", [name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+    "recipe",
+    [name if name == "quickstart" else pytest.param(name, marks=[pytest.mark.slow, *marks(name)]) for name in SHIPPED],
 )
 def test_each_recipe_is_planned(recipe, tmp_path, capsys):
     words = ["--model_name_or_path", folder_of(tmp_path)]

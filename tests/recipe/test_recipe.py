@@ -7,7 +7,7 @@ import pytest
 import yaml
 from places import ROOT
 from qa_files import write_sets
-from recipe_files import SHIPPED, write
+from recipe_files import SHIPPED, marks, write
 
 from a2tgpo_trl.config import A2TGPOConfig
 from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
@@ -25,13 +25,9 @@ def test_there_are_recipes_and_the_package_finds_them():
     assert shipped_recipes()["qa/dapo"] == recipe_folder() / "qa" / "dapo.yaml"
 
 
-def param(file: Path):
-    """A recipe; that of games needs what makes them."""
-    marks = [pytest.mark.textworld] if file.stem == "textworld" else []
-    return pytest.param(file, id=str(file.relative_to(ROOT)), marks=marks)
-
-
-@pytest.mark.parametrize("file", map(param, SHIPPED))
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, id=str(file.relative_to(ROOT)), marks=marks(file.stem)) for file in SHIPPED]
+)
 def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_override(file, tmp_path):
     # A recipe for GPUs asks for bfloat16, which this machine's settings object refuses.
     words = ["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)]

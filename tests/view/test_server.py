@@ -25,6 +25,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.view import server as serving
 from a2tgpo_trl.view.server import ViewServer
+from a2tgpo_trl.view.watch import holds
 
 
 class Reader:
@@ -236,6 +237,8 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
         assert len(told["found"]) == 1 and 0 < told["share"] <= 1
         found, first = found + told["found"], told["next"]
     assert found == [f"{step}.1.1.1" for step in range(1, 6)]
+    assert holds({"turns": [{"said": "A Comet"}]}, "comet")
+    assert not holds({"turns": [{"said": "A", "pieces": {"texts": ["Comet"]}, "advantage": 1.5}]}, "comet")
 
 
 def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path):

@@ -21,6 +21,7 @@ INSTRUCTION = (
 )
 MOVES = (2, 3, 4)
 QUESTIONS_OF_A_HOUSE = 3
+MOST = {"rooms": 8, "containers": 8, "supporters": 8, "things": 16}  # TextWorld has names for these
 IN_VAIN = 200  # houses in a row without one of the questions that are still looked for
 
 
@@ -143,6 +144,3 @@ def _size(**numbers: int) -> Size:
         if type(number) is not int or not least <= number <= MOST[name]:
             raise ValueError(f"{name} must be a whole number from {least} to {MOST[name]}; got {shown(number)}.")
     return Size(**numbers)
-
-
-MOST = {"rooms": 8, "containers": 8, "supporters": 8, "things": 16}  # TextWorld has names for these
