@@ -97,10 +97,9 @@ def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
             raise ValueError(
                 f"A record has no {missing[0]}: it takes those of training, which a run with record_every writes."
             )
-    places = _places(records)
-    order = sorted(range(len(records)), key=lambda i: places[i])
-    for (step, _), batch in groupby(order, key=lambda i: places[i][:2]):
-        groups = [[records[i] for i in group] for _, group in groupby(batch, key=lambda i: places[i][2])]
+    order = sorted(range(len(records)), key=lambda i: _place(records[i]))
+    for (_, step, _), batch in groupby(order, key=lambda i: _place(records[i])[:-1]):
+        groups = [[records[i] for i in group] for _, group in groupby(batch, key=lambda i: records[i]["group"])]
         sizes = sorted({len(group) for group in groups})
         if len(sizes) > 1:
             raise ValueError(
@@ -115,20 +114,9 @@ def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
         yield [record for group in groups for record in group]
 
 
-def _places(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
-    """Of each record step, batch and group. A rank writes a batch by its groups: where these begin anew, so does it.
-
-    Example: groups 0, 0, 1, 0, 1 of a rank in step 3 -> (3, 0, 0) twice, (3, 0, 1), (3, 1, 0), (3, 1, 1)
-    """
-    last: dict[tuple[int, int], tuple[int, int]] = {}
-    places = []
-    for record in records:
-        step, group = record["step"], record["group"]
-        of_rank = (step, record.get("rank", 0))
-        batch, before = last.get(of_rank, (0, group))
-        last[of_rank] = (batch + (group < before), group)
-        places.append((step, last[of_rank][0], group))
-    return places
+def _place(record: Mapping[str, Any]) -> tuple[str, int, int, int]:
+    """Run, step, batch and group: `read_places` says which run and which batch, where there are several."""
+    return str(record.get("read_from", "")), record["step"], record.get("batch", 1), record["group"]
 
 
 def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:

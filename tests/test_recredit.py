@@ -124,13 +124,22 @@ def test_outcomes_that_were_shaped_are_noticed(tokenizer, tmp_path):
         recredited(records, "grpo")
 
 
-def test_batches_of_a_step_and_ranks_are_told_apart(of_a2tgpo):
-    # Each group of four half on one rank and half on another, and the same batch once more.
+def test_batches_of_a_step_ranks_and_runs_are_told_apart(of_a2tgpo):
+    # Each group of four half on one rank and half on another, and the same batch once more, and in another run.
     by_rank = [{**record, "rank": i % 4 // 2} for i, record in enumerate(of_a2tgpo)]
     ranks = [[record for record in by_rank if record["rank"] == rank] for rank in (0, 1)]
-    found = recredited([*ranks[0], *ranks[0], *ranks[1], *ranks[1]], "igpo")
+    second = [[{**record, "batch": 2} for record in of_rank] for of_rank in ranks]
+    other = [{**record, "read_from": "other"} for record in of_a2tgpo]
+    found = recredited([*ranks[0], *second[0], *ranks[1], *second[1], *other], "igpo")
     expected = [record["advantages"] for record in recredited(of_a2tgpo, "igpo")]
-    assert [record["advantages"] for record in found] == expected * 2
+    assert [record["advantages"] for record in found] == expected * 3
+
+
+def test_batches_of_one_group_are_not_one_group(of_a2tgpo):
+    batches = [[{**record, "batch": n, "group": 0} for record in of_a2tgpo[4 * n - 4 : 4 * n]] for n in (1, 2)]
+    found = recredited([*batches[0], *batches[1]], "a2tgpo")
+    alone = [record for batch in batches for record in recredited(batch, "a2tgpo")]
+    assert [record["advantages"] for record in found] == [record["advantages"] for record in alone]
 
 
 def test_gains_of_probability_are_those_of_a_run_that_measures_them(of_a2tgpo, tokenizer, tmp_path):

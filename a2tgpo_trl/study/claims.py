@@ -26,24 +26,24 @@ Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
 
 
 def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
-    if A2TGPO not in runs:
-        return
-    for other in ("grpo", "igpo"):
-        if other in runs:
-            yield _better(study, results, runs, A2TGPO, other, f"A2TGPO is better than {other}")
+    if A2TGPO in runs:
+        for other in ("grpo", "igpo"):
+            yield from _better(study, results, runs, A2TGPO, other, f"A2TGPO is better than {other}")
     for cell in runs:
-        if cell + NO_GAIN in runs:
-            claim = f"gains are what helps: {cell} is better than the same without them"
-            yield _better(study, results, runs, cell, cell + NO_GAIN, claim)
-    yield from _drift(results, runs)
-    yield from _level(results, runs)
-    yield from _follows(results, runs)
+        claim = f"gains are what helps: {cell} is better than the same without them"
+        yield from _better(study, results, runs, cell, cell + NO_GAIN, claim)
+    if A2TGPO in runs:
+        yield from _drift(results, runs)
+        yield from _level(results, runs)
+        yield from _follows(results, runs)
 
 
-def _better(study: Study, results: Results, runs: Runs, cell: str, other: str, claim: str) -> Claim:
-    found = over_seeds(differences(study, results, runs[cell], runs[other]))
-    held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
-    return claim, f"area, less that of {other}: {found}", held
+def _better(study: Study, results: Results, runs: Runs, cell: str, other: str, claim: str) -> Iterator[Claim]:
+    """Where both have runs of the same seeds."""
+    if pairs := differences(study, results, runs[cell], runs.get(other, ())):
+        found = over_seeds(pairs)
+        held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
+        yield claim, f"area, less that of {other}: {found}", held
 
 
 def _drift(results: Results, runs: Runs) -> Iterator[Claim]:

@@ -141,7 +141,7 @@ class Results:
     def take(self, run: Run, identity: str) -> bool:
         """Enter a run that a study beside this one has made, of the same settings and seed. Whether there is one."""
         for file in sorted(self.file.parent.glob(f"*{self.file.suffix}")):
-            if file == self.file or not {*COLUMNS} <= {*pq.read_schema(file).names}:
+            if file == self.file or not _is_of_study(file):
                 continue
             same = pd.read_parquet(file, filters=[("identity", "==", identity), ("seed", "==", run.seed)])
             if len(same):
@@ -178,6 +178,13 @@ class Results:
     def identities_of(self, run: Run) -> set[str]:
         """Of the settings that it was made with."""
         return set(self.table["identity"][_rows_of(self.table, run)])
+
+
+def _is_of_study(file: Path) -> bool:
+    try:
+        return {*COLUMNS} <= {*pq.read_schema(file).names}
+    except (ValueError, OSError):  # what else lies there, whole or not
+        return False
 
 
 def _curves_of(table: pd.DataFrame) -> dict[tuple[str, float | None, int, str], list[tuple[int, float]]]:

@@ -277,6 +277,7 @@ def test_a_run_that_another_study_has_made_is_taken_over(file, tmp_path):
     enter(others, Run("whole", 3, 2e-4), [0.1, 0.2])
     enter(others, Run("the_same_by_another_name", 3, 2e-4), [0.1, 0.2])
     pd.DataFrame({"neither": [1]}).to_parquet(tmp_path / "no_study.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     results = Results(read_study(file).results)
     assert not results.take(Run("grpo", 3), "other settings") and not results.take(Run("grpo", 4), "identity")
     assert results.take(Run("grpo", 3), "identity")
@@ -403,6 +404,11 @@ def test_claims_are_held_against_the_results(tmp_path):
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
     found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
     assert found == ["held", "held", "held", "held", "held", "not decided"]
+    # Seeds that the other cell has not, and no A2TGPO at all, are no claim.
+    apart = {"a2tgpo": runs_by_cell(study, results)["a2tgpo"], "grpo": []}
+    assert len(list(claims(study, results, apart))) == 3
+    without = {"grpo": runs_by_cell(study, results)["grpo"]}
+    assert not list(claims(study, results, without))
     few = {cell: runs[:4] for cell, runs in runs_by_cell(study, results).items()}
     assert {held for *_, held in claims(study, results, few)} == {"not decided"}
 
