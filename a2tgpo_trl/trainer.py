@@ -317,7 +317,8 @@ class A2TGPOTrainer(ScoringTrainer):
             self._tracking.put(step, [record for _, record in placed])
         if self._recorder is not None and self._recorder.is_due(step):
             self._recorder.put(step, self._of_this_rank(placed, len(rows)), self.num_iterations)
-            output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
+            if self._recorder.wants(step):  # no more where it has ended
+                output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:

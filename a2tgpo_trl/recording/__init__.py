@@ -60,9 +60,10 @@ arguments, a number where there was none. Parquet has the same types in all file
 and its tools: what may be anything stands there as JSON text (`rollout/record_files.py`).
 
 Values of environment variables whose names speak of a key, a token, a secret or a password are masked, in texts and in
-tokens. A disk that is full or slow, or the most that may be written (`record_megabytes`), ends the recording with a
-warning, not the run. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios,
-`updates` and `batch`.
+tokens. A disk that is full, or the most that may be written (`record_megabytes`), ends the recording with a warning,
+not the run; of a slow disk, batches are left out with a warning each. Where a column of the data set has the name of
+one of these keys, the key's value is written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come
+with tokens, ratios, `updates` and `batch`.
 
     recorder.py     which batches; the thread that writes, and all that can go wrong there
     contents.py     records of rounds -> those of the batch, with their credit

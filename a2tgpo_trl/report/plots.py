@@ -110,6 +110,7 @@ def _points(axes: Axes, one: Series, metric: str, number: int, of_all: int, labe
         return
     curve, of_questions = one.curve(metric), one.runs[0].scores.get(metric, {}) if one.is_alone else {}
     points = [(step, of_questions.get(step, estimate)) for step, estimate in curve]
+    label += " (intervals over questions)" if of_questions else ""
     aside = (number - (of_all - 1) / 2) * 0.015 * curve[-1][0]
     of = look(number)
     axes.errorbar(

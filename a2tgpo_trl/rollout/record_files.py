@@ -146,7 +146,12 @@ def _with_arguments(calls: Any, changed: Callable[[Any], Any]) -> Any:
 def _read_parquet(path: Path) -> list[Record]:
     from pyarrow import parquet
 
-    return list(map(_record, parquet.read_table(path).to_pylist()))
+    if lacking := sorted({*schema().names} - {*parquet.read_schema(path).names}):
+        raise ValueError(f"it has no columns {', '.join(lacking)}")
+    try:
+        return list(map(_record, parquet.read_table(path).to_pylist()))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"a column is of another kind: {error!r}") from error
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -191,7 +191,7 @@ def test_by_default_held_out_scores_of_several_seeds_have_a_panel_and_those_of_r
         ["exact match, held out", "exact match, training", "gain per turn"],
         ["exact match", "gain per turn"],
     ]
-    assert legends(drawn[1]) == ["alone, training", "alone, held out"]
+    assert legends(drawn[1]) == ["alone, training", "alone, held out (intervals over questions)"]
     # Its interval is over questions: 0.05 below and above.
     low_and_high = [path.vertices[:, 1].tolist() for path in drawn[1].axes[0].collections[0].get_paths()]
     assert low_and_high == [pytest.approx([0.05, 0.15]), pytest.approx([0.75, 0.85])]

@@ -99,3 +99,10 @@ def test_values_that_json_does_not_know_are_text_in_both(tmp_path):
     for format in FORMATS:
         assert written(tmp_path, [one], format)[0]["when"] == str(pa.scalar(3))
     assert json.loads(encoded([one], "jsonl"))["when"] == "3"
+
+
+def test_a_parquet_file_of_something_else_is_none_of_records(tmp_path):
+    other = tmp_path / "other.parquet"
+    parquet.write_table(pa.table({"turns": [3]}), other)
+    with pytest.raises(ValueError, match="it has no columns advantages, answer"):
+        read_records(other)
