@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import tiny
-import wandb
 import yaml
 from ranks import printed
 from repositories import git, make_repository
@@ -75,6 +74,8 @@ def same_rows(found, records, most: int) -> bool:
 
 
 def test_wandb_keeps_rows_of_turns_histograms_of_gains_and_how_the_run_was_made(tmp_path, repository, monkeypatch):
+    import wandb  # where only vLLM's tests run it is not there
+
     for name, value in {**environment(tmp_path), "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MY_API_KEY", "capital of France")  # which the first question of all has

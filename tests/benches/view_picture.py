@@ -12,16 +12,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from a2tgpo_trl.rollout.reading import Record, is_solved
 from a2tgpo_trl.view.groups import groups_of
 from a2tgpo_trl.view.html import make_page
 from a2tgpo_trl.view.run import read_runs
 
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, SHOWN = 1200, 4  # rollouts that there is room for
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
     args = parser.parse_args(argv)
+    from playwright.sync_api import sync_playwright
+
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         parser.error("There is no chromium: apt-get install chromium.")
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make(run: Path, picture: Path, browser: Browser) -> None:
+def make(run: Path, picture: Path, browser: "Browser") -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = read_runs([run])
         file = Path(folder, "page.html")
@@ -72,7 +76,7 @@ def telling(groups: Sequence[Sequence[Record]]) -> int:
     return max(range(len(groups)), key=score)
 
 
-def compose(page: Page) -> None:
+def compose(page: "Page") -> None:
     """Leave of the page what a picture can show: a row of curves, and the group with the results of its calls."""
     page.evaluate(
         """([curves, shown]) => {

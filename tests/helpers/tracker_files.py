@@ -6,9 +6,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @dataclass
@@ -104,8 +106,10 @@ def from_trackio(folder: Path) -> Kept:
 # ---- TensorBoard
 
 
-def from_tensorboard(folder: Path) -> tuple[Kept, EventAccumulator]:
+def from_tensorboard(folder: Path) -> tuple[Kept, "EventAccumulator"]:
     """Scalars as lines, a step each; texts as the config."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     (file,) = folder.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})
     events.Reload()
