@@ -1,8 +1,9 @@
 """a trainer's log, line by line -> alarms: 0 or 1 each, and what to do, said once.
 
-    alarms/calls                                            a policy that collapses
-    alarms/entropy, alarms/teach_nothing, alarms/gains      one that learns no more: it is stuck, or the task is solved
-    alarms/clipping                                         no collapse, but a hint: it could learn faster
+    alarms/calls                              a policy that collapses
+    alarms/entropy, alarms/teach_nothing      one that learns no more: it is stuck, or the task is solved
+    alarms/gains                              gains that credit nothing, before the policy has learnt
+    alarms/clipping                           no collapse, but a hint: it could learn faster
 
 An alarm compares the last five lines of the log with the first five, or looks at the last five alone: no single batch
 raises it. It reads nothing but the log, which a checkpoint holds: a run that goes on reads it again, and has the
@@ -119,10 +120,10 @@ def has_solved(reward: float, spread: float, now: float) -> bool:
     return now >= NEARLY * max(HIGHEST, hypot(reward, spread))
 
 
-OPEN = (
-    "and the reward leaves open which: since the first five lines it has risen by no more than half of its spread "
-    f"then (reward_std; {MEDIUM_SPREAD} where that is less), and it is below {NEARLY:.0%} of {HIGHEST:.0f} (of the "
-    "root of its mean square then, where that is more)"
+NOT_SHOWN = (
+    "and the reward does not show that the policy has learnt: since the first five lines it has risen by no more than "
+    f"half of its spread then (reward_std; {MEDIUM_SPREAD} where that is less), and it is below {NEARLY:.0%} of "
+    f"{HIGHEST:.0f} (of the root of its mean square then, where that is more)"
 )
 HOW_TO_TELL = (
     "is each rewards/NAME/mean as high as that reward can be, and are answers right in the rollouts that you read "
@@ -142,28 +143,29 @@ ALARMS = (
     Alarm(
         "alarms/entropy",
         "entropy",
-        f"solved or stuck: entropy is below {LITTLE_ENTROPY:.0%} of that of the first five lines, {OPEN}",
+        f"solved or stuck: entropy is below {LITTLE_ENTROPY:.0%} of that of the first five lines, {NOT_SHOWN}",
         f"{HOW_TO_TELL}: rollouts have become alike before the policy was good, or at what earns a small part of the "
-        "reward, as a form does. Go back to an earlier checkpoint with a lower learning rate, a wider epsilon_high, a bonus for entropy "
-        "(entropy_coef: 0.001) or a higher temperature.",
+        "reward, as a form does. Go back to an earlier checkpoint with a lower learning rate, a wider epsilon_high, a "
+        "bonus for entropy (entropy_coef: 0.001) or a higher temperature.",
         entropy_is_gone,
     ),
     Alarm(
         "alarms/teach_nothing",
         "groups/teach_nothing",
-        f"solved or stuck: no group taught anything in the last five lines, {OPEN}",
+        f"solved or stuck: no group taught anything in the last five lines, {NOT_SHOWN}",
         f"{HOW_TO_TELL}. Where all fail: do calls reach the tools, does the answer have the form that the reward "
-        "reads, are questions too hard? Where rollouts are all the same: see alarms/entropy. resample_limit rolls such prompts out again.",
+        "reads, are questions too hard? Where rollouts are all the same: see alarms/entropy. resample_limit rolls "
+        "such prompts out again.",
         nothing_is_taught,
     ),
     Alarm(
         "alarms/gains",
         "gain/cells_below_floor",
-        "solved or stuck: in the last five lines no gain differed from its cell's mean by more than rounding, "
-        f"{OPEN}",
-        f"{HOW_TO_TELL}: gains credit no turn. Does probe_template have the form in which the policy answers (value/before far below "
-        "value/after where it answers right)? Do results differ between rollouts at all? In 16 bits, gain/floor may "
-        "be above all gains: compute in float32.",
+        "gains credit no turn: in the last five lines none differed from its cell's mean by more than rounding, "
+        f"{NOT_SHOWN}",
+        f"{HOW_TO_TELL}, or gains are at fault. Does probe_template have the form in which the policy answers "
+        "(value/before far below value/after where it answers right)? Do results differ between rollouts at all? In 16 bits, "
+        "gain/floor may be above all gains: compute in float32.",
         gains_say_nothing,
     ),
     Alarm(
@@ -174,8 +176,7 @@ ALARMS = (
         "such a policy learns, but clipped tokens teach nothing, and a wider range may be faster. Where the range was "
         "tried that is the default of credit: a2tgpo (recipes/study), 0.102 of turns were clipped; with ten times "
         "that range 0.019, and the policy learnt faster. Try epsilon and epsilon_high three times and ten times as "
-        "wide; or lower the learning rate or the steps on a batch (num_iterations, "
-        "steps_per_generation).",
+        "wide; or lower the learning rate or the steps on a batch (num_iterations, steps_per_generation).",
         much_is_clipped,
     ),
 )

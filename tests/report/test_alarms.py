@@ -76,7 +76,9 @@ SOLVED_OR_STUCK = ["alarms/entropy", "alarms/teach_nothing", "alarms/gains"]
 def sure_from(reward, spread, now) -> list[str]:
     """The alarms that are told of, where a policy becomes sure of itself."""
     first = {**CALM, "reward": reward, "reward_std": spread}
-    return [name for _, name in watched([*[first] * 5, *[{**first, **SURE, "reward": now, "reward_std": 0.0}] * 60])[1]]
+    return [
+        name for _, name in watched([*[first] * 5, *[{**first, **SURE, "reward": now, "reward_std": 0.0}] * 60])[1]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ def test_one_that_is_sure_of_itself_before_it_is_good_may_be_stuck(reward, sprea
 @pytest.mark.parametrize("name", SOLVED_OR_STUCK)
 def test_what_may_be_solved_is_told_so_with_how_to_tell(name):
     (alarm,) = (alarm for alarm in ALARMS if alarm.name == name)
-    assert alarm.when.startswith("solved or stuck: ") and "rewards/NAME/mean" in alarm.do
-    assert "Then it is solved: stop" in alarm.do
+    assert "rewards/NAME/mean" in alarm.do and "Then it is solved: stop" in alarm.do
+    assert alarm.when.startswith("gains credit no turn: " if name == "alarms/gains" else "solved or stuck: ")
 
 
 def test_much_clipping_is_told_as_a_hint_with_what_the_study_measured():
