@@ -164,8 +164,8 @@ ALARMS = (
         "gains credit no turn: in the last five lines none differed from its cell's mean by more than rounding, "
         f"{NOT_SHOWN}",
         f"{HOW_TO_TELL}, or gains are at fault. Does probe_template have the form in which the policy answers "
-        "(value/before far below value/after where it answers right)? Do results differ between rollouts at all? In 16 bits, "
-        "gain/floor may be above all gains: compute in float32.",
+        "(value/before far below value/after where it answers right)? Do results differ between rollouts at all? "
+        "In 16 bits, gain/floor may be above all gains: compute in float32.",
         gains_say_nothing,
     ),
     Alarm(
