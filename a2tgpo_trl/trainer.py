@@ -277,7 +277,7 @@ class A2TGPOTrainer(ScoringTrainer):
     # ---- the log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parent's, with the alarms for a policy that collapses."""
+        """The parent's, with the alarms."""
         if self.model.training:
             alarms, warnings = self._alarms.see(self.state.log_history, averaged(self._metrics["train"]))
             self._log_scalars("train", alarms)

@@ -3,7 +3,7 @@
 What is logged, and how to read it: `a2tgpo help metrics`.
 
     metrics.py            the metrics that a run logs: names, good and bad curves, what to do
-    alarms.py             a log -> alarms for a policy that collapses
+    alarms.py             a log -> alarms for a policy that collapses or is stuck, and a hint
     provenance.py         working directory, packages -> commit and versions of a run
     progress.py           steps of a run -> lines on a terminal
     scores.py             records -> scores with intervals

@@ -266,8 +266,10 @@ RATIOS = Group(
         Metric(
             ("clip_fraction/mean", "clip_fraction/{turn}"),
             "share of a turn's tokens that are clipped",
-            good="0 in the first update of a batch, some thousandths to a few hundredths over all",
-            bad="above some hundredths: the clip range is narrow for the updates",
+            good="0 in the first update of a batch, some thousandths to a few hundredths over all; with one ratio for "
+            "a turn more than with one for each token, as a turn is clipped as a whole",
+            bad="above some hundredths: the clip range is narrow for the size of the updates. The policy learns, but "
+            "a wider range may be faster",
             do="see alarms/clipping.",
             when="losses that clip",
         ),
@@ -294,7 +296,7 @@ RATIOS = Group(
 )
 
 OF_ALARMS = Group(
-    "Alarms: 1 where one is on, else 0. Each is told once, with what to do",
+    "Alarms and a hint: 1 where one is on, else 0. Each is told once, with what to do",
     tuple(
         Metric((alarm.name,), f"1 where {alarm.when}", do=alarm.do, when=f"five lines of {alarm.reads}, 0 before")
         for alarm in ALARMS

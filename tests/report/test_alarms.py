@@ -1,4 +1,4 @@
-"""Alarms for a policy that collapses: when they go off, when they do not, and that they are told once."""
+"""Alarms: when they go off, when they do not, and that they are told once."""
 
 import logging
 
@@ -9,7 +9,7 @@ from places import ROOT
 from training import logged, make, settings
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.report.alarms import ALARMS, LINES, Alarms, averaged
+from a2tgpo_trl.report.alarms import ALARMS, LINES, MUCH_CLIPPED, Alarms, averaged
 
 
 NAN = float("nan")
@@ -17,7 +17,7 @@ CALM = {
     **{"turns/mean": 3.4, "entropy": 0.5, "groups/teach_nothing": 0.3, "gain/cells_below_floor": 0.3},
     **{"clip_fraction/mean": 0.01, "reward": 0.5, "reward_std": 0.4},
 }
-COLLAPSED = {
+RAISES = {
     "alarms/calls": {"turns/mean": 1.2},  # 0.2 of 2.4 tool turns: below a quarter, and below 0.5
     "alarms/entropy": {"entropy": 0.02},  # below 5 % of 0.5
     "alarms/teach_nothing": {"groups/teach_nothing": 1.0},
@@ -39,24 +39,24 @@ def watched(lines, alarms=None) -> tuple[list[dict[str, float]], list[tuple[int,
 
 def test_a_run_like_any_other_raises_none():
     found, told = watched([CALM] * 40)
-    assert found == [dict.fromkeys(COLLAPSED, 0.0)] * 40 and told == []
+    assert found == [dict.fromkeys(RAISES, 0.0)] * 40 and told == []
 
 
-@pytest.mark.parametrize("name", COLLAPSED)
+@pytest.mark.parametrize("name", RAISES)
 def test_each_goes_off_when_five_lines_say_so_and_is_told_once(name):
-    found, told = watched([*[CALM] * 10, *[{**CALM, **COLLAPSED[name]}] * 10])
+    found, told = watched([*[CALM] * 10, *[{**CALM, **RAISES[name]}] * 10])
     on = [number for number, line in enumerate(found, start=1) if line[name]]
     assert on[-1] == 20 and on == list(range(on[0], 21)) and 11 < on[0] <= 15
     assert told == [(on[0], name)]
-    assert not any(line[other] for line in found for other in COLLAPSED if other != name)
+    assert not any(line[other] for line in found for other in RAISES if other != name)
 
 
-@pytest.mark.parametrize("name", COLLAPSED)
+@pytest.mark.parametrize("name", RAISES)
 def test_a_single_batch_raises_none_and_after_it_has_gone_off_it_can_end(name):
     # Of the mean of five lines one may be far off: clip fractions of 0.2 x 0.06, entropy of 0.8 x 0.5.
-    _, told = watched([*[CALM] * 10, {**CALM, **COLLAPSED[name]}, *[CALM] * 10])
+    _, told = watched([*[CALM] * 10, {**CALM, **RAISES[name]}, *[CALM] * 10])
     assert told == []
-    found, told = watched([*[CALM] * 6, *[{**CALM, **COLLAPSED[name]}] * 6, *[CALM] * 6])
+    found, told = watched([*[CALM] * 6, *[{**CALM, **RAISES[name]}] * 6, *[CALM] * 6])
     assert found[-1][name] == 0 and [one for _, one in told] == [name]
 
 
@@ -69,11 +69,71 @@ def test_a_policy_that_needs_fewer_calls_than_at_first_is_no_collapse():
     assert watched([{**CALM, "turns/mean": 8.0}] * 5 + [{**CALM, "turns/mean": 2.6}] * 10)[1] == []
 
 
-@pytest.mark.parametrize("name", ["alarms/entropy", "alarms/teach_nothing", "alarms/gains"])
-def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(name):
-    # 0.9 is above 0.5 by more than half of 0.4; 0.65 is not.
-    assert watched([*[CALM] * 5, *[{**CALM, **COLLAPSED[name], "reward": 0.9}] * 10])[1] == []
-    assert [one for _, one in watched([*[CALM] * 5, *[{**CALM, **COLLAPSED[name], "reward": 0.65}] * 10])[1]] == [name]
+SURE = {"entropy": 0.01, "groups/teach_nothing": 1.0, "gain/cells_below_floor": 1.0}
+SOLVED_OR_STUCK = ["alarms/entropy", "alarms/teach_nothing", "alarms/gains"]
+
+
+def sure_from(reward, spread, now) -> list[str]:
+    """The alarms that are told of, where a policy becomes sure of itself."""
+    first = {**CALM, "reward": reward, "reward_std": spread}
+    return [
+        name for _, name in watched([*[first] * 5, *[{**first, **SURE, "reward": now, "reward_std": 0.0}] * 60])[1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "spread", "now"),
+    [
+        (0.3, 0.4, 0.6),  # a rise by more than 0.25
+        (0.0, 0.0, 0.3),  # from nothing
+        (-3.0, 2.0, -1.9),  # by more than half of 2
+        (0.88, 0.3, 1.0),  # nearly solved at first: it cannot rise by 0.25
+        (0.95, 0.2, 0.93),
+        (0.76, 0.65, 1.0),  # rewards of -1 and 1
+        (9.0, 2.0, 9.5),  # of 0 and about 10
+    ],
+)
+def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(reward, spread, now):
+    assert sure_from(reward, spread, now) == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "spread", "now"),
+    [
+        (0.0, 0.0, 0.1),  # a form earns 0.1, and no answer was ever right
+        (0.02, 0.04, 0.1),  # which some rollouts of the first had
+        (0.01, 0.1, 0.1),
+        (0.3, 0.4, 0.5),
+        (0.6, 0.5, 0.8),
+        (-3.0, 2.0, -2.1),  # by less than half of 2
+        (0.9, 1.0, 1.0),  # rewards of 0 and 2: each rollout now has the half
+        (0.8, 0.3, 0.2),
+    ],
+)
+def test_one_that_is_sure_of_itself_before_it_is_good_may_be_stuck(reward, spread, now):
+    assert sorted(sure_from(reward, spread, now)) == sorted(SOLVED_OR_STUCK)
+
+
+@pytest.mark.parametrize("name", SOLVED_OR_STUCK)
+def test_what_may_be_solved_is_told_so_with_how_to_tell(name):
+    (alarm,) = (alarm for alarm in ALARMS if alarm.name == name)
+    assert "rewards/NAME/mean" in alarm.do and "Then it is solved: stop" in alarm.do
+    assert alarm.when.startswith("gains credit no turn: " if name == "alarms/gains" else "solved or stuck: ")
+
+
+def test_much_clipping_is_told_as_a_hint_with_what_the_study_measured():
+    (alarm,) = (alarm for alarm in ALARMS if alarm.name == "alarms/clipping")
+    assert "a hint, no collapse" in alarm.when
+    results = pd.read_parquet(ROOT / "recipes" / "study" / "main.parquet")
+    of_best = results[
+        (results.metric == "clip_fraction/mean")
+        & (results.step > 0)
+        & (results.learning_rate == 2e-4)
+        & (results.seed < 8)
+    ]
+    narrow, wide = (of_best[of_best.cell == cell].value.mean() for cell in ("a2tgpo", "a2tgpo_wide"))
+    assert f"{narrow:.3f} of turns were clipped; with ten times that range {wide:.3f}," in alarm.do
+    assert wide < MUCH_CLIPPED < narrow
 
 
 def test_a_run_that_never_earns_anything_is_told_after_five_lines():
@@ -89,7 +149,7 @@ def test_lines_without_a_metric_have_no_alarm_of_it_and_do_not_count():
         line for _ in range(10) for line in ({**CALM, "groups/teach_nothing": 1.0}, {"entropy": 0.5}, {"eval_x": 1})
     ]
     found, told = watched(lines)
-    assert set(found[0]) == set(COLLAPSED) and set(found[1]) == {"alarms/entropy"} and found[2] == {}
+    assert set(found[0]) == set(RAISES) and set(found[1]) == {"alarms/entropy"} and found[2] == {}
     assert told == [(13, "alarms/teach_nothing")]  # the fifth of the first kind
 
 
@@ -104,7 +164,7 @@ def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_never_interrupted():
             now, texts = alarms.see(log, line)
             log.append({**line, **now})
             later += texts
-        assert [{name: entry[name] for name in COLLAPSED if name in entry} for entry in log] == whole
+        assert [{name: entry[name] for name in RAISES if name in entry} for entry in log] == whole
         # What was told before is not told again.
         assert [text.partition(":")[0] for text in later] == [name for number, name in told if number > at]
 
@@ -122,7 +182,7 @@ def test_what_is_read_is_averaged_as_the_trainer_does():
 
 @pytest.mark.parametrize("alarm", ALARMS, ids=lambda alarm: alarm.name)
 def test_what_is_told_says_what_was_seen_and_what_to_do(alarm):
-    line = {**CALM, **COLLAPSED[alarm.name]}
+    line = {**CALM, **RAISES[alarm.name]}
     (text,) = Alarms().see([*[CALM] * 5, *[line] * 4], line)[1]
     assert text == f"{alarm.name}: {alarm.when}. What to do: {alarm.do}" and text.endswith(".")
 
@@ -157,7 +217,7 @@ def test_a_trainer_logs_them_and_warns_once(tmp_path, caplog):
     assert logged(trainer, "alarms/calls") == logged(trainer, "alarms/clipping") == [0.0] * 8
     assert "alarms/gains" not in trainer.state.log_history[0]  # no gains are computed
     said = [record.message for record in caplog.records if "alarms/teach_nothing:" in record.message]
-    assert len(said) == 1 and "What to do: read some rollouts" in said[0]
+    assert len(said) == 1 and "What to do: is each rewards/NAME/mean" in said[0]
 
 
 def test_a_resumed_run_logs_what_it_would_have_logged_and_is_not_told_again(tmp_path, caplog):
