@@ -59,10 +59,10 @@ With `datasets` and with DuckDB:
 arguments, a number where there was none. Parquet has the same types in all files of a version, whatever the data set
 and its tools: what may be anything stands there as JSON text (`rollout/record_files.py`).
 
-Values of environment variables whose names speak of a key, a token, a secret or a password are masked, in texts and in
-tokens. A disk that is full or slow, or the most that may be written (`record_megabytes`), ends the recording with a
-warning, not the run. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios,
-`updates` and `batch`.
+Values of environment variables whose names speak of a key, a token, a secret or a password, and passwords in URLs, are
+masked, in texts, in tokens and in names of arguments; `secrets.py` says what is not. A disk that is full or slow, or
+the most that may be written (`record_megabytes`), ends the recording with a warning, not the run. Versions 1 and 2 are
+read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios, `updates` and `batch`.
 
     recorder.py     which batches; the thread that writes, and all that can go wrong there
     contents.py     records of rounds -> those of the batch, with their credit
@@ -73,7 +73,7 @@ warning, not the run. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo vie
 
 from .contents import credited, trained_on, with_tokens
 from .recorder import FOLDER, SCHEMA, SCHEMAS, Closing, Recorder
-from .secrets import masks
+from .secrets import Masks
 from .tokens import TokenTexts
 from .updates import Update
 
@@ -83,11 +83,11 @@ __all__ = [
     "SCHEMA",
     "SCHEMAS",
     "Closing",
+    "Masks",
     "Recorder",
     "TokenTexts",
     "Update",
     "credited",
-    "masks",
     "trained_on",
     "with_tokens",
 ]
