@@ -8,10 +8,18 @@ get here
     gain/turn_1/histogram    gains of the turns at each depth, of the last batch before a line of the log
     recipe, git_commit, git_changed, versions      in the config of the run: as text in TensorBoard
 
-A row has what `recording.py` writes of the turn: values before and after it, gain, z, advantage, clip scale. Rows are
-of rollouts of the main process, the first groups of a batch, `table_turns` at most; tables are at most `TABLES` in a
-run, evenly spaced. Nothing is asked of other ranks. Secrets are masked as in the records. A tracker that fails here
-gets no more of this; the run goes on.
+A row has what `a2tgpo_trl/recording` writes of the turn: values before and after it, gain, z, advantage, clip scale.
+Of its columns `group` is the number of the prompt in the batch, and `rollout` counts, from 0, the rollouts of that
+group that this process made: those of other processes are not counted. The table has rollouts of the main process, the
+histograms have gains of all ranks. Rows are of the first groups of a batch, `table_turns` at most; tables are at most
+`TABLES` in a run, evenly spaced. Nothing is asked of other ranks. A tracker that fails here gets no more of this; the
+run goes on.
+
+Secrets. Texts of the table and of the config that is sent here are masked as in the records (`recording/secrets.py`);
+in that config also texts whose names speak of a secret, with all that stands below such a name, and passwords in URLs.
+Not masked here: the settings, which the callbacks of transformers send to each tracker as they are (a secret in
+`model_init_kwargs`, say; of `hub_token` and its like transformers sends no value), numbers, a secret in a text of
+another name, and the tables of `log_completions`, which TRL sends.
 """
 
 import html
@@ -19,20 +27,20 @@ import json
 import logging
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from .recording import masks
+from .recording import Masks
+from .recording.secrets import names_secret, without_url_passwords
 from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
 from .report.provenance import provenance
 from .rollout.reading import Turn, cut, plain, question, turns_of
@@ -46,7 +54,6 @@ OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
-SECRET_SETTING = re.compile(r"(^|[_-])(key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE)
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -70,9 +77,9 @@ class Tracking(TrainerCallback):
         self._trackers: list[Tracker] = []
         self._every = 1
         self._due: int | None = None  # steps before the next batch whose rollouts are shown; None: not known yet
-        self._rows: list[Row] = []
+        self._made: tuple[int, Sequence[Record]] = 0, ()  # the step that trains on these rollouts
         self._gains: dict[int, np.ndarray] = {}
-        self._masked = masks(os.environ)
+        self._masked = Masks(os.environ)
 
     # ---- what the trainer hands over
 
@@ -85,7 +92,7 @@ class Tracking(TrainerCallback):
     def put(self, step: int, records: Sequence[Record]) -> None:
         """Rollouts of this process that were made after so many steps, with their credit."""
         self._due = (step // self._every + 1) * self._every
-        self._rows = list(islice(rows_of(records, step + 1, self._masked), self._most_rows))
+        self._made = step + 1, records
 
     def see_gains(self, gains_NK: Tensor, round: int) -> None:
         """Gains of all ranks' rollouts; the first round of a batch takes the place of the batch before."""
@@ -100,33 +107,49 @@ class Tracking(TrainerCallback):
     # ---- what the trackers get
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._trackers = list(filter(None, map(tracker_of, self._callbacks()))) if self._is_main else []
+        self._trackers = []
         self._every, self._due = max(1, math.ceil(state.max_steps / TABLES)), None
-        self._rows, self._gains = [], {}
+        self._made, self._gains = (0, ()), {}
+        if self._is_main:
+            self._attempt(self._begin)
+
+    def _begin(self) -> None:
+        self._trackers = list(filter(None, map(tracker_of, self._callbacks())))
         if not self._trackers:
-            return
-        facts = {**self.facts, **provenance(Path())}
+            return  # and git is not asked
         # A recipe may have dates, which not all trackers take.
-        shown = self._masked(without_secrets(json.loads(json.dumps(facts, default=str))))
+        plain_facts = json.loads(json.dumps(without_secrets({**self.facts, **provenance(Path())})))
+        shown = self._masked(plain_facts)
         for tracker in list(self._trackers):
-            self._attempt(tracker, partial(tracker.describe, shown))
+            self._attempt(partial(tracker.describe, shown), tracker)
 
     def on_log(self, args, state, control, **kwargs):
-        rows, gains = self._rows, self._gains
-        self._rows, self._gains = [], {}
-        if not (rows or gains):
-            return
+        made, gains = self._made, self._gains
+        self._made, self._gains = (0, ()), {}
         for tracker in list(self._trackers):
-            self._attempt(tracker, partial(tracker.send, state.global_step, rows, gains))
+            self._attempt(partial(self._send, tracker, state.global_step, made, gains), tracker)
 
-    def _attempt(self, tracker: "Tracker", act: Callable[[], None]) -> None:
+    def _send(
+        self,
+        tracker: "Tracker",
+        step: int,
+        made: tuple[int, Sequence[Record]],
+        gains: Mapping[int, np.ndarray],
+    ) -> None:
+        made_for, records = made
+        rows = list(islice(rows_of(records, made_for, self._masked), self._most_rows))
+        if rows or gains:
+            tracker.send(step, rows, gains)
+
+    def _attempt(self, act: Callable[[], None], tracker: "Tracker | None" = None) -> None:
+        """Does this for a tracker, or for all; who fails is sent no more."""
         try:
             act()
         except Exception as error:  # whatever it is: training goes on
-            self._trackers.remove(tracker)
+            self._trackers = [one for one in self._trackers if tracker is not None and one is not tracker]
             logger.warning(
-                f"{tracker.name} did not take tables and histograms of this run ({type(error).__name__}: {error}). It "
-                "gets no more of them; the run goes on."
+                f"{'Trackers' if tracker is None else tracker.name} did not take tables and histograms of this run "
+                f"({type(error).__name__}: {error}). No more of them are sent there; the run goes on."
             )
 
 
@@ -209,14 +232,14 @@ def histogram_name(turn: int) -> str:
 def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) -> Iterator[Row]:
     """A row a turn, rollout by rollout. Turns are counted from 1, rollouts of a group from 0."""
     rollouts: Counter[int] = Counter()
-    for record in records:
+    for record in map(_without_columns, records):
         group = record["group"]
         for place, (turn, happened) in enumerate(zip_longest(turns_of(record), record.get("turns", ()))):
             turn = turn or Turn("", [], [])  # cut before it wrote anything
             values = record.get("values", ())
             yield {
                 **{"step": step, "group": group, "rollout": rollouts[group], "turn": place + 1},
-                "question": _text(question(record), masked),
+                "question": _text(question(record), masked) if record["prompt"] else "",
                 "text": _text(turn.said, masked),
                 "calls": _text("\n".join(turn.calls), masked),
                 "result": _text("\n".join(turn.read), masked),
@@ -230,6 +253,28 @@ def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) 
                 "outcome": record["outcome"],
             }
         rollouts[group] += 1
+
+
+def _without_columns(record: Record) -> Record:
+    """A record without columns of the data set that are named as what was not recorded: without tools there are no
+    turns, without a gain pass no values.
+
+    Example: {"values": 3, "turns": 3, "gains": [0.5]} -> {"gains": [0.5]}
+    """
+    are_real: dict[str, Callable[[Any], bool]] = {"turns": _is_turn, "values": _is_number, "gains": _is_number}
+
+    def is_real(name: str, value: Any) -> bool:
+        return name not in are_real or isinstance(value, list) and all(map(are_real[name], value))
+
+    return cast(Record, {name: value for name, value in record.items() if is_real(name, value)})
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and {"status", "calls"} <= value.keys()
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _text(text: str, masked: Callable[[Any], Any]) -> str:
@@ -257,12 +302,17 @@ def _cell(value: Any) -> str:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """A setting without the texts whose names are those of a key, a token, a secret or a password.
+    """A setting, ready for JSON, without the texts below names that speak of a secret, and without passwords in URLs.
 
     Example: {"hub_token": "abc", "tokenizer": "x"} -> {"hub_token": "<HUB_TOKEN>", "tokenizer": "x"}
     """
     if isinstance(value, Mapping):
-        return {key: without_secrets(inside, str(key)) for key, inside in value.items()}
+        return {
+            str(key): without_secrets(inside, name if names_secret(name) else str(key))
+            for key, inside in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [without_secrets(inside, name) for inside in value]
-    return f"<{name.upper()}>" if isinstance(value, str) and SECRET_SETTING.search(name) else value
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return f"<{name.upper()}>" if names_secret(name) else without_url_passwords(str(value), "password")

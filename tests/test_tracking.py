@@ -2,14 +2,16 @@
 
 import datetime
 import logging
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from repositories import git, make_repository
-from training import TOOL_TURNS, make, settings, weights
+from training import TOOL_TURNS, make, questions, settings, weights
 from transformers.integrations import WandbCallback
 
 import a2tgpo_trl.tracking
@@ -128,10 +130,56 @@ def test_of_a_policy_without_tools_a_rollout_is_a_row(credit, tmp_path):
 def test_what_a_run_is_made_with_is_plain_and_without_secrets(tmp_path):
     trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path, max_steps=1)
     trainer.run_facts["recipe"] = {"day": datetime.date(2026, 5, 6), "hub_token": "abc", "folders": ("a", "b")}
+    trainer.run_facts["recipe"][1, "x"] = "http://me:abc@host"
     trainer.train()
     (facts,) = tracker.facts
-    assert facts["recipe"] == {"day": "2026-05-06", "hub_token": "<HUB_TOKEN>", "folders": ["a", "b"]}
+    assert facts["recipe"] == {
+        **{"day": "2026-05-06", "hub_token": "<HUB_TOKEN>", "folders": ["a", "b"]},
+        "(1, 'x')": "http://me:<PASSWORD>@host",
+    }
     assert {*facts} == {"recipe", "git_commit", "git_changed", "versions"}
+
+
+def test_what_goes_wrong_before_the_first_step_ends_no_run(tmp_path, monkeypatch, caplog):
+    def missing(callback):
+        raise ModuleNotFoundError("No module named 'wandb'")
+
+    monkeypatch.setattr(a2tgpo_trl.tracking, "tracker_of", missing)
+    trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path, max_steps=1)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 1 and tracker.sent == tracker.facts == []
+    (said,) = [one.message for one in caplog.records if "Trackers did not take" in one.message]
+    assert "No module named 'wandb'" in said and "the run goes on" in said
+
+
+@pytest.mark.parametrize("tools", [None, [tiny.search]])
+@pytest.mark.parametrize("column", [3, "text", [], [1], [{"a": 1}]])
+def test_columns_that_are_named_as_what_a_record_has_are_none_of_it(column, tools, tmp_path, caplog):
+    rows = questions().to_list()
+    taken = Dataset.from_list([{**row, "turns": column, "values": column, "gains": column} for row in rows])
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit="grpo", max_completion_length=8))
+    trainer = make(tiny.make_tokenizer(), args, tools=tools, scripted=False, train_dataset=taken)
+    tracker = tracked(trainer, Noting())
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    ((_, rows, _),) = tracker.sent
+    assert len(rows) == 4 and all(row["text"] and row["advantage"] is not None for row in rows)
+    if column != [1]:  # numbers look like values
+        assert all(row["value_before"] is None and row["gain"] is None for row in rows)
+    assert not [one for one in caplog.records if "did not take" in one.message]
+
+
+def test_rows_that_cannot_be_made_end_the_table_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise IndexError("of a row")
+
+    monkeypatch.setattr(a2tgpo_trl.tracking, "rows_of", fails)
+    trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2 and tracker.sent == []
+    assert len([one for one in caplog.records if "noting did not take" in one.message]) == 1
 
 
 def test_gains_of_a_batch_are_those_of_all_its_rounds_and_only_those_of_the_last_batch():
@@ -187,6 +235,7 @@ def test_texts_are_masked_before_they_are_cut_and_a_rollout_function_has_texts_o
     assert (row["value_before"], row["gain"], row["calls"], row["result"]) == (None, None, "", "| <b>\n")
     (row,) = rows_of([RECORD], 3, str)
     assert row["question"].endswith(" ... (600 characters more)")
+    assert [row["question"] for row in rows_of([{**RECORD, "prompt": []}], 3, str)] == [""]
 
 
 def test_a_turn_that_was_cut_before_it_wrote_anything_has_its_row():
@@ -213,6 +262,38 @@ def test_settings_whose_names_are_those_of_secrets_are_left_out():
         **{"hub_token": "<HUB_TOKEN>", "servers": [{"API_KEY": "<API_KEY>", "url": "x"}], "tokenizer": "t"},
         "max_tokens": 5,
     }
+
+
+@pytest.mark.parametrize("name", ["apiKey", "openai_apikey", "bearer", "db_pass", "api_keys", "GITHUB_PAT", "auth"])
+def test_all_texts_below_the_name_of_a_secret_are_left_out(name):
+    masked = f"<{name.upper()}>"
+    assert without_secrets({name: "abc"}) == {name: masked}
+    assert without_secrets({name: ["abc", {"kind": b"abc", "number": 5}]}) == {
+        name: [masked, {"kind": masked, "number": 5}]
+    }
+
+
+def test_settings_of_a_tokenizer_stay_and_of_a_url_all_but_its_password():
+    kinds = ("pad", "eos", "bos", "unk", "sep", "cls", "mask")
+    plain = {
+        **{f"{kind}_token": "<x>" for kind in kinds},
+        "path": "a/b",
+        "author": "me",
+        "keyword": "k",
+        "bypass": "b",
+    }
+    assert without_secrets(plain) == plain
+    assert without_secrets(["postgres://u:secret@host/db", "http://host:80/a@b", "http://u@host"]) == [
+        *("postgres://u:<PASSWORD>@host/db", "http://host:80/a@b", "http://u@host")
+    ]
+
+
+def test_a_file_of_any_name_is_a_change_like_others(tmp_path):
+    repository = make_repository(tmp_path / "code")
+    git(repository, "config", "core.quotePath", "false")
+    (repository / os.fsdecode(b"caf\xe9.py")).touch()
+    git(repository, "add", "--all")
+    assert commit(repository)["git_changed"] is True
 
 
 def test_of_a_folder_without_git_there_is_no_commit_and_of_a_clean_one_no_change(tmp_path):

@@ -59,11 +59,12 @@ With `datasets` and with DuckDB:
 arguments, a number where there was none. Parquet has the same types in all files of a version, whatever the data set
 and its tools: what may be anything stands there as JSON text (`rollout/record_files.py`).
 
-Values of environment variables whose names speak of a key, a token, a secret or a password are masked, in texts and in
-tokens. A disk that is full, or the most that may be written (`record_megabytes`), ends the recording with a warning,
-not the run; of a slow disk, batches are left out with a warning each. Where a column of the data set has the name of
-one of these keys, the key's value is written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come
-with tokens, ratios, `updates` and `batch`.
+Values of environment variables whose names speak of a key, a token, a secret or a password, and passwords in URLs, are
+masked, in texts, in tokens and in names of arguments; `secrets.py` says what is not. A disk that is full, or the most
+that may be written (`record_megabytes`), ends the recording with a warning, not the run; of a slow disk, batches are
+left out with a warning each. Where a column of the data set has the name of one of these keys, the key's value is
+written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios, `updates` and
+`batch`.
 
     recorder.py     which batches; the thread that writes, and all that can go wrong there
     contents.py     records of rounds -> those of the batch, with their credit
@@ -74,7 +75,7 @@ with tokens, ratios, `updates` and `batch`.
 
 from .contents import credited, trained_on, with_tokens
 from .recorder import FOLDER, SCHEMA, SCHEMAS, Closing, Recorder
-from .secrets import masks
+from .secrets import Masks
 from .tokens import TokenTexts
 from .updates import Update
 
@@ -84,11 +85,11 @@ __all__ = [
     "SCHEMA",
     "SCHEMAS",
     "Closing",
+    "Masks",
     "Recorder",
     "TokenTexts",
     "Update",
     "credited",
-    "masks",
     "trained_on",
     "with_tokens",
 ]

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from ..resume.own_files import OwnFiles
 from ..rollout.record_files import FORMATS, encoded
 from ..rollout.records import Record
-from .secrets import masks
+from .secrets import Masks
 from .updates import TrainedBatch, Update
 
 
@@ -59,7 +59,7 @@ class Recorder:
         self._trained: tuple[str, TrainedBatch] | None = None  # the batch that updates are made of, and its file
         self._waiting: queue.Queue[tuple[str, TrainedBatch] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
-        self._masked = masks(os.environ)
+        self._masked = Masks(os.environ)
 
     def is_due(self, step: int) -> bool:
         """Whether a batch that is made after so many steps is one to be written: all ranks say the same."""

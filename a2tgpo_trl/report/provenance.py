@@ -41,7 +41,12 @@ def _git(folder: Path, *words: str) -> str | None:
     """What git says; None where there is no git, no repository or no commit, or where it takes too long."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=PATIENCE, check=False
+            ["git", "--no-optional-locks", "-C", str(folder), *words],  # others may work in there at the same time
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a name of a file may be any bytes
+            timeout=PATIENCE,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,6 +1,7 @@
 """Rollouts of batches, written beside the training: what is in them, and what goes wrong there and stays there."""
 
 import errno
+import functools
 import json
 import logging
 import shutil
@@ -17,7 +18,7 @@ from recorded import rollouts_of
 from training import TOOL_TURNS, make, settings, weights
 
 from a2tgpo_trl import A2TGPOConfig, recording
-from a2tgpo_trl.recording import Recorder, credited, masks, trained_on
+from a2tgpo_trl.recording import Masks, Recorder, credited, trained_on
 from a2tgpo_trl.resume.own_files import OwnFiles
 from a2tgpo_trl.rollout import record_files
 from a2tgpo_trl.rollout.record_files import FORMATS
@@ -287,13 +288,47 @@ def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
 
 
 def test_secrets_are_masked_by_their_names():
-    masked = masks(
+    masked = Masks(
         {"API_KEY": "s3cr3t-value", "MY_TOKEN": 'quo"ted-one', "PATH": "/usr/local/bin", "PASSWORD": "short"}
     )
     text = "key s3cr3t-value in /usr/local/bin, short"
     assert masked({"a": [text, 3]}) == {"a": ["key <API_KEY> in /usr/local/bin, short", 3]}
-    assert masked('a quo"ted-one') == "a <MY_TOKEN>" and masked({"s3cr3t-value": 1.5}) == {"s3cr3t-value": 1.5}
-    assert masks({"PATH": "/usr/local/bin"})("as it is") == "as it is"
+    assert masked('a quo"ted-one') == "a <MY_TOKEN>"
+    assert Masks({"PATH": "/usr/local/bin"})("as it is") == "as it is"
+
+
+@pytest.mark.parametrize("name", ["DB_PASS", "GITHUB_PAT", "AUTH_BEARER", "apiKey", "PASS_OF_ME"])
+def test_a_word_of_a_name_is_enough(name):
+    assert Masks({name: "abcdefgh12"})("abcdefgh12!") == f"<{name}>!"
+
+
+@pytest.mark.parametrize(
+    "name", ["PATH", "GIT_AUTHOR_NAME", "TOKENIZERS_PARALLELISM", "BYPASS", "KEYBOARD", "PAD_TOKEN"]
+)
+def test_a_part_of_a_word_is_not(name):
+    assert not Masks({name: "abcdefgh12"}).any
+
+
+def test_names_of_arguments_are_masked_and_columns_are_not():
+    masked = Masks({"API_KEY": "s3cr3t-value"})
+    assert masked({"s3cr3t-value": {"s3cr3t-value": 1.5, 3: ["s3cr3t-value"]}}) == {
+        "s3cr3t-value": {"<API_KEY>": 1.5, 3: ["<API_KEY>"]}
+    }
+
+
+@pytest.mark.parametrize("written", [json.dumps, functools.partial(json.dumps, ensure_ascii=False), repr])
+def test_a_secret_is_masked_as_json_and_python_write_it(written):
+    secret = "abc\"d'e\\f\né"
+    assert written({"k": secret}).count("abc") == 1
+    assert "abc" not in Masks({"API_KEY": secret})(written({"k": secret}))
+
+
+def test_of_a_url_the_password_is_masked():
+    masked = Masks({"DATABASE": "postgres://u:secret@host/db", "PROXY": "http://me:long%20password@host:80"})
+    assert masked("to postgres://u:secret@host/db, secret") == "to postgres://u:<DATABASE>@host/db, secret"
+    assert masked("http://me:long%20password@host:80") == "http://me:<PROXY>@host:80"
+    assert masked("long%20password, long password") == "<PROXY>, <PROXY>"
+    assert not Masks({"HOME_PAGE": "http://host:8000/a@b", "MAIL": "me@host-of-me"}).any
 
 
 @pytest.mark.parametrize("setting", [{"record_megabytes": 5}, {"record_format": "parquet"}, {"record_tokens": False}])

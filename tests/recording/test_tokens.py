@@ -9,7 +9,7 @@ from training import make, settings
 from transformers import PreTrainedTokenizerFast
 
 from a2tgpo_trl import A2TGPOConfig
-from a2tgpo_trl.recording import TokenTexts, masks
+from a2tgpo_trl.recording import Masks, TokenTexts
 from a2tgpo_trl.rollout.record_files import read_records
 
 
@@ -49,12 +49,12 @@ def test_words_keep_their_spaces():
 
 
 def test_tokens_of_a_secret_are_masked_and_others_stay():
-    masked = masks({"API_KEY": "abcdefgh12"})
+    masked = Masks({"API_KEY": "abcdefgh12"})
     ids, texts = masked.of_tokens([5, 6, 7, 8], ["is", " abcd", "efgh12", "!"])
     assert ids == [5, None, None, 8] and texts == ["is", "<API_KEY>", "", "!"]
     twice = masked.of_tokens([5, 6], ["abcdefgh12", "abcdefgh12"])
     assert twice == ([None, None], ["<API_KEY>", "<API_KEY>"])
-    assert masks({}).of_tokens([5], ["abcdefgh12"]) == ([5], ["abcdefgh12"])
+    assert Masks({}).of_tokens([5], ["abcdefgh12"]) == ([5], ["abcdefgh12"])
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
