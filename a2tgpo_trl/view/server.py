@@ -207,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
             return json.dumps(runs.search(run, begun, int(asked["from"]), asked["words"].lower()))
         except Gone as error:
             raise Refused(410, "The run was begun anew.") from error
+        except OSError as error:
+            raise Refused(503, f"The folder of a run cannot be read now: {error}") from error
         except (KeyError, ValueError) as error:
             raise Refused(400, f"This cannot be answered: {error}") from error
 

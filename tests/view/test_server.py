@@ -25,7 +25,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.view import server as serving
 from a2tgpo_trl.view.server import ViewServer
-from a2tgpo_trl.view.watch import holds
+from a2tgpo_trl.view.watch import Watch, holds
 
 
 class Reader:
@@ -239,6 +239,10 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
     assert found == [f"{step}.1.1.1" for step in range(1, 6)]
     assert holds({"turns": [{"said": "A Comet"}]}, "comet")
     assert not holds({"turns": [{"said": "A", "pieces": {"texts": ["Comet"]}, "advantage": 1.5}]}, "comet")
+    # Words of our own are no texts of rollouts: nothing was written but that each call and turn is "ok".
+    assert reader.ask("search", run=0, begun=0, words="ok", **{"from": 0})["found"] == []
+    assert reader.ask("search", run=0, begun=0, words="answer>bo", **{"from": 0})["found"]
+    assert not holds({"ended": "answer", "turns": [{"calls": [{"text": "f()", "status": "ok"}]}]}, "answer")
 
 
 def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path):
@@ -253,6 +257,54 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     notes = reader.known[0, "notes", ""]
     assert len(reader.all("groups")) == 1 and sum("is no file of rollouts" in note for note in notes) == 2
     assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is no" in note for note in notes)
+    # What could be read is searched.
+    searched = {"run": 0, "begun": 0, "from": 0, "words": "mayor of rome"}
+    assert reader.ask("search", **searched) == {"found": ["1.1.0.1"], "next": None, "share": 1.0}
+    # Nothing is left of a step that was good before, and one whose table could be made of it may not be to be opened.
+    write_records(tmp_path, {1: [strange, strange], 5: [{**record(0), "values": ["high"]}]})
+    reader.news()
+    assert set(reader.all("groups")) == {"5.1.0.1"} and reader.all("turns").keys() == {"5"}
+    assert reader.get("/group?run=0&begun=0&key=1.1.0.1")[0] == 410
+    code, _, body = reader.get("/group?run=0&begun=0&key=5.1.0.1")
+    assert code == 400 and b"not as training writes them" in body
+    assert reader.ask("search", **searched)["found"] == []
+    reader.news()
+    assert any("Step 5 is not searched" in note for note in reader.known[0, "notes", ""])
+
+
+def test_numbers_that_are_not_finite_are_left_out(serve, tmp_path):
+    from a2tgpo_trl.view.html import make_page
+    from a2tgpo_trl.view.run import read_runs
+
+    folder = write_run(tmp_path / "run", steps=1)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for step, mean in ((1, float("inf")), (2, float("nan"))):
+        state["log_history"].append({"step": step, "eval_rewards/exact_match/mean": mean})
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    score = {"mean": 0.5, "low": 0.25, "high": float("inf")}
+    endless = {**score, "mean": float("-inf")}
+    (folder / "evaluation" / "after.json").write_text(json.dumps({"everything": {"exact_match": score, "f1": endless}}))
+    reader = serve(folder)
+    reader.news()
+    scores = reader.known[0, "scores", ""]
+    assert scores["exact_match"][1:] == [[2, 0.5, 0.25, None]] and "f1" not in scores
+    assert set(reader.all("curves")) == {"1", "2"}
+    assert make_page(read_runs([folder]))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said(serve, tmp_path, monkeypatch):
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    reader.news()
+    look = Watch._files
+
+    def refusing(self):
+        raise PermissionError(13, "Permission denied", str(self.folder))
+
+    monkeypatch.setattr(Watch, "_files", refusing)
+    code, _, body = reader.get(f"/news?epoch={reader.epoch}&since={reader.number}")
+    assert code == 503 and b"Permission denied" in body
+    monkeypatch.setattr(Watch, "_files", look)
+    assert reader.news() == []
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
