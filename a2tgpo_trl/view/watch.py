@@ -14,7 +14,7 @@ from typing import Any
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, files_like, plain
-from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
+from .curves import adds_credit, batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
 from .groups import groups_of, key_of, line, shown
 from .journal import Journal
 from .run import read_log, read_scores, records_in
@@ -165,7 +165,8 @@ class Watch:
             raise Gone
         records, _ = _read(self.steps[steps[0]])
         try:
-            found = [shown(group) for group in groups_of(records) if key_of(group) == key]
+            has_credit = adds_credit(records)
+            found = [shown(group, has_credit) for group in groups_of(records) if key_of(group) == key]
         except STRANGE as error:
             raise ValueError(f"step {steps[0]}, {_not_ours(error)}") from error
         if not found:
@@ -191,7 +192,7 @@ class Watch:
     def _found_in(self, step: int, words: str) -> list[str]:
         records, _ = _read(self.steps[step])
         try:
-            return [key_of(group) for group in groups_of(records) if holds(shown(group), words)]
+            return [key_of(group) for group in groups_of(records) if holds(shown(group, False), words)]
         except STRANGE as error:  # the table could be made of them, or they were written over since
             note = f"Step {step} is not searched, {_not_ours(error)}"
             if note not in self._notes_of_step[step]:

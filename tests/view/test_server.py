@@ -9,6 +9,8 @@ import random
 import re
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -153,7 +155,7 @@ def test_what_the_live_page_is_told_is_what_the_other_page_holds(serve, tmp_path
             map(list, zip(metric["sums"], metric["numbers"], strict=True))
         )
     for key, group in zip(reader.all("groups"), groups, strict=True):
-        assert reader.ask("group", run=0, begun=0, key=key) == shown(group)
+        assert reader.ask("group", run=0, begun=0, key=key) == shown(group, has_credit=True)
 
 
 def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_path):
@@ -223,6 +225,9 @@ def test_a_server_that_was_started_again_tells_all(serve, tmp_path):
     again = serve(tmp_path / "run")
     again.epoch, again.number = reader.epoch, reader.number
     assert again.news() == whole and again.epoch != reader.epoch
+    # With the names of its runs, which may be others than the page has.
+    assert again.ask("news", epoch=reader.epoch, since=0)["names"] == ["run"]
+    assert "names" not in again.ask("news", epoch=again.epoch, since=0)
 
 
 def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(serve, tmp_path, monkeypatch):
@@ -353,6 +358,15 @@ def test_the_page_may_ask_its_server_and_nobody_else(serve, tmp_path):
     assert gzip.decompress(packed[2]) == body and len(packed[2]) < len(body) / 2
 
 
+def test_what_another_site_asks_for_is_refused_but_it_may_lead_to_the_page(serve, tmp_path):
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    for path in ("/news?epoch=&since=0", "/group?run=0&begun=0&key=1.1.0.1", "/search?run=0&begun=0&from=0&words=x"):
+        for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            told = reader.get(path, **{"Sec-Fetch-Site": site, "Origin": "http://evil.example"})
+            assert told[0] == code and (code == 200 or b"epoch" not in told[2]), (path, site)
+    assert reader.get("/", **{"Sec-Fetch-Site": "cross-site"})[0] == 200
+
+
 def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=1), host="0.0.0.0")
     token = re.fullmatch(r"http://[^/]+:\d+/\?token=([\w-]{43})", reader.server.address)[1]
@@ -396,6 +410,39 @@ def test_what_is_no_request_gets_its_code_and_nothing_else(serve, tmp_path, capf
     connection.close()
     assert reader.get("/")[0] == 200
     assert capfd.readouterr().err == ""
+
+
+def test_a_connection_ends_in_time_whatever_it_says(serve, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(serving, "WHOLE", 0.5)
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as connection:
+        begin = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < begin + 15:  # a character now and then, and never the end
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() < begin + 10
+    assert reader.get("/")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_thread_that_cannot_be_started_keeps_no_place(serve, tmp_path, monkeypatch, capfd):
+    reader = serve(tmp_path / "run")
+    free = reader.server._free
+
+    def failing(self, request, client_address):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", failing)
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            reader.get("/")
+    assert "can't start new thread" in capfd.readouterr().err
+    assert reader.get("/")[0] == 200
+    deadline = time.monotonic() + 10
+    while free._value < serving.MOST_REQUESTS:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # ---- size
