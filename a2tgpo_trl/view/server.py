@@ -8,9 +8,10 @@
     GET /search?run=R&begun=B&from=S&words=W     keys of groups with these words: {"found", "next", "share"}
 
 Whoever may log in to this machine may read what a server on its loopback address shows. One on any other address shows
-it to those who have its token, once in the address, then in a cookie. Pages of others may lead to the page, and ask for
-nothing else: on loopback, `Host` must be a name of this machine, and what a browser says that another site asks for
-(`Sec-Fetch-Site`) is refused. Browsers say so on loopback alone; elsewhere they do not give the cookie to other sites.
+it to those who have its token, once in the address, then in a cookie. Pages of others may lead to the page, and are
+told nothing else: on loopback, `Host` must be a name of this machine, and what a browser says that another site asks
+for (`Sec-Fetch-Site`) is refused. On plain HTTP browsers say so of loopback alone; elsewhere the cookie is not given
+to other sites.
 """
 
 import contextlib

@@ -288,7 +288,9 @@ def test_numbers_that_are_not_finite_are_left_out(serve, tmp_path):
     (folder / "trainer_state.json").write_text(json.dumps(state))
     score = {"mean": 0.5, "low": 0.25, "high": float("inf")}
     endless = {**score, "mean": float("-inf")}
-    (folder / "evaluation" / "after.json").write_text(json.dumps({"everything": {"exact_match": score, "f1": endless}}))
+    (folder / "evaluation" / "after.json").write_text(
+        json.dumps({"everything": {"exact_match": score, "f1": endless}})
+    )
     reader = serve(folder)
     reader.news()
     scores = reader.known[0, "scores", ""]
