@@ -156,7 +156,7 @@ def evaluated(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, 
     """Step, name and mean of each held-out score that was logged while training."""
     for entry in history:
         for key, value in entry.items():
-            if key.startswith(EVALUATED) and key.endswith("/mean") and value is not None:
+            if key.startswith(EVALUATED) and key.endswith("/mean") and value is not None and math.isfinite(value):
                 yield entry["step"], HELD_OUT + key.removeprefix(EVALUATED).removesuffix("/mean"), value
 
 

@@ -49,7 +49,8 @@ browser is:
 
 Whoever can log in to that machine can read it there as well. `--host` with any other address asks for a token, which
 is part of the address that is printed, and is new at each start. What travels then is not encrypted, the token
-neither: for networks that you trust. A name that only pretends to be this machine is refused (DNS rebinding).
+neither: for networks that you trust. A browser keeps the token in a cookie, and sends it to every port of that host.
+A name that only pretends to be this machine is refused (DNS rebinding), and what pages of other sites ask for.
 
     run.py       a run's folder -> its records, log and held-out scores
     curves.py    log and records -> curves over steps, and sums by turn

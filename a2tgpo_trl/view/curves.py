@@ -94,6 +94,11 @@ def _known(batch: Sequence[Record]) -> list[Record]:
     return [record for record in batch if None not in record["advantages"]]
 
 
+def adds_credit(batch: Sequence[Record]) -> bool:
+    """Whether the method of a step's records adds credit to the advantages of outcomes; one says so for all."""
+    return any(record["credit"] for record in with_credit(_known(batch)))
+
+
 def envelopes(run: Run) -> dict[str, Curve]:
     """The smallest, the mean and the largest advantage of a turn, by step."""
     found: dict[str, Curve] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..rollout.reading import Record, Turn, accepted, by_prompt, cut, is_solved, plain, question, turns_of
 from ..rollout.records import text_of
-from ..study.mechanism import with_credit
+from ..study.mechanism import credit
 
 
 MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
@@ -67,29 +67,27 @@ def key_of(group: Sequence[Record]) -> str:
     return ".".join(str(first[name]) for name in ("step", "batch", "group", "round"))
 
 
-def shown(group: Sequence[Record]) -> dict[str, Any]:
-    """A group as the page opens it: what was asked, the right answer, the rollouts."""
+def shown(group: Sequence[Record], has_credit: bool) -> dict[str, Any]:
+    """A group as the page opens it: what was asked, the right answer, the rollouts.
+
+    `has_credit`: whether its step's method adds credit (`curves.adds_credit`), which no rollout says alone.
+    """
     first = group[0]
     messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
     return {
         "prompt": [_text(message) for message in messages],
         "answer": None if first.get("answer") is None else _text(accepted(first["answer"])),
-        "rollouts": [_rollout(record) for record in group],
+        "rollouts": [_rollout(record, has_credit) for record in group],
     }
 
 
-def _credit(record: Record) -> Sequence[float]:
-    """Of each turn, what its advantage has beyond that of its rollout; nothing of a method that does not add it."""
-    credited = () if None in record["advantages"] else with_credit([record])
-    return credited[0]["credit"] if credited else ()
-
-
-def _rollout(record: Record) -> dict[str, Any]:
-    credit, pieces = _credit(record), _pieces(record)
+def _rollout(record: Record, has_credit: bool) -> dict[str, Any]:
+    credits = credit(record) if has_credit and None not in record["advantages"] else ()
+    pieces = _pieces(record)
     turns = [
         {
             **_turn(record, place, turn),
-            "credit": _nth(credit, place),
+            "credit": _nth(credits, place),
             "pieces": pieces[place] if place < len(pieces) else None,
         }
         for place, turn in enumerate(turns_of(record))

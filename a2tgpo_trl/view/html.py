@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..study.spreads import MOST_TURNS
-from .curves import METRICS, by_step, by_turn, envelopes
+from .curves import METRICS, adds_credit, batches, by_step, by_turn, envelopes
 from .groups import groups_of, line, shown
 from .run import Run
 
@@ -67,8 +67,9 @@ def pieces_of(run: Run, first: int) -> tuple[list[str], list[dict[str, Any]]]:
     """The groups of a run, packed, and the lines of the table, which say in which piece each is and where in it."""
     groups = groups_of(run.records)
     lines, number = list(map(line, groups)), 0
+    has_credit = {step: adds_credit(batch) for step, batch in batches(run.records)}
     pieces: list[str] = []
-    for texts in _in_pieces(_json(shown(group)) for group in groups):
+    for texts in _in_pieces(_json(shown(group, has_credit[group[0]["step"]])) for group in groups):
         for place in range(len(texts)):
             lines[number] |= {"piece": first + len(pieces), "place": place}
             number += 1

@@ -10,6 +10,7 @@ from ..recording import SCHEMAS
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_file
+from ..rollout.records import json_number
 
 
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
@@ -102,11 +103,14 @@ def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
-    """Those before and after training with their intervals, and those of evaluations in between."""
+    """Those before and after training with their intervals, and those of evaluations in between.
+
+    A mean that is no number, as of a reward that was infinite once, is left out.
+    """
     found: dict[str, list[Score]] = {}
     for entry in log:
         for key, value in entry.items():
-            if key.startswith(LOGGED) and key.endswith("/mean") and value is not None:
+            if key.startswith(LOGGED) and key.endswith("/mean") and _is_known(value):
                 found.setdefault(plain(key.split("/")[1]), []).append((entry["step"], value, None, None))
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
@@ -114,7 +118,13 @@ def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[
             continue
         try:
             for reward, one in json.loads(file.read_text())["everything"].items():
-                found.setdefault(plain(reward), []).append((step, one["mean"], one["low"], one["high"]))
+                low, high = (one[end] if _is_known(one[end]) else None for end in ("low", "high"))
+                if _is_known(one["mean"]):
+                    found.setdefault(plain(reward), []).append((step, one["mean"], low, high))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} holds no scores: {error!r}.") from error
     return {reward: sorted(points, key=lambda point: point[0]) for reward, points in found.items()}
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and json_number(value) is not None

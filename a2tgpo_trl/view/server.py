@@ -2,15 +2,19 @@
 
     GET /                               the page
     GET /news?epoch=E&since=N           what was changed after N: {"epoch", "number", "share", "entries"}; N counts for
-                                        the server E alone, and "share" is what was read so far of all that is there
+                                        the server E alone, and "share" is what was read so far of all that is there;
+                                        to who asks another server than E, "names" of its runs
     GET /group?run=R&begun=B&key=K      a group, as the page opens it; 410: the run was begun anew
     GET /search?run=R&begun=B&from=S&words=W     keys of groups with these words: {"found", "next", "share"}
 
 Whoever may log in to this machine may read what a server on its loopback address shows. One on any other address shows
-it to those who have its token, once in the address, then in a cookie. Pages of others can ask nothing of it: on
-loopback, `Host` must be a name of this machine.
+it to those who have its token, once in the address, then in a cookie. Pages of others may lead to the page, and are
+told nothing else: on loopback, `Host` must be a name of this machine, and what a browser says that another site asks
+for (`Sec-Fetch-Site`) is refused. On plain HTTP browsers say so of loopback alone; elsewhere the cookie is not given
+to other sites.
 """
 
+import contextlib
 import errno
 import gzip
 import hmac
@@ -38,7 +42,9 @@ AT_ONCE = 0.5  # seconds that a request reads what is new, or searches; the page
 APART = 1.0  # seconds between two looks at the folders
 MOST_CHARACTERS = 2**19  # of one answer's news
 MOST_REQUESTS = 64  # at once
+SILENT, WHOLE = 10, 60  # seconds that a connection may say nothing, and that it may take in all
 COOKIE = "a2tgpo-view"
+OF_OTHERS = ("cross-site", "same-site")  # the same site: another port of this host as well
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -67,8 +73,10 @@ class Runs:
             texts, number = self._journal.since(known, MOST_CHARACTERS)
             due = sum(watch.due for watch in self.watches) + (number < self._journal.last)
             read = sum(len(watch.steps) for watch in self.watches)
-        head = json.dumps({"epoch": self._epoch, "number": number, "share": read / (read + due) if due else 1.0})
-        return f'{head[:-1]}, "entries": [{",".join(texts)}]}}'
+        told = {"epoch": self._epoch, "number": number, "share": read / (read + due) if due else 1.0}
+        if epoch != self._epoch:
+            told["names"] = self.names
+        return f'{json.dumps(told)[:-1]}, "entries": [{",".join(texts)}]}}'
 
     def _look(self) -> None:
         if time.monotonic() < self._looked + APART:
@@ -123,10 +131,14 @@ class ViewServer(ThreadingHTTPServer):
         return place if self.token is None else f"{place}?token={self.token}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started, which would have released it
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -157,13 +169,30 @@ class Refused(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     server: ViewServer
-    timeout = 60  # seconds that a connection may be silent; it is for one request
+    timeout = SILENT  # the connection is for one request
+
+    def setup(self) -> None:
+        super().setup()
+        self._end = threading.Timer(WHOLE, self._shut)
+        self._end.daemon = True
+        self._end.start()
+
+    def finish(self) -> None:
+        self._end.cancel()
+        super().finish()
+
+    def _shut(self) -> None:
+        """Whoever reads or writes here is told that nobody is there."""
+        with contextlib.suppress(OSError):  # the other side has left
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         try:
             asked = _read_query(query)
             self._check(asked)
+            if path != "/" and self.headers.get("Sec-Fetch-Site", "") in OF_OTHERS:
+                raise Refused(403, "A page of another site asks for this.")
             if path == "/":
                 self._send_page(asked)
             else:
@@ -207,6 +236,8 @@ class Handler(BaseHTTPRequestHandler):
             return json.dumps(runs.search(run, begun, int(asked["from"]), asked["words"].lower()))
         except Gone as error:
             raise Refused(410, "The run was begun anew.") from error
+        except OSError as error:
+            raise Refused(503, f"The folder of a run cannot be read now: {error}") from error
         except (KeyError, ValueError) as error:
             raise Refused(400, f"This cannot be answered: {error}") from error
 

@@ -14,13 +14,16 @@ from typing import Any
 from ..report.series import SCORES, STATE
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, files_like, plain
-from .curves import batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
+from .curves import adds_credit, batches, envelope_of, of_log, of_records, shown_by_step, turns_of_batch, turns_of_log
 from .groups import groups_of, key_of, line, shown
 from .journal import Journal
 from .run import read_log, read_scores, records_in
 
 
 OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.(jsonl|parquet)")
+
+# What goes wrong where a record has our keys, and something else in them.
+STRANGE = (LookupError, TypeError, AttributeError, ValueError)
 
 Mark = tuple[int, int, int]  # of a file: which one it is, its size, when it was changed
 Marks = Mapping[Path, Mark]
@@ -44,7 +47,7 @@ class Watch:
     def _forget(self) -> None:
         self.steps: dict[int, Marks] = {}  # files of each step, as they were read
         self.due = 0  # steps that are to be read
-        self._keys: dict[int, set[str]] = {}  # of groups, by step
+        self._keys: dict[int, set[str]] = {}  # of groups, by step; a step that is left out has none
         self._recorded: dict[int, dict[str, float]] = {}
         self._log: Sequence[dict[str, Any]] = ()
         self._of_log: Marks | None = None  # the files that the log and the scores are read from
@@ -92,10 +95,9 @@ class Watch:
         try:
             lines = {key_of(group): line(group) for group in groups_of(records)}
             numbers = [(of, of_records(one), turns_of_batch(one), envelope_of(one)) for of, one in batches(records)]
-        except (KeyError, TypeError, AttributeError) as error:  # it has our keys, and something else in them
-            notes.append(
-                f"Step {step} is left out, its records are not as training writes them: {plain(repr(error))}."
-            )
+        except STRANGE as error:
+            notes.append(f"Step {step} is left out, {_not_ours(error)}")
+            self._leave_out(step)
             return
         for key in self._keys.get(step, set()) - lines.keys():
             self._journal.put(self._run, "groups", key, None)
@@ -106,6 +108,14 @@ class Watch:
             self._recorded[of] = curves
             self._journal.put(self._run, "turns", of, turns)
             self._journal.put(self._run, "envelopes", of, envelope)
+
+    def _leave_out(self, step: int) -> None:
+        """Nothing is left of what it was before."""
+        for key in self._keys.pop(step, set()):
+            self._journal.put(self._run, "groups", key, None)
+        if self._recorded.pop(step, None) is not None:
+            for kind in ("turns", "envelopes"):
+                self._journal.put(self._run, kind, step, None)
 
     # ---- log and scores
 
@@ -121,9 +131,10 @@ class Watch:
         except (ValueError, OSError) as error:
             self._notes_of_log = [plain(str(error))]
             return False
-        self._log, self._of_log = log, marks
+        self._log = log
         self._journal.put(self._run, "scores", "", scores)
         self._settle("logged", {entry["step"]: turns for entry in log if (turns := turns_of_log(entry))})
+        self._of_log = marks
         return True
 
     def _settle(self, kind: str, wanted: Mapping[int, Any]) -> None:
@@ -153,10 +164,14 @@ class Watch:
         if begun != self.begun or not steps:
             raise Gone
         records, _ = _read(self.steps[steps[0]])
-        found = [group for group in groups_of(records) if key_of(group) == key]
+        try:
+            has_credit = adds_credit(records)
+            found = [shown(group, has_credit) for group in groups_of(records) if key_of(group) == key]
+        except STRANGE as error:
+            raise ValueError(f"step {steps[0]}, {_not_ours(error)}") from error
         if not found:
             raise Gone
-        return shown(found[0])
+        return found[0]
 
     def search(self, begun: int, words: str, first: int, until: float) -> tuple[list[str], int | None, float]:
         """Keys of groups with these words in any text, of the steps from `first` that there is time for.
@@ -165,15 +180,28 @@ class Watch:
         """
         if begun != self.begun:
             raise Gone
-        steps = sorted(self.steps)
+        steps = sorted(self._keys)
         left = [step for step in steps if step >= first]
         found: list[str] = []
         while left:
-            records, _ = _read(self.steps.get(left.pop(0), {}))
-            found += [key_of(group) for group in groups_of(records) if holds(shown(group), words)]
+            found += self._found_in(left.pop(0), words)
             if left and time.monotonic() > until:
                 return found, left[0], 1 - len(left) / len(steps)
         return found, None, 1.0
+
+    def _found_in(self, step: int, words: str) -> list[str]:
+        records, _ = _read(self.steps[step])
+        try:
+            return [key_of(group) for group in groups_of(records) if holds(shown(group, False), words)]
+        except STRANGE as error:  # the table could be made of them, or they were written over since
+            note = f"Step {step} is not searched, {_not_ours(error)}"
+            if note not in self._notes_of_step[step]:
+                self._notes_of_step[step].append(note)
+            return []
+
+
+def _not_ours(error: Exception) -> str:
+    return f"its records are not as training writes them: {plain(repr(error))}."
 
 
 def _step_of(file: Path) -> int:
@@ -187,7 +215,7 @@ def _marks(files: Iterator[Path] | Sequence[Path]) -> dict[Path, Mark]:
     for file in files:
         try:
             state = file.stat()
-        except FileNotFoundError:  # it may be gone by now
+        except OSError:  # it may be gone by now, or not for this user: it is looked for again
             continue
         found[file] = (state.st_ino, state.st_size, state.st_mtime_ns)
     return found
@@ -211,10 +239,13 @@ def _read(marks: Marks) -> tuple[list[Record], list[str]]:
     return found, notes
 
 
+NO_TEXTS = ("pieces", "status", "ended")  # what a turn wrote once more, token by token; and words of our own
+
+
 def holds(value: Any, words: str) -> bool:
     """Whether words (in lower case) are in any text of what a page opens."""
     if isinstance(value, str):
         return words in value.lower()
-    if isinstance(value, dict):  # pieces are what a turn wrote once more, token by token
-        return any(holds(inside, words) for name, inside in value.items() if name != "pieces")
+    if isinstance(value, dict):
+        return any(holds(inside, words) for name, inside in value.items() if name not in NO_TEXTS)
     return isinstance(value, list) and any(holds(inside, words) for inside in value)

@@ -17,7 +17,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.report.looks import COLOURS, look, plain
 from a2tgpo_trl.report.plots import by_turn, plot_bars, plot_curves, plot_turns, with_turns
 from a2tgpo_trl.report.seeds import over_seeds, weighted
-from a2tgpo_trl.report.series import Run, Series, common_name, mean_curve, read_series, smooth
+from a2tgpo_trl.report.series import Run, Series, common_name, evaluated, mean_curve, read_series, smooth
 
 
 def write(
@@ -61,6 +61,12 @@ def seeds(folder: Path, name: str, shifts: list[float], **more) -> list[Path]:
         write(folder / f"{name}-{seed}", settings={**credit, "seed": seed}, shift=shift, **more)
         for seed, shift in enumerate(shifts)
     ]
+
+
+def test_evaluations_that_came_to_no_finite_number_are_left_out():
+    means = (0.5, None, float("inf"), float("nan"))
+    history = [{"step": step, "eval_rewards/f1/mean": mean} for step, mean in enumerate(means)]
+    assert list(evaluated(history)) == [(0, "held_out/f1", 0.5)]
 
 
 @pytest.fixture

@@ -186,6 +186,27 @@ def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_run
     visit.close()
 
 
+def test_intervals_are_within_their_chart_and_runs_of_one_colour_are_told_apart(browser, tmp_path):
+    runs = [write_run(tmp_path / f"run{number}", number, steps=1) for number in range(7)]
+    for number, run in enumerate(runs):
+        wide = {"mean": 0.5, "low": -3.0 if number else 0.4, "high": 4.0}
+        (run / "evaluation" / "after.json").write_text(json.dumps({"everything": {"exact_match": wide}}))
+    visit = Visit(browser, written(tmp_path, *runs))
+    visit.page.locator("#step-charts .u-over").first.wait_for()
+    found = visit.page.evaluate(
+        """() => {
+          const { series } = stepChart(INDEX.runs, "rewards/exact_match/mean");
+          const seen = series.flatMap((one) => one.ys.filter((y) => y !== null));
+          return [spanned({ series }, Math.min(...seen), Math.max(...seen)),
+            [0, 5, 6].map((run) => [colour(run), dash(run) ?? null])];
+        }"""
+    )
+    assert found[0] == [-3, 4]
+    first, other, seventh = found[1]
+    assert first[0] == seventh[0] != other[0] and first[1] is other[1] is None and seventh[1]
+    visit.close()
+
+
 def test_in_print_all_groups_of_the_table_are_there_and_what_was_folded_is_open(two_runs, browser, tmp_path):
     _, file = two_runs
     visit = Visit(browser, file, "#group-0-3")

@@ -218,6 +218,43 @@ def test_a_server_that_ends_is_said_and_one_that_comes_back_is_followed(serve, b
     visit.close()
 
 
+def test_a_server_that_comes_back_with_other_runs_has_the_page_opened_anew(serve, browser, tmp_path):
+    server = serve(write_run(tmp_path / "one", 0, steps=1))
+    visit = LiveVisit(browser, server.address, "#group-0-1.1.0.1")
+    page = visit.page
+    page.locator("article").first.wait_for()
+    end(server)
+    serve(write_run(tmp_path / "two", 1, steps=2), port=server.server_address[1])
+    visit.found("6 of 6 groups")
+    assert page.title() == "two" and "two" in page.locator("#runs").inner_text() and "#" not in page.url
+    visit.errors.clear()  # the browser says that it could not connect
+    visit.close()
+
+
+def test_a_group_that_is_gone_when_it_is_opened_is_said_and_the_page_goes_on(serve, browser, tmp_path):
+    folder = write_run(tmp_path / "run", 0, steps=3)
+    server = serve(folder)
+    visit = LiveVisit(browser, server.address, "#group-0-3.1.1.1")
+    page = visit.page
+    page.locator("article").first.wait_for()
+    page.evaluate("() => { drawNews = () => { throw new TypeError('drawing failed'); }; }")
+    write_records(folder, {9: drawn(random.Random(0), 2, 4)})
+    page.get_by_text("not live: drawing failed").wait_for()
+    page.reload()
+    page.locator("article").first.wait_for()
+    # The run is begun anew, and before the page hears of it another group is asked for.
+    page.evaluate("INDEX.runs[0].begun[0] = -1")
+    page.evaluate("location.hash = 'group-0-3.1.2.1'")
+    page.get_by_text("This group could not be read: The run was begun anew.").wait_for()
+    shutil.rmtree(folder)
+    write_run(folder, 1, steps=1)
+    visit.found("3 of 3 groups")
+    page.wait_for_timeout(2500)  # until it has asked once more
+    assert page.locator("#live").inner_text().startswith("live, ")
+    visit.errors.clear()  # the browser says that an answer was 410
+    visit.close()
+
+
 def test_a_token_opens_the_page_and_is_in_the_address_no_more(serve, browser, tmp_path):
     server = serve(write_run(tmp_path / "run", steps=1), host="0.0.0.0")
     place = f"http://localhost:{server.server_address[1]}/"

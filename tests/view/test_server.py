@@ -9,6 +9,8 @@ import random
 import re
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
 from a2tgpo_trl.view import server as serving
 from a2tgpo_trl.view.server import ViewServer
-from a2tgpo_trl.view.watch import holds
+from a2tgpo_trl.view.watch import Watch, holds
 
 
 class Reader:
@@ -153,7 +155,7 @@ def test_what_the_live_page_is_told_is_what_the_other_page_holds(serve, tmp_path
             map(list, zip(metric["sums"], metric["numbers"], strict=True))
         )
     for key, group in zip(reader.all("groups"), groups, strict=True):
-        assert reader.ask("group", run=0, begun=0, key=key) == shown(group)
+        assert reader.ask("group", run=0, begun=0, key=key) == shown(group, has_credit=True)
 
 
 def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_path):
@@ -223,6 +225,9 @@ def test_a_server_that_was_started_again_tells_all(serve, tmp_path):
     again = serve(tmp_path / "run")
     again.epoch, again.number = reader.epoch, reader.number
     assert again.news() == whole and again.epoch != reader.epoch
+    # With the names of its runs, which may be others than the page has.
+    assert again.ask("news", epoch=reader.epoch, since=0)["names"] == ["run"]
+    assert "names" not in again.ask("news", epoch=again.epoch, since=0)
 
 
 def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(serve, tmp_path, monkeypatch):
@@ -239,6 +244,10 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
     assert found == [f"{step}.1.1.1" for step in range(1, 6)]
     assert holds({"turns": [{"said": "A Comet"}]}, "comet")
     assert not holds({"turns": [{"said": "A", "pieces": {"texts": ["Comet"]}, "advantage": 1.5}]}, "comet")
+    # Words of our own are no texts of rollouts: nothing was written but that each call and turn is "ok".
+    assert reader.ask("search", run=0, begun=0, words="ok", **{"from": 0})["found"] == []
+    assert reader.ask("search", run=0, begun=0, words="answer>bo", **{"from": 0})["found"]
+    assert not holds({"ended": "answer", "turns": [{"calls": [{"text": "f()", "status": "ok"}]}]}, "answer")
 
 
 def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path):
@@ -253,6 +262,56 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     notes = reader.known[0, "notes", ""]
     assert len(reader.all("groups")) == 1 and sum("is no file of rollouts" in note for note in notes) == 2
     assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is no" in note for note in notes)
+    # What could be read is searched.
+    searched = {"run": 0, "begun": 0, "from": 0, "words": "mayor of rome"}
+    assert reader.ask("search", **searched) == {"found": ["1.1.0.1"], "next": None, "share": 1.0}
+    # Nothing is left of a step that was good before, and one whose table could be made of it may not be to be opened.
+    write_records(tmp_path, {1: [strange, strange], 5: [{**record(0), "values": ["high"]}]})
+    reader.news()
+    assert set(reader.all("groups")) == {"5.1.0.1"} and reader.all("turns").keys() == {"5"}
+    assert reader.get("/group?run=0&begun=0&key=1.1.0.1")[0] == 410
+    code, _, body = reader.get("/group?run=0&begun=0&key=5.1.0.1")
+    assert code == 400 and b"not as training writes them" in body
+    assert reader.ask("search", **searched)["found"] == []
+    reader.news()
+    assert any("Step 5 is not searched" in note for note in reader.known[0, "notes", ""])
+
+
+def test_numbers_that_are_not_finite_are_left_out(serve, tmp_path):
+    from a2tgpo_trl.view.html import make_page
+    from a2tgpo_trl.view.run import read_runs
+
+    folder = write_run(tmp_path / "run", steps=1)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for step, mean in ((1, float("inf")), (2, float("nan"))):
+        state["log_history"].append({"step": step, "eval_rewards/exact_match/mean": mean})
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    score = {"mean": 0.5, "low": 0.25, "high": float("inf")}
+    endless = {**score, "mean": float("-inf")}
+    (folder / "evaluation" / "after.json").write_text(
+        json.dumps({"everything": {"exact_match": score, "f1": endless}})
+    )
+    reader = serve(folder)
+    reader.news()
+    scores = reader.known[0, "scores", ""]
+    assert scores["exact_match"][1:] == [[2, 0.5, 0.25, None]] and "f1" not in scores
+    assert set(reader.all("curves")) == {"1", "2"}
+    assert make_page(read_runs([folder]))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said(serve, tmp_path, monkeypatch):
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    reader.news()
+    look = Watch._files
+
+    def refusing(self):
+        raise PermissionError(13, "Permission denied", str(self.folder))
+
+    monkeypatch.setattr(Watch, "_files", refusing)
+    code, _, body = reader.get(f"/news?epoch={reader.epoch}&since={reader.number}")
+    assert code == 503 and b"Permission denied" in body
+    monkeypatch.setattr(Watch, "_files", look)
+    assert reader.news() == []
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -301,6 +360,15 @@ def test_the_page_may_ask_its_server_and_nobody_else(serve, tmp_path):
     assert gzip.decompress(packed[2]) == body and len(packed[2]) < len(body) / 2
 
 
+def test_what_another_site_asks_for_is_refused_but_it_may_lead_to_the_page(serve, tmp_path):
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    for path in ("/news?epoch=&since=0", "/group?run=0&begun=0&key=1.1.0.1", "/search?run=0&begun=0&from=0&words=x"):
+        for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            told = reader.get(path, **{"Sec-Fetch-Site": site, "Origin": "http://evil.example"})
+            assert told[0] == code and (code == 200 or b"epoch" not in told[2]), (path, site)
+    assert reader.get("/", **{"Sec-Fetch-Site": "cross-site"})[0] == 200
+
+
 def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=1), host="0.0.0.0")
     token = re.fullmatch(r"http://[^/]+:\d+/\?token=([\w-]{43})", reader.server.address)[1]
@@ -344,6 +412,39 @@ def test_what_is_no_request_gets_its_code_and_nothing_else(serve, tmp_path, capf
     connection.close()
     assert reader.get("/")[0] == 200
     assert capfd.readouterr().err == ""
+
+
+def test_a_connection_ends_in_time_whatever_it_says(serve, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(serving, "WHOLE", 0.5)
+    reader = serve(write_run(tmp_path / "run", steps=1))
+    with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as connection:
+        begin = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < begin + 15:  # a character now and then, and never the end
+                connection.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() < begin + 10
+    assert reader.get("/")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_thread_that_cannot_be_started_keeps_no_place(serve, tmp_path, monkeypatch, capfd):
+    reader = serve(tmp_path / "run")
+    free = reader.server._free
+
+    def failing(self, request, client_address):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", failing)
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            reader.get("/")
+    assert "can't start new thread" in capfd.readouterr().err
+    assert reader.get("/")[0] == 200
+    deadline = time.monotonic() + 10
+    while free._value < serving.MOST_REQUESTS:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # ---- size

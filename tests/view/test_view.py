@@ -199,6 +199,16 @@ def test_credit_beyond_the_outcome_is_left_out_where_the_method_does_not_add_it(
     assert "credit" not in data_of(page)["index"]["runs"][0]["turns"]
 
 
+def test_whether_a_method_adds_credit_is_decided_by_all_of_a_step(tmp_path):
+    # In a step of a method that adds none, a rollout may look as if it had some: its last advantage is its outcome's.
+    other = {**record(1), "advantages": [0.1, 0.9]}
+    write_records(tmp_path, {1: [record(0), other], 2: [record(0)]})
+    page = page_of(tmp_path)
+    credits = [[turn["credit"] for turn in opened(page, group=one)["rollouts"][0]["turns"]] for one in (0, 1, 2)]
+    assert credits == [[None, None], [None, None], [0.25, 0.0]]
+    assert data_of(page)["index"]["runs"][0]["turns"]["credit"]["steps"] == [2]
+
+
 def test_advantages_that_are_no_numbers_leave_the_rest_readable(tmp_path):
     write_records(tmp_path, {1: [{**record(0), "advantages": [None, None], "outcome": None}, record(0)]})
     page = page_of(tmp_path)

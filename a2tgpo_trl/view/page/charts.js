@@ -5,7 +5,10 @@ const COLOURS = ["#3a86d4", "#dd7a2c", "#2f9e75", "#a765c9", "#c9505f", "#8b8f3a
 const INK = "#7b818a";
 const GRID = "rgba(128, 128, 128, 0.2)";
 
+const DASHES = [undefined, [8, 4], [2, 3], [10, 3, 2, 3]]; // where there are more runs than colours
+
 const colour = (run) => COLOURS[run % COLOURS.length];
+const dash = (run) => DASHES[Math.floor(run / COLOURS.length) % DASHES.length];
 
 // Charts in their place. One that is there already is kept, zoomed and unfolded as it is, and draws what is new.
 // A chart: {title, note, x (its name), sync, height, series: [{name, label (a short one), colour, xs, ys, dash, apart
@@ -79,7 +82,7 @@ function chartOptions(x, shown, sync, width, height) {
   return {
     width,
     height,
-    scales: { x: { time: false, range: spaced }, y: { range: high } },
+    scales: { x: { time: false, range: spaced }, y: { range: (_, ...of) => high(null, ...spanned(shown, ...of)) } },
     axes: [{ ...axis, size: 24, gap: 4, values: whole }, { ...axis, size: 46, gap: 4, values: digits }],
     cursor: { sync: { key: sync }, drag: { x: true, y: false } },
     series: [{ label: x, value: (_, value) => number(value) }, ...shown.series.map(seriesOptions)],
@@ -91,6 +94,14 @@ function chartOptions(x, shown, sync, width, height) {
 function spaced(_, low, high) {
   const room = (high - low) * 0.03 || 0.5;
   return [low - room, high + room];
+}
+
+// From the lowest to the highest number in view, with the intervals of those that lie between them.
+function spanned({ series }, low, top) {
+  const ends = series.filter((one) => one.low).flatMap((one) => one.ys.flatMap((y, place) => (
+    low !== null && y >= low && y <= top && one.low[place] !== null && one.high[place] !== null
+      ? [one.low[place], one.high[place]] : [])));
+  return low === null ? [low, top] : [Math.min(low, ...ends), Math.max(top, ...ends)];
 }
 
 // What differs by rounding alone is flat.
@@ -125,15 +136,19 @@ function seriesOptions(one) {
 function drawIntervals(plot, one) {
   if (!one.low) return;
   const context = plot.ctx;
+  const { left, top, width, height } = plot.bbox;
   context.save();
+  context.beginPath();
+  context.rect(left, top, width, height);
+  context.clip();
   context.strokeStyle = one.colour;
   context.lineWidth = 1.5 * devicePixelRatio;
   one.xs.forEach((at, place) => {
-    if (one.low[place] === null) return;
-    const left = plot.valToPos(at, "x", true);
+    if (one.low[place] === null || one.high[place] === null) return;
+    const across = plot.valToPos(at, "x", true);
     context.beginPath();
-    context.moveTo(left, plot.valToPos(one.low[place], "y", true));
-    context.lineTo(left, plot.valToPos(one.high[place], "y", true));
+    context.moveTo(across, plot.valToPos(one.low[place], "y", true));
+    context.lineTo(across, plot.valToPos(one.high[place], "y", true));
     context.stroke();
   });
   context.restore();
@@ -157,7 +172,7 @@ function stepChart(runs, metric) {
   const series = [];
   runs.forEach((run, place) => {
     const [xs, ys] = own(run.curves, metric) ?? [[], []];
-    series.push({ name: run.name, colour: colour(place), xs, ys });
+    series.push({ name: run.name, colour: colour(place), dash: dash(place), xs, ys });
     const points = (reward && own(run.scores, reward)) || [];
     if (points.length) {
       const [at, mean, low, high] = [0, 1, 2, 3].map((which) => points.map((point) => point[which]));
@@ -171,7 +186,7 @@ function stepChart(runs, metric) {
 function envelopeChart(runs) {
   const series = runs.flatMap((run, place) =>
     Object.entries(run.envelopes).map(([name, [xs, ys]]) => ({
-      ...{ name: `${run.name}, ${name}`, label: name, colour: colour(place), xs, ys },
+      ...{ name: `${run.name}, ${name}`, label: name, colour: colour(place), dash: dash(place), xs, ys },
       ...(name === "mean" ? {} : { dash: [4, 4], thin: true }),
     })));
   return { title: "Figure 5: advantages of turns", note: "smallest, mean, largest", x: "step", series, sync: "steps" };

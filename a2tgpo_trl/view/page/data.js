@@ -15,11 +15,13 @@ async function rolloutsOf(run, line) {
   return lastPiece.groups[line.place];
 }
 
+// What a turn wrote once more, token by token; and words of our own.
+const NO_TEXTS = ["pieces", "status", "ended"];
+
 function holds(value, words) {
   if (typeof value === "string") return value.toLowerCase().includes(words);
   if (value === null || typeof value !== "object") return false;
-  // Pieces are what a turn wrote once more, token by token.
-  return Object.entries(value).some(([name, inside]) => name !== "pieces" && holds(inside, words));
+  return Object.entries(value).some(([name, inside]) => !NO_TEXTS.includes(name) && holds(inside, words));
 }
 
 // The keys of a run's groups that hold these words in any text. `told` hears how far it is; false from it ends the

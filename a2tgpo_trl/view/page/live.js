@@ -5,10 +5,17 @@ const EVERY = 2000; // milliseconds between two questions
 const known = { epoch: "", number: 0 };
 
 async function ask(path, parameters) {
-  const response = await fetch(`/${path}?${new URLSearchParams(parameters)}`, { cache: "no-store" });
+  const [response, text] = await answerTo(`/${path}?${new URLSearchParams(parameters)}`).catch(() => {
+    throw new Error("the server does not answer");
+  });
   if (response.status === 401) throw new Error("its token is no longer right: open the address that was printed");
-  if (!response.ok) throw new Error(await response.text());
-  return response.json();
+  if (!response.ok) throw new Error(text);
+  return JSON.parse(text);
+}
+
+async function answerTo(address) {
+  const response = await fetch(address, { cache: "no-store" });
+  return [response, await response.text()];
 }
 
 // ---- what is known
@@ -95,11 +102,20 @@ const ENTER = {
 // What was changed and is to be drawn; lines: [[run, line], ...] of groups.
 const nothing = () => ({ kinds: new Set(), begun: new Set(), lines: [] });
 
+// The server has other runs than the page: the page is asked for again, and nothing goes on in this one.
+function openAnew() {
+  history.replaceState(null, "", location.pathname); // the address is of a group of these runs
+  location.reload();
+  return new Promise(() => {});
+}
+
 // Asks until all is there, and adds it to what was changed; `told` hears how much it is.
 async function readNews(runs, changed, told) {
   for (let share = 0; share < 1;) {
     const news = await ask("news", { epoch: known.epoch, since: known.number });
     const isOther = news.epoch !== known.epoch; // a server that was started again, and says all of it
+    const names = JSON.stringify(runs.map((run) => run.name));
+    if (isOther && JSON.stringify(news.names) !== names) await openAnew();
     if (isOther) runs.forEach(emptied);
     Object.assign(known, { epoch: news.epoch, number: news.number });
     for (const [place, kind, key, value] of news.entries) {
@@ -159,7 +175,7 @@ store.follow = async () => {
       changed = nothing();
       say(`live, ${clock(Date.now() / 1000)}`);
     } catch (error) {
-      say(`not live: ${error instanceof TypeError ? "the server does not answer" : error.message}`, true);
+      say(`not live: ${error.message}`, true);
     }
   }
 };

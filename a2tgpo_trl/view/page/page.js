@@ -112,6 +112,7 @@ async function openAddressed() {
   const address = /^#group-(\d+)-([\d.]+)$/.exec(location.hash);
   const [run, key] = address ? [Number(address[1]), address[2]] : [];
   const line = lineOf(run, key);
+  chosen.open = null; // until it is drawn
   by("group").hidden = !line;
   if (!line) return;
   if (run !== chosen.run) await chooseRun(run);

@@ -39,8 +39,10 @@ function turnChart(runs, [name, title, note], stage, last) {
   const xs = Array.from({ length: INDEX.most_turns }, (_, place) => place + 1);
   const of = runs.map((run) => byTurn(run, name, stage, last).map((one) => one.mean));
   const longest = Math.max(0, ...of.map((means) => means.findLastIndex((mean) => mean !== null))) + 1;
-  const series = runs.map((run, place) => (
-    { name: run.name, colour: colour(place), xs: xs.slice(0, longest), ys: of[place].slice(0, longest), dots: true }));
+  const series = runs.map((run, place) => ({
+    ...{ name: run.name, colour: colour(place), dash: dash(place), dots: true },
+    ...{ xs: xs.slice(0, longest), ys: of[place].slice(0, longest) },
+  }));
   return { title, note, x: "turn", series, sync: "turns" };
 }
 
