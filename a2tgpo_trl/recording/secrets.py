@@ -67,7 +67,10 @@ class Masks:
         if isinstance(value, float):
             return value if math.isfinite(value) else None  # JSON has no NaN
         if isinstance(value, dict):
-            return {self._inside(key): self._inside(inside) for key, inside in value.items()}
+            return {
+                self._inside(key) if isinstance(key, str) else key: self._inside(inside)
+                for key, inside in value.items()
+            }
         return [self._inside(inside) for inside in value] if isinstance(value, (list, tuple)) else value
 
     @property
