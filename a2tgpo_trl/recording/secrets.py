@@ -22,7 +22,7 @@ SECRET = re.compile(
     r"KEY(?!BOARD|WORD)|TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
     r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
 )
-OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN(?![A-Z])")
+OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
 HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)@")
 SHORTEST_SECRET = 8  # characters: a shorter value may be any word
