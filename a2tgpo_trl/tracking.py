@@ -27,6 +27,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -54,6 +55,9 @@ OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
+TOKENS_OF_TEXT = re.compile(
+    r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE
+)  # as in token_level; a secret's name ends so
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -307,12 +311,17 @@ def without_secrets(value: Any, name: str = "") -> Any:
     Example: {"hub_token": "abc", "tokenizer": "x"} -> {"hub_token": "<HUB_TOKEN>", "tokenizer": "x"}
     """
     if isinstance(value, Mapping):
+        # What stands below a secret's name is masked by that name.
         return {
-            str(key): without_secrets(inside, name if names_secret(name) else str(key))
-            for key, inside in value.items()
+            str(key): without_secrets(inside, name if _is_secret(name) else str(key)) for key, inside in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [without_secrets(inside, name) for inside in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return f"<{name.upper()}>" if names_secret(name) else without_url_passwords(str(value), "password")
+    return f"<{name.upper()}>" if _is_secret(name) else without_url_passwords(str(value), "password")
+
+
+def _is_secret(name: str) -> bool:
+    """Of a setting. Example: "hub_token" -> True; "token_level" -> False"""
+    return names_secret(TOKENS_OF_TEXT.sub("", name))

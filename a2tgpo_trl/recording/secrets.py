@@ -22,7 +22,7 @@ SECRET = re.compile(
     r"KEY(?!BOARD|WORD)|TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
     r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
 )
-OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN(?![A-Z])")
+OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
 HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)@")
 SHORTEST_SECRET = 8  # characters: a shorter value may be any word
@@ -67,7 +67,10 @@ class Masks:
         if isinstance(value, float):
             return value if math.isfinite(value) else None  # JSON has no NaN
         if isinstance(value, dict):
-            return {self._inside(key): self._inside(inside) for key, inside in value.items()}
+            return {
+                self._inside(key) if isinstance(key, str) else key: self._inside(inside)
+                for key, inside in value.items()
+            }
         return [self._inside(inside) for inside in value] if isinstance(value, (list, tuple)) else value
 
     @property

@@ -311,8 +311,8 @@ def test_a_part_of_a_word_is_not(name):
 
 def test_names_of_arguments_are_masked_and_columns_are_not():
     masked = Masks({"API_KEY": "s3cr3t-value"})
-    assert masked({"s3cr3t-value": {"s3cr3t-value": 1.5, 3: ["s3cr3t-value"]}}) == {
-        "s3cr3t-value": {"<API_KEY>": 1.5, 3: ["<API_KEY>"]}
+    assert masked({"s3cr3t-value": {"s3cr3t-value": 1.5, (3,): ["s3cr3t-value"]}}) == {
+        "s3cr3t-value": {"<API_KEY>": 1.5, (3,): ["<API_KEY>"]}
     }
 
 
