@@ -116,6 +116,7 @@ class ViewServer(ThreadingHTTPServer):
         self.is_loopback = ipaddress.ip_address(str(self.server_address[0])).is_loopback
         self.token = None if self.is_loopback else secrets.token_urlsafe(32)
         self._free = threading.Semaphore(MOST_REQUESTS)
+        self._ends: dict[Any, float] = {}  # of connections, when they end at the latest
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # without a search for the name of this host, which may take long
@@ -134,20 +135,34 @@ class ViewServer(ThreadingHTTPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._ends[request] = time.monotonic() + WHOLE
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be started, which would have released it
-            self._free.release()
+        except RuntimeError:  # no thread could be started, which would have released it
+            self._release(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._release(request)
+
+    def _release(self, request: Any) -> None:
+        self._ends.pop(request, None)
+        self._free.release()
+
+    def service_actions(self) -> None:
+        """Now and then: a thread whose time is over reads or writes to nobody, and ends."""
+        for request, end in self._ends.copy().items():
+            if time.monotonic() > end:
+                with contextlib.suppress(OSError):  # it is closed by now
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a reader who has left is no error
+        error = sys.exception()
+        # A reader who has left is no error, nor is a connection that was closed here, as at Ctrl-C.
+        if not isinstance(error, ConnectionError) and not (isinstance(error, OSError) and request.fileno() < 0):
             super().handle_error(request, client_address)
 
 
@@ -170,21 +185,6 @@ class Refused(Exception):
 class Handler(BaseHTTPRequestHandler):
     server: ViewServer
     timeout = SILENT  # the connection is for one request
-
-    def setup(self) -> None:
-        super().setup()
-        self._end = threading.Timer(WHOLE, self._shut)
-        self._end.daemon = True
-        self._end.start()
-
-    def finish(self) -> None:
-        self._end.cancel()
-        super().finish()
-
-    def _shut(self) -> None:
-        """Whoever reads or writes here is told that nobody is there."""
-        with contextlib.suppress(OSError):  # the other side has left
-            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
