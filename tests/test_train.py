@@ -257,7 +257,7 @@ def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeyp
     first = drawn[0].axes[0]
     assert [text.get_text() for text in first.get_legend().get_texts()] == [
         *("one, training", "two, training"),
-        *("one, held out", "two, held out"),
+        *("one, held out (intervals over questions)", "two, held out (intervals over questions)"),
     ]
     means = [json.loads((folder / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after")]
     expected = [scores["everything"]["exact_match"]["mean"] for scores in means]

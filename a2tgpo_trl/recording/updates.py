@@ -19,7 +19,6 @@ from ..turns import count_turns, turn_means
 
 
 DECIMALS = 6  # of numbers of tokens
-OF_UPDATES = ("ratios", "clip_fractions")  # keys, also where a column of the row has such a name
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class TrainedBatch:
         return [self._record(number) for number in range(len(self._records))]
 
     def _record(self, number: int) -> Record:
-        said = {name: value for name, value in self._records[number].items() if name not in OF_UPDATES}
-        record: dict[str, Any] = {**said, "updates": self._made[number]}
+        record: dict[str, Any] = {**self._records[number], "updates": self._made[number]}
         if number in self._last:
             update, row = self._last[number]
             record |= update.of_turns(row, len(record["advantages"]))
