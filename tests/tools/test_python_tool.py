@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import functools
+import gc
 import json
 import logging
 import os
@@ -348,6 +349,7 @@ def no_more_files(but: int):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
     files: list[int] = []
+    gc.collect()  # what nothing refers to any more may hold files, and would close them in the middle
     try:
         with suppress(OSError):
             while True:
