@@ -55,9 +55,8 @@ OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
-TOKENS_OF_TEXT = re.compile(
-    r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE
-)  # as in token_level; a secret's name ends so
+# As in token_level. A name of a secret has the word at its end.
+TOKENS_OF_TEXT = re.compile(r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE)
 
 Row = dict[str, Any]
 COLUMNS = (
