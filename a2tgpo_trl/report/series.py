@@ -124,6 +124,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     file = folder / STATE
     if not file.exists():
         raise ValueError(f"{folder} holds no finished run: there is no {STATE} in it. {_instead(folder)}")
+    return history_in(file)
+
+
+def history_in(file: Path) -> list[dict[str, Any]]:
+    """What was logged, by its steps, as a run's folder and its checkpoints have it."""
     try:
         history = json.loads(file.read_text())["log_history"]
         return sorted(history, key=lambda entry: entry["step"])

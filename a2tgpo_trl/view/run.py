@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..recording import SCHEMAS
-from ..report.series import SCORES, STATE
+from ..report.series import HELD_OUT, SCORES, STATE, evaluated, history_in
 from ..resume.folders import checkpoints_of
 from ..rollout.reading import OF_TRAINING, Record, files_like, plain, read_file
 from ..rollout.records import json_number
 
 
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
-LOGGED = "eval_rewards/"
 
 Score = tuple[int, float, float | None, float | None]  # step, mean, and from where to where it may be
 
@@ -94,12 +93,7 @@ def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if saved is None:
             return [], ["It has no log yet, and is shown by its records alone."]
         file, notes = saved / STATE, [f"It is not finished: its log ends with {saved.name}."]
-    try:
-        entries = json.loads(file.read_text())["log_history"]
-        steps = [entry["step"] for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no log of a run: {error!r}.") from error
-    return sorted(entries, key=lambda entry: entry["step"]) if steps else [], notes
+    return history_in(file), notes
 
 
 def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
@@ -108,10 +102,8 @@ def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[
     A mean that is no number, as of a reward that was infinite once, is left out.
     """
     found: dict[str, list[Score]] = {}
-    for entry in log:
-        for key, value in entry.items():
-            if key.startswith(LOGGED) and key.endswith("/mean") and _is_known(value):
-                found.setdefault(plain(key.split("/")[1]), []).append((entry["step"], value, None, None))
+    for step, name, value in evaluated(log):
+        found.setdefault(plain(name.removeprefix(HELD_OUT)), []).append((step, value, None, None))
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
         if not file.exists():
