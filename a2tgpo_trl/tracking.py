@@ -40,7 +40,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from .recording import Masks
+from .recording import Masks, Schedule
 from .recording.secrets import names_secret, without_url_passwords
 from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
 from .report.provenance import provenance
@@ -78,8 +78,7 @@ class Tracking(TrainerCallback):
         self._most_rows, self._is_main, self._callbacks = most_rows, is_main, callbacks
         self.facts: dict[str, Any] = {}  # what the config of the run takes along, such as its recipe
         self._trackers: list[Tracker] = []
-        self._every = 1
-        self._due: int | None = None  # steps before the next batch whose rollouts are shown; None: not known yet
+        self._schedule = Schedule(1)
         self._made: tuple[int, Sequence[Record]] = 0, ()  # the step that trains on these rollouts
         self._gains: dict[int, np.ndarray] = {}
         self._masked = Masks(os.environ)
@@ -88,13 +87,11 @@ class Tracking(TrainerCallback):
 
     def wants(self, step: int) -> bool:
         """Whether rollouts that are made after so many steps are to be shown."""
-        if self._due is None:  # the first batch, or the first since the run was resumed
-            self._due = -(-step // self._every) * self._every
-        return bool(self._trackers) and self._most_rows > 0 and step >= self._due
+        return bool(self._trackers) and self._most_rows > 0 and self._schedule.is_due(step)
 
     def put(self, step: int, records: Sequence[Record]) -> None:
         """Rollouts of this process that were made after so many steps, with their credit."""
-        self._due = (step // self._every + 1) * self._every
+        self._schedule.pass_over(step)
         self._made = step + 1, records
 
     def see_gains(self, gains_NK: Tensor, round: int) -> None:
@@ -111,7 +108,7 @@ class Tracking(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._trackers = []
-        self._every, self._due = max(1, math.ceil(state.max_steps / TABLES)), None
+        self._schedule = Schedule(max(1, math.ceil(state.max_steps / TABLES)))
         self._made, self._gains = (0, ()), {}
         if self._is_main:
             self._attempt(self._begin)

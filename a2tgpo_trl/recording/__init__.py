@@ -66,7 +66,8 @@ left out with a warning each. Where a column of the data set has the name of one
 written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios, `updates` and
 `batch`.
 
-    recorder.py     which batches; the thread that writes, and all that can go wrong there
+    recorder.py     the thread that writes, and all that can go wrong there
+    schedule.py     which batches
     contents.py     records of rounds -> those of the batch, with their credit
     updates.py      what updates made of a batch -> numbers of its turns and tokens
     tokens.py       tokens -> the text of each
@@ -75,6 +76,7 @@ written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has com
 
 from .contents import credited, trained_on, with_tokens
 from .recorder import FOLDER, SCHEMA, SCHEMAS, Closing, Recorder
+from .schedule import Schedule
 from .secrets import Masks
 from .tokens import TokenTexts
 from .updates import Update
@@ -87,6 +89,7 @@ __all__ = [
     "Closing",
     "Masks",
     "Recorder",
+    "Schedule",
     "TokenTexts",
     "Update",
     "credited",

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from ..resume.own_files import OwnFiles
 from ..rollout.record_files import FORMATS, encoded
 from ..rollout.records import Record
+from .schedule import Schedule
 from .secrets import Masks
 from .updates import TrainedBatch, Update
 
@@ -49,9 +50,8 @@ class Recorder:
             format: of the files.
             texts: of tokens, where records have `prompt_ids` and `tokens`.
         """
-        self._own, self._rank, self._every, self._most = OwnFiles(folder), rank, every, most_bytes
+        self._own, self._rank, self._schedule, self._most = OwnFiles(folder), rank, Schedule(every), most_bytes
         self._format, self._texts = format, texts
-        self._due: int | None = None  # steps before the next batch that is written; None: not known yet
         self._step = -1  # steps before the last one that was written
         self._batches = 0  # of that step
         self._ended = False
@@ -63,9 +63,7 @@ class Recorder:
 
     def is_due(self, step: int) -> bool:
         """Whether a batch that is made after so many steps is one to be written: all ranks say the same."""
-        if self._due is None:  # the first batch, or the first since the run was resumed
-            self._due = -(-step // self._every) * self._every
-        return step >= self._due or step == self._step
+        return self._schedule.is_due(step) or step == self._step
 
     def wants(self, step: int) -> bool:
         """Whether this rank still writes it."""
@@ -80,7 +78,8 @@ class Recorder:
         """
         self._hand_on()
         self._batches = self._batches + 1 if step == self._step else 1
-        self._step, self._due = step, (step // self._every + 1) * self._every
+        self._step = step
+        self._schedule.pass_over(step)
         if self._ended:
             return
         ours = {"schema": SCHEMA, "step": step + 1, "rank": self._rank, "batch": self._batches}
