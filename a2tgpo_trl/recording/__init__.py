@@ -42,11 +42,11 @@ loses the batch that it was at.
 (64 rollouts of 98 tokens) they make JSONL 2.3 times as large, 401 kB a batch, and Parquet 1.2 times, 36 kB. Studies
 leave them out.
 
-What it costs. In the quickstart, on two cores of an AMD EPYC that did other work as well (2026-11-29), recording took
-28, 30 and 66 ms of processors a batch in three runs as JSONL and 37 ms as Parquet, on both threads together: 1.5 to
-3.6 % of a step that is recorded, 0.3 to 0.7 % where every fifth is. Steps in pairs say no more there: with recording
-by without, the medians of 8 to 20 pairs lay between 0.92 and 1.04 of processor time, which is what the other work
-makes of it. `python tests/benches/recording_cost.py quickstart` measures both.
+What it costs. In the quickstart, on two idle cores of an AMD EPYC (2026-11-30), recording took 34 and 44 ms of
+processors a batch as JSONL in two runs of 40 and 100 pairs of steps, on both threads together: 1.3 and 1.7 % of a step
+that is recorded, 0.3 % where every fifth is. A step that waits until its file is on the disk takes 6 and 8 % longer on
+the clock, 1.1 and 1.7 % where every fifth is; training does not wait. `python tests/benches/recording_cost.py
+quickstart` measures it.
 
 With `datasets` and with DuckDB:
 
