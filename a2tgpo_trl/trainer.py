@@ -36,7 +36,7 @@ from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .loss import clipped_tokens, ratio_metrics, ratio_reference, ratio_sums
-from .recording import Closing, Recorder, TokenTexts, Update, credited, trained_on, with_tokens
+from .recording import Recorder, TokenTexts, Update, WithRun, credited, trained_on, with_tokens
 from .report.alarms import Alarms, averaged
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
@@ -234,7 +234,7 @@ class A2TGPOTrainer(ScoringTrainer):
             args.record_format,
             TokenTexts(self._tokenizer) if args.record_tokens else None,
         )
-        self.add_callback(Closing(recorder))
+        self.add_callback(WithRun(recorder, self._ranks.number))
         return recorder
 
     def _make_tracking(self) -> Tracking:

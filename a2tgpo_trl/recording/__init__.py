@@ -36,7 +36,8 @@ ratios are 1 but for rounding; where it is in several, the first of them has suc
 Lists of tokens have an entry for each of the completion, null where it was read and not sampled, or is in no loss; six
 decimals are kept. Half a character has no text: the token that completes it has all of it. A run that ends, or is
 interrupted, before the last update writes what it has: fewer `updates`, and with 0 none of these. One that is killed
-loses the batch that it was at.
+loses the batch that it was at. One that goes on removes what was recorded of later steps than those that it goes on
+from.
 
 `record_tokens` is on: what a policy does is told by its tokens, and how much is written has a limit. In the quickstart
 (64 rollouts of 98 tokens) they make JSONL 2.3 times as large, 401 kB a batch, and Parquet 1.2 times, 36 kB. Studies
@@ -75,7 +76,7 @@ written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has com
 """
 
 from .contents import credited, trained_on, with_tokens
-from .recorder import FOLDER, SCHEMA, SCHEMAS, Closing, Recorder
+from .recorder import FOLDER, SCHEMA, SCHEMAS, Recorder, WithRun
 from .schedule import Schedule
 from .secrets import Masks
 from .tokens import TokenTexts
@@ -86,12 +87,12 @@ __all__ = [
     "FOLDER",
     "SCHEMA",
     "SCHEMAS",
-    "Closing",
     "Masks",
     "Recorder",
     "Schedule",
     "TokenTexts",
     "Update",
+    "WithRun",
     "credited",
     "trained_on",
     "with_tokens",

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from .updates import TrainedBatch, Update
 logger = logging.getLogger(__name__)  # of each rank: a disk may be its own
 
 FOLDER = "rollouts"
+NAME = re.compile(r"step-(?P<step>\d+)-rank-(?P<rank>\d+)(-batch-\d+)?\.\w+")  # of a file
 SCHEMA = 2
 SCHEMAS = (1, SCHEMA)  # that are read
 WAITING = 4  # batches that may wait to be written
@@ -68,6 +70,15 @@ class Recorder:
     def wants(self, step: int) -> bool:
         """Whether this rank still writes it."""
         return self.is_due(step) and not self._ended
+
+    def resume(self, step: int, ranks: int) -> None:
+        """The run goes on after so many steps, on so many ranks. What was recorded of later steps is removed: they are
+        made anew. Each rank sees to its own files, and to those of ranks that are no more."""
+        with self._told(FOLDER):
+            places = {file: NAME.fullmatch(file.name) for file in (self._own.folder / FOLDER).glob("step-*")}
+            later = {file: place for file, place in places.items() if place and int(place["step"]) > step}
+            ours = (file.name for file, place in later.items() if int(place["rank"]) % ranks == self._rank)
+            self._own.remove(*(f"{FOLDER}/{name}" for name in ours))
 
     def put(self, step: int, records: Sequence[Record], updates: int = 1) -> None:
         """Hand over what was made after so many steps to be trained on. A step may have several batches.
@@ -191,11 +202,15 @@ class Recorder:
         logger.warning(f"{why}: no more rollouts are recorded. The run goes on.")
 
 
-class Closing(TrainerCallback):
-    """Closes a recorder when training ends."""
+class WithRun(TrainerCallback):
+    """Tells a recorder that a run goes on, and that it has ended."""
 
-    def __init__(self, recorder: Recorder):
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, ranks: int):
+        self._recorder, self._ranks = recorder, ranks
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step > 0:
+            self._recorder.resume(state.global_step, self._ranks)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._recorder.close()

@@ -193,6 +193,35 @@ def test_a_resumed_run_writes_what_it_would_have_written(tokenizer, tmp_path):
         assert [one["completion"] for one in mine] == [one["completion"] for one in theirs]
 
 
+def test_a_run_that_goes_on_leaves_no_records_of_steps_that_were_undone(tokenizer, tmp_path):
+    run(tokenizer, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    of_ranks = [f"rollouts/step-{step:06}-rank-1{further}.jsonl" for step in (2, 4) for further in ("", "-batch-2")]
+    for name in of_ranks:  # of a run of two ranks, which goes on with one
+        (tmp_path / name).write_text("{}\n")
+    OwnFiles(tmp_path).add(*of_ranks)
+    theirs = tmp_path / "rollouts" / "step-000004-notes.txt"
+    theirs.write_text("mine")
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, record_every=1, max_steps=3)))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert files(tmp_path) == sorted(
+        [f"step-00000{step}-rank-0.jsonl" for step in (1, 2, 3)]
+        + ["step-000002-rank-1-batch-2.jsonl", "step-000002-rank-1.jsonl", theirs.name]
+    )
+
+
+def test_each_rank_removes_what_others_do_not(tmp_path):
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    names = [f"rollouts/step-{step:06}-rank-{rank}.jsonl" for step in (1, 2) for rank in range(5)]
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+    OwnFiles(tmp_path).add(*names)
+    for rank, removed in ((0, {0, 2, 4}), (1, {1, 3})):
+        before = {*files(tmp_path)}
+        Recorder(tmp_path, rank, 1, 1e9).resume(1, ranks=2)
+        assert before - {*files(tmp_path)} == {f"step-000002-rank-{other}.jsonl" for other in removed}
+
+
 # ---- what goes wrong
 
 
