@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -232,7 +232,7 @@ def histogram_name(turn: int) -> str:
 def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) -> Iterator[Row]:
     """A row a turn, rollout by rollout. Turns are counted from 1, rollouts of a group from 0."""
     rollouts: Counter[int] = Counter()
-    for record in map(_without_columns, records):
+    for record in records:
         group = record["group"]
         for place, (turn, happened) in enumerate(zip_longest(turns_of(record), record.get("turns", ()))):
             turn = turn or Turn("", [], [])  # cut before it wrote anything
@@ -253,28 +253,6 @@ def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) 
                 "outcome": record["outcome"],
             }
         rollouts[group] += 1
-
-
-def _without_columns(record: Record) -> Record:
-    """A record without columns of the data set that are named as what was not recorded: without tools there are no
-    turns, without a gain pass no values.
-
-    Example: {"values": 3, "turns": 3, "gains": [0.5]} -> {"gains": [0.5]}
-    """
-    are_real: dict[str, Callable[[Any], bool]] = {"turns": _is_turn, "values": _is_number, "gains": _is_number}
-
-    def is_real(name: str, value: Any) -> bool:
-        return name not in are_real or isinstance(value, list) and all(map(are_real[name], value))
-
-    return cast(Record, {name: value for name, value in record.items() if is_real(name, value)})
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and {"status", "calls"} <= value.keys()
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float))
 
 
 def _text(text: str, masked: Callable[[Any], Any]) -> str:

@@ -8,7 +8,6 @@ from torch import Tensor
 from ..rollout.records import Record, json_number
 
 
-OF_UPDATES = ("ratios", "clip_fractions")  # come with an update: before it they are at most columns of the row
 Rounds = Sequence[tuple[int, Sequence[Record]]]  # number of the first of a rank's rollouts in a round; these
 Placed = list[tuple[int, Record]]  # place of a rollout in the batch of all ranks; its record
 
@@ -22,8 +21,7 @@ def credited(
              -> {..., "advantages": [0.9, 0.4], "scores": [1.7, None]}
     """
     turns = {name: [json_number(value) for value in values[:number].tolist()] for name, values in of_turns.items()}
-    known = {name: value for name, value in record.items() if name not in OF_UPDATES}
-    found = {**known, "outcome": json_number(outcome), "outcome_advantage": json_number(outcome_advantage), **turns}
+    found = {**record, "outcome": json_number(outcome), "outcome_advantage": json_number(outcome_advantage), **turns}
     return cast(Record, found)
 
 

@@ -101,7 +101,7 @@ class Recorder:
             self._writer.start()
             atexit.register(self.close)
         whole = [cast(Record, {**record, **ours}) for record in records]
-        self._trained = name, TrainedBatch(whole, updates, with_tokens=self._texts is not None)
+        self._trained = name, TrainedBatch(whole, updates)
 
     def see(self, numbers: Sequence[int], update: Update) -> None:
         """An update was made of rollouts of the last batch; after its last one it is written.

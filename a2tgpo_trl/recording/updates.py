@@ -86,14 +86,13 @@ def _known(values: Sequence[float], inside: Sequence[bool]) -> Iterator[float | 
 class TrainedBatch:
     """The records of a batch that is trained on, and the last update of each."""
 
-    def __init__(self, records: Sequence[Record], updates: int, with_tokens: bool):
+    def __init__(self, records: Sequence[Record], updates: int):
         """
         Args:
             records: of the rollouts with numbers 0, 1, ...
             updates: that are to be made of each.
-            with_tokens: whether their `tokens` are ours; else that may be a column of the row.
         """
-        self._records, self._with_tokens = records, with_tokens
+        self._records = records
         self._last: dict[int, tuple[Update, int]] = {}  # update of each, and its row there
         self._made = [0] * len(records)
         self._left = updates * len(records)
@@ -115,7 +114,6 @@ class TrainedBatch:
         if number in self._last:
             update, row = self._last[number]
             record |= update.of_turns(row, len(record["advantages"]))
-            if self._with_tokens:
-                tokens = record["tokens"]
+            if (tokens := record.get("tokens")) is not None:
                 record["tokens"] = {**tokens, **update.of_tokens(row, len(tokens["ids"]))}
         return cast(Record, record)

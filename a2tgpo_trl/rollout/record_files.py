@@ -10,8 +10,7 @@ that files of any runs are read together:
 
     duckdb.sql("select rewards->>'exact_match', columns->>'hops' from 'outputs/run/rollouts/*.parquet'")
 
-`read_records` gives the same records for either, numbers of tokens as 32 bits hold them. A column of the row that has
-the name of another of these columns, and cannot be its, is among `columns`.
+`read_records` gives the same records for either, numbers of tokens as 32 bits hold them.
 """
 
 import json
@@ -21,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .records import Record, read_jsonl
+from .records import Record, read_jsonl, with_columns
 
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "parquet")
 TEXTS = ("prompt", "completion", "answer", "rewards", "turn_rewards")  # of JSON
-COLUMNS = "columns"  # the other columns of the row
+COLUMNS = "columns"  # of the row
 # These may be known to have no value. Others that have none are not there.
 NONE_IS_KNOWN = {"outcome", "outcome_advantage", "ended"}
 OF_FUNCTIONS = ("text", "read")  # of turns, where a rollout function made them
@@ -87,56 +86,21 @@ def _parquet(records: Sequence[Record]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    arrays: dict[str, Any] = {}
-    others: list[dict[str, Any]] = [{} for _ in records]
-    for name in dict.fromkeys(name for record in records for name in record):
-        values = [record.get(name) for record in records]
-        array = _array(name, values)
-        if array is None:
-            for other, record in zip(others, records, strict=True):
-                other |= {name: record[name]} if name in record else {}  # type: ignore[literal-required]
-        else:
-            arrays[name] = array
-    arrays[COLUMNS] = pa.array(map(_json, others), pa.string())
-    empty = (pa.nulls(len(records), field.type) for field in schema())
-    columns = [arrays.get(name, nothing) for name, nothing in zip(schema().names, empty, strict=True)]
+    rows = map(_row, records)
     file = BytesIO()
-    parquet.write_table(pa.table(columns, schema=schema()), file, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), file, compression="zstd")
     return file.getvalue()
 
 
-def _array(name: str, values: Sequence[Any]) -> Any:
-    """The column of this name, or None where the values are no such column's."""
-    import pyarrow as pa
-
-    if name == COLUMNS or name not in schema().names:
-        return None
-    if name in TEXTS:
-        return pa.array([None if value is None else _json(value) for value in values], pa.string())
-    column = schema().field(name).type
-    try:
-        flat = [None if value is None else _flat(name, value) for value in values]
-        # Arrow would leave out what a structure does not have.
-        return pa.array(flat, column) if all(_fits(value, column) for value in flat) else None
-    except (pa.ArrowException, TypeError, ValueError, AttributeError, KeyError, OverflowError):
-        return None
-
-
-def _flat(name: str, value: Any) -> Any:
-    """A value with arguments of calls as JSON text."""
-    return value if name != "turns" else [{**turn, "calls": _with_arguments(turn["calls"], _json)} for turn in value]
-
-
-def _fits(value: Any, column: "pyarrow.DataType") -> bool:
-    """Whether a column has all that structures hold."""
-    from pyarrow import types
-
-    if value is None or not (types.is_nested(column)):
-        return True
-    if types.is_list(column):
-        return not types.is_nested(column.value_type) or all(_fits(one, column.value_type) for one in value)
-    known = {field.name: field.type for field in column}
-    return value.keys() <= known.keys() and all(_fits(value[name], known[name]) for name in value)
+def _row(record: Record) -> dict[str, Any]:
+    """A record as a row of a file."""
+    ours = {name: value for name, value in record.items() if name in schema().names and name != COLUMNS}
+    others = {name: value for name, value in record.items() if name not in schema().names}
+    row: dict[str, Any] = {**ours, COLUMNS: _json({**others, **record.get(COLUMNS, {})})}
+    row |= {name: _json(row[name]) for name in TEXTS if row.get(name) is not None}
+    if "turns" in row:
+        row["turns"] = [{**turn, "calls": _with_arguments(turn["calls"], _json)} for turn in row["turns"]]
+    return row
 
 
 def _with_arguments(calls: Any, changed: Callable[[Any], Any]) -> Any:
@@ -156,7 +120,7 @@ def _read_parquet(path: Path) -> list[Record]:
 
 def _record(row: dict[str, Any]) -> Record:
     """A row of a file, as the record that it was."""
-    found: dict[str, Any] = json.loads(row.pop(COLUMNS, None) or "{}")
+    found = with_columns(json.loads(row.pop(COLUMNS)))
     for name, value in row.items():
         known_none = name in NONE_IS_KNOWN and (name != "ended" or row["turns"] is not None)
         if value is None and not known_none:

@@ -12,7 +12,7 @@
 `turn_rewards` where there are any: a number a turn, the answer turn included. `states` where a method compares turns
 by what was read before them: turns of a prompt with the same number read alike. `values` and `gains` are there where a
 gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value that could not be
-computed is None.
+computed is None. A column that has the name of another key, such as `turns`, is in `columns`, a dictionary.
 
 Of a rollout function only tokens and mask are known: `prompt` is text, each turn has its `text` and what was `read`
 after it, `calls` is None, and `ended` is None unless the last turn was cut.
@@ -20,7 +20,7 @@ after it, `calls` is None, and `ended` is None unless the last turn was cut.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -71,7 +71,7 @@ class TokensRecord(TypedDict, total=False):
 
 
 class Record(TypedDict, total=False):
-    """A rollout. Beside these keys it has the columns of its row."""
+    """A rollout. Beside these keys it has the columns of its row, and in `columns` those that are named as a key."""
 
     prompt: Any
     completion: Any
@@ -86,6 +86,7 @@ class Record(TypedDict, total=False):
     gains: list[float | None]
     turn_rewards: dict[str, list[float | None]]
     states: list[int]
+    columns: dict[str, Any]
     # In the files of a run's rollouts (`recording/`).
     schema: int
     step: int
@@ -105,6 +106,9 @@ class Record(TypedDict, total=False):
     tokens: TokensRecord
 
 
+KEYS = Record.__annotations__.keys() - {"prompt", "answer"}  # what a record has of its own, and not of its row
+
+
 def make_records(
     rows: Sequence[dict[str, Any]],
     prompts: Sequence[Any],
@@ -119,7 +123,7 @@ def make_records(
     for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
         rewards = zip(reward_names, map(json_number, rewards_BF[i].tolist()), strict=True)
         record = {
-            **row,
+            **with_columns(row),
             "prompt": prompt,
             "completion": completion,
             "rewards": dict(rewards),
@@ -132,6 +136,16 @@ def make_records(
             record |= {"values": values, "gains": list(map(_gain, values, values[1:]))}
         records.append(cast(Record, record))
     return records
+
+
+def with_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row as a record has them.
+
+    Example: {"answer": "Bo", "hops": 2, "turns": 3} -> {"answer": "Bo", "hops": 2, "columns": {"turns": 3}}
+    """
+    named_as_keys = {name: value for name, value in row.items() if name in KEYS}
+    others = {name: value for name, value in row.items() if name not in KEYS}
+    return {**others, "columns": named_as_keys} if named_as_keys else others
 
 
 def count_tool_turns(completion: Any) -> int:

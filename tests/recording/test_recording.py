@@ -304,7 +304,7 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
 
 
 def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
-    record = {"completion": "\ud83d", "asked\ud83d": {"\ud83d": 3}, "ratios": "a column of the row"}
+    record = {"completion": "\ud83d", "asked\ud83d": {"\ud83d": 3}}
     record = credited(record, float("nan"), 0.5, {"scores": torch.tensor([1.5, torch.nan, 9.0])}, 2)
     one = recorder(tmp_path)
     one.put(0, [record])

@@ -5,11 +5,12 @@ from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 from recorded import record
 
 from a2tgpo_trl.rollout.record_files import FORMATS, TEXTS, encoded, read_records, schema
-from a2tgpo_trl.rollout.records import CallRecord, Record, TokensRecord, TurnRecord
+from a2tgpo_trl.rollout.records import CallRecord, Record, TokensRecord, TurnRecord, make_records
 
 
 NOTHING = {"outcome": None, "outcome_advantage": None}  # nobody scored it
@@ -58,22 +59,22 @@ def test_types_of_columns_are_the_same_in_all_files(tmp_path):
     assert all(one.equals(schema()) for one in schemas) and len(schemas) == 3
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    "column",
+    "columns",
     [
-        *(
-            {"values": "high"},
-            {"turns": "three"},
-            {"turns": [1]},
-            {"turns": [{"calls": None, "mine": 1}]},
-            {"step": "x"},
-        ),
-        *({"tokens": {"mine": 1}}, {"columns": [1]}, {"group": 2**80}, {"states": {"a": 1}}, {"scores": [[1]]}),
+        {"values": "high", "turns": [{"calls": None, "mine": 1}]},
+        {"tokens": {"mine": 1}, "columns": [1], "group": 2**80, "hops": 3},
+        {"rewards": None, "completion": "theirs", "step": [], "row": 4},
     ],
 )
-def test_a_column_of_the_row_may_have_a_name_of_ours(column, tmp_path):
-    plain = {"prompt": "Who?", "completion": "a", "rewards": {"f1": 1.0}, **NOTHING}
-    assert written(tmp_path, [{**plain, **column}, plain]) == [{**plain, **column}, plain]
+def test_a_column_of_the_row_may_have_the_name_of_a_key(columns, format, tmp_path):
+    prompt = [{"role": "user", "content": "Who?"}]
+    (one,) = make_records([columns], [prompt], ["a"], torch.tensor([[1.0]]), ["f1"], None)
+    assert one["completion"] == "a" and one["rewards"] == {"f1": 1.0}
+    kept = one["columns"] | {name: value for name, value in one.items() if name == "hops"}
+    assert kept == columns and not {"values", "turns", "tokens", "step", "row"} & one.keys()
+    assert written(tmp_path, [{**one, **NOTHING}], format) == [{**one, **NOTHING}]
 
 
 def test_each_key_of_a_record_has_a_column():
