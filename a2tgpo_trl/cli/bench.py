@@ -1,6 +1,7 @@
 """`a2tgpo bench step` and `gain`: options in, a table out; a module each."""
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("step", STEP, _add_step),
         ("gain", GAIN, _add_gain),
     ):
-        add(benches.add_parser(name, help=text.split(".")[0], description=text))
+        # Else --seed, which is a key of the recipe, would be taken for --seeds.
+        add(benches.add_parser(name, help=text.split(".")[0], description=text, allow_abbrev=False))
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -98,11 +100,13 @@ def _add_gain(parser: argparse.ArgumentParser) -> None:
 def run_step(args: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
+    from ..launch.processes import count_accelerators, one_gpu
     from ..report.progress import quiet_libraries
     from . import bench_step
     from .bench_policy import write_recipe
 
     quiet_libraries()
+    os.environ.update(one_gpu(os.environ, count_accelerators()))
     show(bench_step.describe())
     with TemporaryDirectory() as folder:
         recipe = write_recipe(folder, args.recipe) if args.recipe in RANDOM else args.recipe

@@ -123,7 +123,8 @@ def measure(recipe: str, overrides: Sequence[str], steps: int, seeds: int, folde
     """Steps of each way with each of the seeds 0, 1, ..., unless the overrides name one."""
     found = {way: StepTimes() for way in WAYS}
     for seed in range(seeds):
-        of_seed = overrides if "--seed" in overrides else [*overrides, "--seed", str(seed)]
+        is_named = any(word == "--seed" or word.startswith("--seed=") for word in overrides)
+        of_seed = overrides if is_named else [*overrides, "--seed", str(seed)]
         for way, times in _measure(recipe, of_seed, steps, f"{folder}/{seed}").items():
             found[way].extend(times)
     return found

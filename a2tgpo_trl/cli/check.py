@@ -9,6 +9,7 @@ from .launching import add_recipe_argument
 
 if TYPE_CHECKING:
     from ..preflight import Finding
+    from ..recipe.recipe import Recipe
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -26,13 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings. 0: nothing failed; 1: something did."""
     from ..preflight import preflight
-    from ..recipe.recipe import read_recipe
     from ..report.progress import quiet_libraries
 
     quiet_libraries()
-    findings = preflight(read_recipe(["--config", args.recipe, *args.overrides]), args.call_tools)
+    recipe, of_machine = _read(["--config", args.recipe, *args.overrides])
+    findings = [*of_machine, *preflight(recipe, args.call_tools)]
     report(findings)
     return int(any(finding.status == "fail" for finding in findings))
+
+
+def _read(words: Sequence[str]) -> tuple["Recipe", list["Finding"]]:
+    """The recipe; where it wants a GPU that this machine lacks, as another would read it, with a warning."""
+    import torch
+
+    from ..errors import RecipeError
+    from ..preflight import Finding
+    from ..recipe.recipe import read_recipe
+
+    try:
+        return read_recipe(words), []
+    except RecipeError as error:
+        if torch.cuda.is_available():
+            raise
+        recipe = read_recipe([*words, "--use_cpu", "true"])
+        return recipe, [Finding("machine", "warn", f"Checked for another machine; here it would not run: {error}")]
 
 
 def report(findings: Sequence["Finding"]) -> None:

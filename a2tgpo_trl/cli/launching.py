@@ -36,12 +36,18 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def launch(module: str, args: argparse.Namespace) -> int:
     """Does not return: what is launched takes over, and its exit code is the command's."""
-    from ..launch.processes import start_here
+    from ..launch.processes import VISIBLE, start_here
     from ..recipe.recipe_file import find_launch_config, find_recipe
 
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
     config_file = find_launch_config(args.config_file) if args.config_file else None
     start = start_here(config_file, args.num_processes)
+    if VISIBLE in start.variables and args.num_processes is None:
+        print(
+            f"One process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). --num_processes, "
+            "before the recipe's keys, starts more.",
+            file=sys.stderr,
+        )
     sys.stdout.flush()
     environment = {**PATIENCE, **os.environ, **start.variables}
     os.execve(sys.executable, [sys.executable, *start.words, "-m", module, *words], environment)

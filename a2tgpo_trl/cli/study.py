@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         if cell not in study.cells:
             raise ValueError(f"--cells: {study.file} has no cell {cell!r}.{nearest(cell, study.cells)}")
     check(study)
+    check_places(study)
     identities = {run.kind: _identity(study, run) for run in study.kinds()}
     results = Results(study.results, identities)
     maker = Maker(study, results, identities, args)
@@ -65,7 +66,6 @@ def check(study: "Study") -> None:
     """What would fail in one of the runs is said before the first."""
     from ..recipe.recipe import read_recipe
     from ..report.progress import quiet_libraries
-    from ..study.report import title
 
     quiet_libraries()
     for cell in study.cells:
@@ -76,8 +76,21 @@ def check(study: "Study") -> None:
         known = [getattr(reward, "__name__", str(reward)) for reward in recipe.task.reward_funcs]
         if study.reward not in known and recipe.task.environment_factory is None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
+
+
+def check_places(study: "Study") -> None:
+    """What is not a study's is not written over. Pictures are known by the report beside them."""
+    from ..study.report import title
+    from ..study.results import is_of_study
+
+    over = "and would be written over. Move it away."
     if study.report.exists() and not study.report.read_text().startswith(title(study)):
-        raise ValueError(f"{study.report} is no report of this study, and would be written over. Move it away.")
+        raise ValueError(f"{study.report} is no report of this study, {over}")
+    for picture in (study.picture, study.figures):
+        if picture.exists() and not study.report.exists():
+            raise ValueError(f"{picture} is no picture of this study, {over}")
+    if study.results.exists() and not is_of_study(study.results):
+        raise ValueError(f"{study.results} holds no results of a study, {over}")
 
 
 def _identity(study: "Study", run: "Run") -> str:

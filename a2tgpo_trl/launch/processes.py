@@ -1,6 +1,7 @@
 """configuration of Accelerate, number of processes, machine -> how the processes are started.
 
-    one process that no configuration says anything about    this one, which so keeps its exit code
+    one process that no configuration says anything about    this one, which so keeps its exit code; of several GPUs
+                                                             it sees the first
     a task of SLURM, one of several on its machine           this one, as the rank that it is
     anything else                                            accelerate launch, by way of `launcher.py`
 
@@ -27,6 +28,7 @@ LAUNCHER = ["-m", "a2tgpo_trl.launch.launcher"]
 NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # or it warns that they are not
 SEVERAL = ["--multi_gpu"]  # or it starts one
 WITHOUT_SHARDS = (DistributedType.NO, DistributedType.MULTI_CPU)
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 ON_ACCELERATORS = (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -75,12 +77,23 @@ def choose_start(config_file: Path | None, num_processes: int | None, accelerato
 
 def _without_configuration(number: int, accelerators: int) -> Start:
     if number == 1:
-        return Start([])
+        return Start([], one_gpu(os.environ, accelerators))
     words = [*LAUNCHER, "--num_processes", str(number), *NOT_SET]
     if accelerators == 0:
         return Start([*words, *SEVERAL], {USE_CPU: "true"})
     _check_number("--num_processes asks for", number, accelerators)
     return Start(words)
+
+
+def one_gpu(environment: Mapping[str, str], accelerators: int) -> dict[str, str]:
+    """Variables that leave one GPU of several to a process: Transformers would spread each batch over all of them, and
+    TRL's trainer cannot be spread.
+
+    Example: CUDA_VISIBLE_DEVICES=2,3 -> 2
+    """
+    if accelerators < 2:
+        return {}
+    return {VISIBLE: environment.get(VISIBLE, "0").partition(",")[0]}
 
 
 def _copies(config_file: Path, config: ClusterConfig, words: list[str], accelerators: int) -> Start:

@@ -8,7 +8,8 @@ A study trains one recipe in several cells (methods, or settings of one) with se
     settings: {max_steps: 100}            of all cells, over those of the recipe
     every: 10                             steps from one evaluation to the next
     seeds: [0, 1, 2, 3, 4, 5, 6, 7]
-    against: grpo                         the cell that the others are compared with
+    against: grpo                         the cell that the others are compared with; or of each, {igpo: grpo}
+    post_hoc: [a2tgpo_wide]               cells that were added when results of others had been seen
     target: 0.7                           the held-out score that cells are timed to
     learning_rates: {values: [2.5e-4, 5.0e-4], seeds: [1000]}       each cell tries these, on other seeds
     cells:
@@ -26,7 +27,7 @@ whatever runs beside it.
     results.py      a finished run's folder -> its measurements; those of all runs, in one file
     mechanism.py    records -> how well gains and credit tell which searches were of use
     spreads.py      records -> how gains, credit and clip ranges are spread, by turn and over all
-    comparison.py   results -> what each cell came to, and its differences from another
+    comparison.py   results -> what each cell came to, and its differences from another, judged together
     claims.py       results -> whether what the paper claims has held here
     tables.py       results -> the tables of the report on what gains and credit are worth
     calls.py        results -> the table of the report on whether to call at all

@@ -1,6 +1,7 @@
 """results of a study -> what the paper of A2TGPO claims, and whether it held here. For cells of these names.
 
-A claim about means has held, or not, where the 95 % interval over five seeds or more leaves no doubt.
+What is better is judged with all differences of the report (`comparison.py`). Another claim has held, or not, where
+the 95 % interval over five seeds or more leaves no doubt.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,68 +10,70 @@ import numpy as np
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
-from .comparison import FEWEST, differences, paired, verdict
+from .comparison import FEWEST, NOT_DECIDED, Difference, Pair, Runs, paired
 from .figures import by_depth, drift
 from .results import Results
-from .study import Run, Study
+from .study import Run
 
 
-A2TGPO, UNSCALED = "a2tgpo", "a2tgpo_unscaled"
-NO_GAIN = "_no_gain"  # at the end of the name of a cell that is another without gains
+# A2TGPO as it is, and with a clip range ten times the paper's; cells that leave something out have its name behind.
+A2TGPO, OTHERS = ("a2tgpo", "a2tgpo_wide"), ("grpo", "igpo")
+NO_GAIN, UNSCALED = "_no_gain", "_unscaled"
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
 TINY = 1e-3  # a deviation of credit below it is none
-HELD, NOT_HELD, NOT_DECIDED = "held", "not held", "not decided"
+HELD, NOT_HELD = "held", "not held"
 
-Runs = Mapping[str, Sequence[Run]]
 Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
 
 
-def claims(study: Study, results: Results, runs: Runs) -> Iterator[Claim]:
-    if A2TGPO in runs:
-        for other in ("grpo", "igpo"):
-            yield from _better(study, results, runs, A2TGPO, other, f"A2TGPO is better than {other}")
-    for cell in runs:
-        claim = f"gains are what helps: {cell} is better than the same without them"
-        yield from _better(study, results, runs, cell, cell + NO_GAIN, claim)
-    if A2TGPO in runs:
-        yield from _drift(results, runs)
-        yield from _level(results, runs)
-        yield from _follows(results, runs)
+def claims(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> Iterator[Claim]:
+    """`found`: of `claimed_better`."""
+    for pair, claim in claimed_better(runs).items():
+        if pair in found:
+            held = {"better": HELD, "worse": NOT_HELD}.get(found[pair].verdict, NOT_DECIDED)
+            yield claim, f"area, less that of {pair[1]}: {found[pair].area}", held
+    for cell in A2TGPO:
+        if cell in runs:
+            yield from _drift(results, runs, cell)
+            yield from _level(results, runs, cell)
+            yield from _follows(results, runs, cell)
 
 
-def _better(study: Study, results: Results, runs: Runs, cell: str, other: str, claim: str) -> Iterator[Claim]:
-    """Where both have runs of the same seeds."""
-    if pairs := differences(study, results, runs[cell], runs.get(other, ())):
-        found = over_seeds(pairs)
-        held = {"better": HELD, "worse": NOT_HELD}.get(verdict(found), NOT_DECIDED)
-        yield claim, f"area, less that of {other}: {found}", held
+def claimed_better(runs: Runs) -> dict[Pair, str]:
+    """The pairs of cells of which the first is claimed to be better, and by which claim."""
+    better = {(cell, other): f"{cell} is better than {other}" for cell in A2TGPO for other in OTHERS}
+    gains = {
+        (cell, cell + NO_GAIN): f"gains are what helps: {cell} is better than the same without them" for cell in runs
+    }
+    return {pair: claim for pair, claim in {**better, **gains}.items() if runs.keys() >= {*pair}}
 
 
-def _drift(results: Results, runs: Runs) -> Iterator[Claim]:
+def _drift(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
     """Means of z-scores by turn: none where turns are compared at their depth."""
-    drifts = {cell: drift(results, runs[cell], "scores") for cell in (A2TGPO, "igpo") if cell in runs}
-    found = {cell: one for cell, one in drifts.items() if one is not None}
-    if A2TGPO in found:
-        text = ", ".join(f"{cell} {one}" for cell, one in found.items())
+    drifts = {name: drift(results, runs[name], "scores") for name in (cell, "igpo") if name in runs}
+    found = {name: one for name, one in drifts.items() if one is not None}
+    if cell in found:
+        text = ", ".join(f"{name} {one}" for name, one in found.items())
         yield (
             "turn groups make turns comparable: the mean z-score is the same at all depths (by construction, but for "
             "what rounding explains)",
             f"largest difference between depths: {text}",
-            _at_most(found[A2TGPO], LEVEL),
+            _at_most(found[cell], LEVEL),
         )
 
 
-def _level(results: Results, runs: Runs) -> Iterator[Claim]:
+def _level(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
     """Deviations of credit by turn: more alike where sums are divided by the root of their number of terms."""
-    ratios = {cell: _levels(results, runs[cell], "credit") for cell in (A2TGPO, UNSCALED) if cell in runs}
-    if not ratios[A2TGPO]:
+    unscaled = cell + UNSCALED
+    ratios = {name: _levels(results, runs[name], "credit") for name in (cell, unscaled) if name in runs}
+    if not ratios[cell]:
         return
-    text = ", ".join(f"{cell} {over_seeds(list(found.values()))}" for cell, found in ratios.items() if found)
-    of_scores = list(_levels(results, runs[A2TGPO], "scores").values())
+    text = ", ".join(f"{name} {over_seeds(list(found.values()))}" for name, found in ratios.items() if found)
+    of_scores = list(_levels(results, runs[cell], "scores").values())
     before = f" (of z-scores, before they are summed, {over_seeds(of_scores)})" if of_scores else ""
-    less = [ratio - other for ratio, other in paired(ratios[A2TGPO], ratios.get(UNSCALED, {}))]
-    held = {"worse": HELD, "better": NOT_HELD}.get(verdict(over_seeds(less)), NOT_DECIDED) if less else NOT_DECIDED
-    claim = f"the square root keeps credit more level over depth (decided against {UNSCALED})"
+    less = [ratio - other for ratio, other in paired(ratios[cell], ratios.get(unscaled, {}))]
+    held = _side_of(over_seeds(less), 0.0, below=HELD, above=NOT_HELD) if less else NOT_DECIDED
+    claim = f"the square root keeps credit more level over depth (decided against {unscaled})"
     yield claim, f"largest deviation by the smallest: {text}{before}", held
 
 
@@ -80,22 +83,23 @@ def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float
     return {seed: _widest_by_smallest(heights.values()) for seed, heights in depths.items() if len(heights) > 1}
 
 
-def _follows(results: Results, runs: Runs) -> Iterator[Claim]:
-    curves = [results.curve(run, "useful/auc/clip_scale") for run in runs[A2TGPO]]
+def _follows(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
+    curves = [results.curve(run, "useful/auc/clip_scale") for run in runs[cell]]
     values = [float(np.mean([value for _, value in curve])) for curve in curves if curve]
     if values:
         found = over_seeds(values)
         yield (
             "adaptive clipping follows informative turns",
-            f"a search of use has the wider clip range with a chance of {found}",
-            _above_a_coin(found),
+            f"{cell}: a search of use has the wider clip range with a chance of {found}",
+            _side_of(found, 0.5, below=NOT_HELD, above=HELD),
         )
 
 
-def _above_a_coin(found: Estimate) -> str:
-    if found.number < FEWEST or found.low <= 0.5 <= found.high:
+def _side_of(found: Estimate, point: float, below: str, above: str) -> str:
+    """Which it is, where the interval leaves no doubt of the side on which it lies."""
+    if found.number < FEWEST or found.low <= point <= found.high:
         return NOT_DECIDED
-    return HELD if found.low > 0.5 else NOT_HELD
+    return above if found.low > point else below
 
 
 def _widest_by_smallest(deviations: Collection[float]) -> float:

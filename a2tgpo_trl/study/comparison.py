@@ -1,22 +1,32 @@
 """results of a study -> what each cell came to, with intervals over seeds, and its differences from another, paired.
 
 Intervals are Student's, as those of `a2tgpo compare`: percentiles of draws of five seeds would be far too narrow. A
-difference is taken seed by seed, so that what both of its runs have in common falls out.
+difference is taken seed by seed, so that what both of its runs have in common falls out. All differences that a report
+judges are one family: the more there are, the clearer each must be (Holm).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..report.comparison import area
 from ..report.scores import Estimate
+from ..report.seeds import over_seeds
 from ..report.series import Curve
 from .results import HELD_OUT, Results
 from .study import Run, Study
 
 
+T = TypeVar("T")
+Pair = tuple[str, str]  # a cell, and the one that it is compared with
+Runs = Mapping[str, Sequence[Run]]
+
 FEWEST = 5  # seeds that decide anything
+LEVEL = 0.05  # of the family
+NOT_DECIDED = "not decided"
+ANGLES = 100_000  # at which an integral is summed
 
 
 @dataclass(frozen=True)
@@ -85,25 +95,67 @@ def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float 
     return areas
 
 
-# ---- means over seeds
+# ---- differences between cells
 
 
-def differences(study: Study, results: Results, runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
-    """Areas of runs less those of the others, of seeds that both have."""
-    areas, of_others = (
-        {run.seed: found.area for run in of_cell if (found := outcome(study, results, run)) is not None}
-        for of_cell in (runs, others)
-    )
-    return [area - other for area, other in paired(areas, of_others)]
+@dataclass(frozen=True)
+class Difference:
+    """Of a cell from another, over the seeds that both have."""
+
+    area: Estimate
+    end: Estimate
+    p: float  # Student's, of the areas; by Holm's rule, for all differences of the report
+
+    @property
+    def verdict(self) -> str:
+        """Whether the cell is better or worse; less than five seeds decide nothing."""
+        if self.area.number < FEWEST or self.p >= LEVEL:
+            return NOT_DECIDED
+        return "better" if self.area.mean > 0 else "worse"
 
 
-def paired(ones: Mapping[int, float], others: Mapping[int, float]) -> list[tuple[float, float]]:
-    """Numbers of the seeds that both have. Example: {0: 1.0, 1: 2.0} and {1: 5.0} -> [(2.0, 5.0)]"""
-    return [(number, others[seed]) for seed, number in ones.items() if seed in others]
+def differences(study: Study, results: Results, runs: Runs, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
+    """Of the pairs of cells of which both have runs of the same seeds."""
+    outcomes = {
+        cell: {run.seed: found for run in of_cell if (found := outcome(study, results, run)) is not None}
+        for cell, of_cell in runs.items()
+    }
+    met = {(cell, other): paired(outcomes.get(cell, {}), outcomes.get(other, {})) for cell, other in pairs}
+    areas = {pair: [one.area - other.area for one, other in both] for pair, both in met.items() if both}
+    ends = {pair: over_seeds([one.end - other.end for one, other in both]) for pair, both in met.items() if both}
+    by_chance = holm({pair: p_value(of_pair) for pair, of_pair in areas.items()})
+    return {pair: Difference(over_seeds(of_pair), ends[pair], by_chance[pair]) for pair, of_pair in areas.items()}
 
 
-def verdict(difference: Estimate) -> str:
-    """Whether the cell is better or worse; not to be told yet if the interval holds 0, or has less than five seeds."""
-    if difference.number < FEWEST or difference.low <= 0 <= difference.high:
-        return "not decided"
-    return "better" if difference.mean > 0 else "worse"
+def paired(ones: Mapping[int, T], others: Mapping[int, T]) -> list[tuple[T, T]]:
+    """What the seeds that both have came to. Example: {0: 1.0, 1: 2.0} and {1: 5.0} -> [(2.0, 5.0)]"""
+    return [(one, others[seed]) for seed, one in ones.items() if seed in others]
+
+
+def p_value(values: Sequence[float]) -> float:
+    """How often numbers with the mean 0 have a mean that is as far from it (Student's t, on both sides).
+
+    P(|T| < t) of n - 1 degrees of freedom is the share of the integral of cos^(n - 2) from 0 to pi / 2 that lies
+    below the angle with the tangent t / sqrt(n - 1).
+
+    Example: 1, 2 and 3 -> t = 2 sqrt(3), 0.0742
+    """
+    number = len(values)
+    if number < 2 or max(values) == min(values):
+        return float(number < 2 or values[0] == 0)
+    t = abs(np.mean(values)) / (np.std(values, ddof=1) / np.sqrt(number))
+    angles = (np.arange(ANGLES) + 0.5) / ANGLES * np.pi / 2
+    heights = np.cos(angles) ** (number - 2)
+    return float(heights[angles > np.arctan(t / np.sqrt(number - 1))].sum() / heights.sum())
+
+
+def holm(by_chance: Mapping[Pair, float]) -> dict[Pair, float]:
+    """The same for several comparisons, of which one comes out by chance in one of twenty reports (Holm).
+
+    Example: 0.01, 0.04 and 0.03 -> 0.03, 0.06 and 0.06: the smallest three times, the next one twice
+    """
+    found, highest = {}, 0.0
+    for place, (pair, p) in enumerate(sorted(by_chance.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(by_chance) - place)))
+        found[pair] = highest
+    return found

@@ -1,5 +1,6 @@
 """results of a study -> its report in Markdown, and its learning curves in one picture. Nothing in it is typed."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from ..report.seeds import over_seeds
 from ..report.series import Run as Measured
 from ..report.series import Series, mean_curve
 from .calls import calls_table
-from .claims import claims
-from .comparison import best_rates, differences, outcome, tried_areas, verdict
+from .claims import claimed_better, claims
+from .comparison import Difference, Pair, best_rates, differences, outcome, tried_areas
 from .figures import numbers
 from .results import HELD_OUT, Results
 from .study import Study, read_study
@@ -19,9 +20,10 @@ from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
 ENOUGH = (
-    "Intervals are over seeds, all of which answer the same held-out questions, once each. Better / worse: the 95 % "
-    "interval of the difference leaves 0 out, over five seeds or more; of twenty such comparisons of equals one comes "
-    "out so by chance."
+    "Intervals are over seeds, all of which answer the same held-out questions, once each; each is for itself. p: "
+    "Student's, of the paired areas, by Holm's rule for all differences that this report judges (those of the first "
+    "table, and those of what is claimed to be better). Better / worse: p is below 0.05, over five seeds or more. "
+    "Post hoc: the cell was added when results of others had been seen."
 )
 
 
@@ -33,21 +35,22 @@ def report(study: Study, results: Results) -> str:
         "",
         f"By `a2tgpo study {study.file.name}`, from `{study.results.name}`. Area: mean score over training, evaluated "
         f"every {study.every} steps; a step of a cell that rolls out again (resample_limit) costs more than others. "
-        f"Means over seeds with their 95 % intervals (Student's t); differences from {study.against} are taken seed "
-        f"by seed. {ENOUGH}",
+        f"Means over seeds with their 95 % intervals (Student's t); differences are taken seed by seed. {ENOUGH}",
         "",
         *_stale(results),
     ]
-    lines += [*_main_table(study, results, runs), "", f"![learning curves]({study.picture.name})", ""]
-    lines += _claims_table(study, results, runs)
+    compared = {cell: other for cell in runs if (other := study.baseline(cell)) is not None}
+    found = differences(study, results, runs, dict.fromkeys([*compared.items(), *claimed_better(runs)]))
+    lines += [*_main_table(study, results, runs, found), "", f"![learning curves]({study.picture.name})", ""]
+    lines += _claims_table(results, runs, found)
     lines += _rates_table(study, results)
     lines += _groups_table(study, results, runs)
     lines += _metrics_table(results, runs)
     lines += calls_table(results, runs)
     lines += mechanism_tables(results, runs)
     lines += _figures(study, results, runs)
-    lines += cost_table(study.against, results, runs)
-    lines += _made_by(results)
+    lines += cost_table(study.baseline, results, runs)
+    lines += _made_by(results, runs)
     return "\n".join(lines)
 
 
@@ -71,35 +74,45 @@ def runs_by_cell(study: Study, results: Results) -> Runs:
     return {cell: found[cell] for cell in study.cells if cell in found}
 
 
-def _main_table(study: Study, results: Results, runs: Runs) -> list[str]:
+def _main_table(study: Study, results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> list[str]:
+    goal = f"{study.target:g}"
+    head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
+    head += [f"million tokens to {goal} (median)", "compared with", "area, less its", "at the end, less its", "p", ""]
     rows = []
     for cell, of_cell in runs.items():
         there = [one for run in of_cell if (one := outcome(study, results, run)) is not None]
-        steps = [one.steps for one in there if one.steps is not None]
-        tokens = [one.tokens for one in there if one.tokens is not None]
-        pairs = differences(study, results, of_cell, runs.get(study.against, []))
-        difference = over_seeds(pairs) if pairs and cell != study.against else None
+        reached = sum(one.steps is not None for one in there)
         rows.append(
             [
                 cell,
                 len(there),
                 over_seeds([one.area for one in there]),
                 over_seeds([one.end for one in there]),
-                f"{np.median(steps):.0f} ({len(steps)} of {len(there)})" if steps else f"- (0 of {len(there)})",
-                f"{np.median(tokens) / 1e6:.2f}" if tokens else "-",
-                difference or "",
-                verdict(difference) if difference else "",
+                f"{_median([one.steps for one in there], '.0f')} ({reached} of {len(there)})",
+                _median([None if one.tokens is None else one.tokens / 1e6 for one in there], ".2f"),
+                *_compared(study, cell, found),
             ]
         )
-    goal = f"{study.target:g}"
-    head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
-    return table(
-        [*head, f"million tokens to {goal} (median of these)", f"area, less that of {study.against}", ""], rows
-    )
+    return table(head, rows)
 
 
-def _claims_table(study: Study, results: Results, runs: Runs) -> list[str]:
-    rows = list(claims(study, results, runs))
+def _compared(study: Study, cell: str, found: Mapping[Pair, Difference]) -> list[object]:
+    other = study.baseline(cell)
+    difference = None if other is None else found.get((cell, other))
+    if difference is None:
+        return [""] * 5
+    verdict = f"{difference.verdict} (post hoc)" if cell in study.post_hoc else difference.verdict
+    return [other, difference.area, difference.end, f"{difference.p:.3f}", verdict]
+
+
+def _median(numbers: Sequence[float | None], form: str) -> str:
+    """None is more than any number. Example: 62, 90 and None -> "90"; 62, None and None -> "-" """
+    median = float(np.median([np.inf if number is None else number for number in numbers]))
+    return format(median, form) if np.isfinite(median) else "-"
+
+
+def _claims_table(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> list[str]:
+    rows = list(claims(results, runs, found))
     return ["## What the paper claims", "", *table(["claim", "found here", ""], rows), ""] if rows else []
 
 
@@ -120,7 +133,11 @@ def _rates_table(study: Study, results: Results) -> list[str]:
         ]
         rows.append([cell, *marked])
     head = ["cell", *(f"{rate:g}" for rate in values)]
-    title = f"## Learning rates\n\nMean areas on seeds that are not reported ({', '.join(map(str, seeds))})."
+    named = ", ".join(map(str, seeds))
+    title = (
+        f"## Learning rates\n\nMean areas on seeds that are not reported ({named}), of the same held-out questions as "
+        "those that are."
+    )
     return [title, "", *table(head, rows), ""] if rows else []
 
 
@@ -162,10 +179,13 @@ def _figures(study: Study, results: Results, runs: Runs) -> list[str]:
     return [*told, f"![figures of the paper]({study.figures.name})", ""] if told else []
 
 
-def _made_by(results: Results) -> list[str]:
-    """By what, and on which machines."""
-    made = sorted(results.table["made"].unique())
-    return ["## Made by", "", *(f"- `{one}`" for one in made)]
+def _made_by(results: Results, runs: Runs) -> list[str]:
+    """By what, and on which machines, by cell."""
+    cells: dict[str, list[str]] = {}
+    for cell in runs:
+        for made in sorted(results.table["made"][results.table["cell"] == cell].unique()):
+            cells.setdefault(made, []).append(cell)
+    return ["## Made by", "", *(f"- {', '.join(of)}: `{made}`" for made, of in cells.items())]
 
 
 # ---- the picture

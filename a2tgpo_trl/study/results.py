@@ -141,7 +141,7 @@ class Results:
     def take(self, run: Run, identity: str) -> bool:
         """Enter a run that a study beside this one has made, of the same settings and seed. Whether there is one."""
         for file in sorted(self.file.parent.glob(f"*{self.file.suffix}")):
-            if file == self.file or not _is_of_study(file):
+            if file == self.file or not is_of_study(file):
                 continue
             same = pd.read_parquet(file, filters=[("identity", "==", identity), ("seed", "==", run.seed)])
             if len(same):
@@ -180,7 +180,8 @@ class Results:
         return set(self.table["identity"][_rows_of(self.table, run)])
 
 
-def _is_of_study(file: Path) -> bool:
+def is_of_study(file: Path) -> bool:
+    """Whether a file holds results, by its columns."""
     try:
         return {*COLUMNS} <= {*pq.read_schema(file).names}
     except (ValueError, OSError):  # what else lies there, whole or not
@@ -214,6 +215,7 @@ def here() -> dict[str, str]:
         "torch": torch.__version__,
         "trl": trl.__version__,
         "machine": _machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "date": date.today().isoformat(),
     }
 

@@ -64,13 +64,14 @@ class Study:
     file: Path
     recipe: Path
     cells: Mapping[str, Settings]
-    against: str  # the cell that the others are compared with
+    against: str | Mapping[str, str]  # the cell that the others are compared with; or that of each which is compared
     seeds: Sequence[int]
     every: int = 10  # steps from one evaluation to the next
     reward: str = "exact_match"
     target: float = 0.7  # the score that cells are timed to
     learning_rates: Rates | None = None
     settings: Settings | None = None  # of all cells, over those of the recipe
+    post_hoc: Sequence[str] = ()  # cells that were added when results of others had been seen
 
     @property
     def results(self) -> Path:
@@ -87,6 +88,12 @@ class Study:
     @property
     def figures(self) -> Path:
         return self.file.with_name(f"{self.file.stem}-figures.png")
+
+    def baseline(self, cell: str) -> str | None:
+        """What a cell is compared with, if with any."""
+        if isinstance(self.against, str):
+            return None if cell == self.against else self.against
+        return self.against.get(cell)
 
     def settings_of(self, run: Run) -> dict[str, Any]:
         """All that a run's recipe says over the study's."""
@@ -172,9 +179,17 @@ def _rates(file: Path, rates: Any, cells: Mapping[str, Settings]) -> Rates | Non
     return Rates(values, rates["seeds"])
 
 
+def _named_by(study: Study) -> list[str]:
+    """The cells in `against`."""
+    if isinstance(study.against, Mapping):
+        return [*study.against, *study.against.values()]
+    return [study.against]
+
+
 def _check(study: Study) -> None:
-    if study.against not in study.cells:
-        raise RecipeError(f"{study.file}: against names no cell.{nearest(study.against, study.cells)}")
+    for cell in (*_named_by(study), *study.post_hoc):
+        if cell not in study.cells:
+            raise RecipeError(f"{study.file}: against, or post_hoc, names no cell.{nearest(str(cell), study.cells)}")
     if type(study.every) is not int or study.every < 1 or isinstance(study.target, str):
         raise RecipeError(f"{study.file}: every must be a number of steps, and target a score.")
     tried = [] if study.learning_rates is None else study.learning_rates.seeds

@@ -143,7 +143,7 @@ def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:
             yield [cell, *(scale or "" for scale in scales), clipped, *over_time]
 
 
-def cost_table(against: str, results: Results, runs: Runs) -> list[str]:
+def cost_table(baseline: Callable[[str], str | None], results: Results, runs: Runs) -> list[str]:
     """Seconds of a step and what they are spent on; of runs that were made one at a time, for others share a core."""
     if any(json.loads(made).get("jobs") != 1 for made in results.table["made"].unique()):
         return []
@@ -152,11 +152,13 @@ def cost_table(against: str, results: Results, runs: Runs) -> list[str]:
         spent = {name: over_runs(results, of_cell, name) for name in (STEP, *SPENT)}
         seconds = {name: 0.0 if one is None else one.mean for name, one in spent.items()}
         rest = seconds[STEP] - sum(seconds[name] for name in SPENT)
-        ratios = _ratios(results, of_cell, runs.get(against, []))
+        other = baseline(cell)
+        ratios = _ratios(results, of_cell, runs.get(other, [])) if other else None
         shares = [f"{seconds[name] / seconds[STEP]:.0%}" for name in SPENT] if seconds[STEP] else []
         if shares:
-            rows.append([cell, spent[STEP], ratios or "", *shares, f"{rest / seconds[STEP]:.0%}"])
-    head = ["cell", "seconds a step", f"of a step of {against}", "sampling", "tools", "gain", "training and the rest"]
+            ratio = "" if ratios is None else f"{ratios} (of {other})"
+            rows.append([cell, spent[STEP], ratio, *shares, f"{rest / seconds[STEP]:.0%}"])
+    head = ["cell", "seconds a step", "of a step of another", "sampling", "tools", "gain", "training and the rest"]
     return ["## Cost", "", *table(head, rows), ""] if rows else []
 
 

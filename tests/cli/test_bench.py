@@ -28,6 +28,16 @@ def cells(output: str, first: str) -> list[str]:
     return next(line.split() for line in output.splitlines() if line.split()[:1] == [first])
 
 
+@pytest.mark.parametrize("seed", [["--seed", "3"], ["--seed=3"]])
+def test_a_seed_that_is_named_is_the_recipes(seed, monkeypatch):
+    trained = []
+    monkeypatch.setattr(bench_step, "_measure", lambda recipe, words, *_: trained.append([*words]) or {})
+    monkeypatch.setattr("a2tgpo_trl.cli.bench._step_table", lambda found: sys.exit(0))
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "step", "quickstart", *seed])
+    assert trained == [seed]
+
+
 def test_gain_prints_a_row_for_each_number_of_turns(capsys):
     assert main([*TINY_GAIN, "--turns", "1", "3"]) == 0
     output = capsys.readouterr().out

@@ -29,6 +29,7 @@ from a2tgpo_trl.launch.processes import (
     Start,
     choose_start,
     is_slurm_rank,
+    one_gpu,
     rank_of_slurm,
     variables_of,
 )
@@ -158,10 +159,15 @@ def test_a_configuration_goes_to_accelerate_with_what_it_needs_beside(name, proc
 
 
 def test_processes_without_a_configuration_go_to_accelerate_and_one_needs_no_launcher():
-    for gpus in (0, 1, 8):
-        assert choose_start(None, None, gpus) == choose_start(None, 1, gpus) == Start([])
+    for gpus, seen in ((0, {}), (1, {}), (8, {"CUDA_VISIBLE_DEVICES": "0"})):
+        assert choose_start(None, None, gpus) == choose_start(None, 1, gpus) == Start([], seen)
     assert choose_start(None, 4, 8) == Start([*LAUNCHER, "--num_processes", "4", *NOT_SET])
     assert choose_start(None, 2, 0) == Start([*LAUNCHER, "--num_processes", "2", *NOT_SET, *SEVERAL], ON_CPUS)
+
+
+def test_of_the_gpus_that_it_may_see_one_process_takes_the_first():
+    assert one_gpu({"CUDA_VISIBLE_DEVICES": "6,7"}, 2) == {"CUDA_VISIBLE_DEVICES": "6"}
+    assert one_gpu({}, 2) == {"CUDA_VISIBLE_DEVICES": "0"} and one_gpu({"CUDA_VISIBLE_DEVICES": "6"}, 1) == {}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 import training
 from datasets import Dataset, IterableDataset
 from transformers import MambaConfig
@@ -15,6 +16,7 @@ from trl.chat_template_utils import add_response_schema
 
 from a2tgpo_trl import A2TGPOConfig, preflight
 from a2tgpo_trl.cli import check as command
+from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.preflight import Finding
 from a2tgpo_trl.preflight.chat import Chat
 from a2tgpo_trl.recipe.recipe import Recipe, RecipeArguments
@@ -221,6 +223,15 @@ def test_the_shipped_policy_passes(tmp_path):
 
     found = preflight.preflight(read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path)]))
     assert {finding.status for finding in found} == {"pass"}, found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU reads such a recipe as it is")
+def test_a_recipe_for_gpus_is_checked_where_there_are_none(capsys):
+    words = ["lora_24gb", "--model_name_or_path", "atlas-tiny"]
+    assert cli(["check", *words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "WARN machine Checked for another machine; here it would not run:" in shown and "bf16" in shown
+    assert cli(["check", *words, "--lerning_rate", "3"]) == 2  # what is wrong anywhere is
 
 
 def test_training_takes_trls_variant_of_a_template_and_the_finding_says_so(make):

@@ -14,9 +14,8 @@ from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
-from a2tgpo_trl.report.seeds import over_seeds
-from a2tgpo_trl.study.claims import claims
-from a2tgpo_trl.study.comparison import best_rates, first_at, outcome, verdict
+from a2tgpo_trl.study.claims import claimed_better, claims
+from a2tgpo_trl.study.comparison import best_rates, differences, first_at, holm, outcome, p_value
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
@@ -79,7 +78,7 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         ({"cell": {}}, "there is no key 'cell'. Did you mean 'cells'?"),
         ({"cells": {}}, "the key 'cells' is missing"),
         ({"cells": {"grpo": "grpo"}}, "cell 'grpo' must be settings"),
-        ({"against": "a2tgop"}, "against names no cell. Did you mean 'a2tgpo'?"),
+        ({"against": "a2tgop"}, "against, or post_hoc, names no cell. Did you mean 'a2tgpo'?"),
         ({"cells": ["grpo"]}, "cells must be names with settings"),
         ({"cells": {"../up": {"credit": "grpo"}}}, "a cell's name is of letters"),
         ({"cells": {"grpo": {"seed": 3}}}, "cell 'grpo': seed is set by the study"),
@@ -130,6 +129,14 @@ def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
     assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
     assert "study.md is no report of this study" in capsys.readouterr().err
     assert (tmp_path / "study.md").read_text() == "my thoughts"
+    (tmp_path / "study.md").unlink()
+    (tmp_path / "study.png").write_bytes(b"a photograph")
+    assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
+    assert "study.png is no picture of this study" in capsys.readouterr().err
+    (tmp_path / "study.png").unlink()
+    pd.DataFrame({"mine": [1]}).to_parquet(tmp_path / "study.parquet")
+    assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
+    assert "study.parquet holds no results of a study" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda file: file.stem)
@@ -302,14 +309,45 @@ def test_what_a_run_came_to(file):
     assert outcome(study, results, Run("grpo", 1)) is None
 
 
-def test_a_difference_is_decided_by_five_seeds_or_more_whose_interval_leaves_out_0():
-    # Mean 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
-    found = over_seeds([0.1, 0.12, 0.11, 0.09, 0.1])
-    assert (found.mean, found.low, found.high) == pytest.approx((0.104, 0.0898, 0.1182), abs=1e-3)
-    assert verdict(found) == "better"
-    assert verdict(over_seeds([-0.1, -0.12, -0.11, -0.09, -0.1])) == "worse"
-    assert verdict(over_seeds([0.1, 0.12, 0.11, 0.09])) == "not decided"
-    assert verdict(over_seeds([0.1, -0.12, 0.11, -0.09, 0.1])) == "not decided"
+def test_p_values_are_those_of_students_t():
+    # What has this t is at the border of the 95 % interval, whatever the degrees of freedom.
+    for number, quantile in ((2, 12.706), (5, 2.776), (8, 2.365), (16, 2.131)):
+        values = np.array([1.0, -1.0] * (number // 2) + [0.0] * (number % 2))
+        values += quantile * np.std(values, ddof=1) / math.sqrt(number)
+        assert p_value(values.tolist()) == pytest.approx(0.05, abs=2e-4)
+    assert p_value([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)  # t = 3.464 with two degrees of freedom
+    assert (p_value([0.5]), p_value([0.0, 0.0]), p_value([0.1, 0.1])) == (1.0, 1.0, 0.0)
+
+
+def test_of_many_comparisons_each_must_be_the_clearer():
+    found = holm({("a", "x"): 0.01, ("b", "x"): 0.04, ("c", "x"): 0.03})
+    assert found == pytest.approx({("a", "x"): 0.03, ("c", "x"): 0.06, ("b", "x"): 0.06})
+    assert holm({("a", "x"): 0.9, ("b", "x"): 0.8}) == {("a", "x"): 1.0, ("b", "x"): 1.0}
+
+
+def test_a_difference_is_decided_by_five_seeds_or_more_whose_p_is_small(file):
+    study = read_study(file)
+    results = Results(study.results)
+    pair = ("a2tgpo", "grpo")
+
+    def found(heights, further=()):
+        for seed, height in enumerate(heights):
+            enter(results, Run("grpo", seed), [0.2, 0.4])
+            enter(results, Run("a2tgpo", seed), [0.2, 0.4 + height])
+        runs = {cell: [Run(cell, seed) for seed in range(len(heights))] for cell in pair}
+        return differences(study, results, runs, [pair, *further])[pair]
+
+    one = found([0.2, 0.24, 0.22, 0.18, 0.2])
+    # Of areas 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
+    assert (one.area.mean, one.area.low, one.area.high) == pytest.approx((0.104, 0.0898, 0.1182), abs=1e-3)
+    assert one.end.mean == pytest.approx(0.208) and one.verdict == "better" and one.p < 1e-4
+    assert found([-0.2, -0.24, -0.22, -0.18, -0.2]).verdict == "worse"
+    assert found([0.2, 0.24, 0.22, 0.18]).verdict == "not decided"
+    assert found([0.2, -0.24, 0.22, -0.18, 0.2]).verdict == "not decided"
+    # 0.2, 0.02, 0.1, 0.02, 0.06: t = 2.34 x ... is near the border; judged twice, it is beyond it.
+    near = [0.2, 0.02, 0.15, 0.04, 0.1]
+    assert found(near).verdict == "better" and 0.025 < found(near).p < 0.05
+    assert found(near, [("grpo", "a2tgpo")]).verdict == "not decided"
 
 
 def test_each_cell_goes_on_with_the_learning_rate_that_did_best_on_the_seeds_for_it(tmp_path):
@@ -346,12 +384,41 @@ def test_the_report_is_made_of_the_results_alone(file):
     line = next(line for line in text.splitlines() if line.startswith("| a2tgpo | 4"))
     # To 0.5 they took 10 x 0.3 / (h - 0.2) steps: 10, 9.7, 9.1 and 8.8, of which the median is 9.4.
     assert "| 0.460 (" in line and "| 9 (4 of 4) |" in line
-    assert "| 0.200 (0.200 to 0.200) | not decided |" in line
+    assert "| grpo | 0.200 (0.200 to 0.200) | 0.200 (0.200 to 0.200) | 0.000 | not decided |" in line
     enter(results, Run("a2tgpo", 2), [0.2, 0.52, 0.6])
     line = next(line for line in report(study, results).splitlines() if line.startswith("| a2tgpo | 5"))
-    assert "| 0.200 (0.200 to 0.200) | better |" in line
+    assert "| grpo | 0.200 (0.200 to 0.200) | 0.200 (0.200 to 0.200) | 0.000 | better |" in line
+    assert f"- grpo, a2tgpo: `{results.table['made'].iloc[0]}`" in report(study, results)
     draw(study, results, study.picture)
     assert study.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_seeds_that_never_come_to_the_target_the_median_knows(file):
+    study = read_study(file)
+    results = Results(study.results)
+    for seed, height in enumerate([0.8, 0.6, 0.4, 0.4, 0.8]):  # at the target 0.5 after 5, 7.5, -, -, 5 steps
+        enter(results, Run("grpo", seed), [0.2, height])
+        enter(results, Run("a2tgpo", seed), [0.2, 0.4 if seed else 0.8])
+    lines = report(study, results).splitlines()
+    assert "| 8 (3 of 5) |" in next(line for line in lines if line.startswith("| grpo | 5"))
+    assert "| - (1 of 5) | - |" in next(line for line in lines if line.startswith("| a2tgpo | 5"))
+
+
+def test_each_cell_may_have_its_own_to_be_compared_with(tmp_path):
+    cells = {name: {"credit": "grpo"} for name in ("one", "other", "one_guess", "other_guess")}
+    against = {"other": "one", "other_guess": "one_guess"}
+    study = read_study(write(tmp_path, {**CONTENT, "cells": cells, "against": against, "post_hoc": ["other_guess"]}))
+    results = Results(study.results)
+    for seed in study.seeds:
+        for cell, height in (("one", 0.2), ("other", 0.3), ("one_guess", 0.6), ("other_guess", 0.5)):
+            enter(results, Run(cell, seed), [height, height])
+    lines = report(study, results).splitlines()
+    ends = {cell: next(line for line in lines if line.startswith(f"| {cell} |")).split(" | ")[6:] for cell in cells}
+    same = "(0.100 to 0.100)"
+    assert ends["other"] == ["one", f"0.100 {same}", f"0.100 {same}", "0.000", "better |"]
+    less = "-0.100 (-0.100 to -0.100)"
+    assert ends["other_guess"] == ["one_guess", less, less, "0.000", "worse (post hoc) |"]
+    assert ends["one"] == ends["one_guess"] == ["", "", "", "", " |"] or not any(map(str.strip, ends["one"][:-1]))
 
 
 def enter_turns(results, run, score, deviations, auc):
@@ -371,6 +438,12 @@ def enter_turns(results, run, score, deviations, auc):
     results.put(run, "identity", rows)
 
 
+def judged(study, results, runs=None):
+    """The claims, with differences of their pairs alone."""
+    runs = runs_by_cell(study, results) if runs is None else runs
+    return list(claims(results, runs, differences(study, results, runs, claimed_better(runs))))
+
+
 def test_claims_are_held_against_the_results(tmp_path):
     cells = {name: {"credit": name} for name in ("grpo", "igpo", "a2tgpo")}
     cells["a2tgpo_unscaled"] = {"credit": "a2tgpo", "rescale_accumulation": False}
@@ -383,7 +456,7 @@ def test_claims_are_held_against_the_results(tmp_path):
         enter(results, Run("a2tgpo_no_gain", seed), [0.2, 0.4])
         enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], 0.5)
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], 0.8 + 0.01 * seed)
-    found = list(claims(study, results, runs_by_cell(study, results)))
+    found = judged(study, results)
     assert {held for *_, held in found} == {"held"}
     better, better_than_igpo, gains, drift, level, follows = (text for _, text, _ in found)
     assert gains == "area, less that of a2tgpo_no_gain: 0.050 (0.050 to 0.050)"
@@ -397,20 +470,20 @@ def test_claims_are_held_against_the_results(tmp_path):
     # What is not so is said as plainly; fewer than five seeds decide nothing.
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
-    found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
+    found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "not held", "not held", "not held"]
     # A depth that few rollouts come to is left out, and an interval on both sides of one half decides nothing.
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
-    found = [held for *_, held in claims(study, results, runs_by_cell(study, results))]
+    found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "held", "held", "not decided"]
     # Seeds that the other cell has not, and no A2TGPO at all, are no claim.
     apart = {"a2tgpo": runs_by_cell(study, results)["a2tgpo"], "grpo": []}
-    assert len(list(claims(study, results, apart))) == 3
+    assert len(judged(study, results, apart)) == 3
     without = {"grpo": runs_by_cell(study, results)["grpo"]}
-    assert not list(claims(study, results, without))
+    assert not judged(study, results, without)
     few = {cell: runs[:4] for cell, runs in runs_by_cell(study, results).items()}
-    assert {held for *_, held in claims(study, results, few)} == {"not decided"}
+    assert {held for *_, held in judged(study, results, few)} == {"not decided"}
 
 
 # ---- runs
