@@ -33,10 +33,11 @@ NEEDED = ("step", "group", "turns", "outcome", "outcome_advantage", "advantages"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is not in the records, of the run that wrote them: `outcome_weight`, `gain_measure` and `gain/floor`."""
+    """What is not in the records, of the run that wrote them: three settings, and its metric `gain/floor`."""
 
     outcome_weight: float = 1.0
     gain_measure: str = "logprob"
+    scale_rewards: str = "group"
     gain_floor: float = GAIN_FLOOR
 
     def __post_init__(self) -> None:
@@ -120,11 +121,12 @@ def _place(record: Mapping[str, Any]) -> tuple[str, int, int, int]:
 
 
 def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether rollouts that were rewarded alike have different outcomes."""
-    by_advantage: dict[float | None, set[float | None]] = {}
+    """Whether rollouts that were rewarded alike have different outcomes; those that were not rewarded say nothing."""
+    by_advantage: dict[float, set[float]] = {}
     for record in group:
-        by_advantage.setdefault(record["outcome_advantage"], set()).add(record["outcome"])
-    return any(len(outcomes) > 1 for advantage, outcomes in by_advantage.items() if advantage is not None)
+        if record["outcome"] is not None and record["outcome_advantage"] is not None:
+            by_advantage.setdefault(record["outcome_advantage"], set()).add(record["outcome"])
+    return any(len(outcomes) > 1 for outcomes in by_advantage.values())
 
 
 def _recredit(
@@ -132,10 +134,15 @@ def _recredit(
 ) -> list[Record]:
     copies = [cast(Record, dict(record)) for record in batch]
     group_size = sum(record["group"] == batch[0]["group"] for record in batch)
-    credit_pass = _credit_pass(credit, values, copies)
+    credit_pass = _credit_pass(credit, values, copies, recorded.scale_rewards)
     if credit_pass.reads_records:
         credit_pass.read(copies, group_size)
     num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
+    if values["gain_measure"] != recorded.gain_measure and recorded.gain_floor > GAIN_FLOOR:
+        raise ValueError(
+            f"The floor {recorded.gain_floor:g} is of gains by {recorded.gain_measure}, and {credit} measures them by "
+            f"{values['gain_measure']}. Give gain_measure={recorded.gain_measure!r}, or take a run in float32."
+        )
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
     evidence, _ = credit_pass.evidence(
@@ -168,10 +175,11 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Record]) -> CreditPass:
+def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Record], scale_rewards: str) -> CreditPass:
     """What a trainer with these settings would credit by."""
     method = find_method(credit)
-    switches = Switches(**{one.name: values[one.name] for one in fields(Switches) if one.name in DEFAULTS})
+    of_method = {one.name: values[one.name] for one in fields(Switches) if one.name in DEFAULTS}
+    switches = Switches(**of_method, scale_rewards=scale_rewards)
     reads_states = preset_of(method).needs_states or values["gain_groups"] == "state"
     calls_are_known = all(turn["calls"] is not None for record in records for turn in record["turns"])
     settings = CreditSettings(

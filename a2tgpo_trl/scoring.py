@@ -76,7 +76,8 @@ class ScoringTrainer(ToolTrainer):
         whole = max(steps, args.gradient_accumulation_steps) % together == 0
         # The parent takes means and quantiles of entropies over one micro-batch.
         entropies = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
-        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS and not entropies
+        # Experts are balanced over a micro-batch, too.
+        sums = args.knows_turns and self.loss_type in SUMS_OF_ROWS and not entropies and not self.aux_loss_enabled
         return together if args.sorted_rows and whole and sums else 0
 
     @cached_property

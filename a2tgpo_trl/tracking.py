@@ -68,17 +68,21 @@ COLUMNS = (
 class Tracking(TrainerCallback):
     """Keeps what the next line of the log takes along. Only the main process has a tracker."""
 
-    def __init__(self, most_rows: int, is_main: bool, callbacks: Callable[[], Sequence[TrainerCallback]]):
+    def __init__(
+        self, most_rows: int, is_main: bool, callbacks: Callable[[], Sequence[TrainerCallback]], stride: int = 1
+    ):
         """
         Args:
             most_rows: of a table; 0 for no tables.
             is_main: whether this is the main process.
             callbacks: those of the trainer, among which the trackers' are.
+            stride: steps from one batch to the next.
         """
+        self._stride = stride
         self._most_rows, self._is_main, self._callbacks = most_rows, is_main, callbacks
         self.facts: dict[str, Any] = {}  # what the config of the run takes along, such as its recipe
         self._trackers: list[Tracker] = []
-        self._schedule = Schedule(1)
+        self._schedule = Schedule(1, stride)
         self._made: tuple[int, Sequence[Record]] = 0, ()  # the step that trains on these rollouts
         self._gains: dict[int, np.ndarray] = {}
         self._masked = Masks(os.environ)
@@ -91,7 +95,6 @@ class Tracking(TrainerCallback):
 
     def put(self, step: int, records: Sequence[Record]) -> None:
         """Rollouts of this process that were made after so many steps, with their credit."""
-        self._schedule.pass_over(step)
         self._made = step + 1, records
 
     def see_gains(self, gains_NK: Tensor, round: int) -> None:
@@ -108,7 +111,7 @@ class Tracking(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._trackers = []
-        self._schedule = Schedule(max(1, math.ceil(state.max_steps / TABLES)))
+        self._schedule = Schedule(max(1, math.ceil(state.max_steps / TABLES)), self._stride)
         self._made, self._gains = (0, ()), {}
         if self._is_main:
             self._attempt(self._begin)

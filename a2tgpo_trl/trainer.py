@@ -36,7 +36,7 @@ from .information_gain.gain_pass import GainPass, GainSettings
 from .information_gain.metrics import gain_metrics
 from .information_gain.probes import check_seam, thought_before_answer
 from .loss import clipped_tokens, ratio_metrics, ratio_reference, ratio_sums
-from .recording import Recorder, TokenTexts, Update, WithRun, credited, trained_on, with_tokens
+from .recording import Recorder, Schedule, TokenTexts, Update, WithRun, credited, trained_on, with_tokens
 from .report.alarms import Alarms, averaged
 from .report.nothing_to_learn import NothingToLearn
 from .rollout.answers import Row, declares_answer
@@ -168,12 +168,14 @@ class A2TGPOTrainer(ScoringTrainer):
         return gain_pass
 
     def _check_answers_are_there(self, has_data: bool) -> None:
-        """There is something to score. What environments say is only known once they are reset."""
+        """There is something to score, in the data sets whose gains are computed. What environments say is only known
+        once they are reset."""
         args, kinds = self.args, self.environment_kinds
         if any(map(declares_answer, kinds)):
             return
         check_owned_data(kinds, has_data)
-        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+        trained_on = self.train_dataset if args.uses_gain else None
+        for name, dataset in named_datasets(trained_on, self.eval_dataset if args.eval_gains else None):
             check_dataset(dataset, name, args.answer_column, args.answer_aliases, self._tokenizer)
 
     def _check_probe_seam(self) -> None:
@@ -222,6 +224,11 @@ class A2TGPOTrainer(ScoringTrainer):
         args.shaping_embedding = credit.shaping_embedding  # "auto" by its name, so that a resumed run has the same
         return credit
 
+    @property
+    def _stride(self) -> int:
+        """Steps from one batch of rollouts to the next, at least one."""
+        return math.ceil(self._window / self.args.gradient_accumulation_steps)
+
     def _make_recorder(self) -> Recorder | None:
         args = self.args
         if args.record_every == 0:
@@ -229,7 +236,7 @@ class A2TGPOTrainer(ScoringTrainer):
         recorder = Recorder(
             Path(args.output_dir),
             self.accelerator.process_index,
-            args.record_every,
+            Schedule(args.record_every, self._stride),
             args.record_megabytes * 1e6 / self._ranks.number,
             args.record_format,
             TokenTexts(self._tokenizer) if args.record_tokens else None,
@@ -239,7 +246,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _make_tracking(self) -> Tracking:
         callbacks = self.callback_handler.callbacks
-        tracking = Tracking(self.args.table_turns, self.accelerator.is_main_process, lambda: callbacks)
+        tracking = Tracking(self.args.table_turns, self.accelerator.is_main_process, lambda: callbacks, self._stride)
         # Right behind those of the trackers: what comes later may log, and Trackio keeps the config of its first log.
         last = max((i for i, callback in enumerate(callbacks) if isinstance(callback, OF_TRACKERS)), default=-1)
         callbacks.insert(last + 1, tracking)

@@ -124,6 +124,22 @@ def test_outcomes_that_were_shaped_are_noticed(tokenizer, tmp_path):
         recredited(records, "grpo")
 
 
+def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
+    # Three alike, whose advantage is 0, as that of what was not scored is.
+    alike = [{**record, "outcome": 1.0, "outcome_advantage": 0.0} for record in of_a2tgpo[:3]]
+    unscored = {**of_a2tgpo[3], "outcome": None, "outcome_advantage": 0.0, "advantages": [], "excluded": True}
+    found = recredited([*alike, unscored], "grpo")
+    assert [set(record["advantages"]) for record in found] == [{0.0}, {0.0}, {0.0}, set()]
+
+
+def test_what_the_run_was_set_to_counts(of_a2tgpo):
+    found, unscaled = (recredited(of_a2tgpo, "gigpo", Recorded(scale_rewards=scale)) for scale in ("group", "none"))
+    assert [record["advantages"] for record in found] != [record["advantages"] for record in unscaled]
+    with pytest.raises(ValueError, match="floor 0.12 is of gains by logprob, and a2tgpo_paper measures them by prob"):
+        recredited(of_a2tgpo, "a2tgpo_paper", Recorded(gain_floor=0.12))
+    assert recredited(of_a2tgpo, "a2tgpo", Recorded(gain_floor=0.12))
+
+
 def test_batches_of_a_step_ranks_and_runs_are_told_apart(of_a2tgpo):
     # Each group of four half on one rank and half on another, and the same batch once more, and in another run.
     by_rank = [{**record, "rank": i % 4 // 2} for i, record in enumerate(of_a2tgpo)]

@@ -76,7 +76,7 @@ def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resu
     assert TABLES == 50
 
     def due(max_steps: int, first: int = 0, batches_every: int = 1) -> list[int]:
-        tracking = Tracking(10, True, lambda: [Noting()])
+        tracking = Tracking(10, True, lambda: [Noting()], stride=batches_every)
         tracking.on_train_begin(None, SimpleNamespace(max_steps=max_steps), None)
         found = []
         for step in range(first, max_steps, batches_every):

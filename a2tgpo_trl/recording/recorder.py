@@ -38,7 +38,7 @@ class Recorder:
         self,
         folder: Path,
         rank: int,
-        every: int,
+        schedule: Schedule,
         most_bytes: float,
         format: str = "jsonl",
         texts: Callable[[Sequence[int]], list[str]] | None = None,
@@ -47,12 +47,12 @@ class Recorder:
         Args:
             folder: of the run.
             rank: whose rollouts these are.
-            every: steps from one batch that is written to the next; the first is the first of the run.
+            schedule: which batches are written.
             most_bytes: that this rank may write, what lies there of an interrupted run included.
             format: of the files.
             texts: of tokens, where records have `prompt_ids` and `tokens`.
         """
-        self._own, self._rank, self._schedule, self._most = OwnFiles(folder), rank, Schedule(every), most_bytes
+        self._own, self._rank, self._schedule, self._most = OwnFiles(folder), rank, schedule, most_bytes
         self._format, self._texts = format, texts
         self._step = -1  # steps before the last one that was written
         self._batches = 0  # of that step
@@ -65,15 +65,19 @@ class Recorder:
 
     def is_due(self, step: int) -> bool:
         """Whether a batch that is made after so many steps is one to be written: all ranks say the same."""
-        return self._schedule.is_due(step) or step == self._step
+        return self._schedule.is_due(step)
 
     def wants(self, step: int) -> bool:
         """Whether this rank still writes it."""
         return self.is_due(step) and not self._ended
 
-    def resume(self, step: int, ranks: int) -> None:
-        """The run goes on after so many steps, on so many ranks. What was recorded of later steps is removed: they are
-        made anew. Each rank sees to its own files, and to those of ranks that are no more."""
+    def begin(self, step: int, ranks: int) -> None:
+        """A run begins, or goes on, after so many steps, on so many ranks. What one that goes on has recorded of later
+        steps is removed: they are made anew. Each rank sees to its own files, and to those of ranks that are no more.
+        """
+        self._step = -1
+        if step == 0:
+            return
         with self._told(FOLDER):
             places = {file: NAME.fullmatch(file.name) for file in (self._own.folder / FOLDER).glob("step-*")}
             later = {file: place for file, place in places.items() if place and int(place["step"]) > step}
@@ -90,7 +94,6 @@ class Recorder:
         self._hand_on()
         self._batches = self._batches + 1 if step == self._step else 1
         self._step = step
-        self._schedule.pass_over(step)
         if self._ended:
             return
         ours = {"schema": SCHEMA, "step": step + 1, "rank": self._rank, "batch": self._batches}
@@ -203,14 +206,13 @@ class Recorder:
 
 
 class WithRun(TrainerCallback):
-    """Tells a recorder that a run goes on, and that it has ended."""
+    """Tells a recorder that a run begins, and that it has ended."""
 
     def __init__(self, recorder: Recorder, ranks: int):
         self._recorder, self._ranks = recorder, ranks
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step > 0:
-            self._recorder.resume(state.global_step, self._ranks)
+        self._recorder.begin(state.global_step, self._ranks)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._recorder.close()

@@ -47,6 +47,9 @@ SHARES = (
     "deepspeed fsdp fsdp_config use_cpu"
 ).split()
 
+# Where an adapter came from, and how it is used by whom.
+NOT_OF_ADAPTERS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+
 MOST_ROWS = 4096  # that are read to tell two data sets apart
 
 
@@ -63,10 +66,20 @@ def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[
         "data": data_digest(trainer.train_dataset),
         "policy": str(config._name_or_path).rstrip("/").rpartition("/")[2],
         "architecture": _digest_of_architecture(config.to_diff_dict()),
+        **_adapter_of(trainer.accelerator.unwrap_model(trainer.model)),
         "rewards": trainer.reward_func_names,
         "tools": sorted(tool.__name__ for tool in trainer.tools or []),
     }
     return json.loads(json.dumps(settings, default=str))
+
+
+def _adapter_of(model: Any) -> dict[str, Any]:
+    """The settings of a policy's adapter, by name: its weights are loaded under those of the run that goes on."""
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return {}
+    settings = configs[model.active_adapter].to_dict()
+    return {f"adapter: {key}": value for key, value in settings.items() if key not in NOT_OF_ADAPTERS}
 
 
 def default_settings(args: GRPOConfig) -> dict[str, Any]:

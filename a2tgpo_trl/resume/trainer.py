@@ -50,6 +50,7 @@ class Resumable(GRPOTrainer):
     """
 
     _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
+    _train_sampler: Any = None  # of a stream there is none
     allows_changes = False  # whether a run goes on from a checkpoint that was saved with other settings
     seeds_rollouts = False  # whether a rollout depends on its own seed, and not on how many processes there are
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -128,6 +129,15 @@ class ToolTrainer(SamplingTrainer):
             raise ValueError(
                 "use_transformers_continuous_batching casts the weights to sample with them, which cannot be undone "
                 "where FSDP has split them. Sample by vLLM (use_vllm), or leave it out."
+            )
+        if (
+            self.is_fsdp_enabled
+            and self.accelerator.state.fsdp_plugin.fsdp_version == 1
+            and isinstance(self.model, PeftModel)
+        ):
+            raise ValueError(
+                "Adapters are not found under FSDP's version 1. Set fsdp_version: 2 in Accelerate's configuration, as "
+                "the one named fsdp2 does."
             )
         if not self.use_vllm and self.rollout_func is None:
             check_one_sequence(self.generation_config, base_model(self.model).generation_config, args.seeds_rollouts)

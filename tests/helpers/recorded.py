@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from a2tgpo_trl.recording import Recorder
+from a2tgpo_trl.recording import Recorder, Schedule
 from a2tgpo_trl.report.series import STATE
 from a2tgpo_trl.rollout.reading import OF_TRAINING, files_like
 from a2tgpo_trl.rollout.record_files import read_records
@@ -126,7 +126,7 @@ def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]], form
         texts = texts_of if any("tokens" in record for record in records) else None
         if texts is not None:  # some of these have none
             records = [{"prompt_ids": [], "tokens": {"ids": [], "sampled": []}, **record} for record in records]
-        recorder = Recorder(folder, rank=0, every=1, most_bytes=1e12, format=format, texts=texts)
+        recorder = Recorder(folder, rank=0, schedule=Schedule(1), most_bytes=1e12, format=format, texts=texts)
         recorder.put(step - 1, records)
         recorder.close()
 

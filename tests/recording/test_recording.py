@@ -18,7 +18,7 @@ from recorded import rollouts_of
 from training import TOOL_TURNS, make, settings, weights
 
 from a2tgpo_trl import A2TGPOConfig, recording
-from a2tgpo_trl.recording import Masks, Recorder, credited, trained_on
+from a2tgpo_trl.recording import Masks, Recorder, Schedule, credited, trained_on
 from a2tgpo_trl.resume.own_files import OwnFiles
 from a2tgpo_trl.rollout import record_files
 from a2tgpo_trl.rollout.record_files import FORMATS
@@ -209,6 +209,24 @@ def test_a_run_that_goes_on_leaves_no_records_of_steps_that_were_undone(tokenize
     )
 
 
+def test_a_second_training_is_recorded_as_the_first_was(tokenizer, tmp_path):
+    trainer = run(tokenizer, tmp_path, record_every=2, max_steps=4)
+    before = {name: (tmp_path / "rollouts" / name).stat().st_mtime_ns for name in files(tmp_path)}
+    trainer.train()
+    after = {name: (tmp_path / "rollouts" / name).stat().st_mtime_ns for name in files(tmp_path)}
+    assert after.keys() == before.keys() and all(after[name] > before[name] for name in before)
+
+
+def test_a_batch_that_a_resumed_run_makes_first_is_recorded_if_it_was_due(tokenizer, tmp_path):
+    changes = {"record_every": 3, "steps_per_generation": 2, "save_strategy": "steps", "save_steps": 2}
+    run(tokenizer, tmp_path, **changes, max_steps=6)
+    written = ["step-000001-rank-0.jsonl", "step-000005-rank-0.jsonl"]
+    assert files(tmp_path) == written
+    trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, **{**changes, "max_steps": 6})))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert files(tmp_path) == written
+
+
 def test_each_rank_removes_what_others_do_not(tmp_path):
     folder = tmp_path / "rollouts"
     folder.mkdir()
@@ -218,7 +236,7 @@ def test_each_rank_removes_what_others_do_not(tmp_path):
     OwnFiles(tmp_path).add(*names)
     for rank, removed in ((0, {0, 2, 4}), (1, {1, 3})):
         before = {*files(tmp_path)}
-        Recorder(tmp_path, rank, 1, 1e9).resume(1, ranks=2)
+        Recorder(tmp_path, rank, Schedule(1), 1e9).begin(1, ranks=2)
         assert before - {*files(tmp_path)} == {f"step-000002-rank-{other}.jsonl" for other in removed}
 
 
@@ -226,7 +244,7 @@ def test_each_rank_removes_what_others_do_not(tmp_path):
 
 
 def recorder(folder, most=1e9, every=1) -> Recorder:
-    return Recorder(Path(folder), 0, every, most)
+    return Recorder(Path(folder), 0, Schedule(every), most)
 
 
 def put(one: Recorder, step: int = 0) -> None:

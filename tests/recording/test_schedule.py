@@ -6,17 +6,14 @@ from a2tgpo_trl.recording import Schedule
 
 
 @pytest.mark.parametrize(
-    ("steps", "due"),
+    ("stride", "steps", "due"),
     [
-        (range(0, 18, 2), [0, 6, 10, 16]),  # those of the docstring
-        (range(0, 12), [0, 5, 10]),
-        (range(7, 18, 2), [11, 15]),  # resumed: as if it had never stopped, but for what was made before
+        (2, range(0, 18, 2), [0, 6, 10, 16]),  # those of the docstring
+        (2, range(6, 18, 2), [6, 10, 16]),  # resumed: as if it had never stopped
+        (2, range(8, 18, 2), [10, 16]),
+        (1, range(0, 12), [0, 5, 10]),
+        (7, range(0, 30, 7), [0, 7, 14, 21, 28]),
     ],
 )
-def test_the_first_batch_after_each_multiple_is_due(steps, due):
-    schedule, found = Schedule(5), []
-    for step in steps:
-        if schedule.is_due(step):
-            found.append(step)
-            schedule.pass_over(step)
-    assert found == due
+def test_the_first_batch_after_each_multiple_is_due(stride, steps, due):
+    assert [step for step in steps if Schedule(5, stride).is_due(step)] == due

@@ -18,6 +18,7 @@ import tiny
 import torch
 from datasets import Dataset
 from disks import mounted
+from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -87,6 +88,7 @@ def make(tokenizer, policy):
             "tools": [tiny.search],
             "model": str(policy),
             "reward_funcs": reward,
+            "peft_config": None,
         }
         keywords |= {name: changes.pop(name) for name in list(changes) if name in keywords}
         settings = {
@@ -415,6 +417,34 @@ def test_what_changes_the_training_is_named_and_refused(saved, make, tmp_path, t
         trainer.train(resume_from_checkpoint=True)
     assert "learning_rate (0.01, now 0.02)" in caplog.text and "gone on from all the same" in caplog.text
     assert trainer.state.global_step == 5
+
+
+def test_an_adapter_with_other_settings_is_another_policy(make, tmp_path):
+    def adapted(alpha: int, **changes):
+        plain = {"sync_ref_model": False, "eval_strategy": "no", "max_steps": 1, **changes}
+        return make(tmp_path, peft_config=LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"]), **plain)
+
+    adapted(8).train()
+    with pytest.raises(ResumeError, match=r"adapter: lora_alpha \(8, now 16\)"):
+        adapted(16).train(resume_from_checkpoint=True)
+    again = adapted(8, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
+
+
+def test_a_run_on_a_stream_goes_on(make, tmp_path):
+    changes = {"max_steps": 3, "eval_strategy": "no"}
+
+    def streamed(folder: Path, stop: int | None = None):
+        return make(folder, stop, train_dataset=questions(8).to_iterable_dataset(), **changes)
+
+    whole = streamed(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        streamed(tmp_path / "broken", stop=2).train()
+    again = streamed(tmp_path / "broken")
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(whole))
 
 
 def test_rows_that_differ_in_a_word_are_other_data(saved, make, tmp_path):

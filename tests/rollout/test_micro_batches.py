@@ -116,6 +116,10 @@ def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
     assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._added_up == 0
     for of_entropy in ({"entropy_coef": 0.01}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.5}):
         assert trained(tokenizer, tmp_path, loss_type="grpo", **of_entropy)._added_up == 0
+    of_experts = trained(tokenizer, tmp_path, loss_type="grpo")
+    assert of_experts._added_up > 0
+    of_experts.aux_loss_enabled = True  # as of a model whose router is to use all its experts alike
+    assert of_experts._added_up == 0
 
 
 @pytest.mark.parametrize(
