@@ -66,6 +66,12 @@ class GainPass:
                 "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
                 "clip_adaptation=0)."
             )
+        if settings.gain_measure == "probability" and not self._is_exact:
+            logger.warning(
+                "gain_measure='probability' in 16 bits: rounding moves likely answers' probabilities the most, and the "
+                "floor of gains, one for the batch, is theirs. Gains of unlikely answers may be taken for rounding "
+                "(gain/cells_below_floor). Log-probabilities (gain_measure='logprob') are rounded alike."
+            )
         self._probes = ProbeMaker(tokenizer, settings.probe_template)
         self.packing, reason = packed_implementation(base_model(model))
         self.packing_tried = False

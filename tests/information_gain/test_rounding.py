@@ -163,6 +163,16 @@ def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkey
     assert trainer._gain_pass.packing is None
 
 
+def test_probabilities_in_16_bits_come_with_a_warning(world, caplog):
+    def warned(**changes) -> bool:
+        caplog.clear()
+        world.trainer(**changes)
+        return "Gains of unlikely answers may be taken for rounding" in caplog.text
+
+    assert warned(bf16=True, gain_measure="probability")
+    assert not warned(bf16=True) and not warned(gain_measure="probability")
+
+
 # ---- by hand
 
 
