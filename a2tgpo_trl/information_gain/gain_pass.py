@@ -68,9 +68,9 @@ class GainPass:
             )
         if settings.gain_measure == "probability" and not self._is_exact:
             logger.warning(
-                "gain_measure='probability' in 16 bits: rounding moves likely answers' probabilities the most, and the "
-                "floor of gains, one for the batch, is theirs. Gains of unlikely answers may be taken for rounding "
-                "(gain/cells_below_floor). Log-probabilities (gain_measure='logprob') are rounded alike."
+                "gain_measure='probability' in 16 bits: rounding moves the probabilities of likely answers the most, "
+                "and the floor of gains, one for the batch, is theirs. Gains of unlikely answers may be taken for "
+                "rounding (gain/cells_below_floor). Log-probabilities (gain_measure='logprob') are rounded alike."
             )
         self._probes = ProbeMaker(tokenizer, settings.probe_template)
         self.packing, reason = packed_implementation(base_model(model))
