@@ -10,7 +10,8 @@ where it has nothing to say. Several are summed by `reward_weights`; with weight
     reward_funcs: [exact_match, my_rewards.py:short_answer]                    # in a recipe
 
 Those that come along compare the final answer with the column `answer`, a text or a list of accepted texts. The final
-answer stands in the last pair of `<answer>` tags of the last message, or was handed to a tool with `final=True`.
+answer stands in the last pair of `<answer>` tags of the last message, or was handed to a tool with `final=True` as its
+argument `answer`, which is text or a number.
 
     exact_match     1 or 0: the same words, without case, punctuation and English articles
     exact_number    1 or 0: the same number, however it is written

@@ -11,7 +11,9 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
+from types import NoneType
 from typing import Any
 
 
@@ -51,7 +53,8 @@ def whole_words(text: str) -> re.Pattern[str]:
 def extract_answer(completion: Completion) -> str | None:
     r"""The text between the last pair of answer tags in the last assistant message, without a box around it, or None.
 
-    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer.
+    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer: text or a
+    number.
 
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"; "<answer>\boxed{Paris}</answer>" as well
     """
@@ -149,12 +152,25 @@ def braces(text: str) -> Iterator[tuple[int, int]]:
 
 
 def submitted_answer(completion: Completion) -> str | None:
-    """The `answer` of a call to a final tool, whose message the tool loop marks when it has ended the rollout."""
+    """The `answer` of the call to a final tool that ended the rollout, with which the tool loop marks its message.
+
+    None where there was no such call, or it had no answer (null). A number is an answer as it would be written.
+
+    Example: submit(answer=" 72 "), submit(answer=72), submit(answer=72.0) -> "72"; submit(answer=[72]) -> ValueError
+    """
     if isinstance(completion, str) or not completion or not completion[-1].get("final"):
         return None
-    calls = [call.get("function", call) for call in completion[-1].get("tool_calls") or ()]
-    answers = [call["arguments"].get("answer") for call in calls if isinstance(call.get("arguments"), dict)]
-    return next((answer.strip() for answer in reversed(answers) if isinstance(answer, str)), None)
+    call = completion[-1]["final"]
+    answer = call["arguments"].get("answer")
+    if isinstance(answer, float):
+        return f"{Decimal(str(answer)).normalize():f}"  # JSON has one kind of number: 72.0 is 72, and 1e-07 0.0000001
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, NoneType)):
+        raise ValueError(
+            f"The final tool {call['name']} was handed an answer of type {type(answer).__name__}, {answer!r:.80}: "
+            "rewards compare text or a number. Declare the argument as one of these (answer: str), so that the policy "
+            "is told of any other; or score the rollout by a reward of your own."
+        )
+    return None if answer is None else str(answer).strip()
 
 
 def final_text(completion: Completion) -> str:

@@ -27,7 +27,7 @@ Settings. `@tool(...)` says how calls are made. A recipe may say it, too: `tool_
     concurrency        calls of this tool at once (all tools: `tool_concurrency`). With 1, all are made on one thread
     max_result_tokens  a longer result is cut there, and says so
     cache              equal arguments give equal results, so ask once in a run
-    final              a successful call ends the rollout, like submit(answer)
+    final              a successful call ends the rollout, like submit(answer); rewards read its argument `answer`
     changes_state      a call does more than look something up; read by rewards of turns
     process            make calls in separate processes, which can be killed: for code that may hang or crash in C
     check              raises if what the tool needs is not there. Python only

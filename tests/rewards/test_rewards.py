@@ -75,6 +75,32 @@ def test_only_the_last_assistant_message_answers():
     assert extract_answer([assistant("let me look"), tool]) is None
 
 
+def submitted(arguments: dict) -> list[dict]:
+    return [{**assistant("<answer>no</answer>"), "final": {"name": "submit", "arguments": arguments}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(" 72 ", "72"), (72, "72"), (-72.0, "-72"), (0.5, "0.5"), (1e-07, "0.0000001"), (3e15, "3" + "0" * 15)],
+)
+def test_a_number_that_is_handed_to_a_final_tool_is_an_answer(answer, text):
+    assert extract_answer(submitted({"answer": answer})) == text
+    assert exact_match([submitted({"answer": answer})], [text]) == exact_number(
+        [submitted({"answer": answer})], [text]
+    )
+    assert answer_format([submitted({"answer": answer})]) == [0.0]
+
+
+def test_a_final_tool_that_was_handed_no_answer_leaves_it_to_the_tags():
+    assert extract_answer(submitted({"answer": None})) == extract_answer(submitted({"text": "72"})) == "no"
+
+
+@pytest.mark.parametrize(("answer", "kind"), [([72], "list"), ({"value": 72}, "dict"), (True, "bool")])
+def test_an_answer_that_cannot_be_compared_is_an_error_that_names_its_tool_and_type(answer, kind):
+    with pytest.raises(ValueError, match=f"final tool submit .* answer of type {kind}.*answer: str"):
+        exact_match([submitted({"answer": answer})], ["72"])
+
+
 def test_exact_match_ignores_case_articles_and_punctuation_and_takes_the_best_alias():
     completions = [tagged("the Eiffel Tower!"), "the Eiffel Tower", tagged("Eiffel")]
     aliases = ["Tour Eiffel", "Eiffel Tower"]
