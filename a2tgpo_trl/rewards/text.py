@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
-from fractions import Fraction
 from types import NoneType
 from typing import Any
 
@@ -81,21 +80,34 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **k
 def exact_number(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
     """1 where the final answer is the accepted number, however it is written, else 0. Nothing but a number is one.
 
-    `exact_match` compares words, to which a sign and a point are punctuation.
+    `exact_match` compares words, to which a sign and a point are punctuation. A row that accepts no number is an
+    error.
 
-    Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0
+    Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0;
+    for "$1,234" -> ValueError
     """
-    pairs = zip(map(extract_answer, completions), answer, strict=True)
-    return [float(_is_number(given, [right] if isinstance(right, str) else right)) for given, right in pairs]
+    return [_is_number(extract_answer(c), _numbers(a)) for c, a in zip(completions, answer, strict=True)]
 
 
-def _is_number(given: str | None, accepted: Sequence[str]) -> bool:
-    found = None if given is None else _number(given)
-    return found is not None and found in map(_number, accepted)
+def _is_number(given: str | None, accepted: Sequence[Decimal]) -> float:
+    return float(given is not None and _number(given) in accepted)
 
 
-def _number(text: str) -> Fraction | None:
-    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+def _numbers(answer: Answer) -> list[Decimal]:
+    """The numbers among the accepted answers."""
+    found = [number for number in map(_number, _accepted(answer)) if number is not None]
+    if not found:
+        raise ValueError(
+            f"The column 'answer' holds {answer!r}, which is no number to compare with, as 72, -1,234 and 0.5 are. "
+            "Write the number alone, without a unit or a sign of its currency (dataset.map), or compare words by "
+            "exact_match."
+        )
+    return found
+
+
+def _number(text: str) -> Decimal | None:
+    text = text.strip()
+    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
 
 
 def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
@@ -191,10 +203,15 @@ def _is_well_formed(text: str) -> bool:
 
 def best_of(score: Callable[[list[str], list[str]], float], given: str | None, answer: Answer) -> float:
     """The best score of a final answer over the accepted ones; 0 without a final answer."""
+    accepted = _accepted(answer)
+    return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
+
+
+def _accepted(answer: Answer) -> Sequence[str]:
     accepted = [answer] if isinstance(answer, str) else answer
     if not accepted:
         raise ValueError("The column 'answer' holds an empty list: there is nothing to compare with. Drop the row.")
-    return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
+    return accepted
 
 
 def _words(text: str) -> list[str]:

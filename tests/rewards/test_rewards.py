@@ -1,4 +1,5 @@
 import random
+import re
 import time
 
 import pytest
@@ -141,7 +142,7 @@ def test_f1_lies_between_exact_match_and_one(given_answer, gold):
     assert hit <= score <= 1.0
 
 
-@pytest.mark.parametrize("reward", [exact_match, f1])
+@pytest.mark.parametrize("reward", [exact_match, exact_number, f1])
 def test_a_row_without_accepted_answers_is_an_error(reward):
     with pytest.raises(ValueError, match="empty list"):
         reward([tagged("Paris")], [[]])
@@ -180,3 +181,13 @@ def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
     right = ["1234", "1,234", "1234.0", "+1234"]
     assert exact_number([tagged(text) for text in right], ["1234"] * 4) == [1] * 4
     assert exact_number(["<answer>7</answer>", "7"], [["8", "7"], "7"]) == [1, 0]
+    assert exact_number([tagged("72")] * 2, [" 72\n", ["seventy-two", "72"]]) == [1, 1]
+    assert exact_number([tagged("9" * 5000)] * 2, ["9" * 5000, "72"]) == [1, 0]  # int() refuses so many digits
+
+
+@pytest.mark.parametrize("answer", ["$5", "72 apples", "", ["five", "%5"]])
+def test_an_exact_number_is_not_compared_with_what_is_none(answer):
+    with pytest.raises(
+        ValueError, match=f"column 'answer' holds {re.escape(repr(answer))}, which is no number.*alone"
+    ):
+        exact_number(["no answer"], [answer])
