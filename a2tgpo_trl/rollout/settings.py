@@ -110,7 +110,8 @@ class ToolConfig(GRPOConfig):
     )
     answer_column: str = setting(
         "answer",
-        "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
+        "Dataset column with the ground-truth answer: a string, or a list of accepted strings. Rewards and records "
+        "have it as `answer`, in the place of a column of that name. An "
         "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it.",
     )
     resume_changed: bool = setting(
