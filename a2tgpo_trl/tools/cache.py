@@ -7,6 +7,7 @@ One line a call, as JSON. Failures are kept too, but only a replay answers with 
 
 import glob
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import Any, get_args
 
 from .calls import CallStatus, Outcome
 
+
+logger = logging.getLogger(__name__)
 
 LONGEST_SHOWN = 500  # characters of the arguments of a call in a message
 
@@ -40,6 +43,9 @@ class CallCache:
             whole = self._read(file)
             if file == self._own and not replay:
                 os.truncate(file, whole)  # what was cut off must not become the beginning of the next line
+        self._can_write = not replay
+        if not replay:  # what cannot be written at all is told now
+            self._append("")
 
     def get(self, tool: str, arguments: Mapping[str, Any]) -> Outcome | None:
         """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call."""
@@ -61,10 +67,24 @@ class CallCache:
             if self._kept.get(key) == Outcome(status, text):
                 return
             self._kept[key] = Outcome(status, text)
-            self._own.parent.mkdir(parents=True, exist_ok=True)
-            # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
-            with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line)
+            if self._can_write:
+                self._append_while_possible(line)
+
+    def _append_while_possible(self, line: str) -> None:
+        try:
+            self._append(line)
+        except OSError as error:  # a full disk, say: the run has its results all the same
+            self._can_write = False  # behind a line that was cut off
+            logger.warning(
+                f"tool_cache: {self._own} cannot be written any more ({error}). The run goes on, and keeps no further "
+                "calls there."
+            )
+
+    def _append(self, line: str) -> None:
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
+        with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line)
 
     def _read(self, file: Path) -> int:
         """Returns the number of bytes that are whole lines: the last may have been cut off while it was written."""

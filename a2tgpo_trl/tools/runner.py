@@ -70,10 +70,28 @@ class ToolRunner:
     def prepare(self, functions: Iterable[Callable]) -> None:
         """What is wrong with the settings of these tools is said now, not at their first call."""
         for function in functions:
-            if self.settings(function).process:
+            settings = self.settings(function)
+            if settings.process:
                 import_path(function)
                 if inspect.iscoroutinefunction(function):
                     raise ValueError(f"A tool with process=True must not be async, and {function.__name__} is.")
+            self._refuse_idle(function.__name__, settings, getattr(function, "__self__", None))
+
+    def _refuse_idle(self, name: str, settings: ToolSettings, owner: Any) -> None:
+        """Settings that have no effect, since the tool is an environment's method, or is none."""
+        if self._attempts.is_environment(owner):
+            if settings.cache:
+                raise ValueError(
+                    f"cache has no effect on {name}, a method of an environment: what it returns may depend on what "
+                    "was called before, so that each call is made. Leave it out."
+                )
+            return
+        for setting in ("cancel", "release"):
+            if getattr(settings, setting) is not None:
+                raise ValueError(
+                    f"{setting} has no effect on {name}, which is no method of an environment: it is called with one. "
+                    "Leave it out, or make the tool a method of an environment."
+                )
 
     def check(self, functions: Iterable[Callable]) -> None:
         """Ask each tool that can tell whether it is up. Raises a RuntimeError that names those that are not."""

@@ -204,3 +204,16 @@ def test_the_server_is_a_command(level):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_connection_that_is_closed_while_it_is_given_up_is_no_error():
+    with socket.socket() as one:
+        looks = [one]
+
+        class Closing:
+            sock = property(lambda self: looks.pop() if looks else None)  # gone once it was looked at
+
+        exchange = remote._Exchange("http://localhost:1")
+        exchange._connection = Closing()
+        exchange.close()
+    assert exchange._closed and not looks

@@ -1,6 +1,7 @@
 """Recorded calls, secrets in results, and arguments that do not fit."""
 
 import json
+import logging
 import os
 from enum import Enum
 from typing import Literal
@@ -91,6 +92,21 @@ def test_failures_are_replayed_and_made_again_where_calls_can_be_made(run, tmp_p
     assert recorded[0].status == "ok" and len(library.made) == 2
     replayed, _ = run(CallCache(file, replay=True), call)
     assert told(replayed) == told(recorded)
+
+
+def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(run, caplog):
+    library = Library()
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        outcomes, runner = run(CallCache("/dev/full"), *[(library.search, {"query": one}) for one in ("Velm", "Oss")])
+        again = runner.run([ToolCall(library.search, {"query": "Velm"})])
+    assert [outcome.status for outcome in (*outcomes, *again)] == ["ok"] * 3 and len(library.made) == 2
+    (record,) = caplog.records
+    assert "/dev/full cannot be written any more" in record.message and "No space left" in record.message
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_first_call(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        CallCache(tmp_path)
 
 
 def test_there_is_no_replay_of_nothing(tmp_path):

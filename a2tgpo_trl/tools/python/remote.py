@@ -114,6 +114,7 @@ class _Exchange:
     def close(self) -> None:
         """From another thread: have the request fail."""
         self._closed = True
-        with suppress(OSError):  # it was closed
-            if self._connection.sock is not None:
-                self._connection.sock.shutdown(2)
+        open_socket = self._connection.sock  # read once: the request may end just now, and take it away
+        if open_socket is not None:
+            with suppress(OSError):  # it was closed
+                open_socket.shutdown(2)
