@@ -184,14 +184,19 @@ class ToolRunner:
         return outcome
 
     async def _persist(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Outcome:
-        """Attempts, until one succeeds or there are none left; if the tool is down then, once more when it is up."""
+        """Attempts, until one succeeds or there are none left; if the tool is down then, once more when it is up.
+
+        If it is down again then, since other calls took the place that had come free, it is waited for again.
+        """
         outcome, outages = await self._repeat(call, settings, order), self._outages
-        if outcome.status == "ok" or settings.check is None or order.stuck or outages.given_up(call.name):
-            return outcome
-        is_up_again = await outages.is_up_again(call.name, settings)
-        if not is_up_again and (not outcome.down or outages.given_up(call.name)):
-            return outcome
-        return await self._repeat(call, settings, order, outcome.attempts)
+        while not (outcome.status == "ok" or settings.check is None or order.stuck or outages.given_up(call.name)):
+            is_up_again = await outages.is_up_again(call.name, settings)
+            if not is_up_again and (not outcome.down or outages.given_up(call.name)):
+                break
+            outcome = await self._repeat(call, settings, order, outcome.attempts)
+            if not (is_up_again and outcome.down):
+                break
+        return outcome
 
     async def _repeat(self, call: ToolCall, settings: ToolSettings, order: CallOrder, made: int = 0) -> Outcome:
         longest = max(settings.backoff, LONGEST_WAIT)
