@@ -52,6 +52,7 @@ def SearchTool(
             raise ValueError(f"SearchTool's {setting} must be at least 1; got {value}.")
     if not name.isidentifier():
         raise ValueError(f"SearchTool's name must be one word, as of a function; got {name!r}.")
+    place = index.corpus.file if isinstance(index, Retriever) else url or index
     find = passages_of(url=url, index=index, top_k=top_k, timeout=timeout)
 
     @tool(
@@ -60,6 +61,7 @@ def SearchTool(
         retry_on=(ToolDown,),
         max_result_tokens=max_result_tokens,
         cache=cache,
+        version=f"{place}, {top_k} shown, of {max_passage_words or 'all'} words",
         check=lambda: find(["a"], 1),
     )
     def search(query: str | list[str]) -> str:
