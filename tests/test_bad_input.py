@@ -201,3 +201,13 @@ class Frozen:
 def test_what_is_no_tool_and_no_environment_is_named_and_told_what_it_should_be(keywords, words, tokenizer, tmp_path):
     with pytest.raises(TypeError, match=words):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path)), **{"tools": None, **keywords})
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"tools": [tiny.search, tiny.searches(str)]}, {"tools": [tiny.search], "environment_factory": Library}],
+    ids=["two tools", "a tool and a method"],
+)
+def test_tools_of_one_name_are_refused(keywords, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"two tools are named 'search': tiny.search and .*SearchTool takes name="):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), **{"tools": None, **keywords})

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default:g})")
     parser.add_argument("--preload", nargs="*", default=[], help="modules that are loaded before the first call")
     parser.add_argument("--python", help="the interpreter whose libraries code may use (default: this one)")
-    parser.add_argument("--most-sessions", type=int, default=256, help="sessions at once (default 256)")
+    parser.add_argument(
+        "--most-sessions", type=int, default=256, help="sessions at once: one a rollout that has called (default 256)"
+    )
     parser.add_argument("--idle", type=float, default=600.0, help="seconds until an idle session ends (default 600)")
     parser.epilog = "Where A2TGPO_PYTHON_TOKEN is set, only trainers with the same value are served."
     parser.set_defaults(run=run)

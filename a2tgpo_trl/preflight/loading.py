@@ -1,5 +1,6 @@
 """a recipe -> tokenizer, config, tools, data and model, as `GRPOTrainer` would load them."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
 
 from ..information_gain.answers import named_datasets
 from ..recipe.recipe import Recipe
+from ..rollout.checks import check_names, check_tools
 from ..tasks import Task
 from .chat import Chat, Datasets
 
@@ -63,7 +65,11 @@ def environment_kinds(task: Task) -> set[type]:
 
 def all_tools(task: Task) -> list[Callable]:
     """The task's tools, and the public methods of one instance of each environment, as `GRPOTrainer` collects them."""
-    return [*task.tools, *(method for make in factories(task) for method in public_methods(make()))]
+    check_tools(task.tools)
+    methods = [public_methods(make()) for make in factories(task)]
+    for of_environment in methods:
+        check_names([*task.tools, *of_environment])
+    return [*task.tools, *itertools.chain(*methods)]
 
 
 def public_methods(environment: Any) -> list[Callable]:

@@ -10,10 +10,11 @@ where it has nothing to say. Several are summed by `reward_weights`; with weight
     reward_funcs: [exact_match, my_rewards.py:short_answer]                    # in a recipe
 
 Those that come along compare the final answer with the column `answer`, a text or a list of accepted texts. The final
-answer stands in the last pair of `<answer>` tags of the last message, or was handed to a tool with `final=True`.
+answer stands in the last pair of `<answer>` tags of the last message, or was handed to a tool with `final=True` as its
+argument `answer`, which is text or a number.
 
     exact_match     1 or 0: the same words, without case, punctuation and English articles
-    exact_number    1 or 0: the same number, however it is written
+    exact_number    1 or 0: the same number, however it is written; an answer that is no number is an error
     f1              harmonic mean of precision and recall of the words
     f1_hotpot       the same, but all or nothing where an answer is yes or no, as HotpotQA evaluates
     paper_reward    1 or 0 as exact_match, -1 where the format is broken: a thought in <think> tags, then the answer

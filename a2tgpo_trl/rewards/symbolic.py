@@ -6,6 +6,7 @@ those of tools are, and not by `multiprocessing`, which runs the user's script o
 """
 
 import importlib.util
+import logging
 import re
 import resource
 import threading
@@ -18,6 +19,8 @@ from ..tools.results import ToolFailed
 
 if importlib.util.find_spec("math_verify") is None:
     raise ImportError("math_equal compares answers by the library math-verify: pip install 'a2tgpo_trl[math]'.")
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 3.0  # for one comparison
 STARTING = 120.0  # for a process to import SymPy, on a busy machine
@@ -35,7 +38,7 @@ _PYTHON = (
 
 
 class Undecided(Exception):
-    """A process was killed, or died, before it had compared two answers."""
+    """A process could not be started, was killed, or died, before it had compared two answers."""
 
 
 class Symbolic(threading.local):
@@ -46,7 +49,11 @@ class Symbolic(threading.local):
     def equal(self, accepted: str, given: str) -> bool:
         """Whether they are equal. Raises `Undecided` if that cannot be said in `SECONDS`."""
         if self.process is None or not self.process.alive:
-            self.process = _started()
+            try:
+                self.process = _started()
+            except (ProcessDied, OSError) as error:  # the machine may be short of memory or of processes for a moment
+                logger.warning(f"math_equal: a process could not be started ({error}).")
+                raise Undecided from error
         try:
             return _call(self.process, accepted, given, SECONDS)
         except ToolFailed:  # what was to be read is no mathematics, or too much for its memory

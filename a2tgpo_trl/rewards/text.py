@@ -11,7 +11,8 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from decimal import Decimal
+from types import NoneType
 from typing import Any
 
 
@@ -51,7 +52,8 @@ def whole_words(text: str) -> re.Pattern[str]:
 def extract_answer(completion: Completion) -> str | None:
     r"""The text between the last pair of answer tags in the last assistant message, without a box around it, or None.
 
-    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer.
+    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer: text or a
+    number.
 
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"; "<answer>\boxed{Paris}</answer>" as well
     """
@@ -78,21 +80,34 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **k
 def exact_number(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
     """1 where the final answer is the accepted number, however it is written, else 0. Nothing but a number is one.
 
-    `exact_match` compares words, to which a sign and a point are punctuation.
+    `exact_match` compares words, to which a sign and a point are punctuation. A row that accepts no number is an
+    error.
 
-    Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0
+    Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0;
+    for "$1,234" -> ValueError
     """
-    pairs = zip(map(extract_answer, completions), answer, strict=True)
-    return [float(_is_number(given, [right] if isinstance(right, str) else right)) for given, right in pairs]
+    return [_is_number(extract_answer(c), _numbers(a)) for c, a in zip(completions, answer, strict=True)]
 
 
-def _is_number(given: str | None, accepted: Sequence[str]) -> bool:
-    found = None if given is None else _number(given)
-    return found is not None and found in map(_number, accepted)
+def _is_number(given: str | None, accepted: Sequence[Decimal]) -> float:
+    return float(given is not None and _number(given) in accepted)
 
 
-def _number(text: str) -> Fraction | None:
-    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+def _numbers(answer: Answer) -> list[Decimal]:
+    """The numbers among the accepted answers."""
+    found = [number for number in map(_number, _accepted(answer)) if number is not None]
+    if not found:
+        raise ValueError(
+            f"The column 'answer' holds {answer!r}, which is no number to compare with, as 72, -1,234 and 0.5 are. "
+            "Write the number alone, without a unit or a sign of its currency (dataset.map), or compare words by "
+            "exact_match."
+        )
+    return found
+
+
+def _number(text: str) -> Decimal | None:
+    text = text.strip()
+    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
 
 
 def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
@@ -149,12 +164,25 @@ def braces(text: str) -> Iterator[tuple[int, int]]:
 
 
 def submitted_answer(completion: Completion) -> str | None:
-    """The `answer` of a call to a final tool, whose message the tool loop marks when it has ended the rollout."""
+    """The `answer` of the call to a final tool that ended the rollout, with which the tool loop marks its message.
+
+    None where there was no such call, or it had no answer (null). A number is an answer as it would be written.
+
+    Example: submit(answer=" 72 "), submit(answer=72), submit(answer=72.0) -> "72"; submit(answer=[72]) -> ValueError
+    """
     if isinstance(completion, str) or not completion or not completion[-1].get("final"):
         return None
-    calls = [call.get("function", call) for call in completion[-1].get("tool_calls") or ()]
-    answers = [call["arguments"].get("answer") for call in calls if isinstance(call.get("arguments"), dict)]
-    return next((answer.strip() for answer in reversed(answers) if isinstance(answer, str)), None)
+    call = completion[-1]["final"]
+    answer = call["arguments"].get("answer")
+    if isinstance(answer, float):
+        return f"{Decimal(str(answer)).normalize():f}"  # JSON has one kind of number: 72.0 is 72, and 1e-07 0.0000001
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, NoneType)):
+        raise ValueError(
+            f"The final tool {call['name']} was handed an answer of type {type(answer).__name__}, {answer!r:.80}: "
+            "rewards compare text or a number. Declare the argument as one of these (answer: str), so that the policy "
+            "is told of any other; or score the rollout by a reward of your own."
+        )
+    return None if answer is None else str(answer).strip()
 
 
 def final_text(completion: Completion) -> str:
@@ -175,10 +203,15 @@ def _is_well_formed(text: str) -> bool:
 
 def best_of(score: Callable[[list[str], list[str]], float], given: str | None, answer: Answer) -> float:
     """The best score of a final answer over the accepted ones; 0 without a final answer."""
+    accepted = _accepted(answer)
+    return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
+
+
+def _accepted(answer: Answer) -> Sequence[str]:
     accepted = [answer] if isinstance(answer, str) else answer
     if not accepted:
         raise ValueError("The column 'answer' holds an empty list: there is nothing to compare with. Drop the row.")
-    return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
+    return accepted
 
 
 def _words(text: str) -> list[str]:

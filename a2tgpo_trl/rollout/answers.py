@@ -54,10 +54,10 @@ def find_answer(row: Mapping[str, Any], column: str, environment: Any = None, fa
 
 
 def rows_with_answers(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Row]:
-    """The rows as rewards read them: all have "answer", whatever it is called where it comes from, if any has one."""
+    """The rows as rewards and records have them: all have "answer", wherever it comes from, if any has one.
+
+    A column of that name gives way to the one that `answer_column` names, and to an environment.
+    """
     if all(answer.text is None for answer in answers):
         return list(rows)
-    return [
-        {**row, "answer": answer.text} if answer.owned else {"answer": answer.text, **row}
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    return [{**row, "answer": answer.text} for row, answer in zip(rows, answers, strict=True)]

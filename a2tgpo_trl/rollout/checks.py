@@ -1,7 +1,7 @@
 """What a user can get wrong, found before the first step: each error says what, where, and what to do."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import isfunction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +99,21 @@ def check_tools(tools: Any) -> None:
             "hand over the function (or the method of an object), with type hints and a docstring, of which its "
             "schema is made."
         )
+    check_names(tools)
+
+
+def check_names(tools: Iterable[Callable]) -> None:
+    """Tools that a rollout has together, the methods of its environment among them, have names of their own."""
+    found: dict[str, Callable] = {}
+    for tool in tools:
+        if tool.__name__ in found:
+            where, others = (f"{one.__module__}.{one.__qualname__}" for one in (tool, found[tool.__name__]))
+            raise ValueError(
+                f"tools: two tools are named {tool.__name__!r}: {others} and {where}. The policy calls them by name, "
+                "so that one of them could not be called. Give one another name: a function or a method where it is "
+                "defined; SearchTool takes name=; mcp_tools(server, names=[...]) leaves tools of a server out."
+            )
+        found[tool.__name__] = tool
 
 
 def check_factory(factory: Any, where: str = "environment_factory") -> None:

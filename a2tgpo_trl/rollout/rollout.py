@@ -217,20 +217,21 @@ class Rollout:
         assert self.state is State.CALLING
         turn = self.turns[-1]
         turn.seconds = seconds
-        ends = False
+        final: Call | None = None
         for call, outcome in zip(self._calls_to_make, outcomes, strict=True):
             call.status, call.seconds, call.attempts = outcome.status, outcome.seconds, outcome.attempts
             call.result, call.made = outcome.text, True
             settings = self.runner.settings(self.tools[call.name])
-            ends |= settings.final and outcome.status == "ok"
+            if settings.final and outcome.status == "ok":
+                final = call
             self._cut(call, settings.max_result_tokens or self.rules.max_result_tokens)
         turn.cut = any(call.status == "result_cut" for call in turn.calls)
         turn.status = gravest(call.status for call in turn.calls)
         late = any(call.status == "timeout" for call in turn.calls)
         if self._has_turn_rewards and not late:  # one that is out may set it any time
             turn.reward = self.environment.turn_reward
-        if ends:
-            self.messages[-1]["final"] = True  # for rewards: this call was made, and is the answer
+        if final is not None:  # for rewards: of the turn's calls, this one was made, and is the answer
+            self.messages[-1]["final"] = {"name": final.name, "arguments": final.arguments}
             self._end("final")
         elif not self._ended_by(turn):
             self._append_results(turn)

@@ -60,7 +60,8 @@ class ToolConfig(GRPOConfig):
     tool_cache: str | None = setting(
         None,
         "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
-        "Calls on environments are made always.",
+        "It answers for tools of the same name, signature, docstring and `version`. Calls on environments, and of "
+        "tools that change something (`changes_state`), are made always.",
     )
     tool_replay: bool = setting(False, "Whether a call that is not in `tool_cache` is an error instead of being made.")
     failure_policy: dict[str, str] | str | None = setting(
@@ -110,7 +111,8 @@ class ToolConfig(GRPOConfig):
     )
     answer_column: str = setting(
         "answer",
-        "Dataset column with the ground-truth answer: a string, or a list of accepted strings. An "
+        "Dataset column with the ground-truth answer: a string, or a list of accepted strings. Rewards and records "
+        "have it as `answer`, in the place of a column of that name. An "
         "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it.",
     )
     resume_changed: bool = setting(

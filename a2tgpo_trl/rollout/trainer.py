@@ -30,7 +30,14 @@ from ..tools.control import ControlText, SuffixWriter
 from ..turns import count_turns, turn_index, turn_metrics
 from .answers import Answer, Row, find_answer, rows_with_answers
 from .batch import Batch, Rollouts, Scored, Turns
-from .checks import check_best_metric, check_one_sequence, check_tools, checked_rollout_func, complete_args
+from .checks import (
+    check_best_metric,
+    check_names,
+    check_one_sequence,
+    check_tools,
+    checked_rollout_func,
+    complete_args,
+)
 from .engines import Request, Seeds, Tail
 from .environments import Environments, environment_kinds
 from .records import Record, make_records, read_off
@@ -103,6 +110,9 @@ class ToolTrainer(SamplingTrainer):
         if environments is not None and factory is not None:
             given.arguments["environment_factory"] = environments.guarded(factory)  # the parent makes the first ones
         super().__init__(*given.args[1:], **given.kwargs)
+        if factory is not None:
+            for together in self._env_tools.values():
+                check_names(together)
         self._check_support()
         self._let_ddp_miss_gradients()
         self._tool_loop = None if environments is None else self._make_tool_loop(environments)

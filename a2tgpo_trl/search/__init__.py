@@ -10,17 +10,18 @@ r"""Search for policies: a corpus of passages, its index on the disk, a server, 
     search = SearchTool(url="http://localhost:8000", top_k=3)
     search = SearchTool(index="wiki.jsonl.bm25")       # in this process, without a server
 
-Either line in my_tools.py makes a tool for a recipe: `tools: ["my_tools.py:search"]`.
+Either line in my_tools.py makes a tool for a recipe: `tools: ["my_tools.py:search"]`. A second one beside it needs
+another name: SearchTool(..., name="search_news").
 
 The server needs `pip install 'a2tgpo_trl[search]'`, dense search `pip install 'a2tgpo_trl[dense]'`; the index of BM25
 and the tool need neither.
 
 Corpus. A file with a JSON object in each line, as Search-R1 and FlashRAG write them, whose contents are the title in
 quotes, a line break and the text: {"id": "0", "contents": "..."}; or {"id": "0", "title": "...", "text": "..."}.
-Without an id, the number of the line is one. Or a folder of files that end with .txt or .md, which are cut into
-passages of 100 words, titled by the name of their file. Passages are read from the file when they are found, so it
-must stay where it is. A line that is no passage, has no text, has the id of another or is longer than 1 MiB is an
-error that names it.
+Without an id, the number of the passage is one, counted from 0. Or a folder of files that end with .txt or .md, which
+are cut into passages of 100 words, titled by the name of their file. Passages are read from the file when they are
+found, so it must stay where it is. A line that is no passage, has no text, has the id of another or is longer than
+1 MiB is an error that names it.
 
 Index. BM25 by bm25s (Lucene's form, k1 1.5, b 0.75, the commonest English words left out, no stemming), in CORPUS.bm25
 or the folder that --index-folder names. Building takes memory for the vocabulary, a number or two for each passage and

@@ -1,7 +1,7 @@
 """a file of passages, one JSON object a line -> each passage by its number, read from the file when it is asked for.
 
     {"id": "0", "contents": "\\"Title\\"\\nText ..."}         Search-R1's and FlashRAG's wiki18_100w.jsonl
-    {"id": "0", "title": "Title", "text": "Text ..."}      without an id, the number of the line is one
+    {"id": "0", "title": "Title", "text": "Text ..."}      without an id, the number of the passage is one, from 0
 
 A folder of text files is written to such a file first (`cut`).
 """
@@ -54,7 +54,7 @@ class Corpus:
     def __getitem__(self, number: int) -> Passage:
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])
         line = os.pread(self._descriptor, end - start, start).partition(b"\n")[0]
-        return read_passage(line, f"{self.file}, passage {number}", default_id="")
+        return read_passage(line, f"{self.file}, passage {number}", default_id=str(number))
 
     def __iter__(self) -> Iterator[Passage]:
         return (self[number] for number in range(len(self)))
@@ -75,7 +75,7 @@ def scan(file: Path) -> np.ndarray:
                     "Cut the document into passages, one a line."
                 )
             if line.strip():
-                passage = read_passage(line, f"{file}, line {number}", default_id=str(number))
+                passage = read_passage(line, f"{file}, line {number}", default_id=str(len(offsets)))
                 offsets.append(at)
                 ids.append(int.from_bytes(blake2b(passage.id.encode("utf-8", "replace"), digest_size=8).digest()))
             at += len(line)
@@ -124,7 +124,7 @@ def read_passage(line: bytes, where: str, default_id: str) -> Passage:
             raise ValueError(f"{where}: {key} holds half a character (a lone surrogate). Mend or remove the line.")
     if not (texts["contents"] or texts["text"]).strip():
         raise ValueError(f"{where} has no text; its keys are {', '.join(row) or 'none'}. {_MEND}")
-    id = str(row.get("id", default_id))
+    id = default_id if row.get("id") is None else str(row["id"])
     if texts["contents"]:
         first, broken, _ = texts["contents"].partition("\n")
         return Passage(id, texts["title"] or (_unquoted(first) if broken else ""), texts["contents"])

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..tools import ToolDown, tool
+from ..tools.calls import SECONDS
 from ..tools.search import NOTHING_FOUND
 from .corpus import Passage
 from .retriever import Retriever, check_query, check_top_k, open_retriever
@@ -33,19 +34,25 @@ def SearchTool(
     retries: int = 3,
     max_result_tokens: int | None = None,
     cache: bool = True,
+    name: str = "search",
 ) -> Callable[[str | list[str]], str]:
     """A tool named `search`, for `tools=[SearchTool(url="http://localhost:8000")]`.
+
+    A second one needs another `name`, from which the policy is to see what it searches: "search_news".
 
     It asks a server (`url`; the path is /retrieve where none is given), or searches an index in this process (`index`:
     a retriever, or the folder of an index that was built). A call brings one query or several, which go in one
     request. Passages are cut to `max_passage_words` each; the whole result to `max_result_tokens`. A recipe can change
-    `timeout`, `retries`, `max_result_tokens` and `cache` (`tool_settings`).
+    `timeout` (which holds for the server as well), `retries`, `max_result_tokens` and `cache` (`tool_settings`).
     """
     if (url is None) == (index is None):
         raise ValueError("SearchTool takes either url or index.")
-    for name, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
+    for setting, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
         if value is not None and value < 1:
-            raise ValueError(f"SearchTool's {name} must be at least 1; got {value}.")
+            raise ValueError(f"SearchTool's {setting} must be at least 1; got {value}.")
+    if not name.isidentifier():
+        raise ValueError(f"SearchTool's name must be one word, as of a function; got {name!r}.")
+    place = index.corpus.file if isinstance(index, Retriever) else url or index
     find = passages_of(url=url, index=index, top_k=top_k, timeout=timeout)
 
     @tool(
@@ -54,6 +61,7 @@ def SearchTool(
         retry_on=(ToolDown,),
         max_result_tokens=max_result_tokens,
         cache=cache,
+        version=f"{place}, {top_k} shown, of {max_passage_words or 'all'} words",
         check=lambda: find(["a"], 1),
     )
     def search(query: str | list[str]) -> str:
@@ -73,6 +81,7 @@ def SearchTool(
             return results[0]
         return "\n\n".join(f"{one}\n{text}" for one, text in zip(queries, results, strict=True)) or NOTHING_FOUND
 
+    search.__name__ = search.__qualname__ = name
     return search
 
 
@@ -97,7 +106,10 @@ def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
 def passages_of(
     *, url: str | None = None, index: Retriever | str | Path | None = None, top_k: int, timeout: float = 30.0
 ) -> Search:
-    """A function from queries to the passages of each, by a server or an index of `top_k` passages or more."""
+    """A function from queries to the passages of each, by a server or an index of `top_k` passages or more.
+
+    `timeout`: seconds in which a server must answer, unless the call of a tool says how long it may take.
+    """
     return _over_http(url, timeout) if url is not None else _in_process(index, top_k)
 
 
@@ -115,10 +127,11 @@ def _over_http(url: str, timeout: float) -> Search:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
 
     def find(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECTING, timeout))
+        seconds = SECONDS.get(None) or timeout
+        connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECTING, seconds))
         try:
             connection.connect()
-            connection.sock.settimeout(timeout)
+            connection.sock.settimeout(seconds)
             asked = {"queries": list(queries), "topk": top_k, "return_scores": True}
             connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
             response = connection.getresponse()

@@ -27,9 +27,10 @@ Settings. `@tool(...)` says how calls are made. A recipe may say it, too: `tool_
     concurrency        calls of this tool at once (all tools: `tool_concurrency`). With 1, all are made on one thread
     max_result_tokens  a longer result is cut there, and says so
     cache              equal arguments give equal results, so ask once in a run
-    final              a successful call ends the rollout, like submit(answer)
+    final              a successful call ends the rollout, like submit(answer); rewards read its argument `answer`
     changes_state      a call does more than look something up; read by rewards of turns
     process            make calls in separate processes, which can be killed: for code that may hang or crash in C
+    version            what results depend on beside the arguments, such as the data; for tool_cache. Python only
     check              raises if what the tool needs is not there. Python only
     cancel, release    of an environment's method: make a late call return; give back what a rollout held. Python only
 
@@ -53,7 +54,11 @@ Servers of the Model Context Protocol have tools, too: `mcp_tools("python my_ser
 and a recipe names them so: `tools: ["mcp:python my_server.py"]` or `["mcp+http://localhost:8000/mcp"]`.
 
 Recorded calls. `tool_cache: calls.jsonl` keeps every call and its result, and a later run answers from the file;
-with `tool_replay: true` a call that is not in it stops the run.
+with `tool_replay: true` a call that is not in it stops the run. The file answers for a tool of the same name,
+signature, docstring and `version`; calls of another are made anew, with a warning, and stop a replay. Whether the code
+of a tool, or a server behind it, has changed cannot be seen: raise the `version`, or begin another file. The tools of
+this package have a version: that of a search names its server or index and its settings, not what lies there. Calls on
+environments, and of tools with `changes_state`, are made always.
 """
 
 from .results import ToolDown

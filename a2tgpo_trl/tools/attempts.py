@@ -5,6 +5,7 @@ What does not come back is abandoned and counted: its thread is held until the c
 
 import asyncio
 import inspect
+import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Future
@@ -12,12 +13,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from .calls import ToolCall
+from .calls import SECONDS, ToolCall
 from .hung import HungCalls
 from .process import ProcessPool, ProcessWorker
+from .results import describe
 from .settings import ToolSettings
 from .workers import Attempt, LoopThread, Workers, attempt_async
 
+
+logger = logging.getLogger(__name__)
 
 ENDING = 1.0  # seconds that a cancelled async call, or a killed process, gets to end
 STARTING = 120.0  # seconds that the process of a tool may take to start: it may import much
@@ -38,6 +42,7 @@ class Attempts:
     def __init__(self, concurrency: int, hung: HungCalls):
         self._hung = hung
         self.abandoned = 0  # attempts so far that did not come back in time
+        self._failed_to_cancel: set[str] = set()  # tools of which that was told
         self._workers = Workers()
         self._processes = ProcessPool()
         self._loop: LoopThread | None = None  # of async tools
@@ -68,6 +73,10 @@ class Attempts:
         self.order_of(made[0])
         self._workers.give_back(worker, id(made[0]))
         return made[0]
+
+    def is_environment(self, owner: Any) -> bool:
+        """Whether it is an environment in use, whose calls are made in order."""
+        return id(owner) in self._orders
 
     def is_stuck(self, environment: Any) -> bool:
         _, order = self._orders.get(id(environment), (None, None))
@@ -115,15 +124,34 @@ class Attempts:
         if call.environment is not None:
             key = id(call.environment)
         worker = self._workers.take(key)
-        future = worker.submit(lambda: call.function(**call.arguments))
+        future = worker.submit(lambda: _limited(call, settings))
         made = await _in_time(future, settings.timeout)
-        if made is not None or await _is_cancelled(call, settings, future):
+        if made is not None or await self._is_cancelled(call, settings, future):
             self._workers.give_back(worker, key)
         else:
             self._hung.add(call.name, future)
             self._workers.give_up(worker)
             order.stuck = call.environment is not None
         return made
+
+    async def _is_cancelled(self, call: ToolCall, settings: ToolSettings, future: "Future[Attempt]") -> bool:
+        """Whether a call that is late, on an environment that can end its calls, has come back since."""
+        if call.environment is None or settings.cancel is None:
+            return False
+        if not future.done():  # it never began, or has come back just now: what it used is for the next call
+            try:
+                settings.cancel(call.environment)
+            except Exception as error:  # noqa: BLE001  # it is the user's, and the call is late, whatever it raises
+                self._warn_of_cancel(call.name, error)
+        return await _done_within(future, ENDING)
+
+    def _warn_of_cancel(self, name: str, error: Exception) -> None:
+        if name not in self._failed_to_cancel:
+            self._failed_to_cancel.add(name)
+            raised = describe(error).removeprefix("Error: ")
+            logger.warning(
+                f"cancel of the tool {name} raised {raised}. Calls that are late are waited for and then given up."
+            )
 
     async def _in_process(self, call: ToolCall, settings: ToolSettings) -> Attempt | None:
         process, worker = self._processes.take(call.function), self._workers.take()
@@ -147,7 +175,7 @@ class Attempts:
     async def _in_loop(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Attempt | None:
         loop = self._loop = self._loop or LoopThread("a2tgpo-async-tools")
         running: list[asyncio.Task] = []
-        made = await _in_time(loop.submit(_attempt_in_loop(call, running)), settings.timeout)
+        made = await _in_time(loop.submit(_attempt_in_loop(call, settings.timeout, running)), settings.timeout)
         if made is None and not await self._has_ended(call.name, loop, running):
             order.stuck = call.environment is not None
         return made
@@ -186,13 +214,9 @@ async def _in_time(future: "Future[Attempt]", seconds: float | None) -> Attempt 
     return None
 
 
-async def _is_cancelled(call: ToolCall, settings: ToolSettings, future: "Future[Attempt]") -> bool:
-    """Whether a call that is late, on an environment that can end its calls, has come back since."""
-    if call.environment is None or settings.cancel is None:
-        return False
-    if not future.done():  # it never began, or has come back just now: what it used is for the next call
-        settings.cancel(call.environment)
-    return await _done_within(future, ENDING)
+def _limited(call: ToolCall, settings: ToolSettings) -> Any:
+    SECONDS.set(settings.timeout)
+    return call.function(**call.arguments)
 
 
 async def _failed_to_start(process: ProcessWorker, future: "Future[Attempt]") -> Attempt | None:
@@ -208,11 +232,12 @@ async def _failed_to_start(process: ProcessWorker, future: "Future[Attempt]") ->
 # ---- in the loop of async tools
 
 
-async def _attempt_in_loop(call: ToolCall, running: list[asyncio.Task]) -> Attempt:
+async def _attempt_in_loop(call: ToolCall, seconds: float | None, running: list[asyncio.Task]) -> Attempt:
     task = asyncio.current_task()
     assert task is not None
     task.set_name(CALL + call.name)
     running.append(task)
+    SECONDS.set(seconds)
     return await attempt_async(lambda: call.function(**call.arguments))
 
 

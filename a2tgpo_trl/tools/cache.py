@@ -1,12 +1,15 @@
 """a call -> its result, kept in a file -> the same result in a later run, without a call.
 
-    {"tool": "search", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
+    {"tool": "search", "of": "3f0a", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
 
 One line a call, as JSON. Failures are kept too, but only a replay answers with them: a run that can call tries again.
+`of` is the tool's `identity`: with another signature, docstring or version, a tool of that name is another one, and
+is not answered for. What its code or a server behind it has changed besides, nobody can see here.
 """
 
 import glob
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -15,6 +18,8 @@ from typing import Any, get_args
 
 from .calls import CallStatus, Outcome
 
+
+logger = logging.getLogger(__name__)
 
 LONGEST_SHOWN = 500  # characters of the arguments of a call in a message
 
@@ -31,7 +36,8 @@ class CallCache:
         # Each rank writes a file of its own, and all read all: two processes do not append to one file.
         self._own = self.path if rank == 0 else self.path.with_name(f"{self.path.name}.rank{rank}")
         self._lock = threading.Lock()
-        self._kept: dict[str, Outcome] = {}
+        self._kept: dict[str, dict[str, Outcome]] = {}  # by key of a call, and of which tool it is
+        self._told: set[str] = set()  # tools of which other versions were found
         others = self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*")
         files = [file for file in {self.path, *others} if file.is_file()]
         if replay and not files:
@@ -40,31 +46,66 @@ class CallCache:
             whole = self._read(file)
             if file == self._own and not replay:
                 os.truncate(file, whole)  # what was cut off must not become the beginning of the next line
+        self._can_write = not replay
+        if not replay:  # what cannot be written at all is told now
+            self._append("")
 
-    def get(self, tool: str, arguments: Mapping[str, Any]) -> Outcome | None:
-        """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call."""
-        kept = self._kept.get(call_key(tool, arguments))
+    def get(self, tool: str, arguments: Mapping[str, Any], of: str = "") -> Outcome | None:
+        """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call.
+
+        `of`: which tool of that name it is (`settings.identity`).
+        """
+        of_others = self._kept.get(call_key(tool, arguments), {})
+        kept = of_others.get(of)
         if kept is None and self.replay:
-            shown = json.dumps(arguments, ensure_ascii=False)
-            shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-            raise ReplayMiss(
-                f"{self.path} holds no call {tool}({shown}). Record it in a run without tool_replay, or mend what "
-                "made the rollouts differ from those recorded (seed, policy, data)."
+            raise self._miss(tool, arguments, bool(of_others))
+        if kept is None and of_others and tool not in self._told:
+            self._told.add(tool)
+            logger.warning(
+                f"tool_cache: {self.path} holds calls of another version of the tool {tool} (its signature, docstring "
+                "or version has changed). They are made anew, and their results kept beside those."
             )
         return kept if kept is None or kept.status == "ok" or self.replay else None
 
-    def put(self, tool: str, arguments: Mapping[str, Any], status: CallStatus, text: str) -> None:
-        entry = {"tool": tool, "arguments": arguments, "status": status, "text": text}
+    def _miss(self, tool: str, arguments: Mapping[str, Any], of_another: bool) -> ReplayMiss:
+        shown = json.dumps(arguments, ensure_ascii=False)
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        if of_another:
+            return ReplayMiss(
+                f"{self.path} holds that call of another version of {tool}: its signature, docstring or version has "
+                f"changed. Record {tool}({shown}) in a run without tool_replay, or give the tool back what it had."
+            )
+        return ReplayMiss(
+            f"{self.path} holds no call {tool}({shown}). Record it in a run without tool_replay, or mend what "
+            "made the rollouts differ from those recorded (seed, policy, data)."
+        )
+
+    def put(self, tool: str, arguments: Mapping[str, Any], status: CallStatus, text: str, of: str = "") -> None:
+        entry = {"tool": tool, "of": of, "arguments": arguments, "status": status, "text": text}
         line = json.dumps(entry, ensure_ascii=False) + "\n"
-        key = call_key(tool, arguments)
         with self._lock:
-            if self._kept.get(key) == Outcome(status, text):
+            kept = self._kept.setdefault(call_key(tool, arguments), {})
+            if kept.get(of) == Outcome(status, text):
                 return
-            self._kept[key] = Outcome(status, text)
-            self._own.parent.mkdir(parents=True, exist_ok=True)
-            # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
-            with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line)
+            kept[of] = Outcome(status, text)
+            if self._can_write:
+                self._append_while_possible(line)
+
+    def _append_while_possible(self, line: str) -> None:
+        try:
+            self._append(line)
+        except OSError as error:  # a full disk, say: the run has its results all the same
+            self._can_write = False  # behind a line that was cut off
+            logger.warning(
+                f"tool_cache: {self._own} cannot be written any more ({error}). The run goes on, and keeps no further "
+                "calls there."
+            )
+
+    def _append(self, line: str) -> None:
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
+        with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line)
 
     def _read(self, file: Path) -> int:
         """Returns the number of bytes that are whole lines: the last may have been cut off while it was written."""
@@ -74,22 +115,25 @@ class CallCache:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    key, kept = _entry(line)
+                    key, of, found = _entry(line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
                         f"tool_cache: line {number} of {file} is no recorded call ({error!r})."
                     ) from error
-                if key not in self._kept or kept.status == "ok":  # a success after failures stands
-                    self._kept[key] = kept
+                kept = self._kept.setdefault(key, {})
+                if of not in kept or found.status == "ok":  # a success after failures stands
+                    kept[of] = found
                 whole += len(line)
         return whole
 
 
-def _entry(line: bytes) -> tuple[str, Outcome]:
+def _entry(line: bytes) -> tuple[str, str, Outcome]:
+    """The key of a call, of which tool it is, and what it gave."""
     entry = json.loads(line)
     if entry["status"] not in get_args(CallStatus):
         raise ValueError(f"there is no status {entry['status']!r}")
-    return call_key(entry["tool"], entry["arguments"]), Outcome(entry["status"], str(entry["text"]))
+    key, of = call_key(entry["tool"], entry["arguments"]), str(entry.get("of", ""))  # "": from before there was one
+    return key, of, Outcome(entry["status"], str(entry["text"]))
 
 
 def call_key(tool: str, arguments: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """a call of a tool, what comes of it, and the limits of all: the values that a `ToolRunner` takes and gives."""
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,10 @@ from .settings import ToolSettings
 
 
 CallStatus = Literal["ok", "tool_error", "timeout"]
+
+# Seconds that the call which is made here may take, for tools that can hand it on, to a socket, say; None: no limit.
+# Nothing is set where no runner makes the call, nor in a process of a tool's own.
+SECONDS: ContextVar[float | None] = ContextVar("SECONDS")
 
 
 @dataclass(frozen=True)

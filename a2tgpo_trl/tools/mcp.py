@@ -55,7 +55,7 @@ def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]
 
 
 def _function(connection: "Connection", described: Any) -> Callable:
-    @tool(check=connection.list_tools)
+    @tool(check=connection.list_tools, version=connection.server)
     async def call(**arguments: Any) -> str:
         return await connection.call(described.name, arguments)
 

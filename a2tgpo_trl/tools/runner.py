@@ -23,7 +23,7 @@ from .hung import HungCalls
 from .outages import LONGEST_WAIT, Outages, SingleFlight
 from .process import import_path
 from .results import ToolDown, describe, is_one_of
-from .settings import ToolSettings, with_recipe
+from .settings import ToolSettings, identity, with_recipe
 from .workers import Attempt, LoopThread
 
 
@@ -70,10 +70,40 @@ class ToolRunner:
     def prepare(self, functions: Iterable[Callable]) -> None:
         """What is wrong with the settings of these tools is said now, not at their first call."""
         for function in functions:
-            if self.settings(function).process:
+            settings = self.settings(function)
+            if settings.process:
                 import_path(function)
                 if inspect.iscoroutinefunction(function):
                     raise ValueError(f"A tool with process=True must not be async, and {function.__name__} is.")
+            if settings.changes_state:
+                self._refuse_kept(function.__name__, settings)
+            self._refuse_idle(function.__name__, settings, getattr(function, "__self__", None))
+
+    def _refuse_kept(self, name: str, settings: ToolSettings) -> None:
+        """Of a tool that changes something, no result may stand for a call."""
+        if settings.cache:
+            raise ValueError(f"{name} has cache and changes_state: a second call would change nothing. Leave one out.")
+        if self.cache is not None and self.cache.replay:
+            raise ValueError(
+                f"tool_replay cannot answer for {name}, which changes_state: a replayed call would change nothing. "
+                "Replay tools that look things up."
+            )
+
+    def _refuse_idle(self, name: str, settings: ToolSettings, owner: Any) -> None:
+        """Settings that have no effect, since the tool is an environment's method, or is none."""
+        if self._attempts.is_environment(owner):
+            if settings.cache:
+                raise ValueError(
+                    f"cache has no effect on {name}, a method of an environment: what it returns may depend on what "
+                    "was called before, so that each call is made. Leave it out."
+                )
+            return
+        for setting in ("cancel", "release"):
+            if getattr(settings, setting) is not None:
+                raise ValueError(
+                    f"{setting} has no effect on {name}, which is no method of an environment: it is called with one. "
+                    "Leave it out, or make the tool a method of an environment."
+                )
 
     def check(self, functions: Iterable[Callable]) -> None:
         """Ask each tool that can tell whether it is up. Raises a RuntimeError that names those that are not."""
@@ -131,7 +161,8 @@ class ToolRunner:
 
     async def _make(self, call: ToolCall) -> Outcome:
         settings = self._with_timeout(call.settings or self.settings(call.function))
-        if call.environment is None and (settings.cache or self.cache is not None):
+        is_kept = settings.cache or (self.cache is not None and not settings.changes_state)
+        if call.environment is None and is_kept:
             return await self._once(call, settings)
         order = self._attempts.order_of(call.environment)
         async with order.lock:
@@ -143,7 +174,7 @@ class ToolRunner:
         """Equal calls are one: the second waits for the first. A failure is not kept."""
         key = call_key(call.name, call.arguments)
         try:
-            kept = self.cache.get(call.name, call.arguments) if self.cache is not None else self._results.get(key)
+            kept = self._kept(key, call, settings)
         except ReplayMiss as miss:
             self._outages.ask_to_stop(str(miss))
             return Outcome("tool_error", describe(miss))
@@ -155,10 +186,16 @@ class ToolRunner:
         outcome = await self._equal_calls.wait(key)
         return outcome if is_first else Outcome(outcome.status, outcome.text)
 
+    def _kept(self, key: str, call: ToolCall, settings: ToolSettings) -> Outcome | None:
+        if self.cache is None:
+            return self._results.get(key)
+        return self.cache.get(call.name, call.arguments, identity(call.function, settings))
+
     async def _make_and_keep(self, key: str, call: ToolCall, settings: ToolSettings) -> Outcome:
         outcome = await self._persist(call, settings, CallOrder())
         if self.cache is not None:
-            self.cache.put(call.name, call.arguments, outcome.status, outcome.text)
+            of = identity(call.function, settings)
+            self.cache.put(call.name, call.arguments, outcome.status, outcome.text, of)
         elif outcome.status == "ok":
             if len(self._results) >= MOST_KEPT:
                 self._results.pop(next(iter(self._results)))
@@ -166,14 +203,19 @@ class ToolRunner:
         return outcome
 
     async def _persist(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Outcome:
-        """Attempts, until one succeeds or there are none left; if the tool is down then, once more when it is up."""
+        """Attempts, until one succeeds or there are none left; if the tool is down then, once more when it is up.
+
+        If it is down again then, since other calls took the place that had come free, it is waited for again.
+        """
         outcome, outages = await self._repeat(call, settings, order), self._outages
-        if outcome.status == "ok" or settings.check is None or order.stuck or outages.given_up(call.name):
-            return outcome
-        is_up_again = await outages.is_up_again(call.name, settings)
-        if not is_up_again and (not outcome.down or outages.given_up(call.name)):
-            return outcome
-        return await self._repeat(call, settings, order, outcome.attempts)
+        while not (outcome.status == "ok" or settings.check is None or order.stuck or outages.given_up(call.name)):
+            is_up_again = await outages.is_up_again(call.name, settings)
+            if not is_up_again and (not outcome.down or outages.given_up(call.name)):
+                break
+            outcome = await self._repeat(call, settings, order, outcome.attempts)
+            if not (is_up_again and outcome.down):
+                break
+        return outcome
 
     async def _repeat(self, call: ToolCall, settings: ToolSettings, order: CallOrder, made: int = 0) -> Outcome:
         longest = max(settings.backoff, LONGEST_WAIT)

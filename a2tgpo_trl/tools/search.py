@@ -1,10 +1,14 @@
 """documents -> an index in this process -> a search tool that a policy calls."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 
 import bm25s
 import numpy as np
+
+from .settings import tool
 
 
 NOTHING_FOUND = "No results."
@@ -40,12 +44,18 @@ class BM25Index:
         return [self.documents[i] for i in best if scores[i] > 0]
 
 
+def digest(texts: Iterable[str]) -> str:
+    """Of texts in their order."""
+    return blake2b(json.dumps(list(texts)).encode(), digest_size=8).hexdigest()
+
+
 def search_tool(documents: Sequence[str], top_k: int = 3) -> Callable[[str], str]:
     """A tool named `search` over these documents."""
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1; got {top_k}.")
     index = BM25Index(documents)
 
+    @tool(version=f"{digest(documents)}, {top_k} shown")
     def search(query: str) -> str:
         """Search the encyclopedia.
 

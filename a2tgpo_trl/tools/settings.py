@@ -1,9 +1,11 @@
 """`@tool(timeout=..., retries=...)` on a function, or the same settings in a recipe -> how its calls are made."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 from ..lookup import nearest
@@ -33,6 +35,7 @@ _SECONDS = ("a number of seconds from 0 on", lambda value: _is_number(value) and
 _FROM_0 = ("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0)
 _FROM_1 = ("a whole number from 1 on", lambda value: _is_whole(value) and value >= 1)
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
+_TEXT = ("text", lambda value: isinstance(value, str))
 _EXCEPTIONS = ("a tuple of exception classes", _are_exceptions)
 _FUNCTION = (
     "a function (not async) that can be called",
@@ -63,6 +66,9 @@ class ToolSettings:
     max_result_tokens: int | None = _setting(None, _FROM_1)
     # Whether equal arguments give equal results, so that a run asks once.
     cache: bool = _setting(False, _SWITCH)
+    # What results depend on beside arguments, signature and docstring, such as the data: results that a file has kept
+    # (`tool_cache`) are those of a tool whose version is the same.
+    version: str | None = _setting(None, _TEXT, python_only=True)
     # Whether a call that succeeds ends the rollout, as `submit(answer)` does.
     final: bool = _setting(False, _SWITCH)
     # Whether a call does more than look things up, as `book(flight)` does: for rewards of turns.
@@ -106,6 +112,12 @@ def tool(**settings: Any) -> Callable[[Function], Function]:
 def settings_of(function: Callable) -> ToolSettings:
     """What `tool` said of a function; the defaults if it said nothing."""
     return getattr(function, _SETTINGS, ToolSettings())
+
+
+def identity(function: Callable, settings: ToolSettings) -> str:
+    """A digest of what is known of a tool and its results: its name, signature and docstring, and its `version`."""
+    known = [function.__name__, str(inspect.signature(function)), inspect.getdoc(function), settings.version]
+    return blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
 def with_recipe(function: Callable, given: Mapping[str, Any] | None) -> ToolSettings:

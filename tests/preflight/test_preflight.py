@@ -422,6 +422,11 @@ def test_the_methods_of_an_environment_are_tools_and_its_prompts_may_grow(make):
     assert found["fit"].status == "warn" and "reset()" in found["fit"].message
 
 
+def test_tools_of_one_name_fail_as_in_training(make):
+    both = Task(questions(), tools=[tiny.search], reward_funcs=[exact_match], environment_factory=Environment)
+    assert "two tools are named 'search'" in failed(make(task=both))["tools"]
+
+
 # ---- data
 
 

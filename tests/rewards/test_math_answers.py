@@ -1,5 +1,6 @@
 r"""Answers compared as mathematics: equal forms, unequal ones, and what a policy may write to break the comparison."""
 
+import logging
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from a2tgpo_trl.rewards.math_answers import (
     plain,
 )
 from a2tgpo_trl.rewards.symbolic import MEMORY, Symbolic, Undecided
+from a2tgpo_trl.tools.process import ProcessDied
 
 
 SAME = [
@@ -187,6 +189,21 @@ def test_a_process_that_is_killed_is_replaced_and_no_process_is_left_of_it():
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
     assert compared.equal("x+1", "1+x")
     compared.process.close()
+
+
+def test_a_process_that_dies_while_it_starts_costs_an_attempt_and_not_the_run(monkeypatch, caplog):
+    def killed():
+        raise ProcessDied("the tool's process ended with code -9 before it answered")
+
+    starts = [killed, symbolic._started]
+    monkeypatch.setattr(symbolic, "_started", lambda: starts.pop(0)())
+    monkeypatch.setattr(math_answers, "_symbolic", Symbolic())
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        assert equal("x+4711", "4711+x")
+    assert [record.message for record in caplog.records] == [
+        "math_equal: a process could not be started (the tool's process ended with code -9 before it answered)."
+    ]
+    math_answers._symbolic.process.close()
 
 
 def test_answers_are_compared_in_any_thread_and_many_at_once():

@@ -56,8 +56,7 @@ def test_a_right_answer_is_one_a_wrong_one_nothing_and_a_broken_format_costs_one
 
 def test_the_best_alias_counts_and_what_a_final_tool_was_handed_is_an_answer():
     assert paper_reward([f"{THOUGHT} {ANSWER}"] * 2, [["Rome", "paris"], ["Rome"]], prompts=[]) == [1.0, 0.0]
-    calls = [{"function": {"name": "submit", "arguments": {"answer": "Paris"}}}]
-    submitted = [assistant(None, tool_calls=calls, final=True)]
+    submitted = [assistant(None, final={"name": "submit", "arguments": {"answer": "Paris"}})]
     assert paper_reward([submitted] * 2, ["Paris", "Rome"]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="empty list"):
         paper_reward([""], [[]])

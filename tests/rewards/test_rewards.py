@@ -1,4 +1,5 @@
 import random
+import re
 import time
 
 import pytest
@@ -75,6 +76,32 @@ def test_only_the_last_assistant_message_answers():
     assert extract_answer([assistant("let me look"), tool]) is None
 
 
+def submitted(arguments: dict) -> list[dict]:
+    return [{**assistant("<answer>no</answer>"), "final": {"name": "submit", "arguments": arguments}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(" 72 ", "72"), (72, "72"), (-72.0, "-72"), (0.5, "0.5"), (1e-07, "0.0000001"), (3e15, "3" + "0" * 15)],
+)
+def test_a_number_that_is_handed_to_a_final_tool_is_an_answer(answer, text):
+    assert extract_answer(submitted({"answer": answer})) == text
+    assert exact_match([submitted({"answer": answer})], [text]) == exact_number(
+        [submitted({"answer": answer})], [text]
+    )
+    assert answer_format([submitted({"answer": answer})]) == [0.0]
+
+
+def test_a_final_tool_that_was_handed_no_answer_leaves_it_to_the_tags():
+    assert extract_answer(submitted({"answer": None})) == extract_answer(submitted({"text": "72"})) == "no"
+
+
+@pytest.mark.parametrize(("answer", "kind"), [([72], "list"), ({"value": 72}, "dict"), (True, "bool")])
+def test_an_answer_that_cannot_be_compared_is_an_error_that_names_its_tool_and_type(answer, kind):
+    with pytest.raises(ValueError, match=f"final tool submit .* answer of type {kind}.*answer: str"):
+        exact_match([submitted({"answer": answer})], ["72"])
+
+
 def test_exact_match_ignores_case_articles_and_punctuation_and_takes_the_best_alias():
     completions = [tagged("the Eiffel Tower!"), "the Eiffel Tower", tagged("Eiffel")]
     aliases = ["Tour Eiffel", "Eiffel Tower"]
@@ -115,7 +142,7 @@ def test_f1_lies_between_exact_match_and_one(given_answer, gold):
     assert hit <= score <= 1.0
 
 
-@pytest.mark.parametrize("reward", [exact_match, f1])
+@pytest.mark.parametrize("reward", [exact_match, exact_number, f1])
 def test_a_row_without_accepted_answers_is_an_error(reward):
     with pytest.raises(ValueError, match="empty list"):
         reward([tagged("Paris")], [[]])
@@ -154,3 +181,13 @@ def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
     right = ["1234", "1,234", "1234.0", "+1234"]
     assert exact_number([tagged(text) for text in right], ["1234"] * 4) == [1] * 4
     assert exact_number(["<answer>7</answer>", "7"], [["8", "7"], "7"]) == [1, 0]
+    assert exact_number([tagged("72")] * 2, [" 72\n", ["seventy-two", "72"]]) == [1, 1]
+    assert exact_number([tagged("9" * 5000)] * 2, ["9" * 5000, "72"]) == [1, 0]  # int() refuses so many digits
+
+
+@pytest.mark.parametrize("answer", ["$5", "72 apples", "", ["five", "%5"]])
+def test_an_exact_number_is_not_compared_with_what_is_none(answer):
+    with pytest.raises(
+        ValueError, match=f"column 'answer' holds {re.escape(repr(answer))}, which is no number.*alone"
+    ):
+        exact_number(["no answer"], [answer])

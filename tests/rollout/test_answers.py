@@ -72,6 +72,9 @@ def test_rewards_read_answer_of_all_rows_or_of_none():
     answers = [Answer("Oslo", "", False), Answer("Bern", "", True), Answer(None, "", False)]
     assert [row["answer"] for row in rows_with_answers(rows, answers)] == ["Oslo", "Bern", None]
     assert rows_with_answers(rows[2:], answers[2:]) == [{"prompt": "c"}]
+    # Of two columns, the one that answer_column names.
+    row = {"prompt": "a", "gold": "Oslo", "answer": "It lies on the fjord, so it is Oslo."}
+    assert rows_with_answers([row], [find_answer(row, "gold")]) == [{**row, "answer": "Oslo"}]
 
 
 def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_the_run(

@@ -155,6 +155,14 @@ def test_an_answer_in_a_call_that_was_not_made_is_none(stage):
     assert exact_match([rollout.messages], ["Paris"]) == [0.0] and rollout.ended == "over_budget"
 
 
+def test_of_several_calls_the_one_that_ended_the_rollout_is_the_answer(stage):
+    calls = [call("submit", {"answer": "Paris"}), call("submit", {"answer": "nothing"})]  # the latter raises
+    for written in (calls, reversed(calls)):
+        rollout = stage.play("".join(written) + END)
+        assert rollout.ended == "final"
+        assert exact_match([rollout.messages] * 2, ["Paris", "nothing"]) == [1.0, 0.0]
+
+
 def test_a_final_tool_that_fails_does_not_end_the_rollout(stage):
     rollout = stage.play(call("submit", {"answer": "nothing"}) + END, call("submit", {"answer": "Paris"}) + END)
     assert statuses(rollout) == ["tool_error", "ok"] and rollout.ended == "final"

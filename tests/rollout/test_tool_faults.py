@@ -23,7 +23,8 @@ from a2tgpo_trl.errors import RunStopped
 from a2tgpo_trl.rollout.open_files import OpenFiles
 from a2tgpo_trl.rollout.records import as_text
 from a2tgpo_trl.rollout.tool_loop import SILENT_BATCHES
-from a2tgpo_trl.tools import tool
+from a2tgpo_trl.tools import ToolSettings, tool
+from a2tgpo_trl.tools.settings import identity
 
 
 def failing_for(rows: set[str], error: BaseException | None = None):
@@ -622,7 +623,8 @@ def test_rollouts_are_the_same_at_any_concurrency_and_replayed(other, tokenizer,
 
 def test_a_call_that_a_replay_does_not_have_stops_the_run_and_is_named(tokenizer, tmp_path):
     cache = tmp_path / "calls.jsonl"
-    entry = {"tool": "search", "arguments": {"query": "0"}, "status": "ok", "text": "x"}
+    of = identity(tiny.search, ToolSettings())
+    entry = {"tool": "search", "of": of, "arguments": {"query": "0"}, "status": "ok", "text": "x"}
     cache.write_text(json.dumps(entry) + "\n")
     config = args(tmp_path, tool_cache=str(cache), tool_replay=True)
     with pytest.raises(RunStopped, match=r'holds no call search\({"query": "1"}\)'):

@@ -19,14 +19,14 @@ def test_the_formats_of_a_line(tmp_path):
         {"id": "7", "contents": '"Velm"\nA town.\nIt is old.'},
         {"id": 8, "title": "Osk", "text": "A river."},
         {"contents": "No title here."},
-        {"text": "Nor here."},
+        {"id": None, "text": "Nor here."},
         {"id": "x", "title": "Torn", "contents": "Torn\nA lake.", "url": "more is no matter"},
     ]
     assert read(write_lines(tmp_path / "wiki.jsonl", rows)) == [
         Passage("7", "Velm", '"Velm"\nA town.\nIt is old.'),
         Passage("8", "Osk", '"Osk"\nA river.'),
-        Passage("", "", "No title here."),
-        Passage("", "", "Nor here."),
+        Passage("2", "", "No title here."),  # the third passage
+        Passage("3", "", "Nor here."),
         Passage("x", "Torn", "Torn\nA lake."),
     ]
     assert (
@@ -53,6 +53,7 @@ BAD = {
     b'{"id": "5", "contents": 12}': "line 3: contents is 12, which is no text",
     b'{"id": "5", "contents": "a \\ud800"}': "line 3: contents holds half a character",
     b'{"id": "1", "contents": "a"}': "lines 2 and 3 both have the id '1'",
+    b'{"contents": "a"}\n{"id": 2, "contents": "b"}': "lines 3 and 4 both have the id '2'",
 }
 
 

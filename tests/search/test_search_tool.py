@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -24,14 +25,19 @@ class Stub(ThreadingHTTPServer):
 
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), Handler)
+        self.delay = 0.0
         self.asked, self.answers = [], []  # what came; (code, body) of the next replies, in the place of documents
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address):
+        """Who asked may have gone."""
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, request))
+        time.sleep(self.server.delay)
         code, body = self.server.answers.pop(0) if self.server.answers else (200, json.dumps(reply(request)).encode())
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
@@ -141,3 +147,18 @@ def test_in_process_it_searches_an_index_or_its_folder(tmp_path):
 def test_settings_that_make_no_tool_are_told(settings, told):
     with pytest.raises(ValueError, match=told):
         SearchTool(**settings)
+
+
+def test_two_searches_have_names_of_their_own(stub):
+    news = SearchTool(url=stub.url, name="search_news")
+    assert get_json_schema(news)["function"]["name"] == news.__name__ == "search_news"
+    with pytest.raises(ValueError, match="name must be one word, as of a function; got 'search news'"):
+        SearchTool(url=stub.url, name="search news")
+
+
+@pytest.mark.parametrize(("words", "in_time"), [({"timeout": 10}, True), ({}, False)])
+def test_a_recipe_can_give_a_slow_server_more_time(stub, make_runner, words, in_time):
+    stub.delay = 0.5
+    runner = make_runner({"search": {"retries": 0, **words}}, patience=0.1, stop_when_down=False)
+    (outcome,) = runner.run([ToolCall(SearchTool(url=stub.url, timeout=0.2), {"query": "Velm"})])
+    assert (outcome.status == "ok") == in_time

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -98,6 +99,35 @@ def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make)
     finally:
         stop()
         runner.close()
+
+
+def called(runner, environment, code: str):
+    return runner.submit([ToolCall(environment.python, {"code": code}, environment)])
+
+
+def test_rollouts_without_a_place_wait_for_one_and_the_others_go_on(server, make_runner):
+    server._most = 1
+    runner = make_runner(timeout=20.0, patience=60.0)
+    first, *others = [runner.construct(python_sessions(remote=server.address)) for _ in range(3)]
+    assert called(runner, first, "x = 1").result()[0].status == "ok"
+    runner.check([others[0].python])  # a server that is full is up
+    (failed,) = called(runner, first, "1 / 0").result()
+    assert failed.status == "tool_error" and failed.seconds < 10 and server.sessions == 1
+    waiting = [called(runner, other, f"{number}") for number, other in enumerate(others)]
+    time.sleep(0.3)
+    assert not any(one.done() for one in waiting)
+    first.reset()
+    done, left = futures.wait(waiting, timeout=30, return_when=futures.FIRST_COMPLETED)
+    others[waiting.index(*done)].reset()
+    assert left and [one.result(30)[0].text for one in waiting] == ["0", "1"] and runner.trouble is None
+
+
+def test_a_place_that_does_not_come_stops_the_run_and_is_named(server, make_runner):
+    server._most = 0
+    runner = make_runner(timeout=20.0, patience=0.3)
+    (outcome,) = called(runner, runner.construct(python_sessions(remote=server.address)), "1").result()
+    assert outcome.status == "tool_error"
+    assert "The tool python is down" in runner.trouble and "0 sessions already (--most-sessions)" in runner.trouble
 
 
 def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, caplog):
@@ -204,3 +234,16 @@ def test_the_server_is_a_command(level):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_connection_that_is_closed_while_it_is_given_up_is_no_error():
+    with socket.socket() as one:
+        looks = [one]
+
+        class Closing:
+            sock = property(lambda self: looks.pop() if looks else None)  # gone once it was looked at
+
+        exchange = remote._Exchange("http://localhost:1")
+        exchange._connection = Closing()
+        exchange.close()
+    assert exchange._closed and not looks

@@ -33,9 +33,10 @@ from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rollout.environments import Environments
 from a2tgpo_trl.tools import tool
-from a2tgpo_trl.tools.attempts import _is_cancelled
+from a2tgpo_trl.tools.attempts import Attempts
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.control import WITHHELD
+from a2tgpo_trl.tools.hung import HungCalls
 from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions
 from a2tgpo_trl.tools.python.interpreter import NotStarted, Output
 from a2tgpo_trl.tools.python.pool import Pool, Settings, bubblewrap, pool_of
@@ -216,7 +217,8 @@ def test_a_call_that_has_come_back_is_not_cancelled_nor_is_what_the_next_one_nee
     call = ToolCall(session.run, {"code": "1"}, session)
     done: Future = Future()
     done.set_result(None)
-    assert asyncio.run(_is_cancelled(call, ToolSettings(cancel=cancelled.append), done)) and not cancelled
+    attempts = Attempts(1, HungCalls(1))
+    assert asyncio.run(attempts._is_cancelled(call, ToolSettings(cancel=cancelled.append), done)) and not cancelled
 
 
 def _has_ended(process: int) -> bool:

@@ -1,18 +1,23 @@
 """Recorded calls, secrets in results, and arguments that do not fit."""
 
+import inspect
 import json
+import logging
 import os
 from enum import Enum
 from typing import Literal
 
 import pytest
 
+from a2tgpo_trl.search import SearchTool
 from a2tgpo_trl.tools import tool
 from a2tgpo_trl.tools.arguments import LONGEST_PROBLEM, MOST_PROBLEMS, problem_with
 from a2tgpo_trl.tools.cache import CallCache, ReplayMiss, call_key
 from a2tgpo_trl.tools.calls import Outcome, ToolCall
 from a2tgpo_trl.tools.results import Redaction
 from a2tgpo_trl.tools.runner import ToolRunner
+from a2tgpo_trl.tools.search import search_tool
+from a2tgpo_trl.tools.settings import identity, settings_of
 
 
 @pytest.fixture
@@ -91,6 +96,81 @@ def test_failures_are_replayed_and_made_again_where_calls_can_be_made(run, tmp_p
     assert recorded[0].status == "ok" and len(library.made) == 2
     replayed, _ = run(CallCache(file, replay=True), call)
     assert told(replayed) == told(recorded)
+
+
+def other_argument(query: str, top: int = 5) -> str:
+    raise AssertionError("a signature alone")
+
+
+def other_words(query: str, top: int = 1) -> str:
+    """It has a docstring."""
+    raise AssertionError("a docstring alone")
+
+
+def like(shown, version=None):
+    """A library whose search has the signature and the docstring of another function, and a version."""
+    library = Library()
+    library.search.__signature__, library.search.__doc__ = inspect.signature(shown), shown.__doc__
+    tool(version=version)(library.search)
+    return library
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [lambda: like(other_argument), lambda: like(other_words), lambda: like(Library().search, version="world 2")],
+    ids=["signature", "docstring", "version"],
+)
+def test_calls_of_another_version_of_a_tool_answer_nothing_and_that_is_said_once(run, tmp_path, caplog, changed):
+    file, library = tmp_path / "calls.jsonl", changed()
+    run(CallCache(file), *[(Library().search, {"query": one}) for one in ("Velm", "Oss")])
+    _, runner = run(CallCache(file, replay=True), (library.search, {"query": "Velm"}))
+    assert "calls.jsonl holds that call of another version of search" in runner.trouble and not library.made
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        for _ in range(2):
+            run(CallCache(file), *[(library.search, {"query": one}) for one in ("Velm", "Oss")])
+    assert sorted(library.made) == ["Oss", "Velm"]  # and their results are kept beside those of before
+    (record,) = caplog.records
+    assert "calls of another version of the tool search" in record.message
+    first = Library()
+    run(CallCache(file), (first.search, {"query": "Velm"}))
+    assert not first.made
+
+
+def test_a_search_has_a_version_for_what_it_searches_and_how_much_it_shows():
+    made = [SearchTool(url=f"http://localhost:{port}", top_k=top_k) for port in (1, 2) for top_k in (1, 2)]
+    made += [search_tool(documents, top_k) for documents in (["a", "b"], ["ab"]) for top_k in (1, 2)]
+    assert len({settings_of(search).version for search in made}) == 8
+    first, again = made[4], search_tool(["a", "b"], 1)
+    assert identity(first, settings_of(first)) == identity(again, settings_of(again))
+
+
+def test_what_changes_something_is_done_each_time_and_never_replayed(run, tmp_path):
+    file, library = tmp_path / "calls.jsonl", Library()
+    book = tool(changes_state=True)(library.search)
+    for _ in range(2):
+        run(CallCache(file), (book, {"query": "Velm"}), (book, {"query": "Velm"}))
+    assert library.made == ["Velm"] * 4 and file.read_text() == ""
+    _, runner = run(CallCache(file, replay=True))
+    with pytest.raises(ValueError, match="tool_replay cannot answer for search, which changes_state"):
+        runner.prepare([book])
+    _, runner = run(None)
+    with pytest.raises(ValueError, match="search has cache and changes_state"):
+        runner.prepare([tool(cache=True, changes_state=True)(library.search)])
+
+
+def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(run, caplog):
+    library = Library()
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        outcomes, runner = run(CallCache("/dev/full"), *[(library.search, {"query": one}) for one in ("Velm", "Oss")])
+        again = runner.run([ToolCall(library.search, {"query": "Velm"})])
+    assert [outcome.status for outcome in (*outcomes, *again)] == ["ok"] * 3 and len(library.made) == 2
+    (record,) = caplog.records
+    assert "/dev/full cannot be written any more" in record.message and "No space left" in record.message
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_first_call(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        CallCache(tmp_path)
 
 
 def test_there_is_no_replay_of_nothing(tmp_path):
@@ -306,6 +386,7 @@ def test_a_method_is_checked_without_its_self():
 
 def test_a_file_of_calls_is_what_its_docstring_shows(tmp_path):
     file = tmp_path / "calls.jsonl"
-    CallCache(file).put("search", {"query": "Velm"}, "ok", "Velm lies on the Oss.")
-    shown = {"tool": "search", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
+    CallCache(file).put("search", {"query": "Velm"}, "ok", "Velm lies on the Oss.", "3f0a")
+    call = {"tool": "search", "of": "3f0a", "arguments": {"query": "Velm"}}
+    shown = {**call, "status": "ok", "text": "Velm lies on the Oss."}
     assert json.loads(file.read_text()) == shown

@@ -3,6 +3,7 @@ generously, since machines can be busy."""
 
 import asyncio
 import gc
+import logging
 import sys
 import threading
 import time
@@ -675,3 +676,64 @@ def test_a_tool_with_concurrency_1_is_called_on_one_thread():
         assert [outcome.text for outcome in runner.run(requests)] == [str(i) for i in range(10) for _ in range(2)]
     assert len(threads) == 1
     runner.close()
+
+
+class Unruly:
+    """An environment whose calls are late, and which fails to end them."""
+
+    def _cancel(self) -> None:
+        raise KeyError("no session")
+
+    @tool(timeout=0.1, cancel=_cancel)
+    def sleep(self) -> str:
+        return nap(0.4)
+
+
+def test_a_cancel_that_raises_is_told_once_and_costs_the_call(make_runner, caplog):
+    runner = make_runner()
+    environment = runner.construct(Unruly)
+    with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
+        outcomes = runner.run([ToolCall(environment.sleep, {}, environment)] * 2)
+    assert [outcome.status for outcome in outcomes] == ["timeout"] * 2 and not runner.is_stuck(environment)
+    assert [record.message for record in caplog.records] == [
+        "cancel of the tool sleep raised KeyError: 'no session'. Calls that are late are waited for and then given up."
+    ]
+
+
+# ---- settings without an effect
+
+
+class Diary:
+    def read(self) -> str:
+        return "a page"
+
+
+def a_note() -> str:
+    return "a note"
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_method", "words"),
+    [
+        ({"cache": True}, True, "cache has no effect on read, a method of an environment"),
+        ({"cancel": str}, False, "cancel has no effect on a_note, which is no method of an environment"),
+        ({"release": str}, False, "release has no effect on a_note"),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(make_runner, settings, of_method, words):
+    class Owner(Diary):
+        read = tool(**settings)(lambda self: "a page")
+
+    Owner.read.__name__ = "read"
+    runner = make_runner()
+    function = tool(**settings)(lambda: "a note")
+    function.__name__ = "a_note"
+    with pytest.raises(ValueError, match=words):
+        runner.prepare([runner.construct(Owner).read if of_method else function])
+    runner.prepare([runner.construct(Diary).read, a_note])
+
+
+def test_a_cache_of_an_environment_is_refused_in_a_recipe_too(make_runner):
+    runner = make_runner({"read": {"cache": True}})
+    with pytest.raises(ValueError, match="cache has no effect on read"):
+        runner.prepare([runner.construct(Diary).read])

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from ...errors import shown
 from ...rewards.text import answer_format, exact_match, f1
-from ...tools.search import NOTHING_FOUND, search_tool
+from ...tools import tool
+from ...tools.search import NOTHING_FOUND, digest, search_tool
 from .. import Task
 from ..rng import Rng
 from .useful import COLUMN
@@ -123,6 +124,7 @@ def index_tool(names: Iterable[str]) -> Callable[[str], str]:
     """A tool named `index` that says of each of these names that it is known, and no more."""
     known = {name.lower(): name for name in names}
 
+    @tool(version=digest(known.values()))
     def index(name: str) -> str:
         """Look a name up in the index of names.
 

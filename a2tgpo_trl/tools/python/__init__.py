@@ -29,6 +29,7 @@ There are three places to run the code, of which `isolation="auto"` takes the fi
                  warning lists what is left open.
     remote       another machine or a container, where `a2tgpo serve-python` runs: `remote="http://sandbox:8400"`. The
                  limits and the level are the server's. A2TGPO_PYTHON_TOKEN, the same on both sides, keeps others out.
+                 Where all its sessions are taken (`--most-sessions`), rollouts wait, as for one that is down.
 
 The first two stop no code that knows of a hole in the kernel, or that measures how long things take. An interpreter
 takes three open files of the trainer: raise `ulimit -n` for hundreds of rollouts a process.
@@ -47,7 +48,7 @@ from ..settings import settings_of, tool
 from .interpreter import NotStarted
 from .levels import choose, table
 from .pool import Pool, Settings, pool_of
-from .remote import RemoteSession, ping
+from .remote import RemoteSession
 from .session import CodeFailed, LocalSession, Unavailable
 
 
@@ -90,7 +91,7 @@ class PythonSession:
         if remote is not None:
             _nothing_beside_remote(given)
             self._session = RemoteSession(remote)
-            check: Callable[[], Any] = functools.partial(ping, remote)
+            check: Callable[[], Any] = self._session.check
         else:
             pool = pool_of(settings_from(**given))
             _try_out(pool)

@@ -3,11 +3,12 @@
     POST /run  {"session": ID, "code": CODE, "begun": BOOL}  ->  200 {"text": TEXT, "failed": BOOL}
     POST /end  {"session": ID}                               ->  200 {}
     GET  /health                                             ->  200 {"isolation": LEVEL, "sessions": NUMBER}
+    GET  /health?session=ID                                  ->  the same, if there is room for that session
 
 A session begins with its first call. `begun` says that there were calls before: a server that knows nothing of them,
 since it was started anew or ended an idle session, says in its text that their state is gone. 401: no or another token
-(the variable A2TGPO_PYTHON_TOKEN, on both sides). 400: a request that is none. 503: as many sessions as may be. Both
-come with {"error": REASON}.
+(the variable A2TGPO_PYTHON_TOKEN, on both sides). 400: a request that is none. 503: as many sessions as may be, which
+is waited for as a server that is down. They come with {"error": REASON}.
 """
 
 import http.client
@@ -34,9 +35,10 @@ class ServerDown(ConnectionError, ToolDown):
     """The server does not answer, or not as one does."""
 
 
-def ping(address: str) -> dict[str, Any]:
-    """What the server says of itself. Raises `ServerDown`."""
-    return _Exchange(address).ask("GET", "/health", None)
+def ping(address: str, session: str | None = None) -> dict[str, Any]:
+    """What the server says of itself. Raises `ServerDown`, also where it has no room for a session that is named."""
+    path = "/health" if session is None else f"/health?session={session}"
+    return _Exchange(address).ask("GET", path, None)
 
 
 class RemoteSession:
@@ -61,6 +63,10 @@ class RemoteSession:
         if answer["failed"]:
             raise CodeFailed(str(answer["text"]))
         return str(answer["text"])
+
+    def check(self) -> None:
+        """The server answers and, where this rollout has called already, has room for it. Raises `ServerDown`."""
+        ping(self._address, self._id if self._asked else None)
 
     def forget(self) -> None:
         """Before another rollout: its code finds nothing of this one's."""
@@ -114,6 +120,7 @@ class _Exchange:
     def close(self) -> None:
         """From another thread: have the request fail."""
         self._closed = True
-        with suppress(OSError):  # it was closed
-            if self._connection.sock is not None:
-                self._connection.sock.shutdown(2)
+        open_socket = self._connection.sock  # read once: the request may end just now, and take it away
+        if open_socket is not None:
+            with suppress(OSError):  # it was closed
+                open_socket.shutdown(2)

@@ -65,14 +65,18 @@ class PythonServer(ThreadingHTTPServer):
     def _entry(self, name: str, begun: bool) -> Entry:
         with self._guard:
             if name not in self._entries:
-                if len(self._entries) >= self._most:
-                    raise Refused(503, f"there are {self._most} sessions already (--most-sessions)")
+                self.check_room(name)
                 self._entries[name] = Entry(self.pool)
                 if begun:
                     self._entries[name].session.lose()
             entry = self._entries[name]
             entry.used = time.monotonic()
             return entry
+
+    def check_room(self, name: str) -> None:
+        """A session is here, or there is room for it."""
+        if name not in self._entries and len(self._entries) >= self._most:
+            raise Refused(503, f"there are {self._most} sessions already (--most-sessions)")
 
     def end(self, name: str) -> None:
         with self._guard:
@@ -118,8 +122,11 @@ class Handler(BaseHTTPRequestHandler):
         expected, given = f"Bearer {self.server.token}", self.headers.get("Authorization", "")
         if self.server.token and not hmac.compare_digest(expected.encode(), given.encode()):
             raise Refused(401, f"the token is missing or another; set {TOKEN} where the trainer runs")
-        if (method, self.path) == ("GET", "/health"):
+        path, _, asking = self.path.partition("?session=")
+        if (method, path) == ("GET", "/health"):
             self.server.pool.check()
+            if asking:
+                self.server.check_room(asking)
             return {"isolation": self.server.pool.settings.isolation, "sessions": self.server.sessions}
         content = self._content()
         name = content.get("session")
