@@ -9,7 +9,8 @@
        DONE              DONE
 
 A rollout knows its own tokens and nothing of batches; `roll_out` brings rollouts, engine and tools together. Tokens
-are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it.
+are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it. Where
+`stop` or `stop_token_ids` (`generation_kwargs`) have stopped a turn, the token that ends it comes with the results.
 """
 
 import re
@@ -81,6 +82,7 @@ class Rules:
     max_tokens: int  # of a rollout without its prompt
     max_context: int  # of the model, the prompt included
     end_ids: Sequence[int] = ()  # tokens that end a turn
+    stop_ids: Sequence[int] = ()  # those of them that stop it before the policy has ended it
     stop_texts: Sequence[str] = ()  # texts that end one as well
     max_turns: int | None = None
     max_calls: int | None = None
@@ -257,7 +259,7 @@ class Rollout:
         if sum(len(call.result) for call in turn.calls) > room * LONGEST_TOKEN:
             ids = None
         else:
-            ids, _ = self.rules.control.encode(messages)
+            ids = self._behind_turn(self.rules.control.encode(messages)[0])
         if ids is None or len(ids) >= room:  # at least one token of the next turn must fit as well
             turn.status = "context_full"
             self._ended_by(turn)
@@ -268,6 +270,16 @@ class Rollout:
         self.logprobs += [0.0] * len(ids)
         self.messages += messages
         self.state = State.SAMPLING
+
+    def _behind_turn(self, results: list[int]) -> list[int]:
+        """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
+        rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
+        if last in rules.end_ids and last == results[0]:  # results begin with what ends a turn of calls: GLM-4.5
+            return results[1:]
+        is_stopped = last in rules.stop_ids or last not in rules.end_ids
+        if is_stopped and last != end and end in rules.end_ids:
+            return [end, *results]
+        return results
 
     def _cut(self, call: Call, limit: int | None) -> None:
         if limit is None:

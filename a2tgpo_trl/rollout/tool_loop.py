@@ -156,6 +156,7 @@ class ToolLoop:
             max_tokens=args.max_completion_length,
             max_context=self._longest,
             end_ids=ends.ids,
+            stop_ids=ends.stops,
             stop_texts=ends.texts,
             max_turns=args.max_tool_calling_iterations,
             max_calls=args.max_calls_per_turn,

@@ -155,7 +155,7 @@ class ToolTrainer(SamplingTrainer):
         if self.tools:  # an environment need not have any
             template = self.chat_template or self._tokenizer.get_chat_template(tools=self.tools)
             write = SuffixWriter(self._tokenizer, self.chat_template, self.chat_template_kwargs)
-            control = ControlText(self._tokenizer, template, write)
+            control = ControlText(self._tokenizer, template, write, write.before(self.tools[0].__name__))
         return ToolLoop(
             self.args,
             self._ranks,
