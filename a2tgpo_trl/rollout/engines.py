@@ -34,6 +34,14 @@ def context_of(config: PreTrainedConfig) -> int | None:
     return next((limit for limit in limits if limit is not None), None)
 
 
+class ContextLimit(NamedTuple):
+    """What an engine reads: so many tokens of a rollout, prompt included, of which as many as a `turn` may have must
+    be left when it is asked for one."""
+
+    tokens: int
+    turn: int = 1
+
+
 class Request(NamedTuple):
     """A context to go on from."""
 

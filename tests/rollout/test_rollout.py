@@ -470,7 +470,28 @@ def test_results_must_leave_room_for_a_token_of_the_next_turn(tokenizer, runner)
     assert stage.play(tiny.call("x"), tiny.final("Paris"), max_tokens=results_end + 1).ended == "over_budget"
     context = len(stage.prompt_ids) + results_end
     assert stage.play(tiny.call("x"), max_context=context).ended == "context_full"
-    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + 1).ended == "answer"
+    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + 1).ended == "over_budget"
+    answer = whole.turns[-1].tokens_out
+    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + answer).ended == "answer"
+
+
+@pytest.mark.parametrize("action", ["end", "exclude"])
+def test_a_prompt_that_leaves_no_room_for_a_turn_is_not_sampled_from(action, stage):
+    prompt = len(stage.prompt_ids)
+    rollout = stage.play(max_context=prompt, policy={"context_full": action})
+    assert (rollout.ended, rollout.turns, rollout.excluded) == ("context_full", [], action == "exclude")
+    # Of what the loss reads nothing is trained on, and it is short.
+    assert (rollout.prompt_ids, rollout.completion_ids) == (stage.prompt_ids[-1:], [stage.tokenizer.eos_token_id])
+    assert rollout.mask == [0] and rollout.messages == [{"role": "assistant", "content": ""}]
+    # A server asks for room for a whole turn.
+    assert stage.play(max_context=prompt + 8, least_room=9).ended == "context_full"
+    assert stage.play("Paris" + END, max_context=prompt + 9, least_room=9).ended == "answer"
+
+
+def test_no_turn_is_longer_than_the_context_has_room_for(stage):
+    prompt = len(stage.prompt_ids)
+    rollout = stage.play("a b c d e f g h", max_context=prompt + 5)
+    assert (rollout.ended, len(rollout.context), rollout.turns[0].cut) == ("over_budget", prompt + 5, True)
 
 
 def test_text_beyond_the_tokens_of_a_rollout_is_cut_and_ends_it(stage):

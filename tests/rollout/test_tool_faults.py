@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from calls import becomes
+from datasets import Dataset
 from tool_runs import args, one_call, spread, train
 from training import logged, make, questions, weights
 from transformers import TrainerCallback
@@ -328,6 +329,28 @@ def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(pol
         RunStopped, match="The tool search is down, and was not up again within 0.1 s: ConnectionError"
     ):
         trainer.train()
+
+
+# ---- prompts that are too long
+
+
+@pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
+@pytest.mark.parametrize("too_long", [{1}, {0, 1}], ids=["one", "all"])
+def test_a_row_that_is_too_long_costs_its_rollouts_and_not_the_run(too_long, credit, tokenizer, tmp_path, caplog):
+    texts = ["Where? " * (2048 if i in too_long else 1) for i in range(2)]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    rows = Dataset.from_dict({"prompt": prompts, "answer": ["Paris"] * 2})
+    config = args(tmp_path, num_generations=2, credit=credit)
+    trainer, batch, records = train(tokenizer, config, train_dataset=rows)
+    assert len(records) == 4
+    for record in records:
+        is_long = len(record["prompt"][-1]["content"]) > 2048
+        assert (record["ended"], len(record["turns"])) == (("context_full", 0) if is_long else ("answer", 2))
+        assert record["rewards"]["spread"] is not None and not record["excluded"]
+    number = 2 * len(too_long)
+    assert batch["prompt_ids"].size(1) < 2048 and trained_tokens(batch).count(0) == number
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert f"{number} rollouts of a batch could not be begun (context_full)" in caplog.text
 
 
 # ---- environments
