@@ -181,7 +181,7 @@ class ToolLoop:
         `pools`: environments that are kept for further batches.
         """
         self.environments.release(self.environments.batch())
-        self.environments.drop_stuck(pools)
+        self.environments.drop_unusable(pools)
         nothing_works = self._nothing_works() if self._has_environments else None
         return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
 

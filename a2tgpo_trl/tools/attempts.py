@@ -69,6 +69,11 @@ class Attempts:
         self._workers.give_back(worker, id(made[0]))
         return made[0]
 
+    def adopt(self, place: Any, environment: Any) -> None:
+        """An environment that was made by a call on `place` gets the thread of that call."""
+        self.order_of(environment)
+        self._workers.rename(id(place), id(environment))
+
     def is_stuck(self, environment: Any) -> bool:
         _, order = self._orders.get(id(environment), (None, None))
         return order is not None and order.stuck
