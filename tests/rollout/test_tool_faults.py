@@ -339,7 +339,7 @@ def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(pol
 @pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
 @pytest.mark.parametrize("too_long", [{1}, {0, 1}], ids=["one", "all"])
 def test_a_row_that_is_too_long_costs_its_rollouts_and_not_the_run(too_long, credit, tokenizer, tmp_path, caplog):
-    texts = ["Where? " * (2048 if i in too_long else 1) for i in range(2)]
+    texts = ["Where? " * (600 if i in too_long else 1) for i in range(2)]
     prompts = [[{"role": "user", "content": text}] for text in texts]
     rows = Dataset.from_dict({"prompt": prompts, "answer": ["Paris"] * 2})
     config = args(tmp_path, num_generations=2, credit=credit)
