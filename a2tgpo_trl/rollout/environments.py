@@ -119,8 +119,8 @@ class Environments:
 
     def _made_in_time(self, construct: Callable[[], Any], kind: type) -> Any:
         place = _Place()
-        how = {"settings": settings_of(kind.__init__), "label": f"{kind.__name__}()"}  # type: ignore[misc]
-        environment, error = self._call(place, construct, {}, **how).result()
+        settings = settings_of(kind.__init__)  # type: ignore[misc]  # of any class, whatever its arguments
+        environment, error = self._call(place, construct, {}, settings, f"{kind.__name__}()").result()
         if error is not None:
             return self._stand_in(kind, error)
         self.runner.adopt(place, environment)
@@ -133,7 +133,7 @@ class Environments:
             raise RuntimeError(f"the environment could not be made: {error}")
 
         try:
-            environment = object.__new__(kind)
+            environment: Any = object.__new__(kind)
         except TypeError as refused:  # the class builds on one that is written in C
             raise RuntimeError(f"An environment of class {kind.__name__} could not be made: {error}") from refused
         object.__setattr__(environment, "reset", reset)

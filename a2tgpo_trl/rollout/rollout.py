@@ -300,7 +300,7 @@ class Rollout:
         if last in rules.end_ids and last == results[0]:  # results begin with what ends a turn of calls: GLM-4.5
             return results[1:]
         is_stopped = last in rules.stop_ids or last not in rules.end_ids
-        if is_stopped and last != end and end in rules.end_ids:
+        if is_stopped and end is not None and last != end and end in rules.end_ids:
             return [end, *results]
         return results
 
