@@ -267,6 +267,14 @@ def test_methods_that_the_preflight_runs_still_take_these_arguments(name):
         assert read <= {"processing_class", "_tokenizer", "chat_template", "chat_template_kwargs", "_is_vlm"}
 
 
+def test_results_are_still_the_end_of_the_conversation_that_is_rendered_last():
+    # `SuffixWriter.before` looks at the token in front of them.
+    source = inspect.getsource(GRPOTrainer._get_tool_suffix_ids)
+    calls = re.findall(r"(\w+) = self\.processing_class\.apply_chat_template\(\s*([^,]+),", source)
+    assert calls == [("prefix_ids", "dummy_messages"), ("full_ids", "dummy_messages + tool_messages")]
+    assert source.rstrip().endswith("return full_ids[len(prefix_ids) :]")
+
+
 class Counter:
     """An environment with one tool and a reward."""
 

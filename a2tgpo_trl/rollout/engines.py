@@ -34,6 +34,14 @@ def context_of(config: PreTrainedConfig) -> int | None:
     return next((limit for limit in limits if limit is not None), None)
 
 
+class ContextLimit(NamedTuple):
+    """What an engine reads: so many tokens of a rollout, prompt included, of which as many as a `turn` may have must
+    be left when it is asked for one."""
+
+    tokens: int
+    turn: int = 1
+
+
 class Request(NamedTuple):
     """A context to go on from."""
 
@@ -80,10 +88,12 @@ TailScores = dict[int, dict[int, TailScore]]  # by rollout and length of the con
 
 
 class Ends(NamedTuple):
-    """What ends a turn: tokens, of which the first is the policy's own, and texts."""
+    """What ends a turn: tokens, of which the first is the policy's own, and texts. `stops`: those of the tokens that
+    stop it before the policy has ended it."""
 
     ids: list[int]
     texts: list[str]
+    stops: list[int]
 
     @classmethod
     def of(cls, eos_ids: Sequence[int], pad_id: int, generation_kwargs: Mapping[str, Any] | None) -> "Ends":
@@ -91,11 +101,12 @@ class Ends(NamedTuple):
 
         Padding stands behind a turn that ended while others went on.
 
-        Example: [2], 0, {"stop": "</call>", "stop_token_ids": [7]} -> Ends([2, 0, 7], ["</call>"])
+        Example: [2], 0, {"stop": "</call>", "stop_token_ids": [7]} -> Ends([2, 0, 7], ["</call>"], [7])
         """
         given = generation_kwargs or {}
-        ids = [*eos_ids, pad_id, *listed(given.get("eos_token_id")), *listed(given.get("stop_token_ids"))]
-        return cls(list(dict.fromkeys(ids)), listed(given.get("stop")))
+        own = [*eos_ids, pad_id, *listed(given.get("eos_token_id"))]
+        stops = [token for token in listed(given.get("stop_token_ids")) if token not in own]
+        return cls(list(dict.fromkeys([*own, *stops])), listed(given.get("stop")), stops)
 
 
 def listed(value: Any) -> list:

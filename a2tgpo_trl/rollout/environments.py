@@ -28,6 +28,11 @@ calls do, with the time limit of tools or their own (`@tool(timeout=600)`; one a
 `@tool(concurrency=1)`). So the row, or a seed in it, has to choose from what environments share: by whose turn it is,
 the rollouts of a group would get unlike questions.
 
+The first environment is made with the trainer, and whatever it raises ends the run. Of later ones, one that cannot be
+made is one that cannot be reset, for this batch: so are those that take longer than the time limit (`@tool` of
+`__init__` may say another). The same goes for those that take the place of one that hangs. A reward function that is
+given `environments` finds in its place one that has only what its class has.
+
 A rollout whose `reset` or `get_reward` fails gets no reward and is out of its group; both are counted. If all
 environments fail in two batches in a row, the run stops, as for a tool that is down. `answer` may be a list of
 accepted texts; where it is None, the data set's answer counts, which need then have no such column, or not be there at
@@ -50,7 +55,7 @@ from typing import Any
 
 from ..tools.calls import ToolCall
 from ..tools.runner import ToolRunner
-from ..tools.settings import settings_of
+from ..tools.settings import ToolSettings, settings_of
 from ..tools.workers import on_tool_thread
 from .checks import check_factory, checked_environment
 
@@ -58,6 +63,10 @@ from .checks import check_factory, checked_environment
 logger = logging.getLogger(__name__)
 
 Result = tuple[Any, str | None]  # what a method returned, and what went wrong
+
+
+class _Place:
+    """Stands for an environment while it is made."""
 
 
 class Environments:
@@ -68,6 +77,7 @@ class Environments:
         # By id of an environment, why it failed in this batch.
         self._failed: dict[int, str] = {}
         self._no_reward: dict[int, str] = {}
+        self._stand_ins: dict[int, Any] = {}  # by id: they are in the place of environments that could not be made
         self.resets = self.rewards = 0
         # Of the batch: its environments, known once the parent has chosen them; the rows that they will be reset with,
         # until they are; and what is begun and not asked for yet, by id.
@@ -87,12 +97,48 @@ class Environments:
     def guarded(self, factory: Any) -> Any:
         """A factory, or several by name, of environments whose `reset` and `get_reward` do not raise.
 
-        They are made on the thread that will make their calls.
+        They are made on the thread that will make their calls. The first one, by which the trainer learns what tools
+        there are, must be made. Where another one cannot be, the factory returns one that cannot be reset.
         """
         check_factory(factory)
         if isinstance(factory, Mapping):
             return {name: self.guarded(one) for name, one in factory.items()}
-        return lambda: self._guard(self.runner.construct(lambda: checked_environment(factory())))
+        kinds: list[type] = []
+
+        def construct() -> Any:
+            return checked_environment(factory())
+
+        def make() -> Any:
+            if kinds:
+                return self._guard(self._made_in_time(construct, kinds[0]))
+            environment = self.runner.construct(construct)
+            kinds.append(type(environment))
+            return self._guard(environment)
+
+        return make
+
+    def _made_in_time(self, construct: Callable[[], Any], kind: type) -> Any:
+        place = _Place()
+        settings = settings_of(kind.__init__)  # type: ignore[misc]  # of any class, whatever its arguments
+        environment, error = self._call(place, construct, {}, settings, f"{kind.__name__}()").result()
+        if error is not None:
+            return self._stand_in(kind, error)
+        self.runner.adopt(place, environment)
+        return environment
+
+    def _stand_in(self, kind: type, error: str) -> Any:
+        """One of this class that was not made, for one batch: its rollout is skipped, and nothing else is called."""
+
+        def reset(**_: Any) -> None:
+            raise RuntimeError(f"the environment could not be made: {error}")
+
+        try:
+            environment: Any = object.__new__(kind)
+        except TypeError as refused:  # the class builds on one that is written in C
+            raise RuntimeError(f"An environment of class {kind.__name__} could not be made: {error}") from refused
+        object.__setattr__(environment, "reset", reset)
+        self._stand_ins[id(environment)] = environment
+        return environment
 
     def _guard(self, environment: Any) -> Any:
         """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
@@ -125,20 +171,25 @@ class Environments:
     def reset_errors(self) -> list[str]:
         return list(self._failed.values())
 
-    def drop_stuck(self, pools: Mapping[Any, list]) -> None:
-        """Take environments whose calls have not come back out of the pools; new ones are made in their place."""
+    def drop_unusable(self, pools: Mapping[Any, list]) -> None:
+        """Take environments that cannot be called any more out of the pools; new ones are made in their place."""
         for pool in pools.values():
-            stuck = [one for one in pool if self.runner.is_stuck(one)]
-            pool[:] = [one for one in pool if not self.runner.is_stuck(one)]  # by identity: some compare by value
-            for environment in stuck:
+            unusable = [one for one in pool if self._is_unusable(one)]
+            pool[:] = [one for one in pool if not self._is_unusable(one)]  # by identity: some compare by value
+            for environment in unusable:
                 self.runner.forget(environment)
+                self._stand_ins.pop(id(environment), None)
+
+    def _is_unusable(self, environment: Any) -> bool:
+        """Whether a call on it has not come back, or it was never made."""
+        return self.runner.is_stuck(environment) or id(environment) in self._stand_ins
 
     def release(self, environments: Iterable[Any]) -> None:
         """After a batch: have them give back what a rollout held, if a tool of theirs says how."""
         calls = [
             self._call(environment, MethodType(release, environment), {})
             for environment in environments
-            if not self.runner.is_stuck(environment)
+            if not self._is_unusable(environment)
             for release in _releases(type(environment))
         ]
         errors = [error for _, error in [call.result() for call in calls] if error is not None]
@@ -207,7 +258,14 @@ class Environments:
                     begun[id(other)] = self._call(other, other.get_reward.__wrapped__, {})
         return begun.pop(id(environment), None) or self._call(environment, environment.get_reward.__wrapped__, {})
 
-    def _call(self, environment: Any, method: Callable, arguments: Mapping[str, Any]) -> "Future[Result]":
+    def _call(
+        self,
+        environment: Any,
+        method: Callable,
+        arguments: Mapping[str, Any],
+        settings: ToolSettings | None = None,
+        label: str | None = None,
+    ) -> "Future[Result]":
         """Value and error of a method, called on the environment's own thread or, if it is async, with its tools."""
         found: list[Any] = []
 
@@ -218,8 +276,8 @@ class Environments:
             found.append(await method(**arguments))
 
         function = keep_async if inspect.iscoroutinefunction(method) else keep
-        label = f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
-        call = ToolCall(function, {}, environment, settings=settings_of(method), label=label)
+        label = label or f"{type(environment).__name__}.{getattr(method, '__name__', 'release')}"
+        call = ToolCall(function, {}, environment, settings=settings or settings_of(method), label=label)
         result: Future[Result] = Future()
 
         def hand_over(done: Future) -> None:

@@ -12,11 +12,11 @@
                    `max_tool_calling_iterations` turns; text that a limit cut before the policy
                    ended it
     context_full   results do not fit into what is left of `max_completion_length` or of the         end
-                   model's context
+                   model's context; or the prompt alone leaves no room for a turn in it
 
 `failure_policy` says what follows: `tell` the policy, as the result of its call, and go on; `end` the rollout, which
 is scored as it stands; or `exclude` it from the statistics of its group and from the loss. Where the context is full
-there is no room to tell anything.
+there is no room to tell anything; a rollout whose prompt fills it has no turn, and is scored as an empty answer.
 
     failure_policy: {timeout: exclude, unparsed_call: end}
 

@@ -96,7 +96,7 @@ def _row(record: Record) -> dict[str, Any]:
     """A record as a row of a file."""
     ours = {name: value for name, value in record.items() if name in schema().names and name != COLUMNS}
     others = {name: value for name, value in record.items() if name not in schema().names}
-    columns: dict[str, Any] = record.get(COLUMNS, {})
+    columns = cast(dict[str, Any], record.get(COLUMNS, {}))
     row: dict[str, Any] = {**ours, COLUMNS: _json({**others, **columns})}
     row |= {name: _json(row[name]) for name in TEXTS if row.get(name) is not None}
     if "turns" in row:

@@ -4,12 +4,14 @@
     SAMPLING --------> CALLING ----------------> SAMPLING
         |                 |
         | an answer,      | a final tool, no room,
-        | a limit         | a policy that ends it
+        | a limit,        | a policy that ends it
+        | no room         |
         v                 v
        DONE              DONE
 
 A rollout knows its own tokens and nothing of batches; `roll_out` brings rollouts, engine and tools together. Tokens
-are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it.
+are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it. Where
+`stop` or `stop_token_ids` (`generation_kwargs`) have stopped a turn, the token that ends it comes with the results.
 """
 
 import re
@@ -80,7 +82,9 @@ class Rules:
     policy: Mapping[str, Policy]
     max_tokens: int  # of a rollout without its prompt
     max_context: int  # of the model, the prompt included
+    least_room: int = 1  # tokens that must be left of it for a turn to be asked for
     end_ids: Sequence[int] = ()  # tokens that end a turn
+    stop_ids: Sequence[int] = ()  # those of them that stop it before the policy has ended it
     stop_texts: Sequence[str] = ()  # texts that end one as well
     max_turns: int | None = None
     max_calls: int | None = None
@@ -119,13 +123,34 @@ class Rollout:
     @property
     def room(self) -> int:
         """Tokens that it may still take."""
-        return self.rules.max_tokens - len(self.completion_ids)
+        return min(self.rules.max_tokens - len(self.completion_ids), self.rules.max_context - len(self.context))
 
-    def skip(self, end_id: int) -> None:
-        """It cannot be begun (its environment is not there): one token that is not trained on stands for it."""
-        self.completion_ids, self.mask, self.logprobs = [end_id], [0], [None]
-        self.messages = [{"role": "assistant", "content": ""}]
+    @property
+    def room_for_results(self) -> int:
+        """Tokens that results may have, so that the next turn can be asked for: below 0 where it cannot be now."""
+        left_of_context = self.rules.max_context - self.rules.least_room - len(self.context)
+        return min(self.rules.max_tokens - 1 - len(self.completion_ids), left_of_context)
+
+    # ---- what cannot be begun
+
+    def skip(self) -> None:
+        """Its environment is not there."""
+        self._leave_empty()
         self._end("reset", exclude=True)
+
+    def begin(self) -> None:
+        """Before its first turn is asked for: it ends here if its prompt is too long for one."""
+        if self.state is State.SAMPLING and self.room_for_results < 0:
+            self._leave_empty()
+            self._end("context_full", exclude=self._policy("context_full") == "exclude")
+
+    def _leave_empty(self) -> None:
+        """One token that is not trained on stands for it. Loss and values read it all the same, so what they read of a
+        prompt that is too long is its last token."""
+        if self.room_for_results < 0:
+            self.prompt_ids = self.prompt_ids[-1:]
+        self.completion_ids, self.mask, self.logprobs = [self.rules.end_ids[0]], [0], [None]
+        self.messages = [{"role": "assistant", "content": ""}]
 
     # ---- sampling -> calling | done
 
@@ -253,13 +278,13 @@ class Rollout:
         self._end(why, exclude=True)
 
     def _append_results(self, turn: Turn) -> None:
-        room = min(self.rules.max_tokens, self.rules.max_context - len(self.prompt_ids)) - len(self.completion_ids)
+        room = self.room_for_results
         messages = [{"role": "tool", "name": plain_name(call.name), "content": call.result} for call in turn.calls]
         if sum(len(call.result) for call in turn.calls) > room * LONGEST_TOKEN:
             ids = None
         else:
-            ids, _ = self.rules.control.encode(messages)
-        if ids is None or len(ids) >= room:  # at least one token of the next turn must fit as well
+            ids = self._behind_turn(self.rules.control.encode(messages)[0])
+        if ids is None or len(ids) > room:
             turn.status = "context_full"
             self._ended_by(turn)
             return
@@ -269,6 +294,16 @@ class Rollout:
         self.logprobs += [0.0] * len(ids)
         self.messages += messages
         self.state = State.SAMPLING
+
+    def _behind_turn(self, results: list[int]) -> list[int]:
+        """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
+        rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
+        if last in rules.end_ids and last == results[0]:  # results begin with what ends a turn of calls: GLM-4.5
+            return results[1:]
+        is_stopped = last in rules.stop_ids or last not in rules.end_ids
+        if is_stopped and end is not None and last != end and end in rules.end_ids:
+            return [end, *results]
+        return results
 
     def _cut(self, call: Call, limit: int | None) -> None:
         if limit is None:
@@ -335,6 +370,7 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
     timing = Timing()
     calling: dict[Future, tuple[int, float]] = {}
     for key, rollout in enumerate(rollouts):
+        rollout.begin()
         if rollout.state is State.SAMPLING:
             engine.submit(key, rollout.context, rollout.room)
     while engine.has_work() or calling:

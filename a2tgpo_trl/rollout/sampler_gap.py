@@ -59,7 +59,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
     """The settings by which vLLM samples from another distribution than the trainer scores.
 
-    Example: top_p=0.9, generation_kwargs={"seed": 1, "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
+    Example: top_p=0.9, generation_kwargs={"stop": "x", "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
     """
     given = {name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
     given |= args.generation_kwargs or {}

@@ -14,12 +14,12 @@ from ..models import base_model
 from ..precision import training_unit
 from ..resume.trainer import Resumable
 from .drawing import Sampling, sampling_of
-from .engines import Ends, Engine, LockStep, Request, Tail, most_tokens
+from .engines import ContextLimit, Ends, Engine, LockStep, Request, Tail, most_tokens
 from .keeping import keeping_error, keeping_tolerance, obstacle_to_keeping
 from .seeds import own_draws
 from .settings import ToolConfig
 from .transformers_engine import TransformersStream
-from .vllm_engine import VLLMStream, awake, can_stream, longest_context
+from .vllm_engine import VLLMStream, awake, can_stream, context_limit
 
 
 logger = get_logger(__name__)
@@ -152,9 +152,9 @@ class SamplingTrainer(Resumable):
 
     # ---- vLLM
 
-    def _longest_context(self) -> int:
-        """Tokens that a rollout may have, prompt included. All ranks ask together."""
-        return longest_context(self.vllm_generation if self.use_vllm else None, self.model.config, self._ranks)
+    def _context_limit(self) -> ContextLimit:
+        """All ranks ask together."""
+        return context_limit(self.vllm_generation if self.use_vllm else None, self.model.config, self._ranks)
 
     def forget_weights(self) -> None:
         """Let vLLM be given the policy's weights before it samples again, whatever their step.

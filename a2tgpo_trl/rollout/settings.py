@@ -107,7 +107,8 @@ class ToolConfig(GRPOConfig):
         None,
         "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
         "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
-        "generation, but not with vLLM, whose sampler is slower then.",
+        "generation, but not with vLLM, whose sampler is slower then. One seed for all (`seed` in generation_kwargs) "
+        "is refused: the rollouts of a prompt would be the same.",
     )
     answer_column: str = setting(
         "answer",
@@ -158,6 +159,12 @@ class ToolConfig(GRPOConfig):
             setattr(self, "metric_for_best_model", "reward")  # noqa: B010  # the parent's would be the loss
 
     def _check_seeds(self) -> None:
+        if "seed" in (self.generation_kwargs or {}):
+            raise ValueError(
+                "generation_kwargs: leave out seed. With vLLM all requests would draw the same numbers, so that the "
+                "rollouts of a prompt were one and the same; transformers does not read it. The field seed is what a "
+                "run is drawn by; seeded_rollouts=True gives each rollout a seed of its own, where the engine can."
+            )
         if self.seeded_rollouts is None:
             return
         for reason, holds in self._cannot_seed.items():

@@ -21,7 +21,7 @@ from ..tools.control import ControlText
 from ..tools.runner import ToolRunner
 from ..tools.settings import check_tool_settings
 from .answers import forget_answer
-from .engines import Ends, Engine
+from .engines import ContextLimit, Ends, Engine
 from .environments import Environments
 from .open_files import WARN, OpenFiles
 from .parsing import TurnParser
@@ -80,12 +80,12 @@ class ToolLoop:
         control: ControlText | None,
         *,
         has_environments: bool,
-        longest_context: Callable[[], int],
+        context_limit: Callable[[], ContextLimit],
     ):
         """`control`: None where there are no tools, as an environment need not have any."""
         self._args, self._ranks, self._tools, self._tokenizer = args, ranks, tools, tokenizer
         self.environments, self.runner = environments, environments.runner
-        self._has_environments, self._longest_context = has_environments, longest_context
+        self._has_environments, self._ask_context_limit = has_environments, context_limit
         if args.tool_replay and has_environments:
             raise ValueError(
                 "tool_replay cannot answer for environments: a replayed call would not change their state, which "
@@ -96,7 +96,7 @@ class ToolLoop:
         self._asked = False
         self._silent = 0
         self._files = OpenFiles(psutil.Process().num_fds())
-        self._longest: int | None = None  # context that the engine takes
+        self._context_limit: ContextLimit | None = None
         self._dead_batches = {"reset": 0, "get_reward": 0}
         self.rollouts: list[Rollout] = []
         self._timing = Timing()
@@ -136,15 +136,26 @@ class ToolLoop:
         ]
         for rollout in self.rollouts:
             if rollout.environment is not None and self.environments.failed(rollout.environment) is not None:
-                rollout.skip(ends.ids[0])
+                rollout.skip()
         self._timing = roll_out(self.rollouts, engine, self.runner)
+        self._warn_of_long_prompts(starts, rules)
         return self.rollouts
+
+    def _warn_of_long_prompts(self, starts: Sequence[Start], rules: Rules) -> None:
+        pairs = zip(starts, self.rollouts, strict=True)
+        long = [len(start.prompt_ids) for start, one in pairs if one.ended == "context_full" and not one.turns]
+        if long:
+            logger.warning(
+                f"{len(long)} rollouts of a batch could not be begun (context_full): the longest of their prompts has "
+                f"{max(long)} tokens, and {rules.max_context - rules.least_room} leave room for a turn. Leave out "
+                "rows that are so long, or return less from `reset`."
+            )
 
     def _rules(self, ends: Ends, training: bool) -> Rules:
         args = self._args
         assert self._control is not None
-        if self._longest is None:
-            self._longest = self._longest_context()
+        if self._context_limit is None:
+            self._context_limit = self._ask_context_limit()
         policy = args.failure_policies
         if not training:
             policy = {status: "end" if action == "exclude" else action for status, action in policy.items()}
@@ -154,8 +165,10 @@ class ToolLoop:
             self._control,
             policy,
             max_tokens=args.max_completion_length,
-            max_context=self._longest,
+            max_context=self._context_limit.tokens,
+            least_room=self._context_limit.turn,
             end_ids=ends.ids,
+            stop_ids=ends.stops,
             stop_texts=ends.texts,
             max_turns=args.max_tool_calling_iterations,
             max_calls=args.max_calls_per_turn,
@@ -168,7 +181,7 @@ class ToolLoop:
         `pools`: environments that are kept for further batches.
         """
         self.environments.release(self.environments.batch())
-        self.environments.drop_stuck(pools)
+        self.environments.drop_unusable(pools)
         nothing_works = self._nothing_works() if self._has_environments else None
         return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
 

@@ -175,7 +175,7 @@ class ToolTrainer(SamplingTrainer):
         if self.tools:  # an environment need not have any
             template = self.chat_template or self._tokenizer.get_chat_template(tools=self.tools)
             write = SuffixWriter(self._tokenizer, self.chat_template, self.chat_template_kwargs)
-            control = ControlText(self._tokenizer, template, write)
+            control = ControlText(self._tokenizer, template, write, write.before(self.tools[0].__name__))
         return ToolLoop(
             self.args,
             self._ranks,
@@ -184,7 +184,7 @@ class ToolTrainer(SamplingTrainer):
             self._tokenizer,
             control,
             has_environments=self.environment_factories is not None,
-            longest_context=self._longest_context,
+            context_limit=self._context_limit,
         )
 
     @property
@@ -448,11 +448,13 @@ class ToolTrainer(SamplingTrainer):
         with left_as_it_was(self.model):
             rollout = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = rollout[:3]
+        if self._tool_loop is not None and self._tool_loop.rollouts:
+            prompt_ids = [one.prompt_ids for one in self._tool_loop.rollouts]  # a part of it, where it was too long
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         batch.tokens = Rollouts(prompt_ids, completion_ids, mask)
         if not batch.is_training:
             batch.old_logps = self._placeholders(completion_ids)  # an evaluation has no loss
-        return rollout
+        return prompt_ids, *rollout[1:]
 
     def _read_answers(self, batch: Batch) -> None:
         """They are known. Nothing here reads them but rewards, which check what they need."""

@@ -34,7 +34,7 @@ from transformers import PreTrainedConfig
 
 from ..errors import RunStopped
 from ..ranks import Ranks
-from .engines import Engine, LogProbs, Sample, Seeds, context_of
+from .engines import ContextLimit, Engine, LogProbs, Sample, Seeds, context_of
 
 
 if TYPE_CHECKING:
@@ -152,19 +152,19 @@ def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
     return recorder.params
 
 
-def longest_context(generation: "VLLMGeneration | None", config: PreTrainedConfig, ranks: Ranks) -> int:
-    """Tokens that a rollout may have, prompt included, before the engine takes it no more.
+def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig, ranks: Ranks) -> ContextLimit:
+    """Tokens that a rollout may have, and how many of them must be left for its next turn.
 
     A vLLM in this process samples until its context is full. A server refuses a request that might not fit, so room
     for a whole turn must be left; it is asked by the first rank, and all ranks take part. Without vLLM (`generation`
     None) it is the model that has an end.
 
-    Example: a server that reads 8192 tokens, turns of up to 1024 -> 7169: a context of 7168 may still be continued
+    Example: a server that reads 8192 tokens, turns of up to 1024 -> (8192, 1024): a context of 7168 may be continued
     """
     if generation is None:
-        return context_of(config) or sys.maxsize
+        return ContextLimit(context_of(config) or sys.maxsize)
     if generation.mode == "colocate":
-        return generation.llm.llm_engine.model_config.max_model_len
+        return ContextLimit(generation.llm.llm_engine.model_config.max_model_len)
     reads, error = 0, None
     if ranks.index == 0:
         try:
@@ -182,7 +182,7 @@ def longest_context(generation: "VLLMGeneration | None", config: PreTrainedConfi
             "refuse every request. Start it with a --max-model-len of at least the longest prompt and twice "
             "max_completion_length."
         )
-    return reads - turn + 1
+    return ContextLimit(reads, turn)
 
 
 # ---- weights and sleep

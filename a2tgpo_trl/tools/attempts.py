@@ -78,6 +78,11 @@ class Attempts:
         """Whether it is an environment in use, whose calls are made in order."""
         return id(owner) in self._orders
 
+    def adopt(self, place: Any, environment: Any) -> None:
+        """An environment that was made by a call on `place` gets the thread of that call."""
+        self.order_of(environment)
+        self._workers.rename(id(place), id(environment))
+
     def is_stuck(self, environment: Any) -> bool:
         _, order = self._orders.get(id(environment), (None, None))
         return order is not None and order.stuck

@@ -31,8 +31,10 @@ class ControlText:
         tokenizer: PreTrainedTokenizerBase,
         template: str,
         suffix_ids: Callable[[Messages], list[int]],
+        before_results: int | None = None,
     ):
-        self._tokenizer, self._suffix_ids = tokenizer, suffix_ids
+        """`before_results`: the token that results are written behind, where that is known (`SuffixWriter.before`)."""
+        self._tokenizer, self._suffix_ids, self.before_results = tokenizer, suffix_ids, before_results
         self._control_ids = set(tokenizer.all_special_ids) | _control_tokens(tokenizer, template)
         self._strings = tokenizer.convert_ids_to_tokens(sorted(self._control_ids))
         self._harmless: dict[tuple[str, ...], list[int]] = {}
@@ -97,6 +99,14 @@ class SuffixWriter:
     def __call__(self, messages: Messages) -> list[int]:
         return self._get_tool_suffix_ids(messages)
 
+    def before(self, name: str) -> int:
+        """The token that stands before the results of this tool: what ends a turn of calls, in most templates.
+
+        Example: <|im_end|> with Qwen3's template; with GLM-4.5's </tool_call>, since results begin with what ends it
+        """
+        results = self([{"role": "tool", "name": name, "content": "x"}])
+        return self.processing_class.with_results[-len(results) - 1]
+
 
 class _RemembersBeginnings:
     """A tokenizer that writes conversations, and those without a result but once."""
@@ -104,10 +114,12 @@ class _RemembersBeginnings:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
+        self.with_results: list[int] = []  # the last one that was written with results
 
     def apply_chat_template(self, messages: Messages, **options: Any) -> list[int]:
         if messages[-1]["role"] == "tool":
-            return self._tokenizer.apply_chat_template(messages, **options)
+            self.with_results = self._tokenizer.apply_chat_template(messages, **options)
+            return self.with_results
         key = json.dumps(messages)
         if key not in self._known:
             if len(self._known) >= MOST_REMEMBERED:

@@ -138,6 +138,10 @@ class ToolRunner:
         """An environment, made on the thread that will make its calls. Raises what the factory raises."""
         return self._attempts.construct(factory)
 
+    def adopt(self, place: Any, environment: Any) -> None:
+        """What was made by a call on `place`, and is an environment: its calls are made on the thread of that one."""
+        self._attempts.adopt(place, environment)
+
     def is_stuck(self, environment: Any) -> bool:
         """Whether a call on this environment has not come back, so that it cannot be used any more."""
         return self._attempts.is_stuck(environment)

@@ -109,6 +109,10 @@ class Workers:
     def give_back(self, worker: Worker, key: Hashable = None) -> None:
         self._idle[key].append(worker)
 
+    def rename(self, key: Hashable, new: Hashable) -> None:
+        """The idle workers of one key are for another from now on."""
+        self._idle[new] += self._idle.pop(key, [])
+
     def give_up(self, worker: Worker) -> None:
         """Its call does not come back: the thread ends if it ever does."""
         self._all.discard(worker)

@@ -1,5 +1,8 @@
 """How long a context a model reads, whatever its config calls that; how many tokens an engine is asked for."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -17,6 +20,7 @@ from transformers import (
 )
 
 from a2tgpo_trl.rollout.engines import LockStep, Request, context_of
+from a2tgpo_trl.rollout.vllm_engine import context_limit
 
 
 CONTEXTS = [
@@ -43,6 +47,15 @@ def test_the_name_that_mpt_has_for_it_is_a_limit_indeed():
     model(torch.ones(1, context_of(model.config), dtype=torch.long))
     with pytest.raises(RuntimeError, match="size"):
         model(torch.ones(1, 17, dtype=torch.long))
+
+
+def test_a_server_is_only_asked_where_a_whole_turn_fits_and_other_engines_where_a_token_does():
+    client = SimpleNamespace(get_server_info=lambda: {"model_config": {"max_model_len": 8192}})
+    server = SimpleNamespace(mode="server", vllm_client=client, generation_kwargs={}, max_completion_length=1024)
+    ranks = SimpleNamespace(index=0, first_text=lambda text: text, max=lambda number: number)
+    assert context_limit(server, Qwen3Config(), ranks) == (8192, 1024)
+    assert context_limit(None, Qwen3Config(max_position_embeddings=640), ranks) == (640, 1)
+    assert context_limit(None, BloomConfig(), ranks) == (sys.maxsize, 1)
 
 
 class TwoRanks:

@@ -59,10 +59,11 @@ class Stage:
 
     def rules(self, **changes) -> Rules:
         policy = {**DEFAULT_POLICY, **changes.pop("policy", {})}
+        write = SuffixWriter(self.tokenizer, self.chat.chat_template, self.chat.chat_template_kwargs)
         rules = Rules(
             self.tokenizer,
             TurnParser(self.tokenizer),
-            ControlText(self.tokenizer, self.chat.source, self.chat.suffix_ids),
+            ControlText(self.tokenizer, self.chat.source, write, write.before(self.tools[0].__name__)),
             policy,
             max_tokens=100_000,
             max_context=200_000,
@@ -132,6 +133,57 @@ def test_results_stand_behind_their_turn_as_the_template_writes_them(runner):
     assert first.tokens_in == rollout.mask.count(0) and answer.tokens_in == 0
     sampled = [logp for logp, mask in zip(rollout.logprobs, rollout.mask, strict=True) if mask]
     assert set(sampled) == {-1.0}
+
+
+def test_a_call_that_ends_with_what_its_results_begin_with_is_ended_once(runner):
+    # GLM-4.5 writes <|observation|> to end a turn of calls, and its template begins results with it.
+    tokenizer = tiny.make_tokenizer(tiny.chat_template("glm4moe.jinja"))
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True) for token in ("<|observation|>", "<|user|>", "<|assistant|>")]
+    )
+    tokenizer.eos_token = "<|endoftext|>"
+    add_response_schema(tokenizer)
+    stage = Stage(tokenizer, runner)
+    turn = "\n<think></think>\n<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>river</arg_value>\n</tool_call>"
+    answer = "\n<think></think>\n<answer>Paris</answer><|user|>"
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|observation|>"])
+    rollout = stage.play(f"{turn}<|observation|>", answer, end_ids=ends)
+    assert (statuses(rollout), stage.read(rollout)) == (["ok", "ok"], ["The river is Paris."])
+    # TRL's parser reads the end as content.
+    messages = [{**one, "content": one["content"].removesuffix("<|observation|>")} for one in rollout.messages]
+    assert tokenizer.decode(rollout.context) == stage.chat.text([*QUESTION, *messages]) + "<|user|>"
+    # What the policy wrote is its own, and trained on.
+    assert rollout.mask[rollout.completion_ids.index(ends[2])] == 1
+    # Had it ended in another way, results would begin as they are written.
+    other = stage.play(f"{turn}<|endoftext|>", answer, end_ids=ends)
+    assert "</tool_call><|endoftext|><|observation|>" in stage.text(other)
+
+
+def test_a_turn_that_was_stopped_is_ended_before_its_results_and_that_is_not_trained_on(stage):
+    stopped, end = tiny.call("river").removesuffix(END), stage.tokenizer.eos_token_id
+    whole = stage.play(tiny.call("river"), tiny.final("Paris"))
+    close = stage.tokenizer.convert_tokens_to_ids("</tool_call>")
+    for stop in ({"stop_texts": ["</tool_call>"]}, {"end_ids": [end, close], "stop_ids": [close]}):
+        rollout = stage.play(stopped, tiny.final("Paris"), **stop)
+        assert rollout.completion_ids == whole.completion_ids and statuses(rollout) == ["ok", "ok"]
+        first = rollout.turns[0]
+        assert rollout.mask[: first.tokens_out + 1] == [1] * first.tokens_out + [0]
+        assert first.tokens_in == whole.turns[0].tokens_in + 1 == rollout.mask.count(0)
+
+
+def test_a_turn_that_the_policy_ended_in_another_way_of_its_own_gets_no_second_end(runner):
+    # Llama ends calls with <|eot_id|> or <|eom_id|>; the template writes the former.
+    tokenizer = tiny.make_tokenizer(tiny.chat_template("llama3_1.jinja"))
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|eot_id|>", "<|eom_id|>")])
+    tokenizer.eos_token = "<|eot_id|>"
+    add_response_schema(tokenizer)
+    stage = Stage(tokenizer, runner)
+    ends = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|eom_id|>"])
+    call = '{"name": "search", "parameters": {"query": "river"}}'
+    rollout = stage.play(f"{call}<|eom_id|>", "Paris<|eot_id|>", end_ids=ends)
+    assert f"{call}<|eom_id|><|start_header_id|>" in stage.text(rollout)
+    rollout = stage.play(call, "Paris<|eot_id|>", end_ids=ends, stop_texts=["}}"])
+    assert f"{call}<|eot_id|><|start_header_id|>" in stage.text(rollout)
 
 
 def test_parallel_calls_are_answered_in_the_order_of_the_calls(stage):
@@ -426,7 +478,28 @@ def test_results_must_leave_room_for_a_token_of_the_next_turn(tokenizer, runner)
     assert stage.play(tiny.call("x"), tiny.final("Paris"), max_tokens=results_end + 1).ended == "over_budget"
     context = len(stage.prompt_ids) + results_end
     assert stage.play(tiny.call("x"), max_context=context).ended == "context_full"
-    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + 1).ended == "answer"
+    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + 1).ended == "over_budget"
+    answer = whole.turns[-1].tokens_out
+    assert stage.play(tiny.call("x"), tiny.final("Paris"), max_context=context + answer).ended == "answer"
+
+
+@pytest.mark.parametrize("action", ["end", "exclude"])
+def test_a_prompt_that_leaves_no_room_for_a_turn_is_not_sampled_from(action, stage):
+    prompt = len(stage.prompt_ids)
+    rollout = stage.play(max_context=prompt, policy={"context_full": action})
+    assert (rollout.ended, rollout.turns, rollout.excluded) == ("context_full", [], action == "exclude")
+    # Of what the loss reads nothing is trained on, and it is short.
+    assert (rollout.prompt_ids, rollout.completion_ids) == (stage.prompt_ids[-1:], [stage.tokenizer.eos_token_id])
+    assert rollout.mask == [0] and rollout.messages == [{"role": "assistant", "content": ""}]
+    # A server asks for room for a whole turn.
+    assert stage.play(max_context=prompt + 8, least_room=9).ended == "context_full"
+    assert stage.play("Paris" + END, max_context=prompt + 9, least_room=9).ended == "answer"
+
+
+def test_no_turn_is_longer_than_the_context_has_room_for(stage):
+    prompt = len(stage.prompt_ids)
+    rollout = stage.play("a b c d e f g h", max_context=prompt + 5)
+    assert (rollout.ended, len(rollout.context), rollout.turns[0].cut) == ("over_budget", prompt + 5, True)
 
 
 def test_text_beyond_the_tokens_of_a_rollout_is_cut_and_ends_it(stage):
@@ -446,7 +519,7 @@ def test_a_turn_that_the_policy_did_not_end_was_cut_whatever_the_limit(stage):
 def test_a_turn_ends_at_what_the_engine_was_told_to_stop_at_as_well(stage):
     eos, pad = stage.tokenizer.eos_token_id, stage.tokenizer.pad_token_id
     ends = Ends.of([eos], pad, {"stop": "</answer>", "stop_token_ids": [7, eos], "max_tokens": 9})
-    assert ends == Ends([eos, pad, 7], ["</answer>"]) and Ends.of([eos], eos, None) == Ends([eos], [])
+    assert ends == Ends([eos, pad, 7], ["</answer>"], [7]) and Ends.of([eos], eos, None) == Ends([eos], [], [])
     for text in ("<answer>Paris</answer>", "Paris<|endoftext|>", tiny.final("Paris")):
         assert stage.play(text, end_ids=ends.ids, stop_texts=ends.texts).ended == "answer"
     assert stage.play("<answer>Paris</ans", end_ids=ends.ids, stop_texts=ends.texts).ended == "over_budget"

@@ -205,7 +205,10 @@ def test_the_correction_is_on_by_default_and_sampling_is_not_truncated(tmp_path)
         ({"top_k": 50, "min_p": 0.1}, {"top_k": 50, "min_p": 0.1}),
         ({"top_k": -1, "min_p": 0.0, "temperature": 0.6}, {}),
         ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
-        ({"generation_kwargs": {"seed": 1, "presence_penalty": 0.5, "stop": ["x"]}}, {"presence_penalty": 0.5}),
+        (
+            {"generation_kwargs": {"stop_token_ids": [7], "presence_penalty": 0.5, "stop": ["x"]}},
+            {"presence_penalty": 0.5},
+        ),
         ({"top_p": 0.9, "generation_kwargs": {"top_p": 1.0}}, {}),  # the latter wins in TRL too
         ({"generation_kwargs": {"temperature": 0.5}}, {"generation_kwargs['temperature']": 0.5}),
         ({"temperature": 0.5, "generation_kwargs": {"temperature": 0.5}}, {}),

@@ -207,3 +207,10 @@ def test_seeds_are_refused_where_they_would_have_no_effect_and_left_out_by_defau
     assert A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False).seeds_rollouts
     with pytest.raises(ValueError, match="seeded_rollouts must be"):
         A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, seeded_rollouts="yes")
+
+
+@pytest.mark.parametrize("engine", [{}, {"use_vllm": True}, {"use_vllm": True, "vllm_mode": "server"}])
+@pytest.mark.parametrize("given", [{"seed": 0, "stop": ["x"]}, '{"seed": 3}'])
+def test_one_seed_for_all_requests_is_refused(engine, given, tmp_path):
+    with pytest.raises(ValueError, match="leave out seed.*rollouts of a prompt.*seeded_rollouts=True"):
+        A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, generation_kwargs=given, **engine)

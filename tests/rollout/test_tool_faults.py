@@ -4,16 +4,19 @@ import gc
 import json
 import math
 import os
+import re
 import resource
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
 import tiny
 import torch
 from calls import becomes
+from datasets import Dataset
 from tool_runs import args, one_call, spread, train
 from training import logged, make, questions, weights
 from transformers import TrainerCallback
@@ -331,6 +334,28 @@ def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(pol
         trainer.train()
 
 
+# ---- prompts that are too long
+
+
+@pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
+@pytest.mark.parametrize("too_long", [{1}, {0, 1}], ids=["one", "all"])
+def test_a_row_that_is_too_long_costs_its_rollouts_and_not_the_run(too_long, credit, tokenizer, tmp_path, caplog):
+    texts = ["Where? " * (600 if i in too_long else 1) for i in range(2)]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    rows = Dataset.from_dict({"prompt": prompts, "answer": ["Paris"] * 2})
+    config = args(tmp_path, num_generations=2, credit=credit)
+    trainer, batch, records = train(tokenizer, config, train_dataset=rows)
+    assert len(records) == 4
+    for record in records:
+        is_long = len(record["prompt"][-1]["content"]) > 2048
+        assert (record["ended"], len(record["turns"])) == (("context_full", 0) if is_long else ("answer", 2))
+        assert record["rewards"]["spread"] is not None and not record["excluded"]
+    number = 2 * len(too_long)
+    assert batch["prompt_ids"].size(1) < 2048 and trained_tokens(batch).count(0) == number
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert f"{number} rollouts of a batch could not be begun (context_full)" in caplog.text
+
+
 # ---- environments
 
 
@@ -586,6 +611,75 @@ def test_an_environment_that_hangs_is_replaced(tokenizer, tmp_path, monkeypatch)
     assert [turn["status"] for turn in records[3]["turns"]] == ["timeout", "timeout", "ok"]
     assert "has not come back" in records[3]["completion"][3]["content"]
     assert logged(trainer, "tools/look/timeout") == [0.25, 0.25]
+
+
+class Rebuilt(Moody):
+    """Of these, the fifth cannot be made."""
+
+    _fault: Callable[[], object]
+
+    def __init__(self):
+        super().__init__()
+        if Room.made == 5:
+            Rebuilt._fault()
+
+    def _give_back(self):
+        self.looked.clear()
+
+    @tool(release=_give_back)
+    def look(self, query: str) -> str:
+        """Look around.
+
+        Args:
+            query: What for.
+        """
+        return super().look(query)
+
+
+def raises():
+    raise OSError("no display")
+
+
+FAULTS = {"raises": "OSError: no display", "blocks": r"Rebuilt\(\) did not answer within 1 seconds"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_environment_that_cannot_be_made_again_costs_its_rollout_and_not_the_run(
+    fault, tokenizer, tmp_path, monkeypatch, caplog
+):
+    never = threading.Event()
+    monkeypatch.setattr(Rebuilt, "_fault", raises if fault == "raises" else never.wait, raising=False)
+    monkeypatch.setattr(Room, "made", 0)
+    monkeypatch.setattr(Moody, "fails_for", {3: "hangs"})
+    monkeypatch.setattr(Moody, "number", 0)
+
+    def look(turn: int, row: int) -> str:
+        Moody.fails_for.clear()  # only the first batch has one that hangs
+        return tiny.call("x").replace("search", "look") if turn == 0 else tiny.final("Paris")
+
+    keywords = {"tools": None, "reward_funcs": None, "environment_factory": Rebuilt}
+    trainer, _, records = train(tokenizer, args(tmp_path, tool_timeout=1.0, max_steps=3), look, **keywords)
+    never.set()
+    # One hangs in the first batch, the one in its place cannot be made in the second, and another is in the third.
+    assert Room.made == 6 and logged(trainer, "rollouts/excluded") == [0.0, 0.25, 0.0]
+    assert [record["ended"] for record in records[4:]] == ["answer"] * 3 + ["reset"] + ["answer"] * 4
+    assert [record["rewards"]["Rebuilt"] for record in records[4:]] == [1.0] * 3 + [None] + [1.0] * 4
+    assert re.search(f"reset failed for 1 of 4 .* could not be made: {FAULTS[fault]}", caplog.text)
+    assert "did not give back" not in caplog.text and len(trainer._environment_pool[None]) == 4
+
+
+def test_environments_have_their_own_time_to_be_made_in(tokenizer, tmp_path, monkeypatch):
+    class Slow(Room):
+        @tool(timeout=20)
+        def __init__(self):
+            super().__init__()
+            time.sleep(0.4)
+
+    config = args(tmp_path, tool_timeout=0.2)
+    keywords = {"tools": None, "reward_funcs": spread, "environment_factory": Slow}
+    dataset = questions().add_column("fails", ["no"] * 4)
+    trainer, _, _ = train(tokenizer, config, lambda *_: tiny.final("Paris"), train_dataset=dataset, **keywords)
+    assert logged(trainer, "rollouts/excluded") == [0.0]
 
 
 # ---- what does not depend on time
