@@ -43,10 +43,19 @@ def test_an_answer_that_tokenises_to_nothing_is_found_before_the_first_step(tmp_
         make(deaf, A2TGPOConfig(**settings(tmp_path)), train_dataset=with_answers(["Paris", "♥"]))
 
 
-def test_evaluation_data_is_checked_too_and_named(tokenizer, tmp_path):
+def test_evaluation_data_whose_gains_are_computed_is_checked_too_and_named(tokenizer, tmp_path):
     bad = {"train_like": questions(1), "held_out": with_answers([""])}
     with pytest.raises(ValueError, match=r"evaluation \(held_out\)"):
-        make(tokenizer, A2TGPOConfig(**settings(tmp_path)), eval_dataset=bad)
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path, eval_gains=True)), eval_dataset=bad)
+
+
+def test_data_whose_gains_are_not_computed_needs_no_answers(tokenizer, tmp_path):
+    without = questions(1).remove_columns("answer")
+    plain = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
+    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), eval_dataset=without, **plain)
+    changes = {"credit": "grpo", "eval_gains": True}
+    args = A2TGPOConfig(**settings(tmp_path, **changes))
+    make(tokenizer, args, train_dataset=without, eval_dataset=questions(1), **plain)
 
 
 def test_an_unused_blank_alias_is_no_error_and_a_used_one_is(tokenizer, tmp_path):
