@@ -298,7 +298,7 @@ class Rollout:
     def _behind_turn(self, results: list[int]) -> list[int]:
         """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
         rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
-        if last in rules.end_ids and last == results[0]:  # results begin with what ends a turn of calls: GLM-4.5
+        if last in rules.end_ids and results[:1] == [last]:  # results begin with what ends a turn of calls: GLM-4.5
             return results[1:]
         is_stopped = last in rules.stop_ids or last not in rules.end_ids
         if is_stopped and end is not None and last != end and end in rules.end_ids:

@@ -1,6 +1,7 @@
 """How gains, credit and clip ranges of a batch are spread, and the tables and figures that are made of it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -157,12 +158,12 @@ def test_cost_is_told_of_runs_that_were_made_one_at_a_time(study):
             metrics = {"step_time": seconds + 0.1 * seed, "rollouts/sampling_seconds": 1.0, "gain/seconds": of_gain}
             enter(results, Run(cell, seed), **{name: (value, value) for name, value in metrics.items()})
     runs = {cell: [Run(cell, seed) for seed in study.seeds] for cell in cells}
-    text = "\n".join(cost_table("igpo", results, runs))
+    text = "\n".join(cost_table({"a2tgpo": "igpo"}.get, results, runs))
     # igpo: 2.2 s on average, of which sampling is 1 / 2.2 = 45 %, the gain 23 %, and the rest 0.7 s, 32 %.
-    assert "| igpo | 2.200 (2.004 to 2.396) | 1.000 (1.000 to 1.000) | 45% | 0% | 23% | 32% |" in text
-    assert "| a2tgpo | 3.200 (3.004 to 3.396) | 1.456 (" in text
+    assert "| igpo | 2.200 (2.004 to 2.396) |  | 45% | 0% | 23% | 32% |" in text
+    assert re.search(r"\| a2tgpo \| 3.200 \(3.004 to 3.396\) \| 1.456 \(.*\) \(of igpo\) \|", text)
     results.put(Run("gtpo", 0), "identity", [(1, "step_time", 1.0)], jobs=2)
-    assert cost_table("igpo", results, runs) == []
+    assert cost_table({"a2tgpo": "igpo"}.get, results, runs) == []
 
 
 def test_depths_that_few_rollouts_come_to_are_left_out(results):
