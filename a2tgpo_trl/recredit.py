@@ -138,15 +138,10 @@ def _recredit(
     if credit_pass.reads_records:
         credit_pass.read(copies, group_size)
     num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
-    if values["gain_measure"] != recorded.gain_measure and recorded.gain_floor > GAIN_FLOOR:
-        raise ValueError(
-            f"The floor {recorded.gain_floor:g} is of gains by {recorded.gain_measure}, and {credit} measures them by "
-            f"{values['gain_measure']}. Give gain_measure={recorded.gain_measure!r}, or take a run in float32."
-        )
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
     evidence, _ = credit_pass.evidence(
-        _gains(copies, values, recorded.gain_measure),
+        _gains(copies, values, recorded),
         torch.tensor(numbers),
         torch.tensor(advantages),
         torch.tensor(num_turns),
@@ -207,14 +202,20 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
     )
 
 
-def _gains(records: Sequence[Record], values: Mapping[str, Any], gain_measure: str) -> Tensor:
+def _gains(records: Sequence[Record], values: Mapping[str, Any], recorded: Recorded) -> Tensor:
     """Of each turn (N,K), of the rollouts in the loss, as the method measures them."""
     most = max([len(record["advantages"]) for record in records] + [1])
     wants = values["gain_weight"] > 0 or values["clip_adaptation"] > 0
     rows = [_values_of(record, wants) for record in records]
     values_NV = torch.tensor([[*row, *[math.nan] * (most + 1 - len(row))] for row in rows])
-    if gain_measure != values["gain_measure"]:
-        values_NV = values_NV.exp() if gain_measure == "logprob" else values_NV.log()
+    if wants and recorded.gain_measure != values["gain_measure"]:
+        if recorded.gain_floor > GAIN_FLOOR:
+            raise ValueError(
+                f"The floor {recorded.gain_floor:g} is of gains by {recorded.gain_measure}, and the method measures "
+                f"them by {values['gain_measure']}. Give gain_measure={recorded.gain_measure!r}, or take a run in "
+                "float32."
+            )
+        values_NV = values_NV.exp() if recorded.gain_measure == "logprob" else values_NV.log()
     return information_gain(values_NV, most, first=values["first_gain"], last=values["last_gain"])
 
 

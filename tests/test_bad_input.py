@@ -52,10 +52,10 @@ def test_evaluation_data_whose_gains_are_computed_is_checked_too_and_named(token
 def test_data_whose_gains_are_not_computed_needs_no_answers(tokenizer, tmp_path):
     without = questions(1).remove_columns("answer")
     plain = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
-    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), eval_dataset=without, **plain)
-    changes = {"credit": "grpo", "eval_gains": True}
-    args = A2TGPOConfig(**settings(tmp_path, **changes))
-    make(tokenizer, args, train_dataset=without, eval_dataset=questions(1), **plain)
+    trained = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), eval_dataset=without, **plain)
+    args = A2TGPOConfig(**settings(tmp_path, credit="grpo", eval_gains=True))
+    evaluated = make(tokenizer, args, train_dataset=without, eval_dataset=questions(1), **plain)
+    assert trained._gain_pass is not None and evaluated._gain_pass is not None
 
 
 def test_an_unused_blank_alias_is_no_error_and_a_used_one_is(tokenizer, tmp_path):

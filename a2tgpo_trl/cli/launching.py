@@ -42,7 +42,7 @@ def launch(module: str, args: argparse.Namespace) -> int:
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
     config_file = find_launch_config(args.config_file) if args.config_file else None
     start = start_here(config_file, args.num_processes)
-    if VISIBLE in start.variables and args.num_processes is None:
+    if [*start.variables] == [VISIBLE] and args.num_processes is None:  # a rank of SLURM has others
         print(
             f"One process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). --num_processes, "
             "before the recipe's keys, starts more.",

@@ -63,9 +63,8 @@ and its tools: what may be anything stands there as JSON text (`rollout/record_f
 Values of environment variables whose names speak of a key, a token, a secret or a password, and passwords in URLs, are
 masked, in texts, in tokens and in names of arguments; `secrets.py` says what is not. A disk that is full, or the most
 that may be written (`record_megabytes`), ends the recording with a warning, not the run; of a slow disk, batches are
-left out with a warning each. Where a column of the data set has the name of one of these keys, the key's value is
-written. Versions 1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios, `updates` and
-`batch`.
+left out with a warning each. A column of the data set that has the name of one of these keys is in `columns`. Versions
+1 and 2 are read by `a2tgpo show` and `a2tgpo view`; 2 has come with tokens, ratios, `updates` and `batch`.
 
     recorder.py     the thread that writes, and all that can go wrong there
     schedule.py     which batches

@@ -14,7 +14,7 @@ that files of any runs are read together:
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -86,18 +86,19 @@ def _parquet(records: Sequence[Record]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = map(_row, records)
+    names = {*schema().names} - {COLUMNS}  # which Arrow makes anew whenever it is asked
+    rows = [_row(record, names) for record in records]
     file = BytesIO()
-    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema()), file, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema()), file, compression="zstd")
     return file.getvalue()
 
 
-def _row(record: Record) -> dict[str, Any]:
-    """A record as a row of a file."""
-    ours = {name: value for name, value in record.items() if name in schema().names and name != COLUMNS}
-    others = {name: value for name, value in record.items() if name not in schema().names}
-    columns = cast(dict[str, Any], record.get(COLUMNS, {}))
-    row: dict[str, Any] = {**ours, COLUMNS: _json({**others, **columns})}
+def _row(record: Record, names: Set[str]) -> dict[str, Any]:
+    """A record as a row of a file that has columns of these names, and one for all columns of the data set."""
+    others: dict[str, Any] = {**record}
+    columns = others.pop(COLUMNS, {})
+    row = {name: others.pop(name) for name in names & others.keys()}
+    row[COLUMNS] = _json({**others, **columns})
     row |= {name: _json(row[name]) for name in TEXTS if row.get(name) is not None}
     if "turns" in row:
         row["turns"] = [{**turn, "calls": _with_arguments(turn["calls"], _json)} for turn in row["turns"]]

@@ -11,14 +11,12 @@ import numpy as np
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
 from .comparison import FEWEST, NOT_DECIDED, Difference, Pair, Runs, paired
-from .figures import by_depth, drift
+from .figures import A2TGPO, OTHERS, by_depth, drift
 from .results import Results
 from .study import Run
 
 
-# A2TGPO as it is, and with a clip range ten times the paper's; cells that leave something out have its name behind.
-A2TGPO, OTHERS = ("a2tgpo", "a2tgpo_wide"), ("grpo", "igpo")
-NO_GAIN, UNSCALED = "_no_gain", "_unscaled"
+NO_GAIN, UNSCALED = "_no_gain", "_unscaled"  # behind the name of a cell: another one, without that
 LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
 TINY = 1e-3  # a deviation of credit below it is none
 HELD, NOT_HELD = "held", "not held"

@@ -39,6 +39,9 @@ class Outcome:
     tokens: float | None  # that were read and written until then
 
 
+Outcomes = Mapping[str, Mapping[int, Outcome]]  # by cell and seed
+
+
 def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
     """None of a run that is not there."""
     curve = results.curve(run, HELD_OUT + study.reward)
@@ -48,6 +51,14 @@ def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
     read = results.curve(run, "num_tokens")
     tokens = height_at([(0, 0.0), *read], steps) if read and steps is not None else None
     return Outcome(area(curve), curve[-1][1], steps, tokens)
+
+
+def outcomes_of(study: Study, results: Results, runs: Runs) -> Outcomes:
+    """Of all runs that are there."""
+    return {
+        cell: {run.seed: found for run in of_cell if (found := outcome(study, results, run)) is not None}
+        for cell, of_cell in runs.items()
+    }
 
 
 def first_at(curve: Curve, target: float) -> float | None:
@@ -114,12 +125,8 @@ class Difference:
         return "better" if self.area.mean > 0 else "worse"
 
 
-def differences(study: Study, results: Results, runs: Runs, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
+def differences(outcomes: Outcomes, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
     """Of the pairs of cells of which both have runs of the same seeds."""
-    outcomes = {
-        cell: {run.seed: found for run in of_cell if (found := outcome(study, results, run)) is not None}
-        for cell, of_cell in runs.items()
-    }
     met = {(cell, other): paired(outcomes.get(cell, {}), outcomes.get(other, {})) for cell, other in pairs}
     areas = {pair: [one.area - other.area for one, other in both] for pair, both in met.items() if both}
     ends = {pair: over_seeds([one.end - other.end for one, other in both]) for pair, both in met.items() if both}

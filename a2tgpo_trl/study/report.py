@@ -12,10 +12,10 @@ from ..report.series import Run as Measured
 from ..report.series import Series, mean_curve
 from .calls import calls_table
 from .claims import claimed_better, claims
-from .comparison import Difference, Pair, best_rates, differences, outcome, tried_areas
+from .comparison import Difference, Outcomes, Pair, best_rates, differences, outcomes_of, tried_areas
 from .figures import numbers
 from .results import HELD_OUT, Results
-from .study import Study, read_study
+from .study import Run, Study, read_study
 from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
@@ -40,8 +40,9 @@ def report(study: Study, results: Results) -> str:
         *_stale(results),
     ]
     compared = {cell: other for cell in runs if (other := study.baseline(cell)) is not None}
-    found = differences(study, results, runs, dict.fromkeys([*compared.items(), *claimed_better(runs)]))
-    lines += [*_main_table(study, results, runs, found), "", f"![learning curves]({study.picture.name})", ""]
+    outcomes = outcomes_of(study, results, runs)
+    found = differences(outcomes, dict.fromkeys([*compared.items(), *claimed_better(runs)]))
+    lines += [*_main_table(study, outcomes, found), "", f"![learning curves]({study.picture.name})", ""]
     lines += _claims_table(results, runs, found)
     lines += _rates_table(study, results)
     lines += _groups_table(study, results, runs)
@@ -67,20 +68,20 @@ def _stale(results: Results) -> list[str]:
 
 def runs_by_cell(study: Study, results: Results) -> Runs:
     """The runs that are reported, of those that are there."""
-    found: Runs = {}
+    found: dict[str, list[Run]] = {}
     for run in study.reported(best_rates(study, results)):
         if results.curve(run, HELD_OUT + study.reward):
             found.setdefault(run.cell, []).append(run)
     return {cell: found[cell] for cell in study.cells if cell in found}
 
 
-def _main_table(study: Study, results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> list[str]:
+def _main_table(study: Study, outcomes: Outcomes, found: Mapping[Pair, Difference]) -> list[str]:
     goal = f"{study.target:g}"
     head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
     head += [f"million tokens to {goal} (median)", "compared with", "area, less its", "at the end, less its", "p", ""]
     rows = []
-    for cell, of_cell in runs.items():
-        there = [one for run in of_cell if (one := outcome(study, results, run)) is not None]
+    for cell, by_seed in outcomes.items():
+        there = list(by_seed.values())
         reached = sum(one.steps is not None for one in there)
         rows.append(
             [

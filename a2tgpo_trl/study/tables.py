@@ -11,13 +11,12 @@ import numpy as np
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
-from .comparison import paired
+from .comparison import Runs, paired
 from .results import SPENT, Results
 from .spreads import MOST_TURNS, QUANTILES
 from .study import Run
 
 
-Runs = dict[str, list[Run]]
 Point = Callable[[Sequence[float]], float]
 
 AUC = "useful/auc/"

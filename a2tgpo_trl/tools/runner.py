@@ -178,7 +178,8 @@ class ToolRunner:
         """Equal calls are one: the second waits for the first. A failure is not kept."""
         key = call_key(call.name, call.arguments)
         try:
-            kept = self._kept(key, call, settings)
+            of = "" if self.cache is None else identity(call.function, settings)
+            kept = self._results.get(key) if self.cache is None else self.cache.get(call.name, call.arguments, of)
         except ReplayMiss as miss:
             self._outages.ask_to_stop(str(miss))
             return Outcome("tool_error", describe(miss))
@@ -186,19 +187,13 @@ class ToolRunner:
             return kept
         is_first = key not in self._equal_calls
         if is_first:
-            self._equal_calls.start(key, self._make_and_keep(key, call, settings))
+            self._equal_calls.start(key, self._make_and_keep(key, of, call, settings))
         outcome = await self._equal_calls.wait(key)
         return outcome if is_first else Outcome(outcome.status, outcome.text)
 
-    def _kept(self, key: str, call: ToolCall, settings: ToolSettings) -> Outcome | None:
-        if self.cache is None:
-            return self._results.get(key)
-        return self.cache.get(call.name, call.arguments, identity(call.function, settings))
-
-    async def _make_and_keep(self, key: str, call: ToolCall, settings: ToolSettings) -> Outcome:
+    async def _make_and_keep(self, key: str, of: str, call: ToolCall, settings: ToolSettings) -> Outcome:
         outcome = await self._persist(call, settings, CallOrder())
         if self.cache is not None:
-            of = identity(call.function, settings)
             self.cache.put(call.name, call.arguments, outcome.status, outcome.text, of)
         elif outcome.status == "ok":
             if len(self._results) >= MOST_KEPT:

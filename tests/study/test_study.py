@@ -15,7 +15,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.study.claims import claimed_better, claims
-from a2tgpo_trl.study.comparison import best_rates, differences, first_at, holm, outcome, p_value
+from a2tgpo_trl.study.comparison import best_rates, differences, first_at, holm, outcome, outcomes_of, p_value
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
@@ -335,7 +335,7 @@ def test_a_difference_is_decided_by_five_seeds_or_more_whose_p_is_small(file):
             enter(results, Run("grpo", seed), [0.2, 0.4])
             enter(results, Run("a2tgpo", seed), [0.2, 0.4 + height])
         runs = {cell: [Run(cell, seed) for seed in range(len(heights))] for cell in pair}
-        return differences(study, results, runs, [pair, *further])[pair]
+        return differences(outcomes_of(study, results, runs), [pair, *further])[pair]
 
     one = found([0.2, 0.24, 0.22, 0.18, 0.2])
     # Of areas 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
@@ -441,7 +441,7 @@ def enter_turns(results, run, score, deviations, auc):
 def judged(study, results, runs=None):
     """The claims, with differences of their pairs alone."""
     runs = runs_by_cell(study, results) if runs is None else runs
-    return list(claims(results, runs, differences(study, results, runs, claimed_better(runs))))
+    return list(claims(results, runs, differences(outcomes_of(study, results, runs), claimed_better(runs))))
 
 
 def test_claims_are_held_against_the_results(tmp_path):
