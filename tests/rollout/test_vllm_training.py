@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vllm
 SCRIPT = HELPERS / "vllm_run.py"
 ROUNDING = 0.03  # nats: vLLM computes in bfloat16; on this policy that makes 0.01
 OUT_OF_DATE = 0.05
-MOST_ROUNDING = 0.15  # of any token
+MOST_ROUNDING = 0.1  # of any token: at most 0.045 in four runs, and 0.3 to 0.9 where contexts are mixed up
 SYNCED, STEPS = 2, 3
 
 
@@ -157,9 +157,9 @@ def test_ranks_with_unequal_turns_get_their_own_completions_from_a_server(policy
 
 
 def test_demonstration_that_the_parents_loop_gives_a_rank_what_another_asked_for(policy, server, tmp_path):
-    """Not a test of this package: it shows that the test above can fail, with TRL's loop in the place of ours.
+    """Not a test of this package: it shows that the test above would fail with TRL's loop in the place of ours.
 
     When it fails, TRL gives each rank its own by itself.
     """
     ranks = run(tmp_path, policy, server, "parent", processes=2)
-    assert max(ranks[0]["gaps"]) > 2 * MOST_ROUNDING
+    assert max(ranks[0]["gaps"]) > MOST_ROUNDING
