@@ -198,7 +198,7 @@ class A2TGPOConfig(ToolConfig):
     gain_measure: GainMeasure = _by_credit(
         "gain_measure",
         "Value of a context: the mean log-probability per answer token ('logprob'), or its exponential "
-        "('probability': in 16 bits, gains of unlikely answers may be taken for rounding).",
+        "('probability').",
     )
     first_gain: bool = _by_credit(
         "first_gain",

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from .credit import DEFAULTS, GAIN_FLOOR, Switches, find_method, preset_of
 from .credit.credit_pass import CreditPass, CreditSettings
+from .credit.scores import Floor
 from .information_gain import information_gain
+from .information_gain.rounding import floors_of_gains
 from .lookup import nearest
 from .recording import credited
 from .rollout.records import Record
@@ -140,13 +142,14 @@ def _recredit(
     num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
+    gains_NK, floors = _gains(copies, values, recorded)
     evidence, _ = credit_pass.evidence(
-        _gains(copies, values, recorded),
+        gains_NK,
         torch.tensor(numbers),
         torch.tensor(advantages),
         torch.tensor(num_turns),
         torch.arange(len(copies)) // group_size,
-        recorded.gain_floor,
+        floors,
     )
     of_turns = {
         "advantages": credit_pass.advantages(evidence),
@@ -202,21 +205,17 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
     )
 
 
-def _gains(records: Sequence[Record], values: Mapping[str, Any], recorded: Recorded) -> Tensor:
-    """Of each turn (N,K), of the rollouts in the loss, as the method measures them."""
+def _gains(records: Sequence[Record], values: Mapping[str, Any], recorded: Recorded) -> tuple[Tensor, Floor]:
+    """Of each turn (N,K), of the rollouts in the loss, as the method measures them; and their floors."""
     most = max([len(record["advantages"]) for record in records] + [1])
     wants = values["gain_weight"] > 0 or values["clip_adaptation"] > 0
     rows = [_values_of(record, wants) for record in records]
     values_NV = torch.tensor([[*row, *[math.nan] * (most + 1 - len(row))] for row in rows])
-    if wants and recorded.gain_measure != values["gain_measure"]:
-        if recorded.gain_floor > GAIN_FLOOR:
-            raise ValueError(
-                f"The floor {recorded.gain_floor:g} is of gains by {recorded.gain_measure}, and the method measures "
-                f"them by {values['gain_measure']}. Give gain_measure={recorded.gain_measure!r}, or take a run in "
-                "float32."
-            )
-        values_NV = values_NV.exp() if recorded.gain_measure == "logprob" else values_NV.log()
-    return information_gain(values_NV, most, first=values["first_gain"], last=values["last_gain"])
+    measure = values["gain_measure"]
+    if measure != recorded.gain_measure:
+        values_NV = values_NV.exp() if measure == "probability" else values_NV.log()
+    gains_NK = information_gain(values_NV, most, first=values["first_gain"], last=values["last_gain"])
+    return gains_NK, floors_of_gains(values_NV, recorded.gain_floor, measure)
 
 
 def _values_of(record: Record, wanted: bool) -> list[float]:

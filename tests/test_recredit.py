@@ -135,8 +135,12 @@ def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
 def test_what_the_run_was_set_to_counts(of_a2tgpo):
     found, unscaled = (recredited(of_a2tgpo, "gigpo", Recorded(scale_rewards=scale)) for scale in ("group", "none"))
     assert [record["advantages"] for record in found] != [record["advantages"] for record in unscaled]
-    with pytest.raises(ValueError, match="floor 0.12 is of gains by logprob, and the method measures them by prob"):
-        recredited(of_a2tgpo, "a2tgpo_paper", Recorded(gain_floor=0.12))
+    # A floor of log-probabilities says what probabilities differ by as well. One beyond all gains leaves none.
+    by_paper, by_none = (recredited(of_a2tgpo, "a2tgpo_paper", Recorded(gain_floor=floor)) for floor in (1e-4, 1e3))
+    scores, none = (
+        [score for record in found for score in record["scores"] if score] for found in (by_paper, by_none)
+    )
+    assert scores and not none
     assert recredited(of_a2tgpo, "a2tgpo", Recorded(gain_floor=0.12))
     without_gains = Recorded(gain_floor=0.12, gain_measure="probability")
     assert recredited(of_a2tgpo, "grpo", without_gains) == recredited(of_a2tgpo, "grpo")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..information_gain.rounding import GAIN_FLOOR
 from .method import Evidence, Switches, gain_clip_scale, method
-from .scores import discounted_sum
+from .scores import Floor, discounted_sum
 
 
 # What paper and code agree on.
@@ -198,7 +198,7 @@ def a2tgpo_credit(
     beta: float,
     normalization: str = "turn_group",
     rescale: bool = True,
-    gain_floor: float = GAIN_FLOOR,
+    gain_floor: Floor = GAIN_FLOOR,
 ) -> tuple[Tensor, Tensor]:
     """Advantages and clip scale of every turn (A2TGPO, arXiv 2605.06200).
 
@@ -215,7 +215,7 @@ def a2tgpo_credit(
         beta: how far the clip range follows the gain.
         normalization: "turn_group" (A2TGPO), "pooled" (IGPO) or "none".
         rescale: divide accumulated scores by the root of their number.
-        gain_floor: what gains may differ by through rounding.
+        gain_floor: what gains may differ by through rounding, of all turns or of each (N,K).
 
     Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
     advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].

@@ -16,6 +16,7 @@ from ..ranks import Ranks
 from ..rollout.records import Record
 from . import Evidence, Method, Switches, gain_clip_scale, preset_of
 from .metrics import state_metrics, turn_reward_metrics
+from .scores import Floor
 from .shaping import (
     ENCODER,
     NGRAMS_NAME,
@@ -191,7 +192,7 @@ class CreditPass:
         outcome_advantages_N: Tensor,
         num_turns_N: Tensor,
         group_ids_N: Tensor,
-        gain_floor: float,
+        gain_floor: Floor,
     ) -> tuple[Evidence, dict[str, float]]:
         """What there is to credit this batch by, and metrics of it."""
         rewards_NK, metrics = self._turn_rewards(gains_NK, num_turns_N)

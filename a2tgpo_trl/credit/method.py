@@ -25,7 +25,7 @@ class Evidence:
     outcomes_N            weighted sum of the rewards, shaped for what failed; NaN where nobody scored the rollout
     outcome_advantages_N  what TRL makes of the rewards: compared with those of the group, scaled by `scale_rewards`
     num_turns_N           turns in the loss, the answer turn included; 0 for a rollout that is out of it
-    gain_floor            what gains may differ by through rounding; all else is exact
+    gain_floor            what gains may differ by through rounding, of all turns or of each (N,K); all else is exact
     states_NK             number of the state in which a turn began, among those of its prompt: like states have the
                           same number (`states.py`), -1 where there is no turn. None unless `needs_states` or
                           gain_groups asks for them
@@ -37,7 +37,7 @@ class Evidence:
     outcome_advantages_N: Tensor
     num_turns_N: Tensor
     group_ids_N: Tensor
-    gain_floor: float = GAIN_FLOOR
+    gain_floor: Floor = GAIN_FLOOR
     states_NK: Tensor | None = None
 
     @property
@@ -106,9 +106,13 @@ class Switches:
         return torch.where(evidence.gains_NK.isnan(), 0.0, self.gain_weight * evidence.gain_floor)
 
     def returns_floor(self, evidence: Evidence) -> Tensor:
-        """The same of returns: the first value that they hold and the last one are two, as in a gain."""
-        hold_gains_NK = self.returns(self.signal_floor(evidence), evidence) > 0
-        return torch.where(hold_gains_NK, self.gain_weight * evidence.gain_floor, 0.0)
+        """The same of returns: the highest floor of the gains that they hold.
+
+        Of all values between gains that are added up, the first and the last are left: two, as in one gain.
+        """
+        floor_NK = self.signal_floor(evidence)
+        highest_from_here_NK = floor_NK.flip(1).cummax(dim=1).values.flip(1)
+        return torch.where(self.returns(floor_NK, evidence) > 0, highest_from_here_NK, 0.0)
 
     def returns(self, rewards_NK: Tensor, evidence: Evidence) -> Tensor:
         """What each turn and those after it earned; NaN where a rollout has no such turn."""

@@ -20,7 +20,8 @@ behind the context that its turn has just read, whose keys and values are there 
 In 16 bits and TF32 a value is off by some hundredths. So 8 to 16 rollouts of each batch are scored twice, with all
 rounding drawn anew, and a gain that lies within four standard deviations of that (`gain/floor`) of the mean of its
 cell (the turns at the same depth of the same prompt) counts as the mean: no credit, no change of its clip range. In
-float32 the floor is 0.0001 and nothing is scored twice.
+float32 the floor is 0.0001 and nothing is scored twice. It is in nats; a gain of probability has a floor of its own,
+in proportion to the probabilities that it lies between.
 
     answers.py           rows -> the answers that are scored
     probes.py            answer text -> token ids to score

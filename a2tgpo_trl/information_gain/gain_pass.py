@@ -17,7 +17,7 @@ from ..ranks import Ranks
 from ..rollout.engines import TailScores
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
-from .rounding import gain_floor, rounding_redrawn, spread_out, squares
+from .rounding import gain_floor, nats, rounding_redrawn, spread_out, squares
 from .values import (
     Rollouts,
     Scorer,
@@ -65,12 +65,6 @@ class GainPass:
                 f"{model.active_peft_config.peft_type.value} adapters put virtual tokens before the prompt, and the "
                 "gain pass would misplace its probes. Use LoRA, or train without gains (gain_weight=0, "
                 "clip_adaptation=0)."
-            )
-        if settings.gain_measure == "probability" and not self._is_exact:
-            logger.warning(
-                "gain_measure='probability' in 16 bits: rounding moves the probabilities of likely answers the most, "
-                "and the floor of gains, one for the batch, is theirs. Gains of unlikely answers may be taken for "
-                "rounding (gain/cells_below_floor). Log-probabilities (gain_measure='logprob') are rounded alike."
             )
         self._probes = ProbeMaker(tokenizer, settings.probe_template)
         self.packing, reason = packed_implementation(base_model(model))
@@ -156,16 +150,19 @@ class GainPass:
         """Score some of the rollouts once more: how far their values move is what rounding does."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         again = self._score_again(rollouts.some(chosen), [probes[i] for i in chosen], self.packing)
-        differences = again.values_BK - scores.values_BK[chosen, : again.values_BK.size(1)]
+        differences = self._nats(again) - self._nats(scores)[chosen, : again.values_BK.size(1)]
         return replace(scores, gain_floor=self._floor(differences), forwards=scores.forwards + again.forwards)
 
     def _score_again(self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None) -> TurnScores:
         with rounding_redrawn(self._model_of(), self._unit):
             return self._score_turns(rollouts, probes, implementation)
 
-    def _floor(self, differences_BK: Tensor) -> float:
+    def _nats(self, scores: TurnScores) -> Tensor:
+        return nats(scores.values_BK, self._settings.gain_measure)
+
+    def _floor(self, differences_BV: Tensor) -> float:
         """Of all ranks' differences, so that they have the same."""
-        return gain_floor([of_rank for (of_rank,) in self._ranks.gather_lists([squares(differences_BK)])])
+        return gain_floor([of_rank for (of_rank,) in self._ranks.gather_lists([squares(differences_BV)])])
 
     def _agreed(self, scores: TurnScores) -> Tensor:
         """Values of this rank's rollouts, where any rank's that begin alike have the very same value."""
@@ -200,10 +197,10 @@ class GainPass:
         """Root mean square of the difference on rollouts as they are, and what rounding explains of it there."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         sample = rollouts.some(chosen), [probes[i] for i in chosen]
-        single = self._score_turns(*sample, None)
-        packed = self._score_turns(*sample, implementation)
-        floor = self._floor(self._score_again(*sample, None).values_BK - single.values_BK)
-        differences = (packed.values_BK - single.values_BK)[~single.values_BK.isnan()].nan_to_num(nan=torch.inf)
+        single_BV = self._nats(self._score_turns(*sample, None))
+        packed_BV = self._nats(self._score_turns(*sample, implementation))
+        floor = self._floor(self._nats(self._score_again(*sample, None)) - single_BV)
+        differences = (packed_BV - single_BV)[~single_BV.isnan()].nan_to_num(nan=torch.inf)
         error = (differences.square().sum() / max(differences.numel(), 1)).sqrt()
         return self._ranks.max(error.item()), floor
 

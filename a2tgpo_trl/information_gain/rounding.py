@@ -10,7 +10,10 @@ anew (`rounding_redrawn`).
 A gain is a difference of two values as well, so that rms(d) is the standard deviation of rounding in a gain. A gain
 closer to the mean of its cell than the floor counts as the mean (`credit/scores.py`).
 
-Shapes: B rollouts, K contexts.
+What is rounded are log-probabilities. A probability moves with its logarithm in proportion to itself, so that gains of
+likely answers are off by more than those of unlikely ones, and each has a floor of its own (`floors_of_gains`).
+
+Shapes: B rollouts, N of all ranks, V contexts, K turns.
 """
 
 import math
@@ -57,14 +60,34 @@ def spread_out(rows: int, ranks: int = 1) -> list[int]:
     return [i * rows // number for i in range(number)]
 
 
-def squares(differences_BK: Tensor) -> tuple[float, int]:
+def nats(values: Tensor, measure: str) -> Tensor:
+    """Values by this measure as log-probabilities, which are rounded alike whatever they are."""
+    return values.clamp(min=torch.finfo(values.dtype).tiny).log() if measure == "probability" else values
+
+
+def floors_of_gains(values_NV: Tensor, floor: float, measure: str) -> float | Tensor:
+    """What gains between these values may differ by through rounding: one number for all, or one for each.
+
+    p and p' are off by p d and p' d' where their logarithms are off by d and d', and so is their difference:
+
+        floor of p' - p = floor sqrt((p^2 + p'^2) / 2)            floor, of d' - d, for log-probabilities
+
+    Example: probabilities [[0.01, 0.02, 0.5]], floor 0.1 -> [[0.00158, 0.0354]]
+    """
+    if measure == "logprob":
+        return floor
+    squares_NV = values_NV.square()
+    return floor * ((squares_NV[:, :-1] + squares_NV[:, 1:]) / 2).sqrt()
+
+
+def squares(differences_BV: Tensor) -> tuple[float, int]:
     """Sum of the squares of those that are finite, and their number, to add over ranks."""
-    finite = differences_BK[differences_BK.isfinite()].double()
+    finite = differences_BV[differences_BV.isfinite()].double()
     return finite.square().sum().item(), finite.numel()
 
 
 def gain_floor(of_ranks: Sequence[tuple[float, int]]) -> float:
-    """The floor, from the `squares` of all ranks.
+    """The floor of log-probabilities, from the `squares` of all ranks.
 
     Example: differences 0.03 and -0.03 on one rank, 0.03 on another -> 4 x 0.03 = 0.12
     """

@@ -55,7 +55,7 @@ class TurnScores:
     failed_probes: int
     forwards: int = 0
     logps: list[Tensor] | None = None  # of every completion token, per rollout; None if not asked for
-    gain_floor: float = GAIN_FLOOR  # what gains may differ by through rounding
+    gain_floor: float = GAIN_FLOOR  # nats: what gains of log-probability may differ by through rounding
 
 
 def information_gain(values_BK: Tensor, num_turns: int, *, first: bool = True, last: bool = True) -> Tensor:

@@ -187,8 +187,8 @@ GAINS = Group(
         ),
         Metric(
             ("gain/floor", "gain/cells_below_floor"),
-            "what rounding may move a gain by (1e-4 in float32, some hundredths in 16 bits and TF32); share of cells, "
-            "of two rollouts or more, in which no gain is further than that from the mean",
+            "what rounding may move a gain by, in nats (1e-4 in float32, some hundredths in 16 bits and TF32); share "
+            "of cells, of two rollouts or more, in which no gain is further than that from the mean",
             good="cells_below_floor well below 1; it rises at the end, as rollouts become alike",
             bad="near 1 from the start: gains credit no turn",
             do="see alarms/gains.",

@@ -25,7 +25,7 @@ from a2tgpo_trl.credit import (
 )
 from a2tgpo_trl.credit.metrics import floor_metrics
 from a2tgpo_trl.information_gain import gain_pass
-from a2tgpo_trl.information_gain.rounding import gain_floor, spread_out, squares
+from a2tgpo_trl.information_gain.rounding import floors_of_gains, gain_floor, nats, spread_out, squares
 from a2tgpo_trl.information_gain.values import Rollouts, information_gain
 from a2tgpo_trl.precision import TF32, rounding_unit
 from a2tgpo_trl.tasks.atlas import POLICY
@@ -82,7 +82,8 @@ class Atlas:
         gains_NK = information_gain(scores.values_BK, 2)
         none_NK, nothing_N = torch.full_like(gains_NK, NAN), torch.zeros(ROLLOUTS)
         turns_N, groups_N = torch.full((ROLLOUTS,), 2), torch.zeros(ROLLOUTS, dtype=torch.long)
-        return Evidence(gains_NK, none_NK, nothing_N, nothing_N, turns_N, groups_N, scores.gain_floor)
+        floors = floors_of_gains(scores.values_BK, scores.gain_floor, changes.get("gain_measure", "logprob"))
+        return Evidence(gains_NK, none_NK, nothing_N, nothing_N, turns_N, groups_N, floors)
 
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
@@ -132,7 +133,7 @@ def test_a_method_credits_no_turn_for_what_rounding_explains(exact_and_rounded):
         switches = replace(preset_of(find_method(name)).switches, outcome_weight=0.0, gain_normalization="turn_group")
         advantages_NK = find_method(name)(rounded, switches)
         assert (advantages_NK[below] == 0).all() and (advantages_NK[~below, 0] != 0).all()
-    share = floor_metrics(rounded.gains_NK, rounded.group_ids_N, rounded.gain_floor)["gain/cells_below_floor"]
+    share = floor_metrics(rounded.gains_NK, rounded.group_ids_N, rounded.gain_floor, 0.0)["gain/cells_below_floor"]
     assert share == pytest.approx(below.float().mean().item()) and 0 < share < 1
 
 
@@ -163,14 +164,15 @@ def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkey
     assert trainer._gain_pass.packing is None
 
 
-def test_probabilities_in_16_bits_come_with_a_warning(world, caplog):
-    def warned(**changes) -> bool:
-        caplog.clear()
-        world.trainer(**changes)
-        return "Gains of unlikely answers may be taken for rounding" in caplog.text
-
-    assert warned(bf16=True, gain_measure="probability")
-    assert not warned(bf16=True) and not warned(gain_measure="probability")
+def test_gains_of_probability_have_floors_in_proportion_to_what_they_lie_between(world):
+    exact, rounded = (world.evidence(bf16=bf16, gain_measure="probability") for bf16 in (False, True))
+    floors_N = rounded.gain_floor[:, 0]
+    assert floors_N.max() > 2 * floors_N.min()  # the control: answers are unlike
+    off_N = (rounded.gains_NK - exact.gains_NK)[:, 0].abs()
+    assert (off_N < floors_N).all() and (off_N > floors_N / 100).any()
+    switches = Switches()
+    scores, theirs = (switches.gain_scores(one)[:, 0] for one in (rounded, exact))
+    assert not (scores * theirs < 0).any() and (scores != 0).any()
 
 
 # ---- by hand
@@ -185,10 +187,34 @@ def test_what_is_within_the_floor_of_the_mean_counts_as_the_mean():
     expected = torch.tensor([[-0.5375, -0.5375], [-0.3875, 1.4625]]) / deviation
     assert_near(pooled_zscore(gains, group, 0.1), expected, 1e-4)
     assert (pooled_zscore(gains, group, 2.0) == 0).all()
-    assert floor_metrics(gains, group, 0.1) == {"gain/floor": 0.1, "gain/cells_below_floor": 0.5}
+    assert floor_metrics(gains, group, 0.1, 0.2) == {"gain/floor": 0.2, "gain/cells_below_floor": 0.5}
+    of_each = torch.tensor([[0.1, 1.1], [0.1, 0.9]])
+    assert floor_metrics(gains, group, of_each, 0.2)["gain/cells_below_floor"] == 0.5  # 3 is off by more than 0.9
     # A turn alone at its depth is compared with nothing; where there are no gains there is no floor.
-    assert floor_metrics(torch.tensor([[1.0]]), torch.tensor([0]), 0.1) == {"gain/floor": 0.1}
-    assert floor_metrics(torch.tensor([[NAN]]), torch.tensor([0]), 0.1) == {}
+    assert floor_metrics(torch.tensor([[1.0]]), torch.tensor([0]), 0.1, 0.1) == {"gain/floor": 0.1}
+    assert floor_metrics(torch.tensor([[NAN]]), torch.tensor([0]), 0.1, 0.1) == {}
+
+
+def test_a_probability_is_rounded_in_proportion_to_itself():
+    values = torch.tensor([[0.01, 0.02, 0.5], [0.3, NAN, NAN]])
+    # 0.1 sqrt((0.0001 + 0.0004) / 2), and 0.1 sqrt((0.0004 + 0.25) / 2); none where there is no gain.
+    assert_near(floors_of_gains(values, 0.1, "probability"), [[0.0015811, 0.0353836], [NAN, NAN]], 1e-6)
+    assert floors_of_gains(values, 0.1, "logprob") == 0.1
+    assert_near(nats(values[:1], "probability"), [[-4.60517, -3.912023, -0.693147]], 1e-5)
+    assert nats(values, "logprob") is values
+    # A probability too small for float32 is no more than that: it moves by nothing.
+    none = nats(torch.tensor([0.0]), "probability")
+    assert none.isfinite().all() and squares(none - none) == (0.0, 1)
+
+
+def test_returns_of_probability_have_the_highest_floor_of_what_they_hold():
+    gains = torch.tensor([[0.1, 0.02, NAN], [0.1, 0.05, NAN]])
+    floors = torch.tensor([[0.01, 0.04, NAN], [0.05, 0.02, NAN]])
+    nothing, turns, group = torch.zeros(2), torch.tensor([3, 3]), torch.tensor([0, 0])
+    evidence = Evidence(gains, torch.full((2, 3), NAN), nothing, nothing, turns, group, floors)
+    switches = Switches(gain_weight=0.5)
+    assert_near(switches.returns_floor(evidence), [[0.02, 0.02, 0.0], [0.025, 0.01, 0.0]], 1e-7)
+    assert_near(switches.signal_floor(evidence), [[0.005, 0.02, 0.0], [0.025, 0.01, 0.0]], 1e-7)
 
 
 def test_turn_rewards_are_exact_and_have_no_floor():
