@@ -19,7 +19,7 @@ from trl.chat_template_utils import (
 from ..rollout.engines import LockStep
 from ..rollout.failures import DEFAULT_POLICY
 from ..rollout.parsing import TurnParser
-from ..rollout.rollout import Rollout, Rules, roll_out
+from ..rollout.rollout import Rollout, Rules, behind_end, roll_out
 from ..tools.control import ControlText
 from ..tools.runner import ToolRunner
 
@@ -96,6 +96,17 @@ class Chat:
         """What follows the tokens that the policy sampled: its turn's separator, tool results, generation prompt."""
         return self._get_tool_suffix_ids(results)
 
+    def pieces(self, messages: Messages) -> list[int]:
+        """The conversation as a rollout puts it together: prompt, turns as they are sampled, results behind them."""
+        first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        ids = self.prompt_ids([messages[:first]])[0]
+        for place in range(first, len(messages)):
+            if messages[place]["role"] == "assistant":
+                ids = ids + self.turn_ids(messages, place)
+            else:
+                ids = ids + behind_end(ids[-1], self.suffix_ids([messages[place]]), self.end_ids)
+        return ids
+
     @cached_property
     def conversations(self) -> dict[str, Messages]:
         """The made-up conversations that a policy could write under this template, by name.
@@ -126,6 +137,8 @@ class Chat:
         """What the policy writes for this message: from the generation prompt to the token that ends the turn."""
         prompt = self.text(messages[:turn], generation_prompt=True)
         written = self.text(messages[: turn + 1])[len(prompt) :]
+        if not any(end in written for end in self.end_texts):
+            written += self._beginning_behind(messages[turn])
         ends = [written.find(end) + len(end) for end in self.end_texts if end in written]
         if not ends:
             raise ValueError(
@@ -134,6 +147,15 @@ class Chat:
                 "max_completion_length. Set eos_token of the tokenizer to the token that the template writes there."
             )
         return written[: min(ends)]
+
+    def _beginning_behind(self, message: dict[str, Any]) -> str:
+        """What the next message begins with, where that is what ends this one; else nothing."""
+        calls = bool(message.get("tool_calls"))
+        said = conversation(self.tools if calls else ())[:2]
+        following = {"role": "tool", "name": self.tools[0].__name__} if calls else {"role": "user"}
+        before, whole = self.text(said), self.text([*said, {**following, "content": RESULT}])
+        begun = whole.removeprefix(before)
+        return next((end for end in self.end_texts if whole.startswith(before) and begun.startswith(end)), "")
 
     def turn_ids(self, messages: Messages, turn: int) -> list[int]:
         """The tokens of `turn_text`, as they stand in the whole conversation where that can be told."""

@@ -127,11 +127,7 @@ def check_separators(chat: Chat, data: Datasets) -> Verdict:
             "end. Watch completions/clipped_ratio: near 1, the policy does not stop."
         )
     messages = chat.conversation
-    ids = chat.prompt_ids([messages[:1]])[0]
-    for turn in _assistant_turns(messages):
-        ids = ids + chat.turn_ids(messages, turn)
-        if turn + 1 < len(messages):
-            ids = ids + chat.suffix_ids([messages[turn + 1]])
+    ids = chat.pieces(messages)
     rendered = chat.text(messages[:-1], generation_prompt=True) + chat.turn_text(messages, len(messages) - 1)
     whole = chat.ids(rendered)
     end = chat.tokenizer.decode(ids[-1:])

@@ -16,7 +16,7 @@ are never written anew: what the policy sampled stays as it is, and the tokens o
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -298,7 +298,7 @@ class Rollout:
     def _behind_turn(self, results: list[int]) -> list[int]:
         """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
         rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
-        if last in rules.end_ids and results[:1] == [last]:  # results begin with what ends a turn of calls: GLM-4.5
+        if behind_end(last, results, rules.end_ids) != results:
             return results[1:]
         is_stopped = last in rules.stop_ids or last not in rules.end_ids
         if is_stopped and end is not None and last != end and end in rules.end_ids:
@@ -338,6 +338,12 @@ class Rollout:
     def record(self) -> dict[str, Any]:
         """Its turns and its end, for JSON."""
         return {"turns": [asdict(turn) for turn in self.turns], "ended": self.ended, "excluded": self.excluded}
+
+
+def behind_end(last: int, results: list[int], end_ids: Collection[int]) -> list[int]:
+    """Results without what ends the turn before them, where the policy has written that: GLM-4.5's <|observation|>
+    both ends a turn of calls and begins results."""
+    return results[1:] if last in end_ids and results[:1] == [last] else results
 
 
 def plain_name(name: str) -> str:

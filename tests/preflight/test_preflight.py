@@ -31,6 +31,7 @@ GEMMA = ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 GEMMA_4 = ["<eos>", "<bos>", "<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>"]
 GEMMA_4 += ["<tool_response|>", "<|channel>", "<channel|>", '<|"|>']
 GEMMA_4_ENDS = ("<eos>", "<turn|>", "<|tool_response>")
+GLM = ["<|endoftext|>", "[gMASK]", "<|user|>", "<|observation|>", "<|assistant|>"]
 
 
 def questions(prompt: str = "What is the capital of France?", number: int = 2) -> Dataset:
@@ -205,6 +206,8 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
         ("gemma4_v3.jinja", GEMMA_4, GEMMA_4_ENDS, True),
         ("gemma4_v4.jinja", GEMMA_4, GEMMA_4_ENDS, True),
         ("gemma4_v5.jinja", GEMMA_4, GEMMA_4_ENDS, True),
+        # It ends a turn by how the next begins: results, or the user's.
+        ("glm4moe.jinja", GLM, ("<|endoftext|>", "<|user|>", "<|observation|>"), True),
         # Without a tool format, so without tools.
         ("gemma.jinja", GEMMA, ("<eos>", "<end_of_turn>"), False),
         ("gemma3.jinja", GEMMA, ("<eos>", "<end_of_turn>"), False),

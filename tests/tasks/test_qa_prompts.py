@@ -22,7 +22,16 @@ QUERIES = ("builder of Dyle Bridge", "Mason 3")
 RESULTS = ("Dyle Bridge: it was built by Mason 3.", "Mason 3: born in Hamlet 3.")
 
 # What ends a turn in a template where <|im_end|> does not.
-ENDS = ["<|eot_id|>", "<|call|>", "<|return|>", "<|eot|>", "<turn|>", "<|tool_response>"]
+ENDS = [
+    "<|user|>",
+    "<|observation|>",
+    "<|eot_id|>",
+    "<|call|>",
+    "<|return|>",
+    "<|eot|>",
+    "<turn|>",
+    "<|tool_response>",
+]
 SHIPPED = sorted(
     file.name.removesuffix(".jinja")
     for file in importlib.resources.files("trl").joinpath("chat_templates").iterdir()
@@ -32,7 +41,6 @@ SHIPPED = sorted(
 NO_ROUND_TRIP = {
     "deepseekv3": "takes arguments of calls as JSON text, where training has mappings",
     "gemma4_v2": "writes a line break behind the end of a turn that is not in the next turn's suffix",
-    "glm4moe": "ends a turn of calls with the next turn's beginning, and with no token of its own",
 }
 # What a family thinks in, and where its templates have the thought.
 THINKING = [
@@ -74,14 +82,9 @@ def answer_of(prompts, answer: str) -> str:
 
 def pieces_and_whole(chat: Chat, messages: list[dict]) -> tuple[list[int], list[int]]:
     """The tokens as a rollout puts them together, and those of the conversation rendered as a whole."""
-    ids = chat.prompt_ids([messages[:2]])[0]
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            ids = ids + chat.turn_ids(messages, place)
-        elif message["role"] == "tool":
-            ids = ids + chat.suffix_ids([message])
     last = len(messages) - 1
-    return ids, chat.ids(chat.text(messages[:last], generation_prompt=True) + chat.turn_text(messages, last))
+    rendered = chat.text(messages[:last], generation_prompt=True) + chat.turn_text(messages, last)
+    return chat.pieces(messages), chat.ids(rendered)
 
 
 # ---- templates
