@@ -29,6 +29,8 @@ WITHOUT_CLIP_RANGE = {
     "vespo": "weighs whole rollouts",
 }
 
+OF_CLIP_RANGE = ("epsilon", "epsilon_high", "clip_adaptation")
+
 TRACKERS = ("wandb", "trackio", "tensorboard")  # those in `report_to` that get more than metrics
 TABLE_TURNS = 64
 
@@ -141,8 +143,8 @@ class A2TGPOConfig(ToolConfig):
     )
     failure_shaping: Annotated[float, Interval(0.0, 1.0, "[]")] = _by_credit(
         "failure_shaping",
-        "Share of what it lacks to success_reward that a failed rollout earns if what it tried is just like what "
-        "passing rollouts of its group did (GTPO); less in proportion.",
+        "Share of the reward that a failed rollout lacks to success_reward which it gets back, times the likeness of "
+        "what it tried to what passing rollouts of its group did (GTPO).",
     )
     shaping_embedding: str = setting(
         "auto",
@@ -168,7 +170,8 @@ class A2TGPOConfig(ToolConfig):
     clip_adaptation: Annotated[float, Interval(0.0, 1.0)] = _by_credit(
         "clip_adaptation",
         "How far the clip range of a turn follows its gain: the range is scaled by between 1 minus and 1 plus this. "
-        "0 turns adaptive clipping off.",
+        "0 turns adaptive clipping off. No clip range counts where a batch is trained on in one update, as it is by "
+        "default: its ratios are 1. See steps_per_generation and num_iterations.",
     )
     loss_type: LossType = _by_credit(
         "loss_type",
@@ -181,8 +184,8 @@ class A2TGPOConfig(ToolConfig):
     sorted_rows: bool = setting(
         True,
         "Whether rollouts are shared out among the micro-batches of an optimizer step by their lengths and prompts, "
-        "which pads less, instead of by lot. The gradient is the same sum; a loss that is no sum of rows (bnpo, "
-        "or one in which entropies count) keeps the lot.",
+        "which pads less, instead of at random. The gradient is the same sum; a loss that is no sum of rows "
+        "(bnpo, or one in which entropies count) keeps TRL's random order.",
     )
     sampled_tokens_only: bool = setting(
         True,
@@ -228,8 +231,8 @@ class A2TGPOConfig(ToolConfig):
     )
     record_every: Annotated[int, Interval(0)] = setting(
         0,
-        "Steps from one batch whose rollouts are written to the run's folder `rollouts`, with the credit of their "
-        "turns, to the next; the first is that of the first step. 0: none is written.",
+        "Every how many steps the rollouts of a batch are written to the run's folder `rollouts`, with the credit of "
+        "their turns, from the first step on. 0: none is written.",
     )
     record_format: RecordFormat = setting(
         "jsonl",
@@ -389,6 +392,24 @@ class A2TGPOConfig(ToolConfig):
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
         return self.gain_weight > 0 or self.clip_adaptation > 0
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether each batch of rollouts is trained on in one update: all ratios are 1, and no clip range counts."""
+        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+
+    @property
+    def idle_clip_range(self) -> str | None:
+        """What is set of the clip range though none counts, and what would make it count."""
+        values, clips = preset_of(self.credit_method).values, self.loss_type not in WITHOUT_CLIP_RANGE
+        chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0)]
+        if not (self.is_on_policy and clips and chosen):
+            return None
+        return (
+            f"{', '.join(f'{name}={getattr(self, name)}' for name in chosen)} without effect: each batch is trained "
+            "on in one update, so all ratios are 1. Set steps_per_generation above gradient_accumulation_steps, or "
+            "num_iterations above 1."
+        )
 
     @property
     def reads_states(self) -> bool:

@@ -1,6 +1,6 @@
 """ToolTrainer whose forwards read no padding, no token twice, and score what was sampled alone.
 
-    micro-batches drawn by lot -> the same rows, shared out so that less is read -> cut to their own longest rows
+    micro-batches drawn at random -> the same rows, shared out so that less is read -> cut to their own longest rows
     a forward over rows -> one that reads once what they begin alike; the head is given sampled tokens
 
 Each is exact up to rounding, and a setting. TRL's GRPO, to the bit (`A2TGPOConfig.trains_as_grpo`), has none of them.
@@ -48,11 +48,6 @@ class ScoringTrainer(ToolTrainer):
     _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
     _loss_inputs: dict[str, Any] | None = None  # None outside of the loss
     _until_backward: ExitStack | None = None  # what ends with a training step
-
-    @property
-    def _on_policy(self) -> bool:
-        """Whether all micro-batches of a batch of rollouts are trained on before the policy changes."""
-        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
 
     # ---- micro-batches
 
@@ -129,7 +124,7 @@ class ScoringTrainer(ToolTrainer):
         batch = trimmed(batch, self._padding_of(batch["prompt_mask"], batch["completion_mask"]))
         if "old_per_token_logps" not in batch:
             return batch
-        if self._on_policy:
+        if self.args.is_on_policy:
             del batch["old_per_token_logps"]  # without them, the parent takes those of the loss itself
         elif self._scores_trimmed:
             ids, mask = (
@@ -145,7 +140,7 @@ class ScoringTrainer(ToolTrainer):
     def _scores_trimmed(self) -> bool:
         """Whether old log-probabilities of a batch are taken again once its micro-batches are there."""
         coarse = training_unit(self.accelerator, self.model) > EXACT
-        return coarse and self._trims_padding and not self._on_policy
+        return coarse and self._trims_padding and not self.args.is_on_policy
 
     # ---- log-probabilities
 

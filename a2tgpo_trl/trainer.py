@@ -83,7 +83,7 @@ class A2TGPOTrainer(ScoringTrainer):
     functions from the record of a rollout (see `rollout/records.py`) to one number a turn. Those without a weight in
     `A2TGPOConfig.turn_rewards`, which goes by their names, have 1.
 
-    To the order of calls that [`ToolTrainer`] tells, this adds:
+    It extends the order of calls of [`ToolTrainer`] by:
 
         _train_batch(rows)              prompts whose groups teach nothing are rolled out again (`resample_limit`)
           _generate(prompts)            after it, the gain pass, which may answer the parent's old log-probabilities
@@ -155,6 +155,8 @@ class A2TGPOTrainer(ScoringTrainer):
         self.add_callback(self._nothing_to_learn)
         self._alarms = Alarms()
         self._tracking = self._make_tracking()
+        if self.args.idle_clip_range is not None:
+            logger.warning(self.args.idle_clip_range)
 
     # ---- the two passes
 
@@ -394,7 +396,7 @@ class A2TGPOTrainer(ScoringTrainer):
     @property
     def _parent_wants_old_logps(self) -> bool:
         """The parent's own condition for a pass over the old policy; a contract test holds the two together."""
-        return not self._on_policy or (self.use_vllm and self.vllm_importance_sampling_correction)
+        return not self.args.is_on_policy or (self.use_vllm and self.vllm_importance_sampling_correction)
 
     @property
     def _wants_records(self) -> bool:

@@ -15,6 +15,7 @@ was seen and, unless it passed, what to do. One that needs a failed one is not t
     mask                tells the turns of the policy from results
     probe               its tokens stay the same after the prompt and after a result
     fit, tool turn      the longest prompt and a full completion fit; a call leaves room for an answer
+    clip range          whether ratios move, so that it counts
     log-probabilities   those of the trainer are those that tokens were sampled with
 
 `--call-tools` calls each tool once, with arguments made up from its schema, under the run's limits and on a thread of
@@ -40,7 +41,7 @@ from .chat import Status, Verdict
 from .data import check_answers, check_prompts
 from .lengths import check_fit, check_tool_turn
 from .loading import all_tools, environment_kinds, load_config, load_data, load_tokenizer, make_chat
-from .sampling import check_logps, check_truncation, uses_other_engine
+from .sampling import check_clip_range, check_logps, check_truncation, uses_other_engine
 from .template import (
     check_mask,
     check_parallel_calls,
@@ -126,6 +127,7 @@ def preflight(recipe: Recipe, call_tools: bool = False) -> list[Finding]:
     found.add("probe", check_probe, chat, args, data, needs=[*rendered, "prefixes", "prompts"])
     found.add("fit", check_fit, chat, args, data, config, resets, needs=["template", "prompts"])
     found.add("tool turn", check_tool_turn, chat, args, needs=["separators"])
+    found.add("clip range", check_clip_range, args)
     if uses_other_engine(args):
         found.add("log-probabilities", check_truncation, args)
     else:

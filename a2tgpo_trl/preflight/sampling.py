@@ -37,6 +37,15 @@ def check_truncation(args: A2TGPOConfig) -> Verdict:
     return "warn", " ".join([message, *truncation(sampling(args))])
 
 
+def check_clip_range(args: A2TGPOConfig) -> Verdict:
+    """Whether ratios move, which clip ranges are for."""
+    if args.idle_clip_range is not None:
+        return "warn", args.idle_clip_range
+    if args.is_on_policy:
+        return "pass", "none counts: each batch is trained on in one update, so all ratios are 1"
+    return "pass", "counts: each batch is trained on in several updates"
+
+
 def sampling(args: A2TGPOConfig) -> dict[str, Any]:
     """How `GRPOTrainer` samples, by `model.generate`'s names."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")

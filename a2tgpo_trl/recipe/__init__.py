@@ -21,7 +21,20 @@ The command line names another base, so that the few keys of a method serve with
     a2tgpo train qa/dapo --base qa/qwen3_8b qa/single_hop       # goes to outputs/qwen3_8b-single_hop-dapo
     a2tgpo recipe qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
 
-A run writes the whole into its output folder, as whole_recipe.yaml.
+Adapters. `use_peft: true` trains a LoRA adapter, with `lora_r`, `lora_alpha`, `lora_target_modules: [all-linear]` and
+TRL's other keys for it; `load_in_4bit: true` beside it quantises the model below (extra `qlora`). In a script it is
+`peft_config=LoraConfig(...)` of the trainer. The run's folder then holds the adapter alone. Named as
+`model_name_or_path` it is evaluated, or trained on as it is (without `use_peft`); `a2tgpo merge ADAPTER FOLDER` makes
+one policy of it and its base.
+
+What a run leaves in its output folder:
+
+    the policy, or its adapter, and the tokenizer
+    whole_recipe.yaml            all keys, with those of bases and of the command line
+    evaluation/before, after     held-out scores and rollouts; learning_curve.png beside
+    trainer_state.json           what was logged, step by step
+    checkpoint-N                 with `save_strategy: steps`: to go on from (`a2tgpo help resume`)
+    rollouts/                    with `record_every`: what was trained on (`a2tgpo help records`)
 """
 
 from typing import TYPE_CHECKING

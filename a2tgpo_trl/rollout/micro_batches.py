@@ -1,9 +1,9 @@
 """rows of a batch -> the same rows in micro-batches that compute less.
 
-TRL draws by lot which rows share a micro-batch. Where their gradients are added up before the policy changes, and each
-row adds the same wherever it stands, any other way of sharing them out gives the same sum. Three ways are compared by
-what their forwards would read: rows of like lengths side by side, which pad each other less; rollouts of a prompt side
-by side; and those among them that go on alike (`shared_prefixes`).
+TRL draws at random which rows share a micro-batch. Where their gradients are added up before the policy changes, and
+each row adds the same wherever it stands, any other way of sharing them out gives the same sum. Three ways are
+compared by what their forwards would read: rows of like lengths side by side, which pad each other less; rollouts of a
+prompt side by side; and those among them that go on alike (`shared_prefixes`).
 """
 
 from collections.abc import Mapping, Sequence

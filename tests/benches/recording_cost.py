@@ -3,8 +3,8 @@
     python tests/benches/recording_cost.py quickstart --pairs 60 --record_format parquet
 
 All steps are the same work: the same questions, the same seeds, and a learning rate of 0. Of two neighbours one is
-recorded, the first or the second by lot. A step that is recorded ends when its file is written, though training would
-not wait for it: that is the most that recording can cost, on a machine with a single core.
+recorded, the first or the second at random. A step that is recorded ends when its file is written, though training
+would not wait for it: that is the most that recording can cost, on a machine with a single core.
 
 Where the machine does other work as well, pairs differ by more than recording costs. So there is a second figure: the
 processor time of what recording calls, on both threads, by that of a step without it.
@@ -33,7 +33,7 @@ from a2tgpo_trl.report.progress import quiet_libraries
 
 
 class Drawn(Recorder):
-    """Records one of each two steps, by lot, and can be waited for."""
+    """Records one of each two steps, at random, and can be waited for."""
 
     def __init__(self, recorder: Recorder, seed: int):
         vars(self).update(vars(recorder))
@@ -154,7 +154,10 @@ def measure(words: Sequence[str], pairs: int, seed: int, folder: str) -> Cost:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Times steps of a recipe with and without recording, in pairs.")
     parser.add_argument("recipe", help="name or file of a recipe; further words are its settings")
-    numbers = (("--pairs", 2, 40, "pairs of steps, after one that warms up"), ("--draw", 0, 0, "seed of the lot"))
+    numbers = (
+        ("--pairs", 2, 40, "pairs of steps, after one that warms up"),
+        ("--draw", 0, 0, "seed of these choices"),
+    )
     add_numbers(parser, numbers)
     args, settings = parser.parse_known_args(words)
     quiet_libraries()

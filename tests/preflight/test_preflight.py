@@ -192,8 +192,21 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
     assert {finding.status for finding in found.values()} == {"pass"}, found
     assert list(found) == [
         "answers", "tool format", "tools answer", "tool parser", "prompts", "prefixes", "separators", "tool calls",
-        "parallel calls", "mask", "probe", "fit", "tool turn", "log-probabilities",
+        "parallel calls", "mask", "probe", "fit", "tool turn", "clip range", "log-probabilities",
     ]  # fmt: skip
+
+
+def test_a_clip_range_that_counts_nowhere_is_said(make):
+    def said(**settings) -> tuple[str, str]:
+        found = run(make(chat_template_kwargs={"enable_thinking": False}, **settings))["clip range"]
+        return found.status, found.message
+
+    assert said() == ("pass", "none counts: each batch is trained on in one update, so all ratios are 1")
+    status, message = said(epsilon=0.03, clip_adaptation=0.5)
+    assert status == "warn" and message.startswith("epsilon=0.03, epsilon_high=0.03, clip_adaptation=0.5 without eff")
+    assert said(clip_adaptation=0.0)[0] == "pass"
+    for several in ({"num_iterations": 2}, {"steps_per_generation": 2}):
+        assert said(epsilon=0.03, **several) == ("pass", "counts: each batch is trained on in several updates")
 
 
 @pytest.mark.parametrize(
