@@ -5,14 +5,14 @@ file that differs from its entry is somebody else's from then on. One that grows
 line) is entered before, without any of these, and is known by its name until it is done. A policy, which a run must
 never lose, is written in a folder of its own and entered before it is moved to its place.
 
-The marker is a journal, a JSON object a line: what is entered costs the same however much is there already.
+The marker is a journal, a JSON object a line, to which every process of a run appends: what is entered costs the same
+however much is there already, and takes nothing from what another process enters.
 """
 
 import hashlib
 import json
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -35,8 +35,6 @@ LOADED = (
 
 BLOCK = 2**16  # bytes; of larger files this many blocks are read for a digest, and not tens of gigabytes
 BLOCKS = 64
-
-_ONE_AT_A_TIME = threading.Lock()  # threads of a process that write in a marker: rollouts have a thread of their own
 
 Entry = list[Any] | None  # size, time and digest; None: not done yet
 
@@ -163,16 +161,18 @@ class OwnFiles:
 
     def remove(self, *names: str) -> None:
         """Those of these that are as they were left, and the folders that are empty then."""
-        entries, _ = self._read()
-        for name in names:
-            if name in entries and self._is_as_left(name, entries[name]):
-                path = self.folder / name
-                path.unlink()
-                for above in path.relative_to(self.folder).parents[:-1]:
-                    if any((self.folder / above).iterdir()):
-                        break
+        entries, made = self._read()
+        ours = [name for name in names if name in entries and self._is_as_left(name, entries[name])]
+        for name in ours:
+            path = self.folder / name
+            path.unlink()
+            for above in path.relative_to(self.folder).parents[:-1]:
+                try:
                     (self.folder / above).rmdir()
-        self._tidy()
+                except OSError:  # it is not empty, or another process was faster
+                    break
+        if gone := [*ours, *(name for name in made if not (self.folder / name).is_dir())]:
+            self._enter({}, gone=gone)
 
     def remove_drafts(self) -> None:
         """What runs that were killed while they saved their policy have left."""
@@ -198,25 +198,17 @@ class OwnFiles:
                 folders |= {*entered.get("folders", [])}
                 for name in entered.get("gone", []):
                     entries.pop(name, None)
+                    folders.discard(name)
         return entries, folders
 
     def _enter(self, entries: dict[str, Entry], *, folders: Iterable[str] = (), gone: Iterable[str] = ()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _ONE_AT_A_TIME, (self.folder / MARKER).open("a") as marker:
-            if marker.tell() == 0:
-                marker.write(json.dumps({"about": ABOUT}))
-            # A line of its own, also behind one that was cut off.
-            marker.write("\n" + json.dumps({"files": entries, "folders": [*folders], "gone": [*gone]}))
-
-    def _tidy(self) -> None:
-        """Leave out what is there no more."""
-        with _ONE_AT_A_TIME:
-            entries, made = self._read()
-            left = {name: entry for name, entry in sorted(entries.items()) if (self.folder / name).is_file()}
-            folders = sorted(name for name in made if (self.folder / name).is_dir())
-            draft = self.folder / f"{MARKER}.draft"
-            draft.write_text("\n".join(map(json.dumps, ({"about": ABOUT}, {"files": left, "folders": folders}))))
-            draft.replace(self.folder / MARKER)
+        # A line of its own, also behind one that was cut off.
+        line = "\n" + json.dumps({"files": entries, "folders": [*folders], "gone": [*gone]})
+        with (self.folder / MARKER).open("ab", buffering=0) as marker:
+            left = (line if marker.tell() else json.dumps({"about": ABOUT}) + line).encode()
+            while left:  # at once, so that lines of others come before or after; the rest is for a disk that is full
+                left = left[marker.write(left) :]
 
 
 def _now(path: Path) -> Entry:

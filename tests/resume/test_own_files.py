@@ -168,6 +168,43 @@ def test_the_marker_only_grows_by_what_is_entered_and_a_line_that_was_cut_off_co
     assert own.all() == ["a", "b", "c"]  # a, whose second line is lost, by the name in its first
 
 
+BUSY = """
+import sys
+from pathlib import Path
+from a2tgpo_trl.resume.own_files import OwnFiles
+
+folder, rank = Path(sys.argv[1]), sys.argv[2]
+own = OwnFiles(folder)
+for number in range(60):
+    name = f"rollouts/{rank}-{number}" + "x" * 100
+    with own.writing(name):
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+        own.add(name)
+    if number % 3 == 2:
+        own.remove(name)
+"""
+
+
+def test_processes_of_a_run_enter_and_remove_files_at_once_and_none_is_lost(tmp_path):
+    ranks = [subprocess.Popen([sys.executable, "-c", BUSY, str(tmp_path), str(rank)]) for rank in range(3)]
+    assert [rank.wait() for rank in ranks] == [0, 0, 0]
+    there = {str(file.relative_to(tmp_path)) for file in (tmp_path / "rollouts").iterdir()}
+    assert len(there) == 3 * 40 and set(OwnFiles(tmp_path).all()) == there
+    assert OwnFiles(tmp_path).foreign(["rollouts/*"]) == []
+
+
+def test_a_folder_that_is_gone_is_not_taken_for_ours_when_somebody_makes_it_anew(tmp_path):
+    own = OwnFiles(tmp_path)
+    write(tmp_path, "checkpoint-1/weights")
+    own.add_folder("checkpoint-1")
+    own.add("checkpoint-1/weights")
+    own.remove("checkpoint-1/weights")
+    assert not (tmp_path / "checkpoint-1").exists()
+    write(tmp_path, "checkpoint-1/weights")
+    assert own.foreign(["checkpoint-*"]) == ["checkpoint-1"]
+
+
 def test_overwrite_removes_what_a_run_left_that_was_killed_while_it_saved_its_policy(tmp_path):
     draft = OwnFiles(tmp_path).draft()
     write(draft, "model.safetensors", "ref/adapter_config.json")
