@@ -58,13 +58,13 @@ class ScoringTrainer(ToolTrainer):
         if not self._trims_padding or batches is None or batches is before:
             return inputs
         shares = self._shares_prefixes  # tried before anything relies on it
-        if together := self._added_up:
+        if together := self._summed_micro_batches:
             batches = arranged(batches, together, shares)
         self._buffered_inputs = [self._trimmed(batch) for batch in batches]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     @property
-    def _added_up(self) -> int:
+    def _summed_micro_batches(self) -> int:
         """Neighbouring micro-batches whose rows may be shared out anew: their gradients are one sum. 0: none."""
         args = self.args
         steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)

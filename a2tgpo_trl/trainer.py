@@ -444,14 +444,14 @@ class A2TGPOTrainer(ScoringTrainer):
         in_loss_N = (num_turns_N > 0) & ~batch.unscored_N
         values_NV = values_NV.masked_fill(~in_loss_N.unsqueeze(1), torch.nan)
         gains_NK = information_gain(values_NV, num_turns, first=self.args.first_gain, last=self.args.last_gain)
-        nats = GAIN_FLOOR if batch.turn_scores is None else batch.turn_scores.gain_floor
+        logprob_floor = GAIN_FLOOR if batch.turn_scores is None else batch.turn_scores.gain_floor
         evidence, metrics = self._credit.evidence(
             gains_NK,
             batch.outcomes_N,
             outcome_N,
             num_turns_N.masked_fill(~in_loss_N, 0),
             group_ids_N,
-            floors_of_gains(values_NV[:, : num_turns + 1], nats, self.args.gain_measure),
+            floors_of_gains(values_NV[:, : num_turns + 1], logprob_floor, self.args.gain_measure),
         )
         advantages_NK, scale_NK = self._credit.advantages(evidence), self._credit.clip_scale(evidence)
         batch.uninformative_G = uninformative_groups(evidence, self._credit.advantages, self._credit.strength)
@@ -462,7 +462,7 @@ class A2TGPOTrainer(ScoringTrainer):
         if self.args.uses_gain:
             self._tracking.see_gains(gains_NK, batch.round)
             self._log_scalars("train", gain_metrics(values_NV, gains_NK, scale_NK, group_ids_N))
-            self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor, nats))
+            self._log_scalars("train", floor_metrics(gains_NK, group_ids_N, evidence.gain_floor, logprob_floor))
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT

@@ -79,6 +79,7 @@ def test_turn_metrics():
 def test_rounds_of_unlike_size_weigh_by_their_rollouts():
     first = {"reward": 0.375, "completions/max_length": 9.0, "gain/seconds": 2.0, "completions/min_length": 3.0}
     again = {"reward": 0.0, "completions/max_length": 5.0, "gain/seconds": 1.0, "completions/min_length": 2.0}
+    first["states/seconds"], again["states/seconds"] = 1.0, 0.5
     # 16 and twice 4 rollouts: 16 x 0.375 / 24 = 0.25. The last round alone had a tool turn; its second metric none.
     last = {**again, "gain/mean": 0.5, "reward_std": NAN}
     assert over_rounds([(16, first), (4, again), (4, last)]) == pytest.approx(
@@ -87,6 +88,7 @@ def test_rounds_of_unlike_size_weigh_by_their_rollouts():
             "completions/max_length": 9.0,
             "completions/min_length": 2.0,
             "gain/seconds": 4.0,
+            "states/seconds": 2.0,
             "gain/mean": 0.5,
         }
     )

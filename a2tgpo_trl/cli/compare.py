@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
     """What would fail in one of the runs is said before the first. The reward to compare by, and on what questions."""
     from ..credit import preset_of
+    from ..credit.credit_pass import have_turn_rewards
+    from ..preflight.loading import environment_kinds
     from ..recipe.recipe import read_recipe
     from ..report.progress import quiet_libraries
 
@@ -86,7 +88,8 @@ def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
     for name in args.credit:
         words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)
         read = read_recipe(["--config", *words])
-        if preset_of(read.args.credit_method).needs_turn_rewards and not read.args.turn_rewards:
+        rewarded = read.args.turn_rewards or have_turn_rewards(environment_kinds(read.task))
+        if preset_of(read.args.credit_method).needs_turn_rewards and not rewarded:
             raise ValueError(f"credit {name} needs turn rewards, and the recipe has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in read.task.reward_funcs]
         if args.reward is None and not known:

@@ -72,4 +72,4 @@ def show(args: argparse.Namespace) -> None:
     if left > 0:
         print(f"{left} more: --number {args.number + left} shows all.", file=sys.stderr)
     if not found:
-        print(f"None of {len(records)} rollouts is like that.", file=sys.stderr)
+        print(f"None of {len(records)} rollouts matches.", file=sys.stderr)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     others = ("output", "overwrite") if args.serve else ("host", "port")
-    unread = [f"--{name}" for name in others if getattr(args, name) not in (None, False)]
+    unread = [f"--{name}" for name in others if getattr(args, name) is not None and getattr(args, name) is not False]
     if unread:
         raise ValueError(f"{', '.join(unread)}: not {'with' if args.serve else 'without'} --serve.")
     return serve(args) if args.serve else write(args)

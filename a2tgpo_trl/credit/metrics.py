@@ -12,13 +12,13 @@ from ..turns import LOGGED_TURNS, mean_metric
 from .scores import Floor, state_cells, state_group_sizes, turn_group_zscore
 
 
-def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floors: Floor, nats: float) -> dict[str, float]:
+def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floors: Floor, of_logprobs: float) -> dict[str, float]:
     """What rounding moves log-probabilities by, and the share of cells in which it explains all gains.
 
     A cell is a turn index of a prompt that two rollouts or more have come to. No gain of it is further from the mean
     than its floor.
 
-    Example: gains [[1, 1], [1.1, 3]], one group, floors and nats 0.1 -> gain/floor 0.1, gain/cells_below_floor 0.5
+    Example: gains [[1, 1], [1.1, 3]], one group, both floors 0.1 -> gain/floor 0.1, gain/cells_below_floor 0.5
     """
     if gains_NK.isnan().all():
         return {}
@@ -28,7 +28,7 @@ def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floors: Floor, nats: fl
     members, above = torch.zeros(2, len(groups), gains_NK.size(1), device=gains_NK.device).index_add(
         1, group_N, flags_2NK
     )
-    return {"gain/floor": nats, **mean_metric("gain/cells_below_floor", (above[members > 1] == 0).float())}
+    return {"gain/floor": of_logprobs, **mean_metric("gain/cells_below_floor", (above[members > 1] == 0).float())}
 
 
 def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, float]:

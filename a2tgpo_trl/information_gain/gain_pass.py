@@ -17,7 +17,7 @@ from ..ranks import Ranks
 from ..rollout.engines import TailScores
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
-from .rounding import gain_floor, nats, rounding_redrawn, spread_out, squares
+from .rounding import as_logprobs, gain_floor, rounding_redrawn, spread_out, squares
 from .values import (
     Rollouts,
     Scorer,
@@ -150,15 +150,15 @@ class GainPass:
         """Score some of the rollouts once more: how far their values move is what rounding does."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         again = self._score_again(rollouts.some(chosen), [probes[i] for i in chosen], self.packing)
-        differences = self._nats(again) - self._nats(scores)[chosen, : again.values_BK.size(1)]
+        differences = self._logprobs(again) - self._logprobs(scores)[chosen, : again.values_BK.size(1)]
         return replace(scores, gain_floor=self._floor(differences), forwards=scores.forwards + again.forwards)
 
     def _score_again(self, rollouts: Rollouts, probes: list[list[Probe]], implementation: str | None) -> TurnScores:
         with rounding_redrawn(self._model_of(), self._unit):
             return self._score_turns(rollouts, probes, implementation)
 
-    def _nats(self, scores: TurnScores) -> Tensor:
-        return nats(scores.values_BK, self._settings.gain_measure)
+    def _logprobs(self, scores: TurnScores) -> Tensor:
+        return as_logprobs(scores.values_BK, self._settings.gain_measure)
 
     def _floor(self, differences_BV: Tensor) -> float:
         """Of all ranks' differences, so that they have the same."""
@@ -197,9 +197,9 @@ class GainPass:
         """Root mean square of the difference on rollouts as they are, and what rounding explains of it there."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         sample = rollouts.some(chosen), [probes[i] for i in chosen]
-        single_BV = self._nats(self._score_turns(*sample, None))
-        packed_BV = self._nats(self._score_turns(*sample, implementation))
-        floor = self._floor(self._nats(self._score_again(*sample, None)) - single_BV)
+        single_BV = self._logprobs(self._score_turns(*sample, None))
+        packed_BV = self._logprobs(self._score_turns(*sample, implementation))
+        floor = self._floor(self._logprobs(self._score_again(*sample, None)) - single_BV)
         differences = (packed_BV - single_BV)[~single_BV.isnan()].nan_to_num(nan=torch.inf)
         error = (differences.square().sum() / max(differences.numel(), 1)).sqrt()
         return self._ranks.max(error.item()), floor

@@ -60,7 +60,7 @@ def spread_out(rows: int, ranks: int = 1) -> list[int]:
     return [i * rows // number for i in range(number)]
 
 
-def nats(values: Tensor, measure: str) -> Tensor:
+def as_logprobs(values: Tensor, measure: str) -> Tensor:
     """Values by this measure as log-probabilities, which are rounded alike whatever they are."""
     return values.clamp(min=torch.finfo(values.dtype).tiny).log() if measure == "probability" else values
 

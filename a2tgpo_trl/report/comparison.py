@@ -29,7 +29,7 @@ def read_curve(folder: Path, reward: str) -> Curve:
     """Held-out scores of a finished run, by step."""
     key = f"eval_rewards/{reward}/mean"
     history = json.loads((folder / STATE).read_text())["log_history"]
-    points = {entry["step"]: entry[key] for entry in history if key in entry}
+    points = {entry["step"]: entry[key] for entry in history if entry.get(key) is not None}
     if not points:
         known = sorted({name for entry in history for name in entry if name.startswith("eval_rewards/")})
         raise ValueError(f"{folder / STATE} has no {key}. It has {', '.join(known) or 'no evaluations at all'}.")

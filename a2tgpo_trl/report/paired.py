@@ -45,9 +45,19 @@ class Paired:
         check_same_questions(first, second)
         if column is not None and column not in first[0]:
             raise ValueError(f"The questions have no column {column!r}.{nearest(column, first[0])}")
+        if column is not None and _by_row(first, column) != _by_row(second, column):
+            raise ValueError(f"{column!r} is no column of the questions: the two evaluations differ in it.")
         parts, others = grouped(first, column), grouped(second, column)
         groups = {f"{column} {value}": differences(part, others[value]) for value, part in parts.items()}
         return cls(differences(first, second), groups)
+
+
+def _by_row(records: Records, column: str) -> dict[int, set[Any]]:
+    """What stands in a column for each question."""
+    found: dict[int, set[Any]] = {}
+    for record in records:
+        found.setdefault(record["row"], set()).add(record[column])
+    return found
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -188,7 +188,7 @@ def grouped(records: Sequence[Mapping[str, Any]], column: str | None) -> dict[An
         return groups
     for record in records:
         groups.setdefault(record[column], []).append(record)
-    return dict(sorted(groups.items()))
+    return dict(sorted(groups.items(), key=lambda group: (group[0] is None, group[0])))
 
 
 def _having(records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:

@@ -21,10 +21,11 @@ there is no room to tell anything; a rollout whose prompt fills it has no turn, 
     failure_policy: {timeout: exclude, unparsed_call: end}
 
 A turn of several calls ends as its gravest call, in the order of this list. After its last allowed turn the policy is
-told to answer, and ends if it calls again. A turn whose calls failed and were told has a gain like others; the turns
-of an excluded rollout have none. An evaluation leaves no rollout out: there `exclude` means `end`. With `loss_type`
-"grpo" or "dr_grpo", rollouts that are left out still count in the denominator; with "dapo", the default, and "bnpo"
-they do not. What tools themselves may do wrong, and what outages cost: `a2tgpo help tools`.
+told to answer, and ends if it calls again. A final tool's call ends the rollout as its answer, whatever became of
+other calls of the turn, unless one of them is to `exclude` it. A turn whose calls failed and were told has a gain like
+others; the turns of an excluded rollout have none. An evaluation leaves no rollout out: there `exclude` means `end`.
+With `loss_type` "grpo" or "dr_grpo", rollouts that are left out still count in the denominator; with "dapo", the
+default, and "bnpo" they do not. What tools themselves may do wrong, and what outages cost: `a2tgpo help tools`.
 """
 
 from collections.abc import Iterable, Mapping

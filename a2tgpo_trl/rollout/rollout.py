@@ -245,7 +245,7 @@ class Rollout:
         final: Call | None = None
         for call, outcome in zip(self._calls_to_make, outcomes, strict=True):
             call.status, call.seconds, call.attempts = outcome.status, outcome.seconds, outcome.attempts
-            call.result, call.made = outcome.text, True
+            call.result, call.made = outcome.text, outcome.made
             settings = self.runner.settings(self.tools[call.name])
             if settings.final and outcome.status == "ok":
                 final = call
@@ -257,7 +257,7 @@ class Rollout:
             turn.reward = self.environment.turn_reward
         if final is not None:  # for rewards: of the turn's calls, this one was made, and is the answer
             self.messages[-1]["final"] = {"name": final.name, "arguments": final.arguments}
-            self._end("final")
+            self._end("final", exclude="exclude" in self._actions(turn).values())
         elif not self._ended_by(turn):
             self._append_results(turn)
 
@@ -318,12 +318,16 @@ class Rollout:
 
     def _ended_by(self, turn: Turn) -> bool:
         """Apply the policies on what went wrong in this turn; whether it, or a limit, has ended the rollout."""
-        statuses = {turn.status, *(call.status for call in turn.calls)}
-        actions = {status: self._policy(status) for status in statuses if status != "ok"}
+        actions = self._actions(turn)
         ending = [status for status, action in actions.items() if action != "tell"]
         if ending and self.state is not State.DONE:
             self._end(gravest(ending), exclude="exclude" in actions.values())
         return self.state is State.DONE
+
+    def _actions(self, turn: Turn) -> dict[Status, Policy]:
+        """What follows from what went wrong in this turn."""
+        statuses = {turn.status, *(call.status for call in turn.calls)}
+        return {status: self._policy(status) for status in statuses if status != "ok"}
 
     def _policy(self, status: Status) -> Policy:
         return self.rules.policy[status]

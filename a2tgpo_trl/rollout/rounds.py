@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 # What adds up over the rounds of a batch.
 TOTALS = (
-    *("gain/seconds", "gain/forwards", "gain/failed_probes", "shaping/seconds", "tools/retries"),
-    *("rollouts/sampling_seconds", "rollouts/tool_seconds"),
+    *("gain/seconds", "gain/forwards", "gain/failed_probes", "shaping/seconds", "states/seconds"),
+    *("rollouts/sampling_seconds", "rollouts/tool_seconds", "tools/retries"),
 )
 
 

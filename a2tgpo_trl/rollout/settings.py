@@ -162,7 +162,7 @@ class ToolConfig(GRPOConfig):
         if "seed" in (self.generation_kwargs or {}):
             raise ValueError(
                 "generation_kwargs: leave out seed. With vLLM all requests would draw the same numbers, so that the "
-                "rollouts of a prompt were one and the same; transformers does not read it. The field seed is what a "
+                "rollouts of a prompt would be identical; transformers does not read it. The field seed is what a "
                 "run is drawn by; seeded_rollouts=True gives each rollout a seed of its own, where the engine can."
             )
         if self.seeded_rollouts is None:

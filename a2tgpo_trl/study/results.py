@@ -55,7 +55,7 @@ def measured(folder: Path, every: int) -> list[Measurement]:
         found |= {(step, HELD_OUT + metric): value for metric, value in mechanism(rollouts)}
     for end, records in _recorded(folder, every):
         found |= {(min(end, last), metric): value for metric, value in mechanism_of_training(records)}
-    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if math.isfinite(value)]
+    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if _is_number(value)]
 
 
 def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
@@ -83,12 +83,17 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
         stretches.setdefault(_evaluation_after(entry["step"], every), []).append(entry)
     for end, stretch in stretches.items():
         for metric in sorted({key for entry in stretch for key in entry} - set(NO_MEASUREMENT)):
-            values = [entry[metric] for entry in stretch if metric in entry and math.isfinite(entry[metric])]
+            values = [entry[metric] for entry in stretch if _is_number(entry.get(metric))]
             if not values:
                 continue
             total = metric == "num_tokens"  # it grows; what counts is how far it has come
             steps = len(stretch) if metric in SPENT else len(values)
             yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / steps
+
+
+def _is_number(value: float | None) -> bool:
+    """None: the log of a step in which nothing had one, such as a reward that scored no rollout."""
+    return value is not None and math.isfinite(value)
 
 
 def _scores(file: Path) -> Iterator[tuple[str, float]]:

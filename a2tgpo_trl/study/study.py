@@ -134,8 +134,9 @@ def read_study(file: Path) -> Study:
         if not content.get(key):
             raise RecipeError(f"{file}: the key {key!r} is missing.")
     _check_cells(file, content["cells"])
-    _check_settings(file, "settings", content.get("settings") or {})
-    rates = _rates(file, content.pop("learning_rates", None), content["cells"])
+    settings = content.get("settings") or {}
+    _check_settings(file, "settings", settings)
+    rates = _rates(file, content.pop("learning_rates", None), settings, content["cells"])
     study = Study(file, **{"against": next(iter(content["cells"])), **content}, learning_rates=rates)
     _check(study)
     return replace(study, recipe=_recipe(file, content["recipe"]))
@@ -164,14 +165,14 @@ def _check_settings(file: Path, where: str, settings: Settings) -> None:
             raise RecipeError(f"{file}, {where}: {key} is set by the study: `seeds`, `every`, `recipe`.")
 
 
-def _rates(file: Path, rates: Any, cells: Mapping[str, Settings]) -> Rates | None:
+def _rates(file: Path, rates: Any, settings: Settings, cells: Mapping[str, Settings]) -> Rates | None:
     if rates is None:
         return None
     if not isinstance(rates, dict) or set(rates) != {"values", "seeds"} or not isinstance(rates["values"], list):
         raise RecipeError(f"{file}: learning_rates must say {{values: [1.0e-4, ...], seeds: [1000]}}.")
-    for name, cell in cells.items():
-        if "learning_rate" in cell:
-            raise RecipeError(f"{file}, cell {name!r}: learning_rate is tried out (learning_rates). Leave one out.")
+    for where, said in (("settings", settings), *((f"cell {name!r}", cell) for name, cell in cells.items())):
+        if "learning_rate" in said:
+            raise RecipeError(f"{file}, {where}: learning_rate is tried out (learning_rates). Leave one out.")
     try:
         values = [float(value) for value in rates["values"]]  # YAML takes 1e-4 for a text
     except (TypeError, ValueError):

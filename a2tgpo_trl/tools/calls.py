@@ -40,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
     attempts: int = 0  # 0: the result was there already
     down: bool = False  # the tool says that it is no fault of the call
+    made: bool = True  # whether the call, or one that is equal, reached the tool
 
 
 @dataclass(frozen=True)

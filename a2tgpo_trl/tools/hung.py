@@ -54,22 +54,22 @@ class HungCalls:
         """Calls of this name hold up no others, however many are out."""
         self._never_counted.add(name)
 
-    def crowding(self) -> set[str]:
+    def blocked_tools(self) -> set[str]:
         """The tools whose calls are out, if these are too many."""
         with self._lock:
             held = [name for future, name in self._out.items() if future not in self._excused]
         counted = [name for name in held if name not in self._never_counted]
         return set(counted) if len(counted) > self._most else set()
 
-    def crowd(self, name: str) -> bool:
+    def is_blocked(self, name: str) -> bool:
         """Whether too many are out for this tool, which has a part in it, to be called."""
-        return name in self.crowding()
+        return name in self.blocked_tools()
 
     async def make_room(self, name: str, seconds: float) -> bool:
         """Wait until enough have come back. False: they have not within this time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while self.crowd(name):
+        while self.is_blocked(name):
             if (left := end - loop.time()) <= 0:
                 return False
             self._came_back.clear()

@@ -111,7 +111,7 @@ class Outages:
     async def may_call(self, name: str, settings: ToolSettings) -> bool:
         """Whether the tool may be called. Where too many calls are out, those that want to call it wait together; for
         a tool that stays down, once a batch."""
-        if not self._hung.crowd(name):
+        if not self._hung.is_blocked(name):
             return True
         if settings.check is not None and not self.given_up(name):
             await self.is_up_again(name, settings)  # if so, the calls that were lost are excused
@@ -122,7 +122,7 @@ class Outages:
 
     def watch_hung(self) -> None:
         """The time runs from when there are too many, whether or not another call wants to be made."""
-        for name in self._hung.crowding() - self._down:
+        for name in self._hung.blocked_tools() - self._down:
             if name not in self._rooms:
                 self._rooms.start(name, self._make_room(name))
 
@@ -132,7 +132,7 @@ class Outages:
         has_room = await hung.make_room(name, patience)
         if not has_room and name in self._recoveries:
             await self._recoveries.wait(name)
-            has_room = not hung.crowd(name)
+            has_room = not hung.is_blocked(name)
         if not has_room and name not in self._last_seen_down:  # what is to be done then, is said already
             self.ask_to_stop(
                 f"{hung}. More than max_hung_calls={self.limits.hung} threads are held by them, and were not free "

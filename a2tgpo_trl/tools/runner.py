@@ -31,6 +31,10 @@ MOST_KEPT = 16384  # results of tools with cache=True; beyond that, the oldest a
 STILL_BUSY = "Error: an earlier call on this environment has not come back."
 
 
+class NotCalled(TimeoutError):
+    """A call was given up before it reached its tool."""
+
+
 class ToolRunner:
     """Makes calls. Lives as long as its trainer. Its threads are daemons: one a call at once, one an environment."""
 
@@ -171,7 +175,7 @@ class ToolRunner:
         order = self._attempts.order_of(call.environment)
         async with order.lock:
             if order.stuck:
-                return Outcome("timeout", STILL_BUSY)
+                return Outcome("timeout", STILL_BUSY, made=False)
             return await self._persist(call, settings, order)
 
     async def _once(self, call: ToolCall, settings: ToolSettings) -> Outcome:
@@ -182,14 +186,14 @@ class ToolRunner:
             kept = self._results.get(key) if self.cache is None else self.cache.get(call.name, call.arguments, of)
         except ReplayMiss as miss:
             self._outages.ask_to_stop(str(miss))
-            return Outcome("tool_error", describe(miss))
+            return Outcome("tool_error", describe(miss), made=False)
         if kept is not None:
             return kept
         is_first = key not in self._equal_calls
         if is_first:
             self._equal_calls.start(key, self._make_and_keep(key, of, call, settings))
         outcome = await self._equal_calls.wait(key)
-        return outcome if is_first else Outcome(outcome.status, outcome.text)
+        return outcome if is_first else Outcome(outcome.status, outcome.text, made=outcome.made)
 
     async def _make_and_keep(self, key: str, of: str, call: ToolCall, settings: ToolSettings) -> Outcome:
         outcome = await self._persist(call, settings, CallOrder())
@@ -234,12 +238,12 @@ class ToolRunner:
     async def _attempt(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Attempt | None:
         while await self._outages.may_call(call.name, settings):
             async with self._attempts.place(call, settings):
-                if self._hung.crowd(call.name):
+                if self._hung.is_blocked(call.name):
                     continue  # so it became while this call waited for its place
                 attempt = await self._attempts.make(call, settings, order)
                 self._outages.watch_hung()
                 return attempt
-        return Attempt(f"Error: {call.name} was not called: earlier calls have not come back.", TimeoutError(), 0.0)
+        return Attempt(f"Error: {call.name} was not called: earlier calls have not come back.", NotCalled(), 0.0)
 
 
 def _outcome(call: ToolCall, attempt: Attempt | None, limit: float | None, attempts: int) -> Outcome:
@@ -248,7 +252,8 @@ def _outcome(call: ToolCall, attempt: Attempt | None, limit: float | None, attem
         return Outcome("timeout", text, attempt.seconds if attempt else limit, attempts)
     assert attempt is not None, "without a limit, it was waited for"
     status: CallStatus = "ok" if attempt.error is None else "tool_error"
-    return Outcome(status, attempt.text, attempt.seconds, attempts, is_one_of(attempt.error, (ToolDown,)))
+    made = attempts > 1 or not isinstance(attempt.error, NotCalled)
+    return Outcome(status, attempt.text, attempt.seconds, attempts, is_one_of(attempt.error, (ToolDown,)), made)
 
 
 def _close(coordinator: LoopThread, attempts: Attempts) -> None:

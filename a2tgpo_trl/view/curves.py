@@ -73,7 +73,7 @@ def _is_number(value: Any) -> bool:
 def of_records(batch: Sequence[Record]) -> Numbers:
     """What the records of a step say of it, by the names of the log."""
     numbers: dict[str, list[float | None]] = {
-        "turns/mean": [float(len(record["advantages"])) for record in batch],
+        "turns/mean": [float(len(record["advantages"])) for record in batch if record["advantages"]],
         "reward": [record["outcome"] for record in batch],
         "gain/mean": [gain for record in batch for gain in record.get("gains", ())],
     }

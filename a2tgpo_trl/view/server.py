@@ -171,7 +171,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
         return f"Port {port} of {host} is in use. Name another one (--port {port + 1}), or take a free one (--port 0)."
     if error.errno == errno.EACCES:
         return f"Port {port} is not for this user. Name one above 1023 (--port 8500)."
-    return f"There is no listening on {host}, port {port}: {error.strerror}. Name an address of this machine (--host)."
+    return f"Cannot listen on {host}, port {port}: {error.strerror}. Name an address of this machine (--host)."
 
 
 class Refused(Exception):

@@ -25,7 +25,7 @@ from a2tgpo_trl.credit import (
 )
 from a2tgpo_trl.credit.metrics import floor_metrics
 from a2tgpo_trl.information_gain import gain_pass
-from a2tgpo_trl.information_gain.rounding import floors_of_gains, gain_floor, nats, spread_out, squares
+from a2tgpo_trl.information_gain.rounding import as_logprobs, floors_of_gains, gain_floor, spread_out, squares
 from a2tgpo_trl.information_gain.values import Rollouts, information_gain
 from a2tgpo_trl.precision import TF32, rounding_unit
 from a2tgpo_trl.tasks.atlas import POLICY
@@ -200,10 +200,10 @@ def test_a_probability_is_rounded_in_proportion_to_itself():
     # 0.1 sqrt((0.0001 + 0.0004) / 2), and 0.1 sqrt((0.0004 + 0.25) / 2); none where there is no gain.
     assert_near(floors_of_gains(values, 0.1, "probability"), [[0.0015811, 0.0353836], [NAN, NAN]], 1e-6)
     assert floors_of_gains(values, 0.1, "logprob") == 0.1
-    assert_near(nats(values[:1], "probability"), [[-4.60517, -3.912023, -0.693147]], 1e-5)
-    assert nats(values, "logprob") is values
+    assert_near(as_logprobs(values[:1], "probability"), [[-4.60517, -3.912023, -0.693147]], 1e-5)
+    assert as_logprobs(values, "logprob") is values
     # A probability too small for float32 is no more than that: it moves by nothing.
-    none = nats(torch.tensor([0.0]), "probability")
+    none = as_logprobs(torch.tensor([0.0]), "probability")
     assert none.isfinite().all() and squares(none - none) == (0.0, 1)
 
 

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.cli.compare import _check
 from a2tgpo_trl.recipe.recipe import MODELS
 from a2tgpo_trl.report.comparison import area, compare, comparison_table, read_curve
 from a2tgpo_trl.report.seeds import Spread
@@ -57,6 +59,26 @@ def test_a_curve_is_read_from_what_a_run_leaves(tmp_path):
     assert read_curve(tmp_path, "f1") == [(0, 0.3), (5, 0.4)]
     with pytest.raises(ValueError, match="no eval_rewards/exact_match/mean. It has eval_rewards/f1/mean"):
         read_curve(tmp_path, "exact_match")
+
+
+class Rewarding:
+    """An environment that says what its turns earn."""
+
+    turn_reward: float | None = None
+
+    def reset(self, **row) -> None:
+        pass
+
+    def look(self) -> str:
+        """Look around."""
+        return "nothing"
+
+
+def test_rewards_of_turns_may_be_those_of_an_environment(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"base: quickstart\nenvironment_factory: {__file__}:Rewarding\n")
+    args = SimpleNamespace(credit=["mt_grpo"], seeds=[0], output=tmp_path, every=5, overrides=[], reward="exact_match")
+    assert _check(recipe, args)[0] == "exact_match"
 
 
 def test_methods_and_seeds_are_named_once(capsys):

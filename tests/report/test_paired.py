@@ -74,6 +74,13 @@ def test_each_value_of_a_column_is_compared_apart():
         Paired.of(halves(1.0), halves(1.0), "sets")
 
 
+def test_a_column_that_is_no_matter_of_the_questions_is_none_to_compare_by():
+    first = [{**record, "ended": ended} for record, ended in zip(records(1.0, 0.0), ("answer", "final"), strict=True)]
+    with pytest.raises(ValueError, match="'ended' is no column of the questions: the two evaluations differ in it"):
+        Paired.of(first, records(1.0, 1.0, ended="answer"), "ended")
+    assert list(Paired.of(first, first, "ended").groups) == ["ended answer", "ended final"]
+
+
 def test_questions_are_the_same_whatever_the_instruction_before_them():
     def instructed(how: str) -> list[dict]:
         messages = [{"role": "system", "content": how}, {"role": "user", "content": "Where?"}]

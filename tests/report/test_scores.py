@@ -62,6 +62,8 @@ def test_scores_have_a_group_for_each_value_of_the_column():
     assert list(scores.groups) == ["hops 2", "hops 3"]
     assert scores.groups["hops 3"]["exact_match"].mean == 0.0
     assert Scores.of([record(0, exact_match=1.0)], None).groups == {}
+    some = Scores.of([record(0, None, exact_match=1.0), record(1, 3, exact_match=0.0), record(2, 2)], "hops")
+    assert list(some.groups) == ["hops 2", "hops 3", "hops None"]
 
 
 def test_the_table_has_a_column_for_each_evaluation_and_fits_a_terminal():

@@ -112,14 +112,14 @@ def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, lo
 
 
 def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
-    assert trained(tokenizer, tmp_path, loss_type="bnpo")._added_up == 0
-    assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._added_up == 0
+    assert trained(tokenizer, tmp_path, loss_type="bnpo")._summed_micro_batches == 0
+    assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._summed_micro_batches == 0
     for of_entropy in ({"entropy_coef": 0.01}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.5}):
-        assert trained(tokenizer, tmp_path, loss_type="grpo", **of_entropy)._added_up == 0
+        assert trained(tokenizer, tmp_path, loss_type="grpo", **of_entropy)._summed_micro_batches == 0
     of_experts = trained(tokenizer, tmp_path, loss_type="grpo")
-    assert of_experts._added_up > 0
+    assert of_experts._summed_micro_batches > 0
     of_experts.aux_loss_enabled = True  # as of a model whose router is to use all its experts alike
-    assert of_experts._added_up == 0
+    assert of_experts._summed_micro_batches == 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
 def test_only_micro_batches_of_one_step_share_rows_out(tokenizer, tmp_path, accumulated, generated, together):
     steps = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
     args = A2TGPOConfig(**settings(tmp_path, per_device_train_batch_size=2, **steps))
-    assert make(tokenizer, args)._added_up == together
+    assert make(tokenizer, args)._summed_micro_batches == together
 
 
 def test_grpo_as_trl_has_it_shares_nothing(tokenizer, tmp_path):

@@ -153,6 +153,7 @@ def test_a_stall_that_outlasts_the_patience_stops_the_run(make_server, make_runn
     outcomes, seconds = timed(lambda: runner.run(requests(search_of(server), AT_ONCE, query="France")))
     assert "ok" not in {outcome.status for outcome in outcomes}
     assert "search was not called: earlier calls have not come back" in outcomes[-1].text
+    assert outcomes[0].made and not outcomes[-1].made
     assert "max_hung_calls=4" in runner.trouble and "within 0.5 s" in runner.trouble and "search (" in runner.trouble
     assert LATE + 0.5 <= seconds < 5 and runner.hung <= 4 + 8
     assert "Further calls of search wait" in caplog.text

@@ -147,7 +147,7 @@ def test_the_command_shows_some_and_says_how_many_there_are_more(tmp_path, capsy
     out, err = capsys.readouterr()
     assert out.count("Who is mayor of Rome?") == 2 and "1 more: --number 3 shows all." in err
     assert main(["show", str(tmp_path), "--grep", "comet"]) == 0
-    assert "None of 5 rollouts is like that." in capsys.readouterr().err
+    assert "None of 5 rollouts matches." in capsys.readouterr().err
     assert main(["show", str(tmp_path), "--grep", "("]) == 2
     assert "is no pattern" in capsys.readouterr().err
     assert main(["show", str(tmp_path), "--side-by-side"]) == 0

@@ -215,6 +215,17 @@ def test_of_several_calls_the_one_that_ended_the_rollout_is_the_answer(stage):
         assert exact_match([rollout.messages] * 2, ["Paris", "nothing"]) == [1.0, 0.0]
 
 
+def test_a_final_call_ends_the_rollout_whatever_became_of_others_unless_they_exclude_it(stage):
+    turn = call("submit", {"answer": "Paris"}) + call("nonsense", {}) + END
+    for action in ("tell", "exclude"):
+        rollout = stage.play(turn, policy={"unknown_tool": "tell", "tool_error": action})
+        assert (rollout.ended, rollout.excluded) == ("final", False)
+    failing = call("submit", {"answer": "nothing"}) + call("submit", {"answer": "Paris"}) + END
+    for action, excluded in (("tell", False), ("end", False), ("exclude", True)):
+        rollout = stage.play(failing, policy={"tool_error": action})
+        assert (rollout.ended, rollout.excluded, any(rollout.mask)) == ("final", excluded, not excluded)
+
+
 def test_a_final_tool_that_fails_does_not_end_the_rollout(stage):
     rollout = stage.play(call("submit", {"answer": "nothing"}) + END, call("submit", {"answer": "Paris"}) + END)
     assert statuses(rollout) == ["tool_error", "ok"] and rollout.ended == "final"
@@ -640,9 +651,9 @@ def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
 
     def write(key, context):
         calls = tokenizer.decode(context[len(stage.prompt_ids) :]).count("<tool_response>")
-        if key == 1 and calls == 3:
-            release.set()  # rollout 1 is at its end while rollout 0 waits for its first result
-        text = tiny.final("x") if calls == (1, 3)[key] else tiny.call("slow" if key == 0 else str(calls))
+        if key == 0 and calls == 3:
+            release.set()  # rollout 0 is at its end while rollout 1 waits for its first result
+        text = tiny.final("x") if calls == (3, 1)[key] else tiny.call("slow" if key == 1 else str(calls))
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     tools = {"search": search}
@@ -651,7 +662,7 @@ def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
     roll_out(rollouts, engine, runner)
     runner.close()
     assert [rollout.ended for rollout in rollouts] == ["answer", "answer"]
-    assert engine.order == [1, 0, 1, 1, 1, 0] and [len(r.turns) for r in rollouts] == [2, 4]
+    assert engine.order == [1, 0, 0, 0, 0, 1] and [len(r.turns) for r in rollouts] == [4, 2]
 
 
 def test_the_room_for_a_token_is_enough_for_the_longest_one(tokenizer):

@@ -90,6 +90,10 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
             {"learning_rates": {"values": [1e-4], "seeds": [9]}, "cells": {"grpo": {"learning_rate": 1e-3}}},
             "cell 'grpo': learning_rate is tried out",
         ),
+        (
+            {"learning_rates": {"values": [1e-4], "seeds": [9]}, "settings": {"learning_rate": 1e-3}},
+            "settings: learning_rate is tried out",
+        ),
         ({"seeds": 8}, "seeds must be a list of whole numbers; got 8"),
         ({"learning_rates": [1e-4]}, "learning_rates must say"),
         ({"learning_rates": {"values": [1e-4], "seeds": [0]}}, "chosen on other seeds"),
@@ -156,6 +160,8 @@ def test_the_studies_that_come_along_say_what_their_runs_are(file, monkeypatch):
 def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
     history = [{"step": step, "loss": 0.1 * step, "num_tokens": 100 * step, "epoch": 0.1} for step in (1, 2, 3)]
     history[1]["gain/seconds"] = 4.0
+    history[0]["rewards/own/mean"], history[1]["rewards/own/mean"] = None, 0.5  # the first batch was scored by nobody
+    history[2]["rewards/own/mean"] = None
     history += [{"step": 2, "eval_rewards/exact_match/mean": 0.4, "eval_loss": 0.0}]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     (tmp_path / "evaluation").mkdir()
@@ -172,6 +178,7 @@ def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
     assert (found[2, "loss"], found[3, "loss"]) == pytest.approx((0.15, 0.3))
     assert (found[2, "num_tokens"], found[3, "num_tokens"]) == (200, 300)
     assert found[2, "gain/seconds"] == 2.0  # step 1 spent none
+    assert found[2, "rewards/own/mean"] == 0.5 and (3, "rewards/own/mean") not in found
     assert not {metric for _, metric in found} & {"epoch", "step"}
 
 

@@ -510,7 +510,7 @@ def test_a_level_is_what_is_asked_for_or_the_strongest_that_works_and_that_is_sa
 
 
 def test_a_level_that_is_no_more_names_the_one_to_use():
-    with pytest.raises(ValueError, match="'namespaces' is no more.*isolation='bubblewrap'"):
+    with pytest.raises(ValueError, match="'namespaces' was removed.*isolation='bubblewrap'"):
         python_sessions(isolation="namespaces")
 
 

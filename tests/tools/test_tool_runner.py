@@ -95,6 +95,7 @@ def test_an_environment_whose_call_does_not_come_back_is_stuck(make_runner):
     runner, notebook, other = make_runner(timeout=0.1), Notebook(), Notebook()
     first, second = runner.run([ToolCall(notebook.sleep, {"seconds": s}, notebook) for s in (0.6, 0.0)])
     assert (first.status, second.status, second.text) == ("timeout", "timeout", STILL_BUSY)
+    assert first.made and not second.made
     assert runner.is_stuck(notebook) and not runner.is_stuck(other)
     assert call(runner, other.sleep, other, seconds=0.0).status == "ok"
     runner.forget(notebook)

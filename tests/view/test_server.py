@@ -512,5 +512,6 @@ def test_a_place_that_cannot_be_listened_on_is_an_error_that_says_what_to_do(ser
 
 
 def test_options_of_the_other_way_are_not_ignored(tmp_path, capsys):
-    assert "--port: not without --serve" in refused(capsys, tmp_path, "--port", 1)
+    for port in (0, 1):
+        assert "--port: not without --serve" in refused(capsys, tmp_path, "--port", port)
     assert "--output: not with --serve" in refused(capsys, tmp_path, "--serve", "-o", "page.html")

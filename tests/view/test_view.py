@@ -16,7 +16,7 @@ from recorded import HOSTILE, drawn, record, with_tokens, write_log, write_recor
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import plain
-from a2tgpo_trl.view.curves import by_turn
+from a2tgpo_trl.view.curves import by_turn, of_records
 from a2tgpo_trl.view.groups import MOST_CHARACTERS
 from a2tgpo_trl.view.html import LIVE_SCRIPTS, PAGE, SCRIPTS, STYLES, make_page
 from a2tgpo_trl.view.run import read_runs
@@ -61,6 +61,14 @@ def opened(page: str, run: int = 0, group: int = 0) -> dict:
 
 
 # ---- what is in a page
+
+
+def test_records_count_the_turns_of_rollouts_in_the_loss_as_the_log_does():
+    scored = {"advantages": [0.1, 0.2, 0.3], "outcome": 1.0, "rewards": {"exact_match": 1.0}}
+    excluded = {"advantages": [], "outcome": None, "rewards": {"exact_match": None}}
+    expected = {"turns/mean": 3.0, "reward": 1.0, "rewards/exact_match/mean": 1.0}
+    assert of_records([scored, excluded]) == expected
+    assert of_records([excluded]) == {}
 
 
 def test_curves_are_the_log_with_scores_before_and_after(tmp_path):

@@ -122,7 +122,7 @@ def choose(isolation: str, python: str = sys.executable) -> str:
     """The level that is asked for, or with "auto" the strongest that works here. Raises a ValueError if none does."""
     if isolation == "namespaces":
         raise ValueError(
-            "isolation 'namespaces' is no more: bubblewrap closes as much (pip install 'a2tgpo_trl[python]'); say "
+            "isolation 'namespaces' was removed: bubblewrap closes as much (pip install 'a2tgpo_trl[python]'); say "
             "isolation='bubblewrap', or leave it out to get the strongest level that works."
         )
     if isolation not in ("auto", *LEVELS):
