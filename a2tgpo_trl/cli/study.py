@@ -2,10 +2,12 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -54,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
     identities = {run.kind: _identity(study, run) for run in study.kinds()}
     results = Results(study.results, identities)
     maker = Maker(study, results, identities, args)
-    maker.make(study.tried())
-    maker.make(study.reported(best_rates(study, results)))
+    with passing_on_sigterm():
+        maker.make(study.tried())
+        maker.make(study.reported(best_rates(study, results)))
     write_report(study, results)
     if maker.left:
         print(f"{maker.left} runs are not there yet: the same command goes on with them.")
@@ -120,6 +123,23 @@ def write_report(study: "Study", results: "Results") -> None:
         if runs := runs_by_cell(study, results):
             draw_figures(results, runs, study.reward, study.figures)
         print(study.report)
+
+
+@contextmanager
+def passing_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM also ends the runs that are under way: they would go on without this process."""
+    import psutil
+
+    def leave(*_: object) -> None:
+        for child in psutil.Process().children():
+            child.terminate()
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Maker:

@@ -2,10 +2,16 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from places import ROOT
@@ -537,3 +543,21 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     assert main(words) == 1
     assert "grpo/own/3 failed" in capfd.readouterr().err
     pd.testing.assert_frame_equal(Results(results.file).table, again)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_asked_to_leave_takes_its_runs_with_it(tmp_path):
+    (tmp_path / "own.yaml").write_text("base: quickstart\n")
+    small = {"max_steps": 1000, "eval_rows": 6, "task_kwargs": {"train_questions": 8, "test_questions": 6}}
+    file = write(tmp_path, {**CONTENT, "recipe": "own.yaml", "settings": small, "seeds": [3], "every": 1000})
+    words = [sys.executable, "-m", "a2tgpo_trl", "study", str(file), "--jobs", "2", "-o", str(tmp_path / "out")]
+    study = subprocess.Popen(words)
+    while len(logs := list((tmp_path / "out").rglob("log.txt"))) < 2 or not all(map(os.path.getsize, logs)):
+        assert study.poll() is None
+        time.sleep(0.5)
+    runs = psutil.Process(study.pid).children(recursive=True)
+    assert len(runs) >= 2
+    study.terminate()
+    assert study.wait(timeout=120) == 128 + signal.SIGTERM
+    assert not any(map(psutil.Process.is_running, runs))
+    assert not file.with_suffix(".parquet").exists()
