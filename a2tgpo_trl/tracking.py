@@ -41,11 +41,12 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from .recording import Masks, Schedule
-from .recording.secrets import names_secret, without_url_passwords
+from .recording.secrets import without_url_passwords
 from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
 from .report.provenance import provenance
 from .rollout.reading import Turn, cut, plain, question, turns_of
 from .rollout.records import Record
+from .secret_names import names_secret
 from .turns import LOGGED_TURNS
 
 

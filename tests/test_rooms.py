@@ -15,6 +15,7 @@ PACKAGE = "a2tgpo_trl"
 ROOMS = {
     "import_lines": "what other libraries log while they are imported",
     "errors": "what ends a run, in words that a user can act on",
+    "secret_names": "a variable's name -> whether its value is a secret",
     "lookup": "names in recipes -> what they mean; YAML",
     "fields": "settings whose annotations say what they take -> the same settings, checked",
     "precision": "weights, mixed precision, device -> by how much a forward rounds",

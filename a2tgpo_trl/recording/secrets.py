@@ -17,24 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from ..secret_names import SHORTEST_SECRET, names_secret
 
-SECRET = re.compile(
-    r"KEY(?!BOARD|WORD)|TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
-    r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
-)
-OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
-HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
 URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)@")
-SHORTEST_SECRET = 8  # characters: a shorter value may be any word
-
-
-def names_secret(name: str) -> bool:
-    """Whether a variable or a setting of this name holds a secret.
-
-    Example: "DB_PASS", "apiKey", "hub_token" -> True; "PATH", "tokenizer", "pad_token" -> False
-    """
-    words = HUMP.sub("_", name).upper()
-    return SECRET.search(OF_TOKENIZERS.sub("", words)) is not None
 
 
 class Masks:

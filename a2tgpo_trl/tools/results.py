@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..secret_names import SHORTEST_SECRET, names_secret
+
 
 NOTHING = "The tool returned nothing."
 # Types of blocks, in the words of chat templates and of servers; a list of other things with a "type" is data.
@@ -103,10 +105,7 @@ class Redaction:
     mixtures of letters and digits.
     """
 
-    # Not of TOKENIZERS_PARALLELISM, GIT_AUTHOR_NAME and the like, whose values are ordinary words.
-    _NAMES = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|AUTH(?!OR)|COOKIE", re.IGNORECASE)
     _LOOKS = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_\-+=.]{24,}|\w+://[^/\s]*:[^/\s]+@\S+")
-    _SHORTEST = 8  # "1", "true", "ubuntu" and the like are everywhere, and no secrets
 
     def __init__(self, environment: Mapping[str, str] = os.environ):
         self._environment = environment
@@ -123,5 +122,5 @@ class Redaction:
         return [
             (name, value)
             for name, value in values
-            if len(value) >= self._SHORTEST and (self._NAMES.search(name) or self._LOOKS.fullmatch(value))
+            if len(value) >= SHORTEST_SECRET and (names_secret(name) or self._LOOKS.fullmatch(value))
         ]

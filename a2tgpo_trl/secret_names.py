@@ -1,0 +1,21 @@
+"""a variable's name -> whether its value is a secret, which neither a policy nor a record may show."""
+
+import re
+
+
+SECRET = re.compile(
+    r"KEY(?!BOARD|WORD)|TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION|COOKIE"
+    r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
+)
+OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
+HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+SHORTEST_SECRET = 8  # characters: a shorter value may be any word
+
+
+def names_secret(name: str) -> bool:
+    """Whether a variable or a setting of this name holds a secret.
+
+    Example: "DB_PASS", "apiKey", "hub_token" -> True; "PATH", "tokenizer", "pad_token" -> False
+    """
+    words = HUMP.sub("_", name).upper()
+    return SECRET.search(OF_TOKENIZERS.sub("", words)) is not None
