@@ -1,4 +1,10 @@
-"""Turn-level credit from information gain for tool-using language models, as a trainer in the style of TRL."""
+"""Turn-level credit from information gain for tool-using language models, as a trainer in the style of TRL.
+
+    args = A2TGPOConfig("outputs/mine")
+    A2TGPOTrainer("Qwen/Qwen3-0.6B", exact_match, args, dataset, tools=[search]).train()
+
+`dataset` has the columns "prompt" and "answer". On the command line, `a2tgpo help` lists what there is to read.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

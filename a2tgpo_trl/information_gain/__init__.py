@@ -7,6 +7,11 @@ the answer turn has none. Of several accepted answers the first is scored, the b
 (`answer_aliases`). Prompt, probe and reward must agree on the form of an answer: the rewards of this package read
 `<answer>` tags. `gain_token_budget` bounds the tokens of one forward.
 
+A policy that thinks before it answers would not write the answer at once. Most recipes here turn thinking off
+(`chat_template_kwargs: {enable_thinking: false}`). Else the probe begins with the empty thought that the template
+writes when it is off, such as `<think>\\n\\n</think>\\n\\n`, or with its end alone where the template has opened it. A
+warning, or an error, says what is missing.
+
 Any decoder of transformers that reads text will do. Rollout and probes share one row where that is exact: full and
 sliding-window attention under sdpa, eager, flex_attention and FlashAttention (whose gain pass runs by sdpa). In
 float32 the old log-probabilities come from the same forward. For recurrent, convolutional and hybrid models, ALiBi,

@@ -23,6 +23,8 @@ An environment keeps the state of a rollout. It is a class; each rollout has an 
         def get_reward(self) -> float:  # if it is defined, after the last turn; its name in the log is the class's
             return float(str(self.count) == self.answer)
 
+In a recipe it is `environment_factory: my_env.py:Counter`, with `environment_kwargs: {...}` for its arguments.
+
 An environment lives on a thread of its own. `reset` and `get_reward` of all environments of a batch run at once, as
 calls do, with the time limit of tools or their own (`@tool(timeout=600)`; one after the other:
 `@tool(concurrency=1)`). So the row, or a seed in it, has to choose from what environments share: by whose turn it is,

@@ -9,12 +9,22 @@ What TRL does around `generate` (weights pushed after an update, sleep between i
 a batch, by `awake`.
 
 What a user should know. `use_vllm: true` samples by vLLM, in the trainer's process (`vllm_mode: colocate`) or on a
-server, as in TRL. What vLLM rounds otherwise than the trainer is corrected by importance weights
-(`vllm_importance_sampling_correction`, on by default). By default a rollout has one weight, the product over its
-tokens, and is left out above 3; with `vllm_importance_sampling_mode: token_truncate`, which the recipes for vLLM set,
-each token has its own, cut at 3. The weights are right as long as both know how tokens were drawn: the trainer knows
-of `temperature`, not of `top_p`, `top_k`, `min_p`, penalties and what else `generation_kwargs` may hold. With these a
-rollout's weight goes to nothing as it gets longer, and a warning says so.
+server, as in TRL:
+
+    use_vllm: true
+    vllm_importance_sampling_mode: token_truncate        # set it, whenever rollouts have more than some tokens
+    vllm_max_model_length: 8192                          # prompt and completion
+    vllm_enable_sleep_mode: true                         # colocate: its memory is free while the policy is trained
+
+    CUDA_VISIBLE_DEVICES=4,5,6,7 trl vllm-serve --model MODEL --tensor_parallel_size 4 --max_model_len 14384
+    CUDA_VISIBLE_DEVICES=0,1,2,3 a2tgpo train RECIPE --config_file zero3 --num_processes 4 --use_vllm true \\
+        --vllm_mode server --vllm_server_base_url http://localhost:8000
+
+What vLLM rounds otherwise than the trainer is corrected by importance weights (`vllm_importance_sampling_correction`,
+on by default). By default a rollout has one weight, the product over its tokens, and is left out above 3; by
+`token_truncate` each token has its own, cut at 3. The weights are right as long as both know how tokens were drawn:
+the trainer knows of `temperature`, not of `top_p`, `top_k`, `min_p`, penalties and what else `generation_kwargs` may
+hold. With these a rollout's weight goes to nothing as it gets longer, and a warning says so.
 
 A server refuses requests that might not fit: give it a `--max-model-len` of the longest prompt and twice
 `max_completion_length`, or rollouts end earlier, as context_full.
