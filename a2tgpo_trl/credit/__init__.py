@@ -20,6 +20,9 @@ One word names the method (`credit: gtpo`, `--credit grpo`); task, rollouts and 
     a2tgpo_paper the same, gains of probability, with the weight 1 in place of 0.3  turn      the same
     a2tgpo_code  a2tgpo, whose first turns have no gain                             turn      the same
 
+Which to take, `recipes/study/README.md` says for one generated world, with figures: there igpo, and a2tgpo with
+`gain_normalization: pooled` and a wider clip range, learn faster than grpo; a2tgpo as it is does not.
+
 Each sets the switches (`A2TGPOConfig`) to its paper's values; what you set wins, and what a method never reads is
 refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo"; gtpo has a turn reward of its own,
 {bad_format: -0.1}; mt_grpo and hybrid need some of yours. A method's docstring has its formula and an example by hand:
@@ -56,8 +59,8 @@ a script hands functions over as `turn_reward_funcs`:
 Ready-made are bad_format (a call that cannot be read or made, text that was cut, a first turn without a call),
 failed_call, duplicate_call, read_only, state_changing (tools say `@tool(changes_state=True)`) and environment (the
 attribute `turn_reward` of an environment). `turn_reward_weight` says what is learnt from them: 1 with gtpo, mt_grpo,
-hybrid and methods of your own, 0 with the others, which then only log them. The mapping may stand in a file, below a
-key turn_rewards (`turn_rewards: weights.yaml`).
+hybrid and methods of your own, 0 with the others, which only log them until you set it. The mapping may stand in a
+file, below a key turn_rewards (`turn_rewards: weights.yaml`).
 
 A state is what the policy had just read when it began a turn: the prompt, or the results of its last calls.
 `state_likeness` says from which ratio of matching characters on two are the same one: 1, equal ones only; GiGPO takes
