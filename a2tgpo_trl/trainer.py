@@ -155,8 +155,8 @@ class A2TGPOTrainer(ScoringTrainer):
         self.add_callback(self._nothing_to_learn)
         self._alarms = Alarms()
         self._tracking = self._make_tracking()
-        if self.args.idle_clip_range is not None:
-            logger.warning(self.args.idle_clip_range)
+        if (idle := self.args.idle_clip_range) is not None:
+            logger.warning(idle)
 
     # ---- the two passes
 

@@ -88,8 +88,8 @@ def _check(recipe: Path, args: argparse.Namespace) -> tuple[str, str]:
     for name in args.credit:
         words = _words(recipe, name, args.seeds[0], args.output, args.every, args.overrides)
         read = read_recipe(["--config", *words])
-        rewarded = read.args.turn_rewards or have_turn_rewards(environment_kinds(read.task))
-        if preset_of(read.args.credit_method).needs_turn_rewards and not rewarded:
+        needs = preset_of(read.args.credit_method).needs_turn_rewards and not read.args.turn_rewards
+        if needs and not have_turn_rewards(environment_kinds(read.task)):  # which may make one of each
             raise ValueError(f"credit {name} needs turn rewards, and the recipe has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in read.task.reward_funcs]
         if args.reward is None and not known:

@@ -128,11 +128,10 @@ def write_report(study: "Study", results: "Results") -> None:
 @contextmanager
 def passing_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM also ends the runs that are under way: they would go on without this process."""
-    import psutil
+    from ..launch.launcher import pass_on_sigterm
 
     def leave(*_: object) -> None:
-        for child in psutil.Process().children():
-            child.terminate()
+        pass_on_sigterm()
         sys.exit(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, leave)

@@ -11,7 +11,9 @@ HOST, PORT, OUTPUT = "127.0.0.1", 8500, Path("view.html")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run with record_every")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {OUTPUT}")
-    parser.add_argument("--overwrite", action="store_true", help="also what is there and is no such page")
+    parser.add_argument(
+        "--overwrite", action="store_true", default=None, help="also what is there and is no such page"
+    )
     parser.add_argument("--serve", action="store_true", help="show what is new as the runs go on, until Ctrl-C")
     parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
     parser.add_argument("--port", type=int, help=f"port to listen on (default {PORT}; 0: a free one)")
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     others = ("output", "overwrite") if args.serve else ("host", "port")
-    unread = [f"--{name}" for name in others if getattr(args, name) is not None and getattr(args, name) is not False]
+    unread = [f"--{name}" for name in others if getattr(args, name) is not None]
     if unread:
         raise ValueError(f"{', '.join(unread)}: not {'with' if args.serve else 'without'} --serve.")
     return serve(args) if args.serve else write(args)

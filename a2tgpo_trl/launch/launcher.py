@@ -22,7 +22,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = launch_command_parser().parse_args(words)
     args.quiet = False  # or a single process's exit code is kept from us
     args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # an option of torchrun: SIGTERM is left to the next line
-    signal.signal(signal.SIGTERM, lambda *_: _pass_on())
+    signal.signal(signal.SIGTERM, lambda *_: pass_on_sigterm())
     try:
         launch_command(args)
     except SignalException as sent:  # by the keyboard, or a terminal that is gone
@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _pass_on() -> None:
+def pass_on_sigterm() -> None:
     """Ask the processes to leave. They finish a step and save a checkpoint, in whatever time that takes."""
     children = psutil.Process().children()
     if not children:

@@ -39,8 +39,8 @@ def check_truncation(args: A2TGPOConfig) -> Verdict:
 
 def check_clip_range(args: A2TGPOConfig) -> Verdict:
     """Whether ratios move, which clip ranges are for."""
-    if args.idle_clip_range is not None:
-        return "warn", args.idle_clip_range
+    if (idle := args.idle_clip_range) is not None:
+        return "warn", idle
     if args.is_on_policy:
         return "pass", "none counts: each batch is trained on in one update, so all ratios are 1"
     return "pass", "counts: each batch is trained on in several updates"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..lookup import read_yaml
 from .scores import Estimate
@@ -153,15 +153,20 @@ def _instead(folder: Path) -> str:
 def _logged(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, float]]:
     for entry in steps:
         for metric, value in entry.items():
-            if metric not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value):
+            if metric not in ("step", "epoch") and is_number(value):
                 yield entry["step"], metric, value
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a log has a number there: it has None where nothing had one, such as a reward that scored no rollout."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def evaluated(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, float]]:
     """Step, name and mean of each held-out score that was logged while training."""
     for entry in history:
         for key, value in entry.items():
-            if key.startswith(EVALUATED) and key.endswith("/mean") and value is not None and math.isfinite(value):
+            if key.startswith(EVALUATED) and key.endswith("/mean") and is_number(value):
                 yield entry["step"], HELD_OUT + key.removeprefix(EVALUATED).removesuffix("/mean"), value
 
 

@@ -298,8 +298,9 @@ class Rollout:
     def _behind_turn(self, results: list[int]) -> list[int]:
         """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
         rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
-        if behind_end(last, results, rules.end_ids) != results:
-            return results[1:]
+        rest = behind_end(last, results, rules.end_ids)
+        if rest is not results:
+            return rest
         is_stopped = last in rules.stop_ids or last not in rules.end_ids
         if is_stopped and end is not None and last != end and end in rules.end_ids:
             return [end, *results]

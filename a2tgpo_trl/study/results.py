@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from .. import __version__
 from ..report.scores import TURNS
-from ..report.series import HELD_OUT, SCORES, STATE, evaluated
+from ..report.series import HELD_OUT, SCORES, STATE, evaluated, is_number
 from ..rollout.reading import OF_TRAINING, files_like
 from ..rollout.record_files import read_records
 from ..rollout.records import Record, read_jsonl
@@ -55,7 +55,7 @@ def measured(folder: Path, every: int) -> list[Measurement]:
         found |= {(step, HELD_OUT + metric): value for metric, value in mechanism(rollouts)}
     for end, records in _recorded(folder, every):
         found |= {(min(end, last), metric): value for metric, value in mechanism_of_training(records)}
-    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if _is_number(value)]
+    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if is_number(value)]
 
 
 def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
@@ -83,17 +83,12 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
         stretches.setdefault(_evaluation_after(entry["step"], every), []).append(entry)
     for end, stretch in stretches.items():
         for metric in sorted({key for entry in stretch for key in entry} - set(NO_MEASUREMENT)):
-            values = [entry[metric] for entry in stretch if _is_number(entry.get(metric))]
+            values = [entry[metric] for entry in stretch if is_number(entry.get(metric))]
             if not values:
                 continue
             total = metric == "num_tokens"  # it grows; what counts is how far it has come
             steps = len(stretch) if metric in SPENT else len(values)
             yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / steps
-
-
-def _is_number(value: float | None) -> bool:
-    """None: the log of a step in which nothing had one, such as a reward that scored no rollout."""
-    return value is not None and math.isfinite(value)
 
 
 def _scores(file: Path) -> Iterator[tuple[str, float]]:

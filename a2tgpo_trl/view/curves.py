@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from ..report.plots import SHARES
+from ..report.series import is_number
 from ..rollout.failures import STATUSES
 from ..rollout.reading import Record, plain
-from ..rollout.records import json_number
 from ..study.mechanism import with_credit
 from ..study.spreads import MOST_TURNS, envelope, of_tool_turn
 from .run import Run
@@ -59,15 +59,11 @@ def of_log(log: Sequence[dict[str, Any]]) -> dict[int, Numbers]:
     found: dict[int, Numbers] = {}
     for entry in log:
         if "reward" in entry:
-            numbers = {plain(name): value for name, value in entry.items() if _is_number(value)}
+            numbers = {plain(name): value for name, value in entry.items() if is_number(value)}
             found.setdefault(entry["step"], {}).update(
                 {k: v for k, v in numbers.items() if k not in ("step", "epoch")}
             )
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and json_number(value) is not None
 
 
 def of_records(batch: Sequence[Record]) -> Numbers:
@@ -146,7 +142,7 @@ def turns_of_log(entry: dict[str, Any]) -> dict[str, Sums]:
     found: dict[str, Pairs] = {}
     for name, key in LOGGED_BY_TURN.items():
         values = [entry.get(key.format(place + 1)) for place in range(MOST_TURNS)]
-        found[name] = [(value, 1) if value is not None and _is_number(value) else (0.0, 0) for value in values]
+        found[name] = [(value, 1) if is_number(value) else (0.0, 0) for value in values]
     return _by_metric(found)
 
 
