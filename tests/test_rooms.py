@@ -30,7 +30,7 @@ ROOMS = {
     "search": "a corpus -> its index -> passages for queries: a server, and a tool",
     "rewards": "completions and accepted answers -> rewards",
     "tasks": "data sets, tools and rewards that come with the package",
-    "report": "records and logs of runs -> progress lines, scores, pictures, comparisons",
+    "report": "records and logs of runs -> progress lines, scores, pictures",
     "launch": "configuration of Accelerate, machine -> processes",
     "resume": "a run -> checkpoints -> the same run",
     "rollout": "GRPO whose policy calls tools: prompts -> rollouts, their records and seeds",

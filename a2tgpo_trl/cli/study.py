@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..study.study import Run, Study
 
 RECIPE = "recipe.yaml"  # of a run, in its folder
+WIDEST = 120  # characters of a line of the table, which a narrow terminal breaks rather than cuts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: the report is of all that is there; 1: a run failed, and its log says why."""
-    from ..study.comparison import best_rates
-    from ..study.results import Results
     from ..study.study import read_study
 
     study = read_study(args.study)
@@ -53,9 +52,25 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--cells: {study.file} has no cell {cell!r}.{nearest(cell, study.cells)}")
     check(study)
     check_places(study)
+    return conduct(study, args.output, cells=args.cells, jobs=args.jobs, minutes=args.minutes, keep=args.keep)
+
+
+def conduct(
+    study: "Study",
+    output: Path,
+    *,
+    cells: Collection[str] | None = None,
+    jobs: int = 1,
+    minutes: float | None = None,
+    keep: bool = False,
+) -> int:
+    """Make the runs that are not there yet, and the report of all that are."""
+    from ..study.comparison import best_rates
+    from ..study.results import Results
+
     identities = {run.kind: _identity(study, run) for run in study.kinds()}
     results = Results(study.results, identities)
-    maker = Maker(study, results, identities, args)
+    maker = Maker(study, results, identities, output, cells or study.cells, jobs, minutes, keep)
     with passing_on_sigterm():
         maker.make(study.tried())
         maker.make(study.reported(best_rates(study, results)))
@@ -67,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
 
 def check(study: "Study") -> None:
     """What would fail in one of the runs is said before the first."""
+    from ..credit import preset_of
+    from ..credit.credit_pass import have_turn_rewards
+    from ..preflight.loading import environment_kinds
     from ..recipe.recipe import read_recipe
     from ..report.progress import quiet_libraries
 
@@ -75,7 +93,12 @@ def check(study: "Study") -> None:
         with TemporaryDirectory() as folder:
             recipe = read_recipe(["--config", str(write_recipe(study, study.first_of(cell), Path(folder)))])
         if recipe.test_dataset is None:
-            raise ValueError(f"{study.file}: {study.recipe} has no questions to compare on (dataset_test_split).")
+            raise ValueError(
+                f"{study.file}: {study.recipe} has no questions to compare on: name a dataset_test_split (train[:50])."
+            )
+        needs = preset_of(recipe.args.credit_method).needs_turn_rewards and not recipe.args.turn_rewards
+        if needs and not have_turn_rewards(environment_kinds(recipe.task)):  # which may make one of each
+            raise ValueError(f"{study.file}: cell {cell!r} needs turn rewards, and has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in recipe.task.reward_funcs]
         if study.reward not in known and recipe.task.environment_factory is None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
@@ -114,14 +137,17 @@ def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
 
 
 def write_report(study: "Study", results: "Results") -> None:
+    from rich.console import Console
+
     from ..study.figures import draw_figures
-    from ..study.report import draw, report, runs_by_cell
+    from ..study.report import draw, report, runs_by_cell, summary
 
     if len(results.table):
         study.report.write_text(report(study, results) + "\n")
         draw(study, results, study.picture)
         if runs := runs_by_cell(study, results):
             draw_figures(results, runs, study.reward, study.figures)
+        Console(width=max(Console().width, WIDEST)).print(summary(study, results))
         print(study.report)
 
 
@@ -144,20 +170,30 @@ def passing_on_sigterm() -> Iterator[None]:
 class Maker:
     """Makes runs, several at once, and enters what they measured."""
 
-    def __init__(self, study: "Study", results: "Results", identities: Mapping["Kind", str], args: argparse.Namespace):
-        self.study, self.results, self.identities, self.args = study, results, identities, args
-        self.until = float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
+    def __init__(
+        self,
+        study: "Study",
+        results: "Results",
+        identities: Mapping["Kind", str],
+        output: Path,
+        cells: Collection[str],
+        jobs: int,
+        minutes: float | None,
+        keep: bool,
+    ):
+        self.study, self.results, self.identities = study, results, identities
+        self.output, self.cells, self.jobs, self.keep = output, cells, jobs, keep
+        self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self.failed: list[Run] = []
         self.left = 0  # runs that there was no time for
         self._entering = Lock()
 
     def make(self, runs: Iterable["Run"]) -> None:
-        wanted = [run for run in runs if not self.args.cells or run.cell in self.args.cells]
-        missing = [run for run in wanted if not self.results.has(run)]
+        missing = [run for run in runs if run.cell in self.cells and not self.results.has(run)]
         for run in missing:
             if self.results.take(run, self.identities[run.kind]):
                 print(f"{run.name}: the results of another study here", flush=True)
-        with ThreadPoolExecutor(self.args.jobs) as jobs:
+        with ThreadPoolExecutor(self.jobs) as jobs:
             list(jobs.map(self._make, [run for run in missing if not self.results.has(run)]))
 
     def _make(self, run: "Run") -> None:
@@ -167,7 +203,7 @@ class Maker:
         if time.monotonic() >= self.until:
             self.left += 1
             return
-        folder = self.args.output / self.study.file.stem / run.name
+        folder = self.output / self.study.file.stem / run.name
         if folder.exists() and not (folder / RECIPE).is_file():
             raise ValueError(f"{folder} is no run of a study, and would be removed. Name another folder (--output).")
         recipe, start = write_recipe(self.study, run, folder), time.monotonic()
@@ -184,7 +220,7 @@ class Maker:
             print(f"{run.name} failed: {folder / LOG}", file=sys.stderr, flush=True)
             return
         with self._entering:
-            self.results.put(run, self.identities[run.kind], measurements, self.args.jobs)
+            self.results.put(run, self.identities[run.kind], measurements, self.jobs)
         print(f"{run.name}: {time.monotonic() - start:.0f} s", flush=True)
-        if not self.args.keep:
+        if not self.keep:
             shutil.rmtree(folder)

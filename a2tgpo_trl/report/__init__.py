@@ -1,4 +1,4 @@
-"""records and logs of runs -> progress lines, scores, pictures and comparisons.
+"""records and logs of runs -> progress lines, scores and pictures.
 
 What is logged, and how to read it: `a2tgpo help metrics`.
 
@@ -14,6 +14,5 @@ What is logged, and how to read it: `a2tgpo help metrics`.
     seeds.py              a number of each seed -> mean and interval
     plots.py              series -> learning curves, numbers by turn, bars
     looks.py              how lines and bars look, in grey as well; PNG and SVG
-    comparison.py         runs of several methods and seeds -> areas under their curves, side by side
     nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to look at
 """

@@ -15,11 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ..lookup import nearest
 from ..rewards import RIGHT_OR_WRONG
-from .comparison import area
 from .looks import check_suffix, draw_curve, look, plain, save
 from .scores import Estimate
 from .seeds import over_seeds, weighted
-from .series import HELD_OUT, Curve, Run, Series, read_series, smooth
+from .series import HELD_OUT, Curve, Run, Series, area, read_series, smooth
 
 
 CURVE = "learning_curve.png"

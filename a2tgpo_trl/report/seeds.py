@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from .scores import Estimate
@@ -21,32 +20,14 @@ def quantile(number: int) -> float:
     return T_QUANTILES[min(number - 2, len(T_QUANTILES) - 1)]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A mean over seeds and the half-width of its 95 % confidence interval (Student's t); None of a single seed."""
-
-    mean: float
-    half: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        number = len(values)
-        if number < 2:
-            return cls(values[0], None)
-        return cls(fmean(values), quantile(number) * stdev(values) / math.sqrt(number))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
-
-
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Mean and 95 % interval (Student's t); of a single seed, the interval is its value.
 
     Example: 1, 2 and 3 -> 2, from 2 - 4.303 / sqrt(3) = -0.484 to 4.484
     """
-    spread = Spread.of(values)
-    half = spread.half or 0.0
-    return Estimate(float(spread.mean), float(spread.mean - half), float(spread.mean + half), len(values))
+    number, mean = len(values), float(fmean(values))
+    half = float(quantile(number) * stdev(values) / math.sqrt(number)) if number > 1 else 0.0
+    return Estimate(mean, mean - half, mean + half, number)
 
 
 def weighted(values: Sequence[float], weights: Sequence[float]) -> Estimate:

@@ -32,6 +32,19 @@ WINDOW = 5  # steps over which a training curve is averaged
 Curve = Sequence[tuple[int, float]]  # (step, score), the steps ascending
 
 
+def area(curve: Curve) -> float:
+    """Mean height of a curve, straight between its points: the mean score of the policy while it learnt.
+
+    It rewards learning sooner as well as learning more, and depends on no choice of a checkpoint.
+
+    Example: (0, 0.2), (10, 0.4), (20, 0.8) -> (0.3 x 10 + 0.6 x 10) / 20 = 0.45
+    """
+    if len(curve) < 2:
+        raise ValueError("a learning curve has two evaluations at least: set eval_steps below max_steps.")
+    total = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in zip(curve, curve[1:], strict=False))
+    return total / (curve[-1][0] - curve[0][0])
+
+
 @dataclass(frozen=True)
 class Run:
     """What was measured in a run: by metric, its course. Names of held-out scores begin with `held_out/`."""

@@ -37,13 +37,13 @@ def claims(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> It
             yield from _follows(results, runs, cell)
 
 
-def claimed_better(runs: Runs) -> dict[Pair, str]:
-    """The pairs of cells of which the first is claimed to be better, and by which claim."""
+def claimed_better(cells: Collection[str]) -> dict[Pair, str]:
+    """The pairs of these cells of which the first is claimed to be better, and by which claim."""
     better = {(cell, other): f"{cell} is better than {other}" for cell in A2TGPO for other in OTHERS}
     gains = {
-        (cell, cell + NO_GAIN): f"gains are what helps: {cell} is better than the same without them" for cell in runs
+        (cell, cell + NO_GAIN): f"gains are what helps: {cell} is better than the same without them" for cell in cells
     }
-    return {pair: claim for pair, claim in {**better, **gains}.items() if runs.keys() >= {*pair}}
+    return {pair: claim for pair, claim in {**better, **gains}.items() if {*cells} >= {*pair}}
 
 
 def _drift(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:

@@ -1,8 +1,8 @@
 """results of a study -> what each cell came to, with intervals over seeds, and its differences from another, paired.
 
-Intervals are Student's, as those of `a2tgpo compare`: percentiles of draws of five seeds would be far too narrow. A
-difference is taken seed by seed, so that what both of its runs have in common falls out. All differences that a report
-judges are one family: the more there are, the clearer each must be (Holm).
+Intervals are Student's: percentiles of draws of five seeds would be far too narrow. A difference is taken seed by
+seed, so that what both of its runs have in common falls out. All differences that a report judges are one family: the
+more there are, the clearer each must be (Holm).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..report.comparison import area
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
-from ..report.series import Curve
+from ..report.series import Curve, area
 from .results import HELD_OUT, Results
 from .study import Run, Study
 

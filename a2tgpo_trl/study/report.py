@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from ..report.looks import draw_curve, save
 from ..report.seeds import over_seeds
@@ -39,9 +40,8 @@ def report(study: Study, results: Results) -> str:
         "",
         *_stale(results),
     ]
-    compared = {cell: other for cell in runs if (other := study.baseline(cell)) is not None}
     outcomes = outcomes_of(study, results, runs)
-    found = differences(outcomes, dict.fromkeys([*compared.items(), *claimed_better(runs)]))
+    found = _judged(study, outcomes)
     lines += [*_main_table(study, outcomes, found), "", f"![learning curves]({study.picture.name})", ""]
     lines += _claims_table(results, runs, found)
     lines += _rates_table(study, results)
@@ -53,6 +53,26 @@ def report(study: Study, results: Results) -> str:
     lines += cost_table(study.baseline, results, runs)
     lines += _made_by(results, runs)
     return "\n".join(lines)
+
+
+def summary(study: Study, results: Results) -> Table:
+    """What a terminal shows of it: a line for each cell."""
+    outcomes = outcomes_of(study, results, runs_by_cell(study, results))
+    found = _judged(study, outcomes)
+    shown = Table(title=title(study).removeprefix("# "), title_justify="left", title_style="bold")
+    for column in ("cell", "seeds", "area", "area, less that of", ""):
+        shown.add_column(column, overflow="fold")
+    for cell, by_seed in outcomes.items():
+        area = over_seeds([one.area for one in by_seed.values()])
+        other, less, _, _, verdict = map(str, _compared(study, cell, found))
+        shown.add_row(cell, str(len(by_seed)), str(area), f"{other}: {less}" if other else "", verdict)
+    return shown
+
+
+def _judged(study: Study, outcomes: Outcomes) -> dict[Pair, Difference]:
+    """All differences that the report judges, together: what the study compares, and what is claimed to be better."""
+    compared = {cell: other for cell in outcomes if (other := study.baseline(cell)) is not None}
+    return differences(outcomes, dict.fromkeys([*compared.items(), *claimed_better(outcomes)]))
 
 
 def title(study: Study) -> str:

@@ -125,7 +125,12 @@ class Study:
 
 def read_study(file: Path) -> Study:
     """The study in a file; an error says which key is wrong."""
-    content = read_yaml(file)
+    return make_study(file, read_yaml(file))
+
+
+def make_study(file: Path, content: Mapping[str, Any]) -> Study:
+    """The study that this file says, or is to say."""
+    content = {**content}
     known = {field.name for field in fields(Study)} - {"file"}
     for key in content:
         if key not in known:

@@ -17,7 +17,7 @@ from a2tgpo_trl.cli import main
 from a2tgpo_trl.report.looks import COLOURS, look, plain
 from a2tgpo_trl.report.plots import by_turn, plot_bars, plot_curves, plot_turns, with_turns
 from a2tgpo_trl.report.seeds import over_seeds, weighted
-from a2tgpo_trl.report.series import Run, Series, common_name, evaluated, mean_curve, read_series, smooth
+from a2tgpo_trl.report.series import Run, Series, area, common_name, evaluated, mean_curve, read_series, smooth
 
 
 def write(
@@ -133,6 +133,20 @@ def test_a_series_is_named_by_what_its_runs_have_in_common(names, found):
 
 
 # ---- numbers
+
+
+def test_the_area_is_the_mean_height_between_evaluations():
+    # 10 steps at 0.3 and 10 at 0.6 on average.
+    assert area([(0, 0.2), (10, 0.4), (20, 0.8)]) == pytest.approx(0.45)
+    # Uneven steps: (5 x 1 + 15 x 0) / 20
+    assert area([(0, 1.0), (5, 1.0), (5, 0.0), (20, 0.0)]) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="two evaluations at least"):
+        area([(0, 0.2)])
+
+
+def test_an_interval_over_seeds_is_students():
+    # Mean 2, deviation 1, t of two degrees of freedom 4.303: half-width 4.303 / sqrt(3) = 2.484
+    assert str(over_seeds([1, 2, 3])) == "2.000 (-0.484 to 4.484)" and str(over_seeds([0.5])) == "0.500"
 
 
 def test_an_interval_of_numbers_that_weigh_differently():

@@ -493,12 +493,13 @@ def test_an_evaluation_removes_no_results_that_it_did_not_write(words, names, tm
     assert content(tmp_path) == before
 
 
-def test_a_comparison_writes_over_no_log_that_it_did_not_write(tmp_path, capsys):
-    write(tmp_path, "grpo-0/log.txt")
+def test_a_comparison_writes_into_no_folder_that_is_no_run_of_it(tmp_path, capsys):
+    write(tmp_path, "quickstart/grpo/own/0/log.txt")
+    before = content(tmp_path)
     words = ["compare", "quickstart", "--credit", "grpo", "--seeds", "0", "-o", str(tmp_path), *TINY[2:]]
     assert cli(words) == 2
-    assert "grpo-0/log.txt. It is left alone" in capsys.readouterr().err
-    assert set(content(tmp_path)) == {"grpo-0/log.txt"}
+    assert "quickstart/grpo/own/0 is no run of a study" in capsys.readouterr().err
+    assert before.items() <= content(tmp_path).items()
 
 
 def test_a_merge_writes_into_no_folder_with_anything_in_it(policy, tmp_path, capsys):

@@ -1,0 +1,39 @@
+"""What tells a training from any other: its settings, and the files that they name."""
+
+from pathlib import Path
+
+from a2tgpo_trl.recipe.recipe import MODELS
+from a2tgpo_trl.study.runs import identity
+
+
+def test_a_run_is_another_once_its_settings_or_a_file_that_they_name_change(tmp_path):
+    recipe, base = tmp_path / "recipe.yaml", tmp_path / "base.yaml"
+    recipe.write_text("base: base.yaml\ntools: ['more.py:tool']\n")
+    base.write_text("credit: own.py:method\nseed: 1\n")
+    files = [tmp_path / name for name in ("own.py", "more.py", "words.py")]
+    for file in files:
+        file.write_text("1")
+    words = [str(recipe), "--task", f"{tmp_path / 'words.py'}:make"]
+    seen = [identity(words)]
+    for file in (recipe, base):
+        file.write_text("# a comment\n" + file.read_text())
+        assert identity([*words, "--output_dir", str(tmp_path)]) == seen[-1]
+        file.write_text(file.read_text() + f"max_{'steps' if file == base else 'completion_length'}: 7\n")
+        seen.append(identity(words))
+    for file in files:
+        file.write_text("2")
+        seen.append(identity(words))
+    assert len(set(seen)) == 6
+    assert identity([*words, "--seed", "2"]) not in seen
+
+
+def test_a_run_is_another_once_the_weights_of_a_policy_that_comes_along_change(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "atlas-tiny", str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    words = [str(tmp_path / "recipe.yaml")]
+    Path(words[0]).write_text("model_name_or_path: atlas-tiny\n")
+    seen = identity(words)
+    assert identity(words) == seen
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert identity(words) != seen
