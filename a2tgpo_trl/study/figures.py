@@ -124,6 +124,11 @@ def _line(number: int, dashes: str) -> dict[str, Any]:
     return {"color": of.colour, "linestyle": dashes, "marker": of.marker, "markersize": 4}
 
 
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:  # runs without gains, or without calls, have no lines in some panels
+        axes.legend(fontsize="x-small")
+
+
 def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
     for number, (cell, runs) in enumerate(cells.items()):
         found = {
@@ -135,7 +140,7 @@ def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
         if across is not None:
             axes.axhline(across.mean, color=look(number).colour, linestyle=":", label=f"{cell}, across")
     axes.set(title="1: how alike calls of a prompt are", xlabel="turn", ylabel="Jaccard", ylim=(0, 1))
-    axes.legend(fontsize="x-small")
+    _legend(axes)
 
 
 def _entropy(axes: Axes, results: Results, cells: Runs, reward: str) -> None:
@@ -145,7 +150,7 @@ def _entropy(axes: Axes, results: Results, cells: Runs, reward: str) -> None:
         scores.plot(*mean_curve(results, runs, HELD_OUT + reward), **_line(number, "--"), alpha=0.6)
     axes.set(title="3: entropy (-) and held-out score (- -)", xlabel="step", ylabel="entropy")
     scores.set(ylim=(0, 1))
-    axes.legend(fontsize="x-small")
+    _legend(axes)
 
 
 def _stages(axes: Axes, results: Results, cells: Runs) -> None:
@@ -158,7 +163,7 @@ def _stages(axes: Axes, results: Results, cells: Runs) -> None:
                 axes.plot(shared, heights, **_line(number, style), label=f"{cell}, {stage}")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(title="4: means by turn", xlabel="turn")
-    axes.legend(fontsize="x-small")
+    _legend(axes)
 
 
 def _envelope(axes: Axes, results: Results, cells: Runs, title: str, low: str, middle: str, high: str) -> None:
@@ -167,7 +172,7 @@ def _envelope(axes: Axes, results: Results, cells: Runs, title: str, low: str, m
             label = cell if metric == middle else None
             axes.plot(*mean_curve(results, runs, metric), **_line(number, style), label=label)
     axes.set(title=f"{title}: smallest, mean, largest", xlabel="step")
-    axes.legend(fontsize="x-small")
+    _legend(axes)
 
 
 def _calls(axes: Axes, results: Results, cells: Runs) -> None:
@@ -178,7 +183,7 @@ def _calls(axes: Axes, results: Results, cells: Runs) -> None:
         heights, of = [0.0 if one is None else one.mean for one in shares], look(number)
         axes.bar(places, heights, width, color=of.colour, hatch=of.hatch, edgecolor="white", linewidth=0, label=cell)
     axes.set(title=f"10: calls a rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
-    axes.legend(fontsize="x-small")
+    _legend(axes)
 
 
 def mean_curve(results: Results, runs: Sequence[Run], metric: str) -> tuple[list[int], list[float]]:
