@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each; default: 1")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
     parser.set_defaults(run=run, overrides=[], base=None)
-    parser.epilog = "Any key of the recipe may follow, for all runs alike: --max_steps 20 --learning_rate 1e-5"
+    parser.epilog = (
+        "Any key of the recipe may follow, for all runs alike: --max_steps 20 --learning_rate 1e-5. "
+        "`a2tgpo help studies` says what comes of it."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,6 +22,11 @@ or several after another. Nor is one that a study in the same folder has made wi
 thread, and its rollouts wait for the tools of all (`stream_turns: false`), so that it is the same run bit for bit,
 whatever runs beside it.
 
+    a2tgpo compare quickstart --credit grpo a2tgpo --seeds 0 1 2 3 4 --every 5
+
+is a study in one line: it writes the file (`outputs/comparison/quickstart.yaml`) and makes the runs, whose folders
+`a2tgpo plot` and `a2tgpo view` take. Fewer than five seeds decide nothing.
+
     study.py        a study's file -> what is compared in it, by which runs
     runs.py         words of a training -> the training, and what tells it from any other
     results.py      a finished run's folder -> its measurements; those of all runs, in one file
