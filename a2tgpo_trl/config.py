@@ -22,7 +22,7 @@ AnswerAliases = Literal["first", "max", "mean"]
 RecordFormat = Literal["jsonl", "parquet"]
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo", "vespo"]
-# Those that do not clip a ratio to a range around 1, and what they do instead.
+# Losses that do not clip a ratio to a range around 1, and what they do instead.
 WITHOUT_CLIP_RANGE = {
     "cispo": "caps the ratio at epsilon_high itself",
     "sapo": "fades ratios out without an edge",
@@ -31,16 +31,16 @@ WITHOUT_CLIP_RANGE = {
 
 OF_CLIP_RANGE = ("epsilon", "epsilon_high", "clip_adaptation")
 
-TRACKERS = ("wandb", "trackio", "tensorboard")  # those in `report_to` that get more than metrics
+TRACKERS = ("wandb", "trackio", "tensorboard")  # trackers that get more than metrics
 TABLE_TURNS = 64
 
-# Of those, a clip range that follows the gain reads some, whatever credits the turn.
+# A clip range that follows the gain reads OF_GAINS, whatever method credits the turn.
 DEPTHS = ("turn_group", "turn")  # how gains are compared by depth
 OF_GAINS = ("gain_normalization", "gain_groups", "stopped_count")
 
 
 def _by_credit(name: str, text: str) -> Any:
-    """A field whose default is the preset's value; `__post_init__` puts it there."""
+    """Return a field whose default is the preset's value, which `__post_init__` fills in."""
     values = {preset: preset_of(find_method(preset)).values[name] for preset in METHODS}
     usual = max(values.values(), key=[*values.values()].count)
     others: dict[str, list[str]] = {}
@@ -59,9 +59,9 @@ class A2TGPOConfig(ToolConfig):
 
     `credit="grpo"` is TRL's GRPO, bit for bit on the same rollouts, and no information gain is computed.
 
-    Where a turn or a sequence shares a ratio, the policy's dropout is off, `disable_dropout` or not. With
-    `disable_dropout` it is off throughout: TRL leaves those rates that a model hands to a function, such as
-    `attention_dropout`.
+    If a turn or a sequence shares one ratio, the policy's dropout is off, whatever `disable_dropout` says. With
+    `disable_dropout` every dropout is off, including rates that a model passes to a function, such as
+    `attention_dropout`, which TRL leaves on.
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
@@ -89,62 +89,60 @@ class A2TGPOConfig(ToolConfig):
 
     credit: str = setting(
         "a2tgpo",
-        "Method that credits the turns, whose paper's values the switches have that are not set: "
-        f"{', '.join(map(repr, METHODS))}, or the import path of a function (file.py:function, "
-        "package.module:function).",
+        f"Method that credits the turns: {', '.join(map(repr, METHODS))}, or the import path of a function "
+        "(file.py:function, package.module:function). Switches that you do not set get the values of its paper.",
     )
     gain_weight: Annotated[float, Interval(0.0)] = _by_credit(
-        "gain_weight", "Weight of the accumulated information gain beside the outcome advantage."
+        "gain_weight", "Weight of the accumulated information gain alongside the outcome advantage."
     )
     outcome_weight: Annotated[float, Interval(0.0)] = _by_credit(
-        "outcome_weight", "Weight of the outcome of the whole rollout beside the credit of its turns."
+        "outcome_weight", "Weight of the outcome of the whole rollout alongside the credit of its turns."
     )
     gain_normalization: Normalization = _by_credit(
         "gain_normalization",
-        "What a gain (a turn reward, a return) is compared with: 'turn_group' (turns at the same depth of the same "
+        "What a gain (or turn reward, or return) is compared with: 'turn_group' (turns at the same depth of the same "
         "prompt), 'pooled' (all turns of the same prompt) or 'none'.",
     )
     discount: Annotated[float, Interval(0.0, 1.0, "[]")] = _by_credit(
-        "discount", "Discount of what comes later, per turn. 0 keeps what is a turn's own only."
+        "discount", "Discount per turn of what comes later. With 0 a turn gets only what is its own."
     )
     rescale_accumulation: bool = _by_credit(
         "rescale_accumulation", "Whether to divide an accumulated sum by the square root of its number of terms."
     )
     gain_groups: GainGroups = _by_credit(
         "gain_groups",
-        "Which turns of the prompt a gain is compared with, by gain_normalization 'turn_group': those at the same "
-        "depth ('turn'), or those that began in the same state, at whatever depth, and where there are none those at "
-        "the same depth ('state'). A state is what the policy had just read: the prompt, or the results of its last "
-        "calls.",
+        "Which turns of the prompt a gain is compared with if gain_normalization is 'turn_group': those at the same "
+        "depth ('turn'), or those that began in the same state at any depth and, if there are none, those at the same "
+        "depth ('state'). A state is what the policy had just read: the prompt, or the results of its last calls.",
     )
     stopped_count: bool = _by_credit(
         "stopped_count",
-        "Whether rollouts that have stopped calling tools count, with a gain of 0, where the gains of later turns are "
-        "compared. Without it gains say which call was better, but not whether to call at all.",
+        "Whether rollouts that have stopped calling tools count, with a gain of 0, when the gains of later turns are "
+        "compared. Without them gains say which call was better, but not whether to call at all.",
     )
     state_likeness: Annotated[float, Interval(0.0, 1.0, "(]")] = _by_credit(
         "state_likeness",
-        "Ratio (difflib's, of characters) from which on two states count as the same one. 1: equal ones only. GiGPO "
-        "takes 0.9 for results of a search.",
+        "Lowest ratio of matching characters (difflib's) at which two states count as the same. 1: only equal ones. "
+        "GiGPO uses 0.9 for search results.",
     )
     state_weight: Annotated[float, Interval(0.0)] = _by_credit(
         "state_weight",
-        "Weight of what a turn earned beyond others that began in its state, beside the outcome advantage (GiGPO).",
+        "Weight of what a turn earned beyond others that began in its state, alongside the outcome advantage (GiGPO).",
     )
     turn_rewards: dict[str, float] | str | None = _by_credit(
         "turn_rewards",
-        "Rewards of single turns and what each is worth, as a mapping or a YAML file that holds it: names of "
+        "Rewards of single turns and their weights, as a mapping or a YAML file that contains it: names of "
         "ready-made ones ('bad_format', 'failed_call', 'duplicate_call', 'read_only', 'state_changing', "
         "'environment') or import paths of functions.",
     )
     turn_reward_weight: Annotated[float, Interval(0.0)] = _by_credit(
         "turn_reward_weight",
-        "Weight of the accumulated turn rewards beside gains and outcome. 0: they are logged only.",
+        "Weight of the accumulated turn rewards alongside gains and outcome. 0: they are only logged.",
     )
     failure_shaping: Annotated[float, Interval(0.0, 1.0, "[]")] = _by_credit(
         "failure_shaping",
-        "Share of the reward that a failed rollout lacks to success_reward which it gets back, times the likeness of "
-        "what it tried to what passing rollouts of its group did (GTPO).",
+        "Share of the gap to success_reward that a failed rollout is given, multiplied by how similar its attempt is "
+        "to those of the passing rollouts of its group (GTPO).",
     )
     shaping_embedding: str = setting(
         "auto",
@@ -153,7 +151,7 @@ class A2TGPOConfig(ToolConfig):
         "sentence encoder if it is on this machine, else 'ngrams'.",
     )
     success_reward: Annotated[float, Interval(ends="()")] = setting(
-        1.0, "Reward from which on a rollout has passed, for failure_shaping."
+        1.0, "Reward at or above which a rollout has passed, for failure_shaping."
     )
     importance_sampling_level: RatioLevel = _by_credit(
         "importance_sampling_level",
@@ -165,17 +163,17 @@ class A2TGPOConfig(ToolConfig):
     )
     epsilon_high: Annotated[float, Interval(0.0, ends="()")] = _by_credit(
         "epsilon_high",
-        "Width of the clip range above 1, before it is scaled per turn. If only `epsilon` is set: the same.",
+        "Width of the clip range above 1, before it is scaled per turn. If you set only `epsilon`: the same.",
     )
     clip_adaptation: Annotated[float, Interval(0.0, 1.0)] = _by_credit(
         "clip_adaptation",
-        "How far the clip range of a turn follows its gain: the range is scaled by between 1 minus and 1 plus this. "
-        "0 turns adaptive clipping off. No clip range counts where a batch is trained on in one update, as it is by "
-        "default: its ratios are 1. See steps_per_generation and num_iterations.",
+        "How far the clip range of a turn follows its gain: the range is scaled by a factor from 1 minus this "
+        "to 1 plus this. 0 turns adaptive clipping off. No clip range has an effect when a batch is trained on in one "
+        "update, as it is by default: all ratios are 1. See steps_per_generation and num_iterations.",
     )
     loss_type: LossType = _by_credit(
         "loss_type",
-        "What becomes of ratios, and how the loss is summed up over tokens, as TRL explains: 'dapo', 'grpo', "
+        "How the loss uses ratios and how it is summed over tokens, as TRL explains: 'dapo', 'grpo', "
         "'dr_grpo', 'bnpo' or 'luspo'; with clip_adaptation 0 also 'cispo', 'sapo' or 'vespo', which clip nothing.",
     )
     beta: Annotated[float, Interval(0.0)] = _by_credit(
@@ -183,20 +181,20 @@ class A2TGPOConfig(ToolConfig):
     )
     sorted_rows: bool = setting(
         True,
-        "Whether rollouts are shared out among the micro-batches of an optimizer step by their lengths and prompts, "
-        "which pads less, instead of at random. The gradient is the same sum; a loss that is no sum of rows "
-        "(bnpo, or one in which entropies count) keeps TRL's random order.",
+        "Whether rollouts are assigned to the micro-batches of an optimizer step by their lengths and prompts, "
+        "which needs less padding, instead of at random. The gradient is the same sum; a loss that is not a sum over "
+        "rows (bnpo, or one that uses entropies) keeps TRL's random order.",
     )
     sampled_tokens_only: bool = setting(
         True,
-        "Whether the policy's head is given sampled tokens alone, which are all that is trained on, and not the "
-        "results of tools. With adapters that put virtual tokens before the prompt it is given all.",
+        "Whether the policy's head is given only sampled tokens, the only ones that are trained on, and not the "
+        "results of tools. With adapters that put virtual tokens before the prompt it is given all tokens.",
     )
     shared_prefixes: bool = setting(
         True,
-        "Whether forwards read once what rollouts of a micro-batch begin with alike: their prompt, and often a first "
-        "call and its result. Models and attention implementations that this is not known to be exact for read rows "
-        "one by one; so do compiled models.",
+        "Whether a forward pass reads the common beginning of rollouts of a micro-batch only once: their prompt, and "
+        "often a first call and its result. Models and attention implementations for which this is not known to be "
+        "exact read rows one by one; so do compiled models.",
     )
     gain_measure: GainMeasure = _by_credit(
         "gain_measure",
@@ -205,58 +203,58 @@ class A2TGPOConfig(ToolConfig):
     )
     first_gain: bool = _by_credit(
         "first_gain",
-        "Whether the first turn has a gain: how much closer it came to the answer than the question alone was.",
+        "Whether the first turn has a gain: how much closer it came to the answer than the question alone.",
     )
     last_gain: bool = _by_credit(
         "last_gain",
         "Whether the last turn that a tool answered has a gain: how much closer its result came to the answer.",
     )
     answer_aliases: AnswerAliases = setting(
-        "first", "Which accepted answer is scored: the 'first', the best ('max') or their average ('mean')."
+        "first", "Which of the accepted answers is scored: the 'first', the best ('max') or their average ('mean')."
     )
     probe_template: str = setting(
         "<answer>{answer}</answer>",
-        "What the policy is imagined to write when it answers at once; only the tokens of {answer} are "
+        "What the policy would write if it answered immediately; only the tokens of {answer} are "
         "scored. It starts where a turn starts, right after the generation prompt.",
     )
     gain_token_budget: Annotated[int, Interval(1)] = setting(
         16384,
-        "Most tokens (padding included) in one forward of the gain pass on one device. A single longer "
-        "rollout goes alone. Lower it if the gain pass runs out of memory.",
+        "Maximum number of tokens (padding included) in one forward pass of the gain pass on one device. A longer "
+        "rollout gets its own forward pass. Lower this if the gain pass runs out of memory.",
     )
     eval_gains: bool = setting(
         False,
-        "Whether evaluations compute values and gains as well, for the records of their rollouts (`a2tgpo gains`). It "
-        "costs what it costs in training.",
+        "Whether evaluations also compute values and gains, for the records of their rollouts (`a2tgpo gains`). The "
+        "cost is the same as in training.",
     )
     record_every: Annotated[int, Interval(0)] = setting(
         0,
-        "Every how many steps the rollouts of a batch are written to the run's folder `rollouts`, with the credit of "
-        "their turns, from the first step on. 0: none is written.",
+        "Interval in steps at which the rollouts of a batch are written to the run's folder `rollouts`, with the "
+        "credit of their turns, from the first step on. 0: none are written.",
     )
     record_format: RecordFormat = setting(
         "jsonl",
-        "Format of these files: 'jsonl', a rollout a line, or 'parquet', smaller, with the same types of columns in "
-        "all of them.",
+        "Format of these files: 'jsonl' (one rollout per line) or 'parquet' (smaller, with the same column types in "
+        "all files).",
     )
     record_tokens: bool = setting(
         True,
-        "Whether tokens are written as well, and of each that was sampled its text, its log-probability, its ratio "
-        "and whether it was clipped, by which a page of the run colours them. Without them files are smaller.",
+        "Whether tokens are also written and, for each sampled token, its text, log-probability, ratio and whether it "
+        "was clipped, which the page of a run uses to colour it. Without tokens, files are smaller.",
     )
     record_megabytes: Annotated[int, Interval(1)] = setting(
-        1000, "The most that is written there, on all ranks together. When it is reached, recording ends."
+        1000, "Most megabytes of these files, on all ranks together. Recording ends when they are reached."
     )
     table_turns: Annotated[int, Interval(0)] = setting(
         TABLE_TURNS,
-        "The most turns, a row each, of the table that W&B, Trackio and TensorBoard get where report_to names them, "
-        "50 times in a run at most: what was said, called and read, and what it gained and was credited with. Secrets "
-        "are masked. 0: none.",
+        "Maximum number of turns (one row each) in the table that W&B, Trackio and TensorBoard get if report_to names "
+        "them, at most 50 times per run: what was said, called and read, and what the turn gained and was credited "
+        "with. Secrets are masked. 0: no table.",
     )
     resample_limit: Annotated[int, Interval(0)] = setting(
         0,
-        "How often the prompts of groups that teach nothing (equal rewards, equal gains) are rolled out "
-        "again before a batch is trained on, in the manner of DAPO; at most so many times. 0: never.",
+        "Maximum number of times that the prompts of groups that teach nothing (equal rewards, equal gains) are "
+        "rolled out again before a batch is trained on, as in DAPO. 0: never.",
     )
 
     def __post_init__(self):
@@ -292,7 +290,7 @@ class A2TGPOConfig(ToolConfig):
         return preset
 
     def _check_effect(self, preset: Preset) -> None:
-        """Nothing is set that the method does not read."""
+        """Check that no setting is set that the method does not read."""
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
         if self.record_every == 0:
@@ -369,22 +367,22 @@ class A2TGPOConfig(ToolConfig):
 
     @property
     def credit_method(self) -> Method:
-        """What credits the turns."""
+        """The method that credits the turns."""
         return find_method(self.credit)
 
     @property
     def credit_switches(self) -> Switches:
-        """The settings that it reads."""
+        """The settings that the method reads."""
         return Switches(**{switch.name: getattr(self, switch.name) for switch in fields(Switches)})
 
     @property
     def trains_as_grpo(self) -> bool:
-        """Whether nothing in the loss differs from TRL's GRPO, with which training is then the same to the bit."""
+        """Whether the loss is that of TRL's GRPO, so that training is the same bit for bit."""
         return not self.knows_turns and self.importance_sampling_level == "token"
 
     @property
     def knows_turns(self) -> bool:
-        """Whether anything in the loss is a turn's. Without that, training is TRL's, or differs from it by padding."""
+        """Whether anything in the loss depends on turns. If not, training is TRL's, or differs from it by padding."""
         credits_turns = self.uses_gain or self.turn_reward_weight > 0 or self.reads_states
         return credits_turns or self.importance_sampling_level == "turn"
 
@@ -395,12 +393,12 @@ class A2TGPOConfig(ToolConfig):
 
     @property
     def is_on_policy(self) -> bool:
-        """Whether each batch of rollouts is trained on in one update: all ratios are 1, and no clip range counts."""
+        """Whether each batch is trained on in one update, so that all ratios are 1 and no clip range has an effect."""
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
 
     @property
     def idle_clip_range(self) -> str | None:
-        """What is set of the clip range though none counts, and what would make it count."""
+        """Which settings of the clip range have no effect, and what would give them one; None if there are none."""
         values, clips = preset_of(self.credit_method).values, self.loss_type not in WITHOUT_CLIP_RANGE
         chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0)]
         if not (self.is_on_policy and clips and chosen):
@@ -413,12 +411,12 @@ class A2TGPOConfig(ToolConfig):
 
     @property
     def reads_states(self) -> bool:
-        """Whether anything reads in which state a turn began. If nothing does, states are not compared."""
+        """Whether anything reads the states in which turns began. If nothing does, states are not compared."""
         return self.gain_groups == "state" or preset_of(self.credit_method).needs_states
 
 
 def _turn_rewards(value: Any) -> dict[str, float]:
-    """Names of turn rewards and weights; from a YAML file, where its path is given."""
+    """Turn rewards and their weights, from a mapping or from a YAML file if its path is given."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         if not Path(value).is_file():
             raise ValueError(f"turn_rewards: there is no file {value}, beside the recipe or in {Path.cwd()}.")

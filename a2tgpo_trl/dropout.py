@@ -1,7 +1,7 @@
 """policy -> the same policy without dropout, so that two forwards over the same tokens agree while it trains.
 
 The ratio of a turn is a mean over its tokens, in a clip range of a few thousandths. With dropout, old and new
-log-probabilities come from two random subnetworks, and that alone puts most turns outside of it.
+log-probabilities come from two random subnetworks, and that alone puts most turns outside the range.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from .models import base_model
 
 logger = get_logger(__name__)
 
-# The noise that some mixtures of experts put on what they route; the other attributes in question have "drop" in them.
+# The noise that some mixtures of experts add to what they route; the other attributes in question contain "drop".
 NOISE = ("jitter_noise", "input_jitter_noise")
-# Of heads that a policy does not have, although its config gives their rates.
+# Rates of heads that a policy does not have, although its config gives them.
 OTHER_HEADS = ("summary_first_dropout", "classifier_dropout", "classifier_dropout_prob")
 
 
 def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_corrected: bool) -> None:
-    """Switch dropout off where it would drown the ratio, and say so unless that was asked for.
+    """Switch dropout off if it would drown the ratio, and say so unless that was requested.
 
     Args:
         model: the policy.
         level: span whose tokens share a ratio (`importance_sampling_level`).
-        disabled: whether dropout is to be off in any case (`disable_dropout`).
-        sampler_is_corrected: whether vLLM samples, and the loss weighs its tokens by its probabilities.
+        disabled: whether dropout is off in any case (`disable_dropout`).
+        sampler_is_corrected: whether vLLM samples, and the loss weights its tokens by its probabilities.
     """
     rates = dropout_rates(model)
     named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items())
@@ -49,12 +49,12 @@ def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_c
 
 
 def goes_without(level: str, disabled: bool) -> bool:
-    """Whether a policy trains without dropout: where it is asked for, and where more than a token shares a ratio."""
+    """Whether a policy trains without dropout: if that is requested, or if more than one token shares a ratio."""
     return disabled or level != "token"
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:
-    """What draws at random while this model trains: names, and the highest rate of each.
+    """The names of everything that drops at random while this model trains, and the highest rate of each.
 
     Example: a GPT-2 with LoRA -> {"attn_dropout": 0.1, "attn_pdrop": 0.1, ..., "lora_dropout": 0.05}
     """
@@ -65,9 +65,9 @@ def dropout_rates(model: nn.Module) -> dict[str, float]:
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set each rate to 0: of modules, of attributes that functions are called with, and of the config.
+    """Set each rate to 0: those of modules, of attributes that are passed to functions, and of the config.
 
-    TRL's `disable_dropout` reaches the modules. Most models hand a number to their attention instead, and some read
+    TRL's `disable_dropout` reaches only modules. Most models pass a number to their attention instead, and some read
     it from the config at each forward.
     """
     for _, holder, key in _places(model):
@@ -92,7 +92,7 @@ def _candidates(path: str, module: nn.Module) -> Iterator[tuple[str, dict[str, A
     for name, value in own.items():
         if _is_rate(name):
             yield name, own, name
-            if isinstance(value, dict):  # of each adapter
+            if isinstance(value, dict):  # one rate per adapter
                 yield from ((name, value, adapter) for adapter in value)
 
 

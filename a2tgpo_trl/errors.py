@@ -5,7 +5,7 @@ from typing import Any
 
 
 class RecipeError(ValueError):
-    """A recipe, or the command line over it, asks for something impossible: the message is all a user needs."""
+    """A recipe, or a command line overriding it, asks for something impossible: the message is all a user needs."""
 
 
 class ResumeError(RecipeError):
@@ -13,20 +13,20 @@ class ResumeError(RecipeError):
 
 
 class RunStopped(RuntimeError):
-    """Tools or environments have failed for good, and the run was not to go on without them."""
+    """Tools or environments have failed for good, and the run was set not to go on without them."""
 
 
 class RunInterrupted(SystemExit):
-    """The run was asked to leave, and has saved a checkpoint. Uncaught, it ends the process with "run me again".
+    """The run was asked to stop, and has saved a checkpoint. Uncaught, this ends the process with "run me again".
 
-    Whoever catches it finds SIGTERM ignored: a launcher sends it again to processes that leave late."""
+    Where it is caught, SIGTERM is ignored: a launcher sends it again to processes that end late."""
 
     def __init__(self) -> None:
         super().__init__(os.EX_TEMPFAIL)
 
 
 def shown(value: Any) -> str:
-    """A value as a message about it shows it, cut where it is long.
+    """A value as messages about it show it, cut if it is long.
 
     Example: ["1969", 7] -> "['1969', 7]"
     """

@@ -3,42 +3,44 @@
     a2tgpo eval quickstart                                    # the recipe's own policy
     a2tgpo eval eval_qa --model outputs/mine --seed 1         # another one; any key of the recipe may follow
 
-The rows go in batches through the trainer's own rollout code: the same tools, template, sampling settings and rewards
-as in training. Each rollout draws from a seed of its own and each batch is written down before the next begins, so an
-evaluation that was cut off, or killed, goes on where it stopped by the same command, and by transformers' generation
-it ends with the same rollouts. With other settings, weights or questions it is refused. Several processes are started
-as for training (`a2tgpo help launch`; by hand, `accelerate launch -m a2tgpo_trl.evaluation --config RECIPE`).
+The rows go in batches through the trainer's own rollout code, with the same tools, template, sampling settings and
+rewards as in training. Each rollout draws from its own seed, and each batch is written to disk before the next begins.
+If an evaluation is cut off or killed, the same command continues it where it stopped; with generation by transformers
+it ends with the same rollouts. With other settings, weights or questions it refuses to continue. Several processes are
+started as for training (`a2tgpo help launch`; by hand, `accelerate launch -m a2tgpo_trl.evaluation --config RECIPE`).
 
-What is written to OUTPUT_DIR/evaluation/POLICY:
+An evaluation writes to OUTPUT_DIR/evaluation/POLICY:
 
-    scores.md        a table: a line for all questions and for each group, a column for each score
+    scores.md        a table: a row for all questions and for each group, a column for each score
     scores.json      the same in numbers
     rollouts.jsonl   what was said, called, found and rewarded, a line for each rollout
     settings.json    what the rollouts depend on
 
-Scores. Means over questions with their 95 % intervals: Wilson's of what is right or wrong, and percentiles of 2,000
-draws of the questions (bootstrap) of all others; several rollouts of a question (`num_generations_eval`) are averaged
-first. Beside rewards: tool turns, tool calls that reached their tool, and right answers per call, which are all right
-answers over all calls. A line for each value of a column (`group_by`; of task qa, each set), and for what a task
-gathers (its `averages`; of task qa, multi-hop, single-hop and all sets): once over their questions, so that a large
-set counts for more, and once over the means of their sets ("each set alike").
+Scores. Each is a mean over questions with its 95 % interval: Wilson's for scores that are right or wrong, and
+percentiles of 2,000 draws of the questions (bootstrap) for all others. Several rollouts of a question
+(`num_generations_eval`) are averaged first. Besides rewards, it scores tool turns, tool calls that reached their tool,
+and right answers per call, which are all right answers divided by all calls. There is a row for each value of a column
+(`group_by`; for task qa, each set), and for each collection that a task defines (its `averages`; for task qa,
+multi-hop, single-hop and all sets): once over their questions, so that a large set counts for more, and once over the
+means of their sets ("each set alike").
 
-Two policies on the same questions, one question at a time: the difference with its interval, and for what is right or
-wrong McNemar's exact test of those that only one of the two has right. Name the folders of two evaluations:
+Two policies on the same questions are compared one question at a time: the difference with its interval, and for
+scores that are right or wrong, McNemar's exact test of the questions that only one of the two has right. Name the
+folders of two evaluations:
 
     a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set
 
-What a corpus can answer at all. A question is taken for answerable where an accepted answer stands in a passage that
-is found for the question itself, or for one of the titles that support it, where its set names them; one whose answer
-is yes or no, where all of these titles are found. Needed are the questions, from the hub or as files (--folder), and
-an index or a server (`a2tgpo help search`):
+What a corpus can answer at all. A question counts as answerable if an accepted answer appears in a passage that is
+found for the question itself, or for one of the titles that support it, if its set names them. A question whose answer
+is yes or no counts as answerable if all of these titles are found. You need the questions, from the hub or as files
+(--folder), and an index or a server (`a2tgpo help search`):
 
     a2tgpo answerable --sets multi-hop --train hotpotqa --url http://localhost:8000 -o answerable.jsonl
 
-The file has a line for each question that was tried, and task qa takes it: with {answerable: answerable.jsonl} an
-evaluation has lines for what is answerable and for what is not, and with {answerable_only: true} beside it the latter
-is left out of training. A server that is away is waited for (--patience); after an interruption the same command goes
-on where it was.
+The file has a line for each question that was tried, and task qa reads it: with {answerable: answerable.jsonl} an
+evaluation has separate rows for answerable questions and for the others, and adding {answerable_only: true} leaves the
+others out of training. If a server is down, the command waits for it (--patience). After an interruption the same
+command continues where it stopped.
 """
 
 import hashlib
@@ -67,7 +69,7 @@ from .rollout.records import Record, read_jsonl, write_jsonl
 from .rollout.trainer import ToolTrainer
 
 
-# Settings that no rollout of an evaluation depends on. All others must be the same for one to go on.
+# Settings that no rollout of an evaluation depends on. All others must be the same for an evaluation to be continued.
 IRRELEVANT = (
     *BOOKKEEPING,
     *A2TGPOConfig.BOOKKEEPING,
@@ -114,7 +116,7 @@ def evaluate(
 
 
 def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[Record]:
-    """What is in the file up to its last complete batch: the rest is rolled out again, so that its seed gives all."""
+    """The file's records up to its last complete batch; the rest is rolled out again, so that seeds determine all."""
     done = read_jsonl(file) if file.exists() else []
     if any(record["row"] != i // samples for i, record in enumerate(done)):
         raise RecipeError(f"{file} holds rollouts of another test set or number of samples. Remove it.")
@@ -123,7 +125,7 @@ def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[
 
 
 def _keep(file: Path, records: int) -> None:
-    """Cut the file behind its first records, in place: killed here, it has lost none of them."""
+    """Cut the file in place after its first records; if killed here, none of these is lost."""
     with file.open("ab+") as lines:
         lines.seek(0)
         for _ in range(records):
@@ -132,7 +134,7 @@ def _keep(file: Path, records: int) -> None:
 
 
 def from_main(trainer: ToolTrainer, make: Callable[[], Any]) -> Any:
-    """What the main process makes, on all processes; what it raises as well."""
+    """Return what the main process makes on all processes; a `RecipeError` is raised on all of them too."""
     made: list[Any] = [None, None]
     if trainer.accelerator.is_main_process:
         try:
@@ -149,7 +151,7 @@ def from_main(trainer: ToolTrainer, make: Callable[[], Any]) -> Any:
 
 
 def evaluate_recipe(recipe: Recipe) -> Scores:
-    """Evaluate the recipe's policy on its test set; rollouts, scores and settings are in a folder of its name."""
+    """Evaluate the recipe's policy on its test set; rollouts, scores and settings go to a folder of its name."""
     rows = recipe.test_dataset
     if rows is None:
         raise RecipeError("There is nothing to evaluate on: no dataset_test_split is named, or eval_rows is 0.")
@@ -180,12 +182,12 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
 
 
 def _files_of(policy: str) -> list[str]:
-    """Names of what an evaluation writes, in the folder of a run."""
+    """The files that an evaluation writes, relative to the folder of a run."""
     return [f"{SCORES}/{policy}/{name}" for name in WRITTEN]
 
 
 def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool) -> tuple[bool, int]:
-    """Whether there are rollouts to go on with, made by the same policy with the same settings, and how many."""
+    """Whether there are rollouts of the same policy and settings to continue from, and how many."""
     rollouts, scores, _, file = (own.folder / name for name in _files_of(policy))
     resume = rollouts.exists() and file.exists() and not overwrite
     if resume:
@@ -195,11 +197,11 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
             raise RecipeError(f"{rollouts.parent} holds an evaluation with another {', '.join(different)}. {ANEW}")
     elif not overwrite and (rollouts.exists() or scores.exists()):
         raise RecipeError(f"{rollouts.parent} holds part of an evaluation, and nothing says of which settings. {ANEW}")
-    # Rollouts of these very settings are gone on with, wherever they were cut off.
+    # Rollouts of the same settings are continued, wherever they were cut off.
     own.claim(*_files_of(policy)[1 if resume else 0 :])
     if overwrite:
         own.remove(*_files_of(policy))
-    if not resume:  # else they are there, and killed in the middle of writing them anew it could not go on
+    if not resume:  # if resuming, keep the file: a kill while rewriting it would prevent another resume
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2) + "\n")
     return resume, len(read_jsonl(rollouts)) if resume else 0
@@ -215,7 +217,7 @@ def _written(settings: Path) -> dict[str, Any]:
 
 
 def _settings(recipe: Recipe, trainer: ToolTrainer) -> dict[str, Any]:
-    """All that a rollout depends on: settings, weights, rows, and the files of tools, rewards and environments."""
+    """All that rollouts depend on: settings, weights, rows, and the files of tools, rewards and environments."""
     given = {**recipe.args.to_dict(), **asdict(recipe.run), **asdict(recipe.model)}
     folder = Path(recipe.model.model_name_or_path)
     task = recipe.task
@@ -233,7 +235,7 @@ def _settings(recipe: Recipe, trainer: ToolTrainer) -> dict[str, Any]:
 
 
 def _sources(things: Sequence[Any]) -> set[str]:
-    things = [thing.func if isinstance(thing, partial) else thing for thing in things]  # given arguments by a recipe
+    things = [thing.func if isinstance(thing, partial) else thing for thing in things]  # a recipe gave it arguments
     named = [thing for thing in things if inspect.isroutine(thing) or inspect.isclass(thing)]
     return {str(inspect.getsourcefile(thing)) for thing in named}
 
@@ -243,7 +245,7 @@ def _digest(text: str) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Evaluate what the command line says."""
+    """Evaluate the recipe that the command line names."""
     return run_recipe(evaluate_recipe, words)
 
 

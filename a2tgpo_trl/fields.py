@@ -4,8 +4,8 @@
     tool_concurrency: Annotated[int, Interval(1)]
     on_outage: Literal["stop", "continue"]
 
-The annotation is the one place that says of a setting whether it is a switch, a whole number or a choice, whether it
-may be None, and which interval it lies in. Parsers of recipes and of command lines read the plain type within.
+The annotation is the one place that says whether a setting is a switch, a whole number or a choice, whether it may be
+None, and which interval it lies in. Parsers of recipes and of command lines read the plain type inside.
 """
 
 import inspect
@@ -19,13 +19,13 @@ from .lookup import nearest
 
 
 def setting(default: Any, text: str) -> Any:
-    """A field of a dataclass with this help, as parsers of command lines look for it."""
+    """A dataclass field with this help text, stored where parsers of command lines look for it."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The numbers from `low` to `high`; a square bracket means that an end itself belongs to them."""
+    """The numbers from `low` to `high`; a square bracket means that the end itself is included."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -50,12 +50,12 @@ class Kind:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words that may be chosen from; none if it is no choice."""
+        """The words to choose from; none if the setting is not a choice."""
         return next((get_args(kind) for kind in self.types if get_origin(kind) is Literal), ())
 
 
 def kind_of(annotation: Any) -> Kind:
-    """Reads an annotation that was got with `include_extras`."""
+    """What an annotation says that was read with `include_extras`."""
     annotation, *extras = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
     types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     interval = next((extra for extra in extras if isinstance(extra, Interval)), None)
@@ -63,7 +63,7 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def kinds_of(settings: type, base: type) -> dict[str, Kind]:
-    """Of each field that a class of settings, or one between it and `base`, declares; those of the class first."""
+    """The kind of each field that a class of settings, or one between it and `base`, declares; its own first."""
     hints = get_type_hints(settings, include_extras=True)
     between = [parent for parent in settings.__mro__ if issubclass(parent, base) and parent is not base]
     names = [name for parent in between for name in inspect.get_annotations(parent)]
@@ -72,13 +72,13 @@ def kinds_of(settings: type, base: type) -> dict[str, Kind]:
 
 
 def check_fields(settings: Any, base: type) -> None:
-    """Each field of `kinds_of` holds what its annotation says. Mappings and texts are left to those who read them."""
+    """Check each field of `kinds_of` against its annotation. Mappings and texts are left to the code reading them."""
     for name, kind in kinds_of(type(settings), base).items():
         check_value(name, getattr(settings, name), kind)
 
 
 def check_value(name: str, value: Any, kind: Kind) -> None:
-    """A ValueError says what is wrong with a value of this name, and what it must be."""
+    """Raise a ValueError that says what is wrong with a value of this name, and what it must be."""
     if value is None and kind.may_be_none:
         return
     or_none = " or None" if kind.may_be_none else ""
@@ -92,7 +92,7 @@ def check_value(name: str, value: Any, kind: Kind) -> None:
 
 
 def check_number(name: str, value: Any, interval: Interval, whole: bool = False) -> None:
-    """A ValueError says what is wrong with a number of this name."""
+    """Raise a ValueError that says what is wrong with a number of this name."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number in {interval}; got {value!r}.")
     if value not in interval:
@@ -102,7 +102,7 @@ def check_number(name: str, value: Any, interval: Interval, whole: bool = False)
 
 
 def documented(base: type) -> Any:
-    """Ends the docstring of a dataclass of settings with what `parameters` says."""
+    """Append the text of `parameters` to the docstring of a dataclass of settings."""
 
     def decorate(settings: type) -> type:
         settings.__doc__ = f"{inspect.cleandoc(settings.__doc__ or '')}\n\n{parameters(settings, base)}"
@@ -112,9 +112,9 @@ def documented(base: type) -> Any:
 
 
 def parameters(settings: type, base: type) -> str:
-    """Name, type, interval, default and meaning of each field of `kinds_of`, as docstrings of TRL's configs say them.
+    """Name, type, interval, default and meaning of each field of `kinds_of`, in the form of TRL's config docstrings.
 
-    `HEADINGS` of a class names the fields at which a part of the page begins, and what that part is about.
+    `HEADINGS` of a class names the fields at which a part of the page begins, and says what that part is about.
     """
     headings = {name: text for parent in settings.__mro__ for name, text in vars(parent).get("HEADINGS", {}).items()}
     known = {entry.name: entry for entry in fields(settings)}

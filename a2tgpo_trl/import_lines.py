@@ -10,15 +10,15 @@ from collections.abc import Callable
 # logger -> how its line begins
 DROPPED = {
     # PEFT imports bitsandbytes wherever it is installed. On processors that multiply bfloat16 it then looks on the hub
-    # for a kernel of quantised bases, which this run need not have; without it they work as they did before.
+    # for a kernel for quantised bases, which this run need not have; without the kernel they work as they did before.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
-    # Accelerate imports DeepSpeed wherever it is installed. It says so on standard output, where `--json` is read.
+    # Accelerate imports DeepSpeed wherever it is installed. DeepSpeed logs to standard output, where `--json` is read.
     "DeepSpeed": "Setting accelerator to CPU.",
 }
 
 
 def drop_import_lines() -> None:
-    """Drop them from now on: call it before anything that imports TRL."""
+    """Drop these lines from now on. Call this before anything that imports TRL."""
     for name, beginning in DROPPED.items():
         logging.getLogger(name).addFilter(_unless_it_begins(beginning))
 

@@ -1,7 +1,7 @@
 """rows of tokens -> log-probabilities and entropies of those that are wanted, by TRL's fused head over these alone.
 
 A head has a row of weights for every word of the vocabulary. Results of tools and padding are read, but not sampled;
-their log-probabilities are in no loss.
+no loss contains their log-probabilities.
 
 Shapes: R rows, C columns.
 """
@@ -21,14 +21,14 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 def obstacle_to_scoring(base: PreTrainedModel) -> str | None:
-    """Why the head of this model is given all tokens, in words; None if it is not."""
+    """Why the head of this model must be given all tokens, in words; None if it need not."""
     return "it has no part before its head" if base.base_model is base else None
 
 
 def scored(
     model: nn.Module, base: PreTrainedModel, labels_RC: Tensor, autocast: Autocast = nullcontext, **inputs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Of the token that follows each one (R,C), as `labels_RC` names it; 0 where it says NOT_SCORED.
+    """Log-probabilities and entropies (R,C) of the next tokens, named by `labels_RC`; 0 where it says NOT_SCORED.
 
     `model` wraps `base`, to which TRL has given its fused head.
     """
@@ -51,7 +51,7 @@ def scored(
 
 
 def _placed(found_1W: Tensor, wanted_RC: Tensor) -> Tensor:
-    """What was found of wanted tokens, in their places. It stays attached to the graph even where none is wanted."""
+    """Put what was found for wanted tokens in their places. It stays attached to the graph even if none is wanted."""
     wanted_RC = wanted_RC.to(found_1W.device)
     return found_1W.new_zeros(wanted_RC.shape).masked_scatter(wanted_RC, found_1W)
 
@@ -64,7 +64,7 @@ def scored_completions(
     sampled_RT: Tensor,
     autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, Tensor | None]:
-    """Of the tokens (R,T) at the end of plain rows, those that the policy sampled."""
+    """Log-probabilities and entropies (R,T) of sampled tokens at the end of plain rows; 0 for other tokens."""
     first = ids.size(1) - sampled_RT.size(1) - 1  # the token that predicts the first of the completion
     labels_RC = torch.full_like(ids, NOT_SCORED)
     labels_RC[:, first:-1] = ids[:, first + 1 :].masked_fill(sampled_RT == 0, NOT_SCORED)

@@ -18,7 +18,7 @@ from .errors import RecipeError
 
 
 def load(name: str, folders: Sequence[Path], kind: str, known: Any) -> Any:
-    """What `module:attribute` or `file.py:attribute` names."""
+    """The object that `module:attribute` or `file.py:attribute` names."""
     place, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(
@@ -47,18 +47,18 @@ def _module_of_file(place: str, folders: Sequence[Path]) -> Any:
 
 
 def find_file(place: str, folders: Sequence[Path]) -> Path | None:
-    """The first file of this path in these folders."""
+    """The first file with this path in these folders."""
     return next(((folder / place).resolve() for folder in folders if (folder / place).is_file()), None)
 
 
 def nearest(name: str, valid: Iterable[Any]) -> str:
-    """A question to end an error with, or nothing if no valid name is like this one."""
+    """A question to end an error message with, or "" if no valid name is similar to this one."""
     found = difflib.get_close_matches(name, [str(word) for word in valid], n=1)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file; a key that stands in it twice is an error."""
+    """The mapping in a file; a key that occurs twice is an error."""
     try:
         text = path.read_text()
         tree, content = yaml.compose(text), yaml.safe_load(text)

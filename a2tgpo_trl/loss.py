@@ -1,7 +1,7 @@
 """log-probs, advantages and clip scale per token (B,T) -> clipped surrogate per token (B,T), before aggregation.
 
 The ratio of a turn is one number, the geometric mean of its tokens' ratios; each token carries it with its own
-gradient. Aggregation, KL, entropy and the rest stay with TRL: the trainer hands its parent the old log-probabilities
+gradient. Aggregation, KL, entropy and the rest stay with TRL: the trainer gives its parent the old log-probabilities
 that make the parent's token ratio this one (`ratio_reference`), and the clip range as a tensor.
 
 Shapes: B rollouts, K turns, T completion tokens.
@@ -13,7 +13,7 @@ from torch import Tensor
 from .turns import LOGGED_TURNS, count_turns, to_tokens, turn_means, turn_sums
 
 
-LOG_RATIO_CAP = 10.0  # as AT2PO: a ratio never exceeds e^10, and passes no gradient beyond
+LOG_RATIO_CAP = 10.0  # as in AT2PO: a ratio never exceeds e^10, and passes no gradient beyond
 
 
 def mean_log_ratio(logps_BT: Tensor, old_logps_BT: Tensor, turn_BT: Tensor, level: str) -> Tensor:
@@ -28,7 +28,7 @@ def mean_log_ratio(logps_BT: Tensor, old_logps_BT: Tensor, turn_BT: Tensor, leve
     else:
         raise ValueError(f"level must be 'turn' or 'sequence', got {level!r}")
     log_ratio_BT = (logps_BT - old_logps_BT).detach()
-    # Tool tokens and padding may hold anything, even inf; they are no part of any mean.
+    # Tool tokens and padding may hold anything, even inf; they are not part of any mean.
     log_ratio_BT = torch.where(span_BT >= 0, log_ratio_BT, 0.0)
     return to_tokens(turn_means(log_ratio_BT, span_BT, num_spans), span_BT).clamp(max=LOG_RATIO_CAP)
 
@@ -37,7 +37,7 @@ def ratio_reference(logps_BT: Tensor, old_logps_BT: Tensor, turn_BT: Tensor, lev
     """Log-probs and old log-probs whose *token* ratio has the value and the gradient of the ratio at `level`.
 
     exp(logps - reference) = exp(mean log-ratio), and d/dlogps of it is itself, token by token. Tokens at the cap come
-    back without gradient. Outside a turn the ratio is 1: what stands there may be anything.
+    back without gradient. Outside a turn the ratio is 1, whatever the tokens there hold.
     """
     if level == "token":
         return logps_BT, torch.where(turn_BT >= 0, old_logps_BT, logps_BT.detach())
@@ -57,7 +57,7 @@ def turn_policy_loss(
     epsilon_high: float,
     level: str = "turn",
 ) -> Tensor:
-    """Clipped surrogate with a clip range of its own for each token; 0 outside a turn.
+    """Clipped surrogate with a separate clip range for each token; 0 outside a turn.
 
         r = exp(mean over the turn of (logp - old_logp)), gradient per token
         L = -min(r A, clip(r, 1 - c eps_low, 1 + c eps_high) A)
@@ -66,7 +66,7 @@ def turn_policy_loss(
         logps_BT, old_logps_BT: log-probabilities of the sampled tokens, now and at sampling.
         advantages_BT, clip_scale_BT: per token, constant over a turn (`to_tokens`).
         turn_BT: turn of each token, -1 for tool tokens and padding (`turn_index`).
-        epsilon_low, epsilon_high: width of the clip range where the scale is 1.
+        epsilon_low, epsilon_high: width of the clip range at scale 1.
         level: "turn", "token" (GRPO) or "sequence" (GSPO, with gradient per token).
 
     Example: one turn of two tokens with log-ratios [0, 0.2]: r = exp(0.1) = 1.105 on both; with A = 1, c = 1 and
@@ -80,11 +80,11 @@ def turn_policy_loss(
     return torch.where(in_turn_BT, loss_BT, 0.0)
 
 
-# ---- what is logged of ratios
+# ---- metrics of ratios
 
 
 def clipped_tokens(ratio_BT: Tensor, advantages_BT: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Whether the clip range stops a token: its ratio is out of it on the side to which its advantage pushes it.
+    """Whether the clip range stops a token: its ratio is outside, on the side to which its advantage pushes it.
 
     Example: ratios [1.1, 1.1, 0.8, 0.8], advantages [1, -1, 1, -1], a range of 0.05 -> [True, False, False, True]
     """

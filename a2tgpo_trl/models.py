@@ -21,14 +21,14 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def has_virtual_tokens(model: nn.Module) -> bool:
-    """Whether it has an adapter that puts tokens of its own before the prompt."""
+    """Whether the model has an adapter that puts its own tokens before the prompt."""
     found = getattr(model, "_orig_mod", model)
     return isinstance(found, PeftModel) and found.active_peft_config.is_prompt_learning
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout, adapters' included; every module returns to the mode it was in."""
+    """Switch off dropout, including adapters'; afterwards every module returns to the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -52,19 +52,19 @@ def attention_implementation(config: PreTrainedConfig, implementation: str) -> I
 def positions_are_relative(model: PreTrainedModel) -> bool:
     """Whether only distances between tokens matter, so that padding on the left changes nothing.
 
-    TRL's forward counts positions from the padding, a packed row from the first token. For rotary embeddings that is
-    one and the same; for learned ones the log-probabilities of the two must not be mixed.
+    TRL's forward counts positions from the padding, a packed row from the first token. For rotary embeddings that
+    makes no difference; for learned ones the log-probabilities of the two must not be mixed.
     """
     return bool(_rope_types(model.config.get_text_config()))
 
 
 def length_matters(model: PreTrainedModel) -> bool:
-    """Whether a longer row changes what its earlier tokens compute: then even padding does, and rows go alone."""
+    """Whether a longer row changes what its earlier tokens compute: if so, even padding does, and rows go alone."""
     return bool({"dynamic", "longrope"} & _rope_types(model.config.get_text_config()))
 
 
 def obstacle_to_layouts(model: PreTrainedModel) -> str | None:
-    """What makes tokens depend on more than their positions and the tokens that they see, in words; None: nothing."""
+    """What makes tokens depend on more than their positions and the tokens they see, in words; None if nothing."""
     config = model.config.get_text_config()
     kinds = layer_kinds(config) - {FULL, SLIDING}
     if kinds:
@@ -88,7 +88,7 @@ def obstacle_to_layouts(model: PreTrainedModel) -> str | None:
 
 
 def layer_kinds(config: PreTrainedConfig) -> set[str]:
-    """Kinds of its attention layers, as transformers calls them."""
+    """Kinds of a model's attention layers, as transformers calls them."""
     if getattr(config, "layer_types", None):
         return set(config.layer_types)
     return {FULL if getattr(config, "sliding_window", None) is None else SLIDING}
@@ -102,7 +102,7 @@ def _rope_types(config: PreTrainedConfig) -> set[str]:
 
 @contextmanager
 def logits_of(model: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """Give the model's head the hidden states of these tokens only, as one row. What follows it treats tokens alike.
+    """Give the model's head only the hidden states of these tokens, as one row; what follows treats tokens alike.
 
     `logits_to_keep` would keep the same columns of all rows, and not every model has it.
     """

@@ -13,7 +13,7 @@ TF32 = 2.0**-11
 
 
 def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.device) -> float:
-    """By how much of itself a number is rounded at most where a forward multiplies.
+    """By what fraction of itself a number is rounded at most when a forward multiplies.
 
     Example: bfloat16, as weights or by autocast, 2^-8; float16 and float32 cut to TF32 2^-11; float32 2^-24
     """
@@ -24,11 +24,11 @@ def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.devi
 
 
 def training_unit(accelerator: Accelerator, model: PreTrainedModel) -> float:
-    """The same of a model that is trained, or samples by the same forward."""
+    """The rounding unit of a model that is trained, or that samples with the same forward."""
     return rounding_unit(model.dtype, accelerator.mixed_precision, accelerator.device)
 
 
 def _cuts_float32(device: torch.device) -> bool:
-    """Whether matrices of float32 are multiplied in less (`tf32: true`, `torch.set_float32_matmul_precision`)."""
+    """Whether float32 matrices are multiplied less precisely (`tf32: true`, `torch.set_float32_matmul_precision`)."""
     backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     return backend.matmul.fp32_precision not in ("none", "ieee")

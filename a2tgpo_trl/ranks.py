@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Ranks:
-    """The processes of a run. All ranks call its methods together, in the same order."""
+    """The processes of a run. All ranks call these methods together, in the same order."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -21,7 +21,7 @@ class Ranks:
         self.number: int = accelerator.num_processes
 
     def own_rows(self, number: int) -> slice:
-        """This rank's rows of a gathered tensor to which each rank gave so many."""
+        """This rank's rows of a gathered tensor to which each rank gave this many."""
         return slice(self.index * number, (self.index + 1) * number)
 
     def max(self, number: Number) -> Number:
@@ -38,11 +38,11 @@ class Ranks:
         return gather_object([items])
 
     def wait(self) -> None:
-        """For the slowest of them."""
+        """Wait for the slowest rank."""
         self._accelerator.wait_for_everyone()
 
     def attempt(self, what: str, act: Callable[[], Result]) -> Result:
-        """What it returns on this rank. Where it fails on any, all raise: none is left waiting for the others."""
+        """What `act` returns on this rank. If it fails on any rank, all raise, so none waits for the others."""
         failed: Exception | None = None
         try:
             result = act()

@@ -3,9 +3,9 @@
     records = read_places([Path("outputs/quickstart")])          # of a run with record_every
     by_igpo = recredited(records, "igpo")
 
-What a method compares and sums up is in the records: values, outcomes, how each turn went. So methods can be seen side
-by side on one batch, without a run of each. That is what they would do in the first step after these rollouts; what
-the policy would have become under another method, only a run tells.
+The records hold everything that a method compares and sums: values, outcomes, how each turn went. So you can compare
+methods on one batch without a run of each. The result is what they would do in the first step after these rollouts;
+only a run tells what the policy would have become under another method.
 """
 
 import math
@@ -35,7 +35,7 @@ NEEDED = ("step", "group", "turns", "outcome", "outcome_advantage", "advantages"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is not in the records, of the run that wrote them: three settings, and its metric `gain/floor`."""
+    """What records do not hold of the run that wrote them: three settings, and its metric `gain/floor`."""
 
     outcome_weight: float = 1.0
     gain_measure: str = "logprob"
@@ -50,7 +50,7 @@ class Recorded:
 
 
 class _Rewarding:
-    """Stands in for environments whose rewards of turns are in the records."""
+    """Stands in for environments whose turn rewards are in the records."""
 
     turn_reward: float | None = None
 
@@ -61,13 +61,13 @@ def recredited(
     recorded: Recorded | None = None,
     **settings: Any,
 ) -> list[Record]:
-    """The records, with `advantages`, `scores` and `clip_scale` of this method; by step and group, in their order.
+    """Return the records with this method's `advantages`, `scores` and `clip_scale`, sorted by step and group.
 
     Args:
         records: whole batches of a run without `failure_shaping`, as `record_every` writes them.
         credit: the method, as in `A2TGPOConfig.credit`.
-        recorded: what the run that wrote them was set to, where that is not the default.
-        settings: of the method, over its paper's values: gain_weight=1.0, turn_rewards={"failed_call": -0.1}.
+        recorded: settings of the run that wrote them, if they are not the defaults.
+        settings: of the method, in place of its paper's values: gain_weight=1.0, turn_rewards={"failed_call": -0.1}.
 
     Example: two rollouts of a prompt with values [0, 1] and [0, 3], outcome advantages 0 and 1, credit "a2tgpo":
         advantages [-0.3, 0] and [1.3, 1], clip scales [0.861, 1] and [1.139, 1]
@@ -79,7 +79,7 @@ def recredited(
 
 
 def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the method's settings are: its paper's, but for those that are given."""
+    """The method's settings: its paper's values, except for those that are given."""
     preset = preset_of(find_method(credit))
     known = {**preset.values, **OF_SHAPING}
     for name in settings:
@@ -93,7 +93,7 @@ def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """The records of each batch of each step, those of a prompt together."""
+    """Yield the records of each batch of each step, those of a prompt together."""
     for record in records:
         missing = [key for key in NEEDED if key not in record]
         if missing:
@@ -118,12 +118,12 @@ def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
 
 
 def _place(record: Mapping[str, Any]) -> tuple[str, int, int, int]:
-    """Run, step, batch and group: `read_places` says which run and which batch, where there are several."""
+    """Run, step, batch and group; records name the run and the batch if there are several."""
     return str(record.get("read_from", "")), record["step"], record.get("batch", 1), record["group"]
 
 
 def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether rollouts that were rewarded alike have different outcomes; those that were not rewarded say nothing."""
+    """Whether rollouts with the same outcome advantage have different outcomes; unrewarded ones do not count."""
     by_advantage: dict[float, set[float]] = {}
     for record in group:
         if record["outcome"] is not None and record["outcome_advantage"] is not None:
@@ -139,7 +139,7 @@ def _recredit(
     credit_pass = _credit_pass(credit, values, copies, recorded.scale_rewards)
     if credit_pass.reads_records:
         credit_pass.read(copies, group_size)
-    num_turns = [len(record["advantages"]) for record in copies]  # 0 of a rollout that was left out of the loss
+    num_turns = [len(record["advantages"]) for record in copies]  # 0 for a rollout that was left out of the loss
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
     gains_NK, floors = _gains(copies, values, recorded)
@@ -174,7 +174,7 @@ def _number(value: float | None) -> float:
 
 
 def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Record], scale_rewards: str) -> CreditPass:
-    """What a trainer with these settings would credit by."""
+    """The credit pass that a trainer with these settings would use."""
     method = find_method(credit)
     of_method = {one.name: values[one.name] for one in fields(Switches) if one.name in DEFAULTS}
     switches = Switches(**of_method, scale_rewards=scale_rewards)
@@ -206,7 +206,7 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
 
 
 def _gains(records: Sequence[Record], values: Mapping[str, Any], recorded: Recorded) -> tuple[Tensor, Floor]:
-    """Of each turn (N,K), of the rollouts in the loss, as the method measures them; and their floors."""
+    """Gains of each turn (N,K) of the rollouts in the loss, in the method's measure, and their floors."""
     most = max([len(record["advantages"]) for record in records] + [1])
     wants = values["gain_weight"] > 0 or values["clip_adaptation"] > 0
     rows = [_values_of(record, wants) for record in records]

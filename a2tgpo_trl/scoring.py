@@ -1,9 +1,10 @@
 """ToolTrainer whose forwards read no padding, no token twice, and score what was sampled alone.
 
     micro-batches drawn at random -> the same rows, shared out so that less is read -> cut to their own longest rows
-    a forward over rows -> one that reads once what they begin alike; the head is given sampled tokens
+    a forward over rows -> one that reads shared beginnings once; the head is given sampled tokens
 
-Each is exact up to rounding, and a setting. TRL's GRPO, to the bit (`A2TGPOConfig.trains_as_grpo`), has none of them.
+Each is exact up to rounding, and has a setting. Training that is TRL's GRPO to the bit (`A2TGPOConfig.trains_as_grpo`)
+uses none of them.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]  # log-probabilities, entro
 
 
 class ScoringTrainer(ToolTrainer):
-    """The layer between [`ToolTrainer`] and [`A2TGPOTrainer`]: what their forwards compute, with less to read."""
+    """The layer between [`ToolTrainer`] and [`A2TGPOTrainer`]: forwards that compute the same but read less."""
 
     args: A2TGPOConfig
     _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
@@ -65,7 +66,7 @@ class ScoringTrainer(ToolTrainer):
 
     @property
     def _summed_micro_batches(self) -> int:
-        """Neighbouring micro-batches whose rows may be shared out anew: their gradients are one sum. 0: none."""
+        """How many neighbouring micro-batches may exchange rows because their gradients are one sum; 0 if none."""
         args = self.args
         steps, together = args.steps_per_generation, min(args.steps_per_generation, args.gradient_accumulation_steps)
         whole = max(steps, args.gradient_accumulation_steps) % together == 0
@@ -77,7 +78,7 @@ class ScoringTrainer(ToolTrainer):
 
     @cached_property
     def _shares_prefixes(self) -> bool:
-        """Whether a forward reads once what its rows begin with alike. Tried once, by all ranks together."""
+        """Whether a forward reads shared beginnings of its rows once. Tried once, by all ranks together."""
         if not (self.args.shared_prefixes and self.args.knows_turns and self._trims_padding):
             return False
         base = base_model(self.model)
@@ -94,7 +95,7 @@ class ScoringTrainer(ToolTrainer):
         return obstacle is None
 
     def _trial_of_sharing(self, base: PreTrainedModel) -> str | None:
-        """What a small example has against it, in words."""
+        """Why a trial with a small example rules sharing out, in words; None if it does not."""
         try:
             error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
         except BucketsLost:  # on all ranks
@@ -105,10 +106,10 @@ class ScoringTrainer(ToolTrainer):
 
     @property
     def _trims_padding(self) -> bool:
-        """Whether micro-batches are no wider than their rows. Those of TRL's GRPO, to the bit, keep their padding.
+        """Whether micro-batches are no wider than their rows.
 
-        So do those of a model whose tokens depend on the width of their row: old and reference log-probabilities are
-        of other micro-batches than the loss.
+        They keep their padding if training is TRL's GRPO to the bit, and for a model whose tokens depend on the width
+        of their row: old and reference log-probabilities come from other micro-batches than the loss.
         """
         return not self.args.trains_as_grpo and not length_matters(base_model(self.model))
 
@@ -117,9 +118,9 @@ class ScoringTrainer(ToolTrainer):
         return padding_of(prompt_mask, completion_mask, left=relative, multiple=self.pad_to_multiple_of)
 
     def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch without its padding, and with old log-probabilities of the very forward that the loss makes.
+        """A micro-batch without its padding, and with old log-probabilities of the same forward that the loss makes.
 
-        In 16 bits they follow the width of the row by more than a turn's clip range.
+        In 16 bits they change with the width of the row by more than a turn's clip range.
         """
         batch = trimmed(batch, self._padding_of(batch["prompt_mask"], batch["completion_mask"]))
         if "old_per_token_logps" not in batch:
@@ -138,7 +139,7 @@ class ScoringTrainer(ToolTrainer):
 
     @property
     def _scores_trimmed(self) -> bool:
-        """Whether old log-probabilities of a batch are taken again once its micro-batches are there."""
+        """Whether old log-probabilities of a batch are computed again once its micro-batches are made."""
         coarse = training_unit(self.accelerator, self.model) > EXACT
         return coarse and self._trims_padding and not self.args.is_on_policy
 
@@ -158,7 +159,7 @@ class ScoringTrainer(ToolTrainer):
         )
 
     def _score_chunks(self, model: Any, ids: Tensor, mask: Tensor, completion: int, size: int) -> Scores:
-        """The pass over a whole batch by the policy as it was, or by the reference: each chunk as wide as its rows."""
+        """The pass over a whole batch by the old policy or the reference, with each chunk as wide as its rows."""
         base, sampled = base_model(self.accelerator.unwrap_model(model)), self._sampled_of_batch(mask[:, -completion:])
         found = []
         with self._sharing(base):
@@ -171,7 +172,7 @@ class ScoringTrainer(ToolTrainer):
         return torch.cat(found), None, None
 
     def _sampled_of_batch(self, completion_mask: Tensor) -> Tensor:
-        """Which tokens of the rollouts that are being made were sampled."""
+        """Which tokens of the rollouts being made were sampled."""
         tokens = None if self._batch is None else self._batch.tokens
         if tokens is None:
             return completion_mask
@@ -183,7 +184,7 @@ class ScoringTrainer(ToolTrainer):
     def _score(
         self, model: Any, base: PreTrainedModel, ids: Tensor, mask: Tensor, sampled: Tensor, *args: Any, **kwargs: Any
     ) -> Scores:
-        """By a forward of `model`, which wraps `base`, in the attention that shared rows need."""
+        """Score by a forward of `model`, which wraps `base`; call it in the attention that shared rows need."""
         completion, rows = sampled.size(1), None
         scored = sampled if self.args.sampled_tokens_only else mask[:, -completion:]
         text = self._trims_padding and self._scores_text and not _needs_more(kwargs)
@@ -197,7 +198,7 @@ class ScoringTrainer(ToolTrainer):
 
     @cached_property
     def _scores_text(self) -> bool:
-        """Whether the model has a head that sampled tokens alone can be given to."""
+        """Whether the model has a head that can be given only sampled tokens."""
         return obstacle_to_scoring(base_model(self.model)) is None and not has_virtual_tokens(self.model)
 
     def _sharing(self, base: PreTrainedModel) -> AbstractContextManager[None]:
@@ -206,7 +207,7 @@ class ScoringTrainer(ToolTrainer):
     # ---- loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
-        """Ends the attention of shared rows, which gradient checkpointing computes once more in the backward pass."""
+        """Keep the attention of shared rows until after the backward pass, where gradient checkpointing reruns it."""
         try:
             with ExitStack() as self._until_backward:
                 return super().training_step(model, inputs, *args)

@@ -5,10 +5,10 @@
             a b c d e i .
 
 Rollouts of a prompt have it in common, often a first call and its result as well, and some are the same to the end.
-What a layer computes of single tokens (projections, norms) it computes once for each token that stands behind the same
-tokens, and never for padding. Its attention reads the rows as they were: the tokens of a row, out of the one long row
-in which each stands once. A row's own part begins with a copy of the last token that it shares, which predicts the
-first of its own.
+What a layer computes per token (projections, norms) it computes once for each token that follows the same tokens, and
+never for padding. Its attention reads the rows as they were, taking the tokens of a row from the one long row that
+contains each once. A row's own part begins with a copy of the last token that it shares, which predicts the first of
+its own.
 
 Shapes: R rows of up to C tokens without the last, which predicts nothing; N tokens that are read; T of completions.
 """
@@ -41,7 +41,7 @@ SHARED_SDPA = "a2tgpo_shared_sdpa"
 
 
 def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
-    """Why rows of this model are read one by one, in words; None if they are not."""
+    """Why rows of this model must be read one by one, in words; None if they need not."""
     config = model.config.get_text_config()
     if obstacle := obstacle_to_layouts(model) or obstacle_to_scoring(model):
         return obstacle
@@ -59,7 +59,7 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
 
 
 def sharing_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Attention that knows shared rows, for forwards and for what gradient checkpointing computes once more."""
+    """Attention that handles shared rows, for forwards and for what gradient checkpointing computes again."""
     return attention_implementation(model.config.get_text_config(), SHARED_SDPA)
 
 
@@ -67,10 +67,10 @@ def sharing_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
 
 
 def shared_lengths(rows: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Rows in alphabetical order; of each, the number of leading tokens that need not be read again.
+    """For each row, in sorted order, the number of leading tokens that need not be read again.
 
-    These are the tokens in common with the row before, less one: the last of them has another successor, which it must
-    predict. No earlier row has more in common.
+    These are the tokens in common with the row before, minus one: the last of them has a different successor, which it
+    must predict. No earlier row has more in common.
 
     Example: abcdef, abcgh, abcdei -> {0: 0, 2: 4, 1: 2}
     """
@@ -86,7 +86,7 @@ def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def tokens_read(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens of a forward that reads each of these rows without its last token, and what is in common once."""
+    """How many tokens a forward reads of these rows, without their last tokens and with common ones once."""
     return sum(_own_lengths(rows, shared_lengths(rows)).values())
 
 
@@ -97,15 +97,15 @@ def _own_lengths(rows: Sequence[Sequence[int]], shared: Mapping[int, int]) -> di
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows whose own parts are of like lengths, of up to U tokens: their attention is one call."""
+    """Rows whose own parts have similar lengths, of up to U tokens: their attention is one call."""
 
     queries_RU: Tensor  # which of the tokens that are read
     keys_RC: Tensor
     positions_RU: Tensor  # of the queries in their rows
-    valid: Tensor  # which of all R x U queries are no padding
+    valid: Tensor  # which of all R x U queries are not padding
 
     def mask(self, window: int | None) -> Tensor:
-        """True (R,1,U,C) where a token sees another: not after it, and in a sliding layer within its window."""
+        """True (R,1,U,C) where a token sees another: one not after it and, in a sliding layer, within its window."""
         back = self.positions_RU.unsqueeze(2) - torch.arange(self.keys_RC.size(1), device=self.positions_RU.device)
         seen = back >= 0 if window is None else (back >= 0) & (back < window)
         return seen.unsqueeze(1)
@@ -113,27 +113,27 @@ class Bucket:
 
 @dataclass(frozen=True)
 class SharedRows:
-    """What a forward takes, and where in its result the rows are."""
+    """The inputs of a forward, and where the rows are in its result."""
 
     ids_1N: Tensor
     positions_1N: Tensor
     labels_1N: Tensor  # what each token predicts; NOT_SCORED where no row wants it
-    masks: Tensor | dict[str, Tensor]  # (1,1,1,M): of all buckets, one behind the other; one for each kind of layer
+    masks: Tensor | dict[str, Tensor]  # (1,1,1,M): of all buckets, concatenated; one for each kind of layer
     buckets: list[Bucket]
     index_RT: Tensor  # which token predicts this one of a completion
     scored_RT: Tensor
 
     def of_rows(self, found_1N: Tensor) -> Tensor:
-        """Numbers of the tokens that are read -> those of completions (R,T)."""
+        """Values of the tokens that are read -> values of completions (R,T)."""
         return found_1N[0][self.index_RT].masked_fill(~self.scored_RT, 0.0)
 
 
 def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: PreTrainedConfig) -> SharedRows | None:
-    """Rows of prompt and completion, padded on the left and on the right, with what they begin alike read once.
+    """Rows of prompt and completion, padded on the left and on the right, with shared beginnings read once.
 
-    `scored_RT`: which tokens of the completions are scored. None where that would not pay.
+    `scored_RT`: which tokens of the completions are scored. Returns None if sharing would not pay.
     """
-    # On the processor, so that a device is waited for once.
+    # On the CPU, so that the device is waited for only once.
     device, ids, real, scored = ids.device, ids.cpu(), attention_mask.bool().cpu(), scored_RT.bool().cpu()
     rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
     shared = shared_lengths(rows)
@@ -164,18 +164,18 @@ def shared_rows(ids: Tensor, attention_mask: Tensor, scored_RT: Tensor, config: 
     )
 
 
-# Plain rows without padding have the causal kernel, which needs no mask: a small saving is not worth its loss.
+# Plain rows without padding use the causal kernel, which needs no mask: a small saving is not worth losing it.
 WORTH_A_MASK = 0.75
 
 
 def _pays(number: int, real: Tensor) -> bool:
-    """Whether to read so many tokens rather than these rows as they are."""
+    """Whether reading `number` tokens is better than reading these rows as they are."""
     most = real.numel() if not real.all() else real.numel() * WORTH_A_MASK
     return len(real) > 1 and 0 < number < most
 
 
 def _of_like_lengths(own: Mapping[int, int]) -> list[list[int]]:
-    """Rows with tokens of their own, in groups in which none has twice as many as another."""
+    """Rows that have their own tokens, in groups in which none has twice as many as another."""
     groups: list[list[int]] = []
     for row in sorted(own, key=lambda row: -own[row]):
         if groups and own[row] * 2 > own[groups[-1][0]]:
@@ -186,7 +186,7 @@ def _of_like_lengths(own: Mapping[int, int]) -> list[list[int]]:
 
 
 def _index(shared: Mapping[int, int], own: Mapping[int, int], order: Sequence[int]) -> dict[int, np.ndarray]:
-    """Which of the tokens that are read stand in each row, where those of its own part are read in this order."""
+    """Which of the tokens that are read each row consists of, if the rows' own parts are read in this order."""
     ends = np.cumsum([own[row] for row in order])
     first = dict(zip(order, ends - [own[row] for row in order], strict=True))
     index: dict[int, np.ndarray] = {}
@@ -210,7 +210,7 @@ def _bucket(index: Sequence[np.ndarray], own: Sequence[int], device: torch.devic
 
 
 def _of_completions(index: Mapping[int, np.ndarray], real: Tensor, completion: int) -> Tensor:
-    """Which of the tokens that are read stand before those of the completions (R,T); 0 where padding is."""
+    """Which of the tokens that are read precede those of the completions (R,T); 0 for padding."""
     found = np.zeros(real.shape, int)
     for row, kept in enumerate(real.numpy()):
         places = np.flatnonzero(kept)
@@ -226,7 +226,7 @@ def _joined(parts: Iterable[Sequence[int]], device: torch.device) -> Tensor:
 
 
 class GatherTokens(torch.autograd.Function):
-    """Tokens (N,H,D) at these places, some of them often: gradients are added up in float32."""
+    """Tokens (N,H,D) at these places, some several times: gradients are added up in float32."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, index: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class GatherTokens(torch.autograd.Function):
 
 
 class BucketsLost(RuntimeError):
-    """Layers of a model do not hand on to their attention what its forward is given."""
+    """Layers of a model do not pass on to their attention what its forward is given."""
 
 
 def _shared_sdpa(
@@ -255,7 +255,7 @@ def _shared_sdpa(
     shared_buckets: Sequence[Bucket] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention (1,N,H,D) of tokens that are read once, each in a row that it stands in. Of other rows: plain sdpa."""
+    """Attention (1,N,H,D) of tokens that are read once, each in a row that contains it; other rows get plain sdpa."""
     if shared_buckets is None or attention_mask is None:
         if attention_mask is not None and attention_mask.size(2) < query.size(2):
             raise BucketsLost
@@ -279,7 +279,7 @@ AttentionMaskInterface.register(SHARED_SDPA, sdpa_mask)
 def score_shared(
     model: nn.Module, base: PreTrainedModel, rows: SharedRows, autocast: Autocast = nullcontext
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of the completions (R,T); in `sharing_attention`. `model` wraps `base`."""
+    """Log-probabilities and entropies of completions (R,T); call it in `sharing_attention`. `model` wraps `base`."""
     logps, entropies = scored(
         model,
         base,
@@ -296,7 +296,7 @@ def score_shared(
 # ---- whether a model computes the same
 
 
-# What log-probabilities of shared and plain rows may differ by on average: by rounding, in float32 and in 16 bits.
+# How far log-probabilities of shared and plain rows may differ on average by rounding, in float32 and in 16 bits.
 IN_FLOAT32, COARSE = 1e-4, 0.05
 
 
@@ -306,7 +306,8 @@ def sharing_error(
 ) -> float:
     """Mean difference of log-probabilities between shared and plain rows, on a small random example.
 
-    Knowing a model's attention is not knowing its code. Every rank makes two forwards of `model`, which wraps `base`.
+    A model's kind of attention does not tell what its code does. Every rank makes two forwards of `model`, which wraps
+    `base`.
     """
     generator = torch.Generator().manual_seed(0)
     size = (6, 24)  # two prompts of up to 12 tokens, three completions of up to 12 each, two of which begin alike
@@ -332,7 +333,7 @@ def sharing_error(
 
 @contextmanager
 def _narrow_window(config: PreTrainedConfig) -> Iterator[None]:
-    """A sliding window that a small example reaches beyond."""
+    """Make a sliding window narrow enough that a small example reaches beyond it."""
     if SLIDING not in layer_kinds(config):
         yield
         return
@@ -345,5 +346,5 @@ def _narrow_window(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def sharing_tolerance(unit: float) -> float:
-    """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
+    """The largest acceptable `sharing_error`, given how far the forward rounds numbers near 1 (`unit`)."""
     return IN_FLOAT32 if unit <= EXACT else COARSE

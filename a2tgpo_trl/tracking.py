@@ -1,25 +1,25 @@
 """credited batches, facts of a run -> the trackers that `report_to` names: a table of turns, gains by turn, how it was
 made.
 
-Metrics reach W&B, Trackio and TensorBoard by the callbacks of transformers, and so do the settings. Beside them they
-get here
+Metrics reach W&B, Trackio and TensorBoard by the callbacks of transformers, and so do the settings. The trackers also
+get
 
     rollouts/turns           a table with a row for each turn of some rollouts, as text in TensorBoard
     gain/turn_1/histogram    gains of the turns at each depth, of the last batch before a line of the log
     recipe, git_commit, git_changed, versions      in the config of the run: as text in TensorBoard
 
 A row has what `a2tgpo_trl/recording` writes of the turn: values before and after it, gain, z, advantage, clip scale.
-Of its columns `group` is the number of the prompt in the batch, and `rollout` counts, from 0, the rollouts of that
-group that this process made: those of other processes are not counted. The table has rollouts of the main process, the
-histograms have gains of all ranks. Rows are of the first groups of a batch, `table_turns` at most; tables are at most
-`TABLES` in a run, evenly spaced. Nothing is asked of other ranks. A tracker that fails here gets no more of this; the
-run goes on.
+The column `group` is the number of the prompt in the batch, and `rollout` counts, from 0, the rollouts of that group
+that this process made: those of other processes are not counted. The table has rollouts of the main process; the
+histograms have gains of all ranks. Rows are of the first groups of a batch, `table_turns` at most; a run has at most
+`TABLES` tables, evenly spaced. Nothing is asked of other ranks. If a tracker fails here, it gets no more of this and
+the run goes on.
 
-Secrets. Texts of the table and of the config that is sent here are masked as in the records (`recording/secrets.py`);
-in that config also texts whose names speak of a secret, with all that stands below such a name, and passwords in URLs.
-Not masked here: the settings, which the callbacks of transformers send to each tracker as they are (a secret in
-`model_init_kwargs`, say; of `hub_token` and its like transformers sends no value), numbers, a secret in a text of
-another name, and the tables of `log_completions`, which TRL sends.
+Secrets. Texts of the table and of the config that is sent here are masked as in the records (`recording/secrets.py`).
+In that config, texts whose names suggest a secret are masked too, with everything below such a name, and so are
+passwords in URLs. Not masked here: the settings, which the callbacks of transformers send to each tracker unchanged (a
+secret in `model_init_kwargs`, say; of `hub_token` and its like transformers sends no value), numbers, a secret in a
+text with another name, and the tables of `log_completions`, which TRL sends.
 """
 
 import html
@@ -56,7 +56,7 @@ OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
-# As in token_level. A name of a secret has the word at its end.
+# As in token_level. In names of secrets the word is at the end.
 TOKENS_OF_TEXT = re.compile(r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE)
 
 Row = dict[str, Any]
@@ -67,39 +67,39 @@ COLUMNS = (
 
 
 class Tracking(TrainerCallback):
-    """Keeps what the next line of the log takes along. Only the main process has a tracker."""
+    """Keeps what is sent to trackers with the next line of the log. Only the main process has trackers."""
 
     def __init__(
         self, most_rows: int, is_main: bool, callbacks: Callable[[], Sequence[TrainerCallback]], stride: int = 1
     ):
         """
         Args:
-            most_rows: of a table; 0 for no tables.
+            most_rows: the most rows of a table; 0 for no tables.
             is_main: whether this is the main process.
-            callbacks: those of the trainer, among which the trackers' are.
+            callbacks: returns the trainer's callbacks, which include the trackers'.
             stride: steps from one batch to the next.
         """
         self._stride = stride
         self._most_rows, self._is_main, self._callbacks = most_rows, is_main, callbacks
-        self.facts: dict[str, Any] = {}  # what the config of the run takes along, such as its recipe
+        self.facts: dict[str, Any] = {}  # what is added to the config of the run, such as its recipe
         self._trackers: list[Tracker] = []
         self._schedule = Schedule(1, stride)
         self._made: tuple[int, Sequence[Record]] = 0, ()  # the step that trains on these rollouts
         self._gains: dict[int, np.ndarray] = {}
         self._masked = Masks(os.environ)
 
-    # ---- what the trainer hands over
+    # ---- from the trainer
 
     def wants(self, step: int) -> bool:
-        """Whether rollouts that are made after so many steps are to be shown."""
+        """Whether rollouts made after `step` steps are to be shown."""
         return bool(self._trackers) and self._most_rows > 0 and self._schedule.is_due(step)
 
     def put(self, step: int, records: Sequence[Record]) -> None:
-        """Rollouts of this process that were made after so many steps, with their credit."""
+        """Take the rollouts that this process made after `step` steps, with their credit."""
         self._made = step + 1, records
 
     def see_gains(self, gains_NK: Tensor, round: int) -> None:
-        """Gains of all ranks' rollouts; the first round of a batch takes the place of the batch before."""
+        """Take the gains of all ranks' rollouts; the first round of a batch replaces the previous batch."""
         if not self._trackers:
             return
         before = self._gains if round > 1 else {}
@@ -108,7 +108,7 @@ class Tracking(TrainerCallback):
         joined = {turn: np.concatenate([before.get(turn, gains[:0]), gains]) for turn, gains in of_turns.items()}
         self._gains = {**before, **{turn: gains for turn, gains in joined.items() if len(gains)}}
 
-    # ---- what the trackers get
+    # ---- to the trackers
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._trackers = []
@@ -120,8 +120,8 @@ class Tracking(TrainerCallback):
     def _begin(self) -> None:
         self._trackers = list(filter(None, map(tracker_of, self._callbacks())))
         if not self._trackers:
-            return  # and git is not asked
-        # A recipe may have dates, which not all trackers take.
+            return  # without running git
+        # A recipe may have dates, which not all trackers accept.
         plain_facts = json.loads(json.dumps(without_secrets({**self.facts, **provenance(Path())})))
         shown = self._masked(plain_facts)
         for tracker in list(self._trackers):
@@ -146,10 +146,10 @@ class Tracking(TrainerCallback):
             tracker.send(step, rows, gains)
 
     def _attempt(self, act: Callable[[], None], tracker: "Tracker | None" = None) -> None:
-        """Does this for a tracker, or for all; who fails is sent no more."""
+        """Do this for one tracker, or for all; a tracker that fails gets no more."""
         try:
             act()
-        except Exception as error:  # whatever it is: training goes on
+        except Exception as error:  # any error: training goes on
             self._trackers = [one for one in self._trackers if tracker is not None and one is not tracker]
             logger.warning(
                 f"{'Trackers' if tracker is None else tracker.name} did not take tables and histograms of this run "
@@ -161,7 +161,7 @@ class Tracking(TrainerCallback):
 
 
 class Tracker(Protocol):
-    """Takes what a run is made with, once, and rows of turns and gains by turn with a line of the log."""
+    """Takes what a run was made with, once, and rows of turns and gains by turn with lines of the log."""
 
     name: str
 
@@ -171,7 +171,7 @@ class Tracker(Protocol):
 
 
 def tracker_of(callback: TrainerCallback) -> Tracker | None:
-    """What a callback of transformers has opened; None for any other."""
+    """Return the tracker that a callback of transformers has opened; None for other callbacks."""
     if isinstance(callback, WandbCallback):
         import wandb
 
@@ -184,7 +184,7 @@ def tracker_of(callback: TrainerCallback) -> Tracker | None:
 
 
 class OfModule:
-    """W&B and Trackio, which is called as W&B is."""
+    """W&B, or Trackio, which has the same functions."""
 
     def __init__(self, name: str, module: Any):
         self.name, self._module = name, module
@@ -204,12 +204,12 @@ class OfModule:
 
 
 class OfTensorBoard:
-    """TensorBoard, which has no tables: texts in Markdown."""
+    """TensorBoard, which has no tables and gets texts in Markdown."""
 
     name = "tensorboard"
 
     def __init__(self, callback: TensorBoardCallback):
-        self._callback = callback  # its writer is another one in a further training
+        self._callback = callback  # a further training gives it a new writer
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         for name, value in facts.items():
@@ -234,12 +234,12 @@ def histogram_name(turn: int) -> str:
 
 
 def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) -> Iterator[Row]:
-    """A row a turn, rollout by rollout. Turns are counted from 1, rollouts of a group from 0."""
+    """Yield a row for each turn, rollout by rollout. Turns count from 1, rollouts of a group from 0."""
     rollouts: Counter[int] = Counter()
     for record in records:
         group = record["group"]
         for place, (turn, happened) in enumerate(zip_longest(turns_of(record), record.get("turns", ()))):
-            turn = turn or Turn("", [], [])  # cut before it wrote anything
+            turn = turn or Turn("", [], [])  # cut off before it wrote anything
             values = record.get("values", ())
             yield {
                 **{"step": step, "group": group, "rollout": rollouts[group], "turn": place + 1},
@@ -260,7 +260,7 @@ def rows_of(records: Sequence[Record], step: int, masked: Callable[[Any], Any]) 
 
 
 def _text(text: str, masked: Callable[[Any], Any]) -> str:
-    """Masked before it is cut: half a secret is one."""
+    """Mask a text before cutting it, because half a secret would not be recognised."""
     return cut(plain(masked(text)), MOST_LINES, MOST_CHARACTERS)
 
 
@@ -269,7 +269,7 @@ def _nth(values: Sequence[float | None], place: int) -> float | None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table.
+    """Return rows as a Markdown table.
 
     Example: a text "a|b", "<answer>" on two lines -> "a&#124;b<br>&lt;answer&gt;"
     """
@@ -284,12 +284,12 @@ def _cell(value: Any) -> str:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """A setting, ready for JSON, without the texts below names that speak of a secret, and without passwords in URLs.
+    """Return a setting for JSON; texts below names that suggest a secret, and passwords in URLs, are masked.
 
     Example: {"hub_token": "abc", "tokenizer": "x"} -> {"hub_token": "<HUB_TOKEN>", "tokenizer": "x"}
     """
     if isinstance(value, Mapping):
-        # What stands below a secret's name is masked by that name.
+        # Everything below a secret's name is masked under that name.
         return {
             str(key): without_secrets(inside, name if _is_secret(name) else str(key)) for key, inside in value.items()
         }
@@ -301,5 +301,5 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    """Of a setting. Example: "hub_token" -> True; "token_level" -> False"""
+    """Whether a setting's name suggests a secret. Example: "hub_token" -> True; "token_level" -> False"""
     return names_secret(TOKENS_OF_TEXT.sub("", name))

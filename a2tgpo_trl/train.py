@@ -29,13 +29,13 @@ from .rollout.records import Record, read_jsonl
 from .trainer import A2TGPOTrainer
 
 
-# What a run writes in its folder. Where any of this is somebody else's, there is no room for a run.
+# What a run writes in its folder. A run refuses a folder in which any of these files is not its own.
 RESULTS = (WHOLE, CURVE, f"{SCORES}/before.*", f"{SCORES}/after.*", "completions/*", f"{ROLLOUTS}/*")
 CHECKPOINTS = "checkpoint-*"
 
 
 class HeldOut(TrainerCallback):
-    """Evaluates before the first step, when the policy is where training will have it (sharded, wrapped)."""
+    """Evaluates before the first step, when the policy is already placed as in training (sharded, wrapped)."""
 
     def __init__(self, recipe: Recipe, display: Display):
         self._recipe, self._display = recipe, display
@@ -46,7 +46,7 @@ class HeldOut(TrainerCallback):
         file = _evaluation_file(self._recipe, "before")
         if state.global_step == 0:
             self.run("before")
-        elif file.exists():  # a resumed run: what it was before its first step is on record
+        elif file.exists():  # a resumed run: its rollouts from before the first step are on file
             before = self._scores_of(read_jsonl(file))
             if self._recipe.test_dataset is not None and before.number == len(self._recipe.test_dataset):
                 self.scores["before"] = before
@@ -76,7 +76,7 @@ def _evaluation_file(recipe: Recipe, when: str) -> Path:
 
 
 def train(recipe: Recipe) -> A2TGPOTrainer:
-    """Train a recipe; everything it makes is in its `output_dir`."""
+    """Train a recipe; everything it writes is in its `output_dir`."""
     folder = Path(recipe.args.output_dir)
     display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
     held_out = HeldOut(recipe, display)
@@ -105,16 +105,16 @@ def train(recipe: Recipe) -> A2TGPOTrainer:
 
 
 def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[str]:
-    """Refuse to mix two runs in a folder, or a run with what is somebody else's. Returns lines for the user.
+    """Refuse to mix two runs in a folder, or a run with files that are not its own. Returns lines for the user.
 
-    With `overwrite`, what the earlier run wrote is removed, and nothing else; without it, nothing at all. What was
-    interrupted before its first checkpoint has nothing to go on with: its files are written over, each in its turn.
+    With `overwrite`, only what the earlier run wrote is removed; without it, nothing is. A run that was interrupted
+    before its first checkpoint cannot be resumed: its files are overwritten one by one.
     """
     own = OwnFiles(folder)
     if resume:
-        # What it goes on with, it reads. A folder may have been copied, or be older than its marker.
+        # A resumed run reads its own files. Its folder may have been copied, or be older than its marker.
         own.refuse_foreign([*LOADED, STATE, CURVE, f"{SCORES}/after.*"])
-        return []  # `A2TGPOTrainer.train` says from where
+        return []  # `A2TGPOTrainer.train` says where it resumes from
     own.refuse_foreign([*LOADED, "*.json", *RESULTS, CHECKPOINTS])
     checkpoints = any(map(was_completed, checkpoints_of(folder)))
     if overwrite:
@@ -134,7 +134,7 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
 
 
 def _clear(own: OwnFiles) -> list[str]:
-    """Remove what was written; of checkpoints, what is left in them is set aside."""
+    """Remove what the earlier run wrote, and set aside what is then left in its checkpoints."""
     own.remove_drafts()
     own.remove(*own.all())
     kept = [set_aside(folder, TORN).name for folder in checkpoints_of(own.folder)]
@@ -142,7 +142,7 @@ def _clear(own: OwnFiles) -> list[str]:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe with all that it is built on. A run that goes on keeps the one that it began with."""
+    """Write the recipe with all that it is built on. A resumed run keeps the recipe that it began with."""
     if not recipe.words or (recipe.args.resume_from_checkpoint and (folder / WHOLE).exists()):
         return
     own = OwnFiles(folder)
@@ -162,7 +162,7 @@ def save_policy(trainer: A2TGPOTrainer, folder: Path) -> None:
         trainer.state.save_to_json(str(draft / STATE))
     from_main(trainer, lambda: own.take(draft))
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)  # saves it once more
+        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)  # saves it again
 
 
 def _report(folder: Path, recipe: Recipe, scores: dict[str, Scores], display: Display, seconds: float) -> None:
@@ -177,7 +177,7 @@ def _report(folder: Path, recipe: Recipe, scores: dict[str, Scores], display: Di
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Train what the command line says."""
+    """Train the recipe that the command line names."""
     return run_recipe(train, words)
 
 

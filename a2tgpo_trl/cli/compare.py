@@ -15,23 +15,25 @@ WRITTEN_BY = "# By `a2tgpo compare`; `a2tgpo study` goes on with it.\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
-    parser.add_argument("--credit", nargs="+", required=True, metavar="METHOD", help="the first is compared with")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2; five decide something"
+        "--credit", nargs="+", required=True, metavar="METHOD", help="methods; the others are compared with the first"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2; fewer than five decide nothing"
     )
     parser.add_argument("--every", type=int, default=5, help="steps from one evaluation to the next; default: 5")
     parser.add_argument("--reward", help="held-out score; default: the task's first reward")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each; default: 1")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent runs, one thread each; default: 1")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
     parser.set_defaults(run=run, overrides=[], base=None)
     parser.epilog = (
-        "Any key of the recipe may follow, for all runs alike: --max_steps 20 --learning_rate 1e-5. "
-        "`a2tgpo help studies` says what comes of it."
+        "Any key of the recipe may follow, for all runs: --max_steps 20 --learning_rate 1e-5. "
+        "`a2tgpo help studies` describes the results."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: compared; 1: a run failed, and its log says why."""
+    """Compare the methods. Return 0, or 1 if a run failed; its log says why."""
     from ..study.study import make_study
     from .study import check, check_places, conduct
 
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def content_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The study's file: a cell for each method, the first of which the others are compared with."""
+    """Return the content of the study's file: a cell per method; the others are compared with the first."""
     from ..recipe.arguments import RecipeParser
     from ..study.study import SET_BY_STUDY
 
@@ -68,7 +70,7 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plain(name: str) -> str:
-    """A method's name as that of a cell: methods/my_credit.py:own -> own"""
+    """Return a method's name as a cell's: methods/my_credit.py:own -> own"""
     return Path(name.rpartition(":")[2]).name
 
 
@@ -86,7 +88,7 @@ def _first_reward(args: argparse.Namespace) -> str:
 
 
 def write(study: "Study", content: dict[str, Any]) -> None:
-    """Runs of methods that it had before stay in the results, and are there again once it has them again."""
+    """Write the study's file. Results of methods that it no longer has are kept, for when it has them again."""
     if study.file.exists() and not study.file.read_text().startswith(WRITTEN_BY):
         raise ValueError(f"{study.file} is not of a comparison, and would be written over. Name another --output.")
     study.file.parent.mkdir(parents=True, exist_ok=True)

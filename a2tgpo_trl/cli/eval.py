@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         "--model_name_or_path",
         dest="model",
-        help="the policy: a folder, or a name of the hub (default: the recipe's)",
+        help="the policy: a folder, or a name on the hub (default: the recipe's)",
     )
     parser.epilog = f"{parser.epilog}. a2tgpo help evaluation says more."
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""folders of evaluations with gains -> what turns gained that found what they needed, and what the others did."""
+"""folders of evaluations with gains -> the gains of turns that found what they needed, and of the others."""
 
 import argparse
 import json
@@ -10,8 +10,10 @@ from .paired import read_rollouts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", type=Path, help="of evaluations, or their rollouts (.jsonl)")
-    parser.add_argument("--answer", metavar="COLUMN", default="answer", help="of the answers (default: %(default)s)")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of evaluations, or their rollouts (.jsonl)")
+    parser.add_argument(
+        "--answer", metavar="COLUMN", default="answer", help="column of the answers (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="write the means as JSON")
     parser.epilog = (
         "Example: a2tgpo eval quickstart --eval_gains true --output_dir outputs/gains, then a2tgpo gains "

@@ -5,17 +5,17 @@ import os
 import sys
 
 
-# How long threads of one operation wait for each other before they sleep. By default some milliseconds, in which they
-# hold the very core that the last of them needs: beside one other busy process, a step of the quickstart on two cores
-# takes ten times as long. An operation of a large model takes longer than either.
+# How long threads of one operation wait for each other before they sleep. The default is some milliseconds, during
+# which they hold the core that the last of them needs: beside one other busy process, a step of the quickstart on two
+# cores takes ten times as long. An operation of a large model takes longer than either.
 PATIENCE = {"GOMP_SPINCOUNT": "5000"}
 
 
 def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
-    """A recipe, and what it is to say otherwise."""
+    """Add the arguments for a recipe, its bases and its overrides."""
     parser.add_argument("recipe", help="path of a recipe, or the name of one that comes with the package")
     parser.add_argument(
-        "--base", nargs="+", metavar="RECIPE", help="what it is to be built on, in place of the base that it names"
+        "--base", nargs="+", metavar="RECIPE", help="recipes to build it on, instead of the base that it names"
     )
     parser.set_defaults(overrides=[])
     parser.epilog = (
@@ -25,24 +25,24 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """A recipe, and how many processes run it."""
+    """Add the arguments for a recipe and the processes that run it."""
     add_recipe_argument(parser)
     parser.add_argument(
         "--config_file",
-        help="configuration of Accelerate, by its path or its name in the package (zero2, cpu_ddp ...)",
+        help="configuration of Accelerate: a path, or a name in the package (zero2, cpu_ddp ...)",
     )
-    parser.add_argument("--num_processes", type=int, help="processes on all machines together, one per GPU")
+    parser.add_argument("--num_processes", type=int, help="total processes on all machines, one per GPU")
 
 
 def launch(module: str, args: argparse.Namespace) -> int:
-    """Does not return: what is launched takes over, and its exit code is the command's."""
+    """Replace this process by the launched one, whose exit code is the command's. Does not return."""
     from ..launch.processes import VISIBLE, start_here
     from ..recipe.recipe_file import find_launch_config, find_recipe
 
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides]
     config_file = find_launch_config(args.config_file) if args.config_file else None
     start = start_here(config_file, args.num_processes)
-    if [*start.variables] == [VISIBLE] and args.num_processes is None:  # a rank of SLURM has others
+    if [*start.variables] == [VISIBLE] and args.num_processes is None:  # a rank of SLURM has other variables too
         print(
             f"One process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). --num_processes, "
             "before the recipe's keys, starts more.",

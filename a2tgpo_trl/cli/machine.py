@@ -1,4 +1,4 @@
-"""What the numbers of a bench were measured on, in words."""
+"""a device -> a description of what the numbers of a bench were measured on."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's name, or that of the processor with its cores and threads."""
+    """Return the accelerator's name, or the processor's with its cores and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     processor = platform.processor() or platform.machine()

@@ -1,13 +1,13 @@
-"""an adapter's folder -> a folder with the policy that it makes of its base, which needs no PEFT to be loaded."""
+"""an adapter's folder -> a folder with the policy merged from it and its base, which loads without PEFT."""
 
 import argparse
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, help="folder of an adapter: what training with LoRA leaves")
+    parser.add_argument("adapter", type=Path, help="folder of an adapter, as training with LoRA leaves it")
     parser.add_argument("output", type=Path, help="folder for the merged policy; must be empty or new")
-    parser.add_argument("--base", help="base model, if it is no longer where the adapter found it")
+    parser.add_argument("--base", help="base model, if it is no longer where the adapter says")
     parser.set_defaults(run=run)
 
 
@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
 def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     """Add the adapter to its base in float32, and write the sum in the precision of the base.
 
-    An adapter that was trained on a quantised base is added to the base as it was before: its quantisation stays out
-    of the merged policy.
+    An adapter that was trained on a quantised base is added to its unquantised base, so that the merged policy has no
+    quantisation.
     """
     import torch
     from peft import PeftConfig, PeftModel
@@ -38,7 +38,7 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
             f"{output} is not empty. Name a new folder: another policy's files beside these would mislead."
         )
     base = base or PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    assert base is not None  # PEFT writes it down
+    assert base is not None  # PEFT saves it
     try:
         config = AutoConfig.from_pretrained(base)
     except OSError as error:
@@ -47,6 +47,6 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(
         safe_merge=True
-    )  # refuses what is not finite
+    )  # refuses weights that are not finite
     merged.to(config.dtype or torch.float32).save_pretrained(output)
     tokenizer.save_pretrained(output)

@@ -15,14 +15,12 @@ WIDEST = 120  # characters of a line of the table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path, help="folder of an evaluation, or its rollouts (.jsonl)")
-    parser.add_argument(
-        "second", type=Path, help="another one of the same questions, which is compared with the first"
-    )
-    parser.add_argument("--by", metavar="COLUMN", help="also for each value of this column, such as set")
+    parser.add_argument("second", type=Path, help="another evaluation of the same questions, compared with the first")
+    parser.add_argument("--by", metavar="COLUMN", help="compare for each value of this column too, such as set")
     parser.add_argument("--json", action="store_true", help="write the differences as JSON")
     parser.epilog = (
         "Example: a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set. "
-        "These are the folders where a2tgpo eval says that rollouts are; it is to have asked both policies the same. "
+        "These are the folders of rollouts that a2tgpo eval prints; both policies must have had the same questions. "
         "a2tgpo help evaluation says more."
     )
     parser.set_defaults(run=run)
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     title = f"second less first, on {len({record['row'] for record in first}):,} questions"
-    # Wider than a narrow terminal if need be: it breaks the lines, where the table would cut numbers off.
+    # Wider than a narrow terminal if need be: the terminal wraps lines, while the table would cut numbers off.
     console = Console(width=max(Console().width, WIDEST))
     console.print(difference_table(found, ["first", "second"], title), highlight=False)
     return 0

@@ -1,4 +1,4 @@
-"""what a command prints -> whoever reads it, as long as they read."""
+"""what a command prints -> its reader, until the reader closes the pipe."""
 
 import os
 import sys
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def until_closed() -> Iterator[None]:
-    """Inside, where something is printed, a reader who has seen enough (`| head`) ends it without an error."""
+    """Inside, printing ends without an error when the reader closes the pipe (`| head`)."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # what is left is not written at exit either
+    except BrokenPipeError:  # so that the rest is not written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

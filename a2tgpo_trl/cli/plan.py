@@ -1,4 +1,4 @@
-"""`a2tgpo plan RECIPE`: whether it fits, and what to change; where it is to run, what a step takes there."""
+"""`a2tgpo plan RECIPE`: whether it fits, and what to change; on the machine that is to run it, what a step takes."""
 
 import argparse
 import json
@@ -17,18 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu",
         default="h100",
-        help="kind of GPU, or one that ends in its memory (48gb); 'this' runs two batches on this machine and times "
+        help="kind of GPU, or a name ending in its memory (48gb); 'this' runs two batches on this machine and times "
         "them (default h100)",
     )
-    parser.add_argument("--gpus", type=_count, help="how many in all (default 1, or those of --config_file)")
+    parser.add_argument("--gpus", type=_count, help="number of GPUs in all (default 1, or as in --config_file)")
     parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3 or fsdp2 (default none, or ddp)")
     parser.add_argument(
-        "--config_file", help="configuration of Accelerate, by its path or its name in the package, for the sharding"
+        "--config_file", help="configuration of Accelerate: a path, or a name in the package, for the sharding"
     )
     parser.add_argument(
         "--prompt_tokens", type=_count, help="tokens of the longest prompt (default: counted in the data)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run)
 
 
@@ -40,7 +40,7 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: it fits; 1: it does not."""
+    """Print the plan. Return 0 if it fits, 1 if it does not."""
     from rich.console import Console
 
     from ..plan.hardware import THIS, named, this_machine

@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         nargs="+",
         metavar="NAME",
-        help="what is drawn, as it is logged (`a2tgpo help metrics`), or held_out/exact_match; default: the usual",
+        help="what to draw, by logged name (`a2tgpo help metrics`), or held_out/exact_match; default: the usual",
     )
     parser.add_argument(
         "-o", "--output", type=Path, help=f".png or .svg; default, by kind: {', '.join(FILES.values())}"
     )
     parser.set_defaults(run=run)
     parser.epilog = (
-        "Runs that differ in nothing but their seed are one line or bar, with the 95 percent interval of its mean "
+        "Runs that differ only in their seed are one line or bar, with the 95 percent interval of its mean "
         "over seeds (Student's t)."
     )
 

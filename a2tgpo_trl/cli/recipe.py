@@ -1,4 +1,4 @@
-"""a recipe, what it is built on and what the command line says otherwise -> one recipe of all keys that are set."""
+"""a recipe, what it is built on and what the command line overrides -> one recipe with all keys that are set."""
 
 import argparse
 

@@ -1,17 +1,17 @@
-"""an address and limits -> a server that runs code of policies for trainers elsewhere (`remote`)."""
+"""an address and limits -> a server that runs the code of policies that train elsewhere (`remote`)."""
 
 import argparse
 import ipaddress
 
 
-# option -> default and help; the options of `PythonSession` that are the server's
+# option -> default and help, for the options of `PythonSession` that belong to the server
 NUMBERS = {
-    "timeout": (5.0, "seconds of a call"),
-    "memory_mb": (512, "MiB of an interpreter"),
+    "timeout": (5.0, "seconds per call"),
+    "memory_mb": (512, "MiB per interpreter"),
     "disk_mb": (16, "MiB of its files"),
-    "max_output": (8192, "bytes of a result"),
-    "threads": (32, "threads of an interpreter"),
-    "warm": (4, "interpreters that are kept ready"),
+    "max_output": (8192, "bytes per result"),
+    "threads": (32, "threads per interpreter"),
+    "warm": (4, "interpreters kept ready"),
 }
 
 
@@ -22,13 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (default, text) in NUMBERS.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default:g})")
-    parser.add_argument("--preload", nargs="*", default=[], help="modules that are loaded before the first call")
+    parser.add_argument("--preload", nargs="*", default=[], help="modules to load before the first call")
     parser.add_argument("--python", help="the interpreter whose libraries code may use (default: this one)")
     parser.add_argument(
-        "--most-sessions", type=int, default=256, help="sessions at once: one a rollout that has called (default 256)"
+        "--most-sessions",
+        type=int,
+        default=256,
+        help="concurrent sessions: one per rollout that has called (default 256)",
     )
     parser.add_argument("--idle", type=float, default=600.0, help="seconds until an idle session ends (default 600)")
-    parser.epilog = "Where A2TGPO_PYTHON_TOKEN is set, only trainers with the same value are served."
+    parser.epilog = "If A2TGPO_PYTHON_TOKEN is set, only trainers with the same value are served."
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""a corpus -> its index, built if there is none, and a server that searches it (`search.server` says its protocol)."""
+"""a corpus -> its index, built if there is none, and a server that searches it (protocol: `search.server`)."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..search.retriever import Retriever
 
-ENDING = 10  # seconds that requests get to end after SIGTERM
+ENDING = 10  # seconds that requests have to end after SIGTERM
 KINDS = ("bm25", "dense")
 FAISS = ("flat", "ivf", "hnsw", "pq")
 OF_DENSE = ("encoder", "query_prefix", "passage_prefix", "max_tokens", "batch_size", "device", "faiss")
@@ -20,19 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, help="JSON lines, or a folder of text files")
     parser.add_argument("--index", choices=KINDS, default="bm25", help="how passages are found (default bm25)")
     parser.add_argument(
-        "--index-folder", help="where the index is, or will be (default: CORPUS.bm25, CORPUS.dense-flat)"
+        "--index-folder", help="where the index is or will be written (default: CORPUS.bm25, CORPUS.dense-flat)"
     )
-    parser.add_argument("--encoder", help="with --index dense: a folder or a name of the hub, intfloat/e5-base-v2 say")
-    parser.add_argument("--query-prefix", help="before each query, 'query: ' for E5 (default: the encoder's prompt)")
-    parser.add_argument("--passage-prefix", help="before each passage, 'passage: ' for E5 (default likewise)")
-    parser.add_argument("--max-tokens", type=int, help="of a text that are encoded (default: the encoder's)")
-    parser.add_argument("--batch-size", type=int, help="texts encoded at once (default 64)")
-    parser.add_argument("--device", help="of the encoder (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--encoder", help="with --index dense: a folder or a name on the hub, such as intfloat/e5-base-v2"
+    )
+    parser.add_argument(
+        "--query-prefix", help="text before each query, 'query: ' for E5 (default: the encoder's prompt)"
+    )
+    parser.add_argument("--passage-prefix", help="text before each passage, 'passage: ' for E5 (default likewise)")
+    parser.add_argument("--max-tokens", type=int, help="tokens of a text that are encoded (default: the encoder's)")
+    parser.add_argument("--batch-size", type=int, help="texts encoded together (default 64)")
+    parser.add_argument("--device", help="device of the encoder (default: an accelerator if there is one)")
     parser.add_argument("--faiss", choices=FAISS, help="how vectors are compared (default flat)")
-    parser.add_argument("--build", action="store_true", help="build the index, and serve nothing")
+    parser.add_argument("--build", action="store_true", help="build the index and do not serve")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0: a free one)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="searches at once (default: the cores)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="concurrent searches (default: the cores)")
     parser.add_argument("--most-waiting", type=int, default=1024, help="requests at once (default 1024)")
     parser.epilog = "a2tgpo help search says more."
     parser.set_defaults(run=run)
@@ -88,8 +92,8 @@ def serve(args: argparse.Namespace, retriever: "Retriever") -> int:
         answering.app(), args.host, args.port, log_level="warning", timeout_graceful_shutdown=ENDING, lifespan="off"
     )
     listening = config.bind_socket()
-    listening.listen(config.backlog)  # before the address is told, so that whoever reads it can connect
-    # uvicorn sends itself the signal once more when requests have ended; with this, that is a clean end.
+    listening.listen(config.backlog)  # before the address is printed, so that whoever reads it can connect
+    # uvicorn sends itself the signal again when requests have ended; with this handler the process ends cleanly.
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listening.getsockname()[:2]
     print(f"http://{host}:{port}/retrieve searches {len(retriever.corpus):,} passages ({args.index})", flush=True)

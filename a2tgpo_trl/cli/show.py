@@ -17,16 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROLLOUTS",
         help="files, or folders of runs and evaluations",
     )
-    parser.add_argument("-n", "--number", type=int, default=3, help="of rollouts (of prompts); default: %(default)s")
-    parser.add_argument("--failed", action="store_true", help="those that were not right")
-    parser.add_argument("--solved-and-failed", action="store_true", help="of prompts that were solved and failed")
+    parser.add_argument(
+        "-n", "--number", type=int, default=3, help="number of rollouts (or prompts); default: %(default)s"
+    )
+    parser.add_argument("--failed", action="store_true", help="only those that were not right")
+    parser.add_argument(
+        "--solved-and-failed", action="store_true", help="only rollouts of prompts both solved and failed"
+    )
     parser.add_argument("--worst-gain", action="store_true", help="those with the lowest gain of a turn first")
-    parser.add_argument("--grep", metavar="PATTERN", help="those in whose text this is found")
+    parser.add_argument("--grep", metavar="PATTERN", help="only those whose text matches this")
     parser.add_argument("--side-by-side", action="store_true", help="all rollouts of their prompts beside each other")
-    parser.add_argument("--full", action="store_true", help="long texts as a whole")
+    parser.add_argument("--full", action="store_true", help="show long texts in full")
     parser.epilog = (
-        "Training writes rollouts with record_every (`a2tgpo train quickstart --record_every 5`), a2tgpo eval always "
-        "does. Example: a2tgpo show outputs/quickstart --solved-and-failed --side-by-side"
+        "Training writes rollouts with record_every (`a2tgpo train quickstart --record_every 5`); a2tgpo eval always "
+        "writes them. Example: a2tgpo show outputs/quickstart --solved-and-failed --side-by-side"
     )
     parser.set_defaults(run=run)
 
@@ -57,7 +61,7 @@ def show(args: argparse.Namespace) -> None:
             raise BrokenPipeError  # rich would end the program
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know all characters of the world
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not support all characters
     console = Pipe(soft_wrap=not args.side_by_side, highlight=False, markup=False, emoji=False)
     if args.side_by_side:
         groups = by_prompt(records)

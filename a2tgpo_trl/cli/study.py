@@ -1,4 +1,4 @@
-"""a study's file -> its runs that are not there yet, and its report."""
+"""a study's file -> its missing runs, and its report."""
 
 import argparse
 import shutil
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from ..study.study import Run, Study
 
 RECIPE = "recipe.yaml"  # of a run, in its folder
-WIDEST = 120  # characters of a line of the table, which a narrow terminal breaks rather than cuts
+WIDEST = 120  # characters of a line of the table; a narrow terminal wraps it and does not cut it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="file of the study (`a2tgpo help studies`)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each; default: 1")
-    parser.add_argument("--minutes", type=float, help="begin no run after this time; 0: only write the report")
-    parser.add_argument("--cells", nargs="+", metavar="CELL", help="make runs of these alone; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent runs, one thread each; default: 1")
+    parser.add_argument("--minutes", type=float, help="start no run after this many minutes; 0: only write the report")
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="run only these cells; default: all")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path("outputs/study"),
-        help="of unfinished runs; default: %(default)s",
+        help="folder of unfinished runs; default: %(default)s",
     )
     parser.add_argument("--keep", action="store_true", help="keep the folders of finished runs")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: the report is of all that is there; 1: a run failed, and its log says why."""
+    """Run a study. Return 0, or 1 if a run failed; its log says why."""
     from ..study.study import read_study
 
     study = read_study(args.study)
@@ -64,7 +64,7 @@ def conduct(
     minutes: float | None = None,
     keep: bool = False,
 ) -> int:
-    """Make the runs that are not there yet, and the report of all that are."""
+    """Make the missing runs, and the report of all that there are."""
     from ..study.comparison import best_rates
     from ..study.results import Results
 
@@ -81,7 +81,7 @@ def conduct(
 
 
 def check(study: "Study") -> None:
-    """What would fail in one of the runs is said before the first."""
+    """Raise an error, before the first run, about what would fail in any of them."""
     from ..credit import preset_of
     from ..credit.credit_pass import have_turn_rewards
     from ..preflight.loading import environment_kinds
@@ -97,7 +97,7 @@ def check(study: "Study") -> None:
                 f"{study.file}: {study.recipe} has no questions to compare on: name a dataset_test_split (train[:50])."
             )
         needs = preset_of(recipe.args.credit_method).needs_turn_rewards and not recipe.args.turn_rewards
-        if needs and not have_turn_rewards(environment_kinds(recipe.task)):  # which may make one of each
+        if needs and not have_turn_rewards(environment_kinds(recipe.task)):  # may make one of each environment
             raise ValueError(f"{study.file}: cell {cell!r} needs turn rewards, and has none (turn_rewards).")
         known = [getattr(reward, "__name__", str(reward)) for reward in recipe.task.reward_funcs]
         if study.reward not in known and recipe.task.environment_factory is None:
@@ -105,7 +105,7 @@ def check(study: "Study") -> None:
 
 
 def check_places(study: "Study") -> None:
-    """What is not a study's is not written over. Pictures are known by the report beside them."""
+    """Refuse to overwrite files that are not this study's. Pictures are known by the report beside them."""
     from ..study.report import title
     from ..study.results import is_of_study
 
@@ -127,7 +127,7 @@ def _identity(study: "Study", run: "Run") -> str:
 
 
 def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
-    """A recipe on the study's, which says what the run is."""
+    """Write the recipe of a run, which is built on the study's recipe, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     output = {"output_dir": str((folder / "run").resolve())}
     content = {"base": str(study.recipe.resolve()), **study.settings_of(run), **output}
@@ -153,7 +153,7 @@ def write_report(study: "Study", results: "Results") -> None:
 
 @contextmanager
 def passing_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM also ends the runs that are under way: they would go on without this process."""
+    """Inside, SIGTERM also ends the runs in progress, which would go on without this process."""
     from ..launch.launcher import pass_on_sigterm
 
     def leave(*_: object) -> None:
@@ -168,7 +168,7 @@ def passing_on_sigterm() -> Iterator[None]:
 
 
 class Maker:
-    """Makes runs, several at once, and enters what they measured."""
+    """Makes runs, several concurrently, and enters what they measured."""
 
     def __init__(
         self,
@@ -207,11 +207,11 @@ class Maker:
         if folder.exists() and not (folder / RECIPE).is_file():
             raise ValueError(f"{folder} is no run of a study, and would be removed. Name another folder (--output).")
         recipe, start = write_recipe(self.study, run, folder), time.monotonic()
-        # A study reads no tokens. That is no part of what it measures, nor of the recipe by which a run is known.
+        # A study reads no tokens. Recording them is not measured, nor part of the recipe that identifies a run.
         code = train([str(recipe), "--overwrite", "true", "--record_tokens", "false"], folder, threads=1)
         try:
             measurements = measured(folder / "run", self.study.every) if code == 0 else []
-        except (ValueError, KeyError, OSError) as error:  # what the others have found is not lost for it
+        except (ValueError, KeyError, OSError) as error:  # the results of the other runs are not lost
             code = 1
             with (folder / LOG).open("a") as log:
                 log.write(f"Its results cannot be read: {type(error).__name__}: {error}\n")

@@ -5,11 +5,15 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="Markdown with the table, such as recipes/qa/README.md")
-    parser.add_argument("model", help="model at the head of the table: Qwen3-4B")
-    parser.add_argument("method", help="method of the row: DAPO")
+    parser.add_argument("file", type=Path, help="Markdown file with the table, such as recipes/qa/README.md")
+    parser.add_argument("model", help="model at the head of the table, such as Qwen3-4B")
+    parser.add_argument("method", help="method of the row, such as DAPO")
     parser.add_argument(
-        "scores", nargs="+", type=Path, metavar="SCORES", help="scores.json of an evaluation; several have other sets"
+        "scores",
+        nargs="+",
+        type=Path,
+        metavar="SCORES",
+        help="scores.json of an evaluation; several must have different sets",
     )
     parser.set_defaults(run=run)
 

@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run with record_every")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {OUTPUT}")
     parser.add_argument(
-        "--overwrite", action="store_true", default=None, help="also what is there and is no such page"
+        "--overwrite", action="store_true", default=None, help="overwrite the file even if it is no such page"
     )
-    parser.add_argument("--serve", action="store_true", help="show what is new as the runs go on, until Ctrl-C")
+    parser.add_argument("--serve", action="store_true", help="show the page live as the runs go on, until Ctrl-C")
     parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
     parser.add_argument("--port", type=int, help=f"port to listen on (default {PORT}; 0: a free one)")
     parser.epilog = "What the page shows, and how to see it from another machine: a2tgpo help view"
@@ -42,7 +42,7 @@ def write(args: argparse.Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.part")
     draft.write_text(make_page(runs), encoding="utf-8")
-    draft.replace(file)  # a page that is there stays whole until the new one is
+    draft.replace(file)  # an existing page stays whole until the new one is
     for one in runs:
         for note in one.notes:
             print(f"{one.name}: {note}")
@@ -54,7 +54,7 @@ def serve(args: argparse.Namespace) -> int:
     try:
         _serve(args)
     except KeyboardInterrupt:
-        print()  # behind the ^C
+        print()  # after the ^C
     return 0
 
 

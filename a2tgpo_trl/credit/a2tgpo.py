@@ -1,17 +1,17 @@
 """A2TGPO, and the methods that are the same function with other switches: GRPO, GSPO, ATPO and MT-GRPO.
 
-The paper of A2TGPO and the code that was released with it differ, and so does what is here by default:
+The A2TGPO paper and its released code differ, and the default here, `a2tgpo`, follows neither in full:
 
                               paper                     code                    a2tgpo        switch
     value of a context        probability               log-probability         as the code   gain_measure
-    first turn                gains on the question     has no gain             as the paper  first_gain
+    first turn                gain over the question    has no gain             as the paper  first_gain
     last result               is in the last gain       is not                  as the paper  last_gain
     weight of the gain        1                         0.3                     as the code   gain_weight
     loss                      mean of rollouts' means   mean over all tokens    as the code   loss_type: grpo, dapo
     gradient of the ratio     of the turn's mean        of each token           as the code
     broken format             reward -1 in place of 1   the same                0.1 x format  reward_weights
 
-`a2tgpo_paper` and `a2tgpo_code` are the two columns, as far as there are switches.
+`a2tgpo_paper` and `a2tgpo_code` follow the first two columns as far as there are switches.
 """
 
 from typing import Any
@@ -38,19 +38,19 @@ OF_A2TGPO: dict[str, Any] = {
 
 @method(**OF_A2TGPO, gain_weight=0.3)
 def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """A2TGPO (arXiv 2605.06200): what each turn gained, compared with others at its depth, beside the outcome.
+    """A2TGPO (arXiv 2605.06200): each turn's gain, compared with others at its depth, plus the outcome.
 
         A[i,t] = w A_outcome[i] + alpha D(Z(gains))[i,t] + rho D(Z(turn rewards))[i,t]
 
-    Z is the z-score among the turns at the same depth of the same prompt, D the sum over this turn and later ones,
-    discounted and divided by the root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
-    `turn_reward_weight`, 0 unless it is set: the paper has no turn rewards. Each signal is normalised on its own, so
-    that their units do not matter.
+    Z is the z-score among the turns at the same depth of the same prompt. D is the discounted sum over this turn and
+    later ones, divided by the square root of its number of terms. w is `outcome_weight`, alpha `gain_weight`, rho
+    `turn_reward_weight` (0 unless you set it: the paper has no turn rewards). Each signal is normalised separately, so
+    their units do not matter.
 
-    Meaning: where the policy came closer to the answer than other rollouts did at this point, it does more of that.
-    What rounding explains (`Evidence.gain_floor`) is no difference.
-    Edge cases: the answer turn, and any other without a gain, lives on the outcome; so does a turn alone at its depth.
-    A turn without a turn reward has those of the turns after it: what is paid at the end was earned on the way.
+    Meaning: if a turn came closer to the answer than other rollouts did at this point, the policy does more of it.
+    Differences that rounding explains (`Evidence.gain_floor`) do not count.
+    Edge cases: the answer turn, and any other without a gain, gets only the outcome; so does a turn alone at its
+    depth. A turn without a turn reward gets those of later turns: what is paid at the end was earned on the way.
 
     Example (the group of `a2tgpo_trl.credit`, no turn rewards; alpha 0.3, gamma 1):
         Z: turn 1 of a and b: 1, 3 -> -1, 1; turn 2 of a is alone -> 0
@@ -77,12 +77,12 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
 
 @method(**OF_A2TGPO, gain_weight=1.0, gain_measure="probability", loss_type="grpo")
 def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
-    """A2TGPO as its paper writes it (arXiv 2605.06200): gains of probability, without a weight.
+    """A2TGPO as in its paper (arXiv 2605.06200): gains of probability, without a weight.
 
         A[i,t] = A_outcome[i] + D(Z(gains))[i,t]
 
-    Meaning: as in A2TGPO; a turn that gained much more than others did can outweigh a wrong answer.
-    Edge cases: those of A2TGPO. Each rollout weighs the same, however long it is (`loss_type` `grpo`).
+    Meaning: as in A2TGPO; a turn that gained much more than others can outweigh a wrong answer.
+    Edge cases: as in A2TGPO. Each rollout has the same weight, whatever its length (`loss_type` `grpo`).
 
     Example (the group of `a2tgpo_trl.credit`; D as in A2TGPO: a -0.7071, 0; b 1):
         a  1.1545 - 0.7071 = 0.4474, 1.1545, 1.1545
@@ -94,15 +94,16 @@ def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
 
 @method(**OF_A2TGPO, gain_weight=0.3, first_gain=False, last_gain=False)
 def a2tgpo_code(evidence: Evidence, switches: Switches) -> Tensor:
-    """A2TGPO as the released code runs: the first turn has no gain, nor has the last that a tool answered.
+    """A2TGPO as in the released code: neither the first turn nor the last that a tool answered has a gain.
 
-        A[i,t] = A_outcome[i] + 0.3 D(Z(gains))[i,t]          gains of the turns between the two alone
+        A[i,t] = A_outcome[i] + 0.3 D(Z(gains))[i,t]          only gains of the turns between these two
 
-    Meaning: as in A2TGPO, of what happens between the first result and the last. A rollout that calls tools in three
-    turns has a single gain; one with fewer lives on the outcome.
-    Edge cases: those of A2TGPO. Gains come in with those of first and last turns left out (`first_gain`, `last_gain`).
+    Meaning: as in A2TGPO, for what happens between the first result and the last. A rollout that calls tools in three
+    turns has a single gain; one with fewer gets only the outcome.
+    Edge cases: as in A2TGPO. The gains passed in already lack those of first and last turns (`first_gain`,
+    `last_gain`).
 
-    Example (the group of `a2tgpo_trl.credit`, whose rollouts call tools in two turns at most): all turns live on the
+    Example (the group of `a2tgpo_trl.credit`, whose rollouts call tools in two turns at most): all turns get only the
         outcome: a 1.1545, b and c -0.5773
     """
     return a2tgpo(evidence, switches)
@@ -118,13 +119,13 @@ OUTCOME_ALONE: dict[str, Any] = {
 
 @method(**OUTCOME_ALONE)
 def grpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """GRPO (arXiv 2402.03300): every turn is worth what its rollout was worth.
+    """GRPO (arXiv 2402.03300): every turn gets the advantage of its rollout.
 
         A[i,t] = A_outcome[i]
 
-    Meaning: what led to a better answer than the group's is done more often, the idle turns in it as well.
-    Edge cases: in a group of equal outcomes nothing is learnt. The ratio is each token's own; `loss_type` stays TRL's
-    (`dapo`), so that training is TRL's GRPO bit for bit.
+    Meaning: what led to a better answer than the group's is done more often, idle turns included.
+    Edge cases: a group of equal outcomes teaches nothing. Each token has its own ratio; `loss_type` stays TRL's
+    (`dapo`), so training is TRL's GRPO bit for bit.
 
     Example (the group of `a2tgpo_trl.credit`): a 1.1545 on all of its turns, b and c -0.5773
         (1 - 1/3) / (0.57735 + 1e-4) = 1.1545, (0 - 1/3) / 0.57745 = -0.5773
@@ -138,10 +139,11 @@ def gspo(evidence: Evidence, switches: Switches) -> Tensor:
 
         A[i,t] = A_outcome[i]
 
-    Meaning: a rollout is rewarded whole, so it is clipped whole: its ratio is the geometric mean over all its tokens.
-    Edge cases: such a mean moves little, so the clip range is a hundredth of GRPO's; each rollout weighs the same,
-    however long it is (`loss_type` `grpo`). With a KL term, `use_bias_correction_kl` weighs each token's KL by a ratio
-    that has the value of TRL's, and the gradient of the token instead of the mean's.
+    Meaning: a rollout is rewarded as a whole, so it is clipped as a whole: its ratio is the geometric mean over all
+    its tokens.
+    Edge cases: such a mean moves little, so the clip range is far below GRPO's. Each rollout has the same weight,
+    whatever its length (`loss_type` `grpo`). With a KL term, `use_bias_correction_kl` weights each token's KL by a
+    ratio with the value of TRL's, but with the token's gradient instead of the mean's.
 
     Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
     """
@@ -154,9 +156,9 @@ def atpo(evidence: Evidence, switches: Switches) -> Tensor:
 
         A[i,t] = A_outcome[i]
 
-    Meaning: a turn is what the policy decides on at once, so it is a turn that is clipped. Of AT2PO's parts this ratio
-    alone makes the largest step of its ablation (average EM 45.42 to 47.75). Its tree of rollouts is not here.
-    Edge cases: a rollout of one turn has GSPO's ratio. Each rollout weighs the same (`loss_type` `grpo`).
+    Meaning: a turn is one decision of the policy, so each turn is clipped as a whole. Of AT2PO's parts, this ratio
+    alone is the largest step of its ablation (average EM 45.42 to 47.75). Its tree of rollouts is not implemented.
+    Edge cases: a rollout of one turn has GSPO's ratio. Each rollout has the same weight (`loss_type` `grpo`).
 
     Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
     """
@@ -165,13 +167,13 @@ def atpo(evidence: Evidence, switches: Switches) -> Tensor:
 
 @method(needs_turn_rewards=True, without_effect=["failure_shaping"])
 def mt_grpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """MT-GRPO (as in arXiv 2604.02869): turn rewards, compared with others at the same depth, beside the outcome.
+    """MT-GRPO (as in arXiv 2604.02869): turn rewards, compared with others at the same depth, plus the outcome.
 
         A[i,t] = sum over j >= t of z(r[i,j]) + A_outcome[i]          z within the turns at depth j of the prompt
 
     Meaning: a turn is credited with its own reward and those that it made possible.
-    Edge cases: it is nothing without turn rewards, and refuses to run. A turn alone at its depth adds 0. A turn
-    without a reward of its own adds nothing, and has the sum of the later ones all the same.
+    Edge cases: without turn rewards it refuses to run. A turn alone at its depth adds 0. A turn without its own
+    reward adds nothing, but still gets the sum of the later ones.
 
     Example (the group of `a2tgpo_trl.credit`):
         z: turn 1: 0, -0.1, -0.1 -> 1.4142, -0.7071, -0.7071; turn 2: 0, 0 -> 0, 0; turn 3 is alone -> 0
@@ -204,18 +206,18 @@ def a2tgpo_credit(
 
         A[i,t] = A_outcome[i] + alpha D[i,t]      D = discounted_sum(Z): turns with a gain
         A[i,t] = A_outcome[i]                     the answer turn and every other turn without one
-        c[i,t] = clip_scale(Z[i,t])               fed by Z, not by its sum
+        c[i,t] = clip_scale(Z[i,t])               from Z, not from its sum
 
     Args:
-        gains_NK: information gain of each turn, NaN where there is none.
+        gains_NK: information gain of each turn, NaN if there is none.
         group_ids_N: the prompt each rollout belongs to; any integers, in any order.
         outcome_advantages_N: advantage of each rollout from its reward.
-        alpha: weight of the gains beside the outcome.
+        alpha: weight of the gains alongside the outcome.
         gamma: discount per turn.
         beta: how far the clip range follows the gain.
         normalization: "turn_group" (A2TGPO), "pooled" (IGPO) or "none".
-        rescale: divide accumulated scores by the root of their number.
-        gain_floor: what gains may differ by through rounding, of all turns or of each (N,K).
+        rescale: divide accumulated scores by the square root of their number.
+        gain_floor: how far gains may differ through rounding, for all turns or for each (N,K).
 
     Example: gains [[1, nan], [3, nan]], one group, outcomes [0, 1], alpha 0.3, beta 0.3: scores -1 and 1, so
     advantages [[-0.3, 0], [1.3, 1]] and clip scales [[0.861, 1], [1.139, 1]].

@@ -1,4 +1,4 @@
-"""a trainer's scored rollouts -> turn rewards, evidence of all ranks -> advantages and clip scale of their turns.
+"""a trainer's scored rollouts -> turn rewards, evidence of all ranks -> advantages and clip scales of their turns.
 
 Shapes: N rollouts of all ranks, B of this rank, F turn rewards, K turns.
 """
@@ -33,7 +33,7 @@ from .turn_rewards import TurnRewards
 
 logger = get_logger(__name__)
 
-# Batches without a single success, after which the user is told.
+# Batches in a row without a single success, after which the user is warned.
 FRUITLESS_BATCHES = 5
 
 
@@ -41,14 +41,14 @@ FRUITLESS_BATCHES = 5
 class CreditSettings:
     """How turns are credited: the method, and the fields of `A2TGPOConfig` of the same names."""
 
-    name: str  # of the method, in messages
+    name: str  # the method's name, for messages
     method: Method
     switches: Switches
     turn_rewards: dict[str, float]
     failure_shaping: float
     shaping_embedding: str
     success_reward: float
-    state_likeness: float | None  # None: nothing reads in which states turns began
+    state_likeness: float | None  # None if nothing reads the states in which turns began
 
 
 class CreditPass:
@@ -67,13 +67,13 @@ class CreditPass:
     ):
         """
         Args:
-            settings: what credits turns, and by what.
+            settings: the method and its settings.
             accelerator: the trainer's.
-            own: turn reward functions that were handed to the trainer.
-            environments: classes of its environments.
+            own: turn reward functions that were given to the trainer.
+            environments: the classes of its environments.
             has_tools: whether its policy calls tools.
             has_rollout_func: whether a function of the user's makes its rollouts.
-            splits_models: whether whatever model is loaded is split over the ranks.
+            splits_models: whether every model that is loaded is split over the ranks.
         """
         self._settings, self._accelerator, self._ranks = settings, accelerator, Ranks(accelerator)
         self._has_tools, self._has_rollout_func, self._splits_models = has_tools, has_rollout_func, splits_models
@@ -90,7 +90,7 @@ class CreditPass:
         self._without_success = 0  # batches in a row
 
     def _agreed_embedding(self) -> Embedding:
-        """The same one on all ranks, and by its name."""
+        """Return the embedding, the same on all ranks, and set its name."""
         if self.shaping_embedding == "auto":
             has_encoder = not self._splits_models and has_small_encoder()
             lacking = self._ranks.max(int(not has_encoder))
@@ -124,7 +124,7 @@ class CreditPass:
             )
 
     def _check_turns_are_known(self) -> None:
-        """There are turns to read, and what is known of them is enough for what reads them."""
+        """Check that there are turns, and that enough is known of them for the rewards and states that read them."""
         settings = self._settings
         reads_turns = self.rewards or settings.failure_shaping or self._reads_states
         if reads_turns and not self._has_tools and not self._has_rollout_func:
@@ -154,15 +154,15 @@ class CreditPass:
 
     @property
     def strength(self) -> float:
-        """Weight of what turns are told apart by, at most 1: what is far below it is as good as no advantage."""
+        """The weight of what distinguishes turns, at most 1; advantages far below it are as good as none."""
         switches = self._settings.switches
         weights = [switches.gain_weight, switches.turn_reward_weight if self.rewards else 0.0]
         return min(1.0, max(weights)) or 1.0
 
     def read(self, records: Sequence[Record], group_size: int | None = None) -> None:
-        """Score the turns of this rank's rollouts, whose records get the scores as well.
+        """Score the turns of this rank's rollouts, and add the scores to their records.
 
-        `group_size`: rollouts of a prompt, in a batch that is trained on; records of it get the states of turns.
+        `group_size`: rollouts of a prompt, given for batches that are trained on; their records also get turn states.
         """
 
         def read() -> None:
@@ -194,7 +194,7 @@ class CreditPass:
         group_ids_N: Tensor,
         gain_floor: Floor,
     ) -> tuple[Evidence, dict[str, float]]:
-        """What there is to credit this batch by, and metrics of it."""
+        """Return the evidence for crediting this batch, and its metrics."""
         rewards_NK, metrics = self._turn_rewards(gains_NK, num_turns_N)
         if self._embed is not None:
             outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
@@ -209,19 +209,19 @@ class CreditPass:
         return evidence, metrics
 
     def _gather_states(self, evidence: Evidence) -> Tensor:
-        """Of all ranks' rollouts, with those in the loss for all that there are."""
+        """The states of all ranks' turns, -1 outside the loss."""
         num_turns_N = evidence.num_turns_N
         self._check_turns(num_turns_N, [len(states) for states in self._states])
         mine = to_tensor(self._states, evidence.gains_NK.size(1)).to(num_turns_N.device)
         return self._accelerator.gather(mine.contiguous()).masked_fill(~evidence.is_turn_NK, -1)
 
     def metrics(self, num_turns_N: Tensor, num_turns: int) -> dict[str, float]:
-        """What turns earned that are not credited, as in an evaluation."""
+        """Return turn reward metrics of turns that are not credited, as in an evaluation."""
         uncredited_NK = torch.full((len(num_turns_N), num_turns), torch.nan, device=num_turns_N.device)
         return self._turn_rewards(uncredited_NK, num_turns_N)[1]
 
     def advantages(self, evidence: Evidence) -> Tensor:
-        """Of all turns (N,K), by the run's method."""
+        """Return the advantages of all turns (N,K), by the run's method."""
         advantages_NK = self._settings.method(evidence, self._settings.switches)
         expected, name = tuple(evidence.gains_NK.shape), self._settings.name
         if tuple(advantages_NK.shape) != expected:
@@ -234,16 +234,16 @@ class CreditPass:
                 f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a "
                 f"turn has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
             )
-        # What is no turn, or was scored by nobody, is not learnt from, whatever the method makes of it.
+        # Entries that are no turns, or that nobody scored, are not learnt from, whatever the method returns for them.
         return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """Gains of turns as they are compared (N,K); NaN where there is none."""
+        """Return the compared gains of turns (N,K); NaN where there is none."""
         switches = self._settings.switches
         return switches.gain_scores(evidence) if switches.uses_gain else evidence.gains_NK
 
     def clip_scale(self, evidence: Evidence) -> Tensor:
-        """How far the clip range of each turn follows its gain (N,K)."""
+        """Return the scale of each turn's clip range, which follows its gain (N,K)."""
         return gain_clip_scale(evidence, self._settings.switches)
 
     def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -253,11 +253,11 @@ class CreditPass:
         mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
         scores_NFK = self._accelerator.gather(mine.contiguous())
         beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
-        scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # out of the loss, out of statistics
+        scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # not in the loss, so not in statistics
         return self.rewards.weighted(scores_NFK), turn_reward_metrics(scores_NFK, self.rewards.names)
 
     def _check_turns(self, num_turns_N: Tensor, recorded: Sequence[int]) -> None:
-        """A turn of the record is a run of sampled tokens: else the wrong turn would be credited."""
+        """Check that turns of the record match runs of sampled tokens; otherwise the wrong turn would be credited."""
         mine = num_turns_N[self._ranks.own_rows(len(recorded))].tolist()
         assert all(turns in (0, number) for turns, number in zip(mine, recorded, strict=True)), (mine, recorded)
 
@@ -285,7 +285,7 @@ class CreditPass:
         }
 
     def _embeddings(self, device: torch.device) -> Tensor:
-        """Of what this rank's rollouts tried: zeros for nothing. All ranks raise if it fails on any."""
+        """Embeddings of what this rank's rollouts tried, zeros for nothing. All ranks raise if it fails on one."""
         assert self._embed is not None
         embed, name = self._embed, f"shaping_embedding={self.shaping_embedding!r}"
 
@@ -304,7 +304,7 @@ class CreditPass:
 
 
 def have_turn_rewards(environments: Iterable[type]) -> bool:
-    """Whether environments of these classes say what single turns earn."""
+    """Whether environments of these classes reward single turns."""
     kinds = list(environments)
     for kind in kinds:
         if isinstance(getattr(kind, "turn_reward", None), property):

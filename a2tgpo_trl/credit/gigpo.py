@@ -1,4 +1,4 @@
-"""GiGPO: what a turn and those after it earned, compared with other turns that began in the same state."""
+"""GiGPO: what a turn and later ones earned, compared with other turns that began in the same state."""
 
 from torch import Tensor
 
@@ -13,27 +13,27 @@ from .scores import above_state_mean
     without_effect=["gain_normalization", "gain_groups", "stopped_count"],
 )
 def gigpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """GiGPO (arXiv 2505.10978): the outcome of the rollout, and what a turn earned beyond others from its state.
+    """GiGPO (arXiv 2505.10978): the outcome of the rollout, plus what a turn earned beyond others from its state.
 
         A[i,t] = w A_outcome[i] + v S[i,t]
         S[i,t] = (R[i,t] - mean R) / d        over the turns of the prompt that began in the state of (i,t)
         R[i,t] = sum over j >= t of gamma^(j-t) r[i,j]
 
-    r is the reward of the turn, and on the last turn the outcome as well. A state is what the policy had just read:
-    the prompt, or the results of its last calls (`states.py`). w is `outcome_weight`, v `state_weight`. d is 1 with
-    `scale_rewards: none`, else the sample deviation of these turns; A_outcome, which is TRL's, follows the same
+    r is the reward of the turn, and on the last turn also the outcome. A state is what the policy had just read: the
+    prompt, or the results of its last calls (`states.py`). w is `outcome_weight`, v `state_weight`. d is 1 with
+    `scale_rewards: none`, else the sample deviation of these turns. A_outcome, which is TRL's, follows the same
     switch, as both terms do in the paper.
 
-    Meaning: where rollouts of a prompt come to the same point and go on differently, what did better there is done
-    more often, whatever the rest of the rollout was like.
-    Edge cases: a turn alone in its state lives on the outcome; if all are, this is GRPO. The first turns of a prompt
-    all begin in the prompt. Of equal outcomes, that which came sooner is worth more.
+    Meaning: if rollouts of a prompt reach the same point and go on differently, the policy does more of what did
+    better there, whatever the rest of the rollout was like.
+    Edge cases: a turn alone in its state gets only the outcome; if all are, this is GRPO. The first turns of a prompt
+    all begin in the prompt. Of two equal outcomes, the one that came sooner is worth more.
 
-    The paper and its code (verl-agent): both compare equal states, and for search like ones, from 0.9 on. The paper
-    measures likeness by the longest matching subsequence; the code, and `state_likeness` here, by difflib's ratio
-    with the first text that was met of each state. The code's script for search scales by the deviation, which TRL's
-    default is as well, takes KL at 0.001, and charges 0.01 for an action that cannot be read (`turn_rewards:
-    {bad_format: -0.01}`); there that is a part of the outcome too, here of R alone.
+    The paper and its code (verl-agent): both compare equal states, and for search also similar ones, from 0.9 on. The
+    paper measures similarity by the longest matching subsequence; the code, and `state_likeness` here, by difflib's
+    ratio with the first text met of each state. The code's script for search scales by the deviation, as TRL does by
+    default, uses a KL weight of 0.001, and charges 0.01 for an action that cannot be read (`turn_rewards:
+    {bad_format: -0.01}`); there the charge is also part of the outcome, here only of R.
 
     Example (the group of `a2tgpo_trl.credit`; gamma 0.95; second turns of a and b begin in the same state):
         R: a 0.9025, 0.95, 1; b -0.1, 0; c -0.1

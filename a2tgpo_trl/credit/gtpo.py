@@ -1,4 +1,4 @@
-"""GTPO and the hybrid: what a turn and those after it earned, summed up first and then compared with other turns."""
+"""GTPO and the hybrid: what a turn and later ones earned, first summed and then compared with other turns."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from .method import Evidence, Switches, method
 
 
 def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
-    """Discounted sums of turn rewards (and of gains, if they have a weight) with the outcome at the end, compared."""
+    """Return normalised discounted sums of turn rewards (and of weighted gains), with the outcome at the end."""
     rewards_NK = switches.signal(evidence).nan_to_num(nan=0.0) + evidence.at_last_turn(evidence.outcomes_N)
     returns_NK, floor = switches.returns(rewards_NK, evidence), switches.returns_floor(evidence)
     return switches.normalize(returns_NK, evidence.group_ids_N, floor).nan_to_num(nan=0.0)
@@ -19,19 +19,19 @@ def normalized_returns(evidence: Evidence, switches: Switches) -> Tensor:
     without_effect=["gain_groups", "stopped_count", "outcome_weight", "scale_rewards", "multi_objective_aggregation"],
 )
 def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed up from a turn to the end, then normalised.
+    """GTPO (arXiv 2511.14846): rewards per turn and the outcome, summed from a turn to the end, then normalised.
 
         A[i,t] = z(R)[i,t],    R[i,t] = sum over j >= t of gamma^(j-t) r[i,j]
 
-    r is the reward of the turn, and on the last turn the outcome as well. z is the z-score among the turns at the same
-    depth of the same prompt, or (`gain_normalization: pooled`) among all its turns: the sources leave open which is
+    r is the reward of the turn, and on the last turn also the outcome. z is the z-score among the turns at the same
+    depth of the same prompt, or (`gain_normalization: pooled`) among all its turns; the sources leave open which is
     meant.
 
-    A failed rollout is worth something, too: `failure_shaping` times the likeness of what it tried to what the passing
-    rollouts of its group did (`shaping.py`).
+    A failed rollout is also worth something: `failure_shaping` times the similarity of what it tried to what the
+    passing rollouts of its group did (`shaping.py`).
 
-    Meaning: a turn is worth what came of it, the more the sooner it came.
-    Edge cases: with "turn_group" a turn alone at its depth has nothing to be compared with, and is worth 0.
+    Meaning: a turn is worth what came of it, and more if that came sooner.
+    Edge cases: with "turn_group" a turn alone at its depth has nothing to be compared with, and gets 0.
 
     Example (the group of `a2tgpo_trl.credit`; gamma 0.9; a passes, what b tried is like it to 0.6, c tried nothing):
         outcomes: a 1, b 0.5 x 0.6 = 0.3, c 0
@@ -43,14 +43,14 @@ def gtpo(evidence: Evidence, switches: Switches) -> Tensor:
 
 @method(discount=0.9, outcome_weight=0.3, needs_turn_rewards=True, without_effect=["gain_groups", "stopped_count"])
 def hybrid(evidence: Evidence, switches: Switches) -> Tensor:
-    """The hybrid (arXiv 2604.02869): GTPO's normalised returns, and a little of the outcome on every turn.
+    """The hybrid (arXiv 2604.02869): GTPO's normalised returns, plus a little of the outcome on every turn.
 
         A[i,t] = z( sum over j >= t of gamma^(j-t) r[i,j] )[i,t] + lambda A_outcome[i]
 
-    r is the reward of the turn, and on the last turn the outcome as well; lambda is `outcome_weight`.
+    r is the reward of the turn, and on the last turn also the outcome; lambda is `outcome_weight`.
 
-    Meaning: returns tell turns apart, and the outcome keeps all of them pointed the same way.
-    Edge cases: it is nothing without turn rewards, and refuses to run. A turn alone at its depth lives on the outcome.
+    Meaning: returns distinguish turns, and the outcome gives all of them the same direction.
+    Edge cases: without turn rewards it refuses to run. A turn alone at its depth gets only the outcome.
 
     Example (the group of `a2tgpo_trl.credit`; gamma 0.9, lambda 0.3):
         R: a 0.81, 0.9, 1; b -0.1, 0; c -0.1

@@ -15,15 +15,15 @@ from .method import Evidence, Switches, method
     without_effect=["failure_shaping"],
 )
 def igpo(evidence: Evidence, switches: Switches) -> Tensor:
-    """IGPO (arXiv 2510.14967, v2): gains and outcomes, each normalised on its own, summed up from a turn to the end.
+    """IGPO (arXiv 2510.14967, v2): gains and outcomes, normalised separately, summed from a turn to the end.
 
         A[i,t] = sum over j >= t of gamma^(j-t) (alpha z(gains)[i,j] + rho z(turn rewards)[i,j])
                  + gamma^(last-t) w A_outcome[i]
 
     z is the z-score among all turns of the prompt's rollouts, whatever their depth ("pooled"). A_outcome is TRL's.
 
-    Meaning: the outcome is one more gain, that of the last turn, and what comes later is credited to what led there.
-    Edge cases: a turn without a gain adds nothing, and has the sum of the later ones all the same.
+    Meaning: the outcome is one more gain, that of the last turn, and later gains are credited to the turns before.
+    Edge cases: a turn without a gain adds nothing, but still gets the sum of later ones.
 
     Example (the group of `a2tgpo_trl.credit`, no turn rewards; gamma 1):
         z of 1, 2, 3: -1.2247, 0, 1.2247
@@ -47,7 +47,7 @@ def igpo(evidence: Evidence, switches: Switches) -> Tensor:
     without_effect=["gain_groups", "stopped_count", "scale_rewards", "multi_objective_aggregation"],
 )
 def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
-    """IGPO's first variant (arXiv 2510.14967): gains and outcomes in one z-score, summed up from a turn to the end.
+    """IGPO's first variant (arXiv 2510.14967): gains and outcomes in one z-score, summed from a turn to the end.
 
         A[i,t] = sum over j >= t of gamma^(j-t) z(s)[i,j],    s: the gains of the turns, and after them the outcome
 
@@ -55,7 +55,7 @@ def igpo_joint(evidence: Evidence, switches: Switches) -> Tensor:
     alpha gain + rho turn reward, and w outcome.
 
     Meaning: the outcome is one more gain, measured in the same unit.
-    Edge cases: gains that are many, or large beside outcomes, hide these; hence `igpo` normalises them separately.
+    Edge cases: many gains, or gains larger than outcomes, hide the outcomes; so `igpo` normalises them separately.
 
     Example (the group of `a2tgpo_trl.credit`, no turn rewards; gamma 1):
         z of 1, 2, 3, 1, 0, 0 (mean 1.1667, deviation 1.0672): gains -0.1562, 0.7809, 1.7179, outcomes -0.1562, -1.0932

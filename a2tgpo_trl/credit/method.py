@@ -1,7 +1,7 @@
-"""what is known of a batch, switches -> advantages (N,K): the signature that all methods share.
+"""evidence of a batch, switches -> advantages (N,K): the signature that all methods share.
 
-A method is a function `(evidence, switches) -> advantages_NK`. `method(...)` in front of it holds the values that its
-paper gives to the settings of `A2TGPOConfig` which make it what it is; a setting that a user gives wins over them.
+A method is a function `(evidence, switches) -> advantages_NK`. The decorator `method(...)` gives it its paper's values
+for settings of `A2TGPOConfig`. Settings that the user gives override them.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,17 +17,17 @@ from .scores import NORMALIZATIONS, Floor, clip_scale, returns, state_group_zsco
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is to go by. N rollouts of all ranks, K turns; those of a prompt have one number in `group_ids_N`.
+    """What methods read. N rollouts of all ranks, K turns; rollouts of a prompt have the same number in `group_ids_N`.
 
     gains_NK              information gain, NaN where a turn has none (the answer turn); none is computed unless
                           gain_weight or clip_adaptation is above 0
     turn_rewards_NK       weighted sum of the turn rewards, NaN where a turn has none
-    outcomes_N            weighted sum of the rewards, shaped for what failed; NaN where nobody scored the rollout
-    outcome_advantages_N  what TRL makes of the rewards: compared with those of the group, scaled by `scale_rewards`
-    num_turns_N           turns in the loss, the answer turn included; 0 for a rollout that is out of it
-    gain_floor            what gains may differ by through rounding, of all turns or of each (N,K); all else is exact
-    states_NK             number of the state in which a turn began, among those of its prompt: like states have the
-                          same number (`states.py`), -1 where there is no turn. None unless `needs_states` or
+    outcomes_N            weighted sum of the rewards, shaped for failures; NaN if the rollout was not scored
+    outcome_advantages_N  TRL's advantages: rewards compared with those of the group, scaled by `scale_rewards`
+    num_turns_N           turns in the loss, the answer turn included; 0 for a rollout left out of it
+    gain_floor            how much gains may differ by rounding, for all turns or for each (N,K); all else is exact
+    states_NK             number of the state in which a turn began, among those of its prompt; similar states have
+                          the same number (`states.py`), -1 where there is no turn. None unless `needs_states` or
                           gain_groups asks for them
     """
 
@@ -48,20 +48,20 @@ class Evidence:
 
     @property
     def stopped_NK(self) -> Tensor:
-        """Whether a rollout of the loss had stopped before this depth: it answered or failed, and gained no more."""
+        """Whether a rollout in the loss had stopped before this depth: it answered or failed, and gained no more."""
         turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
         last_N1 = self.num_turns_N.unsqueeze(1) - 1
         return (last_N1 >= 0) & (turns >= last_N1) & self.gains_NK.isnan()
 
     def at_last_turn(self, values_N: Tensor) -> Tensor:
-        """Each rollout's number in the place of its last turn, 0 elsewhere: (N,K)."""
+        """Return each rollout's value at its last turn, 0 elsewhere: (N,K)."""
         turns = torch.arange(self.gains_NK.size(1), device=self.num_turns_N.device)
         return torch.where(turns == self.num_turns_N.unsqueeze(1) - 1, values_N.unsqueeze(1), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switches:
-    """The settings that methods read, as `A2TGPOConfig` explains them."""
+    """The settings that methods read; `A2TGPOConfig` explains them."""
 
     outcome_weight: float = 1.0
     gain_weight: float = 0.0
@@ -73,7 +73,7 @@ class Switches:
     rescale_accumulation: bool = False
     clip_adaptation: float = 0.0
     state_weight: float = 1.0
-    scale_rewards: str = "group"  # the parent's
+    scale_rewards: str = "group"  # a setting of the parent
 
     @property
     def uses_gain(self) -> bool:
@@ -81,14 +81,14 @@ class Switches:
         return self.gain_weight > 0 or self.clip_adaptation > 0
 
     def normalize(self, values_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
-        """Each turn's number compared with what `gain_normalization` says; NaN stays NaN.
+        """Compare each turn's number with those that `gain_normalization` says; NaN stays NaN.
 
         Numbers that differ from the mean by no more than the floor count as the mean.
         """
         return NORMALIZATIONS[self.gain_normalization](values_NK, group_ids_N, floor)
 
     def gain_scores(self, evidence: Evidence) -> Tensor:
-        """Each turn's gain compared, without what is rounding."""
+        """Return each turn's compared gain, without effects of rounding."""
         if self.gain_groups == "state":
             assert evidence.states_NK is not None
             return state_group_zscore(evidence.gains_NK, evidence.states_NK, evidence.group_ids_N, evidence.gain_floor)
@@ -98,30 +98,30 @@ class Switches:
         return self.normalize(evidence.gains_NK, evidence.group_ids_N, evidence.gain_floor)
 
     def signal(self, evidence: Evidence) -> Tensor:
-        """Gains and turn rewards by their weights, in their own units; NaN where a turn has neither."""
+        """Return the weighted sum of gains and turn rewards, in their own units; NaN where a turn has neither."""
         return weighted_sum((self.gain_weight, evidence.gains_NK), (self.turn_reward_weight, evidence.turn_rewards_NK))
 
     def signal_floor(self, evidence: Evidence) -> Tensor:
-        """What signals may differ by through rounding; 0 for those without a gain."""
+        """Return how much signals may differ by rounding; 0 for those without a gain."""
         return torch.where(evidence.gains_NK.isnan(), 0.0, self.gain_weight * evidence.gain_floor)
 
     def returns_floor(self, evidence: Evidence) -> Tensor:
-        """The same of returns: the highest floor of the gains that they hold.
+        """Return the same for returns: the highest floor of the gains that they hold.
 
-        Of all values between gains that are added up, the first and the last are left: two, as in one gain.
+        In a sum of gains only the first and the last value remain: two, as in one gain.
         """
         floor_NK = self.signal_floor(evidence)
         highest_from_here_NK = floor_NK.flip(1).cummax(dim=1).values.flip(1)
         return torch.where(self.returns(floor_NK, evidence) > 0, highest_from_here_NK, 0.0)
 
     def returns(self, rewards_NK: Tensor, evidence: Evidence) -> Tensor:
-        """What each turn and those after it earned; NaN where a rollout has no such turn."""
+        """Return what each turn and later ones earned; NaN where a rollout has no such turn."""
         return returns(rewards_NK, evidence.is_turn_NK, self.discount, self.rescale_accumulation)
 
 
 Method = Callable[[Evidence, Switches], Tensor]
 
-# What a method has that does not say otherwise: no gain, and the ratio and the clip range of GRPO.
+# Values for methods that do not set their own: no gain, and the ratio and clip range of GRPO.
 DEFAULTS: dict[str, Any] = {
     "outcome_weight": 1.0,
     "gain_weight": 0.0,
@@ -146,22 +146,22 @@ DEFAULTS: dict[str, Any] = {
     "turn_rewards": {},
 }
 
-# The parent's settings of how outcome advantages are made, for methods that do not read these.
+# The parent's settings for outcome advantages; they have no effect on methods that do not read these.
 OF_THE_OUTCOME = ("scale_rewards", "multi_objective_aggregation")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What `method` says of a function."""
+    """What the decorator `method` says about a function."""
 
-    values: dict[str, Any]  # of all settings in DEFAULTS
-    without_effect: tuple[str, ...] = ()  # settings that this method does not read, so that nobody may set them
+    values: dict[str, Any]  # for all settings in DEFAULTS
+    without_effect: tuple[str, ...] = ()  # settings that the method does not read; setting them is an error
     needs_turn_rewards: bool = False
     needs_states: bool = False
 
     @property
     def switches(self) -> Switches:
-        """Those of its values that the method itself reads."""
+        """The values that the method itself reads."""
         names = [switch.name for switch in fields(Switches)]
         return Switches(**{name: self.values[name] for name in names if name in self.values})
 
@@ -176,7 +176,7 @@ def method(
     needs_states: bool = False,
     **values: Any,
 ) -> Callable[[Method], Method]:
-    """Say what a method is made of: its paper's values of settings in `DEFAULTS`, which it has in place of those.
+    """Give a method its paper's values of settings in `DEFAULTS`, which replace the defaults.
 
     Example: the gain of a turn as it is, and nothing else.
 
@@ -200,10 +200,10 @@ def method(
 
 
 def preset_of(function: Method) -> Preset:
-    """What `method` said of a function; the defaults if it said nothing."""
+    """Return a function's preset; the defaults if it has none."""
     return getattr(function, _PRESET, Preset(DEFAULTS))
 
 
 def gain_clip_scale(evidence: Evidence, switches: Switches) -> Tensor:
-    """How far the clip range of each turn follows its gain, by whatever method the turn is credited: (N,K)."""
+    """Return the scale of each turn's clip range by its gain, whatever method credits the turn: (N,K)."""
     return clip_scale(switches.gain_scores(evidence), switches.clip_adaptation)

@@ -1,4 +1,4 @@
-"""the name of a method -> the method: one of this package, or a user's own."""
+"""the name of a method -> the method, from this package or the user's own."""
 
 import hashlib
 import inspect
@@ -23,7 +23,7 @@ METHODS = tuple(_METHODS)
 
 
 def find_method(name: str) -> Method:
-    """A method of this package by its name, or a user's by import path (file.py:function, package.module:function)."""
+    """Find a method of this package by name, or a user's by path (file.py:function, package.module:function)."""
     if name in _METHODS:
         return _METHODS[name]
     found = load(name, [Path.cwd()], "credit method", METHODS)
@@ -33,7 +33,7 @@ def find_method(name: str) -> Method:
 
 
 def identity_of(name: str) -> str:
-    """What tells a method from another, in one run and the next. A user's is what its file says, wherever that is.
+    """Return text that identifies a method across runs; a user's method by the content of its file, wherever that is.
 
     Example: "igpo" -> "igpo"; "/home/me/own_credit.py:last_turn" -> "own_credit.py:last_turn (5f0c1a...)"
     """

@@ -1,4 +1,4 @@
-"""gains, scores of single turns -> a flat dict of scalars. Entries that have no data are left out.
+"""gains, scores of single turns -> a flat dict of scalars. Entries without data are left out.
 
 Shapes: N rollouts of all ranks, F turn rewards, K turns.
 """
@@ -13,10 +13,10 @@ from .scores import Floor, state_cells, state_group_sizes, turn_group_zscore
 
 
 def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floors: Floor, of_logprobs: float) -> dict[str, float]:
-    """What rounding moves log-probabilities by, and the share of cells in which it explains all gains.
+    """Return how much rounding moves log-probabilities, and the share of cells in which it explains all gains.
 
-    A cell is a turn index of a prompt that two rollouts or more have come to. No gain of it is further from the mean
-    than its floor.
+    A cell is a turn index of a prompt that two rollouts or more have reached. Rounding explains all gains of a cell if
+    none is further from the mean than its floor.
 
     Example: gains [[1, 1], [1.1, 3]], one group, both floors 0.1 -> gain/floor 0.1, gain/cells_below_floor 0.5
     """
@@ -32,7 +32,7 @@ def floor_metrics(gains_NK: Tensor, group_ids_N: Tensor, floors: Floor, of_logpr
 
 
 def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Mean of each turn reward, unweighted, over all turns that have one and by turn.
+    """Return the unweighted mean of each turn reward, over all turns that have one and by turn.
 
     Example: failed_call of two rollouts [0, 1] and [1] -> mean 0.667, turn_1 0.5, turn_2 1
     """
@@ -45,7 +45,7 @@ def turn_reward_metrics(scores_NFK: Tensor, names: Sequence[str]) -> dict[str, f
 
 
 def state_metrics(states_NK: Tensor, group_ids_N: Tensor) -> dict[str, float]:
-    """How many turns of a prompt begin in a state, over its states, and the share of turns that are alone in theirs.
+    """Return the mean number of turns that begin in a state, and the share of turns that are alone in theirs.
 
     Example: states [[0, 1], [0, -1]], one group -> states/turns 1.5 (two and one), states/alone 0.333
     """

@@ -1,10 +1,10 @@
 """numbers of turns (N,K), groups (N,) -> z-scores, discounted sums and clip scale (N,K).
 
-N rollouts of all ranks, K turns. NaN marks "this turn has none", going in and coming out: for a gain, the answer turn,
-a turn that was cut off, a turn whose probe was not finite, and the columns beyond a rollout's last turn. Zero is a
-number like any other. A cell is one turn index of one prompt; or one state of it, -1 being none (`states.py`).
+N rollouts of all ranks, K turns. NaN means "this turn has none", in inputs and outputs: for gains, the answer turn, a
+turn that was cut off, a turn whose probe was not finite, and columns beyond a rollout's last turn. Zero is an ordinary
+number. A cell is one turn index of one prompt, or one state of it (`states.py`; -1 is no state).
 
-Statistics are computed in float32 at least and returned in the dtype that came in.
+Statistics are computed in at least float32 and returned in the dtype of the input.
 """
 
 import torch
@@ -16,13 +16,13 @@ VARIANCE_FLOOR = 1e-8
 SCALE_FLOOR = 1e-6
 
 
-Floor = float | Tensor  # of all entries, or of each
+Floor = float | Tensor  # for all entries, or for each
 
 
 class _Cells:
     """The entries of a tensor, each compared with those that have the same cell number. NaN is no entry.
 
-    All of its tensors are flat, and float32 at least.
+    All tensors in it are flat, and at least float32.
     """
 
     def __init__(self, values_NK: Tensor, cell_NK: Tensor, num_cells: int, floor: Floor):
@@ -43,16 +43,16 @@ class _Cells:
         self.noise = self.mean(self._floors.square())
 
     def mean(self, x: Tensor) -> Tensor:
-        """Of each entry's cell."""
+        """Return the mean of each entry's cell."""
         sums = x.new_zeros(len(self._count_of_cells)).scatter_add(0, self._cell, x)
         return (sums / self._count_of_cells)[self._cell]
 
     def table(self, scores: Tensor) -> Tensor:
-        """Scores in the shape and the dtype of what came in; 0 where an entry is no further off than its floor."""
-        # What rounding moves some entries by, it moves their mean by as well, the less the more there are.
+        """Scores in the input's shape and dtype; 0 where an entry is no further from the mean than its floor."""
+        # Rounding of entries also moves their mean, by less if there are more of them.
         off = self.centred.abs() > torch.maximum(self._floors, (self.noise / self.count).sqrt())
         scores = torch.where(off, scores, 0.0)
-        # A turn alone in its cell has nothing to be compared with: 0, so that it lives on its outcome.
+        # A turn alone in its cell has nothing to be compared with and gets 0, so only its outcome credits it.
         scores = torch.where(self.count > 1, scores, 0.0)
         return torch.where(self.present, scores, torch.nan).to(self._like.dtype).view_as(self._like)
 
@@ -72,12 +72,12 @@ def turn_group_zscore(
         Z[i,t] = (IG[i,t] - mean) / (sqrt(var + f^2) + 1e-6)      over the rollouts of i's group with a gain at t
         Z[i,t] = 0                                                where |IG[i,t] - mean| <= floor
 
-    f is the floor, at least 1e-4: what rounding may move a gain by (`rounding.py`), 0 for what is exact. 0 in a cell
-    of one member or of equal gains. Where rounding moves IG - mean by no more than the floor, the sign of Z does not
-    depend on it: whatever is above the floor in one precision is on the same side of the mean in another.
+    f is the floor, at least 1e-4: how much rounding may move a gain (`rounding.py`), 0 for exact numbers. Z is 0 in a
+    cell of one member or of equal gains. If rounding moves IG - mean by no more than the floor, the sign of Z does not
+    depend on it: what is above the floor in one precision is on the same side of the mean in another.
 
     With `stopped_NK`, rollouts that had stopped before a depth count there with a gain of 0, which is what they gained
-    by not calling: the z-scores of those that called say whether to call as well as which call was better.
+    by not calling. The z-scores of the others then say both whether to call and which call was better.
 
     Example (one group): gains [[1, 5], [3, nan]] -> [[-1, 0], [1, nan]]; 5 is alone at its depth.
     Example (floor 0.1): gains [[1, 1], [1.15, 3]] -> [[0, -0.995], [0, 0.995]]: 0.075 from the mean is nothing, and
@@ -98,8 +98,8 @@ def turn_group_zscore(
 def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
     """Compare each turn with all turns of all rollouts of the same prompt, whatever their depth (IGPO).
 
-    The floor is that of `turn_group_zscore`. Where each entry has its own, the deviation is widened by the mean of
-    their squares, and an entry that is exact by itself still has to be off the mean by more than rounding moves that:
+    The floor is that of `turn_group_zscore`. If each entry has its own, the deviation is widened by the mean of their
+    squares, and even an exact entry must be further from the mean than rounding moves the mean:
     sqrt(sum of f^2) / members.
 
     Example (one group): gains [[1, 5], [3, nan]] -> mean 3, std 1.633 -> [[-1.2247, 1.2247], [0, nan]]
@@ -112,7 +112,7 @@ def pooled_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> 
 
 
 def no_zscore(gains_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
-    """Leave gains in their own unit: the ablation without normalisation. Rounding stays as small as it is."""
+    """Leave gains in their own unit, as the ablation without normalisation. Effects of rounding stay small."""
     return gains_NK
 
 
@@ -123,14 +123,14 @@ NORMALIZATIONS = {"turn_group": turn_group_zscore, "pooled": pooled_zscore, "non
 
 
 def state_cells(states_NK: Tensor, group_ids_N: Tensor) -> tuple[Tensor, int]:
-    """A cell number for each state of each prompt, and how many there are. Turns without a state have any."""
+    """Return a cell number for each state of each prompt, and how many; arbitrary for turns without a state."""
     groups, group_N = group_ids_N.unique(return_inverse=True)
     most = int(states_NK.max()) + 1 if states_NK.numel() else 0
     return group_N.unsqueeze(1) * max(most, 1) + states_NK.clamp(min=0), len(groups) * max(most, 1)
 
 
 def state_group_sizes(present_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor) -> Tensor:
-    """How many of the turns that are there began in the state of each of them, itself included; 0 for the others."""
+    """Return how many present turns began in each turn's state, itself included; 0 for turns that are not present."""
     there_NK = present_NK & (states_NK >= 0)
     cell_NK, num_cells = state_cells(states_NK, group_ids_N)
     sizes = torch.zeros(num_cells, dtype=torch.long, device=states_NK.device)
@@ -139,10 +139,10 @@ def state_group_sizes(present_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor
 
 
 def state_group_zscore(gains_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor, floor: Floor = 0.0) -> Tensor:
-    """Compare each turn with those of the same prompt that began in the same state, at whatever depth.
+    """Compare each turn with those of the same prompt that began in the same state, at any depth.
 
-    A turn whose state no other turn with a gain has is compared with all turns at its depth, as by
-    `turn_group_zscore`, whose floor this is.
+    If no other turn with a gain has its state, it is compared with all turns at its depth, as by `turn_group_zscore`.
+    The floor is the same too.
 
     Example (one group): gains [[1, 5, nan], [3, 2, nan], [4, nan, nan]], states [[0, 1, 2], [0, 0, 1], [0, 3, -1]] ->
         state 0 has 1, 3, 2, 4: mean 2.5, deviation 1.1180; the 5 is alone in state 1, and compared with the 2 at its
@@ -157,13 +157,13 @@ def state_group_zscore(gains_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor,
 def above_state_mean(
     returns_NK: Tensor, states_NK: Tensor, group_ids_N: Tensor, scale: str, floor: Floor = 0.0
 ) -> Tensor:
-    """What a turn earned beyond the mean of the prompt's turns that began in the same state (GiGPO).
+    """Return what a turn earned beyond the mean of the prompt's turns that began in the same state (GiGPO).
 
         S[i,t] = (R[i,t] - mean) / d          over the turns of i's group with the state of (i,t); 0 for one alone
         d = 1                                 where scale is "none"
         d = sample deviation + 1e-6           of those turns where it is "group", of all turns where it is "batch"
 
-    A variance has the floor of `turn_group_zscore` added. A turn without a state has NaN.
+    The floor is added to the variance as in `turn_group_zscore`. A turn without a state gets NaN.
 
     Example (one group, all in one state): returns [[0.9025], [-0.1], [-0.1]] -> mean 0.2342, deviation 0.5788 ->
         [[1.1547], [-0.5774], [-0.5774]]; with "none" [[0.6683], [-0.3342], [-0.3342]]
@@ -185,9 +185,9 @@ def above_state_mean(
 
 
 def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
-    """Credit a turn that has a score with it and, discounted, with those of the turns after it.
+    """Credit each turn that has a score with its score and the discounted scores of later turns.
 
-        D[i,t] = sum_{j>=t} gamma^(j-t) Z[i,j] / sqrt(n)          n = number of terms where rescale, else 1
+        D[i,t] = sum_{j>=t} gamma^(j-t) Z[i,j] / sqrt(n)          n = number of terms if rescale, else 1
 
     Turns without a score add no term. Dividing by the root keeps the variance of early turns, which sum many terms,
     equal to that of late ones.
@@ -198,9 +198,9 @@ def discounted_sum(scores_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
 
 
 def returns(rewards_NK: Tensor, is_turn_NK: Tensor, gamma: float, rescale: bool) -> Tensor:
-    """What a turn and those after it earned, discounted; NaN where a rollout has no such turn.
+    """Return what a turn and later ones earned, discounted; NaN where a rollout has no such turn.
 
-    As `discounted_sum`, but a turn without a reward of its own has the sum of the later ones all the same.
+    This is `discounted_sum`, except that a turn without a reward still gets the sum of later ones.
 
     Example (gamma 0.9): rewards [-0.1, 0, 1] -> [-0.1 + 0 + 0.81, 0.9, 1] = [0.71, 0.9, 1]
     Example (gamma 1, rescale): rewards [nan, 2, 1] -> [3/sqrt(2), 3/sqrt(2), 1]: the first turn adds no term
@@ -218,7 +218,7 @@ def returns(rewards_NK: Tensor, is_turn_NK: Tensor, gamma: float, rescale: bool)
 
 
 def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
-    """Sum of weighted tensors in which NaN adds nothing; NaN where none of those with a weight has a number.
+    """Return a weighted sum in which NaN adds nothing; NaN where no tensor with a weight has a number.
 
     Example: 0.5 x [1, nan, nan] + 2 x [3, 4, nan] -> [6.5, 8, nan]
     """

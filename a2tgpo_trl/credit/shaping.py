@@ -1,11 +1,11 @@
-"""what rollouts tried (texts), outcomes (N,), groups (N,) -> outcomes in which failures are worth something (N,).
+"""what rollouts tried (texts), outcomes (N,), groups (N,) -> outcomes with partial reward for failures (N,).
 
     o[i] + (s - o[i]) (a / |P|) sum over p in P of cos(e(c[i]), e(c[p]))        for a failed rollout i
 
-s is the reward of success, P are the passing rollouts of its group, c the text that a rollout handed to its tools (its
-code), e an embedding of texts (GTPO, arXiv 2511.14846: a = 0.5, with a hosted embedding; here one that runs offline).
-With rewards of 0 and 1 a failure earns a times its likeness, as there; one that has earned a part of 1 already gets
-its share of the rest, so that no failure is worth as much as a success.
+s is the reward of success, P are the passing rollouts of its group, c is the text that a rollout passed to its tools
+(its code), e an embedding of texts (GTPO, arXiv 2511.14846: a = 0.5, with a hosted embedding; here one that runs
+offline). With rewards of 0 and 1 a failure earns a times its likeness, as in the paper. A failure that has already
+earned part of 1 gets its share of the rest, so no failure is worth as much as a success.
 
 Shapes: N rollouts of all ranks, B of this rank, D numbers of an embedding.
 """
@@ -36,20 +36,20 @@ NGRAMS_NAME = "ngrams"
 NGRAMS = 3
 DIMENSIONS = 4096
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-# Small, and what most machines that have sentence-transformers have.
+# Small, and present on most machines that have sentence-transformers.
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def shaped_outcomes(
     outcomes_N: Tensor, embeddings_ND: Tensor, group_ids_N: Tensor, *, weight: float, passing: float
 ) -> Tensor:
-    """Outcomes, with what failures earn by being like successes of their group. NaN stays NaN, and is neither.
+    """Add to failed outcomes what they earn by being like their group's successes. NaN stays NaN, and is neither.
 
     Args:
-        outcomes_N: reward of each rollout, NaN where nobody scored it.
-        embeddings_ND: of what each tried; zeros where it tried nothing, which is like nothing else.
-        weight: what a failure earns of what it lacks, if it is the same as each success.
-        passing: outcome from which on a rollout has passed.
+        outcomes_N: reward of each rollout, NaN if it was not scored.
+        embeddings_ND: embeddings of what each tried; zeros if it tried nothing, which is like nothing else.
+        weight: the share of what a failure lacks that it earns if it is the same as each success.
+        passing: the lowest outcome of a rollout that has passed.
 
     Example (one group, weight 0.5, passing 1): outcomes [1, 0, 0], cosines with the first 0.6 and 0 -> [1, 0.3, 0]
     """
@@ -62,14 +62,14 @@ def shaped_outcomes(
 
 
 def has_passed(outcome: Any, passing: float) -> Any:
-    """Whether an outcome, or each of a tensor's, is as good as `passing`."""
+    """Whether an outcome, or each one in a tensor, is at least `passing`, up to rounding."""
     return outcome >= passing - PASSING_SLACK
 
 
 def attempted(record: Mapping[str, Any]) -> str:
-    """What a rollout handed to its tools: the texts among the arguments of all its calls, joined.
+    """Return what a rollout passed to its tools: the texts among the arguments of all its calls, joined.
 
-    Where a rollout function made the calls: the text of all turns that something answered.
+    If a rollout function made the calls, it is the text of all turns that were answered.
     """
     if any(turn["calls"] is None for turn in record["turns"]):
         return "\n".join(turn["text"] for turn in record["turns"] if turn["tokens_in"])
@@ -82,9 +82,9 @@ def attempted(record: Mapping[str, Any]) -> str:
 
 
 def ngram_embedding(texts: list[str]) -> Tensor:
-    """Square roots of the counts of each text's one to three tokens in a row, hashed to `DIMENSIONS` places.
+    """Return square roots of the counts of each text's one to three tokens in a row, hashed to `DIMENSIONS` places.
 
-    Deterministic on every machine, needs no weights, and tells code apart that differs in a name or a number.
+    It is the same on every machine, needs no weights, and distinguishes code that differs in a name or a number.
 
     Example: "x = 1" has x, =, 1, "x =", "= 1", "x = 1"; beside "x = 2" it shares three of six: cosine 0.5
     """
@@ -101,11 +101,11 @@ def _ngrams(text: str) -> list[str]:
 
 
 def _place(ngram: str) -> int:
-    return zlib.crc32(ngram.encode("utf-8", "surrogatepass")) % DIMENSIONS  # Python's own hash differs by process
+    return zlib.crc32(ngram.encode("utf-8", "surrogatepass")) % DIMENSIONS  # Python's own hash varies by process
 
 
 def find_embedding(name: str) -> Embedding:
-    """ "ngrams", the import path of a function, or the name of a sentence encoder."""
+    """Return the embedding for "ngrams", the import path of a function, or the name of a sentence encoder."""
     if name == NGRAMS_NAME:
         return ngram_embedding
     return load(name, [Path.cwd()], "embedding", (NGRAMS_NAME, "auto")) if ":" in name else _encoder(name)
@@ -117,7 +117,7 @@ def has_small_encoder() -> bool:
         return False
     try:
         _encoder(ENCODER, local_files_only=True)
-    except (ValueError, OSError) as error:  # it cannot be imported; its weights are not on this machine
+    except (ValueError, OSError) as error:  # it cannot be imported, or its weights are not here
         logger.info(f"{ENCODER} is not used: {error}")
         return False
     return True

@@ -4,18 +4,18 @@
     b   prompt           0   search -> "Paris is ..." 2   answer
     c   prompt           0   answer
 
-A state is the prompt for a first turn, and for any other the results of the calls of the turn before, whatever came
-earlier. States of a prompt are numbered in the order in which they are met, along its rollouts one after the other.
-A state that is like one that was met has its number: 2 above is the same one, although b came there sooner.
+The state of a first turn is the prompt; that of any other turn is the results of the previous turn's calls, whatever
+came earlier. States of a prompt are numbered in the order in which they are met, one rollout after the other. A state
+similar to an earlier one gets the same number: 2 above is one state, although b reached it sooner.
 
-Two texts are like each other by difflib's ratio, twice the characters in matching runs over all characters of both. In
-texts of 200 characters or more difflib starts no run with a frequent character, which makes scattered changes count
-for more. A text is compared with the first of each state, and goes with the first state that it is like. All of this
-is as in GiGPO's code.
+The similarity of two texts is difflib's ratio: twice the characters in matching runs over all characters of both. In
+texts of 200 characters or more difflib starts no run with a frequent character, so scattered changes count for more. A
+text is compared with the first text of each state, and joins the first state that is similar enough. All of this is as
+in GiGPO's code.
 
-The ratio takes milliseconds, and pairs are many. So equal texts are looked up, and most of the others are told apart
-by what the ratio cannot exceed: by the characters that both have, whatever their order, and by their longest common
-subsequence, which is given up as soon as it has missed too many.
+The ratio takes milliseconds, and there are many pairs. So equal texts are looked up, and most others are separated by
+upper bounds of the ratio: the characters that both have, in any order, and the longest common subsequence, whose
+search stops as soon as too many characters are missing.
 
 Shapes: N rollouts of all ranks, B of this rank, K turns; U texts, C places of characters.
 """
@@ -33,12 +33,12 @@ from ..ranks import Ranks
 from ..rollout.records import Record, text_of
 
 
-PLACES = 512  # of characters: those that share one can only seem more alike
-CHARACTERS_AT_ONCE = 64  # between two looks at whether texts can still be alike
+PLACES = 512  # of characters; characters that share a place only raise the bound
+CHARACTERS_AT_ONCE = 64  # between two checks of whether texts can still be similar
 
 
 def read_before_turns(record: Record) -> list[str]:
-    """What the policy had just read when it began each turn; nothing for a rollout that is left out of its group.
+    """Return what the policy had just read when it began each turn; empty for a rollout left out of its group.
 
     Example: "capital of France?", search(...) -> "Paris is ...", an answer -> ["capital of France?", "Paris is ..."]
     """
@@ -51,12 +51,12 @@ def read_before_turns(record: Record) -> list[str]:
 
 
 def _read_after(turn: Any) -> str:
-    """The results of a turn's calls; of a rollout function's turn, all that stands between it and the next."""
+    """The results of a turn's calls; for a rollout function, all text between the turn and the next."""
     return turn["read"] if turn["calls"] is None else "\n".join(call["result"] for call in turn["calls"])
 
 
 def number_states(rollouts: Sequence[Sequence[str]], likeness: float) -> list[list[int]]:
-    """Numbers of the states of one prompt's rollouts. With a likeness of 1 only equal ones share theirs.
+    """Number the states of one prompt's rollouts. With a likeness of 1 only equal states share a number.
 
     Example: [["q", "none", "Paris, a city"], ["q", "Paris, a city."]] -> [[0, 1, 2], [0, 3]]; from 0.9 on
     [[0, 1, 2], [0, 2]]: 2 x 13 of 27 characters match
@@ -68,7 +68,7 @@ def number_states(rollouts: Sequence[Sequence[str]], likeness: float) -> list[li
 
 
 def _like_states(texts: Sequence[str], likeness: float) -> list[int]:
-    """The state of each text, none of which are equal."""
+    """The state of each text; all texts are different."""
     possible_UU = _by_characters(texts, likeness)
     states: list[_State] = []
     numbers = []
@@ -82,7 +82,7 @@ def _like_states(texts: Sequence[str], likeness: float) -> list[int]:
 
 
 def _by_characters(texts: Sequence[str], likeness: float) -> np.ndarray:
-    """Whether each two texts (U,U) have enough characters in common: 2 common = both - |differences of counts|."""
+    """Whether each pair of texts (U,U) shares enough characters: 2 common = both - |differences of counts|."""
     counts_UC = torch.from_numpy(np.stack([_characters(text) for text in texts])).float()
     lengths_U = counts_UC.sum(dim=1)
     both_UU = lengths_U.unsqueeze(0) + lengths_U.unsqueeze(1)
@@ -96,11 +96,11 @@ def _characters(text: str) -> np.ndarray:
 
 
 class _State:
-    """A state, by the text with which it was met."""
+    """A state, represented by the first text that had it."""
 
     def __init__(self, place: int, text: str):
         self.place, self._text = place, text
-        self._places: dict[str, int] = {}  # of each character, as bits
+        self._places: dict[str, int] = {}  # the positions of each character, as bits
         for i, character in enumerate(text):
             self._places[character] = self._places.get(character, 0) | 1 << i
 
@@ -109,9 +109,9 @@ class _State:
         return may_be and difflib.SequenceMatcher(None, text, self._text).ratio() >= likeness
 
     def longest_common(self, text: str, least: float = 0.0) -> int | None:
-        """Length of the longest common subsequence, or None if it is below `least`.
+        """Return the length of the longest common subsequence, or None if it is below `least`.
 
-        A bit is 0 where one more character of the state's text belongs to it (Hyyro 2004).
+        A bit is 0 if its character of the state's text makes the subsequence longer (Hyyro 2004).
 
         Example: "kitchen" and "sitting" have "itn": 3
         """
@@ -130,9 +130,9 @@ class _State:
 def number_states_of_ranks(
     ranks: Ranks, rollouts: Sequence[Sequence[str]], group_size: int, likeness: float
 ) -> list[list[int]]:
-    """Numbers of the states of this rank's rollouts, each among those of its prompt, wherever its rollouts are.
+    """Number the states of this rank's rollouts among all of their prompt's, on whichever ranks its rollouts are.
 
-    All ranks call it together; each numbers the states of some prompts, and tells the others.
+    All ranks call it together; each numbers the states of some prompts and sends them to the others.
     """
     sent = [[_digest(text) for text in rollout] for rollout in rollouts] if likeness == 1 else list(rollouts)
     gathered = [rollout for of_rank in ranks.gather_lists(sent) for rollout in of_rank]
@@ -150,7 +150,7 @@ def _digest(text: str) -> str:
 
 
 def to_tensor(numbers: Sequence[Sequence[int]], num_turns: int) -> Tensor:
-    """Numbers of states (B,K), -1 where a rollout has no such turn."""
+    """Return the numbers of states (B,K), -1 where a rollout has no such turn."""
     table = torch.full((len(numbers), num_turns), -1, dtype=torch.long)
     for row, of_rollout in zip(table, numbers, strict=True):
         row[: len(of_rollout)] = torch.tensor(list(of_rollout), dtype=torch.long)[:num_turns]

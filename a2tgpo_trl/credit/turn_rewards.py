@@ -1,8 +1,8 @@
-"""records of rollouts (see records.py) -> a reward for each turn (B,K), of ready-made kinds and of the user's own.
+"""records of rollouts (see records.py) -> a reward for each turn (B,K), by ready-made kinds and the user's own.
 
-A turn reward function takes the record of a rollout and returns one number a turn, the answer turn included; None
-where it has nothing to say of a turn. The ready-made ones find a kind of turn: 1 where a turn is of that kind, else 0.
-What a kind is worth is its weight in `A2TGPOConfig.turn_rewards`:
+A turn reward function takes the record of a rollout and returns one number for each turn, the answer turn included, or
+None if it has no reward for a turn. The ready-made functions find kinds of turns: 1 if a turn is of that kind, else 0.
+The value of a kind is its weight in `A2TGPOConfig.turn_rewards`:
 
     turn_rewards: {bad_format: -0.1, duplicate_call: -0.05, my_rewards.py:progress: 1.0}
 
@@ -31,9 +31,9 @@ UNREADABLE = ("unparsed_call", "unknown_tool", "bad_arguments")
 
 
 def bad_format(record: Record) -> list[float]:
-    """A turn with a call that cannot be read or made, or one cut off; and a first turn without a call.
+    """Find turns that are cut off or have a call that cannot be read or made, and first turns without a call.
 
-    Of a rollout function's turns, whose calls are not known, those that were cut off.
+    A rollout function's calls are not known, so only its turns that were cut off are found.
 
     Example: turns with a call that cannot be parsed, a good one, an answer -> [1, 0, 0]; an answer at once -> [1]
     """
@@ -44,12 +44,12 @@ def bad_format(record: Record) -> list[float]:
 
 
 def failed_call(record: Record) -> list[float]:
-    """A turn with a call that was made and raised, or did not come back in time."""
+    """Find turns with a call that was made and raised an error, or did not return in time."""
     return _flags(not {"tool_error", "timeout"}.isdisjoint(_statuses(turn)) for turn in record["turns"])
 
 
 def duplicate_call(record: Record) -> list[float]:
-    """A turn with a call that was made before in the rollout, to the letter.
+    """Find turns with exactly the same call as an earlier one in the rollout.
 
     Example: search(x), search(y), search(x), answer -> [0, 0, 1, 0]
     """
@@ -66,7 +66,7 @@ def duplicate_call(record: Record) -> list[float]:
 
 
 def read_only(record: Record) -> list[float]:
-    """A turn whose calls all succeeded and changed nothing (see `ToolSettings.changes_state`)."""
+    """Find turns whose calls all succeeded and changed nothing (see `ToolSettings.changes_state`)."""
     return _flags(
         bool(_calls(turn)) and all(_is_good(call) and not call["changes_state"] for call in _calls(turn))
         for turn in record["turns"]
@@ -74,12 +74,12 @@ def read_only(record: Record) -> list[float]:
 
 
 def state_changing(record: Record) -> list[float]:
-    """A turn with a call that succeeded and changed something (`@tool(changes_state=True)`)."""
+    """Find turns with a call that succeeded and changed something (`@tool(changes_state=True)`)."""
     return _flags(any(_is_good(call) and call["changes_state"] for call in _calls(turn)) for turn in record["turns"])
 
 
 def environment(record: Record) -> list[float | None]:
-    """What the environment itself gave for each step: its attribute `turn_reward`, once the turn's calls are made."""
+    """Return the environment's own reward of each turn: its attribute `turn_reward` after the turn's calls."""
     return [turn["reward"] for turn in record["turns"]]
 
 
@@ -89,7 +89,7 @@ KINDS: dict[str, TurnReward] = {
 }
 
 
-# What a rollout function's turns do not tell.
+# These read calls, which are not known for a rollout function.
 READ_CALLS = (failed_call, duplicate_call, read_only, state_changing)
 
 
@@ -98,7 +98,7 @@ def _statuses(turn: Mapping[str, Any]) -> set[str]:
 
 
 def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return turn["calls"] or []  # None where a rollout function made them, and nobody else knows
+    return turn["calls"] or []  # None if a rollout function made them
 
 
 def _is_good(call: Mapping[str, Any]) -> bool:
@@ -109,11 +109,11 @@ def _flags(of_turns: Any) -> list[float]:
     return [float(flag) for flag in of_turns]
 
 
-# ---- all of a run
+# ---- all turn rewards of a run
 
 
 class TurnRewards:
-    """The turn rewards of a run, by name, with what each is worth."""
+    """The turn rewards of a run, by name, with their weights."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class TurnRewards:
         own: Sequence[TurnReward] | Mapping[str, TurnReward] = (),
         folders: Sequence[Path] = (),
     ):
-        """`own`: functions that were handed over; those without a weight have 1."""
+        """`own`: functions that were given; those without a weight get 1."""
         given = dict(own) if isinstance(own, Mapping) else {_name_of(function): function for function in own}
         if not isinstance(own, Mapping) and len(given) < len(own):
             raise ValueError("turn_reward_funcs: two functions have the same name, which metrics go by. Rename one.")
@@ -137,15 +137,15 @@ class TurnRewards:
 
     @property
     def of_calls(self) -> list[str]:
-        """Those that are read off calls, and nothing else."""
+        """The names of turn rewards that read only calls."""
         return [name for name, function in self._functions.items() if function in READ_CALLS]
 
     def score(self, record: Record) -> dict[str, list[float | None]]:
-        """By name of a function, one number a turn. Raises a ValueError that names what is wrong with it."""
+        """Return one number a turn by function name. Raises a ValueError that says what is wrong with a function."""
         return {name: _checked(name, function(record), record) for name, function in self._functions.items()}
 
     def to_tensor(self, scores: Sequence[Mapping[str, Sequence[float | None]]], num_turns: int) -> Tensor:
-        """Scores of this rank's rollouts (B,F,K), unweighted; NaN where a turn has none."""
+        """Return unweighted scores of this rank's rollouts (B,F,K); NaN where a turn has none."""
         table = torch.full((len(scores), len(self.weights), num_turns), torch.nan)
         for i, of_rollout in enumerate(scores):
             for f, numbers in enumerate(of_rollout.values()):
@@ -154,7 +154,7 @@ class TurnRewards:
         return table
 
     def weighted(self, scores_NFK: Tensor) -> Tensor:
-        """Sum over the functions of weight times score (N,K); NaN where no function has a number."""
+        """Return the sum over functions of weight times score (N,K); NaN where no function has a number."""
         weights = torch.tensor(list(self.weights.values()), device=scores_NFK.device).view(1, -1, 1)
         total_NK = (weights * scores_NFK.nan_to_num(nan=0.0)).sum(dim=1)
         return torch.where(scores_NFK.isnan().all(dim=1), torch.nan, total_NK)
@@ -174,7 +174,7 @@ def _name_of(function: TurnReward) -> str:
 
 
 def find(name: str, folders: Sequence[Path]) -> TurnReward:
-    """A ready-made kind, or a function by import path."""
+    """Return a ready-made kind by name, or a function by import path."""
     if name in KINDS:
         return KINDS[name]
     if ":" not in name:

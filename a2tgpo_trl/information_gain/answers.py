@@ -1,4 +1,4 @@
-"""data sets, rows -> the accepted answers that are scored, or an error: which row has none, and what to do."""
+"""data sets, rows -> the accepted answers that are scored, or an error that names the row and says what to do."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ WITHOUT_ANSWERS = (
 
 
 def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
-    """The accepted answers of a row that will be scored, or a ValueError naming the row."""
+    """Return the accepted answers of a row that are scored; raise a ValueError that names a row without any."""
     accepted = [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
         raise ValueError(
@@ -32,7 +32,7 @@ def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
 def check_dataset(
     dataset: Dataset | IterableDataset, name: str, column: str, aliases: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Every row of a map-style data set has an answer to score. Rows of a stream are checked as they arrive."""
+    """Check that every row of a map-style data set has an answer to score. Streams are checked as rows arrive."""
     if dataset.column_names is not None and column not in dataset.column_names:
         raise ValueError(
             f"The {name} data set has no column {column!r}; it has {', '.join(dataset.column_names)}. The information "
@@ -56,7 +56,7 @@ def check_dataset(
 
 
 def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
-    """Environments that declare no answer do not bring the data as well."""
+    """Check that there is a data set if some environments declare no answer."""
     names = ", ".join(kind.__name__ for kind in environments)
     if names and not has_data:
         raise ValueError(
@@ -66,7 +66,7 @@ def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
 
 
 def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset | IterableDataset]]:
-    """The data sets a trainer was given, with the names that its messages use; one for training may have no rows."""
+    """Yield a trainer's data sets, with their names in messages; an empty training set is left out."""
     if train is not None and not is_empty(train):
         yield "training", train
     if isinstance(evaluation, Mapping):
@@ -76,5 +76,5 @@ def named_datasets(train: Any, evaluation: Any) -> Iterable[tuple[str, Dataset |
 
 
 def is_empty(dataset: Dataset | IterableDataset) -> bool:
-    """Whether it has no row; what a stream has is not known before it is read."""
+    """Whether a data set has no rows; False for a stream, whose rows are unknown before it is read."""
     return isinstance(dataset, Dataset) and len(dataset) == 0

@@ -1,4 +1,4 @@
-"""a trainer's rollouts and answers -> the value of each context, by its policy, on all ranks alike."""
+"""a trainer's rollouts and answers -> the value of each context under its policy, the same on all ranks."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from .values import (
 
 logger = get_logger(__name__)
 
-# Values of packed and single rows may differ by rounding; a wrong mask or position moves them by far more.
+# Values of packed and single rows may differ by rounding; a wrong mask or position moves them far more.
 PACKING_TOLERANCE = 1e-3
 
 
@@ -56,7 +56,7 @@ class GainPass:
         settings: GainSettings,
         accelerator: Accelerator,
     ):
-        """`model_of`: returns the trainer's model, which may be another one once training has started."""
+        """`model_of`: returns the trainer's model, which may be replaced when training starts."""
         self._model_of, self._settings = model_of, settings
         self._accelerator, self._ranks = accelerator, Ranks(accelerator)
         model: Any = model_of()
@@ -75,7 +75,7 @@ class GainPass:
             logger.info(f"Information gain takes one packed row per rollout: {reason}.")
 
     def probes_while_sampling(self, answers: list[list[str]], want_logps: bool) -> list[Probe] | None:
-        """What an engine may score behind each context; None where the pass finds more, or does so more exactly."""
+        """Return probes that an engine may score after each context; None if the pass finds more or is more exact."""
         probes = self._probes_of(answers)
         one_each = all(len(of_rollout) == 1 for of_rollout in probes)
         shares = want_logps and self._can_share_logps
@@ -84,9 +84,9 @@ class GainPass:
     def run(
         self, rollouts: Rollouts, answers: list[list[str]], want_logps: bool, found: TailScores | None = None
     ) -> tuple[TurnScores, dict[str, float]]:
-        """Values at every turn boundary, and metrics; with log-probabilities, if they are wanted and exact enough.
+        """Return values at every turn boundary, and metrics; log-probabilities too, if wanted and exact enough.
 
-        `found`: what an engine found of `probes_while_sampling`, behind all contexts, if one did.
+        `found`: an engine's scores of `probes_while_sampling` after all contexts, if it made any.
         """
         start = time.perf_counter()
         probes = self._probes_of(answers)
@@ -106,7 +106,7 @@ class GainPass:
         return scores if self._is_exact else self._with_floor(scores, rollouts, probes)
 
     def _scores_found(self, rollouts: Rollouts, probes: list[list[Probe]], found: TailScores) -> TurnScores | None:
-        """Those of an engine; None if any context of any rank has none."""
+        """The scores made by an engine; None if any context on any rank has none."""
         contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
         known = [[found.get(i, {}).get(length) for length in lengths] for i, lengths in enumerate(contexts)]
         if self._ranks.max(int(any(None in of_rollout for of_rollout in known))):
@@ -147,7 +147,7 @@ class GainPass:
         )
 
     def _with_floor(self, scores: TurnScores, rollouts: Rollouts, probes: list[list[Probe]]) -> TurnScores:
-        """Score some of the rollouts once more: how far their values move is what rounding does."""
+        """Score some of the rollouts again; how much their values move is the effect of rounding."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         again = self._score_again(rollouts.some(chosen), [probes[i] for i in chosen], self.packing)
         differences = self._logprobs(again) - self._logprobs(scores)[chosen, : again.values_BK.size(1)]
@@ -161,24 +161,24 @@ class GainPass:
         return as_logprobs(scores.values_BK, self._settings.gain_measure)
 
     def _floor(self, differences_BV: Tensor) -> float:
-        """Of all ranks' differences, so that they have the same."""
+        """The floor from all ranks' differences, so that it is the same on all of them."""
         return gain_floor([of_rank for (of_rank,) in self._ranks.gather_lists([squares(differences_BV)])])
 
     def _agreed(self, scores: TurnScores) -> Tensor:
-        """Values of this rank's rollouts, where any rank's that begin alike have the very same value."""
+        """Values of this rank's rollouts; equal contexts on any ranks have exactly the same value."""
         accelerator = self._accelerator
         values_NK = one_value_each(accelerator.gather(scores.values_BK), accelerator.gather(scores.keys_BK))
         return values_NK[self._ranks.own_rows(len(scores.values_BK))]
 
     def _try_packing(self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]) -> None:
-        """Once, with the real weights: packed rows must give the values of single ones."""
+        """Check once, with the real weights, that packed rows give the same values as single ones."""
         self.packing_tried = True
         error, tolerance = (
             (self._packing_error(implementation), PACKING_TOLERANCE)
             if self._is_exact
             else self._packing_error_in_16_bits(implementation, rollouts, probes)
         )
-        if not error <= tolerance:  # NaN is no agreement
+        if not error <= tolerance:  # NaN counts as a difference
             self.packing = None
             logger.warning(
                 f"Information gain takes one pass per turn boundary: packed rows differ by {error:.2g} from single "
@@ -186,7 +186,7 @@ class GainPass:
             )
 
     def _packing_error(self, implementation: str) -> float:
-        """Where hardly anything is rounded, a small example tells."""
+        """The error on a small example, which is enough when rounding is small."""
         model, device = self._model_of(), self._accelerator.device
         vocabulary = base_model(model).config.get_text_config().vocab_size
         return self._ranks.max(packing_error(model, self._score, implementation, vocabulary, device))
@@ -194,7 +194,7 @@ class GainPass:
     def _packing_error_in_16_bits(
         self, implementation: str, rollouts: Rollouts, probes: list[list[Probe]]
     ) -> tuple[float, float]:
-        """Root mean square of the difference on rollouts as they are, and what rounding explains of it there."""
+        """The root mean square difference on real rollouts, and how much of it rounding explains."""
         chosen = spread_out(len(rollouts), self._ranks.number)
         sample = rollouts.some(chosen), [probes[i] for i in chosen]
         single_BV = self._logprobs(self._score_turns(*sample, None))
@@ -206,8 +206,8 @@ class GainPass:
 
     @property
     def _can_share_logps(self) -> bool:
-        # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, and
-        # turns would be clipped before the first update; then the parent scores by the forward that the loss uses.
+        # In 16 bits the packed row and the loss's forward differ by more than a clip range of a few thousandths, so
+        # turns would be clipped before the first update. The parent then scores with the forward that the loss uses.
         return self._is_exact and positions_are_relative(base_model(self._model_of()))
 
     @property
@@ -220,5 +220,5 @@ class GainPass:
 
     @property
     def _score(self) -> Scorer:
-        # Made anew each time: FSDP replaces the trainer's model when training starts.
+        # Made on each call, because FSDP replaces the trainer's model when training starts.
         return fused_scorer(self._model_of(), self._accelerator.autocast)

@@ -12,7 +12,7 @@ from ..turns import LOGGED_TURNS, mean_metric
 
 
 def gain_metrics(values_NV: Tensor, gains_NK: Tensor, clip_scale_NK: Tensor, group_ids_N: Tensor) -> dict[str, float]:
-    """What the gain pass says about the policy, over all turns and by turn."""
+    """Return metrics of values, gains and clip scales, over all turns and by turn."""
     has_gain_NK = ~gains_NK.isnan()
     scale_NK = torch.where(has_gain_NK, clip_scale_NK, torch.nan)
     groups, group_N = group_ids_N.unique(return_inverse=True)

@@ -4,11 +4,11 @@
 
 Every token carries the number of its block (0 the rollout, 1.. the probes, -1 padding behind the probes) and how many
 rollout tokens it sees. Token q sees token k iff k is not after q, and both are in one block or k is among the rollout
-tokens that q sees. With explicit positions, a probe then computes what it would in a row of its own.
+tokens that q sees. With explicit positions, a probe then computes what it would in a separate row.
 
-`sdpa` runs the rollout part by the causal kernel it would use without probes, bit for bit, and the probes by a mask
-of (probe tokens x row): no (row x row) mask exists, and the fast kernel stays in use. Layers with a sliding window
-take the mask of the whole row, as they do without probes.
+`sdpa` computes the rollout part with the causal kernel that it would use without probes, bit for bit, and the probes
+with a mask of (probe tokens x row). There is no (row x row) mask, and the fast kernel stays in use. Layers with a
+sliding window take the mask of the whole row, as they do without probes.
 
 Shapes: R rows, T rollout tokens, P probe tokens.
 """
@@ -31,7 +31,7 @@ _FLASH = ("flash_attention", "kernels-community/flash-attn", "kernels-community/
 
 @dataclass(frozen=True)
 class Layout:
-    """What the rule asks of each token of packed rows, each (R,L)."""
+    """What the rule needs to know of each token of packed rows, each (R,L)."""
 
     block: Tensor
     seen: Tensor
@@ -40,7 +40,7 @@ class Layout:
 
 
 def sees(layout: Layout, window: int | None = None, first_query: int = 0) -> Tensor:
-    """The rule above as a mask (R, 1, L - first_query, L): True where a query may look at a key.
+    """Return the rule above as a mask (R, 1, L - first_query, L): True where a query sees a key.
 
     In a sliding layer a key must also be less than `window` positions back.
     """
@@ -56,7 +56,7 @@ def sees(layout: Layout, window: int | None = None, first_query: int = 0) -> Ten
 
 
 def attention_mask(config: PreTrainedConfig, layout: Layout, dtype: torch.dtype) -> Mask | dict[str, Mask]:
-    """The mask in the form that the model's current implementation takes; one for each kind of layer if it has two."""
+    """Return the mask in the form that the model's attention takes; one for each kind of layer if there are two."""
     masks = {
         kind: _layer_mask(
             config._attn_implementation, layout, config.sliding_window if kind == SLIDING else None, dtype
@@ -70,7 +70,7 @@ def _layer_mask(implementation: str, layout: Layout, window: int | None, dtype: 
     if implementation == "flex_attention":
         return _block_mask(layout, window)
     if implementation == SPLIT_SDPA:
-        # The causal kernel knows no window, so sliding layers take the mask of the whole row.
+        # The causal kernel has no window, so sliding layers take the mask of the whole row.
         return sees(layout, window, first_query=layout.rollout_width if window is None else 0)
     mask = sees(layout, window)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
@@ -90,7 +90,7 @@ def _block_mask(layout: Layout, window: int | None) -> BlockMask:
 def _split_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs
 ) -> tuple[Tensor, None]:
-    """Attention of rollout tokens among themselves, then of probe tokens over everything they may see."""
+    """Compute attention of rollout tokens among themselves, then of probe tokens over all that they see."""
     width = query.size(2) - attention_mask.size(2)
     if width == 0:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -105,7 +105,7 @@ AttentionInterface.register(SPLIT_SDPA, _split_sdpa)
 
 
 def packed_implementation(model: PreTrainedModel) -> tuple[str | None, str]:
-    """The attention implementation that packs rows exactly for this model, or None; and why, in words for the log."""
+    """Return the attention implementation that packs rows exactly for this model, or None, and why, for the log."""
     config = model.config.get_text_config()
     obstacle = obstacle_to_layouts(model)
     if obstacle:

@@ -1,8 +1,8 @@
 """answer text -> probe: the token ids of a finished answer, and which of them are the ground truth.
 
-A probe is what the policy is imagined to write when it answers at once. It is tokenised by itself, once, and appended
-as token ids, so it is the same at every turn boundary. `check_seam` makes sure that the template's generation prompt
-does not change that: if text before the probe and the probe merge into other tokens, no policy would ever write it so.
+A probe is what the policy would write if it answered immediately. It is tokenised by itself, once, and appended as
+token ids, so it is the same at every turn boundary. `check_seam` checks that this holds after the template's
+generation prompt: if the text before the probe merges with it into other tokens, no policy would ever write it so.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ ANSWER_SLOT = "{answer}"
 class Probe:
     """Token ids up to the last one of the answer; `gold[i]` says whether token i belongs to the answer.
 
-    What the template puts after the answer is cut: a causal model scores the answer without seeing it. It is there
-    while tokenising, since it can change how the end of the answer is split.
+    Text after the answer in the template is cut, because a causal model scores the answer without seeing it. It is
+    kept for tokenising, because it can change how the end of the answer is split.
     """
 
     ids: tuple[int, ...]
@@ -28,7 +28,7 @@ class Probe:
 
 
 class ProbeMaker:
-    """Turns answers into probes; remembers them, since a group of rollouts shares one."""
+    """Turns answers into probes and caches them, because the rollouts of a group share one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str):
         self._tokenizer = tokenizer
@@ -36,7 +36,7 @@ class ProbeMaker:
         self.make = lru_cache(maxsize=65536)(self._make)
 
     def make_all(self, answer: str | Sequence[str], aliases: str) -> list[Probe]:
-        """Probes of one row's accepted answers: only the first, or all of them for "max" and "mean"."""
+        """Return probes of a row's accepted answers: only the first, or all of them for "max" and "mean"."""
         accepted = [answer] if isinstance(answer, str) else list(answer)
         return [self.make(text) for text in (accepted[:1] if aliases == "first" else accepted)]
 
@@ -54,13 +54,13 @@ class ProbeMaker:
         text = self._before + answer + self._after
         start, stop = len(self._before), len(self._before) + len(answer)
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        # A token that straddles the border carries part of the answer, so it counts.
+        # A token that straddles the border holds part of the answer, so it counts.
         gold = [first < stop and last > start for first, last in encoded["offset_mapping"]]
         return encoded["input_ids"], gold
 
     def _split_by_parts(self, answer: str) -> tuple[list[int], list[bool]]:
         # Without offsets the parts are tokenised one by one. The policy might split the text around the answer
-        # otherwise, but it is split alike at every boundary, and that is what a difference of values needs.
+        # differently, but it is split alike at every boundary, which is all that a difference of values needs.
         parts = [
             self._tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
             for part in (self._before, answer, self._after)
@@ -70,7 +70,7 @@ class ProbeMaker:
 
 
 def check_seam(tokenizer: PreTrainedTokenizerBase, template: str, context: str) -> None:
-    """Raise if a probe after this rendered conversation (generation prompt included) would not stay itself."""
+    """Raise an error if a probe's tokens would change after this rendered conversation with its generation prompt."""
     start = template.split(ANSWER_SLOT)[0]
     last_line = context[-40:]
     if context.rfind("<think>") > context.rfind("</think>") and "</think>" not in start:
@@ -94,10 +94,10 @@ def check_seam(tokenizer: PreTrainedTokenizerBase, template: str, context: str) 
 
 
 def thought_before_answer(template: str, prompt: str, prompt_without_thinking: str) -> str | None:
-    """Why no policy would write this probe after this prompt, where its chat template lets it think first.
+    """Say why no policy would write this probe after this prompt, if its chat template lets it think first; else None.
 
-    Such a template puts an empty thought behind the generation prompt when thinking is off. Without it, the policy
-    begins with a thought, and the value of a context would be that of an answer which skips it.
+    Such a template adds an empty thought after the generation prompt when thinking is off. Without it, the policy
+    begins with a thought, and the value of a context would be that of an answer that skips the thought.
 
     Example: "... assistant\n" and "... assistant\n<think>\n\n</think>\n\n" -> begin the probe with the difference
     """

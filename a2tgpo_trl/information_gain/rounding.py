@@ -1,17 +1,17 @@
-"""values scored twice -> what gains differ by through rounding alone.
+"""values scored twice -> how much gains differ by rounding alone.
 
-In 16 bits a value is off by some hundredths, in float32 by some millionths. How far, depends on the model and on what
-it reads, so it is measured: some contexts of each batch are scored once more with the rounding of all layers drawn
-anew (`rounding_redrawn`).
+In 16 bits a value is off by some hundredths, in float32 by some millionths. The size depends on the model and on what
+it reads, so it is measured: some contexts of each batch are scored again with different rounding in all layers
+(`rounding_redrawn`).
 
-    d = V' - V                      of the same context
+    d = V' - V                      for the same context
     floor = 4 rms(d)                at least GAIN_FLOOR
 
-A gain is a difference of two values as well, so that rms(d) is the standard deviation of rounding in a gain. A gain
-closer to the mean of its cell than the floor counts as the mean (`credit/scores.py`).
+A gain is also a difference of two values, so rms(d) is the standard deviation of rounding in a gain. A gain closer to
+the mean of its cell than the floor counts as the mean (`credit/scores.py`).
 
-What is rounded are log-probabilities. A probability moves with its logarithm in proportion to itself, so that gains of
-likely answers are off by more than those of unlikely ones, and each has a floor of its own (`floors_of_gains`).
+Rounding affects log-probabilities. A probability moves with its logarithm in proportion to its size, so gains of
+likely answers are off by more than those of unlikely ones, and each has its own floor (`floors_of_gains`).
 
 Shapes: B rollouts, N of all ranks, V contexts, K turns.
 """
@@ -25,19 +25,19 @@ import torch
 from torch import Tensor, nn
 
 
-# Nats: what gains of float32 differ by through rounding is well below. At this deviation z-scores fade out, too
-# (`VARIANCE_FLOOR` of `credit/scores.py` is its square).
+# In nats; rounding moves gains in float32 by much less. At this deviation z-scores also fade out (`VARIANCE_FLOOR` of
+# `credit/scores.py` is its square).
 GAIN_FLOOR = 1e-4
-FLOOR_DEVIATIONS = 4.0  # beyond which rounding takes a gain once in 16,000 times
+FLOOR_DEVIATIONS = 4.0  # rounding moves a gain further than this once in 16,000 times
 
 
 @contextmanager
 def rounding_redrawn(model: nn.Module, unit: float) -> Iterator[None]:
-    """Inside, the model reads what it reads moved by less than it rounds: no layer rounds as it did before."""
+    """Move the model's input embeddings by less than rounding does, so that every layer rounds differently."""
 
     def move(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
         generator = torch.Generator(embedded.device).manual_seed(0)
-        # One draw for all rows: a row may have thousands of tokens, each with thousands of numbers.
+        # One draw for all rows, because a row may have thousands of tokens with thousands of numbers each.
         moves = torch.rand(embedded.shape[1:], generator=generator, device=embedded.device) * 2 - 1
         return (embedded * (1 + unit * moves)).to(embedded.dtype)
 
@@ -49,9 +49,9 @@ def rounding_redrawn(model: nn.Module, unit: float) -> Iterator[None]:
 
 
 def spread_out(rows: int, ranks: int = 1) -> list[int]:
-    """Which of a rank's rollouts are scored twice, from all over them, as many on each rank.
+    """Return the indices of a rank's rollouts that are scored twice, evenly spread, and as many on each rank.
 
-    Of all ranks' rollouts that is an eighth, 8 at least and 16 at most, if there are as many.
+    They are an eighth of all ranks' rollouts, with at least 8 and at most 16, if there are as many.
 
     Example: 16 rollouts alone -> 8 of them; 16 on each of 8 ranks -> 2 of each rank's
     """
@@ -61,14 +61,14 @@ def spread_out(rows: int, ranks: int = 1) -> list[int]:
 
 
 def as_logprobs(values: Tensor, measure: str) -> Tensor:
-    """Values by this measure as log-probabilities, which are rounded alike whatever they are."""
+    """Return values of this measure as log-probabilities, whose rounding does not depend on their size."""
     return values.clamp(min=torch.finfo(values.dtype).tiny).log() if measure == "probability" else values
 
 
 def floors_of_gains(values_NV: Tensor, floor: float, measure: str) -> float | Tensor:
-    """What gains between these values may differ by through rounding: one number for all, or one for each.
+    """Return how much gains between these values may differ by rounding: one number for all, or one for each.
 
-    p and p' are off by p d and p' d' where their logarithms are off by d and d', and so is their difference:
+    If the logarithms of p and p' are off by d and d', p and p' are off by p d and p' d', and so is their difference:
 
         floor of p' - p = floor sqrt((p^2 + p'^2) / 2)            floor, of d' - d, for log-probabilities
 
@@ -81,13 +81,13 @@ def floors_of_gains(values_NV: Tensor, floor: float, measure: str) -> float | Te
 
 
 def squares(differences_BV: Tensor) -> tuple[float, int]:
-    """Sum of the squares of those that are finite, and their number, to add over ranks."""
+    """Return the sum of squares of the finite differences and their number, to add over ranks."""
     finite = differences_BV[differences_BV.isfinite()].double()
     return finite.square().sum().item(), finite.numel()
 
 
 def gain_floor(of_ranks: Sequence[tuple[float, int]]) -> float:
-    """The floor of log-probabilities, from the `squares` of all ranks.
+    """Return the floor of log-probabilities, from the `squares` of all ranks.
 
     Example: differences 0.03 and -0.03 on one rank, 0.03 on another -> 4 x 0.03 = 0.12
     """

@@ -1,4 +1,4 @@
-"""rollouts, probes -> rows of tokens, a few for each forward -> input tensors, and where each score belongs.
+"""rollouts, probes -> rows of tokens, some for each forward -> input tensors, and where each score belongs.
 
 A packed row holds a rollout and its probes (`packed_attention`); a single row holds one context and one probe.
 
@@ -20,7 +20,7 @@ from .probes import Probe
 
 
 # Compiled FlexAttention works in blocks of 128. On CPUs, torch 2.13 computes wrong numbers at some other lengths
-# (104 for one, plain causal attention too), so rows are padded to whole blocks for it.
+# (104, for example, even with plain causal attention), so rows are padded to whole blocks for it.
 FLEX_BLOCK = 128
 
 # Numbers of this rank -> the largest of each over all ranks
@@ -62,17 +62,17 @@ def single_rows(rollouts: Rollouts, contexts: list[list[int]], probes: Sequence[
 
 
 def _slots(i: int, lengths: list[int], probes: Sequence[Probe], shape) -> Iterator[tuple[int, int, Probe]]:
-    """Each probe of rollout i with its context length and its flat place in the table (B,K,A)."""
+    """Each probe of rollout i, with its context length and its flat index in the table (B,K,A)."""
     for k, length in enumerate(lengths):
         for a, probe in enumerate(probes):
             yield length, (i * shape[1] + k) * shape[2] + a, probe
 
 
 def chunks(rows: list[Row], token_budget: int, agree: Agree) -> Iterator[tuple[list[Row], bool]]:
-    """Rows of like length for one forward each, as many forwards as any rank needs; False for a stand-in.
+    """Yield rows of similar length for each forward, as many forwards as any rank needs; False marks a stand-in.
 
-    A forward takes rows while they fit the budget, each as wide as the widest among them, and at least one. From the
-    longest row down, so that a long one costs those of its own forward their padding, and no other.
+    A forward takes at least one row, and more while all of them, padded to the widest, fit the budget. Rows are taken
+    from the longest down, so that a long row adds padding only to its own forward.
 
     Example: rows of 10, 4, 4, 4 and 3 tokens, budget 12 -> [10], [4, 4, 4], [3]
     """
@@ -95,11 +95,11 @@ def _padded_tokens(rows: list[Row]) -> int:
 @dataclass(frozen=True)
 class Batch:
     inputs: tuple[Tensor, Tensor, object, Tensor | None]  # arguments of a Scorer
-    slots: Tensor  # (R,L) place of each scored probe token's value, -1 elsewhere; on the CPU
+    slots: Tensor  # (R,L) index of each scored probe token's value, -1 elsewhere; on the CPU
 
 
 def _pad(rows: list[list[int]], fill: int, width: int = 0) -> Tensor:
-    """A tensor of ragged rows, padded on the right to the longest of them, or to `width` where that is more."""
+    """A tensor of ragged rows, padded on the right to the longest of them, or to `width` if that is more."""
     padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)
     return nn.functional.pad(padded, (0, max(width - padded.size(1), 0)), value=fill)
 
@@ -109,13 +109,13 @@ def _whole_blocks(length: int, block: int) -> int:
 
 
 def _gold(probe: Probe, slot: int) -> tuple[list[int], list[int]]:
-    """Next ids and slots of a probe: those of its answer tokens only."""
+    """Next ids and slots of a probe, set only for its answer tokens."""
     next_ids = [token if is_gold else NOT_SCORED for token, is_gold in zip(probe.ids, probe.gold, strict=True)]
     return next_ids, [slot if is_gold else -1 for is_gold in probe.gold]
 
 
 def collate_single(rows: list[Row], model: PreTrainedModel, block: int, device: torch.device) -> Batch:
-    """Context and probe one after the other, padded on the right: what any causal model reads without help."""
+    """Put context and probe in one plain row, padded on the right, which any causal model can read."""
     ids, next_ids, slots = [], [], []
     for row in rows:
         (length, slot, probe) = row.probes[0]
@@ -130,9 +130,9 @@ def collate_single(rows: list[Row], model: PreTrainedModel, block: int, device: 
 
 
 def collate_packed(rows: list[Row], model: PreTrainedModel, block: int, device: torch.device) -> Batch:
-    """Rollouts, then their probes. Each probe starts with a copy of its last context token, which predicts it.
+    """Put rollouts, then their probes in rows. Each probe starts with a copy of its last context token, to predict it.
 
-    The copy has that token's position and sees what it saw, so it computes the same; the original's own prediction
+    The copy has that token's position and sees what it sees, so it computes the same; the original's own prediction
     stays free for the next rollout token.
     """
     width = max(len(row.tokens) for row in rows)
@@ -161,7 +161,7 @@ def collate_packed(rows: list[Row], model: PreTrainedModel, block: int, device: 
 
 
 def _probe_columns(row: Row) -> dict[str, list[int]]:
-    """The probes of a row one after the other: token, what it predicts, place, and what the attention rule needs."""
+    """The probe tokens of a row: id, next id, slot, position, and what the attention rule needs."""
     columns: dict[str, list[int]] = {name: [] for name in ("id", "next", "slot", "position", "block", "seen")}
     for number, (length, slot, probe) in enumerate(row.probes, start=1):
         next_ids, slots = _gold(probe, slot)

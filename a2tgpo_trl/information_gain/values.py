@@ -1,12 +1,12 @@
 """rollouts, answers -> probes at every turn boundary -> one packed forward -> values (B,K) -> gains (B,K).
 
 The value of a context is the mean log-probability per token of the ground truth, written as a finished answer at that
-point. V_0 is the value of the prompt, V_t that of everything the policy had seen after turn t, tool results and
+point. V_0 is the value of the prompt, V_t that of everything that the policy has seen after t turns, tool results and
 generation prompt included. The gain of turn t is V_{t+1} - V_t (turns count from 0). The policy is the one that
 samples: in training, logits are divided by the sampling temperature.
 
-Where a model allows it (`packed_attention`), a rollout and all its probes share one row, and the pass also yields the
-log-probabilities of the rollout. Elsewhere each boundary gets a row of its own. Both give the same values.
+If a model allows it (`packed_attention`), a rollout and all its probes share one row, and the pass also yields the
+log-probabilities of the rollout. Otherwise each boundary gets a separate row. Both give the same values.
 
 Shapes: B rollouts, K contexts or turns, A accepted answers, R rows of one forward, L tokens of a row.
 """
@@ -39,7 +39,7 @@ from .rows import (
 )
 
 
-# (input_ids, next_ids, attention_mask, position_ids) -> log-probability of each next id, anything where NOT_SCORED
+# (input_ids, next_ids, attention_mask, position_ids) -> log-probability of each next id, arbitrary where NOT_SCORED
 Scorer = Callable[[Tensor, Tensor, object, Tensor | None], Tensor]
 
 
@@ -48,18 +48,18 @@ NO_CONTEXT = -1
 
 @dataclass(frozen=True)
 class TurnScores:
-    """What the gain pass found out."""
+    """The results of the gain pass."""
 
-    values_BK: Tensor  # NaN where a rollout has no such context, or where its probe was not finite
-    keys_BK: Tensor  # equal where the same answer was scored in the same context; NO_CONTEXT where there is none
+    values_BK: Tensor  # NaN if a rollout has no such context, or if its probe was not finite
+    keys_BK: Tensor  # equal if the same answer was scored in the same context; NO_CONTEXT if there is none
     failed_probes: int
     forwards: int = 0
     logps: list[Tensor] | None = None  # of every completion token, per rollout; None if not asked for
-    gain_floor: float = GAIN_FLOOR  # nats: what gains of log-probability may differ by through rounding
+    gain_floor: float = GAIN_FLOOR  # in nats: how much gains of log-probability may differ by rounding
 
 
 def information_gain(values_BK: Tensor, num_turns: int, *, first: bool = True, last: bool = True) -> Tensor:
-    """Gain of each turn: how much its value grew. NaN for turns that no tool answered.
+    """Return the gain of each turn, by which the value grew; NaN for turns that no tool answered.
 
     Args:
         first, last: Whether the first turn has a gain, and the last one of a rollout that a tool answered.
@@ -89,7 +89,7 @@ def answer_values(
     packed: bool | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Values V_0 .. V_{K-1} of each rollout (B,K): of the prompt, then after each tool turn; NaN beyond the last.
+    """Return each rollout's values V_0 .. V_{K-1} (B,K): of the prompt, then after each tool turn; NaN after the last.
 
     Args:
         model: causal language model of transformers, or a PEFT model around one. Its mode and its attention
@@ -137,10 +137,10 @@ def score_turns(
     agree: Agree = list,
     device: torch.device | None = None,
 ) -> TurnScores:
-    """Score every probe of every rollout; the log-probabilities of the completions too, where asked for and packed.
+    """Score every probe of every rollout; also the log-probabilities of completions, if wanted and rows are packed.
 
-    Every rank runs the same number of forwards, so that sharded models stay in step. `device` is where forwards
-    compute, and where the scores are put; None: where the weights are, which may be elsewhere if they are offloaded.
+    Every rank runs the same number of forwards, so that sharded models stay in step. Forwards compute on `device`, and
+    the scores are put there; None means the device of the weights, which may be another one if they are offloaded.
     """
     contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
     shape = (len(rollouts), *agree([max(map(len, contexts)), max(map(len, probes))]))
@@ -185,7 +185,7 @@ def turn_scores(
     measure: str,
     device: torch.device,
 ) -> TurnScores:
-    """From the sums of the log-probabilities of each probe's gold tokens, and their numbers: 0 where there is none."""
+    """Return scores from the sums and counts of log-probabilities of each probe's gold tokens; 0 if it has none."""
     values_BK, failed = _reduce_aliases(sums_BKA, counts_BKA, aliases, measure)
     keys_BK = torch.full(values_BK.shape, NO_CONTEXT)
     for i in range(len(rollouts)):
@@ -195,10 +195,10 @@ def turn_scores(
 
 
 def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
-    """Give all places of a key the value that the first of them has, of those that have one.
+    """Give all places of a key the value of the first place that has one.
 
-    Rollouts of a prompt often begin with the same turns. Their values there differ by rounding where they were scored
-    in other forwards or on other ranks, and a z-score would blow that up: among equals there is nothing else to see.
+    Rollouts of a prompt often begin with the same turns. If these were scored in different forwards or on different
+    ranks, their values differ by rounding, and a z-score would blow that up, because equals differ in nothing else.
 
     Example: values [[-3., -1.], [-3.001, -2.]], keys [[7, 8], [7, 9]] -> [[-3., -1.], [-3., -2.]]
     """
@@ -210,7 +210,7 @@ def one_value_each(values_NK: Tensor, keys_NK: Tensor) -> Tensor:
 
 
 def _context_keys(i: int, rollouts: Rollouts, lengths: list[int], probes: Sequence[Probe]) -> list[int]:
-    """A number for each context of rollout i: of all tokens that it has, and of what is scored there."""
+    """A number for each context of rollout i, from all of its tokens and from the probes that are scored."""
     tokens = array("q", [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]])
     digest = hashlib.blake2b(repr(probes).encode(), digest_size=8)
     keys = []
@@ -223,10 +223,10 @@ def _context_keys(i: int, rollouts: Rollouts, lengths: list[int], probes: Sequen
 def packing_error(
     model: nn.Module, scorer: Scorer, implementation: str, vocabulary: int, device: torch.device | None = None
 ) -> float:
-    """Largest difference between packed and single rows on a small random example: the proof by trial.
+    """Return the largest difference between packed and single rows on a small random example.
 
-    Knowing a model's attention is not knowing its code. A model that ignores explicit positions or changes the mask
-    on its way shows here.
+    This tests a model's code, not just its kind of attention: it finds models that ignore explicit positions or change
+    the mask.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -261,9 +261,9 @@ def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure:
 
 
 def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
-    """Score by the model's own logits. The trainer scores by TRL's fused head instead.
+    """Score with the model's own logits. The trainer scores with TRL's fused head instead.
 
-    Logits are made of the tokens that are scored, and of no others: there is one for each word of the vocabulary.
+    Logits are computed only for the tokens that are scored, because each has one for every word of the vocabulary.
     """
     quiet = _without_router_loss(model)
 
@@ -280,7 +280,7 @@ def logits_scorer(model: nn.Module, temperature: float = 1.0) -> Scorer:
 
 
 def fused_scorer(model: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext) -> Scorer:
-    """Score by the LM head that TRL's trainers add to their model: it never holds the logits of a whole row."""
+    """Score with the LM head that TRL's trainers add to their model, which never holds the logits of a whole row."""
     quiet = _without_router_loss(model)
 
     def score(input_ids: Tensor, next_ids: Tensor, mask: object, position_ids: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
-"""what a launcher put into the environment, and the trainer's accelerator -> nothing, or an error: they do not agree.
+"""what a launcher put into the environment, and the trainer's accelerator -> an error if they do not agree.
 
-Accelerate leaves some of what it is asked for out without a word: several processes on a machine without GPUs become
-one, FSDP on CPUs becomes DDP, and DeepSpeed on CPUs becomes several runs that know nothing of each other. A run that
-is not what was asked for must not begin.
+Accelerate silently drops some of what it is asked for: several processes on a machine without GPUs become one, FSDP on
+CPUs becomes DDP, and DeepSpeed on CPUs becomes several runs that know nothing of each other. A run that is not what
+was asked for must not start.
 """
 
 import os
@@ -22,18 +22,18 @@ CPU_INSTEAD = "On CPUs use the configuration cpu_ddp, cpu_zero2 or cpu_zero3."
 
 
 def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a variable says yes, in one of the ways that Accelerate takes for yes."""
+    """Whether a variable is set to one of the values that Accelerate takes for yes."""
     return bool(str_to_bool(environment.get(name, "false")))
 
 
 def deepspeed_on_cpu(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether DeepSpeed was asked for where it will run on CPUs. Ranks find each other there only with `use_cpu`."""
+    """Whether DeepSpeed was asked for and will run on CPUs, where ranks find each other only with `use_cpu`."""
     on_cpu = environment.get("DS_ACCELERATOR") == "cpu" or not torch.accelerator.is_available()
     return is_on(USE_DEEPSPEED, environment) and on_cpu
 
 
 def check_launch(args: "GRPOConfig", accelerator: "Accelerator", environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a run with fewer processes, or sharded otherwise, than was asked for."""
+    """Refuse a run with fewer processes, or another sharding, than was asked for."""
     kind = accelerator.distributed_type
     _check_processes(accelerator.num_processes, kind, environment)
     if (args.fsdp or is_on(USE_FSDP, environment)) and kind != DistributedType.FSDP:
@@ -61,7 +61,7 @@ def _check_processes(present: int, kind: DistributedType, environment: Mapping[s
             f"{started} processes were started, but this one sees {present}: each would train by itself, on the same "
             f"rows and into the same folder. {remedy}"
         )
-    # Accelerate names the place where processes meet if it is to start several, and nothing else tells that it was.
+    # Accelerate sets the address where processes meet if it is to start several; nothing else tells that it was.
     launched, meets = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment
     if started is None and launched and meets and present == 1:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""words of `accelerate launch` -> its processes; what it is sent they are sent, and how they leave it leaves.
+"""words of `accelerate launch` -> its processes; it passes signals on to them, and exits as they exit.
 
     python -m a2tgpo_trl.launch.launcher [options of accelerate launch] -m MODULE [words]
 
-Accelerate's own command, left to itself, turns every exit code into 1. And at SIGTERM it leaves a single process alone
-behind, or gives several of them 30 seconds to finish a step that may take longer.
+Accelerate's own command turns every exit code into 1. At SIGTERM it leaves a single process running, or gives several
+of them 30 seconds to finish a step that may take longer.
 """
 
 import signal
@@ -18,36 +18,36 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit code of the first process that failed; 0 if none did."""
+    """Start the processes. Return the exit code of the first that failed; 0 if none did."""
     args = launch_command_parser().parse_args(words)
-    args.quiet = False  # or a single process's exit code is kept from us
+    args.quiet = False  # otherwise a single process's exit code is hidden
     args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # an option of torchrun: SIGTERM is left to the next line
     signal.signal(signal.SIGTERM, lambda *_: pass_on_sigterm())
     try:
         launch_command(args)
-    except SignalException as sent:  # by the keyboard, or a terminal that is gone
+    except SignalException as sent:  # from the keyboard, or by a terminal that was closed
         return 128 + sent.sigval
-    except subprocess.CalledProcessError as error:  # it has said why
+    except subprocess.CalledProcessError as error:  # the process has said why
         return _as_exit_code(error.returncode)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        if code <= 1:  # else it was meant, and the processes have said why
+        if code <= 1:  # otherwise it was intended, and the processes have said why
             print(error, file=sys.stderr)
         return _as_exit_code(code)
     return 0
 
 
 def pass_on_sigterm() -> None:
-    """Ask the processes to leave. They finish a step and save a checkpoint, in whatever time that takes."""
+    """Ask the processes to exit. They finish a step and save a checkpoint, however long that takes."""
     children = psutil.Process().children()
     if not children:
-        sys.exit(128 + signal.SIGTERM)  # nothing has begun
+        sys.exit(128 + signal.SIGTERM)  # nothing has started
     for child in children:
         child.terminate()
 
 
 def _as_exit_code(code: int) -> int:
-    """As a shell says it.
+    """Return the exit code as a shell reports it.
 
     Example: 75 -> 75; killed by signal 9, which is -9 -> 137
     """

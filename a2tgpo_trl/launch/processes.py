@@ -1,13 +1,12 @@
 """configuration of Accelerate, number of processes, machine -> how the processes are started.
 
-    one process that no configuration says anything about    this one, which so keeps its exit code; of several GPUs
+    one process, without a configuration                     this one, so that its exit code is kept; of several GPUs
                                                              it sees the first
-    a task of SLURM, one of several on its machine           this one, as the rank that it is
-    anything else                                            accelerate launch, by way of `launcher.py`
+    a task of SLURM, one of several on its machine           this one, as a rank
+    anything else                                            accelerate launch, through `launcher.py`
 
-Accelerate starts one process where it should start several on CPUs, and says nothing, unless it is told that they are
-several GPUs and that it is to leave GPUs alone. What it would not start as it is asked to is refused here, before
-anything is loaded.
+Asked for several processes on CPUs, Accelerate silently starts one, unless it is told that they are several GPUs and
+that it is to leave GPUs alone. What it would not start as asked is refused here, before anything is loaded.
 """
 
 import os
@@ -25,8 +24,8 @@ from .launched import CPU_INSTEAD, USE_CPU
 
 
 LAUNCHER = ["-m", "a2tgpo_trl.launch.launcher"]
-NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # or it warns that they are not
-SEVERAL = ["--multi_gpu"]  # or it starts one
+NOT_SET = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # otherwise it warns that they are not
+SEVERAL = ["--multi_gpu"]  # otherwise it starts one
 WITHOUT_SHARDS = (DistributedType.NO, DistributedType.MULTI_CPU)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ON_ACCELERATORS = (DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -41,7 +40,7 @@ class Start:
 
 
 def start_here(config_file: Path | None, num_processes: int | None) -> Start:
-    """How to start them on this machine, in this environment; with no configuration, by the user's own if there is."""
+    """Return how to start processes here; with no configuration given, by the user's default one if it exists."""
     if config_file is None and Path(default_config_file).exists():
         config_file = Path(default_config_file)
     if is_slurm_rank(os.environ):
@@ -55,7 +54,7 @@ def start_here(config_file: Path | None, num_processes: int | None) -> Start:
 
 
 def choose_start(config_file: Path | None, num_processes: int | None, accelerators: int) -> Start:
-    """How to start so many processes (those of the configuration, or one) on a machine with so many accelerators."""
+    """Return how to start this many processes (None: the configuration's number, or one) on these accelerators."""
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--num_processes must be at least 1; got {num_processes}.")
     if config_file is None:
@@ -86,8 +85,8 @@ def _without_configuration(number: int, accelerators: int) -> Start:
 
 
 def one_gpu(environment: Mapping[str, str], accelerators: int) -> dict[str, str]:
-    """Variables that leave one GPU of several to a process: Transformers would spread each batch over all of them, and
-    TRL's trainer cannot be spread.
+    """Return variables that show a process one GPU of several: Transformers would spread each batch over all of them,
+    and TRL's trainer cannot be spread.
 
     Example: CUDA_VISIBLE_DEVICES=2,3 -> 2
     """
@@ -97,7 +96,7 @@ def one_gpu(environment: Mapping[str, str], accelerators: int) -> dict[str, str]
 
 
 def _copies(config_file: Path, config: ClusterConfig, words: list[str], accelerators: int) -> Start:
-    """Several processes with the whole model each, under a configuration with which Accelerate starts one."""
+    """Return how to start several processes with the whole model each, where Accelerate would start one."""
     if not config.use_cpu and config.distributed_type == DistributedType.NO and accelerators > 0:
         raise ValueError(
             f"{config_file} has the distributed_type NO, with which Accelerate starts one process of several. Use the "
@@ -113,10 +112,10 @@ def _check_number(who: str, number: int, accelerators: int) -> None:
 
 
 def _on_cpu(config_file: Path, config: ClusterConfig) -> dict[str, str]:
-    """Variables that keep processes from the GPUs, each kind in its way; an error for those that cannot be kept."""
+    """Return the variables that keep processes off the GPUs; an error for FSDP, which cannot be kept off."""
     if config.distributed_type == DistributedType.FSDP:
         raise ValueError(f"{config_file}: on CPUs Accelerate runs DDP in the place of FSDP. {CPU_INSTEAD}")
-    # With both, Accelerate would leave DeepSpeed out.
+    # With both variables, Accelerate would leave DeepSpeed out.
     return {"DS_ACCELERATOR": "cpu"} if config.distributed_type == DistributedType.DEEPSPEED else {USE_CPU: "true"}
 
 
@@ -124,7 +123,7 @@ def _on_cpu(config_file: Path, config: ClusterConfig) -> dict[str, str]:
 
 
 def is_slurm_rank(environment: Mapping[str, str]) -> bool:
-    """Whether srun has started one task a process, and not one a machine: then nothing else is to be started."""
+    """Whether srun has started one task per process, not per machine: then nothing else is to be started."""
     return _tasks(environment) > int(environment.get("SLURM_STEP_NUM_NODES", "1"))
 
 
@@ -133,7 +132,7 @@ def _tasks(environment: Mapping[str, str]) -> int:
 
 
 def rank_of_slurm(config_file: Path, num_processes: int | None, environment: Mapping[str, str]) -> Start:
-    """This task as a rank. With no launcher between, signals reach it, and its exit code reaches the job's script."""
+    """Return the start of this task as a rank: without a launcher, signals and its exit code pass through."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise ValueError(
@@ -150,7 +149,7 @@ def rank_of_slurm(config_file: Path, num_processes: int | None, environment: Map
 
 
 def variables_of(config_file: Path, num_processes: int | None = None) -> dict[str, str]:
-    """What Accelerate's launcher adds to the environment of its processes under a configuration, and `_on_cpu`."""
+    """Return the variables that Accelerate's launcher and `_on_cpu` add for a configuration."""
     words = ["--config_file", str(config_file), "--main_process_port", "0", "--module", "module"]
     words[:0] = ["--num_processes", str(num_processes)] if num_processes else []
     args, config, mixed_precision_is_set = _validate_launch_command(launch_command_parser().parse_args(words))
@@ -165,5 +164,5 @@ def variables_of(config_file: Path, num_processes: int | None = None) -> dict[st
 
 
 def count_accelerators() -> int:
-    """Those that PyTorch sees on this machine."""
+    """Return the number of accelerators that PyTorch sees on this machine."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

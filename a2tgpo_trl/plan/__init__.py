@@ -8,11 +8,11 @@
     model's config, without weights    -> what its own code holds (policy.py, tracing.py) --->
     recipe, with --gpu this            -> two batches by the real trainer in a process of its own (measured.py) ------>
 
-Memory is that of the longest rollouts that the recipe allows, all at once. Nothing in it is fitted: weights, gradients
-and the optimiser's state are counted, and what the model's layers hold is seen by running its own code on tensors
-without values, with its adapters, autocast and gradient checkpointing. No weights are loaded: a folder with a
-`config.json` will do. On a CPU, peaks in training are within a quarter of measured ones
+The memory is that of the longest rollouts that the recipe allows, all together. Nothing in it is fitted: weights,
+gradients and the optimiser's state are counted, and the memory of the model's layers is found by running its own code
+on tensors without values, with its adapters, autocast and gradient checkpointing. No weights are loaded: a folder with
+a `config.json` is enough. On a CPU, peaks in training are within a quarter of measured ones
 (`tests/plan/test_plan_measured.py`); on GPUs nothing was measured. Seconds are never computed, only measured.
 
-The exit code is 0 where the run fits, 1 where it does not (what to change is said), and 2 where it cannot be planned.
+The exit code is 0 if the run fits, 1 if it does not (the output says what to change), and 2 if it cannot be planned.
 """

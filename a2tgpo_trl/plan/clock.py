@@ -1,4 +1,4 @@
-"""a trainer, once it trains -> seconds of each of its steps, and of the parts of them that are methods of its own."""
+"""a trainer while it trains -> seconds of each of its steps, and of the parts of them that are its methods."""
 
 import time
 from typing import Any
@@ -11,14 +11,14 @@ LOSS = "loss"
 
 
 def now() -> float:
-    """Seconds, once an accelerator has done what it was asked for."""
+    """Return the time in seconds, after an accelerator has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class StepClock(TrainerCallback):
-    """Times the steps of a trainer, the forward and backward passes of their loss, and what else is named."""
+    """Times the steps of a trainer, the forward and backward passes of their loss, and other named methods."""
 
     def __init__(self, trainer: Any):
         self.seconds: list[float] = []
@@ -28,7 +28,7 @@ class StepClock(TrainerCallback):
         trainer.add_callback(self)
 
     def time(self, owner: Any, method: str, part: str) -> None:
-        """Count what this method takes as that part of a step."""
+        """Count the time that this method takes as this part of a step."""
         function, of_steps = getattr(owner, method), self.parts.setdefault(part, [])
 
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from ..lookup import nearest
 
 
 GB, GIB = 1e9, 2**30
-# GB, of the makers' data sheets. Kinds that are sold with several sizes have theirs in the name: a100-40gb.
+# GB, from the makers' data sheets. Kinds that are sold in several sizes have the size in the name: a100-40gb.
 GPUS = {
     "h100": 80,
     "h100-pcie": 80,
@@ -39,12 +39,12 @@ class Device:
 
     @property
     def runtime_bytes(self) -> float:
-        """What the device's own software takes."""
+        """The memory that the device's own software takes."""
         return CONTEXT_BYTES if self.is_gpu else 0.0
 
 
 def named(name: str) -> Device:
-    """A GPU of this kind; any name that ends in its gigabytes will do.
+    """Return a GPU of this kind; any name that ends in its gigabytes works.
 
     Example: "rtx4090" -> 24 GB; "a100-40gb" -> 40 GB; "16gb" -> 16 GB
     """
@@ -60,7 +60,7 @@ def named(name: str) -> Device:
 
 
 def this_machine(processes: int) -> Device:
-    """The GPU of a process here; without one, its share of the memory."""
+    """Return the GPU of a process on this machine; without one, its share of the memory."""
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         return Device(found.name, found.total_memory)

@@ -1,12 +1,12 @@
-"""words of a recipe -> two batches of rollouts and their steps, trained here in a process of its own: `Measured`.
+"""words of a recipe -> two batches of rollouts and their steps, trained here in a separate process: `Measured`.
 
     python -m a2tgpo_trl.plan.measured FILE --config RECIPE [--key value ...]
 
-is that process; it writes what it measured to FILE. The first batch warms up, and the second is timed.
+is that process, which writes what it measured to FILE. The first batch warms up, and the second is timed.
 
-Peak memory is that of tensors. On a GPU PyTorch tells it, less what vLLM takes past PyTorch. On a CPU it is resident
-memory at its peak less what was resident after the imports and one step of a model of a few hundred weights. There the
-C library keeps much of what is freed, which makes steps faster; under `GIVE_BACK` it does not.
+Peak memory is that of tensors. On a GPU PyTorch reports it, without what vLLM takes outside PyTorch. On a CPU it is
+peak resident memory minus what was resident after the imports and one step of a model of a few hundred weights. There
+the C library keeps much of what is freed, which makes steps faster; under `GIVE_BACK` it does not.
 """
 
 import json
@@ -33,7 +33,7 @@ from ..rollout.records import Record
 from .clock import LOSS, StepClock
 
 
-# Variables of the environment under which glibc maps tensors one by one.
+# Environment variables under which glibc maps tensors one by one.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 TRAINING_ALONE = {
     **{"eval_rows": "0", "eval_strategy": "no", "load_best_model_at_end": "false", "save_strategy": "no"},
@@ -46,7 +46,7 @@ METRICS = {
     "gain pass": "gain/seconds",
 }
 REST = "the rest"
-LAST_WORDS = 2000  # characters of what a run that failed has said
+LAST_WORDS = 2000  # characters of the output of a run that failed
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Measured:
     """What two batches took. Seconds are those of an optimiser step, by stage."""
 
     seconds: dict[str, float]
-    peak_bytes: int  # of the process that had the highest peak
-    longest_completion: int  # tokens of tools included
+    peak_bytes: int  # of the process with the highest peak
+    longest_completion: int  # including tokens of tools
 
     @property
     def step_seconds(self) -> float:
@@ -69,7 +69,7 @@ def measure(
     config_file: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Measured:
-    """Run two batches of the recipe that was read of these words, in so many processes of this machine."""
+    """Run two batches of the recipe that was read from these words, in this many processes on this machine."""
     accelerators = count_accelerators()
     if processes > accelerators > 0:
         raise ValueError(
@@ -94,19 +94,19 @@ def measure(
 
 
 def steps_of_batch(recipe: Recipe) -> int:
-    """Optimiser steps that one batch of rollouts serves; 1 where a step takes several."""
+    """Return the optimiser steps that one batch of rollouts serves; 1 if a step takes several batches."""
     args = recipe.args
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
 
 
 def batches_of_step(args: GRPOConfig) -> int:
-    """Batches of rollouts that an optimiser step takes; 1 where a batch serves several."""
+    """Return the batches of rollouts that an optimiser step takes; 1 if a batch serves several steps."""
     return max(1, args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations))
 
 
 def count_steps(recipe: Recipe, processes: int) -> int:
-    """max_steps, or as many as the epochs need: each prompt is rolled out `num_generations` times, and each batch of
-    rollouts serves `num_iterations` updates."""
+    """Return max_steps, or as many as the epochs need: each prompt is rolled out `num_generations` times, and each
+    batch of rollouts serves `num_iterations` updates."""
     args = recipe.args
     if args.max_steps > 0:
         return args.max_steps
@@ -139,12 +139,12 @@ def run_batches(recipe: Recipe) -> Measured:
 
 
 def completion_tokens(record: Record) -> int:
-    """Sampled tokens and those of tools: a row of the batch holds both."""
+    """Return the number of sampled tokens and those of tools: a row of the batch holds both."""
     return sum(turn["tokens_out"] + turn["tokens_in"] for turn in record["turns"])
 
 
 def seconds_by_stage(recipe: Recipe, clock: StepClock, logs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of a step, on average over the second half. Metrics are logged once a step, averaged over its batches."""
+    """Return a step's mean seconds over the second half. Metrics are logged once a step, averaged over its batches."""
     half, batches = len(clock.seconds) // 2, batches_of_step(recipe.args)
     found = {
         stage: sum(log.get(name, 0.0) for log in logs if log["step"] > half) * batches / half
@@ -163,7 +163,7 @@ def _peak_bytes(before: int) -> int:
 
 
 def load_libraries() -> None:
-    """The trainer, and one step of a model of a few hundred weights: what is loaded at first use is not the run's."""
+    """Import the trainer and do one step of a tiny model: what is loaded at first use is not the run's."""
     import_module("..trainer", __package__)
     size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
     with torch.random.fork_rng(devices=[]):
@@ -175,7 +175,7 @@ def load_libraries() -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure, and write it down."""
+    """Measure, and write the result to a file."""
     file, *words = words
 
     def write(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """policy, setting, sharding, length of a rollout -> bytes on each device, by part and by stage of a step: `Memory`.
 
-What stays for the whole run and what a stage adds are kept apart: stages do not overlap, so the peak is what stays and
-the most that any one of them adds.
+What stays for the whole run is kept apart from what a stage adds: stages do not overlap, so the peak is what stays
+plus the most that any one stage adds.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from .sharding import LIVE_PARAMETERS, REDUCE_BUCKET, Sharding
 
 
 VLLM_BYTES = 2  # of a weight and of a number in its cache
-VLLM_FREE = 0.9  # of its memory beside weights: the rest are activations and graphs
+VLLM_FREE = 0.9  # of its memory besides weights: the rest is for activations and graphs
 
-# 4 bits a weight, and one float32 for each block of 64, which use_bnb_nested_quant makes smaller still.
+# 4 bits per weight, and one float32 for each block of 64, which use_bnb_nested_quant makes even smaller.
 QUANTIZED_BYTES = {4: 0.5 + FULL / 64, 8: 1.0}
 
-# What sampling holds has other cures in an evaluation, so it has other names there.
+# In an evaluation, what sampling holds has other cures, so it has other names.
 EVALUATED = {"KV cache": "KV cache of an evaluation", "sampling's work": "work of an evaluation"}
 
 
@@ -39,12 +39,12 @@ class Memory:
 
     @property
     def peak_parts(self) -> dict[str, float]:
-        """What is there at the peak."""
+        """The parts that are in memory at the peak."""
         return {**self.stays, **self.stages[self.peak_stage]}
 
 
 def weight_bytes(parameters: Parameters, setting: Setting) -> float:
-    """Weights of one whole copy, as they are kept."""
+    """Return the bytes of one whole copy of the weights, as they are kept."""
     quantized = parameters.quantizable if setting.quantized_bits else 0
     plain = (parameters.all - quantized) * setting.stored_bytes
     return plain + (quantized * QUANTIZED_BYTES[setting.quantized_bits] if setting.quantized_bits else 0.0)
@@ -53,7 +53,7 @@ def weight_bytes(parameters: Parameters, setting: Setting) -> float:
 def states(
     parameters: Parameters, setting: Setting, sharding: Sharding, optimizer_bytes_per_weight: float
 ) -> tuple[dict[str, float], float]:
-    """Parts that stay, and the bytes of the gradients, on each device.
+    """Return the parts that stay, and the bytes of the gradients, on each device.
 
     Example: Adam in float32, 1,000 weights, one device -> weights 4,000, optimiser 8,000; gradients 4,000
              ZeRO-3 in bfloat16, 8 devices -> weights 250, optimiser 1,500 (master copy too); gradients 250
@@ -76,9 +76,9 @@ def states(
 
 
 def _buffers(parameters: Parameters, setting: Setting, sharding: Sharding) -> float:
-    """What reducing gradients takes beside them."""
+    """Return the bytes that reducing gradients takes besides them."""
     if sharding.kind == "ddp":
-        return parameters.trained * setting.stored_bytes  # its buckets hold all of them once more
+        return parameters.trained * setting.stored_bytes  # its buckets hold all of them again
     if sharding.deepspeed:
         return 2 * min(parameters.trained, REDUCE_BUCKET) * setting.stored_bytes
     if sharding.kind == "fsdp2":
@@ -87,7 +87,7 @@ def _buffers(parameters: Parameters, setting: Setting, sharding: Sharding) -> fl
 
 
 def plan_memory(policy: Policy, setting: Setting, sharding: Sharding, device: Device, row: int) -> Memory:
-    """`row`: tokens of a rollout with its prompt; all of a batch are as long."""
+    """Return a step's memory. `row`: tokens of a rollout with its prompt; all of a batch have this length."""
     numbers = policy.parameters
     update = policy.update()
     per_weight = update.kept / max(numbers.trained, 1) * _widened(policy, setting, sharding)
@@ -120,15 +120,15 @@ def plan_memory(policy: Policy, setting: Setting, sharding: Sharding, device: De
 
 
 def _widened(policy: Policy, setting: Setting, sharding: Sharding) -> float:
-    """How much larger than traced the optimiser's state is: it was on the forward's weights, and may be on float32."""
+    """Return how much larger than traced the optimiser's state is: it may be in float32, not the forward's type."""
     updates_full = sharding.deepspeed or setting.stored_bytes == FULL
     return FULL / policy.training.dtype.itemsize if updates_full and not setting.quantized_bits else 1.0
 
 
 def gain_rows(setting: Setting, row: int) -> int:
-    """Rows of one forward of the packed gain pass: as many as its token budget takes, and one at least.
+    """Return the rows of one forward of the packed gain pass: as many as its token budget allows, at least one.
 
-    The probes, a few tokens a turn, are not counted: with them a row is longer, and there are fewer of them.
+    The probes, a few tokens per turn, are not counted: with them, rows are longer and fewer.
     """
     return min(setting.generated, max(1, setting.gain_token_budget // row))
 
@@ -151,7 +151,7 @@ def _sampling(
 
 
 def check_vllm(policy: Policy, setting: Setting, device: Device, row: int) -> None:
-    """Its share of a device holds its weights and the cache of one rollout."""
+    """Raise an error if vLLM's share of a device does not hold its weights and the cache of one rollout."""
     weights = policy.parameters.all * VLLM_BYTES / setting.vllm_devices
     itemsize = (policy.training.autocast or policy.training.dtype).itemsize
     cache = policy.read(1, row).kept * VLLM_BYTES / itemsize / setting.vllm_devices

@@ -23,13 +23,13 @@ from .sharding import Sharding
 
 
 FITS = 0.9  # of a device's memory: what allocators leave unused between blocks is not counted
-PROMPT_TOKENS = 300  # where the recipe's own cannot be counted
+PROMPT_TOKENS = 300  # if the recipe's own cannot be counted
 ROWS_READ = 200
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take of each device, with the longest rollouts that there can be."""
+    """What a run would take on each device, with the longest rollouts possible."""
 
     model: str
     parameters: Parameters
@@ -45,7 +45,7 @@ class Plan:
 
 
 class Planner:
-    """Plans one recipe on so many of these devices."""
+    """Plans one recipe for a kind of device and a sharding."""
 
     def __init__(self, recipe: Recipe, device: Device, sharding: Sharding, prompt_tokens: int | None = None):
         self._recipe, self._device, self._sharding = recipe, device, sharding
@@ -60,7 +60,7 @@ class Planner:
         self._prompt, self._note = (prompt_tokens, "as given") if prompt_tokens else _longest_prompt(recipe)
 
     def plan(self) -> Plan:
-        """With all rollouts as long as `max_completion_length`."""
+        """Return the plan, with all completions as long as `max_completion_length`."""
         completion = self._setting.max_completion_length
         return Plan(
             model=self._model,
@@ -83,7 +83,7 @@ class Planner:
         return ["training: the recipe has nothing to train on, and its evaluations take less"]
 
     def training_peak(self, completion: int) -> float:
-        """Bytes at the peak of training alone, with completions of so many tokens."""
+        """Return the bytes at the peak of training alone, with completions of this many tokens."""
         return self._memory(replace(self._setting, evaluated=0), completion).peak
 
     def _memory(self, setting: Setting, completion: int) -> Memory:
@@ -93,7 +93,7 @@ class Planner:
 
 @contextmanager
 def processes(number: int) -> Iterator[None]:
-    """Read recipes as in a run of so many processes: sizes of batches are checked against them."""
+    """Inside, recipes are read as in a run of this many processes: batch sizes are checked against it."""
     setattr(A2TGPOConfig, "world_size", number)  # noqa: B010  # over a property of the parent
     try:
         yield
@@ -102,15 +102,15 @@ def processes(number: int) -> Iterator[None]:
 
 
 def read_for(words: Sequence[str], sharding: Sharding, device: Device) -> Recipe:
-    """The recipe as the planned run would read it, on whatever machine the plan is made."""
+    """Read the recipe as the planned run would, on whatever machine the plan is made."""
     if device.is_gpu and not torch.cuda.is_available():
-        words = [*words, "--use_cpu", "true"]  # else types that this machine lacks are refused
+        words = [*words, "--use_cpu", "true"]  # otherwise types that this machine lacks are refused
     with processes(sharding.devices):
         return read_recipe(words)
 
 
 def _optimizer_of(args: A2TGPOConfig) -> Any:
-    """What makes the recipe's optimiser."""
+    """Return the function that makes the recipe's optimiser."""
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         try:
@@ -123,9 +123,9 @@ def _optimizer_of(args: A2TGPOConfig) -> Any:
 
 
 def _longest_prompt(recipe: Recipe) -> tuple[int, str]:
-    """Tokens of the longest prompt, and how they are known; assumed where the model's folder has no tokenizer."""
+    """Return the tokens of the longest prompt, and how they are known; assumed if they cannot be counted."""
     rows = recipe.task.train_dataset
-    if rows is not None and is_empty(rows):  # it is for evaluations
+    if rows is not None and is_empty(rows):  # the recipe is for evaluations
         rows = recipe.test_dataset
     if rows is None:
         return PROMPT_TOKENS, "assumed: the environment makes them"

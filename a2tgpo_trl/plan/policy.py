@@ -1,8 +1,8 @@
 """a model's config and how it is trained -> the memory that each part of a training step holds.
 
 The policy is built without weights, with the adapters, the types and the checkpointing that training gives it. Its
-layers run on tensors without values (tracing.py); what TRL's fused LM head takes after them is a formula (`Head`),
-since on GPUs it is a kernel that no CPU runs. `rows` and `length` are those of one forward.
+layers run on tensors without values (tracing.py); the memory of TRL's fused LM head is a formula (`Head`), because on
+GPUs it is a kernel that no CPU runs. `rows` and `length` are those of one forward.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ FULL = 4  # bytes of float32
 
 @dataclass(frozen=True)
 class Training:
-    """What a policy's memory depends on beside its config."""
+    """What a policy's memory depends on besides its config."""
 
     dtype: torch.dtype = torch.float32  # of the weights
     autocast: torch.dtype | None = None
@@ -47,8 +47,8 @@ class Parameters:
 
     trained: int
     frozen: int
-    largest_block: int  # of a decoder layer, an embedding or a head: what sharding gathers at once
-    quantizable: int = 0  # of the frozen: those that 4 or 8 bits can hold
+    largest_block: int  # of a decoder layer, an embedding or a head: what sharding gathers together
+    quantizable: int = 0  # frozen ones that 4 or 8 bits can hold
 
     @property
     def all(self) -> int:
@@ -56,7 +56,7 @@ class Parameters:
 
 
 class Held(NamedTuple):
-    """Bytes beyond what was there before: at most, and at the end."""
+    """Bytes beyond what was held before: at the peak, and at the end."""
 
     peak: int
     kept: int
@@ -64,7 +64,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """TRL's fused LM head: logits of so many tokens and words at a time, which never lie in memory as a whole."""
+    """TRL's fused LM head: it makes the logits of some tokens and words at a time, and never holds all of them."""
 
     vocabulary: int
     hidden: int
@@ -72,12 +72,12 @@ class Head:
     copies: int  # of a tile, in float32, while it is folded; a kernel on GPUs makes none
 
     def scoring(self, tokens: int, itemsize: int) -> int:
-        """Bytes of a forward, beside the hidden states of its tokens."""
+        """Return the bytes of a forward, besides the hidden states of its tokens."""
         tile = min(tokens, TOKEN_CHUNK_SIZE) * min(self.vocabulary, _CHUNKED_LOGPROB_CHUNK_SIZE)
         return tokens * self.hidden * itemsize + tile * (itemsize + self.copies * FULL)
 
     def learning(self, tokens: int, itemsize: int) -> int:
-        """Bytes of its backward, which sums gradients up in float32 and then gives them the type of the weights."""
+        """Return the bytes of its backward, which sums gradients in float32, then casts them to the weights' type."""
         gradients = tokens * self.hidden + (self.vocabulary * self.hidden if self.trained else 0)
         return self.scoring(tokens, itemsize) + gradients * (FULL + itemsize)
 
@@ -93,14 +93,14 @@ class Policy:
         weight = base_model(self._model).get_output_embeddings().weight
         self.head = Head(len(weight), weight.size(1), weight.requires_grad, copies=0 if training.on_gpu else 6)
         self._mode = without_values(self._model)
-        # Shapes come again: for a plan's stages, and for the same with other lengths.
+        # Shapes repeat: in the stages of a plan, and in plans with other lengths.
         self.read, self.score = cache(self._read), cache(self._score)
         self.learn, self.update = cache(self._learn), cache(self._step)
 
     # ---- the parts of a step
 
     def _read(self, rows: int, length: int) -> Held:
-        """The forward that begins a generation; what it keeps is the KV cache."""
+        """Return what the forward that begins a generation holds; it keeps the KV cache."""
         with self._mode:
             ids = torch.ones(rows, length, dtype=torch.long)
         with self._tracing(training=False) as trace:
@@ -112,14 +112,14 @@ class Policy:
         return held
 
     def _score(self, rows: int, length: int) -> int:
-        """Log-probabilities of rows, without gradients: the gain pass."""
+        """Return the bytes of scoring rows without gradients, as the gain pass does."""
         with self._tracing(training=False) as trace:
             hidden = self._hidden(rows, length)
             in_head = trace.held + self.head.scoring(rows * length, hidden.itemsize)
         return max(trace.peak, in_head)
 
     def _learn(self, rows: int, length: int, accumulating: bool) -> int:
-        """Forward and backward of one micro-batch. `accumulating`: gradients are there, and counted elsewhere."""
+        """Return the bytes of one forward and backward. `accumulating`: gradients exist, and are counted elsewhere."""
         self._set_gradients(accumulating)
         head = self.head
         with self._tracing(training=True) as trace:
@@ -131,7 +131,7 @@ class Policy:
         return max(trace.peak + kept_of_head, in_head)
 
     def _step(self) -> Held:
-        """Clipping and the first optimiser step; what it keeps is the optimiser's state."""
+        """Return what clipping and the first optimiser step hold; they keep the optimiser's state."""
         self._set_gradients(True)
         parameters = self._trained()
         with self._tracing(training=True) as trace:
@@ -143,7 +143,7 @@ class Policy:
         self._set_gradients(False)
         return held
 
-    # ---- how
+    # ---- how they run
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -154,7 +154,7 @@ class Policy:
                 parameter.grad = torch.empty_like(parameter) if there else None
 
     def _hidden(self, rows: int, length: int) -> Tensor:
-        """The last layer's output, which the head is given."""
+        """Return the last layer's output, which the head takes."""
         ids = torch.ones(rows, length, dtype=torch.long)
         backbone: Any = base_model(self._model).base_model
         return backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
@@ -175,7 +175,7 @@ class Policy:
 
 
 def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
-    """The model on the meta device, as `GRPOTrainer` makes it of the loaded one."""
+    """Return the model on the meta device, prepared as `GRPOTrainer` prepares the loaded one."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config,
@@ -195,7 +195,7 @@ def _build(config: PreTrainedConfig, training: Training) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """Each tied weight once."""
+    """Count the weights of a model, each tied weight once."""
     counts = {True: 0, False: 0}
     for parameter in model.parameters():
         counts[parameter.requires_grad] += parameter.numel()

@@ -1,4 +1,4 @@
-"""a plan, and what was measured beside it -> what a user reads of them, or a machine."""
+"""a plan, and what was measured beside it -> text for a user, or an object for a machine."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .measured import Measured
 from .planning import Plan
 
 
-# part -> settings that make it smaller, the most harmless first
+# part -> settings that make it smaller, the least harmful first
 CURES = {
     "weights": "split them (--sharding zero3 or fsdp2), load them in bfloat16 (dtype), or in 4 bits under LoRA "
     "(use_peft, load_in_4bit)",
@@ -37,7 +37,7 @@ CURES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured, and what it says about the run."""
+    """What was measured, and what it tells about the run."""
 
     measured: Measured
     planned_bytes: float  # for completions as long as those measured
@@ -49,7 +49,7 @@ class Run:
 
 
 def as_text(plan: Plan, run: Run | None) -> Iterator[str | Table]:
-    """Lines and tables."""
+    """Yield the lines and tables that a user reads."""
     setting, sharding, numbers = plan.setting, plan.sharding, plan.parameters
     trained = "all trained" if numbers.frozen == 0 else f"{numbers.trained / 1e6:.1f} M of them trained"
     sampler = setting.sampler if setting.sampler == "transformers" else f"vLLM ({setting.sampler})"
@@ -85,7 +85,7 @@ def _run_as_text(run: Run) -> Iterator[str | Table]:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, by how much, and what to change if not."""
+    """Return whether it fits, by how much, and what to change if not."""
     memory, room = plan.memory, plan.device.memory_bytes
     peak = f"{memory.peak / GIB:.3g} of {room / GIB:.3g} GiB, in the stage {memory.peak_stage!r}"
     if plan.fits:
@@ -114,7 +114,7 @@ def _table(*heads: str) -> Table:
 
 
 def as_json(plan: Plan, run: Run | None) -> dict[str, Any]:
-    """The same for machines; bytes and seconds."""
+    """Return the same for machines, in bytes and seconds."""
     memory = plan.memory
     found = {
         "model": plan.model,

@@ -15,12 +15,12 @@ from .sharding import Sharding
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes are per device."""
+    """What a recipe's memory depends on. Sizes are per device."""
 
     rows: int  # of a micro-batch
     micro_batches: int  # of an optimiser step
     generated: int  # rollouts of a batch
-    evaluated: int  # rollouts of a batch of an evaluation; 0 where there is none
+    evaluated: int  # rollouts of a batch of an evaluation; 0 if there is none
     sampler: str  # "transformers"; "colocate" or "server": vLLM
     gain_token_budget: int  # 0: no gain pass
     reference: str  # "none", "model" or "adapter"
@@ -37,7 +37,7 @@ class Setting:
 
 
 def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding) -> Setting:
-    """What the recipe's own settings come to."""
+    """Return the setting that follows from the recipe."""
     args = recipe.args
     sixteen = args.bf16 or args.fp16
     adapter = recipe.model.use_peft or recipe.adapter is not None
@@ -66,7 +66,7 @@ def setting_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding) -> 
 
 
 def torch_dtype(recipe: Recipe, config: PreTrainedConfig) -> torch.dtype:
-    """The type in which the recipe loads its weights; "auto" is the config's."""
+    """Return the type in which the recipe loads its weights; "auto" is the config's."""
     named = recipe.model_init_kwargs["dtype"]
     if named == "auto":
         return config.dtype or torch.float32
@@ -74,9 +74,9 @@ def torch_dtype(recipe: Recipe, config: PreTrainedConfig) -> torch.dtype:
 
 
 def training_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, on_gpu: bool) -> Training:
-    """How the policy is built to be traced.
+    """Return how the policy is built to be traced.
 
-    Where weights are kept or gathered in 16 bits, the forward casts none; otherwise it casts each under autocast.
+    If weights are kept or gathered in 16 bits, the forward casts none; otherwise it casts each under autocast.
     """
     args = recipe.args
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
@@ -85,7 +85,7 @@ def training_of(recipe: Recipe, config: PreTrainedConfig, sharding: Sharding, on
     adapter: PeftConfig | None = get_peft_config(recipe.model)
     if recipe.adapter is not None:
         adapter = PeftConfig.from_pretrained(str(recipe.adapter))
-        adapter.inference_mode = False  # as it was saved, and it is trained further
+        adapter.inference_mode = False  # it was saved as true, but the adapter is trained further
     return Training(
         dtype=torch_dtype(recipe, config) if half is None or casts else half,
         autocast=half if casts else None,

@@ -1,7 +1,7 @@
 """options or an Accelerate configuration -> how weights, gradients and optimiser are spread over devices: `Sharding`.
 
 none, ddp    every device holds all
-zero1, 2, 3  DeepSpeed: optimiser; and gradients; and weights are split
+zero1, 2, 3  DeepSpeed splits the optimiser; and gradients; and weights
 fsdp2        all three are split, layer by layer
 """
 
@@ -13,13 +13,13 @@ from ..lookup import nearest
 
 
 KINDS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
-# DeepSpeed's own defaults, in numbers of weights: what is reduced at once, and what is kept gathered.
+# DeepSpeed's own defaults, in numbers of weights: how many are reduced together, and how many are kept gathered.
 REDUCE_BUCKET, LIVE_PARAMETERS = 5e8, 1e9
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a policy lies on devices."""
+    """How a policy is spread over devices."""
 
     kind: str = "none"
     devices: int = 1
@@ -50,9 +50,9 @@ class Sharding:
 
 
 def of_accelerate(path: Path, devices: int | None = None) -> Sharding:
-    """What a configuration of Accelerate says, on so many devices in place of its own.
+    """Return the sharding of an Accelerate configuration; `devices` replaces its own number.
 
-    Offloading, which a plan does not know, is refused.
+    Offloading is refused, because a plan does not know it.
     """
     from accelerate.commands.config.config_args import load_config_from_file
 

@@ -1,8 +1,8 @@
 """a computation on tensors without values -> the memory it holds; nothing is computed.
 
-Tensors are fake: they have a shape and a type, and no values. The model's own code runs on them, so that what is
-counted is what this architecture does, with its autocast, adapters and gradient checkpointing, and not what a formula
-for another one says. Storages are followed below autograd: those of a backward pass too.
+Tensors are fake: they have a shape and a type, but no values. The model's own code runs on them, so the count is that
+of this architecture, with its autocast, adapters and gradient checkpointing, and not of a formula for another one.
+Storages are followed below autograd, so those of a backward pass count too.
 """
 
 import weakref
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryTrace(TorchDispatchMode):
-    """Bytes of the storages that were made inside it. What is in memory before it starts is not counted."""
+    """Counts the bytes of storages made inside it. What is in memory before it starts is not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class MemoryTrace(TorchDispatchMode):
         for tensor in _tensors((args, kwargs)):
             self._follow(tensor.untyped_storage(), counted=False)
         result = func(*args, **kwargs)
-        for tensor in _tensors(result):  # views and results in place bring no new storage
+        for tensor in _tensors(result):  # views and in-place results bring no new storage
             self._follow(tensor.untyped_storage(), counted=True)
         return result
 
@@ -51,7 +51,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def without_values(model: nn.Module) -> FakeTensorMode:
-    """Give a model on the meta device parameters and buffers without values, as on a CPU; the mode that it runs in."""
+    """Give a meta-device model parameters and buffers without values, as on a CPU. Return the mode that it runs in."""
     mode = FakeTensorMode()
     made: dict[int, Tensor] = {}  # tied weights stay tied
     with mode:

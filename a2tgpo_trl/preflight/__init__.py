@@ -1,29 +1,30 @@
 """a recipe -> findings: what would go wrong in training, found before the first step.
 
-`a2tgpo check RECIPE` makes the cheap checks first and loads the model last. Each passes, warns or fails, and says what
-was seen and, unless it passed, what to do. One that needs a failed one is not tried. The exit code is 1 if any failed.
+`a2tgpo check RECIPE` runs the cheap checks first and loads the model last. Each check passes, warns or fails, says
+what it saw and, unless it passed, what to do. A check that needs a failed one is skipped. The exit code is 1 if any
+failed.
 
-    answers             each row has an answer that can be scored, where gains are computed
+    answers             each row has an answer that can be scored, if gains are computed
     tool format         tools have schemas, and the template writes calls and results
     tools answer        with --call-tools: each tool was called once
     tool parser         calls in the template's form can be parsed
-    prompts             the template can write them, and the tool loop take them
-    prefixes            what was written stays as it was when the conversation goes on
-    separators          prompt, turns and results, one after another, are the conversation as it is rendered
+    prompts             the template can write them, and the tool loop can take them
+    prefixes            earlier text stays as it was when the conversation goes on
+    separators          prompt, turns and results, joined, are the conversation as it is rendered
     tool calls          a call of each tool is parsed back to its name and arguments
     parallel calls      two calls in one turn are both parsed, or the template has no form for them
-    mask                tells the turns of the policy from results
+    mask                tells the policy's turns from results
     probe               its tokens stay the same after the prompt and after a result
     fit, tool turn      the longest prompt and a full completion fit; a call leaves room for an answer
-    clip range          whether ratios move, so that it counts
-    log-probabilities   those of the trainer are those that tokens were sampled with
+    clip range          whether ratios move, so that it matters
+    log-probabilities   the trainer's are those that tokens were sampled with
 
-`--call-tools` calls each tool once, with arguments made up from its schema, under the run's limits and on a thread of
-its own, as training does. A timeout, an error of a wrong thread and an error of a call without arguments fail; another
-error warns, since the arguments are made up.
+`--call-tools` calls each tool once, with arguments made up from its schema, under the run's limits and on its own
+thread, as training does. A timeout, an error caused by the wrong thread, and an error of a call without arguments
+fail; any other error is a warning, because the arguments are made up.
 
-What training does with a template is borrowed, not modelled: `Chat` runs the methods of `GRPOTrainer` that make
-prompts and turns.
+Checks do not imitate what training does with a template: `Chat` runs the methods of `GRPOTrainer` that make prompts
+and turns.
 
     chat.py, loading.py        a made-up rollout; what a recipe names, loaded as training would load it
     data.py, lengths.py        answers and prompts; room
@@ -79,7 +80,7 @@ class Findings:
                 self._missing.add(name)
 
     def load(self, name: str, loader: Callable[..., Any], *inputs: Any, needs: Sequence[str] = ()) -> Any:
-        """What a loader returns; where it raises, None and a finding."""
+        """Return what a loader returns; if it raises, add a finding and return None."""
         return self._attempt(name, loader, inputs, needs)
 
     def _attempt(self, name: str, function: Callable[..., Any], inputs: Sequence[Any], needs: Sequence[str]) -> Any:
@@ -90,8 +91,8 @@ class Findings:
         try:
             return function(*inputs)
         except Exception as error:
-            # Broad on purpose, here alone: tokenizers, templates, tools and models are the user's, and what breaks in
-            # one of them is this finding and must not hide the others.
+            # Broad on purpose, only here: tokenizers, templates, tools and models are the user's, and what breaks in
+            # one of them is one finding and must not hide the others.
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self._note(name, "fail", f"{kind}{error}")
             return None
@@ -102,7 +103,7 @@ class Findings:
 
 
 def preflight(recipe: Recipe, call_tools: bool = False) -> list[Finding]:
-    """All findings on a recipe, the cheap ones first; the model is loaded last. `call_tools`: each of them, once."""
+    """Return all findings on a recipe, cheap checks first; the model is loaded last. `call_tools`: each once."""
     found, args = Findings(), recipe.args
     data = found.load("data", load_data, recipe)
     resets = recipe.task.environment_factory is not None

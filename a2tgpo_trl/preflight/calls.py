@@ -1,4 +1,4 @@
-"""tools and environments -> one call of each, made as training makes it, on another thread than the one of imports."""
+"""tools and environments -> one call of each, made as training makes it, not on the thread that imported them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ THREADS = (
     "concurrency=1, all of whose calls are made on one thread. Or make the tools methods of an environment, which "
     "is made and called on a thread of its own."
 )
-# How the errors read that come of a call on another thread, or another event loop, than what it uses was made on.
+# Texts of errors from calls on another thread, or event loop, than the one their resources were made on.
 OF_ANOTHER_THREAD = re.compile(
     r"Error: (ProgrammingError: SQLite objects created in a thread"
     r"|RuntimeError: (.*attached to a different loop|.*bound to a different event loop"
@@ -33,7 +33,7 @@ OF_ANOTHER_THREAD = re.compile(
 
 
 def check_calls(tools: list[Callable], task: Task, args: A2TGPOConfig, data: Datasets, call: bool) -> Verdict:
-    """Each tool answers a call with arguments made up from its schema."""
+    """Check that each tool answers a call with arguments made up from its schema."""
     if not tools:
         return "pass", "no tools"
     if not call:
@@ -54,13 +54,13 @@ def check_calls(tools: list[Callable], task: Task, args: A2TGPOConfig, data: Dat
 
 
 def _calls(runner: ToolRunner, task: Task, data: Datasets) -> list[tuple[str, Mapping[str, Any], Outcome]]:
-    """What was called, with which arguments, and what came of it."""
+    """Call each tool once. Return what was called, with which arguments, and the outcome."""
     made = [_made(runner, tool) for tool in task.tools]
     row = {name: value for name, value in first_row(data).items() if name != "environment"}
     for factory in factories(task):
         try:
             environment = runner.construct(factory)
-        except Exception as error:  # noqa: BLE001  # whatever a constructor raises is what there is to say
+        except Exception as error:  # noqa: BLE001  # whatever a constructor raises is reported
             made.append(("environment_factory", {}, Outcome("tool_error", describe(error))))
             continue
         reset = ToolCall(environment.reset, row, environment)

@@ -36,11 +36,11 @@ THOUGHTS = ("I know no river.", "One page is not enough.", "Both pages name it."
 class Chat:
     """The tokens of prompts and turns, made by `GRPOTrainer`'s own methods, without a trainer and without a model.
 
-    `chat_template` is what training uses: None for the tokenizer's own template, or TRL's variant of it where that one
-    does not keep prefixes. `problem` says why there is none.
+    `chat_template` is what training uses: None for the tokenizer's own template, or TRL's variant of it if that
+    template does not keep prefixes. `problem` says why there is no variant.
     """
 
-    # What the borrowed methods read besides.
+    # What the borrowed methods also read.
     _is_vlm = False
     environment_factories = None
 
@@ -76,7 +76,7 @@ class Chat:
         return [self.tokenizer.decode([end]) for end in self.end_ids]
 
     def text(self, messages: Messages, generation_prompt: bool = False, **template_kwargs: Any) -> str:
-        """The conversation as the template writes it."""
+        """Return the conversation as the template writes it."""
         return self.tokenizer.apply_chat_template(
             messages,
             tools=self.tools or None,
@@ -93,11 +93,11 @@ class Chat:
         return self._tokenize_prompts(prompts)[0]
 
     def suffix_ids(self, results: Messages) -> list[int]:
-        """What follows the tokens that the policy sampled: its turn's separator, tool results, generation prompt."""
+        """Return what follows the sampled tokens: the turn's separator, tool results, generation prompt."""
         return self._get_tool_suffix_ids(results)
 
     def pieces(self, messages: Messages) -> list[int]:
-        """The conversation as a rollout puts it together: prompt, turns as they are sampled, results behind them."""
+        """Return the conversation as a rollout assembles it: prompt, turns as they are sampled, results after them."""
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         ids = self.prompt_ids([messages[:first]])[0]
         for place in range(first, len(messages)):
@@ -111,8 +111,8 @@ class Chat:
     def conversations(self) -> dict[str, Messages]:
         """The made-up conversations that a policy could write under this template, by name.
 
-        Where the generation prompt closes a thinking block, those with thoughts are none; where it opens one, those
-        without. Nor are those whose thoughts the template writes behind the call that they led to.
+        If the generation prompt closes a thinking block, those with thoughts are left out; if it opens one, those
+        without. So are those whose thoughts the template writes after the call that they led to.
         """
         written = {
             "without thinking": conversation(self.tools),
@@ -134,7 +134,7 @@ class Chat:
         return done.startswith(prompt) and thought_first
 
     def turn_text(self, messages: Messages, turn: int) -> str:
-        """What the policy writes for this message: from the generation prompt to the token that ends the turn."""
+        """Return what the policy writes for this message: from the generation prompt to the turn's end token."""
         prompt = self.text(messages[:turn], generation_prompt=True)
         written = self.text(messages[: turn + 1])[len(prompt) :]
         if not any(end in written for end in self.end_texts):
@@ -149,7 +149,7 @@ class Chat:
         return written[: min(ends)]
 
     def _beginning_behind(self, message: dict[str, Any]) -> str:
-        """What the next message begins with, where that is what ends this one; else nothing."""
+        """Return the end token that the next message begins with, if that is what ends this one; else nothing."""
         calls = bool(message.get("tool_calls"))
         said = conversation(self.tools if calls else ())[:2]
         following = {"role": "tool", "name": self.tools[0].__name__} if calls else {"role": "user"}
@@ -158,14 +158,14 @@ class Chat:
         return next((end for end in self.end_texts if whole.startswith(before) and begun.startswith(end)), "")
 
     def turn_ids(self, messages: Messages, turn: int) -> list[int]:
-        """The tokens of `turn_text`, as they stand in the whole conversation where that can be told."""
+        """Return the tokens of `turn_text`, as they are in the whole conversation if they can be found there."""
         prompt, written = self.text(messages[:turn], generation_prompt=True), self.turn_text(messages, turn)
         before, whole = self.ids(prompt), self.ids(prompt + written)
         return whole[len(before) :] if whole[: len(before)] == before else self.ids(written)
 
 
 def play(chat: Chat, prompt: Messages, turns: list[list[int]]) -> tuple[list[int], list[int]]:
-    """The rollout of a policy that writes these turns, with tools that all say `RESULT`, made as training makes it.
+    """Make, as training does, the rollout of a policy that writes these turns; all tools return `RESULT`.
 
     Returns the token ids of the completion, and which of them the policy wrote.
     """
@@ -191,7 +191,7 @@ def play(chat: Chat, prompt: Messages, turns: list[list[int]]) -> tuple[list[int
 
 
 def _stub(tool: Callable) -> Callable:
-    """A function with the tool's schema and none of its settings, which does nothing."""
+    """Return a function with the tool's schema and none of its settings, which does nothing."""
 
     def stub(**_: Any) -> str:
         return RESULT
@@ -200,7 +200,7 @@ def _stub(tool: Callable) -> Callable:
 
 
 def conversation(tools: Sequence[Callable], thinking: str | None = None) -> Messages:
-    """A question, two calls of the first tool with their results (if there are tools), and an answer."""
+    """Return a question, two calls of the first tool with their results (if there are tools), and an answer."""
     messages: Messages = [{"role": "user", "content": QUESTION}]
     for number, thought in enumerate(THOUGHTS[:2] if tools else ()):
         messages.append({"role": "assistant", "content": "", "tool_calls": [tool_call(tools[0], number)]})
@@ -219,7 +219,7 @@ def _think(message: dict[str, Any], thought: str, place: str | None) -> None:
 
 
 def tool_call(tool: Callable, number: int = 0) -> dict[str, Any]:
-    """A call with arguments of the types that the tool's schema asks for; other numbers give other arguments."""
+    """Return a call with arguments of the types in the tool's schema; other numbers give other arguments."""
     properties = get_json_schema(tool)["function"]["parameters"]["properties"]
     arguments = {name: _value(schema, number) for name, schema in properties.items()}
     return {"type": "function", "function": {"name": tool.__name__, "arguments": arguments}}
@@ -237,7 +237,7 @@ def _value(schema: Mapping[str, Any], number: int) -> Any:
 
 
 def difference(expected: str, found: str) -> str:
-    """The first place where two texts differ, with what stands around it."""
+    """Return the first place where two texts differ, with the text around it."""
     pairs = zip(expected, found, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
     start = max(0, at - 20)

@@ -1,4 +1,4 @@
-"""data sets -> whether their answers can be scored and their prompts be read."""
+"""data sets -> whether their answers can be scored and their prompts read."""
 
 from collections.abc import Collection
 from itertools import islice
@@ -16,18 +16,18 @@ from .chat import Chat, Datasets, Verdict, conversation
 
 
 ROWS_READ = 10_000  # prompts whose characters are counted
-ROWS_TOKENIZED = 64  # of these, the longest
+ROWS_TOKENIZED = 64  # the longest of these
 
 
 def first_row(data: Datasets) -> dict[str, Any]:
-    """A row to try things on: of the first data set, or a made-up one where the environment brings the prompts."""
+    """Return a row to try things on: from the data, or made up if the environment brings the prompts."""
     return next((row for rows in data.values() for row in islice(rows, 1)), {"prompt": conversation([])[:1]})
 
 
 def check_answers(
     data: Datasets, args: A2TGPOConfig, tokenizer: PreTrainedTokenizerBase, environments: Collection[type] = ()
 ) -> Verdict:
-    """Every row has an answer that can be scored, where gains are computed; `environments` of a class may give it."""
+    """Check that every row has an answer that can be scored, if gains are computed; `environments` may give it."""
     column = args.answer_column
     owners = [kind.__name__ for kind in environments if declares_answer(kind)]
     if owners:
@@ -59,7 +59,7 @@ def check_answers(
 
 
 def check_prompts(chat: Chat, data: Datasets) -> Verdict:
-    """Every data set has prompts, which the tool loop can take and the template can write."""
+    """Check that every data set has prompts that the tool loop can take and the template can write."""
     for name, rows in data.items():
         first = next(iter(rows), None)
         if first is None:

@@ -13,7 +13,7 @@ from .data import ROWS_READ, ROWS_TOKENIZED
 
 
 def check_fit(chat: Chat, args: A2TGPOConfig, data: Datasets, config: PreTrainedConfig, resets: bool) -> Verdict:
-    """The longest prompt and a completion of full length have room in the model's context."""
+    """Check that the longest prompt and a completion of full length fit in the model's context."""
     limit, name = context_length(args, config)
     longest, where = longest_prompt(chat, data)
     budget = args.max_completion_length
@@ -29,7 +29,7 @@ def check_fit(chat: Chat, args: A2TGPOConfig, data: Datasets, config: PreTrained
 
 
 def check_tool_turn(chat: Chat, args: A2TGPOConfig) -> Verdict:
-    """One call with a short result leaves room for an answer."""
+    """Check that one call with a short result leaves room for an answer."""
     if not chat.tools:
         return "pass", "no tools"
     messages, budget = chat.conversation, args.max_completion_length
@@ -41,14 +41,14 @@ def check_tool_turn(chat: Chat, args: A2TGPOConfig) -> Verdict:
 
 
 def context_length(args: A2TGPOConfig, config: PreTrainedConfig) -> tuple[int | None, str]:
-    """Most tokens of prompt and completion, and the name of what says so."""
+    """Return the most tokens that prompt and completion may have, and the name of that limit."""
     if args.use_vllm and args.vllm_max_model_length is not None:
         return args.vllm_max_model_length, "vllm_max_model_length"
     return context_of(config), "the model's max_position_embeddings"
 
 
 def longest_prompt(chat: Chat, data: Datasets) -> tuple[int, str]:
-    """Tokens of the longest prompt, and the data set it stands in. Tokenises those with the most characters."""
+    """Return the tokens of the longest prompt, and its data set. Tokenises those with the most characters."""
     longest, where = 0, "no data set"
     for name, rows in data.items():
         prompts = [row["prompt"] for row in islice(rows, ROWS_READ)]

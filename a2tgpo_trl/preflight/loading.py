@@ -22,7 +22,7 @@ from .chat import Chat, Datasets
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer as `GRPOTrainer` loads it."""
+    """Load the tokenizer as `GRPOTrainer` does."""
     tokenizer = AutoProcessor.from_pretrained(
         recipe.model.model_name_or_path,
         revision=recipe.model_init_kwargs["revision"],
@@ -38,12 +38,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_data(recipe: Recipe) -> Datasets:
-    """The data sets by the names that messages give them; none where an environment brings the prompts."""
+    """Return the data sets by their names in messages; none if an environment brings the prompts."""
     return dict(named_datasets(recipe.task.train_dataset, recipe.test_dataset))
 
 
 def load_config(recipe: Recipe) -> PreTrainedConfig:
-    """The model's config, without its weights."""
+    """Load the model's config, without its weights."""
     return AutoConfig.from_pretrained(
         recipe.base_name,
         revision=recipe.model_init_kwargs["revision"],
@@ -52,19 +52,19 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
 
 
 def factories(task: Task) -> list[Callable[[], Any]]:
-    """What makes the task's environments: none, one, or one for each name."""
+    """Return the factories of the task's environments: none, one, or one for each name."""
     factory = task.environment_factory
     return list(factory.values()) if isinstance(factory, dict) else [factory] if factory is not None else []
 
 
 def environment_kinds(task: Task) -> set[type]:
-    """The classes of the task's environments; one is made only where the factory does not say."""
+    """Return the classes of the task's environments; one is made only if the factory does not tell its class."""
     plain = [one.func if isinstance(one, partial) else one for one in factories(task)]
     return {one if isinstance(one, type) else type(one()) for one in plain}
 
 
 def all_tools(task: Task) -> list[Callable]:
-    """The task's tools, and the public methods of one instance of each environment, as `GRPOTrainer` collects them."""
+    """Return the tools, and the public methods of an instance of each environment, as `GRPOTrainer` does."""
     check_tools(task.tools)
     methods = [public_methods(make()) for make in factories(task)]
     for of_environment in methods:
@@ -73,13 +73,13 @@ def all_tools(task: Task) -> list[Callable]:
 
 
 def public_methods(environment: Any) -> list[Callable]:
-    """The methods of an environment that a policy may call."""
+    """Return the methods of an environment that a policy may call."""
     names = [name for name in dir(type(environment)) if not name.startswith("_")]
     return [getattr(environment, name) for name in names if name not in ("reset", "get_reward")]
 
 
 def end_tokens(name: str, revision: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and all that the model's generation config names."""
+    """Return the tokens that end a completion: the tokenizer's, and all in the model's generation config."""
     try:
         generation = GenerationConfig.from_pretrained(name, revision=revision)
     except OSError:  # a model without such a file
@@ -92,7 +92,7 @@ def end_tokens(name: str, revision: str, tokenizer: PreTrainedTokenizerBase, con
 def make_chat(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tools: list[Callable]
 ) -> "Chat":
-    """How this recipe's rollouts are written as tokens."""
+    """Return the chat that writes this recipe's rollouts as tokens."""
     name = recipe.base_name
     ends = end_tokens(name, recipe.model_init_kwargs["revision"], tokenizer, config)
     return Chat(tokenizer, tools, ends, recipe.args.chat_template_kwargs)

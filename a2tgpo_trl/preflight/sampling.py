@@ -20,25 +20,25 @@ from .data import ROWS_TOKENIZED, first_row
 
 SAMPLED_TOKENS = 16
 # Sampler and trainer run the same weights over the same tokens. A wrong position or mask moves log-probabilities by
-# tenths and more. In bfloat16 rounding alone moves single ones by 0.01 to 0.2 (random Qwen3 weights, 12 layers).
+# tenths or more. In bfloat16 rounding alone moves single ones by 0.01 to 0.2 (random Qwen3 weights, 12 layers).
 LOGP_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 LOGP_TOLERANCE_16_BIT = 0.3
 
 
 def uses_other_engine(args: A2TGPOConfig) -> bool:
-    """Whether rollouts are sampled by something else than `model.generate`."""
+    """Whether rollouts are sampled by something other than `model.generate`."""
     return args.use_vllm or args.use_transformers_continuous_batching
 
 
 def check_truncation(args: A2TGPOConfig) -> Verdict:
-    """What can be said of the sampler's log-probabilities without starting its engine."""
+    """Return what can be said about the sampler's log-probabilities without starting its engine."""
     engine = "vLLM" if args.use_vllm else "continuous batching"
     message = f"not tried: {engine} is not started here. Watch sampling/sampling_logp_difference in the first steps."
     return "warn", " ".join([message, *truncation(sampling(args))])
 
 
 def check_clip_range(args: A2TGPOConfig) -> Verdict:
-    """Whether ratios move, which clip ranges are for."""
+    """Check whether ratios move: otherwise clip ranges have no effect."""
     if (idle := args.idle_clip_range) is not None:
         return "warn", idle
     if args.is_on_policy:
@@ -47,13 +47,13 @@ def check_clip_range(args: A2TGPOConfig) -> Verdict:
 
 
 def sampling(args: A2TGPOConfig) -> dict[str, Any]:
-    """How `GRPOTrainer` samples, by `model.generate`'s names."""
+    """Return `GRPOTrainer`'s sampling settings, under the names of `model.generate`."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
     return {**{name: getattr(args, name) for name in names}, **(args.generation_kwargs or {})}
 
 
 def truncation(settings: Mapping[str, Any]) -> list[str]:
-    """A sentence on the settings that make sampling differ from the model's own probabilities, if there are any."""
+    """Return a sentence on settings, if any, that make sampling differ from the model's own probabilities."""
     off = {"top_p": (None, 1.0), "top_k": (None, 0), "min_p": (None, 0.0), "repetition_penalty": (None, 1.0)}
     changed = [f"{name}={settings[name]}" for name, neutral in off.items() if settings[name] not in neutral]
     if not changed:
@@ -65,7 +65,7 @@ def truncation(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check_logps(model: PreTrainedModel, chat: Chat, args: A2TGPOConfig, data: Datasets) -> Verdict:
-    """Sampled tokens have the same log-probability while sampling and in the forward that training scores them by."""
+    """Check that sampled tokens have the same log-probability in sampling and in training's forward."""
     rows = islice(next(iter(data.values()), [first_row(data)]), ROWS_TOKENIZED)
     prompts = sorted(chat.prompt_ids([row["prompt"] for row in rows]), key=len)
     longer = next((ids for ids in prompts if len(ids) > len(prompts[0])), prompts[0])
@@ -89,7 +89,7 @@ def check_logps(model: PreTrainedModel, chat: Chat, args: A2TGPOConfig, data: Da
 def logp_difference(
     model: PreTrainedModel, prompts: list[list[int]], pad_id: int, end_ids: Sequence[int], args: A2TGPOConfig
 ) -> float:
-    """Sample a few tokens after left-padded prompts; the largest difference from the trainer's forward over them."""
+    """Sample tokens after left-padded prompts; return the largest difference from the trainer's forward over them."""
     if goes_without(args.importance_sampling_level, args.disable_dropout):
         switch_off_dropout(model)
     settings = sampling(args)
@@ -123,13 +123,13 @@ def logp_difference(
 
 def _until_end(completion_ids: Tensor, end_ids: Sequence[int]) -> Tensor:
     is_end = torch.isin(completion_ids, torch.tensor(list(end_ids), device=completion_ids.device)).int()
-    return (is_end.cumsum(1) - is_end == 0).int()  # the first end token included
+    return (is_end.cumsum(1) - is_end == 0).int()  # including the first end token
 
 
 def _trainer_logps(
     model: PreTrainedModel, ids: Tensor, attention_mask: Tensor, completion_length: int, args: A2TGPOConfig
 ) -> Tensor:
-    """As `GRPOTrainer._get_per_token_logps_and_entropies`: its fused head, in training mode, no positions given."""
+    """Score as `GRPOTrainer._get_per_token_logps_and_entropies` does: fused head, training mode, no positions."""
     add_fused_lm_head(model, temperature=args.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
     labels = ids.masked_fill(attention_mask == 0, -100)
     labels[:, :-completion_length] = -100

@@ -22,7 +22,7 @@ from .data import first_row
 
 
 def check_tool_format(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Callable]) -> Verdict:
-    """The tools have schemas, and the template writes calls and results."""
+    """Check that the tools have schemas, and that the template writes calls and results."""
     if not tools:
         return "pass", "no tools"
     for tool in tools:
@@ -43,7 +43,7 @@ def check_tool_format(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Callab
 
 
 def check_parser(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Callable]) -> Verdict:
-    """Tool calls in this template's form can be parsed. Gives the tokenizer the parser, as `GRPOTrainer` would."""
+    """Check that calls in this template's form can be parsed. Gives the tokenizer the parser, as training would."""
     if not tools:
         return "pass", "no tools"
     for name in ("response_template", "response_schema"):
@@ -61,7 +61,7 @@ def check_parser(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Callable]) 
 
 
 def check_prefixes(chat: Chat) -> Verdict:
-    """What was written stays as it was when the conversation goes on, thoughts of earlier turns included."""
+    """Check that earlier text, thoughts included, stays as it was when the conversation goes on."""
     if not chat.tools:
         return "pass", "no tools, so a rollout is one turn"
     cure = (
@@ -88,7 +88,7 @@ def check_prefixes(chat: Chat) -> Verdict:
             return "fail", f"Earlier turns change ({name}): {changed_to}. {cure}{off}."
         if "with thinking" in name:
             thoughts_kept.append(all(thought in chat.text(messages) for thought in THOUGHTS))
-    # A template that knows of thoughts and writes none is one that takes them out.
+    # A template that knows of thoughts but writes none removes them.
     if thoughts_kept and not any(thoughts_kept) and "</think>" in chat.source:
         return "fail", f"The template drops the thinking of every turn. {cure}, or turn thinking off."
     if chat.chat_template is not None:
@@ -100,7 +100,7 @@ def check_prefixes(chat: Chat) -> Verdict:
 
 
 def _changed_prefix(chat: Chat, messages: Messages) -> str | None:
-    """The first difference between a conversation up to one of its turns and the same part of the whole."""
+    """Return the first difference between a conversation up to one of its turns and the same part of the whole."""
     whole = chat.text(messages)
     for turn in _assistant_turns(messages):
         prompt, done = chat.text(messages[:turn], generation_prompt=True), chat.text(messages[: turn + 1])
@@ -118,7 +118,7 @@ def _assistant_turns(messages: Messages) -> list[int]:
 
 
 def check_separators(chat: Chat, data: Datasets) -> Verdict:
-    """Prompt, sampled turns and tool results, one after another as in training, are the conversation as rendered."""
+    """Check that prompt, sampled turns and results, joined as in training, are the conversation as rendered."""
     if not chat.tools and not is_conversational(first_row(data)):
         return "pass", "no tools and prompts of plain text"
     if not chat.tools and not chat.conversations:
@@ -150,7 +150,7 @@ def check_separators(chat: Chat, data: Datasets) -> Verdict:
 
 
 def check_mask(chat: Chat) -> Verdict:
-    """Training's own tool loop gives back the turns that went in, and the mask tells them from tool results."""
+    """Check that training's tool loop returns the turns that went in, and the mask tells them from results."""
     if not chat.tools:
         return "pass", "no tools, so every token is the policy's"
     messages = chat.conversation
@@ -179,7 +179,7 @@ def check_mask(chat: Chat) -> Verdict:
 
 
 def check_tool_calls(chat: Chat) -> Verdict:
-    """A call of each tool, as the template writes it, is parsed back to its name and arguments."""
+    """Check that a call of each tool, as the template writes it, is parsed back to its name and arguments."""
     if not chat.tools:
         return "pass", "no tools"
     for tool in chat.tools:
@@ -195,7 +195,7 @@ def check_tool_calls(chat: Chat) -> Verdict:
 
 
 def check_parallel_calls(chat: Chat) -> Verdict:
-    """Two calls in one turn are both parsed, or the template has no form for them."""
+    """Check that two calls in one turn are both parsed, or that the template has no form for them."""
     if not chat.tools:
         return "pass", "no tools"
     calls = [tool_call(chat.tools[0], number) for number in range(2)]
@@ -221,7 +221,7 @@ def _parsed_calls(chat: Chat, calls: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def check_probe(chat: Chat, args: A2TGPOConfig, data: Datasets) -> Verdict:
-    """The probe's tokens stay the same after the prompt and after a tool result, and stand where an answer would."""
+    """Check that the probe has the same tokens after the prompt and a result, and is where an answer would be."""
     if not args.uses_gain:
         return "pass", "no gain is computed"
     if not chat.tools and not is_conversational(first_row(data)):

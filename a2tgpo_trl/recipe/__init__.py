@@ -4,37 +4,38 @@
     read_recipe(["--config", "quickstart", "--learning_rate", "1e-4"]).build_trainer().train()
 
 Each key is a field of `A2TGPOConfig`, of TRL's `ModelConfig` or of `RecipeArguments` (`a2tgpo train --help`). A
-mistake is an error that names the file, the key and the nearest valid name. Names of tools, rewards, tasks and
-environments are those of this package, or `file.py:name` beside the recipe, or `package.module:name`. A run whose
-recipe names no `output_dir` goes to outputs/NAME.
+mistake is an error that names the file, the key and the nearest valid name. Name tools, rewards, tasks and
+environments by their name in this package, as `file.py:name` beside the recipe, or as `package.module:name`. A run
+whose recipe sets no `output_dir` goes to outputs/NAME.
 
-A recipe can be built on another one, or on several: a file beside it, or one that comes with the package. It has their
-keys, and its own win; mappings such as `task_kwargs` are merged key by key. A later one in the list wins over those
-before it, and what several are built on is laid once, below all. Files that one of them names are looked for beside
-the recipe first, and then beside what it is built on.
+A recipe can be built on another one, or on several: a file beside it, or one that comes with the package. It takes
+their keys, and its own keys win; mappings such as `task_kwargs` are merged key by key. A later base in the list wins
+over earlier ones. A base that several of them share is applied once, below all of them. Files that any of them names
+are looked up beside the recipe first, then beside its bases.
 
     base: quickstart                        base: [../large.yaml, short.yaml]
     credit: grpo
 
-The command line names another base, so that the few keys of a method serve with every recipe, and shows the whole:
+The command line can name other bases, so that the few keys of a method work with every recipe; `a2tgpo recipe` prints
+the whole recipe:
 
     a2tgpo train qa/dapo --base qa/qwen3_8b qa/single_hop       # goes to outputs/qwen3_8b-single_hop-dapo
     a2tgpo recipe qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
 
 Adapters. `use_peft: true` trains a LoRA adapter, with `lora_r`, `lora_alpha`, `lora_target_modules: [all-linear]` and
-TRL's other keys for it; `load_in_4bit: true` beside it quantises the model below (extra `qlora`). In a script it is
-`peft_config=LoraConfig(...)` of the trainer. The run's folder then holds the adapter alone. Named as
-`model_name_or_path` it is evaluated, or trained on as it is (without `use_peft`); `a2tgpo merge ADAPTER FOLDER` makes
-one policy of it and its base.
+TRL's other keys for it; adding `load_in_4bit: true` quantises its base model (extra `qlora`). In a script, pass
+`peft_config=LoraConfig(...)` to the trainer. The run's folder then holds only the adapter. Name that folder as
+`model_name_or_path` to evaluate the adapter, or to train it further (without `use_peft`); it is merged with its base
+into one policy by `a2tgpo merge ADAPTER FOLDER`.
 
-What a run leaves in its output folder:
+A run leaves in its output folder:
 
     the policy, or its adapter, and the tokenizer
-    whole_recipe.yaml            all keys, with those of bases and of the command line
+    whole_recipe.yaml            all keys, including those of bases and of the command line
     evaluation/before, after     held-out scores and rollouts; learning_curve.png beside
-    trainer_state.json           what was logged, step by step
-    checkpoint-N                 with `save_strategy: steps`: to go on from (`a2tgpo help resume`)
-    rollouts/                    with `record_every`: what was trained on (`a2tgpo help records`)
+    trainer_state.json           the log, step by step
+    checkpoint-N                 with `save_strategy: steps`: to resume from (`a2tgpo help resume`)
+    rollouts/                    with `record_every`: the rollouts trained on (`a2tgpo help records`)
 """
 
 from typing import TYPE_CHECKING

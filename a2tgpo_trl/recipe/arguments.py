@@ -24,24 +24,24 @@ from ..tasks import TASKS
 
 @dataclass
 class RecipeArguments:
-    """What is trained on, by name. Keys that TRL's own scripts have keep their names."""
+    """What a run trains on, by name. Keys that TRL's own scripts have keep their names."""
 
     task: str | None = setting(
         None, f"Task to train on: {', '.join(TASKS)}, or the import path of a function that returns a Task."
     )
     task_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the task's function.")
     dataset_name: str | None = setting(
-        None, "In place of a task: a data set of the hub, or a file (.json, .jsonl, .csv, .parquet)."
+        None, "Instead of a task: a dataset on the hub, or a file (.json, .jsonl, .csv, .parquet)."
     )
-    dataset_config: str | None = setting(None, "Configuration of a data set of the hub.")
-    dataset_train_split: str = setting("train", "Split to train on, or rows of one: train[50:].")
+    dataset_config: str | None = setting(None, "Configuration of a dataset on the hub.")
+    dataset_train_split: str = setting("train", "Split to train on, or some of its rows: train[50:].")
     dataset_test_split: str | None = setting(
-        None, "Split to evaluate on, or rows of one: train[:50]. None: no evaluation."
+        None, "Split to evaluate on, or some of its rows: train[:50]. None: no evaluation."
     )
     tools: list[str] | None = setting(
         None,
-        "Import paths of tool functions, or servers of the Model Context Protocol: mcp:COMMAND starts one, "
-        "mcp+http://... is spoken to. Replaces the task's.",
+        "Import paths of tool functions, or Model Context Protocol servers: mcp:COMMAND starts one, mcp+http://... "
+        "connects to one. Replaces the task's.",
     )
     reward_funcs: list[str] | None = setting(
         None,
@@ -51,9 +51,9 @@ class RecipeArguments:
         None, "Import path of a class with a `reset` method. Replaces the task's."
     )
     environment_kwargs: dict[str, Any] | str | None = setting(None, "Arguments of the environment_factory.")
-    group_by: str | None = setting(None, "Column of the test set whose values get lines of their own in the tables.")
-    eval_rows: int | None = setting(None, "Rows of the test set that are evaluated. None: all; 0: no evaluation.")
-    overwrite: bool = setting(False, "Whether to write over a finished run in the output folder.")
+    group_by: str | None = setting(None, "Column of the test set whose values get their own lines in the tables.")
+    eval_rows: int | None = setting(None, "Number of rows of the test set to evaluate. None: all; 0: no evaluation.")
+    overwrite: bool = setting(False, "Whether to overwrite a finished run in the output folder.")
 
     def __post_init__(self):
         self.task_kwargs = _mapping("task_kwargs", self.task_kwargs, '{"seed": 1}')
@@ -61,7 +61,7 @@ class RecipeArguments:
 
 
 def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any] | None:
-    """From a file as it is, from the command line as JSON."""
+    """Return the mapping: from a file as it is, from the command line read as JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -74,7 +74,7 @@ def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str] | None, list[str]]:
-    """The recipe of a command line, what it is to be built on in place of its own `base`, and the other words.
+    """Return the recipe of a command line, what to build it on instead of its own `base`, and the other words.
 
     Example: ["--config", "qa/dapo", "--base", "qa/qwen3_8b", "--seed", "1"]
         -> "qa/dapo", ["qa/qwen3_8b"], ["--seed", "1"]
@@ -96,12 +96,12 @@ class _ReadsOrRaises(argparse.ArgumentParser):
 
 
 class RecipeParser(TrlParser):
-    """TRL's parser, whose errors are raised instead of printed below 300 lines of usage."""
+    """TRL's parser, with errors raised instead of printed below 300 lines of usage."""
 
     def __init__(self) -> None:
         super().__init__((RecipeArguments, A2TGPOConfig, ModelConfig), allow_abbrev=False, prog="a2tgpo")
         self.set_defaults_with_config(
-            disable_tqdm=False,  # else it follows the libraries' verbosity, which is turned down
+            disable_tqdm=False,  # otherwise it follows the libraries' verbosity, which is turned down
             use_cpu=deepspeed_on_cpu(),  # which Accelerate does not tell its processes
         )
 
@@ -109,7 +109,7 @@ class RecipeParser(TrlParser):
         raise ValueError(message)
 
     def parse_over(self, content: Mapping[str, Any], words: Sequence[str]) -> list[Any]:
-        """What the keys of a recipe say, and these words over it."""
+        """Parse the keys of a recipe, overridden by these words."""
         keys = {**content}
         os.environ.update({name: str(value) for name, value in keys.pop("env", {}).items()})
         self.set_defaults_with_config(**keys)
@@ -118,14 +118,14 @@ class RecipeParser(TrlParser):
         return parsed
 
     def parse_alone(self, words: Sequence[str]) -> dict[str, Any]:
-        """The keys that these words set, with their values."""
+        """Return the keys that these words set, with their values."""
         self.set_defaults_with_config(**{action.dest: argparse.SUPPRESS for action in self._actions})
         given, unknown = self.parse_known_args(list(words))
         self.refuse(unknown)
         return vars(given)
 
     def refuse(self, unknown: Sequence[str]) -> None:
-        """Words that there are no options for are an error, with the nearest one that there is."""
+        """Raise an error for words that are no options, with the nearest option that exists."""
         if unknown:
             key = unknown[0].removeprefix("--").replace("-", "_")
             raise ValueError(f"there is no option {unknown[0]!r}.{nearest(key, self.valid_keys)}")

@@ -11,15 +11,15 @@ from .recipe import Recipe, read_recipe
 
 
 def run_recipe(action: Callable[[Recipe], Any], words: Sequence[str] | None) -> int:
-    """What a launched module does with its words.
+    """Run an action on the recipe that these words describe, and return an exit code.
 
-    0: done; 1: it had to stop; 2: it cannot be done so; 75: interrupted by SIGTERM, with a checkpoint to go on from;
+    0: done; 1: it had to stop; 2: it cannot be done so; 75: interrupted by SIGTERM, with a checkpoint to resume from;
     130: interrupted by the user.
     """
     quiet_libraries()
     try:
         action(read_recipe(sys.argv[1:] if words is None else words))
-    except RecipeError as error:  # anything else keeps its trace
+    except RecipeError as error:  # other errors keep their traceback
         print(f"a2tgpo: error: {error}", file=sys.stderr)
         return 2
     except RunStopped as stopped:  # all processes stop, for the same reason

@@ -1,7 +1,7 @@
 """YAML files and words of the command line -> settings, task and policy -> a trainer.
 
-`recipe_file.py` lays a recipe over what it is built on, and checks what stands in each file before TRL's `TrlParser`
-(`arguments.py`) sees it; the command line wins. `task.py` finds what is named.
+`recipe_file.py` merges a recipe with what it is built on, and checks each file before TRL's `TrlParser`
+(`arguments.py`) sees it; the command line wins. `task.py` finds what a recipe names.
 """
 
 import json
@@ -45,13 +45,13 @@ HELD_OUT = "held-out questions"
 class Recipe:
     """A recipe that was read: settings in three groups, and the task they name."""
 
-    folders: Sequence[Path]  # those of its files, beside which it names others
+    folders: Sequence[Path]  # those of its files, where other files are looked up
     run: RecipeArguments
     args: A2TGPOConfig
     model: ModelConfig
     task: Task
     where: str = ""  # what messages about it begin with
-    words: Sequence[str] = ()  # that it was read from
+    words: Sequence[str] = ()  # it was read from
 
     @property
     def test_dataset(self):
@@ -63,7 +63,7 @@ class Recipe:
 
     @cached_property
     def questions(self) -> str:
-        """What the rows that are evaluated are to training."""
+        """What to call the rows that are evaluated: held-out questions, or how many were trained on."""
         train, test = self.run.dataset_train_split, self.run.dataset_test_split
         if self.run.dataset_name is None or test is None or train.partition("[")[0] != test.partition("[")[0]:
             return HELD_OUT
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def model_init_kwargs(self) -> dict[str, Any]:
-        """How the policy is loaded: as `ModelConfig` says, and what `model_init_kwargs` adds."""
+        """How the policy is loaded: as in `ModelConfig`, with what `model_init_kwargs` adds."""
         return {
             "revision": self.model.model_revision,
             "attn_implementation": self.model.attn_implementation,
@@ -82,7 +82,7 @@ class Recipe:
         }
 
     def build_trainer(self, callbacks: Sequence[Any] = (), *, trains: bool = True):
-        """The trainer, with the policy loaded. One that only evaluates needs nothing to train on."""
+        """Return the trainer, with the policy loaded. One that only evaluates needs nothing to train on."""
         from ..trainer import A2TGPOTrainer
 
         if trains and self.task.train_dataset is not None and is_empty(self.task.train_dataset):
@@ -105,7 +105,7 @@ class Recipe:
             raise RecipeError(f"{self.where}{error}") from error
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """What `GRPOTrainer` takes as well, but the settings: policy, rewards, data and tools."""
+        """Return the arguments that `GRPOTrainer` takes too, except settings: policy, rewards, data and tools."""
         task = self.task
         return {
             "reward_funcs": list(task.reward_funcs) or None,
@@ -118,14 +118,14 @@ class Recipe:
 
     @property
     def _own_turn_rewards(self) -> dict[str, Any]:
-        """Those that are named by import path, which may begin beside the recipe."""
+        """The turn rewards that are named by import path, which may begin beside the recipe."""
         assert isinstance(self.args.turn_rewards, dict)  # `A2TGPOConfig` has read it
         folders = [*self.folders, Path.cwd()]
         return {name: find_turn_reward(name, folders) for name in self.args.turn_rewards if ":" in name}
 
     @property
     def adapter(self) -> Path | None:
-        """The policy's folder, if an adapter is in it: what training with LoRA saves."""
+        """The policy's folder, if it holds an adapter, as training with LoRA saves it."""
         folder = Path(self.model.model_name_or_path)
         return folder if (folder / ADAPTER_CONFIG).is_file() else None
 
@@ -137,7 +137,7 @@ class Recipe:
         return json.loads((self.adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
 
     def load_base(self) -> PreTrainedModel:
-        """The base model as `GRPOTrainer` loads a policy that is named."""
+        """Load the base model as `GRPOTrainer` loads a policy given by name."""
         kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
         quantization = get_quantization_config(self.model)
         if quantization is not None:
@@ -153,7 +153,7 @@ class Recipe:
         }
 
     def _adapted_policy(self) -> dict[str, Any]:
-        """An adapter that was saved, on its base, to be trained further or evaluated."""
+        """Return a saved adapter on its base, to be trained further or evaluated."""
         if self.model.use_peft:
             raise ValueError(f"{self.adapter} is an adapter already: it goes on as it is. Leave use_peft out.")
         base = self.load_base()
@@ -170,7 +170,7 @@ class Recipe:
 
 
 def read_recipe(words: Sequence[str]) -> Recipe:
-    """What `--config FILE [--base FILE ...] --key value ...` says, checked.
+    """Return the recipe that `--config FILE [--base FILE ...] --key value ...` describes, checked.
 
     Errors name the file, the key and the nearest valid name.
     """
@@ -180,7 +180,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     content = merge(layers)
     where, folders = _where(layers, words), [layer.path.parent for layer in reversed(layers)]
     said = {*content, *(word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))}
-    # What the command line says comes later, and wins.
+    # The command line comes last, and wins.
     words = [*_default_folder(name, bases, said), *_files_beside(folders, content), *words]
     try:
         run, args, model = parser.parse_over(content, words)
@@ -206,10 +206,10 @@ def read_recipe(words: Sequence[str]) -> Recipe:
 
 
 def whole_recipe(words: Sequence[str], without: Collection[str] = ()) -> str:
-    """The text of a recipe that says by itself what `--config FILE [--base FILE ...] --key value ...` says.
+    """Return the text of one recipe that equals `--config FILE [--base FILE ...] --key value ...`.
 
-    Names of files stay as they are: they are looked for beside the file that this text is written to. `without`: keys
-    that are left out.
+    Names of files stay as they are: they are looked up beside the file that this text is written to. `without`: keys
+    to leave out.
     """
     parser = RecipeParser()
     name, bases, words = split_words(words)
@@ -233,7 +233,7 @@ def _where(layers: Sequence[Layer], words: Sequence[str]) -> str:
 
 
 def _default_folder(name: str | None, bases: Sequence[str] | None, said: Collection[str]) -> list[str]:
-    """The option for a run that names no output folder: what the command line calls its recipe is what it is called.
+    """Return the option for the output folder, if none is named: it is called what the command line calls its recipe.
 
     Example: qa/dapo with --base qa/qwen3_8b -> outputs/qwen3_8b-dapo
     """
@@ -243,7 +243,7 @@ def _default_folder(name: str | None, bases: Sequence[str] | None, said: Collect
 
 
 def _files_beside(folders: Sequence[Path], content: Mapping[str, Any]) -> list[str]:
-    """Options for settings that name a file which stands beside the recipe: the config knows no recipe."""
+    """Return options for settings that name a file beside the recipe: the config does not know the recipe."""
     options = []
     for key in ("credit", "turn_rewards"):
         value = content.get(key)
@@ -255,7 +255,7 @@ def _files_beside(folders: Sequence[Path], content: Mapping[str, Any]) -> list[s
 
 
 def check_folder(policy: Path) -> None:
-    """A policy that can only be a folder is one with a model, or an adapter, in it."""
+    """Raise an error if the policy can only be a folder, and this is missing or holds no model or adapter."""
     if policy.is_dir():
         if (policy / ADAPTER_CONFIG).is_file():
             check_adapter(policy)
@@ -266,7 +266,7 @@ def check_folder(policy: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """An adapter's folder has its weights as well as its settings; PEFT would look for them in the hub."""
+    """Raise an error if an adapter's folder lacks settings or weights; PEFT would look for weights on the hub."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"There is no adapter in {folder}: it has no {ADAPTER_CONFIG}.")
     if not any((folder / file).is_file() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
@@ -277,7 +277,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
-    """No key is set that has no effect without another one."""
+    """Raise an error if a key is set that has no effect without another one."""
     lora = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
     for needed, given, of, keys in (
         ("use_peft: true", model.use_peft, model, lora),
@@ -292,7 +292,7 @@ def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
 
 
 def check_test_set(recipe: Recipe) -> None:
-    """There is something to evaluate, and the column that it is grouped by."""
+    """Raise an error if the test set is empty, or lacks a column that it is grouped or averaged by."""
     if recipe.run.eval_rows is not None and recipe.run.eval_rows < 0:
         raise ValueError(f"eval_rows must be at least 0; got {recipe.run.eval_rows}.")
     rows, column = recipe.task.test_dataset, recipe.task.group_by

@@ -1,8 +1,7 @@
 """a recipe's file, and the files that it is built on -> their keys and values, each known and of the right kind.
 
-What TRL's parser would let through, or report without its place, is found here: unknown keys, values of a wrong type,
-misspelt choices, keys given twice, recipes built on themselves. Errors name the file, the key, and the nearest valid
-name.
+This finds what TRL's parser would accept, or report without its place: unknown keys, values of a wrong type, misspelt
+choices, keys given twice, recipes built on themselves. Errors name the file, the key, and the nearest valid name.
 """
 
 import argparse
@@ -18,21 +17,21 @@ from ..errors import RecipeError, shown
 from ..lookup import nearest, read_yaml
 
 
-if TYPE_CHECKING:  # the command line looks for a recipe before anything is imported that takes seconds
+if TYPE_CHECKING:  # the command line looks for a recipe before slow imports
     from transformers import HfArgumentParser
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-LAUNCH, STUDIES = "accelerate", "study"  # folders of what is no recipe
+LAUNCH, STUDIES = "accelerate", "study"  # folders whose files are not recipes
 BASE = "base"
 
 
 def find_recipe(name: str) -> Path:
-    """The file of this path, or the recipe of this name that comes with the package."""
+    """Return the file of this path, or the recipe of this name that comes with the package."""
     return _find(name, shipped_recipes(), "recipe")
 
 
 def find_launch_config(name: str) -> Path:
-    """The file of this path, or the configuration of Accelerate of this name that comes with the package."""
+    """Return the file of this path, or the package's configuration of Accelerate of this name."""
     shipped = {file.stem: file for file in (recipe_folder() / LAUNCH).glob("*.yaml")}
     return _find(name, shipped, "configuration of Accelerate")
 
@@ -47,14 +46,14 @@ def _find(name: str, shipped: Mapping[str, Path], kind: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by their names: quickstart, qa/dapo."""
+    """Return the recipes that come with the package, by their names: quickstart, qa/dapo."""
     folder = recipe_folder()
     files = [file for file in folder.rglob("*.yaml") if file.parent.name not in (LAUNCH, STUDIES)]
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def recipe_folder() -> Path:
-    """Where the recipes are: in an installed package beside its modules, in a checkout beside the package."""
+    """Return the folder of recipes: in an installed package beside its modules, in a checkout beside the package."""
     return FOLDER if FOLDER.is_dir() else FOLDER.parents[1] / "recipes"
 
 
@@ -63,16 +62,16 @@ def recipe_folder() -> Path:
 
 @dataclass(frozen=True)
 class Layer:
-    """One of the files that a recipe is made of, and the keys that stand in it."""
+    """One of the files that a recipe is made of, and its keys."""
 
     path: Path
     keys: dict[str, Any]
 
 
 def read_layers(path: Path, bases: Sequence[str] | None = None) -> list[Layer]:
-    """A recipe, and below it what it is built on (`base`), the lowest first. `bases` are in place of its own.
+    """Return a recipe and the recipes it is built on (`base`), the lowest first. `bases` replaces its own.
 
-    What several of them are built on is laid once, below all.
+    A base that several of them share appears once, below all of them.
 
     Example: dapo.yaml on qwen3_8b.yaml and single_hop.yaml, which are both built on qwen3_4b.yaml
         -> qwen3_4b.yaml, qwen3_8b.yaml, single_hop.yaml, dapo.yaml
@@ -97,7 +96,7 @@ def _layers(path: Path, below: Sequence[Path] | None, above: Sequence[Path]) -> 
 
 
 def _bases(path: Path, value: Any) -> list[Path]:
-    """What `base` names: files, beside the recipe where the path is no absolute one, or recipes of the package."""
+    """Return what `base` names: files, beside the recipe if the path is relative, or recipes of the package."""
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RecipeError(f"{_place_of_base(path)} must be a recipe or a list of them; got {shown(value)}.")
@@ -118,14 +117,14 @@ def _base(path: Path, name: str) -> Path:
 
 
 def _place_of_base(path: Path) -> str:
-    """Where the key stands, as messages name it."""
+    """Return the place of the key, as messages name it."""
     tree = yaml.compose(path.read_text())
     line = next(key.start_mark.line + 1 for key, _ in tree.value if key.value == BASE)
     return f"{path}, line {line}: {BASE}"
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
-    """The keys of all; of what several say, the highest wins. Mappings are merged in the same way."""
+    """Return the keys of all layers; if several have a key, the highest wins. Mappings are merged in the same way."""
     return reduce(_laid_over, (layer.keys for layer in layers), {})
 
 
@@ -138,18 +137,18 @@ def _laid_over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, 
     return {**lower, **merged}
 
 
-# ---- what stands in a file
+# ---- the contents of a file
 
 
 def check_keys(path: Path, content: Mapping[str, Any], parser: "HfArgumentParser") -> None:
-    """Each key is known, and its value is of the kind that the key takes."""
+    """Raise an error if a key is unknown, or its value is not of the kind that the key takes."""
     actions = {action.dest: action for action in reversed(parser._actions)}
     types = {name: _types_in(hint) for group in parser.dataclass_types for name, hint in get_type_hints(group).items()}
     for key, value in content.items():
         if key == "env" and not isinstance(value, Mapping):
             raise RecipeError(f"{path}: env must be a mapping of variables to their values; got {shown(value)}.")
         if key == "env" or (key, value) == ("resume_from_checkpoint", True):
-            continue  # the parser's own: variables to set; the last checkpoint, whichever it is
+            continue  # left to the parser: variables to set; the last checkpoint, whichever it is
         if key not in types:
             raise RecipeError(f"{path}: there is no key {key!r}.{nearest(str(key), types)}")
         problem = _problem(value, actions[key], types[key])
@@ -163,7 +162,7 @@ def _types_in(annotation: Any) -> set[Any]:
 
 
 def _problem(value: Any, action: argparse.Action, types: set[Any]) -> str | None:
-    """What is wrong with a value, given the option's converter and choices and the types that the field may have."""
+    """Return what is wrong with a value, given the option's converter and choices and the field's types."""
     if value is None:
         return None if action.default is None or type(None) in types else "must not be empty."
     if isinstance(value, Mapping):

@@ -23,7 +23,7 @@ FILE_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "par
 
 
 def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
-    """The task that is named, with what the recipe puts in its place."""
+    """Return the named task, with the parts that the recipe replaces."""
     if (run.task is None) == (run.dataset_name is None):
         raise ValueError("name either a task or a dataset_name.")
     if run.task is not None:
@@ -48,7 +48,7 @@ def make_task(run: RecipeArguments, folders: Sequence[Path]) -> Task:
 
 
 def check_fits(key: str, kwargs: dict[str, Any], function: Callable, named: str) -> None:
-    """The function takes these arguments."""
+    """Raise an error if the function does not take these arguments."""
     known: list[str] = []
     try:
         signature = inspect.signature(function)
@@ -88,7 +88,7 @@ def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
 
 
 def _split(splits: Any, name: str, dataset: str) -> Any:
-    """A split, or some rows of one.
+    """Return a split, or some of its rows.
 
     Example: "train[:50]" -> the first 50 rows, "train[50:]" -> the others
     """
@@ -104,7 +104,7 @@ def _split(splits: Any, name: str, dataset: str) -> Any:
 
 
 def _tools(name: str, folders: Sequence[Path]) -> list[Callable]:
-    """The function that is named, or what a server offers."""
+    """Return the function that is named, or the tools that a server offers."""
     prefix = next((prefix for prefix in ("mcp:", "mcp+") if name.startswith(prefix)), None)
     if prefix is None:
         return [load(name, folders, "tool", ())]
@@ -112,7 +112,7 @@ def _tools(name: str, folders: Sequence[Path]) -> list[Callable]:
 
 
 def load_reward(name: str, folders: Sequence[Path]) -> Any:
-    """A reward function by name, or the path of a reward model as it is."""
+    """Return the reward function of this name, or the path of a reward model as it is."""
     name = REWARDS.get(name, name)
     return load(name, folders, "reward", REWARDS) if ":" in name else _reward_model(name)
 

@@ -1,4 +1,4 @@
-"""records of the rounds in which a batch was made -> those of the batch that is trained on, with their credit."""
+"""records of the rounds that made a batch -> the records of the batch that is trained on, with their credit."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,14 +8,14 @@ from torch import Tensor
 from ..rollout.records import Record, json_number
 
 
-Rounds = Sequence[tuple[int, Sequence[Record]]]  # number of the first of a rank's rollouts in a round; these
+Rounds = Sequence[tuple[int, Sequence[Record]]]  # the number of a rank's first rollout in a round; its rollouts
 Placed = list[tuple[int, Record]]  # place of a rollout in the batch of all ranks; its record
 
 
 def credited(
     record: Record, outcome: float, outcome_advantage: float, of_turns: dict[str, Tensor], number: int
 ) -> Record:
-    """A record, with what became of its rollout; of so many turns, the answer turn included.
+    """Return a record with the credit of its rollout; `number` counts its turns, the answer turn included.
 
     Example: of_turns {"advantages": [0.9, 0.4, 0.0], "scores": [1.7, nan, nan]} and 2 turns
              -> {..., "advantages": [0.9, 0.4], "scores": [1.7, None]}
@@ -26,13 +26,13 @@ def credited(
 
 
 def with_tokens(record: Record, prompt_ids: Sequence[int], ids: Sequence[int], sampled: Sequence[int]) -> Record:
-    """A record with the tokens of its rollout, and 1 for each of the completion that was sampled."""
+    """Return a record with the tokens of its rollout, and 1 for each completion token that was sampled."""
     tokens = {"ids": list(ids), "sampled": list(map(int, sampled))}
     return cast(Record, {**record, "prompt_ids": list(prompt_ids), "tokens": tokens})
 
 
 def trained_on(rounds: Rounds, sources: Sequence[tuple[int, int]], group_size: int) -> Placed:
-    """Of the rollouts that this rank made in the rounds, those that are in the batch, wherever it is trained on them.
+    """Return this rank's rollouts of the rounds that are in the batch, whichever rank trains on them.
 
     Example: sources [(0, 0), (1, 0)], groups of two: the first group is that of the first round, and the second was
              rolled out again -> rollouts 0 and 1 of the first round at 0 and 1, and 0 and 1 of the second at 2 and 3

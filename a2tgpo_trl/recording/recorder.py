@@ -1,4 +1,4 @@
-"""batches that are trained on -> files of their records, by a thread of its own."""
+"""batches that are trained on -> files of their records, written by a separate thread."""
 
 import atexit
 import logging
@@ -21,18 +21,18 @@ from .secrets import Masks
 from .updates import TrainedBatch, Update
 
 
-logger = logging.getLogger(__name__)  # of each rank: a disk may be its own
+logger = logging.getLogger(__name__)  # on every rank: each may have its own disk
 
 FOLDER = "rollouts"
 NAME = re.compile(r"step-(?P<step>\d+)-rank-(?P<rank>\d+)(-batch-\d+)?\.\w+")  # of a file
 SCHEMA = 2
-SCHEMAS = (1, SCHEMA)  # that are read
+SCHEMAS = (1, SCHEMA)  # the versions that can be read
 WAITING = 4  # batches that may wait to be written
-PATIENCE = 60.0  # seconds that the end of a run waits for what is not yet written
+PATIENCE = 60.0  # seconds that the end of a run waits for batches not yet written
 
 
 class Recorder:
-    """Writes batches of one rank, so many steps apart. Nothing that goes wrong here reaches the training."""
+    """Writes the batches of one rank that its schedule names. Errors here do not reach the training."""
 
     def __init__(
         self,
@@ -45,35 +45,37 @@ class Recorder:
     ):
         """
         Args:
-            folder: of the run.
-            rank: whose rollouts these are.
+            folder: the run's folder.
+            rank: the rank whose rollouts these are.
             schedule: which batches are written.
-            most_bytes: that this rank may write, what lies there of an interrupted run included.
-            format: of the files.
-            texts: of tokens, where records have `prompt_ids` and `tokens`.
+            most_bytes: the most that this rank may write, including files left by an interrupted run.
+            format: the format of the files.
+            texts: returns the texts of tokens, if records have `prompt_ids` and `tokens`.
         """
         self._own, self._rank, self._schedule, self._most = OwnFiles(folder), rank, schedule, most_bytes
         self._format, self._texts = format, texts
-        self._step = -1  # steps before the last one that was written
+        self._step = -1  # steps taken before the last batch that was put
         self._batches = 0  # of that step
         self._ended = False
         self._names: list[str] = []
-        self._trained: tuple[str, TrainedBatch] | None = None  # the batch that updates are made of, and its file
+        self._trained: tuple[str, TrainedBatch] | None = None  # the batch that is being trained on, and its file
         self._waiting: queue.Queue[tuple[str, TrainedBatch] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
         self._masked = Masks(os.environ)
 
     def is_due(self, step: int) -> bool:
-        """Whether a batch that is made after so many steps is one to be written: all ranks say the same."""
+        """Whether a batch made after `step` steps is to be written; the same on all ranks."""
         return self._schedule.is_due(step)
 
     def wants(self, step: int) -> bool:
-        """Whether this rank still writes it."""
+        """Whether it is due and this rank still records."""
         return self.is_due(step) and not self._ended
 
     def begin(self, step: int, ranks: int) -> None:
-        """A run begins, or goes on, after so many steps, on so many ranks. What one that goes on has recorded of later
-        steps is removed: they are made anew. Each rank sees to its own files, and to those of ranks that are no more.
+        """Begin or resume a run after `step` steps, on so many ranks.
+
+        A resumed run removes its records of later steps, which are taken again. Each rank removes its own files, and a
+        share of those of ranks that no longer exist.
         """
         self._step = -1
         if step == 0:
@@ -85,11 +87,11 @@ class Recorder:
             self._own.remove(*(f"{FOLDER}/{name}" for name in ours))
 
     def put(self, step: int, records: Sequence[Record], updates: int = 1) -> None:
-        """Hand over what was made after so many steps to be trained on. A step may have several batches.
+        """Hand over a batch made after `step` steps, which will be trained on. A step may have several batches.
 
         Args:
-            records: of this rank's rollouts, by whose places `see` names them.
-            updates: that are to be made of each.
+            records: those of this rank's rollouts; `see` refers to them by their positions.
+            updates: how many updates will use each.
         """
         self._hand_on()
         self._batches = self._batches + 1 if step == self._step else 1
@@ -107,15 +109,15 @@ class Recorder:
         self._trained = name, TrainedBatch(whole, updates)
 
     def see(self, numbers: Sequence[int], update: Update) -> None:
-        """An update was made of rollouts of the last batch; after its last one it is written.
+        """Note an update that used rollouts of the last batch; after the last update the batch is written.
 
-        Rollouts of a batch from before the run was resumed are in no record.
+        Rollouts of a batch from before the run was resumed have no record.
         """
         if self._trained is not None and self._trained[1].see(numbers, update):
             self._hand_on()
 
     def _hand_on(self, patience: float = 0.0) -> None:
-        """What is trained on waits to be written from now on, if there is room within so many seconds."""
+        """Queue the current batch for writing, if there is room within `patience` seconds."""
         trained, self._trained = self._trained, None
         if trained is None:
             return
@@ -125,7 +127,7 @@ class Recorder:
             logger.warning(f"{trained[0]} is not written: the disk is slower than the training.")
 
     def close(self) -> None:
-        """Wait until what was handed over is written, for a minute at most from when there is room for it."""
+        """Wait until all batches are written, for at most a minute once there is room in the queue."""
         self._hand_on(PATIENCE)
         writer, self._writer = self._writer, None
         if writer is None:
@@ -147,20 +149,20 @@ class Recorder:
             if not self._ended:
                 with self._told(name):
                     self._write_file(name, list(map(self._readable, trained.records())))
-            del batch, trained  # with tensors, which may be an accelerator's
+            del batch, trained  # frees its tensors, which may be on an accelerator
         with self._told(FOLDER):
             self._own.add(*self._names)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """Whatever goes wrong inside ends the recording: training goes on."""
+        """End the recording on any error inside; training goes on."""
         try:
             yield
         except Exception as error:
             self._end(f"{name} could not be written ({type(error).__name__}: {error})")
 
     def _readable(self, record: Record) -> Record:
-        """A record with the texts of its tokens, and without secrets."""
+        """Return a record with the texts of its tokens and with secrets masked."""
         if self._texts is None:
             return self._masked(record)
         others: dict[str, Any] = {**record}
@@ -178,7 +180,7 @@ class Recorder:
         if self._bytes_there(file) + len(content) > self._most:
             self._end("As much is written as record_megabytes allows")
             return
-        draft = f"{name}.part"  # a part of a file would be read as all of it
+        draft = f"{name}.part"  # readers would take a partial file for a whole one
         self._own.claim(name, draft)
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -190,23 +192,23 @@ class Recorder:
         self._own.add(name, draft)
         self._names.append(name)
         for other in (f"{name.rpartition('.')[0]}.{format}" for format in FORMATS if format != self._format):
-            if (self._own.folder / other).exists():  # of a run that was resumed with another format
+            if (self._own.folder / other).exists():  # left by a run that was resumed with another format
                 self._own.remove(other)
 
     def _bytes_there(self, file: Path) -> int:
-        """Of this rank's files but this one."""
+        """The size of this rank's other files."""
         others = file.parent.glob(f"step-*-rank-{self._rank}[.-]*")
         return sum(other.stat().st_size for other in others if other != file)
 
     def _end(self, why: str) -> None:
         if self._ended:
-            return  # that is said once
+            return  # this is said only once
         self._ended = True
         logger.warning(f"{why}: no more rollouts are recorded. The run goes on.")
 
 
 class WithRun(TrainerCallback):
-    """Tells a recorder that a run begins, and that it has ended."""
+    """Tells a recorder when a run begins and when it has ended."""
 
     def __init__(self, recorder: Recorder, ranks: int):
         self._recorder, self._ranks = recorder, ranks

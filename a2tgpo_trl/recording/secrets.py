@@ -1,13 +1,13 @@
-"""texts and tokens of a record -> the same without the values of secrets, and without what strict readers refuse.
+"""texts and tokens of a record -> the same with secrets masked, and without values that strict readers refuse.
 
-Masked are values of environment variables, of eight characters or more, whose names speak of a secret
-(`names_secret`), and the password of a variable that is a URL with one, such as postgres://u:secret@host: a shorter
-password where it stands behind its user. They are found as they are, and as JSON and Python write them between quotes,
-in texts, in tokens and in keys below the top level: a policy chooses the names of arguments. Keys at the top are names
-of columns, and stay.
+Values of eight characters or more are masked if the name of their environment variable suggests a secret
+(`names_secret`). So is the password in a variable that is a URL, such as postgres://u:secret@host; a shorter password
+is masked only where it follows its user. Secrets are found as they are, and as JSON and Python write them between
+quotes, in texts, in tokens and in keys below the top level, because a policy chooses the names of arguments. Keys at
+the top level are names of columns and stay.
 
-Not masked are secrets of other variables, of files or of a data set, shorter ones, parts of one, and one that is
-written in another way, as in base64.
+Not masked are secrets from other variables, from files or from a data set, shorter ones, parts of a secret, and
+secrets that are written in another way, such as base64.
 """
 
 import json
@@ -24,10 +24,10 @@ URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)([^/\s]+)@")
 
 
 class Masks:
-    """Puts the names of secrets in the place of their values."""
+    """Replaces the values of secrets by their names."""
 
     def __init__(self, environment: Mapping[str, str]):
-        """Those of the secrets of an environment."""
+        """Mask the secrets of an environment."""
         self._shown = {
             form: shown
             for name, value in environment.items()
@@ -38,7 +38,7 @@ class Masks:
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if self._shown else None
 
     def __call__(self, value: Any) -> Any:
-        """A value for JSON without secrets; half characters stand there by their codes, what is no number as None.
+        """Return a value for JSON with secrets masked, half characters as their codes, and NaN and infinity as None.
 
         Example: API_KEY=abcdefgh12 -> ["the key is abcdefgh12"] becomes ["the key is <API_KEY>"]
         """
@@ -65,7 +65,7 @@ class Masks:
         return self._pattern is not None
 
     def of_tokens(self, ids: Sequence[int], texts: Sequence[str]) -> tuple[list[int | None], list[str]]:
-        """Tokens without secrets, which lie over several of them: their ids are None.
+        """Return tokens with secrets masked; a secret may span several tokens, whose ids become None.
 
         Example: API_KEY=abcdefgh12; 7 "is abcd", 8 "efgh12" -> None "<API_KEY>", None ""
         """
@@ -89,7 +89,7 @@ def without_url_passwords(text: str, name: str) -> str:
 
 
 def _secrets_in(name: str, value: str) -> Iterator[tuple[str, str]]:
-    """Texts that a variable makes secret, and what is shown in their place."""
+    """The texts that a variable makes secret, each with its replacement."""
     found = [value] if names_secret(name) else []
     for user, password in URL_PASSWORD.findall(value):
         yield f"//{user}{password}@", f"//{user}<{name}>@"
@@ -104,7 +104,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def _whole(text: Any) -> Any:
-    """A policy can write half a character, which no file holds as it is. What is no text is left as it is."""
+    """Escape half characters, which a policy can write but no file can hold; leave anything but text unchanged."""
     if not isinstance(text, str) or text.isascii():
         return text
     return text.encode("utf-8", errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""a tokenizer, tokens -> the text of each: in their order, what all of them are together."""
+"""a tokenizer, tokens -> the text of each, which joined give the text of all."""
 
 import copy
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ MOST_PARTS = 4  # bytes of a character, each of which may be a token
 
 
 class TokenTexts:
-    """Looks tokens up, once each."""
+    """Decodes tokens, each only once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        # Looked up on another thread than the tokenizer's own, which threads may not share.
+        # Used on another thread than the original, and threads may not share a tokenizer.
         self._tokenizer = copy.deepcopy(tokenizer)
-        # A first token may lose its space. None of these is the first.
+        # The first token of a text may lose its space, so one is put before those that are decoded.
         self._before = self._tokenizer.encode("a", add_special_tokens=False)[-1:]
         self._text_before = self._decode(self._before)
         self._known: dict[tuple[int, ...], str] = {}
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; of a character that several make up, with the last of them.
+        """Return the text of each token; a character made of several tokens goes to the last of them.
 
         Example: "a" and the two bytes of "é" -> ["a", "", "é"]
         """

@@ -1,6 +1,6 @@
-"""a batch that is trained on, what each update makes of it -> its records, with the ratios of turns and tokens.
+"""a batch that is trained on, what each update computes for it -> its records, with the ratios of turns and tokens.
 
-What an update made stays where the loss has computed it until the batch is written, on the thread that writes.
+The tensors of an update stay on the device of the loss until the writing thread writes the batch.
 
 Shapes: B rollouts of a micro-batch, T completion tokens.
 """
@@ -23,13 +23,13 @@ DECIMALS = 6  # of numbers of tokens
 
 @dataclass(frozen=True)
 class Update:
-    """What the loss of an update computed of a micro-batch.
+    """What the loss computed for a micro-batch in one update.
 
     Args:
-        turn_BT: turn of each token, -1 for tool tokens and padding.
-        logps_BT, old_logps_BT: log-probabilities by the policy that is updated, and by the one that sampled.
-        ratio_BT: the importance ratio that the loss took.
-        clipped_BT: whether the clip range stopped a token; None where there is no such range.
+        turn_BT: the turn of each token, -1 for tool tokens and padding.
+        logps_BT, old_logps_BT: log-probabilities under the policy that is updated, and under the one that sampled.
+        ratio_BT: the importance ratio that the loss used.
+        clipped_BT: whether the clip range stopped a token; None if there is no such range.
     """
 
     turn_BT: Tensor
@@ -39,11 +39,11 @@ class Update:
     clipped_BT: Tensor | None
 
     def of_turns(self, row: int, number: int) -> dict[str, list[float | None]]:
-        """Of the first so many turns of a rollout: means over their tokens."""
+        """Means over the tokens of each of a rollout's first `number` turns."""
         return {name: list(map(json_number, rows[row][:number])) for name, rows in self._turns.items()}
 
     def of_tokens(self, row: int, number: int) -> dict[str, list[float | None]]:
-        """Of the first so many tokens of a rollout; None where one is in no turn.
+        """Values of a rollout's first `number` tokens; None for a token that is in no turn.
 
         Example: turns 0 0 -1, log-probabilities -1.0 -1.2 0.0, at sampling -1.0 -1.3 0.0
                  -> {"logps": [-1.0, -1.3, None], "ratios": [1.0, 1.105171, None], ...}
@@ -52,7 +52,7 @@ class Update:
         outside = [None] * (number - len(inside))  # columns that were cut off
         return {name: [*_known(rows[row][:number], inside), *outside] for name, rows in self._tokens.items()}
 
-    # What follows is of all rows at once, and fetched from an accelerator once.
+    # The properties below cover all rows, so that each is fetched from an accelerator only once.
 
     @cached_property
     def _turn(self) -> Tensor:
@@ -78,7 +78,7 @@ class Update:
 
 
 def _known(values: Sequence[float], inside: Sequence[bool]) -> Iterator[float | None]:
-    """Those of tokens that are in a turn, and numbers."""
+    """The values of tokens that are in a turn; None for other tokens and for NaN and infinity."""
     for value, is_inside in zip(values, inside, strict=True):
         yield value if is_inside and math.isfinite(value) else None
 
@@ -89,16 +89,16 @@ class TrainedBatch:
     def __init__(self, records: Sequence[Record], updates: int):
         """
         Args:
-            records: of the rollouts with numbers 0, 1, ...
-            updates: that are to be made of each.
+            records: those of the rollouts with numbers 0, 1, ...
+            updates: how many updates will use each.
         """
         self._records = records
-        self._last: dict[int, tuple[Update, int]] = {}  # update of each, and its row there
+        self._last: dict[int, tuple[Update, int]] = {}  # the last update of each, and its row in it
         self._made = [0] * len(records)
         self._left = updates * len(records)
 
     def see(self, numbers: Sequence[int], update: Update) -> bool:
-        """An update was made of a micro-batch of the rollouts with these numbers; whether it was the batch's last."""
+        """Note an update on a micro-batch of these rollouts; return whether it was the batch's last."""
         for row, number in enumerate(numbers):
             self._last[number] = update, row
             self._made[number] += 1
@@ -106,7 +106,7 @@ class TrainedBatch:
         return self._left <= 0
 
     def records(self) -> list[Record]:
-        """With what the last update made of them."""
+        """The records, with the values of their last update."""
         return [self._record(number) for number in range(len(self._records))]
 
     def _record(self, number: int) -> Record:

@@ -7,12 +7,12 @@ What is logged, and how to read it: `a2tgpo help metrics`.
     provenance.py         working directory, packages -> commit and versions of a run
     progress.py           steps of a run -> lines on a terminal
     scores.py             records -> scores with intervals
-    paired.py             two evaluations of the same questions -> what differs, and whether by chance
+    paired.py             two evaluations of the same questions -> how they differ, and whether by chance
     paper_table.py        scores of evaluations -> a row of a table, beside a paper's
-    gains.py              records with gains -> what turns gained that found the answer, and the others
-    series.py             runs that differ by their seed alone -> one series of each metric
-    seeds.py              a number of each seed -> mean and interval
+    gains.py              records with gains -> gains of turns that found the answer, and of the others
+    series.py             runs that differ only in their seed -> one series of each metric
+    seeds.py              a number for each seed -> mean and interval
     plots.py              series -> learning curves, numbers by turn, bars
     looks.py              how lines and bars look, in grey as well; PNG and SVG
-    nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to look at
+    nothing_to_learn.py   a run that learnt nothing -> a warning at its end, and what to check
 """

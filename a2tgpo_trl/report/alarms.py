@@ -1,13 +1,13 @@
-"""a trainer's log, line by line -> alarms: 0 or 1 each, and what to do, said once.
+"""a trainer's log, line by line -> alarms, each 0 or 1, and advice that is given once.
 
-    alarms/calls                              a policy that collapses
-    alarms/entropy, alarms/teach_nothing      one that learns no more: it is stuck, or the task is solved
-    alarms/gains                              gains that credit nothing, before the policy has learnt
-    alarms/clipping                           no collapse, but a hint: it could learn faster
+    alarms/calls                              the policy collapses
+    alarms/entropy, alarms/teach_nothing      the policy has stopped learning: it is stuck, or the task is solved
+    alarms/gains                              gains credit nothing, before the policy has learnt
+    alarms/clipping                           no collapse, but a hint: the policy could learn faster
 
-An alarm compares the last five lines of the log with the first five, or looks at the last five alone: no single batch
-raises it. It reads nothing but the log, which a checkpoint holds: a run that goes on reads it again, and has the
-alarms of one that was never interrupted. All ranks log the same numbers, and so have the same alarms.
+An alarm compares the last five lines of the log with the first five, or looks only at the last five, so no single
+batch raises it. It reads only the log, which checkpoints hold: a resumed run reads it again and has the same alarms as
+a run that was never interrupted. All ranks log the same numbers, and so have the same alarms.
 """
 
 from collections import deque
@@ -18,25 +18,25 @@ from statistics import fmean
 from typing import Any
 
 
-LINES = 5  # of the log, at its beginning and at its end
+LINES = 5  # at the beginning and at the end of the log
 
-FEW_CALLS, HARDLY_ANY_CALL, NEVER_CALLED = 0.25, 0.5, 0.2  # of those at first; tool turns a rollout, now and at first
-LITTLE_ENTROPY = 0.05  # of that at first
-# Of the tokens of a turn. Between the two that were measured (recipes/study/README.md), where a turn has one ratio and
-# is clipped as a whole: 0.102, and 0.019 with ten times the range, which learnt faster. Ratios of single tokens are
-# clipped more rarely, 0.003 there: for them it is more than enough.
+FEW_CALLS, HARDLY_ANY_CALL, NEVER_CALLED = 0.25, 0.5, 0.2  # share of the first tool turns; tool turns now; at first
+LITTLE_ENTROPY = 0.05  # share of the entropy at first
+# Share of a turn's tokens. It lies between two measured shares (recipes/study/README.md), where a turn has one ratio
+# and is clipped as a whole: 0.102, and 0.019 with ten times the range, which learnt faster. Ratios of single tokens
+# are clipped less often, 0.003 there, so the threshold is more than enough for them.
 MUCH_CLIPPED = 0.05
 
-# A log does not say how high a reward can be: it is taken to go up to 1, and further where rollouts earned more.
+# A log does not say how high a reward can be. The highest is taken to be 1, or more if rollouts earned more.
 HIGHEST = 1.0
-A_RISE = 0.5  # of the reward, in its spread at first
-MEDIUM_SPREAD = 0.5 * HIGHEST  # of a reward of 0 or 1, where half of the rollouts pass
+A_RISE = 0.5  # of the reward, as a multiple of its spread at first
+MEDIUM_SPREAD = 0.5 * HIGHEST  # of a reward of 0 or 1 when half of the rollouts pass
 NEARLY = 0.9  # of the highest reward
 
 
 @dataclass
 class FirstAndLast:
-    """A metric as it was in the first lines that had it, and as it is in the last."""
+    """A metric's values in the first lines that had it, and in the last."""
 
     first: list[float] = field(default_factory=list)
     last: deque[float] = field(default_factory=lambda: deque(maxlen=LINES))
@@ -56,13 +56,13 @@ History = Mapping[str, FirstAndLast]
 
 @dataclass(frozen=True)
 class Alarm:
-    """When it goes off, and what to do then. It is logged in each line that has what it reads."""
+    """When it goes off, and what to do then. It is logged in each line that has the metric it reads."""
 
     name: str
-    reads: str  # the metric without which it says nothing
+    reads: str  # the metric that it needs
     when: str
     do: str
-    goes_off: Callable[[History], bool]  # once there are five lines of that metric
+    goes_off: Callable[[History], bool]  # asked once there are five lines with that metric
 
 
 def calls_die_out(history: History) -> bool:
@@ -90,8 +90,9 @@ def much_is_clipped(history: History) -> bool:
 
 
 def may_be_stuck(history: History) -> bool:
-    """Whether the reward leaves it open. A policy that finds every answer is sure of itself as well, and teaches
-    nothing more: that is no collapse.
+    """Whether the reward does not rule out that the policy is stuck.
+
+    A policy that finds every answer also has low entropy and groups that teach nothing: that is no collapse.
 
     Example: reward 0 at first, for all rollouts alike, and 0.1 now -> True: perhaps it earns no more than a form
     """
@@ -103,8 +104,10 @@ def may_be_stuck(history: History) -> bool:
 
 
 def has_learnt(reward: float, spread: float, now: float) -> bool:
-    """The mean reward and its spread at first, and the mean now. Where rollouts earned much the same at first, that
-    spread says nothing of what else they could earn: it is not taken for less than 0.5.
+    """Whether the mean reward has risen from `reward` to `now` by more than half of its spread at first.
+
+    If rollouts earned much the same at first, their spread does not show what they could earn, so it counts as at
+    least 0.5.
 
     Example: 0.4, with a spread of 0.6, and 0.75 now -> True; 0.65 now -> False. 0 for all, and 0.2 now -> False
     """
@@ -112,8 +115,9 @@ def has_learnt(reward: float, spread: float, now: float) -> bool:
 
 
 def has_solved(reward: float, spread: float, now: float) -> bool:
-    """What is nearly solved at first cannot rise much. Some rollout earned, or lost, at least the root of the mean
-    square: where that is above 1, it is what the reward has to come near.
+    """Whether the mean reward is now near the highest; a reward that starts near it cannot rise much.
+
+    Some rollout earned, or lost, at least the root of the mean square. If that is above 1, it is taken as the highest.
 
     Example: 0.88, with a spread of 0.3, and 1.0 now -> True; 0.9, 1.0 (rewards of 0 and 2) and 1.0 now -> False
     """
@@ -184,7 +188,7 @@ READ = (*(alarm.reads for alarm in ALARMS), "reward", "reward_std")
 
 
 def averaged(entries: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Of what was noted since the last line of the log, what alarms read, as the trainer averages it.
+    """Return the metrics that alarms read, averaged over entries since the last line of the log, as the trainer does.
 
     Example: {"reward": [0.5, nan, 1.0], "loss": [0.1]} -> {"reward": 0.75}
     """
@@ -193,21 +197,21 @@ def averaged(entries: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 class Alarms:
-    """Of a run, from its log. A new run begins where the log is shorter than what was read of it."""
+    """The alarms of a run, from its log. A log shorter than the part already read means that a new run has begun."""
 
     def __init__(self) -> None:
         self._begin()
 
     def _begin(self) -> None:
-        self._lines = 0  # of the log, that were read
+        self._lines = 0  # lines of the log that were read
         self._history = {name: FirstAndLast() for name in READ}
         self._said: set[str] = set()
 
     def see(self, log: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-        """The line that is about to be logged, after those that are in the log.
+        """Read a line that is about to be logged, after those that are already in the log.
 
-        Returns the alarms to log with it, and what to tell the user of those that go off for the first time. Where a
-        resumed run reads the lines of the one before, what they raised was told then.
+        Returns the alarms to log with it, and a message for each alarm that goes off for the first time. Alarms raised
+        by lines from before a run was resumed were reported then and are not reported again.
         """
         if len(log) < self._lines:
             self._begin()
@@ -224,7 +228,7 @@ class Alarms:
     def _read(self, line: Mapping[str, Any]) -> None:
         for name, series in self._history.items():
             value = line.get(name)
-            if value is not None and value == value:  # nobody scored it, or NaN
+            if value is not None and value == value:  # None if no rollout was scored; may be NaN
                 series.add(value)
 
     def _now(self, line: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""records with gains -> what turns gained that found what they needed, and what the others did.
+"""records with gains -> mean gains of turns that found what they needed, and of the others.
 
-A turn found the answer if an accepted answer stands in its results and stood in none before. Where rows have a column
-`needed` (facts that lead to the answer, as passages word them), a turn that found a new one of these found a fact.
+A turn found the answer if its results contain an accepted answer and no earlier results did. If rows have a column
+`needed` (facts that lead to the answer, in the words of the passages), a turn found a fact if its results contain one
+of these that no earlier results contained.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GainedTurn:
-    """What a turn gained, the question (a row's number), and which of `NAMES` it goes by."""
+    """A turn's gain, its question (a row number), and the two of `NAMES` that apply to it."""
 
     row: int
     gain: float
@@ -39,9 +40,9 @@ class GainedTurn:
 
 @dataclass(frozen=True)
 class Gains:
-    """Mean gains of turns by name, and that of the first less that of the second; intervals over questions.
+    """Mean gains of turns by name, and the first name's mean less the second's; intervals over questions.
 
-    Names that no turn goes by are left out, and so is a difference from nothing.
+    Names that apply to no turn are left out. The difference is None if one of the two means is missing.
     """
 
     means: dict[str, Estimate]
@@ -52,7 +53,7 @@ class Gains:
 
 
 def gained_turns(records: Iterable[Record], column: str = "answer") -> Iterator[GainedTurn]:
-    """Each tool turn whose gain is known. `column` holds the accepted answers."""
+    """Yield each tool turn whose gain is known. `column` holds the accepted answers."""
     for record in records:
         if "gains" not in record:
             raise ValueError("These rollouts have no gains. Evaluate with --eval_gains true, into another folder.")
@@ -70,7 +71,7 @@ def _names_of_turns(record: Record, column: str) -> Iterator[tuple[str, str]]:
     accepted = [record[column]] if isinstance(record[column], str) else record[column]
     answers, needed = [whole_words(answer) for answer in accepted], set(record.get("needed") or ())
     known, made = False, set[str]()
-    for turn in record.get("turns", ()):  # without tools there are none
+    for turn in record.get("turns", ()):  # absent without tools
         read, calls = _read(turn), {f"{call['name']} {call['arguments']}" for call in turn["calls"] or ()}
         holds, facts = any(one.search(read) for one in answers), {fact for fact in needed if fact in read}
         new = ANSWER if holds and not known else FACT if facts else NOTHING
@@ -86,12 +87,12 @@ def _read(turn: Mapping[str, Any]) -> str:
 
 
 def gains_of(records: Iterable[Record], column: str = "answer") -> Gains:
-    """Questions are drawn again with replacement, each with all its turns (bootstrap)."""
+    """Return mean gains with bootstrap intervals: questions are drawn with replacement, each with all its turns."""
     turns = list(gained_turns(records, column))
     if not turns:
         raise ValueError("No turn of these rollouts called a tool, so none has a gain.")
     questions = {row: place for place, row in enumerate(dict.fromkeys(turn.row for turn in turns))}
-    sums = np.zeros((len(questions), len(NAMES), 2))  # of gains, and how many
+    sums = np.zeros((len(questions), len(NAMES), 2))  # of gains, and of turns
     for turn in turns:
         for name in turn.names:
             sums[questions[turn.row], NAMES.index(name)] += (turn.gain, 1)
@@ -104,7 +105,7 @@ def gains_of(records: Iterable[Record], column: str = "answer") -> Gains:
 
 
 def gains_table(columns: Mapping[str, Gains], title: str) -> Table:
-    """Evaluations side by side: a line for each name, with the number of turns."""
+    """Return a table of evaluations side by side: a line for each name, with the number of turns."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("mean gain (95 % interval), turns")
     for name in columns:

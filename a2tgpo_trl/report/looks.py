@@ -1,6 +1,6 @@
-"""the number of a series -> how its line or bar looks, in grey as well; a figure -> a file, always the same.
+"""the number of a series -> how its line or bar looks, also in grey; a figure -> a file, always the same.
 
-A colour never stands alone: with it go a line's dashes and markers, and a bar's hatch.
+Series never differ in colour alone: lines also differ in dashes and markers, and bars in hatches.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (8, 3)), (0, (3, 1)
 MARKERS = "osD^vPX*"
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--", "++")
 SUFFIXES = (".png", ".svg")
-MARKS = 8  # of a long line
+MARKS = 8  # on a long line
 
 
 class Look(NamedTuple):
@@ -31,7 +31,7 @@ class Look(NamedTuple):
 
 
 def look(number: int) -> Look:
-    """Eight differ in all; the next eight have other dashes and hatches with the same colours."""
+    """Eight looks differ in everything; the next eight have the same colours with other dashes and hatches."""
     place, turn = number % len(COLOURS), number // len(COLOURS)
     other = (place + turn) % len(COLOURS)
     return Look(COLOURS[place], DASHES[other], MARKERS[(place + turn) % len(MARKERS)], HATCHES[other])
@@ -40,7 +40,7 @@ def look(number: int) -> Look:
 def draw_curve(
     axes: Axes, curve: Sequence[tuple[int, Estimate]], number: int, label: str | None = None, marked: bool = True
 ) -> None:
-    """A line through means over seeds, with markers, and its interval as a band."""
+    """Draw a line through means over seeds, with markers, and their intervals as a band."""
     of = look(number)
     steps = [step for step, _ in curve]
     axes.plot(
@@ -60,7 +60,7 @@ def draw_curve(
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it: a dollar begins no formula, and no legend leaves it out."""
+    """Return a name that matplotlib shows as it is: a dollar begins no formula, and no legend leaves the name out."""
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -72,7 +72,7 @@ def check_suffix(file: Path) -> None:
 
 
 def save(figure: Figure, file: Path, dpi: int = 110) -> None:
-    """As PNG or SVG, by its suffix. The same figure is the same file: without a date, and texts of an SVG are text."""
+    """Save as PNG or SVG, by the suffix. The same figure gives the same file: no date, and text in SVG stays text."""
     check_suffix(file)
     metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "a2tgpo"}):

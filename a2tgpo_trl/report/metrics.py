@@ -1,24 +1,24 @@
-"""the metrics that a run logs: their names, when they are there, what good and bad curves look like, what to do.
+"""the metrics that a run logs: their names, when they are logged, what good and bad curves look like, what to do.
 
-All of them are named here, and nowhere else; a test holds the names against the logs of runs that have them all. What
-has no data is left out.
+All of them are named here and nowhere else; a test compares the names with the logs of runs that have them all. A
+metric without data is left out.
 
     report_to: [wandb, tensorboard]      # of a recipe; trackio as well: pip install 'a2tgpo_trl[wandb,trackio]'
 
-W&B, Trackio and TensorBoard get them, and beside them a table with a row a turn, histograms, and as config all
-settings, the recipe, the git commit of the working directory and versions of packages. Without a network:
-WANDB_MODE=offline, and `wandb leet inspect` reads the file. Trackers show metrics of training below `train/`, and
-those of evaluations below `eval/`; a log has the latter with `eval_` in front (`eval_reward`), and where there are
-several evaluation sets with a set's name (`eval_easy_reward`). An evaluation samples and scores, nothing else: gains
-of its rollouts (`eval_gains`) are in their records. `eval_rewards/f1/mean` and the like can be the
-`metric_for_best_model`. Where the best model is looked for, or the learning rate follows a plateau, and none is named,
-it is `reward`. What a reward logs itself has the name that it gave it.
+W&B, Trackio and TensorBoard get the metrics, a table with one row per turn, histograms and, as config, all settings,
+the recipe, the git commit of the working directory and the versions of packages. Without a network, set
+WANDB_MODE=offline; `wandb leet inspect` reads the file. Trackers show training metrics under `train/` and evaluation
+metrics under `eval/`. In a log the latter begin with `eval_` (`eval_reward`), followed by the name of the evaluation
+set if there are several (`eval_easy_reward`). An evaluation only samples and scores; the gains of its rollouts
+(`eval_gains`) are in their records. `metric_for_best_model` can be `eval_rewards/f1/mean` and the like. If you do not
+set it and the run loads the best model at the end, or its learning rate follows a plateau, it is `reward`. Metrics
+that a reward logs itself keep the names that it gives them.
 
-A name may have places for others:
+Names may contain placeholders:
 
-    {turn}           turn_1 to turn_8: the first is that of the first turn; later turns count in what is of all turns
+    {turn}           turn_1 (the first turn) to turn_8; later turns count in the metrics over all turns
     {status}         how a turn or a call ended (`a2tgpo help failures`)
-    {tool}, {reward}, {turn_reward}      each of those of the run
+    {tool}, {reward}, {turn_reward}      the name of each one in the run
 """
 
 import re
@@ -38,12 +38,12 @@ STATUSES = (
     *("ok", "result_cut", "bad_arguments", "unknown_tool", "unparsed_call", "tool_error", "timeout"),
     *("over_budget", "context_full"),
 )
-PLACES = {"turn": "turn_[1-8]", "status": "|".join(STATUSES), "method": ".+"}  # others: whatever has no slash
+PLACES = {"turn": "turn_[1-8]", "status": "|".join(STATUSES), "method": ".+"}  # others match anything without a slash
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Names that are read together. `evaluated`: with `eval_` in front, evaluations log them as well."""
+    """Metrics that are read together. `evaluated`: evaluations log them too, with the prefix `eval_`."""
 
     names: tuple[str, ...]
     what: str
@@ -65,11 +65,11 @@ LEARNING = Group(
     (
         Metric(
             ("reward", "rewards/{reward}/mean"),
-            "mean of the rewards of rollouts, weighted and summed; each reward by itself, also with weight 0",
-            good="rises, with noise from batch to batch, and each of its parts with it",
-            bad="flat from the start; or one part rises (a form, a length) while the one that is meant does not",
-            do="flat: groups/teach_nothing says whether there is anything to learn from. One part alone: read "
-            "rollouts (rollouts/turns, a2tgpo show), and give it less weight (reward_weights).",
+            "mean over rollouts of the weighted sum of rewards; mean of each reward by itself, also with weight 0",
+            good="rises, with noise from batch to batch, and so does each of its parts",
+            bad="flat from the start; or one part rises (format, length) while the one that matters does not",
+            do="if flat: groups/teach_nothing says whether there is anything to learn from. If one part rises alone: "
+            "read rollouts (rollouts/turns, a2tgpo show), and give it less weight (reward_weights).",
             evaluated=True,
         ),
         Metric(
@@ -77,16 +77,16 @@ LEARNING = Group(
             "share of groups with equal rewards and equal gains, in the batch that is trained on",
             good="well below 1; it rises at the end, as questions are solved",
             bad="near 1 from the start: all rollouts of a prompt fail alike, or pass alike",
-            do="easier or harder questions, more rollouts a prompt (num_generations), a higher temperature, "
-            "resample_limit.",
+            do="use easier or harder questions, more rollouts per prompt (num_generations), a higher temperature "
+            "or resample_limit.",
             when="groups of two rollouts or more",
         ),
         Metric(
             ("groups/resampled", "groups/reward"),
-            "groups that were rolled out again; mean reward of the batch that is trained on (reward is of all "
+            "groups that were rolled out again; mean reward of the batch that is trained on (reward covers all "
             "rollouts that were made for it)",
             good="few, and fewer as training goes on",
-            bad="most of the batch, step after step: sampling is paid several times over",
+            bad="most of the batch, step after step: you pay for sampling several times over",
             do="as for groups/teach_nothing.",
             when="resample_limit",
         ),
@@ -98,67 +98,67 @@ TURNS = Group(
     (
         Metric(
             ("turns/mean", "turns/max"),
-            "turns a rollout, the answer turn included: their mean, and the most of any",
+            "turns per rollout, the answer turn included: mean and maximum",
             good="settles at what the questions need",
-            bad="falls to 1, where nothing is looked up any more; or climbs to max_tool_calling_iterations",
-            do="falls: see alarms/calls. Climbs: is a call free, and an answer a risk? A turn reward for calls, or "
-            "fewer allowed ones.",
+            bad="falls to 1: nothing is looked up any more; or climbs to max_tool_calling_iterations",
+            do="if it falls: see alarms/calls. If it climbs: is a call free, and an answer a risk? Set a turn reward "
+            "for calls, or allow fewer.",
             evaluated=True,
         ),
         Metric(
             ("turns/{status}",),
-            "share of turns that ended so",
+            "share of turns that ended with this status",
             good="turns/ok near 1",
             bad="unparsed_call, bad_arguments, unknown_tool: the policy does not know the form of a call. tool_error, "
-            "timeout: the tool. over_budget, context_full: limits",
-            do="a2tgpo check shows what the policy reads of the tools; failure_policy says what follows; raise "
-            "max_completion_length or max_result_tokens where limits cut.",
+            "timeout: the tool fails. over_budget, context_full: limits",
+            do="a2tgpo check shows what the policy reads about the tools; failure_policy sets what follows; raise "
+            "max_completion_length or max_result_tokens if limits cut.",
             when="tools or environments",
             evaluated=True,
         ),
         Metric(
             ("turns/survivors_{turn}", "turns/singleton_cells"),
-            "rollouts of a group with a gain at that depth; share of cells with one rollout, which has nothing to be "
-            "compared with",
+            "rollouts of a group with a gain at that depth; share of cells with only one rollout, which has nothing "
+            "to be compared with",
             good="survivors near num_generations in the first turns, singleton cells below a third",
-            bad="most late turns are alone in their cell, and get no credit of their own",
-            do="more rollouts a prompt; gain_normalization: pooled, or stopped_count: true.",
+            bad="most late turns are alone in their cell, so they get no credit of their own",
+            do="use more rollouts per prompt; gain_normalization: pooled, or stopped_count: true.",
             when="gains",
         ),
         Metric(
             ("tools/{tool}/calls", "tools/{tool}/{status}"),
-            "calls of the tool a rollout, and the share of them that ended so",
-            good="calls where the tool is of use, ok near 1",
-            bad="no calls of a tool that is needed; tool_error or timeout of more than some hundredths",
-            do="call the tool by hand with arguments from rollouts/turns; time limits, retries (a2tgpo help tools).",
-            when="tools; ok, result_cut, bad_arguments, tool_error and timeout are of a tool",
+            "calls of the tool per rollout; share of them that ended with this status",
+            good="calls when the tool is useful, ok near 1",
+            bad="no calls of a tool that is needed; tool_error or timeout above some hundredths",
+            do="call the tool by hand with arguments from rollouts/turns; time limits and retries: a2tgpo help tools.",
+            when="tools; only ok, result_cut, bad_arguments, tool_error and timeout are logged by tool",
             evaluated=True,
         ),
         Metric(
             ("tools/seconds", "tools/retries", "tools/hung"),
-            "seconds of a call; further attempts; calls that never came back, since the run began",
-            good="flat, and retries and hung at 0",
-            bad="seconds that rise with the load; hung that grows: threads are lost to it",
-            do="tool_concurrency for what the tool bears, a time limit inside the tool, a process for it "
-            "(a2tgpo help tools).",
+            "seconds per call; retries; calls that never returned, since the run began",
+            good="seconds flat, retries and hung at 0",
+            bad="seconds rise with the load; hung grows: each of these calls costs a thread",
+            do="set tool_concurrency to what the tool can handle, put a time limit inside the tool, or give it a "
+            "process (a2tgpo help tools).",
             when="tools or environments",
             evaluated=True,
         ),
         Metric(
             ("rollouts/excluded", "rollouts/failed_rewards"),
-            "share of rollouts that are left out of the loss; of rewards of environments that failed",
+            "share of rollouts that are left out of the loss; share of environment rewards that failed",
             good="0, or near it",
-            bad="more than some hundredths: what is left out may be the hard questions",
-            do="see which turns/{status} it is; failure_policy.",
+            bad="above some hundredths: the rollouts left out may be those of hard questions",
+            do="see which turns/{status} it is; change failure_policy.",
             when="tools or environments",
             evaluated=True,
         ),
         Metric(
             ("rollouts/sampling_seconds", "rollouts/tool_seconds"),
-            "seconds that the slowest process sampled, and waited for tools, in a batch",
-            good="tools are waited for a small part of the time",
-            bad="tool_seconds of the order of sampling_seconds",
-            do="tool_concurrency, a cache (a2tgpo help tools), stream_turns.",
+            "seconds per batch that the slowest process spent sampling, and waiting for tools",
+            good="waiting for tools takes a small part of the time",
+            bad="tool_seconds on the order of sampling_seconds",
+            do="adjust tool_concurrency, use a cache (a2tgpo help tools) or stream_turns.",
             when="tools or environments",
             evaluated=True,
         ),
@@ -170,25 +170,25 @@ GAINS = Group(
     (
         Metric(
             ("gain/mean", "gain/{turn}/mean"),
-            "what turns gain: the value after a turn less the one before",
-            good="above 0, and most in the turns that find the answer",
-            bad="near 0 at every depth, or falling below it: results do not make the answer more probable",
-            do="does probe_template have the form in which the policy answers? Do results hold the answer (a2tgpo "
+            "mean gain of turns: the value after a turn minus the value before it",
+            good="above 0, and highest in the turns that find the answer",
+            bad="near 0 at every depth, or falling below 0: results do not make the answer more probable",
+            do="does probe_template have the form in which the policy answers? Do results contain the answer (a2tgpo "
             "answerable)? a2tgpo gains compares rollouts that found it with the others.",
             when="gains",
         ),
         Metric(
             ("gain/std", "gain/{turn}/std", "gain/share_positive", "gain/{turn}/share_positive"),
-            "how far gains differ, and the share of them above 0",
+            "standard deviation of gains; share of gains above 0",
             good="std well above gain/floor; share_positive above a half",
-            bad="std near gain/floor: gains tell no turns apart",
+            bad="std near gain/floor: gains do not tell turns apart",
             do="see alarms/gains.",
             when="gains",
         ),
         Metric(
             ("gain/floor", "gain/cells_below_floor"),
-            "what rounding may move a gain by, in nats (1e-4 in float32, some hundredths in 16 bits and TF32); share "
-            "of cells, of two rollouts or more, in which no gain is further than that from the mean",
+            "how far rounding may move a gain, in nats (1e-4 in float32, some hundredths in 16 bits and TF32); share "
+            "of cells with two rollouts or more in which no gain is further than that from the mean",
             good="cells_below_floor well below 1; it rises at the end, as rollouts become alike",
             bad="near 1 from the start: gains credit no turn",
             do="see alarms/gains.",
@@ -198,21 +198,21 @@ GAINS = Group(
             ("value/before", "value/after", "value/after_{turn}"),
             "how well the policy predicts the answer: from the prompt alone, at the end, and after each turn "
             "(log-probability of a token of the probe, or its probability with gain_measure: probability)",
-            good="after rises over before, and further from turn to turn",
-            bad="before is as high as after: the policy knows the answer without a call. Both fall: it has been "
-            "trained away from the form of the probe",
-            do="ask what it cannot know; give probe and reward the same form; eval_gains shows the gains of held-out "
-            "rollouts.",
+            good="after is above before, and rises from turn to turn",
+            bad="before is as high as after: the policy knows the answer without a call. Both fall: training has "
+            "moved it away from the form of the probe",
+            do="ask questions that it cannot know; give probe and reward the same form; eval_gains shows the gains of "
+            "held-out rollouts.",
             when="gains",
         ),
         Metric(
             ("gain/seconds", "gain/forwards", "gain/failed_probes"),
-            "cost of the gain pass: seconds of the slowest process and forwards, of a batch; values that were not "
-            "finite",
+            "cost of the gain pass per batch: seconds of the slowest process, and forward passes; values that were "
+            "not finite",
             good="a small part of step_time; failed_probes 0",
-            bad="seconds of the order of sampling; failed_probes above 0",
-            do="gain_token_budget for what the memory bears; stream_turns takes values while sampling. Failed probes: "
-            "the policy gives the answer no probability in its precision: try bf16: false.",
+            bad="seconds on the order of sampling; failed_probes above 0",
+            do="set gain_token_budget to what memory allows; stream_turns computes values while sampling. Failed "
+            "probes: in its precision the policy gives the answer no probability; try bf16: false.",
             when="gains; in evaluations with eval_gains",
             evaluated=True,
         ),
@@ -224,35 +224,35 @@ CREDIT = Group(
     (
         Metric(
             ("turn_rewards/{turn_reward}/mean", "turn_rewards/{turn_reward}/{turn}"),
-            "what single turns earned, before its weight: over all turns, and by turn",
-            good="what is punished becomes rare, and what is rewarded common, along with reward",
+            "mean of a turn reward before its weight: over all turns, and by turn",
+            good="punished turns become rare and rewarded ones common, and reward rises too",
             bad="it improves while reward does not: the policy learns the turn reward instead",
-            do="a smaller weight in turn_rewards, or a smaller turn_reward_weight.",
+            do="set a smaller weight in turn_rewards, or a smaller turn_reward_weight.",
             when="turn rewards",
             evaluated=True,
         ),
         Metric(
             ("clip_scale/mean", "clip_scale/{turn}"),
-            "how far clip ranges are widened or narrowed by gains",
-            good="near 1 on average, and apart by turn",
+            "how far gains widen or narrow clip ranges",
+            good="near 1 on average, and different by turn",
             bad="1 everywhere though clip_adaptation is not 0: no gain differs by more than rounding",
             do="see alarms/gains.",
             when="gains",
         ),
         Metric(
             ("states/alone", "states/turns", "states/seconds"),
-            "share of turns alone in their state; turns of a prompt that begin in one, on average; seconds that it "
-            "took the slowest process",
-            good="alone below a half, turns of several",
+            "share of turns alone in their state; average number of turns of a prompt that begin in a state; "
+            "seconds of the slowest process",
+            good="alone below a half, several turns per state",
             bad="alone near 1: nothing is compared by state",
-            do="a lower state_likeness (0.9), more rollouts a prompt.",
+            do="use a lower state_likeness (0.9) or more rollouts per prompt.",
             when="credit: gigpo, or gain_groups: state",
         ),
         Metric(
             ("shaping/passed", "shaping/share", "shaping/mean", "shaping/seconds"),
-            "share of rollouts that passed; of those whose outcome was shaped; by how much on average; seconds of the "
+            "share of rollouts that passed; share whose outcome was shaped; by how much on average; seconds of the "
             "slowest process",
-            good="passed rises, and share falls with what still fails",
+            good="passed rises, and share falls as fewer rollouts fail",
             bad="passed stays 0: nothing is shaped",
             do="does the weighted sum of the rewards reach success_reward?",
             when="failure_shaping",
@@ -266,8 +266,8 @@ RATIOS = Group(
         Metric(
             ("clip_fraction/mean", "clip_fraction/{turn}"),
             "share of a turn's tokens that are clipped",
-            good="0 in the first update of a batch, some thousandths to a few hundredths over all; with one ratio for "
-            "a turn more than with one for each token, as a turn is clipped as a whole",
+            good="0 in the first update of a batch, some thousandths to a few hundredths overall; more with one ratio "
+            "per turn than with one per token, because a turn is clipped as a whole",
             bad="above some hundredths: the clip range is narrow for the size of the updates. The policy learns, but "
             "a wider range may be faster",
             do="see alarms/clipping.",
@@ -275,30 +275,30 @@ RATIOS = Group(
         ),
         Metric(
             ("turn_ratio/mean", "turn_ratio/{turn}"),
-            "importance ratio of a turn: policy now over policy at sampling",
-            good="within the clip range of 1",
+            "importance ratio of a turn: current policy over policy at sampling",
+            good="within the clip range around 1",
             bad="drifts from 1 in the later updates of a batch",
-            do="a lower learning rate, fewer updates of a batch (num_iterations, steps_per_generation).",
+            do="use a lower learning rate or fewer updates per batch (num_iterations, steps_per_generation).",
         ),
         Metric(
             (
                 *("sampler_gap/mean", "sampler_gap/absolute", "sampler_gap/{turn}", "sampler_gap/absolute_{turn}"),
                 *("sampler_gap/growth", "sampler_gap/alarm"),
             ),
-            "log-probabilities of the sampler minus the trainer's, over tokens; the gap after the first turn over "
-            "that of it, and 1 where it is above 2",
+            "mean over tokens of the sampler's log-probability minus the trainer's; growth: the gap after the first "
+            "turn over the gap in it; alarm: 1 if growth is above 2",
             good="absolute about 0.01 in 16 bits, at every depth",
-            bad="more, if weights were not pushed; growing with depth, where the two read long contexts differently",
-            do="the same precision, rotary scaling and window for both; a2tgpo help vllm.",
+            bad="higher if weights were not pushed; growing with depth if the two read long contexts differently",
+            do="use the same precision, rotary scaling and window for both; see a2tgpo help vllm.",
             when="vLLM, or a rollout function that returns logprobs",
         ),
     ),
 )
 
 OF_ALARMS = Group(
-    "Alarms and a hint: 1 where one is on, else 0. Each is told once, with what to do",
+    "Alarms and a hint: 1 if one is on, else 0. Each is reported once, with what to do",
     tuple(
-        Metric((alarm.name,), f"1 where {alarm.when}", do=alarm.do, when=f"five lines of {alarm.reads}, 0 before")
+        Metric((alarm.name,), f"1 if {alarm.when}", do=alarm.do, when=f"{alarm.reads}; 0 until five lines have it")
         for alarm in ALARMS
     ),
 )
@@ -308,21 +308,21 @@ BESIDE = Group(
     (
         Metric(
             (TURN_TABLE,),
-            "rollouts of a batch, a row for each turn: what was said, called and read, values, gain, z, advantage and "
-            "clip scale. At most table_turns rows, 50 times in a run; a text in TensorBoard",
+            "rollouts of a batch, one row per turn: what was said, called and read, values, gain, z, advantage and "
+            "clip scale. At most table_turns rows, 50 times per run; as text in TensorBoard",
             when="table_turns",
         ),
         Metric(
             (GAIN_HISTOGRAM,),
-            "gains of the turns at a depth, of the last batch before the line",
-            good="a heap at 0 and another above it: turns that found nothing, and those that did",
-            bad="one narrow heap",
+            "gains of the turns at a depth, from the last batch before the line of the log",
+            good="one peak at 0 and another above it: turns that found nothing, and turns that found something",
+            bad="one narrow peak",
             do="see alarms/gains.",
             when="gains",
         ),
         Metric(
             ("completions",),
-            "TRL's table of whole rollouts, with turn_advantages, the advantage of each turn, and their mean (W&B and "
+            "TRL's table of whole rollouts, with turn_advantages (the advantage of each turn) and their mean (W&B and "
             "Trackio)",
             when="log_completions",
         ),
@@ -335,7 +335,7 @@ def _short(*names: str, what: str, when: str = "", evaluated: bool = False) -> M
 
 
 OF_TRL = Group(
-    "TRL's own (its documentation of GRPOTrainer says more)",
+    "TRL's own (see also its documentation of GRPOTrainer)",
     (
         _short("reward_std", "rewards/{reward}/std", what="spread of rewards over a batch", evaluated=True),
         _short("frac_reward_zero_std", what="share of groups with equal rewards", evaluated=True),
@@ -344,7 +344,7 @@ OF_TRL = Group(
             *("completions/mean_length", "completions/min_length", "completions/max_length"),
             *("completions/mean_terminated_length", "completions/min_terminated_length"),
             "completions/max_terminated_length",
-            what="tokens of a rollout, results of tools included; of those that the policy ended itself",
+            what="tokens per rollout, tool results included; the same for rollouts that the policy ended itself",
             evaluated=True,
         ),
         _short(
@@ -354,20 +354,20 @@ OF_TRL = Group(
         ),
         _short(
             *("tools/call_frequency", "tools/failure_frequency"),
-            what="calls a rollout; share of them that failed",
+            what="calls per rollout; share of them that failed",
             when="tools",
             evaluated=True,
         ),
-        _short("entropy", what="of the next token: falls slowly in a good run, at once in one that collapses"),
+        _short("entropy", what="of the next token: falls slowly in a good run, suddenly in one that collapses"),
         _short("kl", what="distance from the reference policy", when="beta"),
         _short(
-            "policy_loss", "entropy_coef", what="loss without the bonus for entropy; its weight", when="entropy_coef"
+            "policy_loss", "entropy_coef", what="loss without entropy bonus; weight of the bonus", when="entropy_coef"
         ),
         _short("aux_loss", what="balance of experts", when="mixtures of experts with router_aux_loss_coef"),
         _short(
             *("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
             *("clip_ratio/low_min", "clip_ratio/high_max"),
-            what="share of tokens that are clipped, as clip_fraction by tokens instead of turns",
+            what="share of tokens that are clipped: as clip_fraction, but by token instead of by turn",
             when="losses that clip",
         ),
         _short("cispo_clip_ratio", what="share of tokens at the cap", when="loss_type: cispo"),
@@ -379,21 +379,21 @@ OF_TRL = Group(
             what="gap between sampler and trainer, and the weights that correct it",
             when="vLLM with vllm_importance_sampling_correction",
         ),
-        _short("step_time", what="seconds of a step"),
+        _short("step_time", what="seconds per step"),
         _short("profiling/Time taken: {method}", what="seconds of a method of the trainer", when="W&B and Trackio"),
     ),
 )
 
 OF_TRANSFORMERS = Group(
-    "Those of every trainer of transformers",
+    "Those of every transformers trainer",
     (
-        _short("loss", what="of the step; no measure of what is learnt"),
-        _short("grad_norm", what="before it is clipped to max_grad_norm; unstable runs have peaks that stay"),
+        _short("loss", what="of the step; does not measure what is learnt"),
+        _short("grad_norm", what="before clipping to max_grad_norm; unstable runs have lasting peaks"),
         _short("learning_rate", "epoch", "global_step", what="where the run is"),
         _short("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", what="cost of an evaluation"),
         _short(
             *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"),
-            what="at the end, of the whole run; W&B has them in its summary",
+            what="logged at the end, for the whole run; W&B has them in its summary",
         ),
     ),
 )
@@ -405,7 +405,7 @@ GROUPS = (LEARNING, TURNS, GAINS, CREDIT, RATIOS, OF_ALARMS, BESIDE, OF_TRL, OF_
 
 
 def names() -> Iterator[str]:
-    """All names, those of evaluations among them, with places for others.
+    """Yield all names, including those of evaluations, with placeholders.
 
     Example: "reward", "eval_reward", ..., "gain/{turn}/mean"
     """
@@ -417,7 +417,7 @@ def names() -> Iterator[str]:
 
 
 def documented_as(name: str) -> str | None:
-    """The name under which a metric of a log stands here; None for one that does not.
+    """Return the name under which a logged metric is listed here; None if it is not listed.
 
     Example: "gain/turn_2/mean" -> "gain/{turn}/mean"; "eval_reward" -> itself; "gian/mean" -> None
     """
@@ -436,7 +436,7 @@ def _patterns() -> tuple[frozenset[str], tuple[tuple[str, re.Pattern[str]], ...]
 
 def _pattern(name: str) -> str:
     """Example: "turns/survivors_{turn}" -> "turns/survivors_(?:turn_[1-8])" """
-    parts = re.split(r"\{(\w+)\}", name)  # text and places by turns
+    parts = re.split(r"\{(\w+)\}", name)  # text and placeholders alternate
     return "".join(f"(?:{PLACES.get(part, '[^/]+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
 
 
@@ -444,7 +444,7 @@ def _pattern(name: str) -> str:
 
 
 def table() -> str:
-    """All of it, as `a2tgpo help metrics` shows it."""
+    """Return all metrics, as `a2tgpo help metrics` shows them."""
     return "\n\n".join("\n".join([f"{group.title}:", *_lines(group)]) for group in GROUPS)
 
 
@@ -452,7 +452,7 @@ def _lines(group: Group) -> Iterator[str]:
     for metric in group.metrics:
         yield ""
         yield from _wrapped(", ".join(metric.names), 4)
-        parts = {"": metric.what, "there with: ": metric.when, "good: ": metric.good, "bad: ": metric.bad}
+        parts = {"": metric.what, "logged with: ": metric.when, "good: ": metric.good, "bad: ": metric.bad}
         for label, text in {**parts, "do: ": metric.do}.items():
             if text:
                 yield from _wrapped(f"{label}{text}", 8)

@@ -15,17 +15,17 @@ NEARLY_ALL = 0.95
 
 
 class NothingToLearn(TrainerCallback):
-    """Keeps count over a run; groups of one rollout, which have nothing to be compared with, are not counted."""
+    """Keeps count over a run, without groups of one rollout, which have nothing to be compared with."""
 
     def __init__(self, interrupted: Callable[[], bool]) -> None:
-        """`interrupted`: whether the run ends since it was told to, and says nothing of what it has learnt so far."""
+        """`interrupted`: whether the run was told to end early; it then gives no warning."""
         self._interrupted = interrupted
         self._since = 0
         self._shares: list[float] = []
         self._rewards: list[float] = []
 
     def see(self, share: float, reward: float) -> None:
-        """Of a batch: the share of groups that teach nothing, and the mean reward, NaN where nobody was scored."""
+        """Note a batch's share of groups that teach nothing, and its mean reward, NaN if no rollout was scored."""
         self._shares.append(share)
         if not math.isnan(reward):
             self._rewards.append(reward)

@@ -1,7 +1,7 @@
-"""two evaluations of the same questions -> by how much the policies differ, and whether chance would make it.
+"""two evaluations of the same questions -> by how much the policies differ, and whether that could be chance.
 
-Questions differ far more than policies do: where both were asked the same ones, the difference is told from chance by
-those on which they disagree.
+Questions differ far more than policies do. If both policies were asked the same questions, those on which they
+disagree tell whether the difference is chance.
 """
 
 import math
@@ -22,12 +22,12 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A score of the second policy less that of the first, over the questions that have both."""
+    """The second policy's score less the first's, over the questions that have both."""
 
     first: float
     second: float
     difference: Estimate
-    # Only of a score that is 1 or 0, of one rollout a question: how many only one of them has right, McNemar's p.
+    # Only for scores of 0 or 1 with one rollout a question: how many only one policy has right, and McNemar's p.
     only_first: int | None = None
     only_second: int | None = None
     p: float | None = None
@@ -35,7 +35,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences by the name of a score: over all questions, and for each value of a column."""
+    """Differences by the name of the score: over all questions, and for each value of a column."""
 
     everything: dict[str, Difference]
     groups: dict[str, dict[str, Difference]]
@@ -53,7 +53,7 @@ class Paired:
 
 
 def _by_row(records: Records, column: str) -> dict[int, set[Any]]:
-    """What stands in a column for each question."""
+    """The values in a column, by question."""
     found: dict[int, set[Any]] = {}
     for record in records:
         found.setdefault(record["row"], set()).add(record[column])
@@ -61,7 +61,7 @@ def _by_row(records: Records, column: str) -> dict[int, set[Any]]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """How probable so uneven a split of the disagreements is, were each as likely to go either way: exact, two-sided.
+    """The probability of so uneven a split of disagreements if each is as likely to go either way: exact, two-sided.
 
         p = min(1, 2 sum_{i <= min(b, c)} C(n, i) / 2^n)      n = b + c disagreements
 
@@ -76,11 +76,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def differences(first: Records, second: Records) -> dict[str, Difference]:
-    """Each score that both have, question by question."""
+    """The difference in each score that both have, paired by question."""
     one, other = per_question(first), per_question(second)
     single = all(len({record["row"] for record in records}) == len(records) for records in (first, second))
     found = {}
-    # Right answers per call are a ratio of sums over questions: one question has no such number.
+    # Right answers per call is a ratio of sums over questions, so a single question has none.
     for name in [name for name in one if name in other and name != RIGHT_PER_CALL]:
         rows = [row for row in one[name] if row in other[name]]
         if rows:
@@ -99,7 +99,7 @@ def _difference(values: Sequence[tuple[float, float]], counted: bool) -> Differe
 
 
 def check_same_questions(first: Records, second: Records) -> None:
-    """Rows of the same number hold the same question and answer, and both have all of them."""
+    """Check that both evaluations have the same rows, with the same question and answer in each."""
     asked, others = ({record["row"]: _question(record) for record in records} for records in (first, second))
     rows = sorted(asked.keys() ^ others.keys())
     if rows:
@@ -113,13 +113,13 @@ def check_same_questions(first: Records, second: Records) -> None:
 
 
 def _question(record: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The last message of the prompt, and the answer: before it, models of two families are instructed differently."""
+    """The last message of the prompt, and the answer; earlier messages may instruct other models differently."""
     prompt = record["prompt"]
     return prompt if isinstance(prompt, str) else prompt[-1], record.get("answer")
 
 
 def difference_table(found: Paired, names: Sequence[str], title: str) -> Table:
-    """A line for each score, and below the first one a line for each group."""
+    """Return a table with a line for each score, and below the first one a line for each group."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE)
     table.caption = f"only right: by {names[0]} and by {names[1]} alone; p: McNemar's exact test of these"
     for head in ("mean", *names, "difference (95 %)", "only right", "p"):

@@ -1,4 +1,4 @@
-"""scores of evaluations -> the cells of one row of a table in Markdown, beside what a paper has there.
+"""scores of evaluations -> the cells of one row of a table in Markdown, next to a paper's numbers.
 
     <!-- results -->
     | Qwen3-4B |       | HotpotQA | ... | PopQA | single-hop |
@@ -7,7 +7,7 @@
     | DAPO     | here  |          | ... |       |            |
     <!-- end of results -->
 
-Rows end with "here" where they are filled. Nothing else of the file is changed.
+Only cells of rows whose second cell is "here" are filled. Nothing else in the file changes.
 """
 
 import json
@@ -24,7 +24,7 @@ from ..tasks.qa.sets import MULTI_HOP, SETS, SINGLE_HOP
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 HERE = "here"
-# heads of columns -> the sets that they are about
+# heading of a column -> the sets that it covers
 COLUMNS = {
     "HotpotQA": ("hotpotqa",),
     "2Wiki": ("2wikimultihopqa",),
@@ -47,7 +47,7 @@ class SetScore:
 
 
 def fill(file: Path, model: str, method: str, scores: Sequence[Path]) -> str:
-    """Write the scores in these files of evaluations into the row of a model and a method. Returns the row."""
+    """Write the scores of these evaluations into the row of a model and a method. Returns the row."""
     found = read_scores(scores)
     lines = file.read_text().splitlines(keepends=True)
     head, place = _find_row(file, lines, model, method)
@@ -59,7 +59,7 @@ def fill(file: Path, model: str, method: str, scores: Sequence[Path]) -> str:
 
 
 def read_scores(files: Sequence[Path]) -> dict[str, SetScore]:
-    """Exact match on each set, of files that `a2tgpo eval` has written (scores.json). Each set is in one of them."""
+    """Return exact match on each set from files of `a2tgpo eval` (scores.json), each set being in only one of them."""
     found: dict[str, SetScore] = {}
     places: dict[str, Path] = {}
     for file in files:
@@ -89,9 +89,9 @@ def _of_file(file: Path) -> dict[str, SetScore]:
 
 
 def cell_of(found: Mapping[str, SetScore], names: Sequence[str]) -> str:
-    """Exact match on all questions of these sets in percent, or nothing where one of the sets was not evaluated.
+    """Return exact match on all questions of these sets in percent, or nothing if one of them was not evaluated.
 
-    Where not all questions of the sets were asked, in brackets how many.
+    If not all questions of the sets were asked, their number follows in brackets.
 
     Example: HotpotQA 0.4942, interval 0.483 to 0.5056, all 7,405 -> "49.42 ± 1.13"
     """
@@ -114,7 +114,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def tables(file: Path, lines: Sequence[str]) -> dict[str, dict[int, list[str]]]:
-    """Between the two markers: the model at the head of each table -> number of each of its lines -> its cells."""
+    """Return the tables between the two markers: model in the heading -> number of a line -> the line's cells."""
     stripped = [line.strip() for line in lines]
     if stripped.count(BEGIN) != 1 or stripped.count(END) != 1 or stripped.index(BEGIN) > stripped.index(END):
         raise ValueError(f"{file} must have the lines {BEGIN} and {END} once each, and the tables between them.")
@@ -133,7 +133,7 @@ def tables(file: Path, lines: Sequence[str]) -> dict[str, dict[int, list[str]]]:
 
 
 def _find_row(file: Path, lines: Sequence[str], model: str, method: str) -> tuple[list[str], int]:
-    """The cells at the head of the model's table, and the number of the line of the method's own row."""
+    """Return the head cells of the model's table, and the line number of the method's own row."""
     found = tables(file, lines)
     if model not in found:
         raise ValueError(f"{file} has no table of {model!r}.{nearest(model, found)} It has {', '.join(found)}.")

@@ -1,8 +1,8 @@
-"""series of runs -> one picture: learning curves, numbers by turn, or bars of what they came to.
+"""series of runs -> one picture: learning curves, numbers by turn, or bars of areas and final values.
 
-Intervals are Student's over seeds, 95 %. A run alone has none over seeds. What it has, its labels say: held-out scores
-before and after training have intervals over questions, and numbers by turn over steps, which tell how steady the run
-was, and nothing of another seed.
+Intervals are Student's over seeds, 95 %. A run alone has none over seeds. As its labels say, its held-out scores
+before and after training have intervals over questions, and its numbers by turn have intervals over steps, which show
+how steady the run was but nothing about another seed.
 """
 
 import re
@@ -28,14 +28,14 @@ TITLES = {
     **{"reward": "reward", "turns/mean": "turns per rollout", "gain/mean": "gain per turn"},
 }
 IN_A_ROW = 4  # panels
-SOME = "Some runs of"  # begins a sentence on a series that is not what it seems
-SURVIVORS = "turns/survivors_turn_{}"  # by which turns of a depth weigh
+SOME = "Some runs of"  # begins a sentence on a series some of whose runs lack a metric
+SURVIVORS = "turns/survivors_turn_{}"  # the weight of a step in numbers by turn
 
 
 def plot_runs(runs: Mapping[str, Path], file: Path, scored: str = "held out") -> None:
-    """Learning curves of runs, each by itself: its course in training, and scores with their intervals.
+    """Draw learning curves of runs, each by itself: its course in training, and scores with their intervals.
 
-    `scored`: what the questions of the scores are.
+    `scored`: what kind of questions the scores are on.
     """
     found = [Series(name, one.runs) for name, folder in runs.items() for one in read_series([folder])]
     plot_curves(found, file, scored=scored)
@@ -47,9 +47,9 @@ def plot_runs(runs: Mapping[str, Path], file: Path, scored: str = "held out") ->
 def plot_curves(
     series: Sequence[Series], file: Path, metrics: Sequence[str] | None = None, scored: str = "held out"
 ) -> list[str]:
-    """One panel for each metric; without a choice, for each of the usual ones that any run has.
+    """Draw a panel for each metric; without a choice, for each of the usual metrics that any run has.
 
-    Returns what is missing in the picture, in sentences.
+    Returns sentences that say what is missing from the picture.
     """
     check_suffix(file)
     found, missing = _chosen(series, metrics or _usual(series))
@@ -69,12 +69,12 @@ def plot_curves(
 
 
 def _usual(series: Sequence[Series]) -> list[str]:
-    """Of runs alone, held-out scores stand in the panel of the same reward in training; of others, beside it."""
+    """The usual metrics. Runs alone show held-out scores in the panel of the training reward, others beside it."""
     has = _metrics_of(series)
     shares = [metric for metric in SHARES if metric in has]
     held_out = [] if _are_alone(series) else [metric for name in RIGHT_OR_WRONG if (metric := HELD_OUT + name) in has]
     others = [metric for metric in TITLES if metric in has and metric not in SHARES]
-    # The reward stands in where there is no share of right answers.
+    # The reward is drawn only if there is no share of right answers.
     kept = [metric for metric in others if metric != "reward" or not (shares or held_out)]
     return [*held_out, *shares, *kept]
 
@@ -84,7 +84,7 @@ def _are_alone(series: Sequence[Series]) -> bool:
 
 
 def _beside(metric: str) -> str | None:
-    """The held-out score of a reward in training. Example: rewards/f1/mean -> held_out/f1"""
+    """The held-out score of a training reward. Example: rewards/f1/mean -> held_out/f1"""
     parts = metric.split("/")
     return HELD_OUT + parts[1] if parts[0] == "rewards" and parts[-1] == "mean" and len(parts) == 3 else None
 
@@ -92,7 +92,7 @@ def _beside(metric: str) -> str | None:
 def _course(axes: Axes, one: Series, metric: str, number: int, of_all: int) -> None:
     if not one.has(metric):
         return
-    if metric.startswith(HELD_OUT) and len(one.curve(metric)) < 3:  # before training and after it, nothing between
+    if metric.startswith(HELD_OUT) and len(one.curve(metric)) < 3:  # only before and after training
         _points(axes, one, metric, number, of_all, one.label)
         return
     is_training = not metric.startswith(HELD_OUT)
@@ -104,7 +104,7 @@ def _course(axes: Axes, one: Series, metric: str, number: int, of_all: int) -> N
 
 
 def _points(axes: Axes, one: Series, metric: str, number: int, of_all: int, label: str) -> None:
-    """Held-out scores with their intervals, a little beside those of other series at the same step."""
+    """Draw held-out scores with their intervals, slightly beside those of other series at the same step."""
     if not one.has(metric):
         return
     curve, of_questions = one.curve(metric), one.runs[0].scores.get(metric, {}) if one.is_alone else {}
@@ -133,9 +133,9 @@ def _bounds(points: Sequence[Estimate]) -> tuple[list[float], list[list[float]]]
 
 
 def plot_turns(series: Sequence[Series], file: Path, metrics: Sequence[str] | None = None) -> list[str]:
-    """A row for each metric: its mean at each turn, in the first quarter of the steps and in the last.
+    """Draw a row for each metric: its mean at each turn, in the first quarter of the steps and in the last.
 
-    A step weighs by the rollouts that came so far in it.
+    Each step is weighted by the number of its rollouts that reached the turn.
     """
     check_suffix(file)
     metrics = metrics or ["gain/mean"]
@@ -198,7 +198,7 @@ def with_turns(one: Series) -> set[str]:
 
 
 def places(one: Series, metric: str) -> list[int]:
-    """The turns, from 1, at which each run of a series has the metric."""
+    """The turns, counted from 1, at which every run of a series has the metric."""
     known = {int(number) for name in one.metrics for number in re.findall(r"turn_(\d+)", name)}
     return [place for place in sorted(known) if _name_at(one.runs, metric, place) is not None]
 
@@ -209,7 +209,7 @@ def _name_at(runs: Sequence[Run], metric: str, place: int) -> str | None:
 
 
 def _at_turn(one: Series, metric: str, place: int, part: int) -> Estimate:
-    """Over the first quarter of the steps that have the number, or over the last; over seeds, if there are several."""
+    """The mean over the first or last quarter of the steps that have the metric; over seeds if there are several."""
     means = [_mean_at_turn(run, metric, place, part) for run in one.runs]
     return means[0] if one.is_alone else over_seeds([mean.mean for mean in means])
 
@@ -227,9 +227,9 @@ def _mean_at_turn(run: Run, metric: str, place: int, part: int) -> Estimate:
 
 
 def plot_bars(series: Sequence[Series], file: Path, metrics: Sequence[str] | None = None) -> list[str]:
-    """A row for each metric: the area under its curve, which is its mean height, and where it ends.
+    """Draw a row for each metric: the area under its curve, which is its mean height, and its last value.
 
-    Without a choice, of the held-out share of right answers.
+    Without a choice, the metric is the held-out share of right answers.
     """
     check_suffix(file)
     metrics, missing = _chosen(series, metrics or [_held_out_share(series)])
@@ -265,7 +265,7 @@ def _over(one: Series, metric: str, point: Callable[[Curve], float]) -> Estimate
 
 
 def _uneven(series: Sequence[Series], metric: str) -> list[str]:
-    """What makes areas hard to compare."""
+    """Sentences on what makes areas hard to compare."""
     found = []
     if any(len(run.curves[metric]) == 2 for one in series for run in one.runs):
         found.append(f"The area of {metric} is of two scores: for more, train with --eval_strategy steps.")
@@ -280,7 +280,7 @@ def _end(curve: Curve) -> float:
 
 
 def _bars(axes: Axes, series: Mapping[int, Series], metric: str, point: Callable[[Curve], float]) -> None:
-    """`series`: those that have the metric, by the number that they look by."""
+    """`series`: those that have the metric, by the number that sets their look."""
     for place, (number, one) in enumerate(series.items()):
         of, found = look(number), _over(one, metric, point)
         axes.barh(
@@ -301,25 +301,25 @@ def _bars(axes: Axes, series: Mapping[int, Series], metric: str, point: Callable
             ha="right",
             va="center",
             fontsize="small",
-            bbox={"facecolor": "white", "linewidth": 0, "pad": 1.5},  # above an interval that reaches so far
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 1.5},  # drawn over intervals that reach this far
         )
     axes.set_yticks(range(len(series)), [plain(one.label) for one in series.values()])
     axes.margins(x=0.2)
-    if _is_share(metric):  # of few seeds, intervals reach further than shares can
+    if _is_share(metric):  # with few seeds, intervals reach beyond possible shares
         axes.set_xlim(0, 1.15)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-# ---- what all of them share
+# ---- shared by all pictures
 
 
 def _metrics_of(series: Sequence[Series]) -> set[str]:
-    """Those that a series can be drawn by."""
+    """The metrics by which some series can be drawn."""
     return {metric for one in series for metric in one.metrics if one.has(metric)}
 
 
 def _lacks(series: Sequence[Series], metric: str) -> list[str]:
-    """A sentence for each series that cannot be drawn."""
+    """A sentence for each series that lacks the metric."""
     lacking = [one for one in series if not one.has(metric)]
     return [
         f"{SOME} {one.name} have no {metric}, so it is left out."
@@ -330,7 +330,7 @@ def _lacks(series: Sequence[Series], metric: str) -> list[str]:
 
 
 def _chosen(series: Sequence[Series], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The metrics, which some series has at least, and a sentence for each series that lacks one."""
+    """Check that some series has each metric; return them, and a sentence for each series that lacks one."""
     known = sorted(_metrics_of(series))
     if not metrics:
         raise ValueError(f"None of the usual metrics is there. Name one: --metric {' '.join(known[:3])}")
@@ -374,7 +374,7 @@ def _finish(axes: Axes, title: str, along: str, is_share: bool = False) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """In the first panel that has something to say; series that this one lacks are named in the next that has them."""
+    """Put a legend in the first panel with labels; series not in it are named in the next panel that has them."""
     told: set[str] = set()
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""what the trainer logs -> one line a step, and one progress bar below them on a terminal."""
+"""what the trainer logs -> one line a step, and one progress bar below the lines on a terminal."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from ..rewards import RIGHT_OR_WRONG
 
 
-# what a step's line shows: metric -> its name there, and how it is written. What was not logged is left out.
+# metrics in a step's line: metric -> its name there, and its format. Metrics that were not logged are left out.
 SHOWN = {
     "reward": ("reward", "{:.2f}"),
     **{f"rewards/{name}/mean": (name.replace("_", " "), "{:.2f}") for name in RIGHT_OR_WRONG},
@@ -40,7 +40,7 @@ def step_line(step: int, steps: int, logs: dict[str, Any]) -> str:
 
 
 class Display:
-    """The bar, and lines above it. Only the main process has one that shows anything."""
+    """The bar, and lines above it. Only the main process shows them."""
 
     def __init__(self, shown: bool = True, bars: bool = True):
         self.console = Console(quiet=not shown, soft_wrap=True)
@@ -56,16 +56,16 @@ class Display:
         )
 
     def close(self) -> None:
-        """Give the terminal back, also after an error in the middle of a bar."""
+        """Restore the terminal, even after an error in the middle of a bar."""
         self._progress.stop()
 
     def line(self, text: Any) -> None:
-        """A line, or a table, above the bar."""
+        """Print a line or a table above the bar."""
         self.console.print(text, highlight=False)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Any]:
-        """A bar for one stretch of work; gives the function that sets how much of it is done."""
+        """Show a bar for one stretch of work; gives a function that sets how much of it is done."""
         with self._progress:
             task = self._progress.add_task(description, total=total)
             try:
@@ -100,7 +100,7 @@ class StepLines(TrainerCallback):
 
 
 class OncePerPlace(logging.Handler):
-    """Writes the first warning of each place in a library's code: some come again with every row of every batch."""
+    """Writes the first warning from each place in a library's code; some repeat with every row of every batch."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -114,15 +114,15 @@ class OncePerPlace(logging.Handler):
 
 
 def quiet_libraries() -> None:
-    """Libraries report errors only; warnings of this package stay, and those of TRL, which are about the run."""
+    """Let libraries report errors only, but keep warnings from this package, and from TRL, which are about the run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore")
     warnings.filterwarnings(
         "default", module=r"a2tgpo_(trl|recipe_)|trl\."
-    )  # ours, those of files a recipe names, TRL's
+    )  # from this package, from files that a recipe names, from TRL
     trl = logging.getLogger("trl")
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # the others of a machine would warn of the same
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # other processes on the machine would repeat the warnings
     trl.setLevel(logging.WARNING if first else logging.ERROR)
     if not any(isinstance(handler, OncePerPlace) for handler in trl.handlers):
         trl.addHandler(OncePerPlace())
@@ -132,7 +132,7 @@ def quiet_libraries() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    # Weights that are missing in a checkpoint, and so drawn at random, are no noise.
+    # A warning of weights missing from a checkpoint, which are then drawn at random, must be seen.
     logging.getLogger("transformers.modeling_utils").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -12,7 +12,7 @@ PATIENCE = 10.0  # seconds that git may take, as on a slow file system
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What to keep beside the settings of a run that is started in this folder.
+    """Return what to keep with the settings of a run that is started in this folder.
 
     Example: {"git_commit": "1577bec...", "git_changed": False, "versions": {"python": "3.11.7", "trl": "1.16.0", ...}}
     """
@@ -20,14 +20,14 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def commit(folder: Path) -> dict[str, Any]:
-    """The commit that is checked out there, and whether files that git tracks differ from it; None without git."""
+    """Return the commit checked out there, and whether files tracked by git differ from it; None without git."""
     found = _git(folder, "rev-parse", "HEAD")
     changed = None if found is None else _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"git_commit": found, "git_changed": None if changed is None else bool(changed)}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of those packages that are installed."""
+    """The versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -38,13 +38,13 @@ def versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git says; None where there is no git, no repository or no commit, or where it takes too long."""
+    """Return git's output; None if there is no git, no repository or no commit, or if it takes too long."""
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *words],  # others may work in there at the same time
+            ["git", "--no-optional-locks", "-C", str(folder), *words],  # others may use it at the same time
             capture_output=True,
             encoding="utf-8",
-            errors="replace",  # a name of a file may be any bytes
+            errors="replace",  # a file name may be any bytes
             timeout=PATIENCE,
             check=False,
         )

@@ -24,7 +24,7 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions, and where the mean over all such questions lies with 95 % confidence."""
+    """A mean over questions, and the interval that has the mean over all such questions with 95 % confidence."""
 
     mean: float
     low: float
@@ -32,7 +32,7 @@ class Estimate:
     number: int
 
     def __str__(self) -> str:
-        if self.number == 1 and self.low == self.high:  # nothing is known of where it might have been
+        if self.number == 1 and self.low == self.high:  # there is no interval
             return f"{self.mean:.3f}"
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
@@ -41,10 +41,10 @@ Row = dict[str, Estimate]  # by the name of a score
 
 
 def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean and confidence interval of one number per question.
+    """Return the mean and the confidence interval of one number per question.
 
     A share (of questions, or of each one's rollouts) has Wilson's interval, which stays honest at 0 % and 100 %. Other
-    numbers have the percentiles of means over questions that are drawn again with replacement (bootstrap).
+    numbers have percentiles of means over questions drawn with replacement (bootstrap).
 
     Example: 8 of 10 right -> 0.8 (0.490 to 0.943)
     """
@@ -58,15 +58,15 @@ def interval(values: Sequence[float], share: bool, confidence: float = CONFIDENC
 
 
 def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean over sets of sum(a) / sum(b), where (a, b) is of one question, and percentiles of it over draws.
+    """Return the mean over sets of sum(a) / sum(b), with one (a, b) per question, and its percentiles over draws.
 
-    Questions are drawn again with replacement within their set.
+    Questions are drawn with replacement within their set.
 
     Example: [(1, 2), (0, 2)] and [(1, 1)] -> mean of 1 / 4 and 1 / 1 = 0.625
     """
     rng, means, draws = np.random.default_rng(0), [], []
     for pairs in sets:
-        # Thousands of questions have few pairs between them, such as 1 and 0.
+        # Thousands of questions may have few distinct pairs, such as those for 1 and 0.
         distinct, counts = np.unique(np.asarray(pairs, dtype=float), axis=0, return_counts=True)
         means.append(ratios(counts @ distinct))
         draws.append(ratios(np.stack([drawn @ distinct for drawn in drawn_again(rng, counts)])))
@@ -74,19 +74,19 @@ def bootstrap(sets: Sequence[Sequence[Pair]], confidence: float = CONFIDENCE) ->
 
 
 def drawn_again(rng: np.random.Generator, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """How often each of several things, of which there are so many, comes in a draw of as many; draw after draw."""
+    """Yield, for each bootstrap draw, how often each distinct thing occurs; `counts` says how many there are."""
     number = int(counts.sum())
     return (rng.multinomial(number, counts / number) for _ in range(RESAMPLES))
 
 
 def estimate(mean: float, draws: np.ndarray, number: int, confidence: float = CONFIDENCE) -> Estimate:
-    """A mean, and percentiles of what it is in draws; NaN in a draw does not count."""
+    """Return a mean with its percentiles over draws, without those that are NaN."""
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(mean), float(low), float(high), number)
 
 
 def ratios(sums: np.ndarray) -> np.ndarray:
-    """The first of two sums by the second; NaN where that is 0, as in a draw of questions without a call."""
+    """Return the first of two sums divided by the second; NaN if that is 0, as when no question drawn has a call."""
     above, below = sums[..., 0], sums[..., 1]
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
@@ -95,9 +95,9 @@ def ratios(sums: np.ndarray) -> np.ndarray:
 
 
 def per_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[Any, Pair]]:
-    """Each score as one pair a question, whose sums over questions are divided: for a mean, the second number is 1.
+    """Return each score as a pair per question, whose sums over questions are divided; for a mean, the second is 1.
 
-    Several rollouts of one question are averaged first, since they are no independent samples.
+    Several rollouts of one question are averaged first, because they are not independent samples.
     """
     by_row: dict[Any, list[dict[str, float]]] = {}
     for record in records:
@@ -116,17 +116,17 @@ def per_question(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[Any, Pa
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """A rollout's rewards and how often it asked; calls that reached their tool, only where calls are on record."""
+    """A rollout's rewards, its tool turns and, if its calls are on record, the calls that reached their tool."""
     numbers = {name: value for name, value in record["rewards"].items() if value is not None}
     numbers[TURNS] = float(record["tool_turns"])
     calls = [turn["calls"] for turn in record.get("turns", [{"calls": None}])]
-    if None not in calls:  # as it is with a rollout function, whose calls are its own
+    if None not in calls:  # a rollout function makes its own calls, which are not on record
         numbers[CALLS] = float(sum(call["made"] for of_turn in calls for call in of_turn))
     return numbers
 
 
 def score(records: Iterable[Mapping[str, Any]]) -> Row:
-    """Each reward, tool turns and calls: means over questions, and right answers per call, with intervals."""
+    """Return means over questions of each reward, tool turns and calls, and right answers per call, with intervals."""
     found = {name: list(pairs.values()) for name, pairs in per_question(records).items()}
     return {
         name: interval([value for value, _ in pairs], share=True) if name in RIGHT_OR_WRONG else bootstrap([pairs])
@@ -135,7 +135,7 @@ def score(records: Iterable[Mapping[str, Any]]) -> Row:
 
 
 def plain_score(sets: Sequence[Sequence[Mapping[str, Any]]]) -> Row:
-    """The same as means of the sets' own, in which a small set counts as much as a large one."""
+    """Return the same as means over the sets' own scores, so that a small set counts as much as a large one."""
     found = [per_question(records) for records in sets]
     shared = [name for name in found[0] if all(name in one for one in found)]
     return {name: bootstrap([list(one[name].values()) for one in found]) for name in shared}
@@ -143,12 +143,12 @@ def plain_score(sets: Sequence[Sequence[Mapping[str, Any]]]) -> Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of an evaluation: over all rows, for each value of a column, and for what the task gathers of them."""
+    """Scores of an evaluation: over all rows, for each value of a column, and for each collection of the task."""
 
     everything: Row
     groups: dict[str, Row]
-    averages: dict[str, Row] = field(default_factory=dict)  # each question counts alike
-    plain: dict[str, Row] = field(default_factory=dict)  # each group counts alike
+    averages: dict[str, Row] = field(default_factory=dict)  # over the questions of a collection
+    plain: dict[str, Row] = field(default_factory=dict)  # over the means of its groups
 
     @classmethod
     def of(
@@ -175,7 +175,7 @@ class Scores:
 
     @property
     def lines(self) -> dict[str, Row]:
-        """All but those of everything, in the order of a table."""
+        """All scores but those of `everything`, in the order of a table."""
         return {**self.groups, **self.averages, **self.plain}
 
     def write(self, file: Path) -> None:
@@ -199,7 +199,7 @@ def _having(records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[
 
 
 def score_table(columns: dict[str, Scores], title: str) -> Table:
-    """Scores side by side: a line for each reward, and below the first one a line for each group."""
+    """Return a table of scores side by side: a line for each reward, and below the first one a line for each group."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("mean (95 % interval)")
     for name in columns:
@@ -215,7 +215,7 @@ def score_table(columns: dict[str, Scores], title: str) -> Table:
 
 
 def markdown(scores: Scores, title: str) -> str:
-    """The scores as a table of Markdown: a line for all questions and for each group, a column for each score."""
+    """Return the scores as a Markdown table: a line for all questions and for each group, a column for each score."""
     names = list(scores.everything)
     lines = [["questions", "number", *(name.replace("_", " ") for name in names)]]
     for label, row in {"all": scores.everything, **scores.lines}.items():

@@ -1,4 +1,4 @@
-"""a number of each seed -> their mean, and where the mean over all seeds lies with 95 % confidence (Student's t)."""
+"""a number for each seed -> their mean, and the 95 % confidence interval of the mean over all seeds (Student's t)."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ T_QUANTILES = (
 
 
 def quantile(number: int) -> float:
-    """Student's, for the mean of so many numbers, two at least; no less than it is."""
+    """Return Student's quantile for the mean of `number` numbers, two at least; never below the exact one."""
     return T_QUANTILES[min(number - 2, len(T_QUANTILES) - 1)]
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval (Student's t); of a single seed, the interval is its value.
+    """Return the mean and 95 % interval (Student's t); for a single seed, the interval is its value.
 
     Example: 1, 2 and 3 -> 2, from 2 - 4.303 / sqrt(3) = -0.484 to 4.484
     """
@@ -31,7 +31,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def weighted(values: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """The same of numbers that weigh differently; with equal weights, it is `over_seeds`.
+    """Return the same for weighted numbers; with equal weights, it is `over_seeds`.
 
         half-width = t sqrt(n / (n - 1) sum of (w (x - mean))^2) / sum of w
 

@@ -1,9 +1,9 @@
-"""folders of finished runs -> series: runs that differ in nothing but their seed are one, with a number of each seed.
+"""folders of finished runs -> series: runs that differ only in their seed are one, with a number for each seed.
 
     outputs/grpo-0, outputs/grpo-1, outputs/gtpo  ->  grpo (2 runs), gtpo (1)
 
-What a run's settings are, its folder says (`whole_recipe.yaml`). A run whose folder does not, as that of a script, is
-a series of its own. So are runs of the same settings, where two of them have the same seed.
+A run's settings are read from its folder (`whole_recipe.yaml`). A run whose folder lacks this file, such as that of a
+script, is a separate series. If two runs of the same settings have the same seed, so is each run of these settings.
 """
 
 import json
@@ -23,19 +23,19 @@ from .seeds import over_seeds
 STATE = "trainer_state.json"
 SCORES = "evaluation"  # folder of a run's held-out scores
 WHOLE = "whole_recipe.yaml"
-HELD_OUT = "held_out/"  # before the name of a held-out score
-EVALUATED = "eval_rewards/"  # before that in a log
-NO_SETTINGS = ("seed", "output_dir", "run_name")  # in which runs of a series may differ
-SEED = 42  # of a recipe that names none: the parent's
+HELD_OUT = "held_out/"  # prefix of a held-out score
+EVALUATED = "eval_rewards/"  # its prefix in a log
+NO_SETTINGS = ("seed", "output_dir", "run_name")  # settings in which runs of a series may differ
+SEED = 42  # the seed of a recipe that names none, as in the parent class
 WINDOW = 5  # steps over which a training curve is averaged
 
 Curve = Sequence[tuple[int, float]]  # (step, score), the steps ascending
 
 
 def area(curve: Curve) -> float:
-    """Mean height of a curve, straight between its points: the mean score of the policy while it learnt.
+    """Return the mean height of a curve, straight between its points: the mean score of the policy while it learnt.
 
-    It rewards learning sooner as well as learning more, and depends on no choice of a checkpoint.
+    It rewards learning sooner as well as learning more, and does not depend on the choice of a checkpoint.
 
     Example: (0, 0.2), (10, 0.4), (20, 0.8) -> (0.3 x 10 + 0.6 x 10) / 20 = 0.45
     """
@@ -47,7 +47,7 @@ def area(curve: Curve) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured in a run: by metric, its course. Names of held-out scores begin with `held_out/`."""
+    """What was measured in a run: a curve for each metric. Names of held-out scores begin with `held_out/`."""
 
     curves: Mapping[str, Curve]
     scores: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # with intervals over questions
@@ -55,11 +55,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Series:
-    """The runs of one method or setting, which differ by their seed."""
+    """The runs of one method or setting, which differ only in their seed."""
 
     name: str
     runs: Sequence[Run]
-    window: int = WINDOW  # 1: its training curves are means already
+    window: int = WINDOW  # 1 if its training curves are already means
 
     @property
     def is_alone(self) -> bool:
@@ -67,33 +67,33 @@ class Series:
 
     @property
     def label(self) -> str:
-        """Example: grpo (8 seeds); of a run alone, its name"""
+        """Example: grpo (8 seeds); for a run alone, its name"""
         return self.name if self.is_alone else f"{self.name} ({len(self.runs)} seeds)"
 
     @property
     def metrics(self) -> set[str]:
-        """Those that each of its runs has."""
+        """The metrics that each of its runs has."""
         return set.intersection(*({metric for metric, curve in run.curves.items() if curve} for run in self.runs))
 
     @property
     def partial(self) -> set[str]:
-        """Those that some of its runs have, and others have not, or at no step that all have."""
+        """The metrics that some of its runs have, but not all, or not at any common step."""
         some = {metric for run in self.runs for metric in run.curves}
         return {metric for metric in some if not self.has(metric)}
 
     def has(self, metric: str) -> bool:
-        """Whether its runs have the metric, at some step that all of them have."""
+        """Whether all of its runs have the metric at some common step."""
         steps = [{step for step, _ in run.curves.get(metric, ())} for run in self.runs]
         return bool(set.intersection(*steps))
 
     def curve(self, metric: str) -> list[tuple[int, Estimate]]:
-        """Over seeds, at the steps that all of them have: averaged over the last steps in training."""
+        """Means over seeds at the steps that all runs have; training curves are smoothed first."""
         window = 1 if metric.startswith(HELD_OUT) else self.window
         return mean_curve([smooth(run.curves[metric], window) for run in self.runs])
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, Estimate]]:
-    """Over seeds, at the steps that all of them have.
+    """Return means over seeds at the steps that all curves have.
 
     Example: (0, 0.2), (10, 0.4) and (0, 0.4) -> at step 0, a mean of 0.3
     """
@@ -103,7 +103,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[int, Estimate]]:
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Each value with those before it, so many in all.
+    """Average each value with those before it, `window` in all.
 
     Example (window 2): (1, 0.0), (2, 1.0), (3, 2.0) -> (1, 0.0), (2, 0.5), (3, 1.5)
     """
@@ -116,9 +116,9 @@ def smooth(curve: Curve, window: int) -> Curve:
 
 
 def read_run(folder: Path) -> Run:
-    """What a finished run logged, and its held-out scores.
+    """Return what a finished run logged, and its held-out scores.
 
-    Those before and after training, which have intervals, stand in the place of those that were logged at these steps.
+    Scores before and after training, which have intervals, replace those that were logged at these steps.
     """
     history = read_history(folder)
     steps = [entry for entry in history if "reward" in entry]
@@ -141,7 +141,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def history_in(file: Path) -> list[dict[str, Any]]:
-    """What was logged, by its steps, as a run's folder and its checkpoints have it."""
+    """Return the log in a trainer state of a run or a checkpoint, sorted by step."""
     try:
         history = json.loads(file.read_text())["log_history"]
         return sorted(history, key=lambda entry: entry["step"])
@@ -150,7 +150,7 @@ def history_in(file: Path) -> list[dict[str, Any]]:
 
 
 def _instead(folder: Path) -> str:
-    """What to name in the place of a folder that is no run's."""
+    """Advice on what to name instead of a folder that holds no finished run."""
     if not folder.is_dir():
         return "There is no such folder."
     inside = sorted(file.parent for file in folder.glob(f"*/{STATE}"))
@@ -171,12 +171,12 @@ def _logged(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, floa
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a log has a number there: it has None where nothing had one, such as a reward that scored no rollout."""
+    """Whether a value of a log is a finite number; it is None, for example, if a reward scored no rollout."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def evaluated(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, float]]:
-    """Step, name and mean of each held-out score that was logged while training."""
+    """Yield step, name and mean of each held-out score that was logged during training."""
     for entry in history:
         for key, value in entry.items():
             if key.startswith(EVALUATED) and key.endswith("/mean") and is_number(value):
@@ -184,7 +184,7 @@ def evaluated(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, 
 
 
 def _scores(folder: Path, last: int) -> dict[str, dict[int, Estimate]]:
-    """Those before and after training."""
+    """The held-out scores before and after training, by metric and step."""
     found: dict[str, dict[int, Estimate]] = {}
     for step, when in ((0, "before"), (last, "after")):
         file = folder / SCORES / f"{when}.json"
@@ -202,7 +202,7 @@ def _scores(folder: Path, last: int) -> dict[str, dict[int, Estimate]]:
 
 
 def read_series(folders: Sequence[Path]) -> list[Series]:
-    """The series of these runs, in their order; of several runs, named by what their folders' names have in common."""
+    """Return the series of these runs, in their order; several runs are named by what their folder names share."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -217,7 +217,7 @@ def read_series(folders: Sequence[Path]) -> list[Series]:
 
 
 def _settings(folder: Path) -> tuple[str, int] | None:
-    """All that a run's recipe says but its seed, and that; None where nothing is known of it."""
+    """A run's recipe without its seed, and its seed; None if the recipe is unknown."""
     file = folder / WHOLE
     if not file.exists():
         return None
@@ -227,7 +227,7 @@ def _settings(folder: Path) -> tuple[str, int] | None:
 
 
 def _alike(settings: Sequence[tuple[str, int] | None]) -> list[list[int]]:
-    """The numbers of the runs of each series."""
+    """The positions of the runs of each series."""
     groups: dict[Any, list[int]] = {}
     for i, of_run in enumerate(settings):
         groups.setdefault(i if of_run is None else of_run[0], []).append(i)
@@ -239,7 +239,7 @@ def _alike(settings: Sequence[tuple[str, int] | None]) -> list[list[int]]:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What names begin with, without the seed that follows.
+    """Return the common beginning of names, without the seed that follows.
 
     Example: grpo-0 and grpo-1 -> grpo; run-10 and run-12 -> run; igpo_seed3 and igpo_seed4 -> igpo
     """
@@ -247,6 +247,6 @@ def common_name(names: Sequence[str]) -> str:
         return names[0]
     begins = os.path.commonprefix(list(names))
     if any(name[len(begins) :][:1].isdigit() for name in names):
-        begins = re.sub(r"\d+$", "", begins)  # the beginning of a number is none of its own
+        begins = re.sub(r"\d+$", "", begins)  # drop digits that begin longer numbers
     begins = re.sub(r"([-_./ ]+seed)?[-_./ ]*$", "", begins)
     return begins or names[0]

@@ -1,4 +1,4 @@
-"""what a user asks for, a run's folder -> the checkpoint to go on from, or an error that says which one would do."""
+"""what a user asks for, a run's folder -> the checkpoint to resume from, or an error that says which one works."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,16 @@ class Run:
 
     folder: Path
     settings: dict[str, Any]
-    defaults: dict[str, Any]  # of settings that nobody has set
+    defaults: dict[str, Any]  # default values of settings
     layout: dict[str, Any]
-    allows_changes: bool  # whether it goes on where settings differ
-    seeds_rollouts: bool  # whether a rollout depends on its own seed, and not on how many processes there are
+    allows_changes: bool  # whether it resumes if settings differ
+    seeds_rollouts: bool  # whether a rollout depends on its own seed, not on the number of processes
     moves_reference: bool  # whether it has a reference model that follows the policy
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One to go on from. `facts` are those of its manifest: None if plain TRL has saved it."""
+    """A checkpoint to resume from. `facts` are those of its manifest: None if plain TRL saved it."""
 
     folder: Path
     facts: dict[str, Any] | None
@@ -46,7 +46,7 @@ class Choice:
         self._faults = self._find_faults()
 
     def choose(self, asked: bool | str | None) -> Checkpoint | None:
-        """The one to go on from: the latest whole one, or the one that is named. None for a run from the beginning."""
+        """Return the checkpoint to resume from: the latest whole one, or the one named. None: begin a new run."""
         if not asked:
             if self._whole:
                 logger.warning(
@@ -65,7 +65,7 @@ class Choice:
         return chosen
 
     def _find_faults(self) -> dict[int, str | None]:
-        """By step of a checkpoint, the latest first, why it is not whole on some rank. Folders may be local."""
+        """Return by step, latest first, why a checkpoint is not whole on some rank, or None. Folders may be local."""
         mine = [(step_of(folder), fault(folder)) for folder in checkpoints_of(self._run.folder)]
         found: dict[int, list[str | None]] = {}
         for of_rank in self._ranks.gather_lists(mine):
@@ -80,7 +80,7 @@ class Choice:
 
     @property
     def _whole(self) -> list[Path]:
-        """Those that are whole on all ranks, the latest first."""
+        """The checkpoints that are whole on all ranks, the latest first."""
         return [checkpoint(self._run.folder, step) for step, why in self._faults.items() if why is None]
 
     def _latest(self) -> Checkpoint:
@@ -121,7 +121,7 @@ class Choice:
             return f" The last whole one is {self._whole[0]}."
         return f" {self._run.folder} holds no whole one."
 
-    # ---- whether it is of the same run
+    # ---- whether it belongs to the same run
 
     def _check_settings(self, folder: Path, facts: dict[str, Any]) -> None:
         settings = self._run.settings
@@ -137,7 +137,7 @@ class Choice:
         logger.warning(f"{found} It is gone on from all the same (resume_changed).")
 
     def _check_layout(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Other processes may take over where a new batch of rollouts begins, if they can read the optimizer."""
+        """Accept another layout only where a new batch of rollouts begins, and if the optimizer can be read."""
         before, now = facts["layout"], self._run.layout
         changed = "; ".join(differences(before, now))
         if not changed:
@@ -162,15 +162,15 @@ class Choice:
         if not self._run.seeds_rollouts:
             logger.warning(f"{folder}: {changed}. What is sampled from here on is not what it would have been.")
 
-    # ---- what comes after it
+    # ---- later checkpoints
 
     def is_of_run(self, chosen: Checkpoint) -> bool:
         """Whether it is one of the run's own checkpoints, however it was named."""
         return any(chosen.folder.samefile(own) for own in checkpoints_of(self._run.folder))
 
     def set_later_aside(self, chosen: Checkpoint, moves: bool) -> None:
-        """Nothing later than where a run goes on from may be taken for its own. `moves`: whether this rank does it."""
-        self._ranks.wait()  # a slower process may be looking at what is moved here
+        """Set later checkpoints aside, so that none is taken for this run's. `moves`: whether this rank does it."""
+        self._ranks.wait()  # a slower process may still look at what is moved here
         for step, why in self._faults.items():
             folder = checkpoint(self._run.folder, step)
             if moves and step > step_of(chosen.folder) and folder.is_dir():

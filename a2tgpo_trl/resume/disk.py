@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: the run ends on all ranks, with a line that says what to do about it."""
+"""A full or read-only disk -> the run ends on all ranks, with a line that says what to do about it."""
 
 import errno
 import math
@@ -20,13 +20,13 @@ from .manifest import fault
 
 logger = get_logger(__name__)
 
-# An error of writing: of the system, and of torch, which has no class of its own for it.
+# Errors of writing: the system's codes, and texts of torch's errors, which have no class for it.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 WRITING_FAILED = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
 def write_together(ranks: Ranks, folder: Path, write: Callable[[], None]) -> None:
-    """Write on each rank. Where it fails on any, all raise: none is left waiting for the others."""
+    """Write on each rank. If it fails on any, all raise, so that none waits for the others."""
     mine: Exception | None = None
     try:
         write()
@@ -41,7 +41,7 @@ def write_together(ranks: Ranks, folder: Path, write: Callable[[], None]) -> Non
 
 
 def leave_at_once(folder: Path, error: Exception) -> NoReturn:
-    """End this process and leave the others, who wait for what it will not do, to the launcher."""
+    """End this process. The others wait for it in vain, so ending them is left to the launcher."""
     line = _not_written(f"{folder.name} could not be written", folder.parent, str(error))
     logger.error(line, main_process_only=False)
     os._exit(1)
@@ -49,7 +49,7 @@ def leave_at_once(folder: Path, error: Exception) -> NoReturn:
 
 @contextmanager
 def told_if_not_written(run: Path) -> Iterator[None]:
-    """Inside, where results are written, a disk that is full or read-only ends the run with a line that says so."""
+    """Inside, while results are written, a full or read-only disk ends the run with a line that says so."""
     try:
         yield
     except Exception as error:
@@ -57,13 +57,13 @@ def told_if_not_written(run: Path) -> Iterator[None]:
         if elsewhere or not is_about_writing(error):
             raise
         line = _not_written("Results could not be written", run, str(error))
-        if os.environ.get("RANK", "0") != "0":  # the first rank, which speaks for all, may know nothing of it
+        if os.environ.get("RANK", "0") != "0":  # the first rank, which reports for all, may not know of it
             logger.error(line, main_process_only=False)
         raise RunStopped(line) from error
 
 
 def is_about_writing(error: Exception) -> bool:
-    """Whether a disk is the reason, and not the program."""
+    """Whether the disk caused this error, and not the program."""
     if isinstance(error, OSError):
         return error.errno in NO_WRITING
     return isinstance(error, SafetensorError) or any(name in str(error) for name in WRITING_FAILED)

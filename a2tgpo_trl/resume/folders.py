@@ -1,7 +1,7 @@
-"""a run's folder -> its checkpoints: where they are, which give way to later ones, what is set aside.
+"""a run's folder -> its checkpoints: where they are, which are removed, which are set aside.
 
-A folder that is no whole checkpoint, or later than the one that a run goes on from, is set aside under another name:
-nothing takes it for a checkpoint then, and nothing is lost either.
+A folder that is not a whole checkpoint, or is later than the one that a run resumes from, is set aside under another
+name: nothing takes it for a checkpoint any more, and nothing is lost.
 """
 
 import re
@@ -21,17 +21,17 @@ from .own_files import OwnFiles
 logger = get_logger(__name__)
 
 STATE = "trainer_state.json"
-TORN = "torn"  # what it was when it was set aside
+TORN = "torn"  # not whole when it was set aside
 LEFT = "left"  # later than the checkpoint that a run went back to
 
 
 def checkpoint(run: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the folder of a step's checkpoint."""
     return Path(run, f"{PREFIX_CHECKPOINT_DIR}-{step}")
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint's folder.
+    """Return the step of a checkpoint's folder.
 
     Example: outputs/run/checkpoint-40 -> 40
     """
@@ -39,14 +39,14 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints_of(run: str | Path) -> list[Path]:
-    """The folders named as checkpoints are, whole or not, the latest first."""
+    """Return the folders named like checkpoints, whole or not, the latest first."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
     found = [folder for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if folder.is_dir()]
     return sorted((folder for folder in found if pattern.fullmatch(folder.name)), key=step_of, reverse=True)
 
 
 def was_completed(folder: Path) -> bool:
-    """Whether a checkpoint may hold something to go on from: what has a manifest, or what TRL itself has finished."""
+    """Whether a run may be able to resume from a checkpoint: it has a manifest, or TRL itself finished it."""
     return (folder / MANIFEST).exists() or (folder / STATE).exists()
 
 
@@ -80,7 +80,7 @@ def check_writable(run: str | Path) -> None:
 
 
 def make_place(folder: Path) -> None:
-    """A new folder for a checkpoint. One of this name that is there is not this run's to remove."""
+    """Make a new folder for a checkpoint. An existing one of this name is not removed, but set aside."""
     if folder.exists():
         place = set_aside(folder, TORN if fault(folder) else LEFT)
         logger.warning(f"{folder} was there already, and is now {place.name}.")
@@ -96,7 +96,7 @@ def declare_whole(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def remove_surplus(run: Path, limit: int | None, kept: Collection[Path]) -> None:
-    """Remove the earliest checkpoints over the limit, of those that this package wrote."""
+    """Remove the earliest checkpoints over the limit that this package wrote."""
     for folder in surplus(run, limit, kept):
         place = remove_checkpoint(folder)
         if place is not None:
@@ -104,7 +104,7 @@ def remove_surplus(run: Path, limit: int | None, kept: Collection[Path]) -> None
 
 
 def surplus(run: str | Path, limit: int | None, kept: Collection[Path]) -> list[Path]:
-    """Of the checkpoints that this package wrote, the earliest ones over the limit; those that are kept count as well.
+    """Return the earliest of this package's checkpoints that are over the limit; those that are kept count as well.
 
     Example: checkpoints 1, 2, 3 and 4, limit 2, 1 and 4 are kept -> 2 and 3
     """
@@ -117,8 +117,8 @@ def surplus(run: str | Path, limit: int | None, kept: Collection[Path]) -> list[
 
 
 def remove_checkpoint(folder: Path) -> Path | None:
-    """Remove what this package wrote in a checkpoint. What else it holds is set aside, in the folder returned."""
+    """Remove what this package wrote in a checkpoint. Anything else in it is set aside, in the folder returned."""
     own = OwnFiles(folder.parent)
-    files = [folder / MANIFEST, *files_of(folder)]  # without its manifest it is no checkpoint any more
+    files = [folder / MANIFEST, *files_of(folder)]  # without its manifest it is no longer a checkpoint
     own.remove(*(str(file.relative_to(folder.parent)) for file in files))
     return set_aside(folder, TORN) if folder.exists() else None

@@ -1,7 +1,8 @@
 """a checkpoint's folder -> whether it is whole, and what was known when it was saved.
 
-A checkpoint is whole once its manifest is there: written last, when all ranks have written all of theirs, it lists
-each file with its size. What was cut off while it was written has none, and what was cut short since differs from it.
+A checkpoint is whole once it has a manifest: this is written last, when all ranks have written their files, and lists
+each file with its size. A checkpoint that was cut off while it was written has no manifest, and one that was cut short
+since differs from it.
 """
 
 import json
@@ -16,12 +17,12 @@ NO_MANIFEST = "it has no manifest"
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """All files of a checkpoint but its manifest, in the order of their names."""
+    """Yield all files of a checkpoint except its manifest, in the order of their names."""
     return (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST)
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Declare a checkpoint whole, with what there is to know about it. It is on the disk when this returns."""
+    """Declare a checkpoint whole, with these facts about it. The manifest is on the disk when this returns."""
     sizes = {}
     for file in files_of(folder):
         _flush(file)
@@ -44,7 +45,7 @@ def _flush(path: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the manifest says. None: there is none, or nothing that can be read."""
+    """Return what the manifest says; None if there is none, or it cannot be read."""
     try:
         facts = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValueError):  # ValueError: cut off, or no text at all
@@ -53,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def fault(folder: Path) -> str | None:
-    """Why a checkpoint is not whole. None: it is.
+    """Return why a checkpoint is not whole; None if it is.
 
     Example: "optimizer.pt is missing", "model.safetensors has 100 bytes of 4096"
     """

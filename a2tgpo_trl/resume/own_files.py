@@ -1,12 +1,12 @@
-"""a run's folder -> which of its files this package wrote: nothing else is ever removed or written over.
+"""a run's folder -> which of its files this package wrote: nothing else is ever removed or overwritten.
 
-What is written is entered in a marker beside it, with its size, its time and a digest, by which a copy is known. A
-file that differs from its entry is somebody else's from then on. One that grows while it is written (rollouts, line by
-line) is entered before, without any of these, and is known by its name until it is done. A policy, which a run must
-never lose, is written in a folder of its own and entered before it is moved to its place.
+Each file that is written is entered in a marker beside it, with its size, its time and a digest, which identifies a
+copy. A file that differs from its entry is somebody else's from then on. A file that grows while it is written
+(rollouts, line by line) is entered first, without any of these, and is known by its name until it is done. A policy,
+which a run must never lose, is written in a separate folder and entered before it is moved to its place.
 
-The marker is a journal, a JSON object a line, to which every process of a run appends: what is entered costs the same
-however much is there already, and takes nothing from what another process enters.
+The marker is a journal, one JSON object per line, to which every process of a run appends: an entry costs the same
+however many there are, and loses none that another process makes.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from typing import Any
 from ..errors import RecipeError
 
 
-MARKER = "_a2tgpo_files.jsonl"  # what begins with "_" is not pushed to the hub
+MARKER = "_a2tgpo_files.jsonl"  # names that begin with "_" are not pushed to the hub
 DRAFT = "_unfinished-"
 ABOUT = "Files in this folder that a2tgpo_trl wrote: size, time, digest. Others are never removed nor written over."
 MODEL_CARD = "README.md"
-# What is loaded from a folder, as parts of one policy.
+# Files that are loaded from a folder as parts of one policy.
 LOADED = (
     *("*config.json", "*.index.json", "tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
     *("*.safetensors*", "*.bin", "*.pt", "ref/adapter_*"),
     "additional_chat_templates/*.jinja",
 )
 
-BLOCK = 2**16  # bytes; of larger files this many blocks are read for a digest, and not tens of gigabytes
+BLOCK = 2**16  # bytes; for the digest of a larger file only BLOCKS of these are read, not tens of gigabytes
 BLOCKS = 64
 
 Entry = list[Any] | None  # size, time and digest; None: not done yet
@@ -45,20 +45,20 @@ class OwnFiles:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    # ---- what is whose
+    # ---- which files are ours
 
     def owns(self, name: str) -> bool:
-        """Whether there is such a file, and it is as this package left it."""
+        """Whether this file exists and is as this package left it."""
         entries, _ = self._read()
         return name in entries and self._is_as_left(name, entries[name])
 
     def all(self) -> list[str]:
-        """The names of all that are there and as they were left."""
+        """Return the names of all files that are as this package left them."""
         entries, _ = self._read()
         return sorted(name for name, entry in entries.items() if self._is_as_left(name, entry))
 
     def foreign(self, patterns: Iterable[str]) -> list[str]:
-        """What is there under these names, and was not written by this package or was changed since."""
+        """Return what matches these patterns and was not written by this package, or was changed since."""
         entries, made = self._read()
         found = {path for pattern in patterns for path in self.folder.glob(pattern)}
 
@@ -71,11 +71,11 @@ class OwnFiles:
         return sorted(name for path, name in names.items() if not is_own(path, name))
 
     def folders(self) -> set[str]:
-        """The names of those that were made for files of ours."""
+        """Return the names of the folders that were made for our files."""
         return self._read()[1]
 
     def refuse_foreign(self, patterns: Iterable[str], instead: str = "") -> None:
-        """An error that says what is in the way, and what to do about it."""
+        """Raise an error if files that are not ours are in the way; it says which, and what to do about them."""
         names = self.foreign(patterns)
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -86,7 +86,7 @@ class OwnFiles:
 
     def _is_as_left(self, name: str, entry: Entry) -> bool:
         path, root = self.folder / name, self.folder.resolve()
-        # A link, or what lies behind one, is somebody else's arrangement.
+        # A link, or a file behind one, is somebody else's.
         if not path.is_file() or path.resolve() != root / name or root not in path.resolve().parents:
             return False
         if entry is None:
@@ -98,25 +98,25 @@ class OwnFiles:
     # ---- what is written
 
     def claim(self, *names: str) -> None:
-        """These are about to be written, where nothing of somebody else's is in their place."""
+        """Enter files that are about to be written; an error if somebody else's files are in their place."""
         self.refuse_foreign(map(escape, names))
         self._enter({name: None for name in names})
 
     @contextmanager
     def writing(self, *names: str) -> Iterator[None]:
-        """What is inside writes these."""
+        """Inside, these files are written."""
         self._enter({name: None for name in names})
         yield
         self.add(*names)
 
     def add(self, *names: str) -> None:
-        """These are written; those that are not there are ours no more."""
+        """Enter files that are written; those that do not exist are no longer ours."""
         there = {name: self.folder / name for name in names if (self.folder / name).is_file()}
         self._enter({name: _now(path) for name, path in there.items()}, gone=[n for n in names if n not in there])
 
     @contextmanager
     def entering(self, patterns: Sequence[str]) -> Iterator[None]:
-        """What is inside writes files of such names: those that are new or other ones afterwards are ours."""
+        """Inside, files that match these patterns are written: those that are new or changed afterwards are ours."""
         before = self._times(patterns)
         yield
         self.add(*(name for name, time in self._times(patterns).items() if before.get(name) != time))
@@ -126,11 +126,11 @@ class OwnFiles:
         return {str(file.relative_to(self.folder)): file.stat().st_mtime_ns for file in found}
 
     def add_folder(self, name: str) -> None:
-        """This folder was made for files of ours."""
+        """Enter a folder that was made for our files."""
         self._enter({}, folders=[name])
 
     def draft(self) -> Path:
-        """A new folder in this one, to write in what is then taken."""
+        """Make a new folder in this one, for files that `take` then moves."""
         draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.folder))
         self.add_folder(draft.name)
         return draft
@@ -151,7 +151,7 @@ class OwnFiles:
         return list(files)
 
     def renamed(self, old: str, new: str) -> None:
-        """A folder of ours is about to have another name."""
+        """Enter the new name of a folder of ours, before it is renamed."""
         entries, made = self._read()
         moved = {name.replace(old, new, 1): entry for name, entry in entries.items() if name.startswith(f"{old}/")}
         if moved or old in made:
@@ -160,7 +160,7 @@ class OwnFiles:
     # ---- what is removed
 
     def remove(self, *names: str) -> None:
-        """Those of these that are as they were left, and the folders that are empty then."""
+        """Remove those of these files that are as we left them, and the folders that are then empty."""
         entries, made = self._read()
         ours = [name for name in names if name in entries and self._is_as_left(name, entries[name])]
         for name in ours:
@@ -175,7 +175,7 @@ class OwnFiles:
             self._enter({}, gone=gone)
 
     def remove_drafts(self) -> None:
-        """What runs that were killed while they saved their policy have left."""
+        """Remove the drafts of runs that were killed while they saved their policy."""
         made = self.folders()
         for draft in self.folder.glob(f"{DRAFT}*"):
             if draft.name in made and draft.is_dir() and not draft.is_symlink():
@@ -184,14 +184,14 @@ class OwnFiles:
     # ---- the marker
 
     def _read(self) -> tuple[dict[str, Entry], set[str]]:
-        """The entries of files, and the names of folders."""
+        """Return the entries of files, and the names of folders."""
         marker = self.folder / MARKER
         entries: dict[str, Entry] = {}
         folders: set[str] = set()
         for line in marker.read_text(errors="replace").splitlines() if marker.is_file() else ():
             try:
                 entered = json.loads(line)
-            except ValueError:  # cut off, or no line of ours: nothing is known to be own by it
+            except ValueError:  # cut off, or not a line of ours: it enters nothing
                 continue
             if isinstance(entered, dict):
                 entries |= entered.get("files", {})
@@ -203,11 +203,11 @@ class OwnFiles:
 
     def _enter(self, entries: dict[str, Entry], *, folders: Iterable[str] = (), gone: Iterable[str] = ()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A line of its own, also behind one that was cut off.
+        # Begins a new line, even after one that was cut off.
         line = "\n" + json.dumps({"files": entries, "folders": [*folders], "gone": [*gone]})
         with (self.folder / MARKER).open("ab", buffering=0) as marker:
             left = (line if marker.tell() else json.dumps({"about": ABOUT}) + line).encode()
-            while left:  # at once, so that lines of others come before or after; the rest is for a disk that is full
+            while left:  # in one piece, so that lines of others come before or after; repeats only if the disk is full
                 left = left[marker.write(left) :]
 
 
@@ -217,7 +217,7 @@ def _now(path: Path) -> Entry:
 
 
 def _digest(path: Path) -> str:
-    """Of all that is in a file, or of blocks that lie evenly from its beginning to its end."""
+    """Return a digest of a whole file, or of blocks evenly spaced from its beginning to its end."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         if size <= BLOCK * BLOCKS:

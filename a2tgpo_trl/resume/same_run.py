@@ -1,7 +1,7 @@
 """a trainer -> what its training depends on -> what differs between two runs that should be one.
 
-A setting that is not named here matters: a new one of TRL's is compared until someone knows better. Who inherits from
-`Resumable` names those of its own that do not.
+A setting that is not named here matters: one that is new in TRL is compared until it is named here. A subclass of
+`Resumable` names those of its own that do not matter.
 """
 
 import hashlib
@@ -41,20 +41,20 @@ NOT_LEARNT_FROM = (
     "vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_max_model_length"
 ).split()
 
-# Told by `layout` instead: what counts is their products.
+# Covered by the layout instead: only their products count.
 SHARES = (
     "per_device_train_batch_size gradient_accumulation_steps steps_per_generation generation_batch_size "
     "deepspeed fsdp fsdp_config use_cpu"
 ).split()
 
-# Where an adapter came from, and how it is used by whom.
+# Where an adapter came from, and how it is used.
 NOT_OF_ADAPTERS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 
-MOST_ROWS = 4096  # that are read to tell two data sets apart
+MOST_ROWS = 4096  # read to tell two data sets apart
 
 
 def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[str, Any]:
-    """All that what is learnt depends on, as plain values of JSON, by name. `may_change`: other settings."""
+    """Return all that training depends on, as plain JSON values by name. `may_change`: more settings to leave out."""
     args = trainer.args
     left_out = {*BOOKKEEPING, *NOT_LEARNT_FROM, *SHARES, *may_change}
     rollouts_at_once = args.per_device_train_batch_size * trainer.accelerator.num_processes
@@ -74,7 +74,7 @@ def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[
 
 
 def _adapter_of(model: Any) -> dict[str, Any]:
-    """The settings of a policy's adapter, by name: its weights are loaded under those of the run that goes on."""
+    """Return the settings of a policy's adapter, by name: a resumed run loads its weights under its own settings."""
     configs = getattr(model, "peft_config", None)
     if not configs:
         return {}
@@ -83,13 +83,13 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 
 
 def default_settings(args: GRPOConfig) -> dict[str, Any]:
-    """What settings are that nobody sets, as plain values: in them an earlier version ran that did not have them."""
+    """Return the settings' defaults as plain values: an earlier version that lacked a setting ran with its default."""
     defaults = {one.name: one.default for one in fields(args) if one.default is not MISSING}
     return json.loads(json.dumps(defaults, default=str))
 
 
 def layout_of(trainer: GRPOTrainer) -> dict[str, Any]:
-    """How rollouts, weights and optimizer are shared out between processes."""
+    """Return how rollouts, weights and optimizer are divided between processes."""
     args, accelerator = trainer.args, trainer.accelerator
     sharding = "none"
     if trainer.is_deepspeed_enabled:
@@ -105,7 +105,7 @@ def layout_of(trainer: GRPOTrainer) -> dict[str, Any]:
 
 
 def data_digest(dataset: Any) -> str:
-    """The number of rows and a digest of them, of evenly spread ones where there are many.
+    """Return the number of rows and a digest of them; of evenly spread ones if there are many.
 
     Example: "300 rows, 5f0c..."; a stream that cannot be counted is its class's name
     """
@@ -120,14 +120,14 @@ def data_digest(dataset: Any) -> str:
 
 
 def _digest_of_architecture(config: dict[str, Any]) -> str:
-    """Of what gives weights their shapes and their meaning; training itself sets special tokens and caches."""
+    """Return a digest of what gives weights shape and meaning, without tokens and caches, which training sets."""
     passing = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype")
     kept = {key: value for key, value in config.items() if key not in passing and not key.endswith("_token_id")}
     return hashlib.sha256(json.dumps(kept, default=str, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def with_defaults(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run, with those that only now are known.
+    """Return a run's settings, with the defaults of those that did not exist when it was saved.
 
     Example: {"seed": 1}, now {"seed": 1, "width": 3}, by default {"width": 2} -> {"seed": 1, "width": 2}
     """
@@ -135,7 +135,7 @@ def with_defaults(before: dict[str, Any], now: dict[str, Any], defaults: Mapping
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, with both values.
+    """Return what differs, with both values.
 
     Example: {"seed": 1, "beta": 0.0}, {"seed": 2, "beta": 0.0} -> ["seed (1, now 2)"]
     """

@@ -1,9 +1,9 @@
-"""A trainer that goes on where it was interrupted.
+"""A trainer that resumes where it was interrupted.
 
     train -> which checkpoint -> TRL's loading -> what that leaves out -> steps -> TRL's saving -> manifest
 
-Beside what TRL saves, a checkpoint holds a file of each rank (see `state.py`) and a manifest, which says that it is
-whole, and of which run.
+Besides what TRL saves, a checkpoint holds a file of each rank (see `state.py`) and a manifest, which says that it is
+whole, and which run it belongs to.
 """
 
 import hashlib
@@ -34,25 +34,25 @@ from .state import OF_A_RANK, REFERENCE, RandomState, Snapshot, as_lists, refill
 
 logger = get_logger(__name__)
 
-COMPLETIONS = "completions/completions_{:05d}.parquet"  # where TRL writes those of a step
+COMPLETIONS = "completions/completions_{:05d}.parquet"  # where TRL writes a step's completions
 
 
 class Resumable(GRPOTrainer):
-    """[`~trl.GRPOTrainer`] whose `train` may be interrupted at any moment, and gone on with to the same end.
+    """[`~trl.GRPOTrainer`] whose `train` may be interrupted at any moment, and resumed to the same end.
 
-    Who inherits may extend what it asks:
+    A subclass may extend these methods:
 
-    - `settings_of_run`: what must be the same for a run to go on;
-    - `extra_state` and `load_extra_state`: what a rank's next steps depend on, beside what TRL's trainer holds;
-    - `forget_weights`: called before other weights are loaded, for who keeps copies of them;
+    - `settings_of_run`: what must be the same for a run to be resumed;
+    - `extra_state` and `load_extra_state`: what a rank's next steps depend on, besides what TRL's trainer holds;
+    - `forget_weights`: called before other weights are loaded, for a subclass that keeps copies of them;
 
-    and say two things of its settings once it is made: `allows_changes` and `seeds_rollouts`.
+    and set two attributes by its settings once it is made: `allows_changes` and `seeds_rollouts`.
     """
 
     _buffered_inputs: list[dict[str, Any]] | None  # micro-batches of the rollouts that are trained on
-    _train_sampler: Any = None  # of a stream there is none
-    allows_changes = False  # whether a run goes on from a checkpoint that was saved with other settings
-    seeds_rollouts = False  # whether a rollout depends on its own seed, and not on how many processes there are
+    _train_sampler: Any = None  # a stream has none
+    allows_changes = False  # whether a run resumes from a checkpoint that was saved with other settings
+    seeds_rollouts = False  # whether a rollout depends on its own seed, not on the number of processes
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -70,30 +70,30 @@ class Resumable(GRPOTrainer):
     # ---- what a subclass may extend
 
     def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
-        """What a run must have the same to go on, by name, as plain values. `may_change`: settings left out of it."""
+        """Return what must be the same for a run to be resumed, as plain values by name, without `may_change`."""
         return settings_of(self, may_change)
 
     def default_settings(self) -> dict[str, Any]:
-        """What those of them are that nobody has set."""
+        """Return the default values of these settings."""
         return default_settings(self.args)
 
     def extra_state(self) -> dict[str, Any]:
-        """Of this rank: tensors, numbers and text, by names that none of `_state_now` has."""
+        """Return tensors, numbers and text of this rank, under names that `_state_now` does not use."""
         return {}
 
     def load_extra_state(self, saved: dict[str, Any]) -> None:
-        """What `extra_state` gave, and others that a subclass does not know."""
+        """Restore what `extra_state` returned. `saved` also holds entries that the subclass does not know."""
 
     def forget_weights(self) -> None:
-        """Other weights are about to be loaded."""
+        """Called when other weights are about to be loaded."""
 
-    # ---- going on
+    # ---- resuming
 
     def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any):
-        """The parent's training, gone on with from a checkpoint that is whole and of the same run.
+        """Train as the parent does, resuming if asked from a checkpoint that is whole and of the same run.
 
         Args:
-            resume_from_checkpoint: True for the latest whole one in the output folder, or the folder of one.
+            resume_from_checkpoint: True for the latest whole one in the output folder, or a checkpoint's folder.
         """
         self._run = Run(
             Path(self.args.output_dir),
@@ -104,9 +104,9 @@ class Resumable(GRPOTrainer):
             self.seeds_rollouts,
             self.args.sync_ref_model,
         )
-        # Where the step, or the evaluation, that is under way has begun; None between two.
+        # The state at the beginning of the current step or evaluation; None between two.
         self._begun: Snapshot | None = None
-        # As the last step has left it: a new epoch draws before a step begins.
+        # As the last step left it: a new epoch draws random numbers before a step begins.
         self._random_state: RandomState | None = None
         self._saved_step: int | None = None
         self._resumed = self._choose(resume_from_checkpoint)
@@ -120,24 +120,24 @@ class Resumable(GRPOTrainer):
         if chosen is not None and choice.is_of_run(chosen):
             choice.set_later_aside(chosen, moves=self.args.should_save)
             if chosen.facts is not None:
-                self._saved_step = chosen.facts["step"]  # what is saved at this step would be the same
+                self._saved_step = chosen.facts["step"]  # saving at this step would write the same
         return chosen
 
     @property
     def _facts(self) -> dict[str, Any]:
-        """What the manifest says of the checkpoint that is gone on from; nothing if there is none."""
+        """What the manifest says of the checkpoint resumed from; empty if there is none."""
         return {} if self._resumed is None else self._resumed.facts or {}
 
     @property
     def _window(self) -> int:
-        """Micro-steps that are trained on a batch of rollouts."""
+        """The number of micro-steps that train on a batch of rollouts."""
         return self.args.steps_per_generation * self.num_iterations
 
     def _resume(self) -> None:
-        """When training begins: TRL has loaded what it saves."""
+        """Load the rest when training begins: TRL has loaded what it saves."""
         if self._resumed is None:
             return
-        # The steps of saving, logging and evaluating may be others now.
+        # The intervals of saving, logging and evaluating may have changed.
         self.state.compute_steps(self.args, self.state.max_steps)
         if not self._facts:
             return
@@ -155,7 +155,7 @@ class Resumable(GRPOTrainer):
         return OF_A_RANK.format(self.accelerator.process_index)
 
     def _state_now(self) -> dict[str, Any]:
-        """What the next steps of this rank depend on, and TRL does not save. Tensors, numbers and text alone."""
+        """Return what this rank's next steps depend on and TRL does not save: only tensors, numbers and text."""
         return {
             "micro_step": self._step,
             # At the end of a window the batch is used up.
@@ -179,7 +179,7 @@ class Resumable(GRPOTrainer):
         self._metrics["train"].clear()
         self._metrics["train"].update({name: list(values) for name, values in saved["metrics"].items()})
         self._tr_loss += saved["loss"].to(device)
-        self._total_loss_scalar -= saved["loss"].item()  # TRL's mean at the end is of this session's steps
+        self._total_loss_scalar -= saved["loss"].item()  # TRL's mean at the end is over the steps of this process
         self._globalstep_last_logged = saved["last_logged"]
         refill(self._logs, json.loads(saved["completions"]) or {})
         self.load_extra_state(saved)
@@ -192,7 +192,7 @@ class Resumable(GRPOTrainer):
         if resume_from_checkpoint is not None and epoch == epochs_trained:
             self._resume_epoch(model, epoch, resume_from_checkpoint, **kwargs)
             if self.state.global_step >= self.state.max_steps:
-                self.control.should_training_stop = True  # killed after its last step; the parent would make another
+                self.control.should_training_stop = True  # killed after its last step; the parent would do another
                 return
         super()._run_epoch(
             model=model,
@@ -205,9 +205,9 @@ class Resumable(GRPOTrainer):
     def _resume_epoch(
         self, model, epoch: int, folder: str, *, trial, ignore_keys_for_eval, start_time: float, **_others: Any
     ) -> None:
-        """What the parent leaves out when it goes on in an epoch."""
+        """Do what the parent leaves out when it resumes within an epoch."""
         if self._train_sampler is not None and self.shuffle_dataset:
-            for _past in range(epoch):  # a sampler made anew begins with the order of the first epoch
+            for _past in range(epoch):  # a new sampler begins with the order of the first epoch
                 torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
         if self._facts.get("evaluation_is_due"):  # interrupted before the evaluation that belongs to its last step
             self._load_rng_state(folder)
@@ -216,7 +216,7 @@ class Resumable(GRPOTrainer):
             self.control.should_evaluate = False
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The parent's; where ranks have no saved state of their own, they draw what none has drawn before."""
+        """Restore as the parent does. If the number of processes has changed, give each rank a new seed instead."""
         processes = self.accelerator.num_processes
         if self._facts and self._facts["layout"]["processes"] != processes:
             seed = f"{self.args.seed}/{self._facts['step']}/{processes}"
@@ -238,7 +238,7 @@ class Resumable(GRPOTrainer):
         return Snapshot(self._state_now(), self.state.num_input_tokens_seen, random_state)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The parent's. In training, it changes nothing of what is drawn or saved afterwards."""
+        """Evaluate as the parent does. In training, this changes nothing that is drawn or saved afterwards."""
         if not self.is_in_train:
             return super().evaluate(*args, **kwargs)
         before = self._snapshot(RandomState(self.accelerator.device))
@@ -254,7 +254,7 @@ class Resumable(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         """Let the parent write its checkpoint, add what it leaves out, and declare it whole."""
         folder, main = self._checkpoint_now(trial), self.args.should_save
-        if self._saved_step != self.state.global_step:  # by an earlier request; nothing was learnt since
+        if self._saved_step != self.state.global_step:  # else it was saved already, and nothing was learnt since
             write_together(self._ranks, folder, lambda: make_place(folder) if main else None)
             write_together(self._ranks, folder, lambda: self._write(folder, model, trial))
             facts = self._facts_now()
@@ -273,16 +273,16 @@ class Resumable(GRPOTrainer):
                 leave_at_once(folder, error)
             raise
         state = self._state_now() if self._begun is None else self._begun.state
-        # Users log what they like beside completions; as text it can be read without trusting the file.
+        # Users may log anything beside completions; as text it can be read without trusting the file.
         torch.save({**state, "completions": json.dumps(state["completions"], default=str)}, folder / self._rank_file)
         if self.args.should_save:
-            torch.save(self.args, folder / TRAINING_ARGS_NAME)  # with the limit
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)  # with save_total_limit
             if self.args.sync_ref_model:
                 torch.save(self.accelerator.unwrap_model(self.ref_model).state_dict(), folder / REFERENCE)
 
     @contextmanager
     def _as_begun(self) -> Iterator[None]:
-        """In the middle of a step, random states and the count of tokens are inside what they were at its begin."""
+        """Inside, in mid-step, random states and the token count are what they were when the step began."""
         if self._begun is None:
             yield
             return
@@ -297,8 +297,8 @@ class Resumable(GRPOTrainer):
 
     @contextmanager
     def _parent_removes_none(self) -> Iterator[None]:
-        """Inside, the parent removes no older checkpoints: it takes any folder of such a name, whoever has made it and
-        whatever it holds, and takes it before the new one is whole."""
+        """Inside, the parent removes no older checkpoints: it would remove any folder of such a name, whoever made
+        it and whatever it holds, before the new one is whole."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             yield
@@ -307,7 +307,7 @@ class Resumable(GRPOTrainer):
 
     @property
     def _others_wait_inside(self) -> bool:
-        """Whether the parent's saving has collectives, in which a rank that fails leaves the others."""
+        """Whether the parent's saving has collectives, in which the other ranks wait for one that fails."""
         shards = self.is_deepspeed_enabled or self.is_fsdp_enabled
         return self.accelerator.num_processes > 1 and (shards or bool(self.state.best_global_step))
 
@@ -324,7 +324,7 @@ class Resumable(GRPOTrainer):
         }
 
     def _remove_surplus(self, latest: Path | None = None) -> None:
-        """Keep to `save_total_limit`. At the end of a run the latest may go as well, if one alone, the best, stays."""
+        """Keep to `save_total_limit`. At the end of a run even the latest may go, if only the best one stays."""
         best = self.state.best_model_checkpoint
         if self.args.should_save:
             kept = {*([latest] if latest else []), *([Path(best)] if best else [])}
@@ -340,7 +340,7 @@ class Resumable(GRPOTrainer):
         return checkpoint(self._get_output_dir(trial=trial), self.state.global_step)
 
     def _leave(self, folder: Path) -> None:
-        """End the process before the parent ends the run as one that is done."""
+        """End the process before the parent ends the run as if it were done."""
         self.callback_handler.on_save(self.args, self.state, self.control)
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         logger.warning(
@@ -353,14 +353,14 @@ class Resumable(GRPOTrainer):
     # ---- files in the run's folder
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The parent's. What it writes in the run's own folder is entered there."""
+        """Save as the parent does, and enter what it writes in the run's own folder."""
         own = OwnFiles(self.args.output_dir)
         inside = output_dir is None or Path(output_dir).resolve() == own.folder.resolve()
         with own.entering(LOADED) if inside and self.args.should_save else nullcontext():
             super().save_model(output_dir, _internal_call)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """The parent's, which copies the policy from its checkpoint to the run's folder and uploads that."""
+        """Push as the parent does: copy the policy from its checkpoint to the run's folder, and upload that."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             super()._push_from_checkpoint(checkpoint_folder)
             return
@@ -372,7 +372,7 @@ class Resumable(GRPOTrainer):
         own.add(*names)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The parent's, where no README.md of somebody else is in its place."""
+        """Write the parent's model card, unless somebody else's README.md is in its place."""
         own = OwnFiles(self.args.output_dir)
         if own.foreign([MODEL_CARD]):
             logger.warning_once(f"{own.folder / MODEL_CARD} is not of this run: it stays, and there is no model card.")
@@ -381,7 +381,7 @@ class Resumable(GRPOTrainer):
             super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parent's. The table of completions that it writes is entered in the run's folder."""
+        """Log as the parent does, and enter the table of completions that it writes."""
         own, name = OwnFiles(self.args.output_dir), COMPLETIONS.format(self.state.global_step)
         writes = self.accelerator.is_main_process and self.log_completions
         with own.writing(name) if writes else nullcontext():

@@ -1,8 +1,8 @@
-r"""completions -> final answers -> compared as mathematics with the accepted ones -> one float a rollout.
+r"""completions -> final answers -> compared as mathematics with the accepted ones -> one float per rollout.
 
-A final answer stands in `<answer>` tags or, where there are none, in the last `\boxed{}`. What is the same text, or
-the same number, is equal; the rest is compared by the library math-verify (`symbolic.py`). What it cannot compare in
-time is wrong, and so is what is longer than `LONGEST` characters.
+A final answer is in `<answer>` tags or, if there are none, in the last `\boxed{}`. Answers are equal if they are the
+same text or the same number; the library math-verify compares all others (`symbolic.py`). Answers that it cannot
+compare in time are wrong, and so are answers longer than `LONGEST` characters.
 """
 
 import logging
@@ -25,14 +25,14 @@ PROCESSES = min(4, os.cpu_count() or 1)
 
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
 _FRACTION = re.compile(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)")  # also a mixed number: 3 1/2
-# What changes how an answer looks, and not what it says.
+# LaTeX that changes how an answer looks, but not what it says.
 _LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\?\$|\\displaystyle")
-_SPACE = re.compile(r"(?<![\d,])\s+|\s+(?!\d)")  # but before a digit after another, or after a comma: "1 2" is not 12
+_SPACE = re.compile(r"(?<![\d,])\s+|\s+(?!\d)")  # except before a digit after a digit or comma: "1 2" is not 12
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 
 
 def math_equal(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
-    r"""1 where the final answer says the same as an accepted one, in mathematics, else 0.
+    r"""1 if the final answer equals an accepted one mathematically, else 0.
 
     Example: "<answer>0.5</answer>" or "so it is $\boxed{\frac{2}{4}}$" for "1/2" -> 1; "<answer>0.4999</answer>" -> 0
     """
@@ -42,12 +42,12 @@ def math_equal(completions: Sequence[Completion], answer: Sequence[Answer], **kw
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Those that wait for comparisons. They stay for the run, each with the process that it has needed."""
+    """The threads that wait for comparisons. They last for the run, each with its own process if it needed one."""
     return ThreadPoolExecutor(PROCESSES, "math_equal")
 
 
 def final_answer(completion: Completion) -> str | None:
-    r"""What is in the answer tags, or else in the last \boxed{} of the last assistant message; None without either.
+    r"""The text in the answer tags, or else in the last \boxed{} of the last assistant message; None without either.
 
     Example: "<answer>$\boxed{7}$</answer>" -> "7"; "first \boxed{1}, then \boxed{\frac{1}{2}}" -> "\frac{1}{2}"
     """
@@ -74,7 +74,7 @@ _symbolic = Symbolic()
 
 
 def equal(accepted: str, given: str) -> bool:
-    r"""Whether two answers say the same.
+    r"""Whether two answers mean the same.
 
     Example: "1,234" and "1234.0"; r"\text{ Evelyn}" and "Evelyn"; r"\frac{1}{2}" and "1/2"; "[1, 2)" is not "(1, 2)"
     """
@@ -87,7 +87,7 @@ def equal(accepted: str, given: str) -> bool:
     return False
 
 
-@lru_cache(maxsize=65_536)  # what raises is not kept
+@lru_cache(maxsize=65_536)  # exceptions are not cached
 def _equal(accepted: str, given: str) -> bool:
     first, second = plain(accepted), plain(given)
     if first == second:
@@ -103,7 +103,7 @@ def _equal(accepted: str, given: str) -> bool:
 
 
 def plain(text: str) -> str:
-    r"""An answer without what only changes its looks.
+    r"""An answer without LaTeX that only changes its looks.
 
     A word becomes lower case.
 
@@ -116,7 +116,7 @@ def plain(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a plain text is, if it is one as it stands.
+    """The number that a plain text writes, or None if it is not exactly a number.
 
     Example: "1,234.50" -> 1234.5; "-3/6" -> -1/2; "3 1/2" -> 7/2; "12%", "1,23", "1 2" and "x" -> None
     """
@@ -127,13 +127,13 @@ def number(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "")) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
 
 
-# ---- what math-verify is not asked, since it would be too kind
+# ---- answers on which math-verify is not asked, because it would be too lenient
 
 _GAP = re.compile(r"[\d,] \d")
 _TIME = re.compile(r"\d:\d")
 _BASE = re.compile(r"_\{?(\w+)\}?")
 _NAME = re.compile(r"[a-zA-Z](_?\w+)?(\([\w, ]*\))?")
-# A number and what follows it, if that is no formula.
+# A number and what follows it, if that is not a formula.
 _MEASURE = re.compile(r"[-+]?[\d.,/]+(?:[eE][-+]?\d+)?([a-zA-Z(%].*|\\%)?")
 _RESULT = re.compile(r"-?([\d.,/]+|\\frac\{?\d+\}?\{?\d+\}?)")
 _SCIENTIFIC = re.compile(r"\\(times|cdot)10\^")
@@ -141,7 +141,7 @@ _UNDONE = re.compile(r"\\(sum|int|prod|binom|lim|cdot|times|div)|[!*×·]|\d[-+]
 
 
 def is_comparable(accepted: str, given: str) -> bool:
-    r"""Whether math-verify can be trusted with two answers. It looks past what makes these different:
+    r"""Whether math-verify can be trusted with two answers. It ignores what makes these different:
 
     what would end the box    12}{13         for 12
     lists                     1, 234         for 1234
@@ -166,12 +166,12 @@ def is_comparable(accepted: str, given: str) -> bool:
 
 
 def _kind(text: str) -> str | None:
-    """What its first bracket makes it, if it begins with one; a point looks like an interval."""
+    """The kind of an answer that begins with a bracket; a point looks like an interval."""
     return "set" if text.startswith(r"\{") else "interval" if text.startswith(("(", "[")) else None
 
 
 def _same_measure(first: str, second: str) -> bool:
-    """Units are the same word; where only one answer has one, it is a word (5 cm for 5), or percent if it is ours."""
+    """Whether units agree: equal, only in the accepted answer, or only in the given one and a word (5 cm for 5)."""
     found, expected = _MEASURE.fullmatch(second), _MEASURE.fullmatch(first)
     if found is None or expected is None or found[1] == expected[1]:
         return True

@@ -2,8 +2,8 @@ r"""completions -> format kept or broken, answer right or wrong -> 1, 0 or -1, a
 
     <think>The capital of France is asked for.</think> <answer>\boxed{Paris}</answer>
 
-What must stand there differs between families of models, and is an `AnswerFormat`. A reward for another one is a line
-in a file of yours, named in a recipe as `my_reward.py:plain`:
+The required format differs between families of models, and is an `AnswerFormat`. A reward for another format is one
+line in your own file, named in a recipe as `my_reward.py:plain`:
 
     plain = reward_in(AnswerFormat(thought=None, boxed=False))
 """
@@ -15,18 +15,18 @@ from typing import Any
 from .text import Answer, Completion, best_of, equal_words, final_text, last_boxed, submitted_answer
 
 
-Tags = tuple[str, str]  # what opens and what closes
+Tags = tuple[str, str]  # the opening and the closing tag
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
     r"""How the message that ends a rollout must be written.
 
-    thought   tags around what is thought first, or None where no thought is asked for. What opens it may be missing,
-              since templates of some models write that; so may both, where the message has its thought apart
-              (`reasoning_content`).
-    answer    tags around the answer, behind the thought
-    boxed     whether the answer must stand in \boxed{} within its tags
+    thought   tags around the thought that comes first, or None if no thought is required. The opening tag may be
+              missing, because some models' templates write it; both may be missing if the message holds its thought
+              separately (`reasoning_content`).
+    answer    tags around the answer, after the thought
+    boxed     whether the answer must be in \boxed{} within its tags
     """
 
     thought: Tags | None = ("<think>", "</think>")
@@ -66,7 +66,7 @@ def _has_thought_apart(completion: Completion) -> bool:
 
 
 def _behind_thought(text: str, tags: Tags, is_apart: bool) -> str | None:
-    """What follows the one thought that a text begins with, or None."""
+    """The text after the one thought that it begins with, or None."""
     opens, closes = tags
     if is_apart:
         return None if opens in text or closes in text else text
@@ -75,7 +75,7 @@ def _behind_thought(text: str, tags: Tags, is_apart: bool) -> str | None:
 
 
 def _between(text: str, tags: Tags) -> str | None:
-    """What the one pair of tags in a text holds, or None."""
+    """The content of the one pair of tags in a text, or None."""
     opens, closes = tags
     if text.count(opens) != 1 or text.count(closes) != 1:
         return None
@@ -84,7 +84,7 @@ def _between(text: str, tags: Tags) -> str | None:
 
 
 def reward_in(form: AnswerFormat) -> Callable[..., list[float]]:
-    """The paper's reward for answers in another format. It goes by the same name in logs."""
+    """The paper's reward for answers in another format. It has the same name in logs."""
 
     def paper_reward(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs: Any) -> list[float]:
         return [_score(form, *pair) for pair in zip(completions, answer, strict=True)]
@@ -103,10 +103,10 @@ _PAPERS = reward_in(AnswerFormat())
 
 
 def paper_reward(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs: Any) -> list[float]:
-    r"""1 where the answer is right by `exact_match`, 0 where it is wrong, -1 where the format is broken.
+    r"""1 if the answer is right by `exact_match`, 0 if it is wrong, -1 if the format is broken.
 
-    The last message has a thought in <think> tags, and behind it one answer in tags and in \boxed{}. What a final tool
-    was handed as `answer` is an answer, too.
+    The last message must have a thought in <think> tags, and after it one answer in tags and in \boxed{}. An `answer`
+    submitted with a final tool also counts.
 
     Example: "<think>...</think> <answer>\boxed{Paris}</answer>" for "paris" -> 1, for "Rome" -> 0;
     "<answer>\boxed{Paris}</answer>", "<think>...</think> <answer>Paris</answer>" -> -1

@@ -1,8 +1,8 @@
 r"""two answers in LaTeX -> whether the library math-verify, which reads them into SymPy, finds them equal.
 
-A policy may write anything, and SymPy may work on it for ever, take all memory, or die. So it works in processes of
-their own, each with a bound on its memory, which are killed when they take longer than `SECONDS`. They are started as
-those of tools are, and not by `multiprocessing`, which runs the user's script once more in each.
+A policy may write anything, and SymPy may then run forever, take all memory, or crash. So it runs in separate
+processes with a memory limit, which are killed when they take longer than `SECONDS`. They are started like the
+processes of tools, and not by `multiprocessing`, which would run the user's script again in each of them.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ SECONDS = 3.0  # for one comparison
 STARTING = 120.0  # for a process to import SymPy, on a busy machine
 MEMORY = 4 << 30  # bytes of address space of a process
 
-# Python -> LaTeX, for policies that copy what Python printed.
+# Python -> LaTeX, for policies that copy Python's output.
 _PYTHON = (
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\*"), r" \\cdot "),
@@ -38,25 +38,25 @@ _PYTHON = (
 
 
 class Undecided(Exception):
-    """A process could not be started, was killed, or died, before it had compared two answers."""
+    """A process could not be started, was killed, or died before it had compared two answers."""
 
 
 class Symbolic(threading.local):
-    """Compares answers: in each thread a process, and another one in its place when it had to be killed."""
+    """Compares answers in one process per thread, which is replaced after it had to be killed."""
 
     process: ProcessWorker | None = None
 
     def equal(self, accepted: str, given: str) -> bool:
-        """Whether they are equal. Raises `Undecided` if that cannot be said in `SECONDS`."""
+        """Whether two answers are equal. Raises `Undecided` if that is not known within `SECONDS`."""
         if self.process is None or not self.process.alive:
             try:
                 self.process = _started()
-            except (ProcessDied, OSError) as error:  # the machine may be short of memory or of processes for a moment
+            except (ProcessDied, OSError) as error:  # the machine may briefly be short of memory or processes
                 logger.warning(f"math_equal: a process could not be started ({error}).")
                 raise Undecided from error
         try:
             return _call(self.process, accepted, given, SECONDS)
-        except ToolFailed:  # what was to be read is no mathematics, or too much for its memory
+        except ToolFailed:  # the text is not mathematics, or needs too much memory
             return False
         except ProcessDied as error:
             raise Undecided from error
@@ -78,7 +78,7 @@ def _call(process: ProcessWorker, accepted: str, given: str, seconds: float) -> 
 
 @contextmanager
 def _time_limit(seconds: float, process: ProcessWorker) -> Iterator[None]:
-    """Kill it, if what is inside takes longer."""
+    """Kill the process if the body takes longer than `seconds`."""
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
@@ -92,7 +92,7 @@ def _time_limit(seconds: float, process: ProcessWorker) -> Iterator[None]:
 
 
 def compare(accepted: str, given: str) -> bool:
-    """Whether math-verify finds them equal, both read as LaTeX and then with Python's signs made LaTeX's."""
+    """Whether math-verify finds two answers equal, read as LaTeX or with Python's notation turned into LaTeX."""
     from math_verify import verify
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -106,5 +106,5 @@ def _read(text: str) -> Iterator[list]:
     for pattern, replacement in _PYTHON:
         latex = pattern.sub(replacement, latex)
     for form in dict.fromkeys((text, latex)):
-        # Ours is the limit of time: theirs rings by signals, and is to stay silent.
+        # This module sets the time limit: math-verify's own works by signals, and must not trigger.
         yield parse(rf"\boxed{{{form}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=60)

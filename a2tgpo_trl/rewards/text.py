@@ -1,4 +1,4 @@
-"""completions -> last assistant text -> final answer -> compared with the accepted answers -> one float a rollout.
+"""completions -> last assistant text -> final answer -> compared with the accepted answers -> one float per rollout.
 
 Each public function with `completions` is a reward function of TRL.
 
@@ -19,7 +19,7 @@ from typing import Any
 Completion = str | Sequence[dict[str, Any]]
 Answer = str | Sequence[str]
 
-# An opening tag inside an answer starts it anew: what is cut off or repeated before it is no part of the answer.
+# An opening tag inside an answer restarts it: text that was cut off or repeated before is not part of the answer.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _WHOLE_BOX = re.compile(r"\\boxed\{((?:(?!\\boxed).)*)\}", re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -32,8 +32,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, English articles and superfluous white space, as SQuAD evaluates.
 
-    Text that looks the same is made the same (NFC) first: an article followed by a combining accent ("the" + U+0301)
-    is a word of its own.
+    Text that looks the same is first made the same (NFC): an article followed by a combining accent ("the" + U+0301)
+    is a different word.
 
     Example: " The  U.S.A., a country" -> "usa country"
     """
@@ -42,7 +42,7 @@ def normalize_answer(text: str) -> str:
 
 
 def whole_words(text: str) -> re.Pattern[str]:
-    """Finds a text as it is, marks included, but for its case, and not within longer words.
+    """A pattern that finds a text with its punctuation, in any case, but not within longer words.
 
     Example: "Oslo" is in "... is oslo.", and not in "Oslofjord"; ".at" is in "... is .at."
     """
@@ -52,8 +52,8 @@ def whole_words(text: str) -> re.Pattern[str]:
 def extract_answer(completion: Completion) -> str | None:
     r"""The text between the last pair of answer tags in the last assistant message, without a box around it, or None.
 
-    Where the rollout was ended by a final tool with an `answer`, as `submit(answer)`, that is the answer: text or a
-    number.
+    If a final tool with an argument `answer`, such as `submit(answer)`, ended the rollout, that is the answer: text or
+    a number.
 
     Example: "<answer>Rome</answer> No, <answer> Paris </answer>." -> "Paris"; "<answer>\boxed{Paris}</answer>" as well
     """
@@ -70,7 +70,7 @@ def _unboxed(answer: str) -> str:
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
-    """1 where the final answer equals an accepted one after normalisation, else 0.
+    """1 if the final answer equals an accepted one after normalisation, else 0.
 
     Example: "<answer>the Eiffel Tower!</answer>" for ["Tour Eiffel", "Eiffel Tower"] -> 1; no answer tag -> 0
     """
@@ -78,9 +78,9 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Answer], **k
 
 
 def exact_number(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
-    """1 where the final answer is the accepted number, however it is written, else 0. Nothing but a number is one.
+    """1 if the final answer is the accepted number, however it is written, and nothing else; otherwise 0.
 
-    `exact_match` compares words, to which a sign and a point are punctuation. A row that accepts no number is an
+    `exact_match` compares words and treats a sign and a point as punctuation. A row that accepts no number is an
     error.
 
     Example: "<answer>1,234.0</answer>" for "1234" -> 1; "<answer>-1234</answer>", "<answer>12.34</answer>" -> 0;
@@ -121,7 +121,7 @@ def f1(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) ->
 
 
 def f1_hotpot(completions: Sequence[Completion], answer: Sequence[Answer], **kwargs) -> list[float]:
-    """`f1` as HotpotQA evaluates: where either answer is "yes", "no" or "noanswer", the same words or 0.
+    """`f1` as HotpotQA evaluates: if either answer is "yes", "no" or "noanswer", 1 for the same words, else 0.
 
     Example: "<answer>no idea</answer>" for "no" -> 0, by `f1` 2/3; "<answer>No.</answer>" -> 1
     """
@@ -129,7 +129,7 @@ def f1_hotpot(completions: Sequence[Completion], answer: Sequence[Answer], **kwa
 
 
 def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
-    """0 where the last assistant message has one pair of answer tags with text between them, or submits one, else -1.
+    """0 if the last assistant message has one pair of answer tags with text in it or submits an answer, else -1.
 
     Example: "<answer>Paris</answer>" -> 0; "Paris" -> -1; "<answer>Paris</answer> <answer>Rome</answer>" -> -1
     """
@@ -137,7 +137,7 @@ def answer_format(completions: Sequence[Completion], **kwargs) -> list[float]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{} holds whose braces are closed.
+    r"""The content of the last \boxed{} whose braces are closed.
 
     Example: r"\boxed{\{1, 2\}} and \boxed{\frac{1}{2}}" -> r"\frac{1}{2}"; r"\boxed{1" -> None
     """
@@ -150,12 +150,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def braces(text: str) -> Iterator[tuple[int, int]]:
-    """Where each pair of braces opens and closes, in one pass: a policy may open thousands and close none."""
+    """The positions of each pair of braces, found in one pass: a policy may open thousands and close none."""
     opened: list[int] = []
     i = 0
     while i < len(text):
         if text[i] == "\\":
-            i += 1  # \{ and \} are no braces, and \\ no beginning of one
+            i += 1  # \{ and \} are not braces, and \\ does not escape the next character
         elif text[i] == "{":
             opened.append(i)
         elif text[i] == "}" and opened:
@@ -164,9 +164,9 @@ def braces(text: str) -> Iterator[tuple[int, int]]:
 
 
 def submitted_answer(completion: Completion) -> str | None:
-    """The `answer` of the call to a final tool that ended the rollout, with which the tool loop marks its message.
+    """The `answer` of the call to a final tool that ended the rollout, as the tool loop has marked its message.
 
-    None where there was no such call, or it had no answer (null). A number is an answer as it would be written.
+    None if there was no such call, or it had no answer (null). A number becomes its usual text.
 
     Example: submit(answer=" 72 "), submit(answer=72), submit(answer=72.0) -> "72"; submit(answer=[72]) -> ValueError
     """
@@ -202,7 +202,7 @@ def _is_well_formed(text: str) -> bool:
 
 
 def best_of(score: Callable[[list[str], list[str]], float], given: str | None, answer: Answer) -> float:
-    """The best score of a final answer over the accepted ones; 0 without a final answer."""
+    """The best score of a final answer over the accepted answers; 0 without a final answer."""
     accepted = _accepted(answer)
     return 0.0 if given is None else max(score(_words(given), _words(text)) for text in accepted)
 
@@ -215,7 +215,7 @@ def _accepted(answer: Answer) -> Sequence[str]:
 
 
 def _words(text: str) -> list[str]:
-    # What normalises to nothing ("A", "The The", "?") stands for itself, or else an empty answer would match it.
+    # Text that normalises to nothing ("A", "The The", "?") is kept, because an empty answer would match it otherwise.
     return normalize_answer(text).split() or text.lower().split()
 
 

@@ -1,7 +1,7 @@
 """GRPO whose policy calls tools: prompts -> rollouts of several turns, and what happened in each.
 
-`ToolTrainer` (trainer.py) stands alone: TRL's GRPO, bit for bit on the same rollouts, with a tool loop that bounds the
-time of calls, tells failures to the policy, and keeps ranks with unequal numbers of turns in step.
+`ToolTrainer` (trainer.py) can be used by itself: it is TRL's GRPO, bit for bit on the same rollouts, with a tool loop
+that limits the time of calls, tells the policy of failures, and keeps ranks with unequal numbers of turns in step.
 
     from a2tgpo_trl import ToolConfig, ToolTrainer
 
@@ -9,10 +9,10 @@ time of calls, tells failures to the policy, and keeps ranks with unequal number
     trainer.train()
     records = trainer.roll_out(held_out_rows)  # prompt, turns, calls, results, rewards of each (records.py)
 
-Rollout functions. A loop of your own is a `rollout_func`. It gets the prompts of this process, each as often as it is
-to be rolled out, and returns lists with an entry for each. `env_mask` is 1 where the policy wrote a token and 0 where
-something else did: that is what tells turns apart. `logprobs` are those that the tokens were sampled with, or None.
-What else it returns reaches rewards as arguments of its name, and stands in the records.
+Rollout functions. To use your own loop, pass it as `rollout_func`. It gets the prompts of this process, each repeated
+once per rollout, and returns lists with one entry per rollout. `env_mask` is 1 for tokens that the policy wrote and 0
+for all others: this is how turns are told apart. `logprobs` are the log-probabilities the tokens were sampled with, or
+None. Anything else that it returns is passed to rewards as an argument of the same name and kept in the records.
 
     import torch
     from trl.models.utils import unwrap_model_for_generation
@@ -37,22 +37,23 @@ What else it returns reaches rewards as arguments of its name, and stands in the
             out["note"].append("seen by rewards")
         return out
 
-Its calls are unseen, so rewards of turns that read calls cannot be had of it; `bad_format` finds turns that were cut.
+The trainer does not see the calls of your loop, so turn rewards that read calls are not available; `bad_format` finds
+turns that were cut.
 
-Rollouts are seeded: the same seed gives the same ones on one process or eight, and after a run was resumed
-(`seeded_rollouts`). `resample_limit: 2` rolls prompts out again, twice at most, whose groups teach nothing.
+Rollouts are seeded: the same seed gives the same rollouts on one process or eight, and after a run is resumed
+(`seeded_rollouts`). With `resample_limit: 2`, prompts whose groups teach nothing are rolled out again, at most twice.
 
-    trainer.py, sampling.py, batch.py   the trainer; its single turns; what is known of a batch meanwhile
-    settings.py, checks.py              its settings, and what a user can get wrong
+    trainer.py, sampling.py, batch.py   the trainer; its single turns; what is known of a batch so far
+    settings.py, checks.py              its settings; what a user can get wrong
     tool_loop.py, rollout.py            wires rollouts into a trainer; a rollout as a state machine
     engines.py, vllm_engine.py          contexts -> sampled turns
     seeds.py                            a seed for each rollout -> what it draws
-    parsing.py, failures.py, tally.py   tokens -> calls; how turns end; counts of it
-    environments.py, answers.py         environments that may fail; the answers that they give
-    records.py, record_files.py         what happened, ready for JSON; files of it, as JSONL or Parquet
+    parsing.py, failures.py, tally.py   tokens -> calls; how turns end; counts of both
+    environments.py, answers.py         environments that may fail; the answers they give
+    records.py, record_files.py         what happened, ready for JSON; the same in files, as JSONL or Parquet
     reading.py                          the same on a terminal
-    resampling.py, rounds.py            prompts that are rolled out again, and what is logged of them
+    resampling.py, rounds.py            prompts that are rolled out again; what is logged of them
     padding.py                          a batch <-> its rows
-    trackers.py                         what TRL hands to trackers, as they take it
+    trackers.py                         what TRL sends to trackers, in a form they accept
     sampler_gap.py, open_files.py       warnings: sampler and trainer disagree; tools leave files open
 """

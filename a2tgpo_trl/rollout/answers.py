@@ -9,8 +9,8 @@ An environment that owns its data declares `answer` in its class, and its `reset
             question, self.answer = RIDDLES[riddle]
             return question
 
-What it says wins over the data set; None leaves the answer to the data set. Environments are reset at once, in no
-order: the row, or a seed in it, chooses from what they share, so that all rollouts of a group get the same.
+Its answer wins over the data set's; None leaves the answer to the data set. Environments are reset concurrently, in no
+order: let the row, or a seed in it, choose from what they share, so that all rollouts of a group get the same.
 """
 
 import inspect
@@ -18,33 +18,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-# Of a rollout whose environment could not be reset. It is left out, but scored in the same forward as the others.
+# The answer if an environment could not be reset: the rollout is left out, but scored in the same forward as others.
 UNKNOWN = "unknown"
 
 Row = dict[str, Any]
 
 
 class Answer(NamedTuple):
-    """An answer as it was found, and where."""
+    """An answer, and where it was found."""
 
     text: Any
     where: str
 
 
 def declares_answer(kind: type) -> bool:
-    """Whether environments of this class say what the right answer is. A method of that name is a tool."""
+    """Whether environments of this class give the right answer. A method named `answer` is a tool instead."""
     return hasattr(kind, "answer") and not inspect.isroutine(kind.answer)
 
 
 def forget_answer(environment: Any) -> None:
-    """Before its next reset, which may set none: the answer of before is not that of the next question."""
+    """Clear the old answer before the next reset, which may set none: it does not fit the next question."""
     kind = type(environment)
     if declares_answer(kind) and not isinstance(kind.answer, property):
-        object.__setattr__(environment, "answer", kind.answer)  # also where the class is a frozen one
+        object.__setattr__(environment, "answer", kind.answer)  # works for frozen classes too
 
 
 def find_answer(row: Mapping[str, Any], column: str, environment: Any = None, failed: bool = False) -> Answer:
-    """The answer to a row. `failed`: whether the environment could not be reset, and holds an answer of before."""
+    """The answer to a row. `failed`: whether the environment could not be reset and still holds an old answer."""
     if declares_answer(type(environment)):
         text = UNKNOWN if failed else environment.answer
         if column not in row or (text is not None and not failed):
@@ -53,9 +53,9 @@ def find_answer(row: Mapping[str, Any], column: str, environment: Any = None, fa
 
 
 def rows_with_answers(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Row]:
-    """The rows as rewards and records have them: all have "answer", wherever it comes from, if any has one.
+    """The rows as rewards and records get them: all have "answer", wherever it comes from, if any has one.
 
-    A column of that name gives way to the one that `answer_column` names, and to an environment.
+    The column that `answer_column` names, and an environment, override a column named "answer".
     """
     if all(answer.text is None for answer in answers):
         return list(rows)

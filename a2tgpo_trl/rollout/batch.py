@@ -1,4 +1,4 @@
-"""What is known of a batch of rollouts while its parent class makes it: from its rows to what is trained on."""
+"""What is known about a batch of rollouts while the parent class makes it: from its rows to what is trained on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Turns:
-    """The turn of each token of this rank, how many turns each rollout of all ranks has, and the most of them."""
+    """The turn of each token on this rank, how many turns each rollout on all ranks has, and the largest number."""
 
     index_BT: Tensor
     number_N: Tensor
@@ -68,21 +68,21 @@ class Turns:
 
 @dataclass
 class Batch:
-    """One batch of rollouts. Fields are filled in their order; N rollouts of all ranks, B of this rank, F rewards."""
+    """One batch of rollouts. Fields are filled in order; N rollouts on all ranks, B on this rank, F rewards."""
 
     rows: list[Row]
     is_training: bool
-    round: int = 1  # of several in which prompts are rolled out again
+    round: int = 1  # from 2 on, prompts are rolled out again
     answers: list[Answer] = field(default_factory=list)
     tokens: Rollouts | None = None
-    # By rollout and length of the context, where the engine scored tails while it sampled.
+    # By rollout and length of the context, if the engine scored tails while it sampled.
     tail_scores: TailScores = field(default_factory=dict)
-    # What the parent's request for log-probabilities of the policy as it was is answered with, if it need not ask.
+    # The answer to the parent's request for log-probabilities of the old policy, if no forward is needed for it.
     old_logps: list[Tensor] | None = None
-    outcomes_N: Tensor | None = None  # weighted sums of rewards, NaN where nobody scored
+    outcomes_N: Tensor | None = None  # weighted sums of rewards, NaN if unscored
     scored: Scored | None = None
     turns: Turns | None = None
-    records: list[Any] = field(default_factory=list)  # of its rollouts (`records.py`), where they are wanted
+    records: list[Any] = field(default_factory=list)  # of its rollouts (`records.py`), if they are wanted
 
     @property
     def mode(self) -> str:
@@ -91,6 +91,6 @@ class Batch:
 
     @property
     def unscored_N(self) -> Tensor:
-        """Rollouts without any reward. The parent gives them an advantage of 0; they are not to be learnt from."""
+        """Rollouts without any reward. The parent gives them an advantage of 0; they must not be learnt from."""
         assert self.outcomes_N is not None
         return self.outcomes_N.isnan()

@@ -20,7 +20,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Args]) -> Args:
-    """Settings of this kind for this model, if there are none; what is wrong with those that there are."""
+    """The given settings after checks, or default settings of this kind for this model if none are given."""
     if args is None:
         args = kind(f"{_name_of(model).split('/')[-1] or 'model'}-{kind.__name__.removesuffix('Config')}")
     elif not isinstance(args, kind):
@@ -49,9 +49,9 @@ def _name_of(model: str | PreTrainedModel) -> str:
 
 
 def check_output_apart(output_dir: str, policy: str) -> None:
-    """What a run starts from is not where its results go, which would take its place.
+    """Check that a run does not start from the folder where its results go, which would overwrite the policy.
 
-    Nor is it a checkpoint in there: those are removed once there are enough, and when a run is written over.
+    Nor may it start from a checkpoint there: those are removed once there are enough, and when a run is overwritten.
     """
     output, adapter = Path(output_dir), Path(policy, ADAPTER_CONFIG)
     sources = {"policy": policy}
@@ -73,7 +73,7 @@ def _are_one(folder: Path, other: Path) -> bool:
 
 
 def check_best_metric(args: ToolConfig, eval_dataset: Any) -> None:
-    """Of several evaluation data sets, the best model is that of the one that is named."""
+    """With several evaluation data sets, check that `metric_for_best_model` names one of them."""
     metric = args.metric_for_best_model
     if metric is None or not isinstance(eval_dataset, dict):
         return
@@ -86,7 +86,7 @@ def check_best_metric(args: ToolConfig, eval_dataset: Any) -> None:
 
 
 def check_tools(tools: Any) -> None:
-    """Each tool is a function that can be called, and not what describes one."""
+    """Check that each tool is a function that can be called, not a description of one."""
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise TypeError(f"tools must be a list of functions; got {type(tools).__name__}. Write tools=[search].")
     for i, tool in enumerate(tools):
@@ -103,7 +103,7 @@ def check_tools(tools: Any) -> None:
 
 
 def check_names(tools: Iterable[Callable]) -> None:
-    """Tools that a rollout has together, the methods of its environment among them, have names of their own."""
+    """Check that all tools of a rollout, including the methods of its environment, have different names."""
     found: dict[str, Callable] = {}
     for tool in tools:
         if tool.__name__ in found:
@@ -117,7 +117,7 @@ def check_names(tools: Iterable[Callable]) -> None:
 
 
 def check_factory(factory: Any, where: str = "environment_factory") -> None:
-    """What makes environments can be called: it is a class or a function, or several by name."""
+    """Check that what makes environments can be called: a class or a function, or several by name."""
     if isinstance(factory, Mapping):
         for name, one in factory.items():
             check_factory(one, f"{where}[{name!r}]")
@@ -131,7 +131,7 @@ def check_factory(factory: Any, where: str = "environment_factory") -> None:
 
 
 def checked_environment(environment: Any) -> Any:
-    """The environment, which has what the trainer calls before each rollout."""
+    """The environment, after a check that it has the `reset` that the trainer calls before each rollout."""
     kind = type(environment)
     if not isfunction(getattr(kind, "reset", None)):
         raise TypeError(
@@ -143,7 +143,7 @@ def checked_environment(environment: Any) -> Any:
 
 
 def check_one_sequence(given: GenerationConfig, of_model: GenerationConfig | None, seeded: bool) -> None:
-    """`generate` makes one sequence of each prompt, and draws it alone where rollouts have seeds of their own."""
+    """Check that `generate` makes one sequence per prompt, and draws it alone if rollouts have their own seeds."""
 
     def effective(name: str) -> int:
         return getattr(given, name) or getattr(of_model, name, None) or 1

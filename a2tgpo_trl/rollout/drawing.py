@@ -1,4 +1,4 @@
-"""a configuration of generation -> how tokens are drawn by it, one at a time, without looking back."""
+"""a generation config -> how it draws tokens, one at a time, without looking back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from transformers import (
 from .engines import listed
 
 
-# Processors that look at the scores of the next token alone, and at none that came before it.
+# Processors that look only at the scores of the next token, and not at earlier tokens.
 OF_ONE_TOKEN = (
     *(TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper, TypicalLogitsWarper),
     *(EpsilonLogitsWarper, EtaLogitsWarper, SuppressTokensLogitsProcessor, InfNanRemoveLogitsProcessor),
     LogitNormalization,
 )
-# What else `generate` may be told, with the value that leaves it as it is.
+# Other options of `generate`, with the values that change nothing.
 PLAIN = {
     **{"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "guidance_scale": 1.0},
     **{"cache_implementation": None, "stop_strings": None, "max_time": None},
@@ -38,7 +38,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `end_ids`: those that end a turn; `draws`: whether at random, or the likeliest."""
+    """How tokens are drawn. `end_ids`: those that end a turn; `draws`: at random if true, else the likeliest."""
 
     processors: LogitsProcessorList
     end_ids: frozenset[int]
@@ -47,7 +47,7 @@ class Sampling:
 
 
 def sampling_of(model: PreTrainedModel, given: GenerationConfig, end_ids: Sequence[int]) -> Sampling | str:
-    """How `model.generate` would sample by this configuration; or what it would do that is not done here, in words."""
+    """How `model.generate` would sample with this config; or, in words, what it would do that is not done here."""
     config, _ = model._prepare_generation_config(given)
     ends = listed(config.eos_token_id)
     model._prepare_special_tokens(config, True, device=model.device)  # some processors are left out without them

@@ -2,10 +2,10 @@
 
     submit(key, context) ... collect() -> [Sample(key, token ids, log-probabilities)], until nothing is pending
 
-A rollout submits its context when it is its turn to speak, and gets one sample back. How requests are batched is the
-engine's business alone. A *lock-step* engine samples all that is pending in one call, so the loop fills it up first
-(all tools of the turn have answered); a *streaming* engine returns what is finished and goes on with the rest, so that
-a rollout whose tools have answered need not wait for the others.
+A rollout submits its context when it needs its next turn, and gets one sample back. The engine alone decides how
+requests are batched. A *lock-step* engine samples everything pending in one call, so the loop fills it up first (all
+tools of the turn have answered); a *streaming* engine returns what is finished and goes on with the rest, so that a
+rollout whose tools have answered need not wait for the others.
 """
 
 from abc import ABC, abstractmethod
@@ -20,14 +20,14 @@ from .seeds import seed_of
 
 
 LogProbs = list[float | None]  # None where the engine has no number for a token
-# Under which name a config says how many tokens its model reads. MPT makes its biases for so many.
+# Names under which a config says how many tokens its model reads. MPT makes its biases for that many.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len")
 
 
 def context_of(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model of this config reads at most; None where nothing limits them, as in Bloom and Mamba.
+    """The most tokens that a model with this config reads; None if nothing limits them, as in Bloom and Mamba.
 
-    Of a multimodal model, what counts is its text model.
+    For a multimodal model, its text model counts.
     """
     text = config.get_text_config()
     limits = [getattr(text, name, None) for name in CONTEXT_NAMES]
@@ -35,23 +35,22 @@ def context_of(config: PreTrainedConfig) -> int | None:
 
 
 class ContextLimit(NamedTuple):
-    """What an engine reads: so many tokens of a rollout, prompt included, of which as many as a `turn` may have must
-    be left when it is asked for one."""
+    """How many tokens of a rollout an engine reads, prompt included; `turn` of them must be free to request a turn."""
 
     tokens: int
     turn: int = 1
 
 
 class Request(NamedTuple):
-    """A context to go on from."""
+    """A context to continue."""
 
     context: list[int]
-    seed: int | None = None  # of what is drawn for it; None: drawn from the stream of all
-    max_tokens: int | None = None  # beyond these, what is sampled is thrown away; None: nothing is
+    seed: int | None = None  # of its draws; None: they come from the common stream
+    max_tokens: int | None = None  # tokens sampled beyond these are thrown away; None: no limit
 
 
 def most_tokens(requests: Sequence[Request]) -> int | None:
-    """Tokens that an engine may be asked for where one number holds for all; None where a request has no limit."""
+    """The tokens to ask an engine for if one limit holds for all requests; None if a request has no limit."""
     limits = [request.max_tokens for request in requests if request.max_tokens is not None]
     return max(limits) if len(limits) == len(requests) else None
 
@@ -68,7 +67,7 @@ class Sample(NamedTuple):
 
 
 class Tail(Protocol):
-    """Tokens that are scored behind a context: those that are `gold`."""
+    """Tokens after a context, of which those that are `gold` are scored."""
 
     @property
     def ids(self) -> Sequence[int]: ...
@@ -78,7 +77,7 @@ class Tail(Protocol):
 
 
 class TailScore(NamedTuple):
-    """Of a tail behind a context: the sum of its gold tokens' log-probabilities, and their number."""
+    """For a tail after a context: the sum of its gold tokens' log-probabilities, and their number."""
 
     total: float
     tokens: int
@@ -88,8 +87,10 @@ TailScores = dict[int, dict[int, TailScore]]  # by rollout and length of the con
 
 
 class Ends(NamedTuple):
-    """What ends a turn: tokens, of which the first is the policy's own, and texts. `stops`: those of the tokens that
-    stop it before the policy has ended it."""
+    """What ends a turn: tokens, of which the first is the policy's own, and texts.
+
+    `stops` are the tokens that stop a turn before the policy has ended it.
+    """
 
     ids: list[int]
     texts: list[str]
@@ -97,9 +98,9 @@ class Ends(NamedTuple):
 
     @classmethod
     def of(cls, eos_ids: Sequence[int], pad_id: int, generation_kwargs: Mapping[str, Any] | None) -> "Ends":
-        """Those of the model, and those that `generation_kwargs` adds, by the names that vLLM or transformers reads.
+        """The model's ends, and those that `generation_kwargs` adds under the names that vLLM or transformers reads.
 
-        Padding stands behind a turn that ended while others went on.
+        Padding follows a turn that ended while others went on.
 
         Example: [2], 0, {"stop": "</call>", "stop_token_ids": [7]} -> Ends([2, 0, 7], ["</call>"], [7])
         """
@@ -110,46 +111,46 @@ class Ends(NamedTuple):
 
 
 def listed(value: Any) -> list:
-    """vLLM and transformers take one, several or None."""
+    """The values as a list: vLLM and transformers accept one, several or None."""
     if value is None:
         return []
     return [value] if isinstance(value, (int, str)) else list(value)
 
 
 class Engine(ABC):
-    """Takes contexts, gives samples. `lockstep`: whether all pending contexts are sampled together."""
+    """Takes contexts and returns samples. `lockstep`: whether all pending contexts are sampled together."""
 
     lockstep: bool
 
     @property
     def scores(self) -> TailScores:
-        """Of the tails behind all contexts, where the engine has been given tails and can score them."""
+        """Scores of the tails after all contexts, if the engine was given tails and can score them."""
         return {}
 
     @abstractmethod
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
-        """Ask for the next turn of a rollout; at most one request a key is pending.
+        """Request the next turn of a rollout; each key has at most one pending request.
 
-        Of more than `max_tokens` the rest is thrown away, which an engine may spare itself.
+        Tokens beyond `max_tokens` are thrown away, so an engine need not sample them.
         """
 
     @abstractmethod
     def collect(self, *, wait: bool = True) -> list[Sample]:
-        """Samples that are finished. With `wait`, at least one, unless nothing is pending.
+        """Return finished samples. With `wait`, at least one, unless nothing is pending.
 
-        A lock-step engine always samples everything, on all ranks at once, and ignores `wait`.
+        A lock-step engine always samples everything, on all ranks together, and ignores `wait`.
         """
 
     def forget(self, key: int) -> None:  # noqa: B027
-        """The rollout has ended: it will ask for no further turn."""
+        """Take note that the rollout has ended and will request no further turn."""
 
     @abstractmethod
     def has_work(self) -> bool:
-        """Whether anything is pending: on this rank, or on any rank where ranks sample together."""
+        """Whether anything is pending on this rank, or on any rank if ranks sample together."""
 
 
 class Seeds:
-    """A seed for each turn of each rollout, made of the rollout's own; None throughout where rollouts have none."""
+    """A seed for each turn of each rollout, made from the rollout's own; always None if rollouts have none."""
 
     def __init__(self, of_rollouts: Sequence[int] | None):
         self._of_rollouts = of_rollouts
@@ -164,11 +165,11 @@ class Seeds:
 
 
 class LockStep(Engine):
-    """All pending contexts in one call of `generate`.
+    """Samples all pending contexts in one call of `generate`.
 
-    Where generation is collective, `ranks` shares the contexts of all ranks out equally among them, however they are
-    spread: every rank then makes the same number of calls with the same number of contexts, and each sample goes back
-    to the rank that asked for it. Without `ranks`, a rank samples its own contexts alone.
+    If generation is collective, `ranks` divides the contexts of all ranks equally among them: every rank then makes
+    the same number of calls with the same number of contexts, and each sample goes back to the rank that requested it.
+    Without `ranks`, a rank samples only its own contexts.
     """
 
     lockstep = True
@@ -199,7 +200,7 @@ class LockStep(Engine):
 
 
 class _Ranks(Protocol):
-    """What sharing out needs of the ranks; a test gives it without processes."""
+    """What `_shared_out` needs of the ranks; a test provides it without processes."""
 
     index: int
     number: int
@@ -212,9 +213,9 @@ def _shared_out(
 ) -> tuple[list[list[int]], list[LogProbs] | None]:
     """Generate an equal share of all ranks' requests, then give each rank the samples of its own.
 
-    Where the number does not divide, the last request is sampled once more for each free place, and the surplus is
-    thrown away: a real context ends when real ones do, which a made-up one may not. All have the room of the one that
-    has most, so that the ranks call their engine with the same settings.
+    If the number does not divide evenly, the last request is sampled once more for each free place, and the surplus is
+    thrown away: a real context ends when real ones do, a made-up one may not. All requests get the largest limit of
+    any, so that the ranks call their engine with the same settings.
     """
     of_ranks = ranks.gather_lists(list(requests))
     everyone = [request for rank in of_ranks for request in rank]

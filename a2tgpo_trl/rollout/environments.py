@@ -1,7 +1,7 @@
-"""Environments: tools that keep a state, and whose failure costs a rollout, and not the run.
+"""Environments: tools that keep state, and whose failure costs a rollout, not the run.
 
-An environment keeps the state of a rollout. It is a class; each rollout has an instance of its own
-(`environment_factory=Counter`), and its public methods are the tools:
+An environment holds the state of a rollout. You write a class; each rollout has its own instance
+(`environment_factory=Counter`), and the public methods are the tools:
 
     class Counter:
         answer: str | None = None  # if it is declared, reset sets it, and it wins over the row's
@@ -23,26 +23,26 @@ An environment keeps the state of a rollout. It is a class; each rollout has an 
         def get_reward(self) -> float:  # if it is defined, after the last turn; its name in the log is the class's
             return float(str(self.count) == self.answer)
 
-In a recipe it is `environment_factory: my_env.py:Counter`, with `environment_kwargs: {...}` for its arguments.
+In a recipe, write `environment_factory: my_env.py:Counter`, with `environment_kwargs: {...}` for its arguments.
 
-An environment lives on a thread of its own. `reset` and `get_reward` of all environments of a batch run at once, as
-calls do, with the time limit of tools or their own (`@tool(timeout=600)`; one after the other:
-`@tool(concurrency=1)`). So the row, or a seed in it, has to choose from what environments share: by whose turn it is,
-the rollouts of a group would get unlike questions.
+Each environment has its own thread. `reset` and `get_reward` of all environments of a batch run in parallel, as calls
+do, with the time limit of tools or their own (`@tool(timeout=600)`; one after the other: `@tool(concurrency=1)`). So
+if environments share something, let the row, or a seed in it, choose from it. Choosing by the order of the calls would
+give the rollouts of a group different questions.
 
-The first environment is made with the trainer, and whatever it raises ends the run. Of later ones, one that cannot be
-made is one that cannot be reset, for this batch: so are those that take longer than the time limit (`@tool` of
-`__init__` may say another). The same goes for those that take the place of one that hangs. A reward function that is
-given `environments` finds in its place one that has only what its class has.
+The first environment is made with the trainer, and any exception from it ends the run. A later one that cannot be
+made, or takes longer than the time limit (`@tool` on `__init__` may set another), counts for this batch as one that
+cannot be reset. The same holds for environments that replace one that hangs. A reward function that takes
+`environments` gets in its place an object that has only what its class has.
 
-A rollout whose `reset` or `get_reward` fails gets no reward and is out of its group; both are counted. If all
+A rollout whose `reset` or `get_reward` fails gets no reward and is left out of its group; both are counted. If all
 environments fail in two batches in a row, the run stops, as for a tool that is down. `answer` may be a list of
-accepted texts; where it is None, the data set's answer counts, which need then have no such column, or not be there at
-all (`max_steps` says how long to train).
+accepted texts; if it is None, the data set's answer counts. If environments give the answers, the data set needs no
+answer column, and you need no data set at all (`max_steps` says how long to train).
 
-`GRPOTrainer` resets environments itself, one after the other, and asks them for rewards. Here both go through the tool
-runner. When the first of a batch is asked for, all others are begun as well: by the time that the parent comes to
-them, they are done.
+`GRPOTrainer` itself resets environments, one after the other, and asks them for rewards. Here both go through the tool
+runner. When the first of a batch is requested, all others are started as well: they are done by the time the parent
+class reaches them.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ Result = tuple[Any, str | None]  # what a method returned, and what went wrong
 
 
 class _Place:
-    """Stands for an environment while it is made."""
+    """Stands in for an environment while it is being made."""
 
 
 class Environments:
@@ -76,13 +76,13 @@ class Environments:
 
     def __init__(self, runner: ToolRunner):
         self.runner = runner
-        # By id of an environment, why it failed in this batch.
+        # Why an environment failed in this batch, by its id.
         self._failed: dict[int, str] = {}
         self._no_reward: dict[int, str] = {}
-        self._stand_ins: dict[int, Any] = {}  # by id: they are in the place of environments that could not be made
+        self._stand_ins: dict[int, Any] = {}  # by id: stand in for environments that could not be made
         self.resets = self.rewards = 0
-        # Of the batch: its environments, known once the parent has chosen them; the rows that they will be reset with,
-        # until they are; and what is begun and not asked for yet, by id.
+        # The batch's environments, known once the parent has chosen them; the rows they will be reset with, until they
+        # are; and calls that were started but not requested yet, by id.
         self.batch: Callable[[], Sequence[Any]] = list
         self._rows: Sequence[Mapping[str, Any]] = ()
         self._begun: dict[str, dict[int, Future[Result]]] = {"reset": {}, "get_reward": {}}
@@ -99,8 +99,8 @@ class Environments:
     def guarded(self, factory: Any) -> Any:
         """A factory, or several by name, of environments whose `reset` and `get_reward` do not raise.
 
-        They are made on the thread that will make their calls. The first one, by which the trainer learns what tools
-        there are, must be made. Where another one cannot be, the factory returns one that cannot be reset.
+        Each is made on the thread that will make its calls. Making the first one must succeed, because the trainer
+        learns the tools from it. If a later one cannot be made, the factory returns one that cannot be reset.
         """
         check_factory(factory)
         if isinstance(factory, Mapping):
@@ -129,27 +129,27 @@ class Environments:
         return environment
 
     def _stand_in(self, kind: type, error: str) -> Any:
-        """One of this class that was not made, for one batch: its rollout is skipped, and nothing else is called."""
+        """A stand-in of this class for one batch, not initialised: its rollout is skipped, nothing else is called."""
 
         def reset(**_: Any) -> None:
             raise RuntimeError(f"the environment could not be made: {error}")
 
         try:
             environment: Any = object.__new__(kind)
-        except TypeError as refused:  # the class builds on one that is written in C
+        except TypeError as refused:  # the class inherits from one written in C
             raise RuntimeError(f"An environment of class {kind.__name__} could not be made: {error}") from refused
         object.__setattr__(environment, "reset", reset)
         self._stand_ins[id(environment)] = environment
         return environment
 
     def _guard(self, environment: Any) -> Any:
-        """Put watched methods in the place of two. On the instance, so that its class stays what the parent knows."""
+        """Replace two methods by watched ones, on the instance, so that its class stays the one the parent knows."""
         watched = {"reset": self._watched_reset(environment, environment.reset)}
         if callable(getattr(type(environment), "get_reward", None)):
             watched["get_reward"] = self._watched_reward(environment, environment.get_reward)
         for name, method in watched.items():
             try:
-                object.__setattr__(environment, name, method)  # also where the class is a frozen one
+                object.__setattr__(environment, name, method)  # works for frozen classes too
             except AttributeError as error:
                 raise TypeError(
                     f"Environments of class {type(environment).__name__} take no attributes: drop its __slots__, or "
@@ -174,7 +174,7 @@ class Environments:
         return list(self._failed.values())
 
     def drop_unusable(self, pools: Mapping[Any, list]) -> None:
-        """Take environments that cannot be called any more out of the pools; new ones are made in their place."""
+        """Remove environments that can no longer be called from the pools; new ones are made in their place."""
         for pool in pools.values():
             unusable = [one for one in pool if self._is_unusable(one)]
             pool[:] = [one for one in pool if not self._is_unusable(one)]  # by identity: some compare by value
@@ -183,11 +183,11 @@ class Environments:
                 self._stand_ins.pop(id(environment), None)
 
     def _is_unusable(self, environment: Any) -> bool:
-        """Whether a call on it has not come back, or it was never made."""
+        """Whether a call on the environment has not come back, or the environment was never made."""
         return self.runner.is_stuck(environment) or id(environment) in self._stand_ins
 
     def release(self, environments: Iterable[Any]) -> None:
-        """After a batch: have them give back what a rollout held, if a tool of theirs says how."""
+        """After a batch, make environments give back what a rollout held, if one of their tools says how."""
         calls = [
             self._call(environment, MethodType(release, environment), {})
             for environment in environments
@@ -201,7 +201,7 @@ class Environments:
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         @functools.wraps(reset)
         def watched(*arguments: Any, **row: Any) -> Any:
-            if on_tool_thread():  # a call on the environment resets it: it is on the right thread, and in order
+            if on_tool_thread():  # called by one of its tools: already on the right thread, and in order
                 return reset(*arguments, **row)
             self.resets += 1
             value, error = self._reset(environment, row).result()
@@ -213,7 +213,7 @@ class Environments:
 
     def _reset(self, environment: Any, row: Mapping[str, Any]) -> "Future[Result]":
         begun = self._begun["reset"]
-        rows, self._rows = self._rows, ()  # they are begun once
+        rows, self._rows = self._rows, ()  # all are started once
         for other, others_row in zip(self.batch(), rows, strict=True) if rows else ():
             begun[id(other)] = self._call(other, other.reset.__wrapped__, others_row)
         return begun.pop(id(environment), None) or self._call(environment, environment.reset.__wrapped__, row)
@@ -236,7 +236,7 @@ class Environments:
         return watched_async if inspect.iscoroutinefunction(get_reward) else watched
 
     def _judges(self, environment: Any) -> bool:
-        """Whether it is in a state to be asked for a reward."""
+        """Whether the environment is in a state to be asked for a reward."""
         if self.failed(environment) is not None:
             return False
         self.rewards += 1
@@ -283,7 +283,7 @@ class Environments:
         result: Future[Result] = Future()
 
         def hand_over(done: Future) -> None:
-            if done.cancelled() or done.exception() is not None:  # a mistake of ours: nobody must wait for it for ever
+            if done.cancelled() or done.exception() is not None:  # our own bug: nobody must wait for ever
                 result.set_exception(
                     done.exception() if not done.cancelled() else RuntimeError("the runner was closed")
                 )
@@ -302,7 +302,7 @@ def environment_kinds(pools: Mapping[Any, list]) -> set[type]:
 
 
 def _releases(kind: type) -> list[Callable]:
-    """What the tools of a class of environments say gives back what a rollout held."""
+    """The functions that a class's tools name for giving back what a rollout held."""
     found = [settings_of(method).release for _, method in inspect.getmembers(kind, inspect.isfunction)]
     return [release for release in dict.fromkeys(found) if release is not None]
 

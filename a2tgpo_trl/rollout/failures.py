@@ -1,31 +1,32 @@
-"""How a turn can end, and what is done about each way.
+"""How a turn can end, and what happens in each case.
 
     ends as        when                                                                              default
-    ok             it answered, or all its calls did
-    result_cut     a result is longer than `max_result_tokens` (no limit), and is cut there          tell
-    bad_arguments  arguments are missing, unknown or of another type than the tool's schema says     tell
+    ok             the turn is an answer, or all its calls succeeded
+    result_cut     a result is longer than `max_result_tokens` (no limit) and is cut there           tell
+    bad_arguments  arguments are missing, unknown or not of the type in the tool's schema            tell
     unknown_tool   there is no such tool                                                             tell
-    unparsed_call  a call was begun that cannot be read                                              tell
-    tool_error     the tool raised                                                                   tell
-    timeout        it did not answer within `tool_timeout` (60 s), or its own limit                  tell
-    over_budget    more than `max_calls_per_turn` (16) calls, which are not made; a call after       tell
+    unparsed_call  a call was started but cannot be parsed                                           tell
+    tool_error     the tool raised an exception                                                      tell
+    timeout        the tool did not answer within `tool_timeout` (60 s) or its own limit             tell
+    over_budget    calls beyond `max_calls_per_turn` (16), which are not made; a call after          tell
                    `max_tool_calling_iterations` turns; text that a limit cut before the policy
-                   ended it
-    context_full   results do not fit into what is left of `max_completion_length` or of the         end
-                   model's context; or the prompt alone leaves no room for a turn in it
+                   finished
+    context_full   results do not fit in what is left of `max_completion_length` or of the           end
+                   model's context, or the prompt alone leaves no room for a turn in it
 
-`failure_policy` says what follows: `tell` the policy, as the result of its call, and go on; `end` the rollout, which
-is scored as it stands; or `exclude` it from the statistics of its group and from the loss. Where the context is full
-there is no room to tell anything; a rollout whose prompt fills it has no turn, and is scored as an empty answer.
+`failure_policy` sets what follows: `tell` the policy, as the result of its call, and go on; `end` the rollout, which
+is scored as it stands; or `exclude` it from the statistics of its group and from the loss. When the context is full,
+there is no room to tell anything; a rollout whose prompt fills it has no turn and is scored as an empty answer.
 
     failure_policy: {timeout: exclude, unparsed_call: end}
 
-A turn of several calls ends as its gravest call, in the order of this list. After its last allowed turn the policy is
-told to answer, and ends if it calls again. A final tool's call ends the rollout as its answer, whatever became of
-other calls of the turn, unless one of them is to `exclude` it. A turn whose calls failed and were told has a gain like
-others; the turns of an excluded rollout have none. An evaluation leaves no rollout out: there `exclude` means `end`.
-With `loss_type` "grpo" or "dr_grpo", rollouts that are left out still count in the denominator; with "dapo", the
-default, and "bnpo" they do not. What tools themselves may do wrong, and what outages cost: `a2tgpo help tools`.
+A turn with several calls ends as its gravest call, the one furthest down this list. After its last allowed turn the
+policy is told to answer; if it calls again, the rollout ends. A final tool's call ends the rollout as its answer,
+whatever happened to the other calls of the turn, unless one of them is set to `exclude`. A turn whose failed calls
+were told to the policy has a gain like any other; the turns of an excluded rollout have none. Evaluations exclude no
+rollouts: there `exclude` means `end`. With `loss_type` "grpo" or "dr_grpo", excluded rollouts still count in the
+denominator; with "dapo", the default, and "bnpo" they do not. For what tools themselves may do wrong, and what outages
+cost, see `a2tgpo help tools`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,7 +50,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 # tell: the policy reads what went wrong, as the result of its call, and goes on.
 # end: the rollout ends with that turn, and is scored as it stands.
-# exclude: it ends, and is left out of the statistics of its group and out of the loss.
+# exclude: the rollout ends, and is left out of the statistics of its group and out of the loss.
 Policy = Literal["tell", "end", "exclude"]
 
 DEFAULT_POLICY: dict[str, Policy] = {
@@ -70,7 +71,7 @@ def gravest(statuses: Iterable[Status]) -> Status:
 
 
 def complete_policy(given: Mapping[str, str] | None) -> dict[str, Policy]:
-    """The default policies with the given ones in their place; a ValueError names what is not possible."""
+    """The default policies, overridden by the given ones; raises a ValueError for what is not possible."""
     policy: dict[str, Policy] = dict(DEFAULT_POLICY)
     for status, action in (given or {}).items():
         if status not in DEFAULT_POLICY:

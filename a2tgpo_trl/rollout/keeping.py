@@ -1,4 +1,4 @@
-"""a policy -> whether what it has read can be kept: by what is known of its kind, and by trial."""
+"""a policy -> whether what it has read can be kept, judged by its kind of model and by a trial."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from .engines import Tail
 from .transformers_engine import TransformersStream
 
 
-# Log-probabilities of kept and of newly read tokens may differ by so much: by rounding, where the model computes in
-# float32, and in 16 bits. A wrong mask or position moves them by more.
+# Log-probabilities of kept and of newly read tokens may differ by this much through rounding, in float32 and in 16
+# bits. A wrong mask or position moves them by more.
 IN_FLOAT32, COARSE = 1e-3, 0.25
 
 
 def obstacle_to_keeping(model: nn.Module) -> str | None:
-    """Why turns of this model are sampled by its own `generate`, in words; None if they are sampled here."""
+    """Why turns of this model must be sampled by its own `generate`, in words; None if they can be sampled here."""
     base = base_model(model)
     if "generate" in {*vars(model), *vars(base)} or type(base).generate is not GenerationMixin.generate:
         return "it has a generate of its own"
@@ -43,7 +43,7 @@ class _TrialTail(NamedTuple):
 def keeping_error(model: nn.Module, device: torch.device) -> float:
     """Largest difference of a token's log-probability between kept and newly read contexts, on a small random example.
 
-    Knowing a model's attention is not knowing its code. A model that ignores positions or masks shows here.
+    A model's kind of attention does not tell what its code does. A model that ignores positions or masks shows here.
     """
     base = base_model(model)
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +69,7 @@ def keeping_error(model: nn.Module, device: torch.device) -> float:
 
 
 def keeping_tolerance(unit: float) -> float:
-    """By the rounding of numbers near 1 (`unit`) in the precision of the forward."""
+    """The largest acceptable `keeping_error`, given how far the forward rounds numbers near 1 (`unit`)."""
     return IN_FLOAT32 if unit <= EXACT else COARSE
 
 

@@ -1,8 +1,8 @@
 """keys and values of tokens that a model has read -> kept for one rollout, or joined for those that go on together.
 
 A rollout that waits for its tools keeps its own, without padding. Rollouts that are sampled together share a tensor in
-each layer. They end in the same column, so that the next tokens of all fill the next one; what stands before the
-shorter ones is masked.
+each layer. They end in the same column, so that the next tokens of all go into the next column; the columns before
+shorter rollouts are masked.
 
     column       0   1   2   3   4  width
     rollout 0            a   b   c  |  free columns
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-SPARE = 64  # columns that are made beyond those in use
+SPARE = 64  # columns to allocate beyond those in use
 
 
 class LayerKV(NamedTuple):
@@ -33,7 +33,7 @@ Kept = list[LayerKV]  # of one rollout, layer by layer
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer with free columns: a new token is written into the next one, where its parent would copy all others."""
+    """A layer with free columns: a new token is written into the next one; its parent would copy all others."""
 
     def __init__(self, before: LayerKV | None = None, width: int = 0):
         """`before`: tensors of which the first `width` columns are in use."""
@@ -72,7 +72,7 @@ def _widened(used: Tensor, columns: int) -> Tensor:
 
 
 class JoinedKV:
-    """Of rollouts that are sampled together. `lengths`: tokens of each, which end in the last column."""
+    """Keys and values of rollouts that are sampled together, with `lengths` tokens that end in the last column."""
 
     def __init__(self) -> None:
         self.cache = Cache(layer_class_to_replicate=RoomyLayer)
@@ -84,17 +84,17 @@ class JoinedKV:
         return max(self.lengths, default=0)
 
     def mask(self, device: torch.device, new: int = 0) -> Tensor:
-        """1 for the columns (R, width + new) that a rollout has tokens in, so many new ones included."""
+        """1 for the columns (R, width + new) in which a rollout has tokens, `new` further ones included."""
         width = self.width
         first = torch.tensor([width - length for length in self.lengths], device=device)
         return (torch.arange(width + new, device=device) >= first.unsqueeze(1)).long()
 
     def grown(self) -> None:
-        """A forward has put one more token of each behind the others."""
+        """Take note that a forward has added one token to each rollout."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def kept(self, row: int) -> Kept:
-        """A copy for the rollout in this row."""
+        """A copy of what the rollout in this row has."""
         length = self.lengths[row]
         return [
             LayerKV(layer.keys[row, :, -length:].clone(), layer.values[row, :, -length:].clone())
@@ -102,7 +102,7 @@ class JoinedKV:
         ]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows."""
         before, self.lengths = self.width, [self.lengths[row] for row in rows]
         width = self.width
         chosen = [self._chosen(layer, rows, before - width) for layer in self.cache.layers]
@@ -113,7 +113,7 @@ class JoinedKV:
         return LayerKV(*(part[:, :, cut:].index_select(0, index) for part in (layer.keys, layer.values)))
 
     def add(self, rows: Sequence[Kept]) -> None:
-        """Put further rollouts below those that are there."""
+        """Add rollouts as further rows."""
         before, number = self.width, len(self.lengths)
         self.lengths += [kept[0].keys.size(1) for kept in rows]
         width, layers = self.width, []

@@ -1,9 +1,9 @@
 """rows of a batch -> the same rows in micro-batches that compute less.
 
-TRL draws at random which rows share a micro-batch. Where their gradients are added up before the policy changes, and
-each row adds the same wherever it stands, any other way of sharing them out gives the same sum. Three ways are
-compared by what their forwards would read: rows of like lengths side by side, which pad each other less; rollouts of a
-prompt side by side; and those among them that go on alike (`shared_prefixes`).
+TRL draws at random which rows share a micro-batch. If their gradients are added up before the policy changes, and each
+row adds the same wherever it is, any other distribution of the rows gives the same sum. Three orders are compared by
+how much their forwards would read: rows of similar lengths together, which need less padding; rollouts of a prompt
+together; and, among these, rollouts that go on alike (`shared_prefixes`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from torch import Tensor
 from ..shared_prefixes import tokens_read
 
 
-# Losses that are a sum over rows, each of which weighs the same in whatever micro-batch it stands.
+# Losses that are a sum over rows, each of which has the same weight in any micro-batch.
 SUMS_OF_ROWS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of its completion
 
 
 def arranged(batches: Sequence[Mapping[str, Any]], together: int, share_prefixes: bool) -> list[dict[str, Any]]:
-    """Micro-batches of as many rows as before, of the rows of `together` neighbouring ones each.
+    """Exchange rows within each `together` neighbouring micro-batches, whose sizes stay the same.
 
     Args:
         together: micro-batches whose gradients are added up before the policy changes.
-        share_prefixes: whether a forward reads once what its rows begin with alike.
+        share_prefixes: whether a forward reads only once what its rows have in common at their beginning.
     """
     return [
         batch
@@ -59,7 +59,7 @@ def _rows(batch: Mapping[str, Any]) -> list[Row]:
 def best_order(rows: Sequence[Row], size: int, share_prefixes: bool) -> list[int]:
     """The order in which micro-batches of this size read least.
 
-    The longest rows come first, so that running out of memory shows at once.
+    The longest rows come first, so that running out of memory shows immediately.
     """
 
     def cost(order: Sequence[int]) -> int:
@@ -88,7 +88,7 @@ def _by_prompt(rows: Sequence[Row]) -> list[int]:
 
 
 def _by_tokens(rows: Sequence[Row]) -> list[int]:
-    """Those of a prompt that begin alike side by side."""
+    """Rollouts of a prompt that begin alike, side by side."""
     by_tokens = sorted(range(len(rows)), key=lambda i: rows[i])
     groups = [list(group) for _, group in groupby(by_tokens, key=lambda i: rows[i][0])]
     return [i for group in sorted(groups, key=lambda group: -max(len(rows[i][1]) for i in group)) for i in group]

@@ -1,23 +1,23 @@
-"""open files after each batch -> a leak or none, told while it can be mended, and at last while a run can still save.
+"""open files after each batch -> whether they leak, reported in time to fix it, and at the latest in time to save.
 
-Environments and pools open what they hold for good, at any time, so many open files are no leak, nor is one more than
-before. A leak is files that become more with batch after batch.
+Environments and pools may open files at any time and keep them, so many open files are not a leak, nor is one more
+than before. A leak is a number of files that grows batch after batch.
 """
 
 import math
 
 
-STEADY = 5  # batches in a row, each with more files open than the one before it: that is no chance
-STEEP = 0.25  # of the files that may be open, opened by as few as two such batches: there may be no time for more
+STEADY = 5  # batches in a row, each with more files open than the one before: not a coincidence
+STEEP = 0.25  # of the files that may be open, opened in as few as two such batches: there may be no time for more
 FULL = 0.9  # of the files that may be open: the rest is for saving
-WARN = 10.0  # batches before they are as many
+WARN = 10.0  # batches before that many are open
 
 
 class OpenFiles:
     """Counts of open files: one before all batches, one after each."""
 
     def __init__(self, number: int):
-        self._first = self._last = number  # of the rise that is under way
+        self._first = self._last = number  # of the current rise
         self._batches = 0
         self._allowed = 0
 
@@ -34,7 +34,7 @@ class OpenFiles:
 
     @property
     def batches_left(self) -> float:
-        """Further batches, opening as many files as those before, that there is room for; without a leak, no end.
+        """How many more batches, opening files at the same rate, there is room for; without a leak, infinite.
 
         Example: 100, 500, 900 files of 1500: 400 a batch, 450 left until there are 1350, so 1.125 batches
         """

@@ -1,7 +1,7 @@
-"""a padded batch <-> its rows without padding; a micro-batch -> the same without the columns that are padding alone.
+"""a padded batch <-> its rows without padding; a micro-batch -> the same without columns of nothing but padding.
 
-TRL pads a whole batch of rollouts to its longest one, and cuts micro-batches out of that. One rollout that babbles to
-its limit would then have the loss compute on padding for all the others.
+TRL pads a whole batch of rollouts to its longest one, and cuts micro-batches out of that. One rollout that runs to its
+limit would then make the loss compute on padding for all the others.
 
 Shapes: B rollouts, P prompt tokens, T completion tokens.
 """
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 
-# What a batch is made of, and what fills it up. Another name would be a new one of TRL's, of unknown meaning.
+# The keys of a batch, and the values that pad them. Any other key would be new in TRL, with unknown meaning.
 PROMPT_KEYS = ("prompt_ids", "prompt_mask")
 COMPLETION_FILL: dict[str, float] = {
     "completion_mask": 0,
@@ -33,12 +33,12 @@ BATCH_KEYS = ("num_items_in_batch", "num_turns")
 
 
 def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
-    """Each rollout of a batch without its padding. What the batch has as a whole (`BATCH_KEYS`) is left out."""
+    """Each rollout of a batch without its padding. Values of the whole batch (`BATCH_KEYS`) are left out."""
     unknown = batch.keys() - {"completion_ids", *PROMPT_KEYS, *COMPLETION_FILL, *BATCH_KEYS}
     if unknown:
         raise ValueError(f"A batch with {', '.join(sorted(unknown))} cannot be put together from rows.")
     completion_BT, prompt_mask = batch["completion_ids"], batch["prompt_mask"]
-    # The mask alone is not enough: it is 0 all over a truncated rollout that is masked out.
+    # The mask alone is not enough: it is all 0 for a truncated rollout that is masked out.
     real_BT = batch["completion_mask"].bool() | (completion_BT != pad_id)
     place_T = torch.arange(1, completion_BT.size(1) + 1, device=completion_BT.device)
     lengths = (real_BT * place_T).amax(dim=1).tolist()
@@ -47,7 +47,7 @@ def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
     for key, values in batch.items():
         if key in BATCH_KEYS:
             continue
-        if key == "importance_sampling_ratio":  # one a token, or one a rollout
+        if key == "importance_sampling_ratio":  # one per token, or one per rollout
             values = values.expand_as(completion_BT)
         for row, of_row, start, length in zip(rows, values, starts, lengths, strict=True):
             row[key] = of_row[int(start) :] if key in PROMPT_KEYS else of_row[: int(length)]
@@ -55,7 +55,7 @@ def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
 
 
 def to_batch(rows: Sequence[dict[str, Tensor]], pad_id: int, multiple: int | None = None) -> dict[str, Tensor]:
-    """Rows of unlike lengths as one batch: prompts filled up on the left, completions on the right.
+    """Rows of different lengths as one batch: prompts padded on the left, completions on the right.
 
     Example: completions [7] and [8, 9] -> [[7, pad_id], [8, 9]]; with multiple 4 -> [[7, p, p, p], [8, 9, p, p]]
     """
@@ -80,18 +80,18 @@ class Padding(NamedTuple):
     right: int
 
     def cut(self, rows_BL: Tensor) -> Tensor:
-        """Rows of prompt and completion without it."""
+        """Rows of prompt and completion without this padding."""
         return rows_BL[:, self.left : rows_BL.size(1) - self.right]
 
 
 def padding_of(
     prompt_mask_BP: Tensor, completion_mask_BT: Tensor, *, left: bool = True, multiple: int | None = None
 ) -> Padding:
-    """What is padding in all rows, so that widths stay multiples of `multiple`; a column is left of each.
+    """The padding that all rows share; widths stay multiples of `multiple`, and each part keeps a column.
 
     Args:
         prompt_mask_BP, completion_mask_BT: 1 for tokens; prompts are padded on the left, completions on the right.
-        left: whether prompts lose theirs. A model whose positions count from the first column computes otherwise then.
+        left: whether prompts are cut. It changes what a model computes whose positions count from the first column.
 
     Example: prompts [[0, 0, 1], [0, 1, 1]], completions [[1, 0, 0, 0], [1, 1, 0, 0]] -> Padding(1, 2)
     """
@@ -103,13 +103,13 @@ def padding_of(
 
 
 def _empty_columns(mask: Tensor) -> int:
-    """At the right, where no row has a token; of an empty mask, all columns but the first."""
+    """Columns at the right in which no row has a token; for an empty mask, all columns but the first."""
     used = mask.any(dim=0).nonzero()
     return mask.size(1) - (int(used.max()) + 1 if len(used) else 1)
 
 
 def trimmed(batch: Mapping[str, Any], padding: Padding) -> dict[str, Any]:
-    """A batch of TRL's without this padding, whatever it holds for each token."""
+    """A batch of TRL's without this padding, in everything that has a value for each token."""
     width = batch["completion_ids"].size(1)
     cut: dict[str, Any] = dict(batch)
     for key, values in batch.items():

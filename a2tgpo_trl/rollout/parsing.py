@@ -1,7 +1,7 @@
 """the tokens of a turn -> its message, its calls, and the calls that cannot be read.
 
-TRL's parser takes a turn as plain text as soon as one of its calls is broken, so the other calls vanish without a
-word, and it lets a RecursionError through. Here every call that was begun is either read or reported.
+TRL's parser takes a turn as plain text if one of its calls is broken, so the other calls vanish silently, and it lets
+a RecursionError through. Here every call that was started is either read or reported.
 """
 
 import inspect
@@ -21,18 +21,18 @@ from trl.chat_template_utils import parse_response
 from ..tools.arguments import schema_of
 
 
-SHORTEST_END = 64  # tokens of a prefix that are looked at first: a generation prompt is shorter
+SHORTEST_END = 64  # tokens of a prefix to look at first: a generation prompt is shorter
 MOST_REMEMBERED = 1024  # turns
 DEEPEST = 50  # levels of nesting in the arguments of a call
 REASONING = ("reasoning_content", "thinking")
-# What calls begin with, over the families of models: one that spells its call in the way of another has begun one.
+# How calls begin in all families of models: a model that writes a call in another family's way has started one.
 BLOCK = "<|tool_call_start|>"
 MARKS = ("<tool_call>", "<|tool_call>", BLOCK, "<function=", "to=functions.", "<|python_tag|>", "[TOOL_CALLS]")
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A turn that was read. `unread` counts the calls that were begun and cannot be made out."""
+    """A turn that was read. `unread` counts the calls that were started but cannot be read."""
 
     message: dict[str, Any]
     unread: int = 0
@@ -44,7 +44,7 @@ class Parsed:
 
 
 class _Reader:
-    """What TRL's parser asks of a tokenizer, with the response template compiled once, and not at each turn."""
+    """What TRL's parser needs of a tokenizer, with the response template compiled once instead of at each turn."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.response_template = load_response_template(tokenizer.response_template)
@@ -55,14 +55,14 @@ class _Reader:
 
 
 class TurnParser:
-    """Reads turns by the tokenizer's response template, as TRL sets it for the chat templates it knows."""
+    """Reads turns with the tokenizer's response template, which TRL sets for the chat templates it knows."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._remembered: dict[tuple, Parsed] = {}
 
     def parse(self, ids: list[int], prefix: list[int], tools: Sequence[Callable]) -> Parsed:
-        """Rollouts of a prompt often take the same turn: a turn is read once, where the same tools are there."""
+        """Read a turn, or return what was read before: rollouts of a prompt often take the same turn."""
         schemas, names, end = self._schemas(tools), [tool.__name__ for tool in tools], self._end_of(prefix)
         key = (tuple(ids), end, repr(schemas), *names)
         if key not in self._remembered:
@@ -79,11 +79,11 @@ class TurnParser:
         if any(depth_exceeds(call.get("function", call)["arguments"]) for call in message.get("tool_calls") or ()):
             message = self._as_text(ids)
         if message.get("tool_calls") and self._block is not None and self._block not in self._tokenizer.decode(ids):
-            message = self._as_text(ids)  # the pattern for the second call of a block fits ordinary prose as well
+            message = self._as_text(ids)  # the pattern for the second call of a block also fits ordinary prose
         return Parsed(message, self._unread(ids, message, names))
 
     def _end_of(self, prefix: list[int]) -> str:
-        """The prefix as text, from its last anchor: there the parser begins to read."""
+        """The prefix as text from its last anchor, where the parser begins to read."""
         length, anchor = SHORTEST_END, self._reader.response_template.start_anchor_re
         while length < len(prefix):
             text = self._tokenizer.decode(prefix[-length:])
@@ -94,7 +94,7 @@ class TurnParser:
         return self._tokenizer.decode(prefix)
 
     def _schemas(self, tools: Sequence[Callable]) -> list[Any]:
-        """In place of functions, their schemas, which the parser would make anew at each turn."""
+        """The tools, with schemas in place of functions; the parser would make these again at each turn."""
         return [
             schema_of(getattr(tool, "__func__", tool)) if inspect.isfunction(tool) or inspect.ismethod(tool) else tool
             for tool in tools
@@ -108,7 +108,7 @@ class TurnParser:
         return {"role": "assistant", "content": self._tokenizer.decode(ids, skip_special_tokens=True)}
 
     def _unread(self, ids: list[int], message: dict[str, Any], names: Sequence[str]) -> int:
-        """How many calls the turn begins, outside of its thoughts and beside those that were read."""
+        """How many calls the turn starts, outside of its thoughts, that were not read."""
         if self._call is None:
             return 0
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -124,7 +124,7 @@ class TurnParser:
 
     @property
     def _fields(self) -> dict[str, Any]:
-        template = getattr(self._tokenizer, "response_template", None)  # set by TRL, where it knows the template
+        template = getattr(self._tokenizer, "response_template", None)  # set by TRL if it knows the template
         return template["fields"] if template else {}
 
     @cached_property
@@ -133,13 +133,13 @@ class TurnParser:
 
     @cached_property
     def _call(self) -> re.Pattern[str] | None:
-        """A whole call; None where the template has none."""
+        """A pattern for a whole call; None if the template has no calls."""
         field = self._fields.get("tool_calls")
         return None if field is None else re.compile(_span(field), re.DOTALL)
 
     @cached_property
     def _block(self) -> str | None:
-        """What all calls of a turn stand behind, in templates that write several calls into one block."""
+        """The mark that precedes all calls of a turn, in templates that write several calls into one block."""
         return BLOCK if re.escape(BLOCK) in _opening(self._fields.get("tool_calls", {"open": ""})) else None
 
     @cached_property
@@ -157,12 +157,12 @@ def _span(field: dict[str, Any]) -> str:
 
 
 def _is_bare_call(text: str, tool: str) -> bool:
-    """A call as JSON without the marks around it, which a model that forgets them writes."""
+    """Whether the text begins with a call as JSON without its marks, as a model writes that forgets them."""
     return re.match(rf'\s*(```\w*\s*)?\{{[^{{}}]*"name"\s*:\s*{re.escape(json.dumps(tool))}', text) is not None
 
 
 def depth_exceeds(value: Any, limit: int = DEEPEST) -> bool:
-    """Whether lists and objects are nested deeper than this. Without recursion, which is what it guards."""
+    """Whether lists and objects are nested deeper than this. Uses no recursion, because it guards against that."""
     level = [value]
     for _ in range(limit + 1):
         level = [

@@ -1,7 +1,7 @@
 """records of rollouts -> those that a reader asks for, and what a terminal shows of them, by turns or side by side.
 
-What a policy wrote and a tool answered is shown as text: control characters, escape sequences and characters that turn
-the direction of a line stand there by their codes, and move nothing.
+What a policy wrote and what a tool answered is shown as text: control characters, escape sequences and characters that
+change the direction of a line are shown as codes and have no effect.
 """
 
 import json
@@ -29,9 +29,9 @@ FILES = (
     ("evaluation/*/rollouts.jsonl",),
     ("*.jsonl", "step-*.parquet"),
 )
-BATCH = re.compile(r"-batch-(\d+)$")  # in the name of a file, of a step that has several
-MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is asked for
-BESIDE_LINES, BESIDE_CHARACTERS = 3, 120  # of a result that stands beside others
+BATCH = re.compile(r"-batch-(\d+)$")  # in the name of a file, if its step has several batches
+MOST_LINES, MOST_CHARACTERS = 6, 400  # of one text, unless all of it is requested
+BESIDE_LINES, BESIDE_CHARACTERS = 3, 120  # of a result beside others
 BARS = "▁▂▃▄▅▆▇█"
 COLUMN = 38  # characters of a rollout beside others
 
@@ -42,9 +42,9 @@ Record = Mapping[str, Any]
 
 
 def read_places(places: Iterable[Path]) -> list[Record]:
-    """The records in files, and in folders of runs and evaluations; of a folder, the first kind of file it has.
+    """The records in files and in folders of runs and evaluations; of a folder, the first kind of file found.
 
-    Where there are several runs or evaluations, each record says by `read_from` which one it is of.
+    With several runs or evaluations, `read_from` of each record says which one it belongs to.
     """
     found = [(_source(file), read_file(file)[0]) for place in places for file in files_in(place)]
     if len({source for source, _ in found}) == 1:
@@ -53,7 +53,7 @@ def read_places(places: Iterable[Path]) -> list[Record]:
 
 
 def _source(file: Path) -> str:
-    """All files of a training's rollouts are of one run; an evaluation has one file."""
+    """The run that a file of training rollouts belongs to, or the file itself: an evaluation has one file."""
     return str(file.parent.parent if any(map(file.match, OF_TRAINING)) else file)
 
 
@@ -70,16 +70,16 @@ def files_in(place: Path) -> list[Path]:
 
 
 def files_like(place: Path, patterns: Iterable[str]) -> list[Path]:
-    """Those in a folder with names like one of these, a second batch of a step behind the first."""
+    """The files in a folder that match one of these patterns, a second batch of a step after the first."""
     found = {file for pattern in patterns for file in place.glob(pattern) if not file.name.startswith("_")}
     return sorted(found, key=lambda file: (file.parent, file.stem))
 
 
 def read_file(file: Path) -> tuple[list[Record], bool]:
-    """The records of a file: a line each, or one list, or Parquet. False with them: a last line was cut off, and is
-    left out.
+    """The records of a file (JSON lines, one JSON list, or Parquet), and whether the file is whole.
 
-    Those of a training have a `batch`: its number in a step of several, which the name of their file says.
+    If its last line was cut off, the file is not whole and the line is left out. Records of training have a `batch`,
+    its number within the step, which the name of the file gives if the step has several.
     """
     is_whole = True
     try:
@@ -109,14 +109,14 @@ def _parsed(content: bytes) -> tuple[list[Any], bool]:
 
 
 def _json(content: bytes) -> Any:
-    return json.loads(content, parse_constant=lambda _: None)  # Python writes NaN, which is no number for a reader
+    return json.loads(content, parse_constant=lambda _: None)  # Python writes NaN: read it as None
 
 
-# ---- those that are asked for
+# ---- choosing records
 
 
 def is_solved(record: Record) -> bool:
-    """By the reward that is 1 or 0, or else the first of all."""
+    """Whether a rollout is solved, by the reward that is 1 or 0 if there is one, else by the first reward."""
     rewards = record["rewards"]
     name = next((name for name in rewards if name in RIGHT_OR_WRONG), next(iter(rewards), None))
     return name is not None and (rewards[name] or 0.0) >= 1.0
@@ -127,7 +127,7 @@ def _is_of_training(record: Record) -> bool:
 
 
 def prompt_of(record: Record) -> tuple[Any, ...]:
-    """What the rollouts of a prompt have in common, and no others; of a training, in the order of its steps."""
+    """A key that the rollouts of a prompt share with no others; in training, keys sort in the order of steps."""
     key: tuple[Any, ...]
     if _is_of_training(record):
         key = (record["step"], record.get("batch", 1), record["group"], record["round"])
@@ -137,7 +137,7 @@ def prompt_of(record: Record) -> tuple[Any, ...]:
 
 
 def by_prompt(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """The rollouts of each prompt, in the order of their first ones."""
+    """The rollouts of each prompt, in the order of each prompt's first rollout."""
     found: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         found.setdefault(prompt_of(record), []).append(record)
@@ -147,7 +147,7 @@ def by_prompt(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
 def chosen(
     records: Sequence[Record], *, failed: bool, solved_and_failed: bool, grep: str | None, worst_gain: bool
 ) -> list[Record]:
-    """In their order, or with the lowest gain first."""
+    """The records that meet all conditions, in their order, or with the lowest gain first."""
     if solved_and_failed:
         both = {key for key, group in by_prompt(records).items() if len(set(map(is_solved, group))) == 2}
         records = [record for record in records if prompt_of(record) in both]
@@ -167,7 +167,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _texts(record: Record) -> Iterator[str]:
-    """Of the question, of what was written and of what was read."""
+    """The texts of a rollout: the question, what was written and what was read."""
     yield question(record)
     if isinstance(record["completion"], str):
         yield record["completion"]
@@ -178,7 +178,7 @@ def _texts(record: Record) -> Iterator[str]:
 
 
 def question(record: Record) -> str:
-    """The last that the policy was asked."""
+    """The last text that the policy was asked."""
     prompt = record["prompt"]
     return prompt if isinstance(prompt, str) else text_of(prompt[-1])
 
@@ -187,7 +187,7 @@ def question(record: Record) -> str:
 
 
 def plain(text: str, full: bool = True) -> str:
-    """Text that moves nothing in a terminal; in part, unless all of it is asked for.
+    """The text with control characters escaped for a terminal; shortened unless `full`.
 
     Example: a red "no" -> "\\x1b[31mno"
     """
@@ -203,7 +203,7 @@ def _escaped(line: str) -> str:
 
 
 def cut(text: str, lines: int, characters: int) -> str:
-    """The beginning of a text, and how much of it is left.
+    """The beginning of a text, and how much of it is left out.
 
     Example: "abcdef", 2 characters -> "ab ... (4 characters more)"
     """
@@ -236,7 +236,7 @@ def _place(record: Record) -> str:
     """Where a rollout is from. Example: step 11, batch 2, group 3, rank 0"""
     found = [str(record["read_from"])] if "read_from" in record else []
     for name in ("step", "batch", "group", "round", "rank", "row"):
-        if name in record and (record[name] != 1 or name not in ("batch", "round")):  # most steps have one of these
+        if name in record and (record[name] != 1 or name not in ("batch", "round")):  # most steps have one of each
             found.append(f"{name} {record[name]}")
     return plain(", ".join(found))
 
@@ -283,7 +283,7 @@ class Turn(NamedTuple):
 
 
 def turns_of(record: Record) -> Iterator[Turn]:
-    """The turns of a rollout, as its messages have them; of a rollout function, by their texts."""
+    """The turns of a rollout, from its messages, or from the texts of its turns if a rollout function made it."""
     turns = record.get("turns")
     if turns and turns[0]["calls"] is None:
         yield from (Turn(turn["text"], [], [turn["read"]] if turn["read"] else []) for turn in turns)
@@ -335,7 +335,7 @@ def _at(record: Record, name: str, place: int) -> float | None:
 
 
 def _style(record: Record, place: int) -> str:
-    """Green for what is done more often from now on, red for less; by the gain, where nothing was credited."""
+    """Green for turns that become more likely, red for less likely; by the gain if nothing was credited."""
     credited = _at(record, "advantages", place)
     value = _at(record, "gains", place) if credited is None else credited
     colour = "" if not value else "green " if value > 0 else "red "
@@ -349,7 +349,7 @@ def side_by_side(records: Sequence[Record], width: int) -> RenderableType:
     """A column for each rollout of a prompt, a line for each turn: calls, the beginnings of results, numbers."""
     column = min(COLUMN, max(width - 1, 8))
     per_table = max((width - 1) // column, 1)
-    of_prompt = {name: value for name, value in records[0].items() if name != "rank"}  # they may be of several
+    of_prompt = {name: value for name, value in records[0].items() if name != "rank"}  # ranks may differ
     asked = Text(f"{_place(of_prompt)}\n" if _place(of_prompt) else "", style="bold")
     tables: list[RenderableType] = [asked.append(plain(question(records[0]), full=False), style="not bold")]
     for start in range(0, len(records), per_table):

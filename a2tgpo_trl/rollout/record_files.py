@@ -1,7 +1,7 @@
 """records <-> the content of a file, as JSONL or as Parquet.
 
-JSONL has a record a line, as it is. In Parquet the columns and their types are the same in all files of a version, so
-that files of any runs are read together:
+JSONL has one record per line, unchanged. In Parquet the columns and their types are the same in all files of a
+version, so that files of different runs can be read together:
 
     whole numbers     schema, step, rank, batch, round, group, tool_turns, updates; a list of them: states, prompt_ids
     numbers           outcome, outcome_advantage; one or none for each turn: values, gains, advantages, scores, ...
@@ -10,7 +10,7 @@ that files of any runs are read together:
 
     duckdb.sql("select rewards->>'exact_match', columns->>'hops' from 'outputs/run/rollouts/*.parquet'")
 
-`read_records` gives the same records for either, numbers of tokens as 32 bits hold them.
+`read_records` returns the same records for both, but values per token have only the precision of 32 bits.
 """
 
 import json
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMATS = ("jsonl", "parquet")
-TEXTS = ("prompt", "completion", "answer", "rewards", "turn_rewards")  # of JSON
+TEXTS = ("prompt", "completion", "answer", "rewards", "turn_rewards")  # as JSON
 COLUMNS = "columns"  # of the row
-# These may be known to have no value. Others that have none are not there.
+# These may be None in a record. Others that have no value are absent.
 NONE_IS_KNOWN = {"outcome", "outcome_advantage", "ended"}
-OF_FUNCTIONS = ("text", "read")  # of turns, where a rollout function made them
+OF_FUNCTIONS = ("text", "read")  # of turns that a rollout function made
 
 
 def encoded(records: Sequence[Record], format: str) -> bytes:
@@ -40,7 +40,7 @@ def encoded(records: Sequence[Record], format: str) -> bytes:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, whose format its name tells. ValueError where it is none."""
+    """The records of a file, whose name tells its format. Raises a ValueError if it is not a file of records."""
     return _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
 
 
@@ -53,7 +53,7 @@ def _json(value: Any) -> str:
 
 @cache
 def schema() -> "pyarrow.Schema":
-    """Of a file of version 2."""
+    """The schema of a file of version 2."""
     import pyarrow as pa
 
     numbers, whole_numbers = pa.list_(pa.float64()), pa.list_(pa.int32())
@@ -86,7 +86,7 @@ def _parquet(records: Sequence[Record]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    names = {*schema().names} - {COLUMNS}  # which Arrow makes anew whenever it is asked
+    names = {*schema().names} - {COLUMNS}  # once, because Arrow makes them at each access
     rows = [_row(record, names) for record in records]
     file = BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema()), file, compression="zstd")
@@ -94,7 +94,7 @@ def _parquet(records: Sequence[Record]) -> bytes:
 
 
 def _row(record: Record, names: Set[str]) -> dict[str, Any]:
-    """A record as a row of a file that has columns of these names, and one for all columns of the data set."""
+    """A record as a row of a file with columns of these names and one for all columns of the data set."""
     others: dict[str, Any] = {**record}
     columns = others.pop(COLUMNS, {})
     row = {name: others.pop(name) for name in names & others.keys()}
@@ -121,7 +121,7 @@ def _read_parquet(path: Path) -> list[Record]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    """A row of a file, as the record that it was."""
+    """The record that a row of a file was made from."""
     found = with_columns(json.loads(row.pop(COLUMNS)))
     for name, value in row.items():
         known_none = name in NONE_IS_KNOWN and (name != "ended" or row["turns"] is not None)

@@ -7,14 +7,15 @@
                 "tokens_out": 31, "tokens_in": 58, "seconds": 0.01, "cut": false, "reward": null}],
      "ended": "answer", "excluded": false, "turn_rewards": {"bad_format": [0.0, 0.0]}, "states": [0, 3]}
 
-`prompt` is what the policy read, with what `reset` of an environment put behind the row's. `turns`, `ended` and
-`excluded` are there where rollouts may have turns: how each turn ended (see failures.py), and why the rollout did;
-`turn_rewards` where there are any: a number a turn, the answer turn included. `states` where a method compares turns
-by what was read before them: turns of a prompt with the same number read alike. `values` and `gains` are there where a
-gain pass ran: the value of the prompt and after each tool turn, and the steps between them. A value that could not be
-computed is None. A column that has the name of another key, such as `turns`, is in `columns`, a dictionary.
+`prompt` is what the policy read: the row's prompt, and after it what `reset` of an environment added. If rollouts may
+have turns, `turns`, `ended` and `excluded` are present: how each turn ended (see failures.py), why the rollout ended,
+and whether it was excluded. `turn_rewards` is present if there are any: one number per turn, the answer turn included.
+`states` is present if a method compares turns by what was read before them: turns of a prompt with the same number
+have read similar text. `values` and `gains` are present if a gain pass ran: the values after the prompt and each tool
+turn, and the steps between them. A value that could not be computed is None. A column with the name of another key,
+such as `turns`, is in the dictionary `columns`.
 
-Of a rollout function only tokens and mask are known: `prompt` is text, each turn has its `text` and what was `read`
+For a rollout function only tokens and mask are known: `prompt` is text, each turn has its `text` and what was `read`
 after it, `calls` is None, and `ended` is None unless the last turn was cut.
 """
 
@@ -33,7 +34,7 @@ from .rollout import Turn
 
 
 class CallRecord(TypedDict):
-    """A call of a tool, as it went."""
+    """A call of a tool, and how it went."""
 
     name: str
     arguments: Any
@@ -46,7 +47,7 @@ class CallRecord(TypedDict):
 
 
 class TurnRecord(TypedDict, total=False):
-    """A turn. `text` and `read` are there where a rollout function made it, and then `calls` is None."""
+    """A turn. If a rollout function made it, `text` and `read` are present and `calls` is None."""
 
     status: Status
     calls: list[CallRecord] | None
@@ -60,7 +61,7 @@ class TurnRecord(TypedDict, total=False):
 
 
 class TokensRecord(TypedDict, total=False):
-    """The tokens of a completion, an entry for each."""
+    """The tokens of a completion, one entry for each."""
 
     ids: list[int | None]
     sampled: list[int]
@@ -71,12 +72,12 @@ class TokensRecord(TypedDict, total=False):
 
 
 class Record(TypedDict, total=False):
-    """A rollout. Beside these keys it has the columns of its row, and in `columns` those that are named as a key."""
+    """A rollout. It also has the columns of its row; those with the name of one of these keys are in `columns`."""
 
     prompt: Any
     completion: Any
     answer: str | list[str]
-    row: int  # its number, in an evaluation
+    row: int  # number of the row, in an evaluation
     rewards: dict[str, float | None]
     tool_turns: int
     turns: list[TurnRecord]
@@ -106,7 +107,7 @@ class Record(TypedDict, total=False):
     tokens: TokensRecord
 
 
-KEYS = Record.__annotations__.keys() - {"prompt", "answer"}  # what a record has of its own, and not of its row
+KEYS = Record.__annotations__.keys() - {"prompt", "answer"}  # those of the record itself, not of its row
 
 
 def make_records(
@@ -118,7 +119,7 @@ def make_records(
     values_BK: Tensor | None,
     happened: Sequence[dict[str, Any]] | None = None,
 ) -> list[Record]:
-    """One record per rollout, in their order. `happened`: what whoever ran the loop has to say of each."""
+    """One record per rollout, in order. `happened`: what the code that ran the loop says of each."""
     records = []
     for i, (row, prompt, completion) in enumerate(zip(rows, prompts, completions, strict=True)):
         rewards = zip(reward_names, map(json_number, rewards_BF[i].tolist()), strict=True)
@@ -163,9 +164,9 @@ def read_off(
     decode: Callable[[list[int]], str],
     end_ids: Sequence[int],
 ) -> dict[str, Any]:
-    """What tokens and the mask of sampled ones say of a rollout: the prompt as it was read, and the turns.
+    """What a rollout's tokens and the mask of sampled ones tell: the prompt as it was read, and the turns.
 
-    What stands before the first turn belongs to the prompt.
+    Tokens before the first turn belong to the prompt.
 
     Example: mask 1 1 0 0 1 -> two turns, of 2 and 1 tokens out, 2 and 0 in; the second is cut unless it has an end
     """
@@ -200,15 +201,15 @@ def json_number(value: float) -> float | None:
 
 
 def write_jsonl(path: Path, records: Iterable[Record], mode: str = "w") -> None:
-    """One record a line."""
-    # A policy can write half a character ("\\ud83d") into the arguments of a call, which no file holds as it is.
+    """Write one record per line."""
+    # A policy can write half a character ("\\ud83d") into the arguments of a call, which UTF-8 cannot encode.
     with path.open(mode, encoding="utf-8", errors="backslashreplace") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """The records of a file; a last line that was cut off while it was written is left out."""
+    """The records of a file; if the last line was cut off while it was written, it is left out."""
     records = []
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -219,7 +220,7 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 def as_text(record: Record) -> str:
-    """A rollout for a reader: question, calls with their results and gains, answer, rewards."""
+    """A rollout as text to read: question, calls with their results and gains, answer, rewards."""
     prompt, completion = record["prompt"], record["completion"]
     lines = [prompt if isinstance(prompt, str) else text_of(prompt[-1])]
     if record.get("turns") and record["turns"][0]["calls"] is None:
@@ -233,7 +234,7 @@ def as_text(record: Record) -> str:
 
 
 def _lines_of_turns(record: Record) -> list[str]:
-    """Of a rollout function's turns."""
+    """The lines of turns that a rollout function made."""
     lines, gains = [], iter(record.get("gains", []))
     for turn in record["turns"]:
         lines.append(turn["text"])

@@ -1,6 +1,6 @@
 """a batch and its uninformative groups -> their prompts rolled out again -> the batch that is trained on.
 
-A group is the rollouts of one prompt: `group_size` consecutive rows of the ranks' batches one after the other.
+A group is the rollouts of one prompt: `group_size` consecutive rows of the ranks' batches, concatenated.
 
 Shapes: G groups.
 """
@@ -22,7 +22,7 @@ RollOut = Callable[[list[dict[str, Any]]], tuple[dict[str, Any], Tensor]]
 
 
 def spread_over_ranks(groups: Sequence[int], group_size: int, ranks: int) -> list[int]:
-    """The groups, some of them twice where that is needed for whole groups to be as many rows on each rank.
+    """The groups, some of them repeated if needed so that whole groups make as many rows on each rank.
 
     Example: group 5 of four rollouts on two ranks -> [5], two rows each; on three ranks -> [5, 5, 5], a group each.
     """
@@ -32,7 +32,7 @@ def spread_over_ranks(groups: Sequence[int], group_size: int, ranks: int) -> lis
 
 
 def first_informative(dealt: Sequence[int], uninformative: Sequence[int]) -> dict[int, int]:
-    """Group -> the first of its places among those dealt that is informative.
+    """For each group, the first of its places among those dealt that is informative.
 
     Example: groups [5, 7, 5] were dealt, place 0 is uninformative -> {7: 1, 5: 2}
     """
@@ -44,17 +44,17 @@ def first_informative(dealt: Sequence[int], uninformative: Sequence[int]) -> dic
 
 
 class Resampler:
-    """Rolls the prompts of groups that teach nothing out again, `limit` times at most.
+    """Rolls out again the prompts of groups that teach nothing, `limit` times at most.
 
-    `run` is a collective: the ranks agree on the groups, each rolls out as many rows as the others, and each ends with
+    `run` is collective: the ranks agree on the groups, each rolls out as many rows as the others, and each ends with
     as many rows as it began with. Groups that taught something are left as they are.
 
-    What is logged of rollouts and rewards is of all rounds, each rollout counted once (`RoundLog`), since all of it
-    happened; so are the records of rollouts. `sources` tells what the batch that is trained on is made of. With
+    The log of rollouts and rewards covers all rounds and counts each rollout once (`RoundLog`), since all of it
+    happened; records cover all rounds too. `sources` tells what the batch that is trained on is made of. With
     `scale_rewards="batch"` an advantage is scaled by the rewards of its own round.
     """
 
-    sources: list[tuple[int, int]]  # of each group of the batch: the round that it is from, and its place there
+    sources: list[tuple[int, int]]  # for each group of the batch: its round, and its place there
 
     def __init__(self, ranks: Ranks, *, limit: int, group_size: int, pad_id: int, multiple: int | None):
         self._ranks, self._limit, self._group_size = ranks, limit, group_size
@@ -87,7 +87,7 @@ class Resampler:
         return batch, metrics
 
     def _on_any_rank(self, uninformative_G: Tensor) -> list[int]:
-        """Numbers of the groups that are so on any rank: devices may round to unlike sides of the tolerance."""
+        """Groups that are uninformative on any rank: devices may round to different sides of the tolerance."""
         flags = self._ranks.max_each(uninformative_G.int().tolist())
         return [group for group, flag in enumerate(flags) if flag]
 
@@ -99,13 +99,13 @@ class Resampler:
         return {group: row for of_rank in self._ranks.gather_lists(sent) for group, row in of_rank}
 
     def _share(self, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """This rank's part of the rows of these groups, all of them objects of their own."""
+        """This rank's part of the rows of these groups, each row a separate copy."""
         number = len(prompts) * self._group_size // self._ranks.number
         first = self._ranks.index * number
         return [copy.deepcopy(prompts[i // self._group_size]) for i in range(first, first + number)]
 
     def _merged(self, batch: dict[str, Any], again: dict[str, Any], taken: dict[int, int]) -> dict[str, Any]:
-        """The batch with the groups that were taken from a later one, of which each rank has some rows."""
+        """The batch with the groups that were taken from a later one, whose rows are spread over the ranks."""
         size = self._group_size
         rows, rows_again = to_rows(batch, self._pad_id), to_rows(again, self._pad_id)
         first, first_again = self._ranks.index * len(rows), self._ranks.index * len(rows_again)
@@ -114,7 +114,7 @@ class Resampler:
             for member in range(size):
                 i = place * size + member - first_again
                 if 0 <= i < len(rows_again):
-                    # Copies: a part of a tensor would be sent with all of it.
+                    # Copies: sending a part of a tensor would send all of it.
                     row = {key: values.cpu().clone() for key, values in rows_again[i].items()}
                     sent.append((group * size + member, row))
         device = batch["prompt_ids"].device

@@ -9,9 +9,9 @@
         v                 v
        DONE              DONE
 
-A rollout knows its own tokens and nothing of batches; `roll_out` brings rollouts, engine and tools together. Tokens
-are never written anew: what the policy sampled stays as it is, and the tokens of the results are put behind it. Where
-`stop` or `stop_token_ids` (`generation_kwargs`) have stopped a turn, the token that ends it comes with the results.
+A rollout knows its own tokens and nothing about batches; `roll_out` connects rollouts, engine and tools. Tokens are
+never rewritten: what the policy sampled stays unchanged, and the tokens of the results are appended. If `stop` or
+`stop_token_ids` (`generation_kwargs`) stopped a turn, the token that ends it comes with the results.
 """
 
 import re
@@ -33,7 +33,7 @@ from .failures import Policy, Status, gravest
 from .parsing import TurnParser
 
 
-# Characters of a token, at most. What is longer than its limit allows by this much is cut before it is tokenised.
+# The most characters of a token. Text with more than this many per allowed token is cut before it is tokenised.
 LONGEST_TOKEN = 64
 NO_CALLS_LEFT = "Error: not called, since no more calls are allowed. Answer now."
 UNREADABLE = "Error: the call could not be read. Write the name and the arguments of one tool in the format of calls."
@@ -47,7 +47,7 @@ class State(Enum):
 
 @dataclass
 class Call:
-    """A call of a turn, and what came of it. `result` is what the policy read, or would have."""
+    """A call of a turn, and what came of it. `result` is what the policy read, or would have read."""
 
     name: str
     arguments: Any
@@ -55,26 +55,26 @@ class Call:
     result: str = ""
     seconds: float = 0.0
     attempts: int = 0
-    made: bool = False  # whether it got as far as its tool
+    made: bool = False  # whether it reached its tool
     changes_state: bool = False  # whether its tool does more than look things up
 
 
 @dataclass
 class Turn:
-    """What happened between two generations. `tokens_in`: of the results, with what the template puts around them."""
+    """What happened between two generations. `tokens_in` counts results with the template's text around them."""
 
     status: Status = "ok"
     calls: list[Call] = field(default_factory=list)
     tokens_out: int = 0
     tokens_in: int = 0
-    seconds: float = 0.0  # that the tools took, from the first call to the last result
-    cut: bool = False  # whether the text was cut at a limit, the policy's or a tool's
-    reward: float | None = None  # that the environment gave for the step
+    seconds: float = 0.0  # of the tools, from the first call to the last result
+    cut: bool = False  # whether the policy's text or a tool's was cut at a limit
+    reward: float | None = None  # from the environment, for this turn
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for all rollouts of a run."""
+    """What all rollouts of a run have in common."""
 
     tokenizer: PreTrainedTokenizerBase
     parser: TurnParser
@@ -82,10 +82,10 @@ class Rules:
     policy: Mapping[str, Policy]
     max_tokens: int  # of a rollout without its prompt
     max_context: int  # of the model, the prompt included
-    least_room: int = 1  # tokens that must be left of it for a turn to be asked for
+    least_room: int = 1  # tokens of it that must be free to request a turn
     end_ids: Sequence[int] = ()  # tokens that end a turn
-    stop_ids: Sequence[int] = ()  # those of them that stop it before the policy has ended it
-    stop_texts: Sequence[str] = ()  # texts that end one as well
+    stop_ids: Sequence[int] = ()  # those of them that stop a turn before the policy has ended it
+    stop_texts: Sequence[str] = ()  # texts that also end a turn
     max_turns: int | None = None
     max_calls: int | None = None
     max_result_tokens: int | None = None
@@ -103,7 +103,7 @@ class Rollout:
         visible_tools: Sequence[Callable],
         environment: Any = None,
     ):
-        """`tools`: what a call finds, by name. `visible_tools`: whose schemas the prompt has."""
+        """`tools`: what calls can name. `visible_tools`: those whose schemas are in the prompt."""
         self.prompt_ids, self.rules, self.runner = prompt_ids, rules, runner
         self.tools, self.visible_tools, self.environment = tools, visible_tools, environment
         self.state = State.SAMPLING
@@ -122,31 +122,33 @@ class Rollout:
 
     @property
     def room(self) -> int:
-        """Tokens that it may still take."""
+        """Tokens that the rollout may still take."""
         return min(self.rules.max_tokens - len(self.completion_ids), self.rules.max_context - len(self.context))
 
     @property
     def room_for_results(self) -> int:
-        """Tokens that results may have, so that the next turn can be asked for: below 0 where it cannot be now."""
+        """Tokens that results may take and still leave room for the next turn; negative if there is no room now."""
         left_of_context = self.rules.max_context - self.rules.least_room - len(self.context)
         return min(self.rules.max_tokens - 1 - len(self.completion_ids), left_of_context)
 
-    # ---- what cannot be begun
+    # ---- rollouts that cannot begin
 
     def skip(self) -> None:
-        """Its environment is not there."""
+        """End the rollout without a turn, because its environment could not be reset."""
         self._leave_empty()
         self._end("reset", exclude=True)
 
     def begin(self) -> None:
-        """Before its first turn is asked for: it ends here if its prompt is too long for one."""
+        """Called before the first turn is requested; ends the rollout if its prompt is too long for one."""
         if self.state is State.SAMPLING and self.room_for_results < 0:
             self._leave_empty()
             self._end("context_full", exclude=self._policy("context_full") == "exclude")
 
     def _leave_empty(self) -> None:
-        """One token that is not trained on stands for it. Loss and values read it all the same, so what they read of a
-        prompt that is too long is its last token."""
+        """Make the completion one token that is not trained on.
+
+        Loss and values still read the rollout, so only the last token of a prompt that is too long is kept.
+        """
         if self.room_for_results < 0:
             self.prompt_ids = self.prompt_ids[-1:]
         self.completion_ids, self.mask, self.logprobs = [self.rules.end_ids[0]], [0], [None]
@@ -155,10 +157,10 @@ class Rollout:
     # ---- sampling -> calling | done
 
     def receive(self, sample: Sample) -> None:
-        """Take a turn of the policy: it is an answer, or it has calls to make."""
+        """Take a turn of the policy: either an answer, or calls to make."""
         assert self.state is State.SAMPLING
         room = self.room
-        ids, prefix = sample.ids[:room] or list(self.rules.end_ids[:1]), self.context  # no token: it ended at once
+        ids, prefix = sample.ids[:room] or list(self.rules.end_ids[:1]), self.context  # no token: an empty turn
         turn = Turn(tokens_out=len(ids), cut=not self._ends(ids))
         self.turns.append(turn)
         self.completion_ids += ids
@@ -180,11 +182,11 @@ class Rollout:
         if not self._ended_by(turn):
             self.state = State.CALLING
             if self._has_turn_rewards:
-                # What the turn before has earned is no reward of this one.
+                # The reward of the turn before must not count for this one.
                 self.environment.turn_reward = type(self.environment).turn_reward
 
     def _ends(self, ids: list[int]) -> bool:
-        """Whether the policy ended the turn; if not, a limit did: the rollout's, the model's, or one of the engine."""
+        """Whether the policy ended the turn; if not, a limit of the rollout, the model or the engine did."""
         if ids[-1] in self.rules.end_ids:
             return True
         text = self.rules.tokenizer.decode(ids, skip_special_tokens=False) if self.rules.stop_texts else ""
@@ -206,7 +208,10 @@ class Rollout:
         return call
 
     def _unreadable(self, message: Mapping[str, Any]) -> Call:
-        """Under the name of the tool that it seems to mean: some templates write the name beside the result."""
+        """A call that cannot be read, under the name of the tool that it seems to mean.
+
+        Some templates write the name beside the result.
+        """
         text = message.get("content") or ""
         name = next((name for name in self.tools if name in text), next(iter(self.tools), "unknown"))
         return Call(name, None, "unparsed_call", UNREADABLE)
@@ -216,7 +221,7 @@ class Rollout:
             return
         for call in turn.calls:
             call.status, call.result = "over_budget", NO_CALLS_LEFT
-        if not self._may_call or self._policy("over_budget") != "tell":  # it was told so, and called again
+        if not self._may_call or self._policy("over_budget") != "tell":  # it was told, and called again
             turn.status = "over_budget"
             self._end("over_budget", exclude=self._policy("over_budget") == "exclude")
         self._may_call = False
@@ -225,7 +230,7 @@ class Rollout:
 
     @property
     def requests(self) -> list[ToolCall]:
-        """The calls that are made: those with nothing against them, in their order."""
+        """The calls to make, in order: those whose status is "ok"."""
         return [self._request(call) for call in self._calls_to_make]
 
     @property
@@ -238,7 +243,7 @@ class Rollout:
         return ToolCall(tool, call.arguments, self.environment if bound else None)
 
     def answer(self, outcomes: Sequence[Outcome], seconds: float = 0.0) -> None:
-        """Take the results of the calls: they go behind the turn's tokens, and the policy goes on."""
+        """Take the results of the calls: append them to the tokens and let the policy go on."""
         assert self.state is State.CALLING
         turn = self.turns[-1]
         turn.seconds = seconds
@@ -253,9 +258,9 @@ class Rollout:
         turn.cut = any(call.status == "result_cut" for call in turn.calls)
         turn.status = gravest(call.status for call in turn.calls)
         late = any(call.status == "timeout" for call in turn.calls)
-        if self._has_turn_rewards and not late:  # one that is out may set it any time
+        if self._has_turn_rewards and not late:  # a late call may still set it at any time
             turn.reward = self.environment.turn_reward
-        if final is not None:  # for rewards: of the turn's calls, this one was made, and is the answer
+        if final is not None:  # for rewards: the call of this turn that was made and is the answer
             self.messages[-1]["final"] = {"name": final.name, "arguments": final.arguments}
             self._end("final", exclude="exclude" in self._actions(turn).values())
         elif not self._ended_by(turn):
@@ -273,7 +278,7 @@ class Rollout:
         return True
 
     def stop(self, why: Status = "tool_error") -> None:
-        """End it where it stands: the run is about to stop."""
+        """End the rollout as it stands, because the run is about to stop."""
         self.turns[-1].status = why
         self._end(why, exclude=True)
 
@@ -296,7 +301,7 @@ class Rollout:
         self.state = State.SAMPLING
 
     def _behind_turn(self, results: list[int]) -> list[int]:
-        """Results as they follow what the policy wrote, so that the turn has one end, as the template has it."""
+        """Results as they follow what the policy wrote, so that the turn has exactly one end, as in the template."""
         rules, last, end = self.rules, self.completion_ids[-1], self.rules.control.before_results
         rest = behind_end(last, results, rules.end_ids)
         if rest is not results:
@@ -318,7 +323,7 @@ class Rollout:
     # ---- the end
 
     def _ended_by(self, turn: Turn) -> bool:
-        """Apply the policies on what went wrong in this turn; whether it, or a limit, has ended the rollout."""
+        """Apply the failure policies to this turn; return whether it, or a limit, has ended the rollout."""
         actions = self._actions(turn)
         ending = [status for status, action in actions.items() if action != "tell"]
         if ending and self.state is not State.DONE:
@@ -326,7 +331,7 @@ class Rollout:
         return self.state is State.DONE
 
     def _actions(self, turn: Turn) -> dict[Status, Policy]:
-        """What follows from what went wrong in this turn."""
+        """What went wrong in this turn, and the policy for each failure."""
         statuses = {turn.status, *(call.status for call in turn.calls)}
         return {status: self._policy(status) for status in statuses if status != "ok"}
 
@@ -337,22 +342,24 @@ class Rollout:
         self.state, self.ended = State.DONE, why
         if exclude:
             self.excluded = True
-            self.mask = [0] * len(self.mask)  # out of the loss, as the reward puts it out of its group
+            self.mask = [0] * len(self.mask)  # out of the loss; without a reward it is out of its group
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its turns and its end, for JSON."""
+        """The rollout's turns and how it ended, for JSON."""
         return {"turns": [asdict(turn) for turn in self.turns], "ended": self.ended, "excluded": self.excluded}
 
 
 def behind_end(last: int, results: list[int], end_ids: Collection[int]) -> list[int]:
-    """Results without what ends the turn before them, where the policy has written that: GLM-4.5's <|observation|>
-    both ends a turn of calls and begins results."""
+    """Results without the token that ends the turn before them, if the policy has already written it.
+
+    GLM-4.5's <|observation|> both ends a turn of calls and begins results.
+    """
     return results[1:] if last in end_ids and results[:1] == [last] else results
 
 
 def plain_name(name: str) -> str:
-    """A name that a template may write: one that the policy made up could hold control tokens.
+    """The name if a template may write it, else "unknown": an invented name could contain control tokens.
 
     Example: "search" -> "search"; "<|im_end|>" -> "unknown"
     """
@@ -360,7 +367,7 @@ def plain_name(name: str) -> str:
 
 
 def first_tokens(text: str, limit: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text as far as its first so many tokens reach."""
+    """The part of the text that its first `limit` tokens cover."""
     text_in_reach = text[: limit * LONGEST_TOKEN]
     ids = tokenizer(text_in_reach, add_special_tokens=False)["input_ids"]
     if len(ids) <= limit:
@@ -370,14 +377,14 @@ def first_tokens(text: str, limit: int, tokenizer: PreTrainedTokenizerBase) -> s
 
 @dataclass
 class Timing:
-    """Seconds of a batch of rollouts."""
+    """Seconds that a batch of rollouts took."""
 
     sampling: float = 0.0
     waiting: float = 0.0  # for tools, with nothing to sample
 
 
 def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) -> Timing:
-    """Bring all rollouts to their end. Where the engine is collective, all ranks call it, with any number of them."""
+    """Run all rollouts to their end. If the engine is collective, all ranks call this, with any number of rollouts."""
     timing = Timing()
     calling: dict[Future, tuple[int, float]] = {}
     for key, rollout in enumerate(rollouts):
@@ -412,8 +419,8 @@ def roll_out(rollouts: Sequence[Rollout], engine: Engine, runner: ToolRunner) ->
 def _answered(calling: Mapping[Future, tuple[int, float]], engine: Engine) -> list[Future]:
     """The futures of tools that have answered, in the order of their calls.
 
-    A lock-step engine is filled up first. A streaming one is kept busy: only when it has nothing to sample is it time
-    to wait.
+    A lock-step engine is filled up first, so all tools must answer. A streaming one is kept busy: this waits only if
+    the engine has nothing to sample.
     """
     if not calling:
         return []

@@ -1,9 +1,9 @@
-"""what the rounds of a batch log, each of so many rollouts -> one entry of each name for the batch."""
+"""what each round of a batch logs, and its number of rollouts -> one entry per name for the batch."""
 
 from collections.abc import Mapping, Sequence
 
 
-# What adds up over the rounds of a batch.
+# Metrics that add up over the rounds of a batch.
 TOTALS = (
     *("gain/seconds", "gain/forwards", "gain/failed_probes", "shaping/seconds", "states/seconds"),
     *("rollouts/sampling_seconds", "rollouts/tool_seconds", "tools/retries"),
@@ -11,9 +11,9 @@ TOTALS = (
 
 
 class RoundLog:
-    """What the rounds of a batch add to a log, round by round -> one entry of each name for the batch.
+    """Collects what the rounds of a batch add to a log, and puts in one entry per name for the batch.
 
-    A log averages over its entries, and a round of a few groups must not weigh as much as that of all.
+    A log averages over its entries, and a round of a few groups must not weigh as much as the round of all groups.
     """
 
     def __init__(self, log: dict[str, list[float]]):
@@ -22,14 +22,14 @@ class RoundLog:
         self._rounds: list[tuple[int, dict[str, list[float]]]] = []
 
     def end_round(self, rollouts: int) -> None:
-        """Take out what this round has added, a round of so many rollouts."""
+        """Take out of the log what this round has added; `rollouts` is its number of rollouts."""
         added = {name: entries[self._begun.get(name, 0) :] for name, entries in self._log.items()}
         for name in added:
             del self._log[name][self._begun.get(name, 0) :]
         self._rounds.append((rollouts, {name: entries for name, entries in added.items() if entries}))
 
     def end_batch(self) -> None:
-        """Put in what the rounds say together; of a single round, what it said."""
+        """Put the rounds' combined values into the log; the values of a single round go back unchanged."""
         if len(self._rounds) == 1:
             ((_, together),) = self._rounds
         else:
@@ -40,10 +40,11 @@ class RoundLog:
 
 
 def over_rounds(rounds: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Scalars of rounds of so many rollouts each, as those of all their rollouts.
+    """Combine the scalars of rounds, each given with its number of rollouts.
 
-    A mean weighs as many as the rollouts of its round; a maximum ("max" in its last word) is that of all, a minimum
-    likewise; seconds and counts of work (`TOTALS`) add up. What a round does not know (NaN, or no entry) is left out.
+    A mean is weighted by the rollouts of its round; of maxima ("max" in the last part of the name) the largest is
+    taken, of minima the smallest; seconds and counts of work (`TOTALS`) add up. Values that a round does not have
+    (NaN, or no entry) are left out.
 
     Example: 16 rollouts with reward 0.375, gain/seconds 2; then 4 with 0, 1 -> reward 0.3, gain/seconds 3
     """
@@ -60,7 +61,7 @@ def _together(name: str, entries: Sequence[tuple[int, float]]) -> float:
     values = [value for _, value in entries]
     if name in TOTALS:
         return sum(values)
-    if "max" in words or name in ("num_tokens", "tools/hung"):  # these two are counted up by the run itself
+    if "max" in words or name in ("num_tokens", "tools/hung"):  # the run itself counts these two up
         return max(values)
     if "min" in words:
         return min(values)

@@ -1,8 +1,8 @@
-"""settings, log-probabilities of a batch -> metrics; warnings where vLLM and the trainer mean other probabilities.
+"""settings, log-probabilities of a batch -> metrics; warnings if vLLM and the trainer mean different probabilities.
 
-TRL weighs what vLLM sampled by exp(trainer's log-probability - vLLM's), so that training stays right although the two
-round differently (`vllm_importance_sampling_correction`, on by default). That holds only while both speak of one
-distribution. vLLM gives the probability with which it really sampled: among the tokens that `top_p` leaves over, after
+TRL weights what vLLM sampled by exp(trainer's log-probability - vLLM's), so that training stays right although the two
+round differently (`vllm_importance_sampling_correction`, on by default). That holds only if both use the same
+distribution. vLLM gives the probability with which it really sampled: among the tokens that `top_p` keeps, after
 penalties, with masks. The trainer divides logits by the temperature and knows nothing else.
 
 What TRL does with the weights, by `vllm_importance_sampling_mode`:
@@ -13,8 +13,8 @@ What TRL does with the weights, by `vllm_importance_sampling_mode`:
     token_mask          one weight a token; 0 outside of the bounds
     token_truncate      one weight a token, cut to the bounds
 
-So with a sampler that gives its tokens a share S of all probability, a token weighs S instead of 1, and with weights
-per sequence a rollout of T tokens S to the power of T: almost nothing, and no error says so.
+So if the tokens that the sampler keeps have a share S of all probability, a token weighs S instead of 1, and with
+weights per sequence a rollout of T tokens weighs S to the power of T: almost nothing, and no error says so.
 
 Shapes: B rollouts, K turns, T completion tokens.
 """
@@ -31,12 +31,12 @@ from ..turns import LOGGED_TURNS, turn_sums
 
 logger = get_logger(__name__)
 
-GAP_FLOOR = 0.01  # nats a token: probabilities of sampler and trainer within a percent, as 16 bits bring about
+GAP_FLOOR = 0.01  # nats per token: probabilities of sampler and trainer within a percent, as in 16 bits
 GAP_GROWTH = 2.0
 ALARMING_BATCHES = 3  # in a row
 
-# What changes vLLM's probabilities and not the trainer's, with the values that change nothing. The first four are
-# fields of the config; all may stand in `generation_kwargs`, which wins.
+# Settings that change vLLM's probabilities but not the trainer's, with the values that change nothing. The first four
+# are fields of the config; all may be in `generation_kwargs`, which wins.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1.0),
     "top_k": (None, 0, -1),
@@ -51,13 +51,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "structured_outputs": (None,),
     "response_format": (None,),  # a server's way to ask for structured outputs
     "thinking_token_budget": (None,),
-    "extra_args": (None, {}),  # what logits processors of one's own read
+    "extra_args": (None, {}),  # for custom logits processors
     "vllm_xargs": (None, {}),  # the same for a server
 }
 
 
 def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
-    """The settings by which vLLM samples from another distribution than the trainer scores.
+    """The settings that make vLLM sample from a different distribution than the trainer scores.
 
     Example: top_p=0.9, generation_kwargs={"stop": "x", "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
     """
@@ -72,7 +72,7 @@ def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
 
 
 def warn_of_incomparable(args: GRPOConfig) -> None:
-    """Once, when a trainer is made: what biases the correction, and what to do about it."""
+    """Warn, once when a trainer is made, of what biases the correction, and say what to do about it."""
     found = incomparable_settings(args)
     if not (args.use_vllm and args.vllm_importance_sampling_correction and found):
         return
@@ -92,11 +92,11 @@ def sampler_gap_sums(sampler_BT: Tensor, trainer_BT: Tensor, turn_BT: Tensor, nu
     """Sums over the tokens of each turn, to add over ranks: gap, absolute gap, number of tokens: (3,K).
 
     The gap of a sampled token is its log-probability by the sampler minus that by the trainer. A token for which
-    either has no number (NaN) counts nowhere.
+    either has no number (NaN) is not counted.
     """
     gap_BT = (sampler_BT - trainer_BT).float()
     known_BT = ~gap_BT.isnan()
-    gap_BT = gap_BT.masked_fill(~known_BT, 0.0)  # NaN times nothing is NaN
+    gap_BT = gap_BT.masked_fill(~known_BT, 0.0)  # NaN times 0 is NaN
     columns = (gap_BT, gap_BT.abs(), known_BT.to(gap_BT.dtype))
     return torch.stack([turn_sums(column_BT, turn_BT, num_turns).sum(dim=0) for column_BT in columns])
 
@@ -104,8 +104,8 @@ def sampler_gap_sums(sampler_BT: Tensor, trainer_BT: Tensor, turn_BT: Tensor, nu
 def sampler_gap_metrics(sums_3K: Tensor) -> dict[str, float]:
     """Mean gap between sampler and trainer, over all tokens and by turn, and whether it grows, from all ranks' sums.
 
-    Where both have the same weights and the same mathematics the gap is rounding: it scatters around 0 and does not
-    care for depth. A gap that grows from turn to turn says that the two read a long context differently.
+    If both have the same weights and the same mathematics, the gap is rounding: it scatters around 0 and does not
+    depend on depth. A gap that grows from turn to turn means that the two read a long context differently.
 
         growth = mean |gap| of the tokens after the first turn / max(mean |gap| of the first turn, GAP_FLOOR)
         alarm  = 1 if growth > GAP_GROWTH, else 0
@@ -134,14 +134,14 @@ def sampler_gap_metrics(sums_3K: Tensor) -> dict[str, float]:
 
 
 class GapWatch:
-    """Speaks up, once, when batch after batch the gap grows with depth."""
+    """Warns once if the gap grows with depth in several batches in a row."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
         self._said = False
 
     def see(self, metrics: dict[str, float]) -> None:
-        """The metrics of a batch of rollouts; one that has no second turn neither alarms nor clears."""
+        """Take the metrics of a batch of rollouts; a batch without a second turn neither alarms nor clears."""
         if "sampler_gap/alarm" not in metrics:
             return
         self._in_a_row = self._in_a_row + 1 if metrics["sampler_gap/alarm"] else 0

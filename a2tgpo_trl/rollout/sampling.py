@@ -26,15 +26,15 @@ logger = get_logger(__name__)
 
 
 class SamplingTrainer(Resumable):
-    """[`~trl.GRPOTrainer`] that samples single turns: each from a context, a seed and room of its own."""
+    """[`~trl.GRPOTrainer`] that samples single turns, each with its own context, seed and token limit."""
 
     args: ToolConfig
 
     @contextmanager
     def _engine(self, seeds: list[int] | None, tails: Sequence[Tail] | None = None) -> Iterator[Engine]:
-        """What samples the turns of a batch: where generation is collective, all ranks together.
+        """The engine that samples the turns of a batch; if generation is collective, all ranks use it together.
 
-        `tails`: what is to be scored behind each context of a rollout. Only an engine that keeps contexts does.
+        `tails`: what to score after each context of a rollout. Only an engine that keeps contexts does this.
         """
         with self._awake():
             if self.use_vllm and self.args.stream_turns and can_stream(self.vllm_generation):
@@ -60,7 +60,7 @@ class SamplingTrainer(Resumable):
 
     @cached_property
     def _keeps_contexts(self) -> bool:
-        """Whether what the policy has read is kept while tools are called. Asked once, by all ranks together."""
+        """Whether what the policy has read is kept while tools are called. Decided once, by all ranks together."""
         args = self.args
         if self.use_vllm or self.use_transformers_continuous_batching or not args.stream_turns:
             return False
@@ -83,7 +83,7 @@ class SamplingTrainer(Resumable):
         return None
 
     def _unwrapped_model(self) -> AbstractContextManager[nn.Module]:
-        """As the parent generates with it."""
+        """The model as the parent unwraps it to generate."""
         return unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
@@ -104,7 +104,7 @@ class SamplingTrainer(Resumable):
         return self._ranks.number > 1 and (server or parallel or sharded)
 
     def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
-        """One turn for each request. Ranks that sample together have as many requests, so they make as many parts."""
+        """Sample a turn for each request. Ranks that sample together have equally many requests, hence parts."""
         size = self.args.sampling_batch_size or len(requests)
         parts = [
             self._sample_at_once(requests[start : start + size], *args, **kwargs)
@@ -114,19 +114,19 @@ class SamplingTrainer(Resumable):
         return ids, logprobs or None
 
     def _sample_at_once(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
-        """By the parent's engine."""
+        """Sample these requests together, with the parent's engine."""
         contexts, seeds, _ = [list(of_all) for of_all in zip(*requests, strict=True)]
         model = base_model(self.accelerator.unwrap_model(self.model_wrapped))
         with own_draws(model, None if None in seeds else seeds), self._turns_of_at_most(most_tokens(requests)):
             completion_ids, logprobs = super()._generate_single_turn(contexts, *args, **kwargs)
-        # An engine that returns no token has ended the turn at once; the parent fails on the empty list.
+        # An engine that returns no token has ended the turn immediately; the parent fails on the empty list.
         if logprobs is not None:
             logprobs = [row if ids else [None] for row, ids in zip(logprobs, completion_ids, strict=True)]
         return [ids or [self._tokenizer.eos_token_id] for ids in completion_ids], logprobs
 
     @contextmanager
     def _turns_of_at_most(self, tokens: int | None) -> Iterator[None]:
-        """Let the parent's engine sample no more than this: late in a rollout there is no room for its usual turns."""
+        """Limit the turns of the parent's engine: late in a rollout there is no room for turns of the usual length."""
         if tokens is None:
             yield
         elif self.use_vllm:
@@ -153,13 +153,13 @@ class SamplingTrainer(Resumable):
     # ---- vLLM
 
     def _context_limit(self) -> ContextLimit:
-        """All ranks ask together."""
+        """The limit of what the engine reads. All ranks ask together."""
         return context_limit(self.vllm_generation if self.use_vllm else None, self.model.config, self._ranks)
 
     def forget_weights(self) -> None:
-        """Let vLLM be given the policy's weights before it samples again, whatever their step.
+        """Make sure that vLLM gets the policy's weights before it samples again, whatever their step.
 
-        TRL takes the weights of a step for those that it pushed at that step. Others may have been loaded since: the
+        TRL assumes that the weights of a step are those it pushed at that step. Others may have been loaded since: the
         best ones at the end of training, a checkpoint's, a user's.
         """
         if self.use_vllm:
@@ -167,7 +167,7 @@ class SamplingTrainer(Resumable):
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """A colocated vLLM is ready, with the policy's present weights, for all turns of a batch of rollouts."""
+        """Keep a colocated vLLM ready, with the policy's current weights, for all turns of a batch of rollouts."""
         if not (self.use_vllm and self.vllm_mode == "colocate"):
             yield
             return

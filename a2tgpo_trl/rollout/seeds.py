@@ -1,8 +1,8 @@
-"""a seed per rollout -> tokens that a row draws by its own random numbers, whichever rows are beside it.
+"""a seed per rollout -> tokens that a row draws with its own random numbers, whichever rows are beside it.
 
-Generation draws from one stream for all rows of a batch, so a rollout depends on the batch it is sampled in, and that
-on the number of processes. Here each request draws from a seed of its own: the same seed gives the same rollouts on
-one process or on eight, in whatever batches, and after a run was resumed.
+Generation draws from one stream for all rows of a batch, so a rollout depends on the batch it is sampled in, and the
+batch on the number of processes. Here each request draws from its own seed: the same seed gives the same rollouts on
+one process or on eight, in any batches, and after a run was resumed.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ def seed_of(*parts: Any) -> int:
 
 
 class OwnDraws(LogitsProcessor):
-    """Last in the line of processors: leaves each row one token, drawn by the row's own random numbers.
+    """The last of the processors: leaves each row one token, drawn with the row's own random numbers.
 
-    A token is where a uniform number falls on the cumulated probabilities. Whatever is drawn from what is left draws
-    that token.
+    The token is the one where a uniform number falls on the cumulated probabilities. Any draw from what is left then
+    gives that token.
 
     Example: probabilities 0.2, 0.5, 0.3 add up to 0.2, 0.7, 1.0; the number 0.65 is the second token
     """
@@ -45,19 +45,19 @@ class OwnDraws(LogitsProcessor):
         draws = [stream.random() for stream in self._streams]
         tokens, total = drawn_tokens(scores, draws)
         drawn = torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
-        # What is not a number stays so: `generate` refuses to draw from it, rightly.
+        # NaN stays NaN: `generate` rightly refuses to draw from it.
         return torch.where(total.isnan().unsqueeze(1), scores, drawn)
 
 
 def drawn_tokens(scores_RV: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Tokens (R,) where these uniform numbers fall, and the sums (R,) of the probabilities: not a number, or 1."""
-    # In float64, or a vocabulary's sum would swallow rare tokens. MPS has none, so there the CPU draws.
+    """Tokens (R,) where these uniform numbers fall, and the sums (R,) of the probabilities: NaN, or 1."""
+    # In float64, or a sum over the vocabulary would lose rare tokens. MPS has no float64, so there the CPU draws.
     device = scores_RV.device
     where = torch.device("cpu") if device.type == "mps" else device
     draws_R1 = torch.tensor(draws, dtype=torch.float64, device=where).unsqueeze(1)
     cumulated_RV = scores_RV.to(where).softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
     total_R1 = cumulated_RV[:, -1:]
-    # Below the total, which a product may be rounded to, since only impossible tokens lie above it.
+    # Stay below the total, to which the product may be rounded: only impossible tokens lie above it.
     places_R1 = torch.minimum(draws_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
     tokens_R1 = torch.searchsorted(cumulated_RV, places_R1, right=True).clamp(max=scores_RV.size(1) - 1)
     return tokens_R1.squeeze(1).to(device), total_R1.squeeze(1).to(device)
@@ -65,10 +65,10 @@ def drawn_tokens(scores_RV: Tensor, draws: Sequence[float]) -> tuple[Tensor, Ten
 
 @contextmanager
 def own_draws(model: PreTrainedModel, seeds: Sequence[int] | None) -> Iterator[None]:
-    """Let `model.generate` sample its rows, one for each seed, by their own numbers. Nothing changes with None.
+    """Let `model.generate` sample its rows, one for each seed, with their own numbers. With None, nothing changes.
 
-    Processors that are given to `generate` come before those of temperature and truncation, so it is put behind all of
-    them where they are made.
+    Processors that are passed to `generate` come before those of temperature and truncation, so ours is appended to
+    all of them where they are made.
     """
     if seeds is None:
         yield
@@ -90,10 +90,10 @@ def own_draws(model: PreTrainedModel, seeds: Sequence[int] | None) -> Iterator[N
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Whatever samples, modules return to their modes, and weights, gradients and buffers to their precision.
+    """After sampling, restore modules to their modes, and weights, gradients and buffers to their precision.
 
-    TRL's continuous batching leaves the model in training mode and cast to 16 bits. What was cast is not cast back,
-    which would keep the rounding, but replaced by what there was before.
+    TRL's continuous batching leaves the model in training mode and cast to 16 bits. Casting back would keep the
+    rounding, so what was cast is replaced by what was there before.
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -116,7 +116,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws inside come from the seed; draws afterwards go on as if nothing had happened."""
+    """Draws inside come from the seed; draws afterwards continue as if nothing had happened."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.manual_seed(seed)

@@ -15,17 +15,17 @@ from .failures import Policy, complete_policy
 class ToolConfig(GRPOConfig):
     """Settings of [`ToolTrainer`]: everything in `GRPOConfig`, and how rollouts call tools, fail, and go on.
 
-    Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set.
-    Of several evaluation sets each logs metrics by its name, such as `eval_easy_reward`, and it names one of those.
+    Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set. With
+    several evaluation sets, each logs metrics under its name, such as `eval_easy_reward`, and it names one of those.
 
-    A subclass adds fields, and checks those that go wrong only together in `_check_together`.
+    A subclass adds fields, and checks those that are only wrong in combination in `_check_together`.
     """
 
     # Settings that change neither a rollout nor what is learnt from it.
     BOOKKEEPING: ClassVar[tuple[str, ...]] = (
         *("resume_changed", "tool_concurrency", "max_hung_calls", "on_outage", "outage_patience"),
     )
-    # Those that may be others when a run goes on.
+    # Settings that may differ when a run is resumed.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *BOOKKEEPING,
         "sampling_batch_size",
@@ -34,7 +34,7 @@ class ToolConfig(GRPOConfig):
         "tool_replay",
     )
 
-    # A part of the docstring begins at a field named here.
+    # Fields at which a part of the docstring begins.
     HEADINGS: ClassVar[dict[str, str]] = {
         "tool_settings": "tools and their calls",
         "failure_policy": "failed turns, calls that hang, and tools that are down",
@@ -44,13 +44,13 @@ class ToolConfig(GRPOConfig):
 
     tool_settings: dict[str, dict[str, Any]] | str | None = setting(
         None,
-        "By name of a tool: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, "
-        "process. As the decorator `a2tgpo_trl.tools.tool` says them in Python, over which these win.",
+        "Settings by tool name: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, process. "
+        "They override those of the decorator `a2tgpo_trl.tools.tool` in Python.",
     )
     tool_timeout: Annotated[float | None, Interval(0.0, ends="()")] = setting(
         60.0, "Seconds that a call may take. A tool's own limit wins. None: no limit."
     )
-    tool_concurrency: Annotated[int, Interval(1)] = setting(64, "Calls that run at once in a process.")
+    tool_concurrency: Annotated[int, Interval(1)] = setting(64, "Calls that run concurrently in a process.")
     max_calls_per_turn: Annotated[int | None, Interval(1)] = setting(
         16, "Calls that one turn may make; the rest are not made. None: no limit."
     )
@@ -59,21 +59,21 @@ class ToolConfig(GRPOConfig):
     )
     tool_cache: str | None = setting(
         None,
-        "File in which calls and results are kept (JSON lines). A call that is in it is not made again. "
-        "It answers for tools of the same name, signature, docstring and `version`. Calls on environments, and of "
-        "tools that change something (`changes_state`), are made always.",
+        "File in which calls and results are kept (JSON lines). A call that is in it is not made again if the tool "
+        "has the same name, signature, docstring and `version`. Calls on environments, and calls of tools that change "
+        "something (`changes_state`), are always made.",
     )
     tool_replay: bool = setting(False, "Whether a call that is not in `tool_cache` is an error instead of being made.")
     failure_policy: dict[str, str] | str | None = setting(
         None,
-        "By way in which a turn failed (unparsed_call, unknown_tool, bad_arguments, tool_error, timeout, "
-        "result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from its "
-        "group and the loss. What is not named is told; context_full ends.",
+        "What to do for each way in which a turn can fail (unparsed_call, unknown_tool, bad_arguments, tool_error, "
+        "timeout, result_cut, over_budget, context_full): 'tell' the policy, 'end' the rollout, or 'exclude' it from "
+        "its group and the loss. Those not named are 'tell', except context_full: 'end'.",
     )
     max_hung_calls: Annotated[int, Interval(0)] = setting(
         16,
-        "Calls that may be out beyond their time at once. With more, further calls wait until some have "
-        "come back; if they do not within outage_patience, the run saves a checkpoint and stops.",
+        "Calls that may be past their time limit at the same time. With more, further calls wait until some "
+        "return; if they do not within outage_patience, the run saves a checkpoint and stops.",
     )
     on_outage: Literal["stop", "continue"] = setting(
         "stop",
@@ -81,43 +81,42 @@ class ToolConfig(GRPOConfig):
         "('stop'), or goes on while calls fail ('continue').",
     )
     outage_patience: Annotated[float, Interval(0.0)] = setting(
-        300.0, "Seconds that a tool which is down, or calls that hang, are waited for."
+        300.0, "Seconds to wait for a tool that is down, or for calls that hang."
     )
     sampling_batch_size: Annotated[int | None, Interval(1)] = setting(
         None,
-        "Rollouts that transformers' generation samples at once in a process, while the others of the "
-        "batch wait: lower it if sampling runs out of memory. None: all of them. With vLLM, which "
-        "sees to that by itself, it must be None.",
+        "Rollouts that transformers' generation samples together in a process, while the others of the batch "
+        "wait: lower it if sampling runs out of memory. None: all of them. With vLLM, which manages this itself, it "
+        "must be None.",
     )
     sampling_token_budget: Annotated[int, Interval(1)] = setting(
         65536,
-        "Tokens whose keys and values a process holds at once where transformers' models are streamed, padding "
-        "included. When it is full, rollouts wait, or are read again later. Lower it if sampling runs out of "
-        "memory.",
+        "Tokens (padding included) whose keys and values a process holds at a time when it streams transformers' "
+        "models. When this is full, rollouts wait or are read again later. Lower it if sampling runs out of memory.",
     )
     stream_turns: bool = setting(
         True,
         "Whether a rollout goes on as soon as its tools have answered, instead of waiting for all: with a colocated "
-        "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process ("
-        "ZeRO-3 gathers them to sample). The latter then keep what they have read while tools are called. Which turns "
-        "are read together then depends on when tools answer, and moves gains by rounding: false for runs that are "
-        "the same to the bit.",
+        "vLLM without tensor parallelism, and with transformers' models whose weights are whole on each process "
+        "(ZeRO-3 gathers them to sample). The latter then keep what they have read while tools are called. Which "
+        "turns are read together then depends on when tools answer, which moves gains by rounding: set false for runs "
+        "that are the same to the bit.",
     )
     seeded_rollouts: bool | None = setting(
         None,
-        "Whether each rollout draws from a seed of its own (made of `seed`, the step and its place in the "
-        "batch), so that the same seed is the same run on any number of processes. None: with transformers' "
-        "generation, but not with vLLM, whose sampler is slower then. One seed for all (`seed` in generation_kwargs) "
-        "is refused: the rollouts of a prompt would be the same.",
+        "Whether each rollout has its own seed (made from `seed`, the step and its place in the batch), so that the "
+        "same seed gives the same run on any number of processes. None: yes with transformers' generation, no with "
+        "vLLM, whose sampler would be slower. One seed for all (`seed` in generation_kwargs) is refused: the rollouts "
+        "of a prompt would be the same.",
     )
     answer_column: str = setting(
         "answer",
         "Dataset column with the ground-truth answer: a string, or a list of accepted strings. Rewards and records "
-        "have it as `answer`, in the place of a column of that name. An "
-        "environment may give it instead: its class declares `answer: str | None = None`, and `reset` sets it.",
+        "get it as `answer`, in place of any column of that name. An environment may give it instead: its class "
+        "declares `answer: str | None = None`, and `reset` sets it.",
     )
     resume_changed: bool = setting(
-        False, "Whether a run may go on from a checkpoint that was saved with other settings, data or policy."
+        False, "Whether a run may resume from a checkpoint that was saved with other settings, data or policy."
     )
 
     def __post_init__(self):
@@ -143,12 +142,12 @@ class ToolConfig(GRPOConfig):
     def _check_together(self) -> None:
         self.tool_settings = mapping("tool_settings", self.tool_settings)
         self.failure_policy = mapping("failure_policy", self.failure_policy)
-        self.failure_policies  # noqa: B018  # raises for names that there are not
+        self.failure_policies  # noqa: B018  # raises for unknown names
         if self.tool_replay and self.tool_cache is None:
             raise ValueError("tool_replay needs a file to replay from: name it with tool_cache.")
 
     def _name_best_metric(self) -> None:
-        """Evaluations have no loss, which the parent would choose by."""
+        """Choose the best model by reward: evaluations have no loss, which the parent would use."""
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise ValueError(
                 f"metric_for_best_model={self.metric_for_best_model!r}: evaluations sample and score, they have no "
@@ -184,19 +183,19 @@ class ToolConfig(GRPOConfig):
 
     @property
     def seeds_rollouts(self) -> bool:
-        """Whether each rollout draws from a seed of its own."""
+        """Whether each rollout draws from its own seed."""
         if self.seeded_rollouts is not None:
             return self.seeded_rollouts
         return not self.use_vllm and not any(self._cannot_seed.values())
 
     @property
     def failure_policies(self) -> dict[str, Policy]:
-        """What is done about each way in which a turn fails."""
+        """The policy for each way in which a turn can fail."""
         return complete_policy(cast(dict[str, str] | None, self.failure_policy))
 
 
 def mapping(name: str, value: Any) -> dict[str, Any] | None:
-    """A mapping of a recipe, or JSON of the command line."""
+    """The mapping that a recipe holds, or the command line as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

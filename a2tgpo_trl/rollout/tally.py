@@ -8,7 +8,7 @@ from .failures import STATUSES, Status
 from .rollout import Rollout
 
 
-# What a call that was made, or could have been, comes to. The other ways are of the turn and name no tool.
+# How a call can end that was made, or could have been. The other statuses are of the turn and name no tool.
 OF_A_TOOL: tuple[Status, ...] = ("ok", "result_cut", "bad_arguments", "tool_error", "timeout")
 
 
@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def made(self) -> int:
-        """Calls of the policy, whatever came of them."""
+        """Number of calls of the policy, whatever came of them."""
         return self.calls.total()
 
     @property
@@ -53,7 +53,7 @@ class Tally:
         return sum(number for (_, status), number in self.calls.items() if status not in ("ok", "result_cut"))
 
     def dead_tools(self, at_least: int) -> list[str]:
-        """Tools all of whose calls failed, of which there were at least so many."""
+        """Tools with at least this many calls, all of which failed."""
         of_tool: dict[str, Counter[str]] = {}
         for (tool, status), number in self.calls.items():
             of_tool.setdefault(tool, Counter())[status] += number
@@ -64,7 +64,7 @@ class Tally:
         ]
 
     def metrics(self, tools: Sequence[str]) -> dict[str, float]:
-        """Shares of turns by status, and of each tool's calls by status. A name that is logged once is always."""
+        """Shares of turns by status, and of each tool's calls by status. Every batch has the same names."""
         turns = max(self.turns.total(), 1)
         scalars = {f"turns/{status}": self.turns[status] / turns for status in STATUSES}
         for tool in tools:

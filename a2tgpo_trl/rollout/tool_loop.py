@@ -1,6 +1,6 @@
 """a trainer's prompts -> rollouts with all their turns -> what the trainer's parent asks for, metrics and records.
 
-Takes the place of the parent's tool loop, which calls one tool after the other without a time limit, and loops on each
+This replaces the parent's tool loop, which calls one tool after the other without a time limit, and loops on each
 rank's own state, so that ranks with unequal numbers of turns hang or mix rollouts up.
 """
 
@@ -32,16 +32,16 @@ from .tally import Tally
 
 logger = get_logger(__name__)
 
-# Batches of training without a single call, after which the user is told.
+# Training batches without a single call after which the user is warned.
 SILENT_BATCHES = 5
-# Calls of a tool in a batch, all of which fail: it may well be down, and nobody would see it in the loss.
+# If at least this many calls of a tool in a batch all fail, it may be down, and the loss would not show it.
 MANY_CALLS = 4
 # Batches in a row in which every environment fails, after which the run stops.
 DEAD_BATCHES = 2
 
 
 def make_runner(args: ToolConfig) -> ToolRunner:
-    """What makes the calls of a trainer with these settings."""
+    """The runner that makes the calls of a trainer with these settings."""
     cache = None if args.tool_cache is None else CallCache(args.tool_cache, args.tool_replay, args.process_index)
     limits = Limits(
         args.tool_concurrency,
@@ -82,7 +82,7 @@ class ToolLoop:
         has_environments: bool,
         context_limit: Callable[[], ContextLimit],
     ):
-        """`control`: None where there are no tools, as an environment need not have any."""
+        """`control`: None if there are no tools, since an environment need not have any."""
         self._args, self._ranks, self._tools, self._tokenizer = args, ranks, tools, tokenizer
         self.environments, self.runner = environments, environments.runner
         self._has_environments, self._ask_context_limit = has_environments, context_limit
@@ -106,9 +106,9 @@ class ToolLoop:
     # ---- a batch
 
     def begin_batch(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Before the environments of a batch, if there are any, are reset with these rows."""
+        """Called before the environments of a batch, if there are any, are reset with these rows."""
         self.environments.begin_batch(rows)
-        for environment in self.environments.batch():  # of the batch before
+        for environment in self.environments.batch():  # of the previous batch
             forget_answer(environment)
         self.runner.begin_batch()
         self.rollouts, self._timing = [], Timing()
@@ -116,7 +116,7 @@ class ToolLoop:
             self._ask_tools()
 
     def _ask_tools(self) -> None:
-        """Whether the tools are up, once, on all ranks alike: one that raised alone would leave the others waiting."""
+        """Check once that the tools are up; all ranks raise together, so that none is left waiting for the others."""
         try:
             self.runner.check(self._tools)
             error = None
@@ -128,7 +128,7 @@ class ToolLoop:
         self._asked = True
 
     def run(self, starts: Sequence[Start], engine: Engine, ends: Ends, training: bool) -> list[Rollout]:
-        """Roll all prompts out to their end. An evaluation leaves none out: its scores are of all questions."""
+        """Roll out all prompts to their end. An evaluation excludes no rollout: its scores are of all questions."""
         rules = self._rules(ends, training)
         self.rollouts = [
             Rollout(start.prompt_ids, rules, self.runner, start.tools, start.visible_tools, start.environment)
@@ -176,7 +176,7 @@ class ToolLoop:
         )
 
     def end_batch(self, pools: Mapping[Any, list]) -> str | None:
-        """After the rewards: let go of what is stuck or held. Why the run should stop, if any rank says so.
+        """After the rewards, release what is stuck or held; return why the run should stop, if any rank says so.
 
         `pools`: environments that are kept for further batches.
         """
@@ -186,7 +186,7 @@ class ToolLoop:
         return self._ranks.first_text(self.runner.trouble or nothing_works or self._too_many_files())
 
     def _nothing_works(self) -> str | None:
-        """Where all environments of all ranks failed, twice in a row, that is a mistake in them, or an outage."""
+        """Return why to stop if all environments of all ranks failed twice in a row, by a mistake or an outage."""
         found = self.environments
         counts = {
             "reset": (found.resets, found.reset_errors),
@@ -207,7 +207,7 @@ class ToolLoop:
         return None
 
     def _too_many_files(self) -> str | None:
-        """Tools that never close their sockets or files, noticed while a checkpoint can still be opened."""
+        """Warn of tools that never close files or sockets; return why to stop while a checkpoint can be opened."""
         files, was_full = self._files, self._files.is_full
         files.see(psutil.Process().num_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         if files.batches_left < WARN:
@@ -224,15 +224,15 @@ class ToolLoop:
         return None
 
     def unscored(self, number: int) -> list[bool]:
-        """Which of so many rollouts get no reward at all: those left out, and those whose environment has failed.
+        """Which of `number` rollouts get no reward at all: those left out, and those whose environment has failed.
 
-        Without its reward alone, a rollout would look worse than its group.
+        If only the environment's reward were missing, a rollout would look worse than its group.
         """
         owners = self.environments.batch() or [None] * number
         left_out = [rollout.excluded for rollout in self.rollouts] or [False] * number
         return [out or self.environments.has_failed(owner) for out, owner in zip(left_out, owners, strict=True)]
 
-    # ---- what there is to say about it
+    # ---- metrics and warnings
 
     def metrics(self, training: bool) -> dict[str, float]:
         """Scalars of the batch over all ranks."""

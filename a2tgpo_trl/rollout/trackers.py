@@ -1,10 +1,10 @@
-"""what TRL hands to trackers -> what they take: two things of it would end a run.
+"""what TRL passes to trackers -> what they accept: two things in it would end a run.
 
-W&B takes a table whose columns are of one type each. Messages of a rollout are of several: one has calls, another the
-name of a tool. TRL hands them over as they are. Here they are text.
+W&B accepts a table whose columns have one type each. Messages of a rollout have several: one has calls, another the
+name of a tool. TRL passes them on unchanged. Here they become text.
 
-Trackio has a run from the begin of a training to its end. TRL hands it the seconds of methods at any time, also those
-of an evaluation after training.
+Trackio has a run from the beginning of training to its end. TRL passes it the seconds of methods at any time, also
+during an evaluation after training.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 @contextmanager
 def without(args: TrainingArguments, tracker: str) -> Iterator[None]:
-    """Inside, `report_to` does not name it: TRL hands it nothing. Metrics come by a callback, which does not ask."""
+    """Inside, `report_to` lacks this tracker, so TRL sends it nothing. The metrics callback does not look there."""
     named, args.report_to = args.report_to, [name for name in args.report_to if name != tracker]
     try:
         yield
@@ -28,7 +28,7 @@ def without(args: TrainingArguments, tracker: str) -> Iterator[None]:
 
 
 def log_to_wandb(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> None:
-    """What TRL logs there, under the same name, in the same columns."""
+    """Log what TRL would log to W&B, under the same name, in the same columns."""
     import wandb
 
     if wandb.run is not None:
@@ -37,7 +37,7 @@ def log_to_wandb(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> No
 
 
 def as_texts(logs: Mapping[str, Any], step: int, unique_prompts: bool) -> pd.DataFrame:
-    """A line a rollout. What is neither a number nor a text is JSON.
+    """One line per rollout. Values that are neither numbers nor texts become JSON.
 
     Example: {"prompt": [[{"role": "user", ...}]], ..., "advantages": [0.5]} -> step 3, '[{"role": "user", ...}]', 0.5
     """

@@ -2,8 +2,8 @@
 
     rows -> environments reset -> first turns -> tool loop -> [answers found] -> rewards -> records -> batch
 
-It stands alone, with TRL's own credit and loss, and is what `A2TGPOTrainer` is built on. The parent samples through
-its own engines, calls reward functions and makes the batch; what lies between its steps stands in one `Batch`.
+It works alone, with TRL's own credit and loss, and `A2TGPOTrainer` is built on it. The parent samples through its own
+engines, calls reward functions and makes the batch; a `Batch` holds what passes between these steps.
 """
 
 import hashlib
@@ -52,23 +52,23 @@ from .trackers import log_to_wandb, without
 
 class ToolTrainer(SamplingTrainer):
     """
-    [`~trl.GRPOTrainer`] with a tool loop of its own: calls at once and with time limits, failures that are told to
-    the policy or left out of the batch, a seed for each rollout, ranks with unequal numbers of turns, runs that go on
-    where they were interrupted.
+    [`~trl.GRPOTrainer`] with its own tool loop: concurrent calls with time limits, failures that are told to the
+    policy or excluded from the batch, a seed for each rollout, ranks with unequal numbers of turns, runs that resume
+    after an interruption.
 
     Takes the arguments of [`~trl.GRPOTrainer`], with a [`ToolConfig`] for `args`.
 
-    A batch of training comes about in this order, each step a method that a subclass may extend:
+    A training batch is made in this order. Each step is a method that a subclass may extend:
 
         _train_batch(rows)                   as many rounds of rollouts as the batch takes; here one
-          _roll_out_batch(rows, round)       makes the `Batch` and drops it at the end, however it ends
+          _roll_out_batch(rows, round)       makes the `Batch` and drops it at the end, even after an exception
             _generate(prompts)               tokens of all turns, by `_tool_call_loop`; answers are known by now
-            _calculate_rewards(...)          of the whole rollouts
-            _see_records(records)            what happened, to those who want to know
-            credit_batch(output, batch)      what is trained on: here the parent's advantages, as they are
-        _compute_loss(model, inputs)         the parent's
+            _calculate_rewards(...)          rewards of the whole rollouts
+            _see_records(records)            passes on what happened, here to `on_rollouts`
+            credit_batch(output, batch)      what is trained on: here the parent's advantages, unchanged
+        _compute_loss(model, inputs)         the parent's loss
 
-    An evaluation takes `_evaluate_batch` in the place of the first and ends with the records: it has no loss.
+    An evaluation calls `_evaluate_batch` instead of `_train_batch` and ends with the records: it has no loss.
 
     Example:
 
@@ -118,16 +118,16 @@ class ToolTrainer(SamplingTrainer):
         self._tool_loop = None if environments is None else self._make_tool_loop(environments)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func, self._tokenizer.eos_token_id)
-        # What the seeds of rollouts come from, with the step and the place of each.
+        # The seed of each rollout is made from this one, the step and the rollout's place.
         self.rollout_seed = args.seed
-        self.evaluated_rollouts = 0  # that came before, in an evaluation
-        self._evaluated_set = ""  # its name, if there are several
+        self.evaluated_rollouts = 0  # by earlier batches of the same evaluation
+        self._evaluated_set = ""  # its name, if there are several sets
         self.allows_changes, self.seeds_rollouts = args.resume_changed, args.seeds_rollouts
         self._gap_watch = GapWatch()
         warn_of_incomparable(args)
 
     def _check_support(self) -> None:
-        """What neither the tool loop nor the parent would refuse in plain words."""
+        """Refuse settings that neither the tool loop nor the parent would refuse in plain words."""
         args = self.args
         if self._is_vlm:
             raise ValueError(
@@ -163,16 +163,16 @@ class ToolTrainer(SamplingTrainer):
             )
 
     def _let_ddp_miss_gradients(self) -> None:
-        """Of a multimodal checkpoint the text model is trained: what reads images gets no gradient, and DDP waits."""
+        """Tell DDP not to wait for a multimodal checkpoint's image part: only the text model gets gradients."""
         multimodal = self.model.config.get_text_config() is not self.model.config
-        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")  # fails with such a search
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")  # fails if DDP searches
         if multimodal and self.args.ddp_find_unused_parameters is None and not reentrant:
             self.accelerator.ddp_handler.find_unused_parameters = True
 
     def _make_tool_loop(self, environments: Environments) -> ToolLoop:
         environments.batch = lambda: self.environments or []
         control = None
-        if self.tools:  # an environment need not have any
+        if self.tools:  # an environment may have none
             template = self.chat_template or self._tokenizer.get_chat_template(tools=self.tools)
             write = SuffixWriter(self._tokenizer, self.chat_template, self.chat_template_kwargs)
             control = ControlText(self._tokenizer, template, write, write.before(self.tools[0].__name__))
@@ -203,7 +203,7 @@ class ToolTrainer(SamplingTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parent's, with completions as a table that W&B takes."""
+        """Log as the parent does, with completions as a table that W&B accepts."""
         as_text = self.log_completions and "wandb" in self.args.report_to and self.accelerator.is_main_process
         with without(self.args, "wandb") if as_text else nullcontext():
             self._log(logs, start_time)
@@ -211,7 +211,7 @@ class ToolTrainer(SamplingTrainer):
             log_to_wandb(self._logs, self.state.global_step, self.log_unique_prompts)
 
     def _log(self, logs: dict[str, float], start_time: float | None) -> None:
-        """The parent's, with the metrics of one of several evaluation sets by its name: `eval_easy_reward`."""
+        """Log as the parent does; with several evaluation sets, metrics carry the set's name: `eval_easy_reward`."""
         if self.model.training:
             super().log(logs, start_time)
             return
@@ -221,11 +221,11 @@ class ToolTrainer(SamplingTrainer):
             metrics.clear()
             metrics.update(named)
         super().log(logs, start_time)
-        # What nobody scored is None in the log. Who follows a metric compares it, and NaN is never the best.
+        # A metric that nobody scored is None in the log. Its values may be compared, and NaN is never the best.
         logs.update({name: math.nan for name, value in logs.items() if value is None})
 
     def _evaluate_batch(self, rows: list[Row]) -> dict[str, Any]:
-        """Rolled out and scored, and nothing else: an evaluation has no loss, and makes no forward for one."""
+        """Roll out and score rows, nothing else: an evaluation has no loss and makes no forward for one."""
         corrects, beta = self.vllm_importance_sampling_correction, self.beta
         self.vllm_importance_sampling_correction, self.beta = False, 0.0
         try:
@@ -238,7 +238,7 @@ class ToolTrainer(SamplingTrainer):
         return output
 
     def _log_evaluated(self, batch: Batch) -> None:
-        """How many turns rollouts have that are not trained on."""
+        """Log how many turns the rollouts of an evaluation have."""
         assert batch.turns is not None
         self._log_scalars("eval", turn_metrics(batch.turns.number_N[batch.turns.number_N > 0]))
 
@@ -248,27 +248,27 @@ class ToolTrainer(SamplingTrainer):
         return None, None, None
 
     def _heard(self) -> AbstractContextManager[None]:
-        """Inside, what TRL hands to trackers reaches those that listen: outside of training Trackio has no run."""
+        """A context in which TRL logs to no tracker without a run: outside of training, Trackio has none."""
         return nullcontext() if self.is_in_train else without(self.args, "trackio")
 
     @property
     def _fewest_rows(self) -> int:
-        """The fewest rows whose rollouts the ranks can share out equally, as collective generation needs it."""
+        """The fewest rows whose rollouts divide equally among the ranks, as collective generation requires."""
         return self._ranks.number // math.gcd(self._ranks.number, self.num_generations_eval)
 
     @property
     def rows_per_batch(self) -> int:
-        """Rows that `roll_out` takes at once: what fills `per_device_eval_batch_size` on each rank."""
+        """Rows that `roll_out` takes together: as many as fill `per_device_eval_batch_size` on each rank."""
         rollouts = self.args.per_device_eval_batch_size * self._ranks.number
         return max(rollouts // self.num_generations_eval // self._fewest_rows, 1) * self._fewest_rows
 
     def roll_out(self, rows: Sequence[Row], *, seed: int = 0, first: int = 0) -> list[Record]:
-        """Roll out and score rows by the policy as it is, `num_generations_eval` times each.
+        """Roll out and score rows with the current policy, `num_generations_eval` times each.
 
         All ranks call it together with the same rows, and all get the records, each with the number of its row.
 
         Args:
-            seed: what the rollouts are drawn by. The same one gives the same rollouts, whatever was drawn before.
+            seed: seed of the rollouts. The same one gives the same rollouts, whatever was drawn before.
             first: number of the first of these rows among all that are rolled out with this seed.
         """
         rows, records = list(rows), []
@@ -280,7 +280,7 @@ class ToolTrainer(SamplingTrainer):
     def _roll_out_at_once(self, rows: list[Row], seed: int, first: int) -> list[Record]:
         samples = self.num_generations_eval
         records: list[Record] = []
-        filled = rows + rows[-1:] * (-len(rows) % self._fewest_rows)  # what the ranks can share out
+        filled = rows + rows[-1:] * (-len(rows) % self._fewest_rows)  # to divide equally among the ranks
         repeated = [row for row in filled for _ in range(samples)]
         drawn = int.from_bytes(hashlib.sha256(f"{seed}/{first}/{self._ranks.index}".encode()).digest()[:7], "big")
         before = self.on_rollouts, self.rollout_seed
@@ -304,7 +304,7 @@ class ToolTrainer(SamplingTrainer):
         return self._roll_out_batch(rows)[0]
 
     def _roll_out_batch(self, rows: list[Row], round: int = 1) -> tuple[dict[str, Any], Batch]:
-        """The parent's generation and scoring, credited, and what is known of it."""
+        """Generate, score and credit a batch; return the output and the `Batch`."""
         with self._new_batch(rows, is_training=True, round=round) as batch:
             return self.credit_batch(self._sample_and_score(batch), batch), batch
 
@@ -330,7 +330,7 @@ class ToolTrainer(SamplingTrainer):
         return output
 
     def credit_batch(self, output: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """What is trained on, of rollouts that are sampled and scored. Called by all ranks together."""
+        """Make what is trained on from sampled and scored rollouts. All ranks call it together."""
         assert batch.turns is not None
         self._log_scalars("train", turn_metrics(batch.turns.number_N[batch.turns.number_N > 0]))
         self._log_sampler_gap(output, batch.turns)
@@ -370,7 +370,7 @@ class ToolTrainer(SamplingTrainer):
         return make_records(*of_rollouts, self.reward_func_names, values_BK, self._happened(batch))
 
     def _happened(self, batch: Batch) -> list[dict[str, Any]] | None:
-        """What the loop over turns says of each rollout, or what tokens say where a rollout function ran it."""
+        """What the tool loop recorded of each rollout, or what its tokens say if a rollout function made it."""
         if self.rollout_func is None:
             rollouts = [] if self._tool_loop is None else self._tool_loop.rollouts
             return [rollout.record for rollout in rollouts] or None
@@ -401,7 +401,7 @@ class ToolTrainer(SamplingTrainer):
     ) -> Tensor:
         batch = self._batch
         assert batch is not None
-        inputs = rows_with_answers(inputs, batch.answers)  # `reset` has got them as they are
+        inputs = rows_with_answers(inputs, batch.answers)  # `reset` got them unchanged
         rewards_per_func_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if rewards_per_func_NF.isinf().any():
             named = [n for n, f in zip(self.reward_func_names, rewards_per_func_NF.T, strict=True) if f.isinf().any()]
@@ -426,13 +426,13 @@ class ToolTrainer(SamplingTrainer):
         loop.begin_batch(rows)
 
     def _end_tool_loop(self, loop: ToolLoop, batch: Batch) -> None:
-        """Metrics of the batch; and if a tool has failed for good, on all ranks together, the end of the run."""
+        """Log metrics of the batch; if a tool has failed for good, stop the run, on all ranks together."""
         self._log_scalars(batch.mode, loop.metrics(training=batch.is_training))
         trouble = loop.end_batch(self._environment_pool if self.environment_factories is not None else {})
         if trouble is None:
             return
         saved = ""
-        if self.is_in_train and self.state.global_step > 0:  # also where an evaluation in between has found it
+        if self.is_in_train and self.state.global_step > 0:  # also if an evaluation in between found it
             self._save_checkpoint(self.model, trial=None)
             saved = (
                 f" What was learnt is in {self._checkpoint_now()}: go on from there when that is mended "
@@ -444,12 +444,12 @@ class ToolTrainer(SamplingTrainer):
         batch = self._batch
         assert batch is not None
         batch.answers = self._find_answers(batch.rows)
-        self._read_answers(batch)  # before anything is sampled in vain
+        self._read_answers(batch)  # before anything is sampled for nothing
         with left_as_it_was(self.model):
             rollout = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask = rollout[:3]
         if self._tool_loop is not None and self._tool_loop.rollouts:
-            prompt_ids = [one.prompt_ids for one in self._tool_loop.rollouts]  # a part of it, where it was too long
+            prompt_ids = [one.prompt_ids for one in self._tool_loop.rollouts]  # only a part if it was too long
         mask = tool_mask if tool_mask is not None else [[1] * len(ids) for ids in completion_ids]
         batch.tokens = Rollouts(prompt_ids, completion_ids, mask)
         if not batch.is_training:
@@ -457,10 +457,10 @@ class ToolTrainer(SamplingTrainer):
         return prompt_ids, *rollout[1:]
 
     def _read_answers(self, batch: Batch) -> None:
-        """They are known. Nothing here reads them but rewards, which check what they need."""
+        """Called when the answers are known. Here only rewards read them, and they check what they need."""
 
     def _placeholders(self, completion_ids: Sequence[Sequence[int]]) -> list[Tensor]:
-        """In place of the parent's pass by the policy as it was, where nobody reads that."""
+        """Zeros in place of the parent's pass over the old policy, for when nobody reads its result."""
         return [torch.zeros(len(ids), device=self.accelerator.device) for ids in completion_ids]
 
     def _get_per_token_logps_and_entropies(
@@ -498,7 +498,7 @@ class ToolTrainer(SamplingTrainer):
         )
 
     def _tails(self, batch: Batch) -> Sequence[Tail] | None:
-        """What is to be scored behind each context of the rollouts while they are sampled, if the engine can."""
+        """What to score after each context of the rollouts while they are sampled, if the engine can."""
         return None
 
     def _start(self, i: int, prompt_ids: list[int]) -> Start:
@@ -510,17 +510,17 @@ class ToolTrainer(SamplingTrainer):
     # ---- sampling
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple:
-        if self._tool_loop is not None and self.tools:  # an environment need not have any
+        if self._tool_loop is not None and self.tools:  # an environment may have none
             # The parent asks for the first turns and hands them to its tool loop. Ours samples those as well.
             return [[self._tokenizer.eos_token_id]] * len(prompt_ids), None
         seeds = Seeds(self._rollout_seeds(prompt_ids))
         return self._sample([Request(ids, seeds.next(i)) for i, ids in enumerate(prompt_ids)], *args, **kwargs)
 
     def _rollout_seeds(self, prompt_ids: list[list[int]]) -> list[int] | None:
-        """A seed for each of this rank's rollouts, the same on however many ranks the batch is spread.
+        """A seed for each of this rank's rollouts, the same on any number of ranks.
 
-        Evaluations draw the same at every step, so that two of them differ by the policy alone: the place of a rollout
-        is that in the whole evaluation.
+        Evaluations use the same seeds at every step, so that two of them differ only by the policy: the place of a
+        rollout is its place in the whole evaluation.
         """
         if not self.args.seeds_rollouts:
             return None
@@ -536,7 +536,7 @@ class ToolTrainer(SamplingTrainer):
             for place, ids in zip(places, prompt_ids, strict=True)
         ]
 
-    # ---- what a run that is resumed asks for
+    # ---- what a resumed run asks for
 
     def settings_of_run(self, may_change: Collection[str] = ()) -> dict[str, Any]:
         return super().settings_of_run({*may_change, *self.args.MAY_CHANGE})

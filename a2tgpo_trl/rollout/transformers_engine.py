@@ -1,22 +1,22 @@
-"""Sampling by a model of transformers: contexts -> turns, each as soon as it is finished; nothing is read twice.
+"""Sampling with a transformers model: contexts -> turns, each as soon as it is finished; nothing is read twice.
 
     with unwrap_model_for_generation(...) as model:
         engine = TransformersStream(model, sampling, ...)
         submit(key, context) ... collect() -> [Sample], until has_work() is False
 
-`generate` reads a whole context at every turn, and goes on with all rows until the last one stops. Here a rollout's
-keys and values are kept while its tools are called, so that only what is new is read; contexts that are the same, as
-the prompts of a group, are read once; and rows whose turn has ended leave the batch. Tokens are drawn by the same
+`generate` reads a whole context at every turn and continues all rows until the last one stops. Here a rollout's keys
+and values are kept while its tools are called, so that only new tokens are read; identical contexts, such as the
+prompts of a group, are read once; and rows whose turn has ended leave the batch. Tokens are drawn by the same
 processors, from the same seeds.
 
     waiting ----read----> live --sample, one token of each row--> ended: a Sample, and what is kept of it
        ^                   |
        +---- no room ------+
 
-Where tokens are to be scored behind a context (`Tail`), they are read with it: they cost themselves alone.
+Tokens that are to be scored after a context (`Tail`) are read together with it, so they cost only themselves.
 
-`token_budget` bounds the columns that are held, of rows that are sampled and of rollouts that wait for tools. When
-it is full, those that have waited longest are forgotten and read again later; then rows wait. One goes on in any case.
+`token_budget` bounds the columns held for rows being sampled and for rollouts waiting for tools. When it is full, what
+is kept of those that have waited longest is dropped and read again later; then rows wait. One row always goes on.
 """
 
 import random
@@ -36,17 +36,17 @@ from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
 
 
-READ_AT_ONCE = 16384  # tokens of one forward that reads, padding included
-LOGITS_AT_ONCE = 512  # of them, those whose logits are wanted: each has a number for every word of the vocabulary
-# Rows that wait are read once there are so many for each live one: reading is a forward of its own.
+READ_AT_ONCE = 16384  # tokens in one forward that reads, padding included
+LOGITS_AT_ONCE = 512  # those of them whose logits are computed: each has one for every word of the vocabulary
+# Waiting rows are read once there are this many per live row: reading takes a separate forward.
 JOIN_AT = 0.5
-# Rows that have ended leave the batch once there are so many for each row in it: leaving copies the others.
+# Ended rows leave the batch once there are this many per row in it: removing them copies the others.
 LEAVE_AT = 0.125
 
 
 @dataclass
 class _Turn:
-    """A turn that is being sampled. `kept`: of the first tokens that were read, `read` of them."""
+    """A turn that is being sampled. `kept`: keys and values of its first `read` tokens."""
 
     key: int
     tokens: list[int]
@@ -66,7 +66,7 @@ class _Turn:
 
     @property
     def identity(self) -> Any:
-        """Equal for turns of which one forward may stand for all: they are the same, as those of a group often are."""
+        """Equal for turns with the same tokens and tail, as groups often have: one forward serves all of them."""
         return tuple(self.tokens), self.tail and (tuple(self.tail.ids), tuple(self.tail.gold))
 
     @property
@@ -82,14 +82,14 @@ class _Turn:
 
     @property
     def wanted(self) -> list[int]:
-        """Where logits are wanted, among unread tokens and tail: behind the context, and before each gold token."""
+        """Where logits are wanted among unread tokens and tail: after the context, and before each gold token."""
         last = len(self.unread) - 1
         golden = [last + i for i, gold in enumerate(() if self.tail is None else self.tail.gold) if gold]
         return sorted({last, *golden})
 
 
 class _Parked(NamedTuple):
-    """What is kept of a rollout whose tools are called."""
+    """What is kept of a rollout while its tools are called."""
 
     tokens: list[int]
     kept: Kept
@@ -123,7 +123,7 @@ class _Live:
 
 
 class TransformersStream(Engine):
-    """The turns of one batch of rollouts, by a model whose weights do not change meanwhile."""
+    """Samples the turns of one batch of rollouts, with a model whose weights do not change meanwhile."""
 
     lockstep = False
 
@@ -139,7 +139,7 @@ class TransformersStream(Engine):
         tails: Sequence[Tail] | None = None,
         temperature: float = 1.0,
     ):
-        """`tails`: what is scored behind each context of a rollout, by its key, at this `temperature`."""
+        """`tails`: what to score after each context of a rollout, by its key, at this `temperature`."""
         self._model, self._sampling, self._seeds = model, sampling, Seeds(seeds)
         self._device = device
         self._budget, self._most_rows, self._tails, self._temperature = token_budget, most_rows, tails, temperature
@@ -180,7 +180,7 @@ class TransformersStream(Engine):
                 break
         return samples
 
-    # ---- live rows: a token of each
+    # ---- live rows: one token each
 
     def _sample(self) -> list[Sample]:
         live, samples = self._live, []
@@ -190,7 +190,7 @@ class TransformersStream(Engine):
             turn.tokens.append(token)
             if token in self._sampling.end_ids or len(turn.tokens) - turn.start >= turn.limit:
                 samples.append(Sample(turn.key, turn.tokens[turn.start :], None))
-                self._parked[turn.key] = _Parked(turn.tokens[:-1], live.joined.kept(row))  # the last one is not read
+                self._parked[turn.key] = _Parked(turn.tokens[:-1], live.joined.kept(row))  # the last is unread
                 live.turns[row] = None
         if live.turns.count(None) >= LEAVE_AT * len(live.turns):
             live.select(live.rows)
@@ -216,7 +216,7 @@ class TransformersStream(Engine):
         return tokens_R.tolist()
 
     def _read_next(self, live: _Live) -> None:
-        """Rows that have ended and not yet left read anything."""
+        """Read the last token of each row; rows that have ended but not yet left read any token."""
         last = [0 if turn is None else turn.tokens[-1] for turn in live.turns]
         ids_R1, lengths_R1 = (
             torch.tensor(of_rows, device=self._device).unsqueeze(1) for of_rows in (last, live.joined.lengths)
@@ -226,7 +226,7 @@ class TransformersStream(Engine):
         live.joined.grown()
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Logits of the tokens that the head is given; the cache holds all tokens then."""
+        """Logits of the tokens that the head is given; afterwards the cache holds all tokens."""
         found = self._model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
@@ -236,13 +236,13 @@ class TransformersStream(Engine):
 
     @property
     def held(self) -> int:
-        """Columns that are held: of rows that are sampled, the masked ones included, and of rollouts that wait."""
+        """Columns held for rows being sampled, masked ones included, and for rollouts that wait."""
         parked = sum(len(one.tokens) for one in self._parked.values())
         waiting = sum(turn.read for turn in self._waiting)
         return parked + waiting + len(self._live.turns) * self._live.joined.width
 
     def _make_room(self, columns: int) -> None:
-        """For so many more: forget what is kept for rollouts that wait, then let the row that came last wait."""
+        """Make room for more columns: drop what is kept for rollouts that wait, then let the last rows wait."""
         while self.held + columns > self._budget and self._parked:
             self._parked.pop(next(iter(self._parked)))
         for waiting in reversed(self._waiting):
@@ -257,7 +257,7 @@ class TransformersStream(Engine):
             live.select(live.rows[:-1])
 
     def _fits(self, joining: Sequence[_Turn], turn: _Turn) -> bool:
-        """Whether it goes on with these, and one more token of each."""
+        """Whether there is room for this turn beside these, with one more token of each."""
         rows = len(self._live.turns) + len(joining) + 1
         if rows > (self._most_rows or rows):
             return False
@@ -292,10 +292,10 @@ class TransformersStream(Engine):
     def _take(self, turn: _Turn, reading: "_Reading") -> None:
         if reading.score is not None:
             self._scores.setdefault(turn.key, {})[turn.start] = reading.score
-        turn.kept, turn.tail = None, None  # it is in the batch now, and is scored once
+        turn.kept, turn.tail = None, None  # it is in the batch now, and its tail is scored once
 
     def _read(self, turns: Sequence[_Turn]) -> list["_Reading"]:
-        """What has not been read of them, and their tails, in one forward."""
+        """Read the unread tokens of these turns, and their tails, in one forward."""
         joined = JoinedKV()
         if turns[0].kept is not None:
             joined.add([turn.kept for turn in turns if turn.kept is not None])
@@ -329,7 +329,7 @@ class TransformersStream(Engine):
         return readings
 
     def _totals(self, turns: Sequence[_Turn], logits: Sequence[Tensor]) -> list[float]:
-        """Sums of the log-probabilities of each tail's gold tokens."""
+        """The sum of the log-probabilities of each tail's gold tokens."""
         totals = []
         for turn, logits_WV in zip(turns, logits, strict=True):
             gold = turn.gold
@@ -341,7 +341,7 @@ class TransformersStream(Engine):
 
 
 class _Reading(NamedTuple):
-    """What a forward found: of a context what is kept and the logits of its next token; the score of its tail."""
+    """What a forward found for a context: what is kept, the logits of the next token, the score of the tail."""
 
     kept: Kept
     logits_V: Tensor
@@ -349,7 +349,7 @@ class _Reading(NamedTuple):
 
 
 def _chunks(turns: Sequence[_Turn]) -> Iterator[list[_Turn]]:
-    """Turns that are read in one forward: of like lengths, and either none or all with kept tokens."""
+    """Groups of turns to read in one forward: of similar lengths, and either none or all with kept tokens."""
     chunk: list[_Turn] = []
     for turn in sorted(turns, key=lambda turn: (turn.kept is None, -len(turn.unread))):
         more = [*chunk, turn]

@@ -3,12 +3,11 @@
     with awake(generation, push, stale=False), VLLMStream(generation) as engine:
         submit(key, context) ... collect() -> [Sample], until has_work() is False
 
-TRL's `generate` returns when the longest of its completions is finished. Here the same requests, made by the same
-settings, go to the same vLLM one by one, so that a rollout whose sample is finished goes on while others are sampled.
-What TRL does around `generate` (weights pushed after an update, sleep between its calls) is done once for all turns of
-a batch, by `awake`.
+TRL's `generate` returns when its longest completion is finished. Here the same requests, with the same settings, go to
+the same vLLM one by one, so a rollout whose sample is finished goes on while others are sampled. `awake` does once for
+all turns of a batch what TRL does around each `generate` (pushing weights after an update, sleeping between calls).
 
-What a user should know. `use_vllm: true` samples by vLLM, in the trainer's process (`vllm_mode: colocate`) or on a
+What a user should know. `use_vllm: true` samples with vLLM, in the trainer's process (`vllm_mode: colocate`) or on a
 server, as in TRL:
 
     use_vllm: true
@@ -20,17 +19,17 @@ server, as in TRL:
     CUDA_VISIBLE_DEVICES=0,1,2,3 a2tgpo train RECIPE --config_file zero3 --num_processes 4 --use_vllm true \\
         --vllm_mode server --vllm_server_base_url http://localhost:8000
 
-What vLLM rounds otherwise than the trainer is corrected by importance weights (`vllm_importance_sampling_correction`,
-on by default). By default a rollout has one weight, the product over its tokens, and is left out above 3; by
-`token_truncate` each token has its own, cut at 3. The weights are right as long as both know how tokens were drawn:
-the trainer knows of `temperature`, not of `top_p`, `top_k`, `min_p`, penalties and what else `generation_kwargs` may
-hold. With these a rollout's weight goes to nothing as it gets longer, and a warning says so.
+vLLM rounds differently from the trainer. Importance weights correct for this (`vllm_importance_sampling_correction`,
+on by default). By default a rollout has one weight, the product over its tokens, and is left out if the weight is
+above 3; with `token_truncate` each token has its own, capped at 3. The weights are right as long as both sides know
+how tokens were drawn: the trainer knows `temperature`, but not `top_p`, `top_k`, `min_p`, penalties or whatever else
+`generation_kwargs` holds. With these, a rollout's weight goes to zero as it gets longer, and a warning says so.
 
-A server refuses requests that might not fit: give it a `--max-model-len` of the longest prompt and twice
+A server refuses requests that might not fit: set its `--max-model-len` to the longest prompt plus twice
 `max_completion_length`, or rollouts end earlier, as context_full.
 
-Tried for real, on vLLM's build for CPUs: one and two processes, LoRA, tensor parallelism, a server. Not tried is what
-only GPUs have: sleep mode, and sending weights to a server.
+Tested with vLLM's build for CPUs: one and two processes, LoRA, tensor parallelism, a server. Not tested, because they
+need GPUs: sleep mode, and sending weights to a server.
 """
 
 import copy
@@ -53,14 +52,14 @@ if TYPE_CHECKING:
 
 
 def can_stream(generation: "VLLMGeneration") -> bool:
-    """Whether this rank can step its vLLM alone: it lies in this process and shares its steps with no other rank."""
+    """Whether this rank can step its vLLM alone: it is in this process and shares its steps with no other rank."""
     return generation.mode == "colocate" and generation.tensor_parallel_size == 1
 
 
 class VLLMStream(Engine):
-    """Requests to the vLLM of this process, sampled together with whatever else is pending when their turn comes.
+    """Sends requests to the vLLM of this process, which samples them together with whatever else is pending.
 
-    Made for one batch of rollouts: its sampling settings are those that TRL has at that moment. Leaving its context,
+    It is made for one batch of rollouts, with the sampling settings that TRL has at that moment. Leaving its context,
     or `close`, drops what is still pending.
     """
 
@@ -89,7 +88,7 @@ class VLLMStream(Engine):
         self.close()
 
     def submit(self, key: int, context: list[int], max_tokens: int | None = None) -> None:
-        """Ask for the next turn of a rollout, of at most `max_tokens` where that is less than the settings allow."""
+        """Request the next turn of a rollout, of at most `max_tokens` if that is less than the settings allow."""
         name = str(key)
         assert name not in self._pending, f"rollout {key} has a request already"
         params, seed = self.params, self._seeds.next(key)
@@ -118,17 +117,17 @@ class VLLMStream(Engine):
         return Sample(self._pending.pop(output.request_id), list(completion.token_ids), sampled_logprobs(completion))
 
     def close(self) -> None:
-        """Drop what is pending.
+        """Drop all pending requests.
 
         A request left behind would be sampled with the next batch, and while one holds its memory, vLLM does not
-        forget what it computed with the weights before the next update.
+        drop what it computed with the weights from before the next update.
         """
         self._llm.abort_request(list(self._pending))
         self._pending.clear()
 
 
 def sampled_logprobs(completion: Any) -> LogProbs | None:
-    """One number for each sampled token, None where vLLM gave NaN; None altogether where it was asked for none."""
+    """One number for each sampled token, None where vLLM gave NaN; None instead of a list if none were requested."""
     if completion.logprobs is None:
         return None
     numbers = [found[token].logprob for token, found in zip(completion.token_ids, completion.logprobs, strict=True)]
@@ -139,7 +138,7 @@ def sampled_logprobs(completion: Any) -> LogProbs | None:
 
 
 class _Recorder:
-    """Stands where vLLM's `LLM` stands: samples nothing, keeps the settings that it is called with."""
+    """Stands in for vLLM's `LLM`: samples nothing, keeps the settings that it is called with."""
 
     params: "SamplingParams"
 
@@ -149,7 +148,7 @@ class _Recorder:
 
 
 def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
-    """The settings by which TRL's `generate` would sample now: made by itself, called without a prompt."""
+    """The settings with which TRL's `generate` would sample now: it makes them itself, called without a prompt."""
     recorder = _Recorder()
     twin = copy.copy(generation)
     twin.llm, twin.enable_sleep_mode = recorder, False
@@ -166,8 +165,8 @@ def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig,
     """Tokens that a rollout may have, and how many of them must be left for its next turn.
 
     A vLLM in this process samples until its context is full. A server refuses a request that might not fit, so room
-    for a whole turn must be left; it is asked by the first rank, and all ranks take part. Without vLLM (`generation`
-    None) it is the model that has an end.
+    for a whole turn must be left; the first rank asks it, and all ranks take part. Without vLLM (`generation` None),
+    the model's own limit counts.
 
     Example: a server that reads 8192 tokens, turns of up to 1024 -> (8192, 1024): a context of 7168 may be continued
     """
@@ -200,18 +199,18 @@ def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig,
 
 @contextmanager
 def awake(generation: "VLLMGeneration", push: Callable[[], None], *, stale: bool) -> Iterator[None]:
-    """Hold the vLLM of this process ready, with the policy's present weights, for all turns of a batch of rollouts.
+    """Keep the vLLM of this process ready, with the policy's current weights, for all turns of a batch of rollouts.
 
     With sleep mode, TRL's `generate` ends with a sleep that throws the weights away, and pushes them again at its next
-    call: once a turn. In here they are pushed once, and sleep comes at the end, also after an exception. Without sleep
-    mode, all that is done is to push weights that are older than the last update, as TRL does before it generates.
+    call: once per turn. In here they are pushed once, and sleep comes at the end, also after an exception. Without
+    sleep mode, this only pushes weights if vLLM's are older than the last update, as TRL does before it generates.
 
-    Collective where weights are sharded: all ranks enter together.
+    Collective if weights are sharded: all ranks enter together.
 
     Args:
-        generation: TRL's hold on vLLM.
+        generation: TRL's interface to vLLM.
         push: gives vLLM the policy's weights.
-        stale: whether those that it has are older.
+        stale: whether the weights that vLLM has are older.
     """
     sleeps = generation.enable_sleep_mode
     if stale or (sleeps and generation._llm_weights_sleeping):

@@ -1,8 +1,8 @@
-"""passages -> a BM25 index of theirs on the disk, in the form of bm25s -> numbers and scores of the best passages.
+"""passages -> their BM25 index on the disk, in the format of bm25s -> numbers and scores of the best passages.
 
-`bm25s` itself builds an index in memory. Here the words of a chunk of passages are counted at a time, and the scores,
-by the same formula (Lucene's), are written into files of the size that they will have. The commonest English words
-(`STOPWORDS_EN` of bm25s) are left out, as Lucene does. Endings are kept.
+`bm25s` itself builds an index in memory. This module counts the words of one chunk of passages at a time, and writes
+the scores, by the same formula (Lucene's), into files of their final size. The commonest English words (`STOPWORDS_EN`
+of bm25s) are left out, as in Lucene. Word endings are kept.
 """
 
 import json
@@ -21,7 +21,7 @@ from .corpus import Corpus
 from .progress import Tell, told
 
 
-CHUNK = 20_000  # passages, some hundred MiB
+CHUNK = 20_000  # passages, a few hundred MiB
 K1, B = 1.5, 0.75
 SETTINGS = {"index": "bm25", "k1": K1, "b": B}
 _LEFT_OUT = frozenset(STOPWORDS_EN)
@@ -38,14 +38,14 @@ def terms(text: str) -> list[str]:
 
 
 class BM25:
-    """An index on the disk, of which only what a query asks for is read. May be used from several threads."""
+    """An index on the disk; a query reads only the parts that it needs. May be used from several threads."""
 
     def __init__(self, folder: Path):
         self._scorer = bm25s.BM25.load(folder, mmap=True, show_progress=False)
         self._mapped = [self._scorer.scores[part].base for part in ("data", "indices")]
 
     def rank(self, queries: Sequence[str], top_k: int) -> list[Hits]:
-        """For each query, the best passages that share a word with it, best first; equal ones by their number."""
+        """For each query, the best passages that share a word with it, best first; equal scores by number."""
         return [self._rank(query, top_k) for query in queries]
 
     def _rank(self, query: str, top_k: int) -> Hits:
@@ -57,13 +57,13 @@ class BM25:
         return best(scores, top_k)
 
     def _leave_pages(self) -> None:
-        """What was read stays in the system's cache, and no longer counts as this process's. Other threads read on."""
+        """Release the pages that were read: they stay in the system's cache, but no longer count as this process's."""
         for mapped in self._mapped:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def best(scores: np.ndarray, top_k: int) -> Hits:
-    """The highest scores above 0; of equal ones, those that come first.
+    """The highest scores above 0; among equal scores, those that come first.
 
     Example: [0.5, 0, 2, 0.5], 2 -> [(2, 2.0), (0, 0.5)]
     """
@@ -78,7 +78,7 @@ def best(scores: np.ndarray, top_k: int) -> Hits:
 
 
 def build(corpus: Corpus, folder: Path, tell: Tell) -> None:
-    """Write the index. What an interrupted build left is begun anew."""
+    """Write the index. After an interrupted build, start over."""
     vocabulary: dict[str, int] = defaultdict(lambda: len(vocabulary))
     lengths = np.zeros(len(corpus), dtype=np.int32)
     chunks = []
@@ -98,7 +98,7 @@ def build(corpus: Corpus, folder: Path, tell: Tell) -> None:
 
 
 def _count(texts: Iterable[tuple[int, str]], vocabulary: dict[str, int], lengths: np.ndarray) -> np.ndarray:
-    """Rows of word, passage, and how often it is there, sorted: an array (3, P)."""
+    """Words, passages, and how often the word occurs in the passage, sorted: an array (3, P)."""
     pairs = []
     for number, text in texts:
         ids = [vocabulary[word] for word in terms(text)]
@@ -109,7 +109,7 @@ def _count(texts: Iterable[tuple[int, str]], vocabulary: dict[str, int], lengths
 
 
 def _write_scores(chunks: list[Path], lengths: np.ndarray, size: int, folder: Path, tell: Tell) -> None:
-    """The passages of each word, one word after the other, and the score that the word gives to each."""
+    """Write the passages of each word, one word after the other, and the score that the word gives to each."""
     in_passages = np.zeros(size, dtype=np.int64)
     for chunk in chunks:
         in_passages += np.bincount(np.load(chunk, mmap_mode="r")[0], minlength=size)
@@ -134,7 +134,7 @@ def _write_scores(chunks: list[Path], lengths: np.ndarray, size: int, folder: Pa
 
 
 def _allocate(file: Path, kind: np.dtype, length: int) -> np.memmap:
-    """A file of zeros that has its place on the disk: a disk that is full is an error here, and no crash later."""
+    """Make a file of zeros and reserve its place on the disk: a full disk is an error here, not a crash later."""
     array = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=(length,))
     with file.open("r+b") as opened:
         os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)

@@ -1,7 +1,7 @@
-"""a file of passages, one JSON object a line -> each passage by its number, read from the file when it is asked for.
+"""a file of passages, one JSON object per line -> each passage by its number, read from the file when it is needed.
 
     {"id": "0", "contents": "\\"Title\\"\\nText ..."}         Search-R1's and FlashRAG's wiki18_100w.jsonl
-    {"id": "0", "title": "Title", "text": "Text ..."}      without an id, the number of the passage is one, from 0
+    {"id": "0", "title": "Title", "text": "Text ..."}      without an id, the passage's number is used, from 0
 
 A folder of text files is written to such a file first (`cut`).
 """
@@ -29,7 +29,7 @@ _MEND = 'Each line is to hold an object with "contents", or with "text" and mayb
 
 @dataclass(frozen=True)
 class Passage:
-    """What is found. `contents` is the title in quotes, a line break, and the text."""
+    """A passage. `contents` is the title in quotes, a line break, and the text."""
 
     id: str
     title: str
@@ -41,7 +41,7 @@ class Passage:
 
 
 class Corpus:
-    """The passages of a file, by number. None is kept in memory. May be read from several threads."""
+    """The passages of a file, by number; none are kept in memory. May be read from several threads."""
 
     def __init__(self, file: Path, offsets: np.ndarray):
         self.file, self._offsets = file, offsets
@@ -61,7 +61,7 @@ class Corpus:
 
 
 def scan(file: Path) -> np.ndarray:
-    """Where each passage begins, and where the last ends. Raises ValueError at the first line that is no passage."""
+    """Each passage's offset, and the end of the last. Raises ValueError at the first line that is not a passage."""
     offsets, ids = array("q"), array("Q")
     at = 0
     with file.open("rb") as lines:
@@ -109,7 +109,7 @@ def _line_of(corpus: Corpus, number: int) -> int:
 
 
 def read_passage(line: bytes, where: str, default_id: str) -> Passage:
-    """A line as a passage, or a ValueError that says what is wrong with it."""
+    """Read a line as a passage. Raises a ValueError that says what is wrong with it."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -149,7 +149,7 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def cut(folder: Path, target: Path) -> None:
-    """Write the text files of a folder as passages of a hundred words, whose title is the name of their file."""
+    """Write the text files of a folder as passages of a hundred words, with the file's name as their title."""
     with target.open("w", encoding="utf-8") as lines:
         for file in text_files(folder):
             try:

@@ -1,9 +1,9 @@
 """vectors of passages -> a FAISS index on the disk -> numbers and scores of the passages nearest to a query.
 
-flat   each vector is compared: exact
-ivf    vectors in lists of neighbours; a sixteenth of the lists is compared
-hnsw   a graph of neighbours, which is walked along
-pq     each vector in a sixteenth of its room, compared by what is left of it
+flat   compares every vector: exact
+ivf    vectors in lists of neighbours; compares a sixteenth of the lists
+hnsw   walks a graph of neighbours
+pq     each vector compressed to a sixteenth of its size, and compared in that form
 """
 
 import json
@@ -22,9 +22,9 @@ KINDS = ("flat", "ivf", "hnsw", "pq")
 INDEX, ENCODER = "passages.faiss", "encoder.json"
 MOST_WRITTEN = 2**22  # bytes at a time
 
-# Of FAISS. It asks for 39 vectors or more a list to train on, and for as many vectors as a code has values.
+# Parameters of FAISS. It wants at least 39 training vectors per list, and as many vectors as a code has values.
 FEWEST_OF_A_LIST, SAMPLED_OF_A_LIST = 39, 64
-PROBES = 16  # a search reads one list in so many, and eight at least
+PROBES = 16  # a search reads one list in this many, and at least eight
 LINKS, BREADTH_BUILDING, BREADTH_SEARCHING = 32, 200, 128
 CODES, SAMPLED_OF_A_CODE = 256, 256
 
@@ -38,7 +38,7 @@ class Dense:
         self._encoder = encoder
 
     def rank(self, queries: Sequence[str], top_k: int) -> list[Hits]:
-        """For each query, the passages nearest to it, nearest first; equal ones by their number."""
+        """For each query, the passages nearest to it, nearest first; equal scores by number."""
         if not queries:
             return []
         scores, numbers = self._index.search(self._encoder.queries(queries), top_k)
@@ -46,20 +46,20 @@ class Dense:
 
 
 def _hits(numbers: list[int], scores: list[float]) -> Hits:
-    """A number of -1 stands for no passage: the lists that were read held fewer."""
+    """Drop the number -1, which stands for no passage (the lists that were read held too few), and sort the hits."""
     found = [(number, score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
     return sorted(found, key=lambda hit: (-hit[1], hit[0]))
 
 
 def settings_of(kind: str, encoder: Encoder) -> dict[str, Any]:
-    """What an index must have in common with what is asked for."""
+    """The settings in which an index must agree with what is requested."""
     if kind not in KINDS:
         raise ValueError(f"faiss must be one of {', '.join(KINDS)}; got {kind!r}.")
     return {"index": "dense", "faiss": kind, **encoder.passage_settings, **encoder.query_settings}
 
 
 def encoder_arguments(folder: Path) -> dict[str, Any]:
-    """What the encoder of an index is made with."""
+    """The arguments of an index's encoder."""
     return json.loads((folder / ENCODER).read_text(encoding="utf-8"))
 
 
@@ -75,7 +75,7 @@ def build(vectors: Vectors, kind: str, folder: Path, tell: Tell) -> None:
     for shard in told(vectors, vectors.shards, f"{kind}, shards", tell):
         index.add(shard)
     faiss = _faiss()
-    with (folder / INDEX).open("wb") as file:  # through Python, whose errors say that the disk is full
+    with (folder / INDEX).open("wb") as file:  # through Python, whose errors report a full disk
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, MOST_WRITTEN))
 
 
@@ -97,13 +97,13 @@ def _empty(kind: str, passages: int, width: int) -> Any:
             )
         piece = next(size for size in (4, 3, 2, 1) if width % size == 0)  # numbers that share a byte
         index = faiss.IndexPQ(width, width // piece, 8, alike)
-        index.pq.cp.min_points_per_centroid = 1  # few passages are no reason to warn
+        index.pq.cp.min_points_per_centroid = 1  # no warning about few passages
         return index
     return faiss.IndexFlatIP(width)
 
 
 def _lists(passages: int) -> int:
-    """Four times the root of the passages, as FAISS advises, where that leaves enough for each.
+    """Four times the root of the number of passages, as FAISS advises, or fewer if that leaves too few for each.
 
     Example: 100,000 -> 1,265; 1,000 -> 25
     """
@@ -111,7 +111,7 @@ def _lists(passages: int) -> int:
 
 
 def _sampled(kind: str, passages: int) -> int:
-    """How many vectors an index is trained on; 0: it is not."""
+    """How many vectors an index is trained on; 0 if it needs no training."""
     return {"ivf": _lists(passages) * SAMPLED_OF_A_LIST, "pq": CODES * SAMPLED_OF_A_CODE}.get(kind, 0)
 
 

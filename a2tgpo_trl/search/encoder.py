@@ -1,4 +1,4 @@
-"""texts -> vectors whose inner product says how alike they are, by a model of sentence-transformers."""
+"""texts -> vectors whose inner product measures their similarity, by a sentence-transformers model."""
 
 import json
 import threading
@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 
-PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the names that models give to the prefix of passages
+PASSAGE_PROMPTS = ("document", "passage", "corpus")  # names that models use for the prefix of passages
 
 
 class Encoder(Protocol):
-    """What dense search asks of an encoder.
+    """The interface that dense search needs from an encoder.
 
-    Where `passage_settings` differ, vectors of passages do; where `query_settings` do, those of queries. `arguments`
+    If `passage_settings` differ, so do the vectors of passages; likewise `query_settings` for queries. `arguments`
     make the same `SentenceEncoder` again.
     """
 
@@ -32,10 +32,10 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """A model of sentence-transformers. May be used from several threads, which wait for each other.
+    """A sentence-transformers model. May be used from several threads, which wait for each other.
 
-    `query_prefix` and `passage_prefix` are put before each text ("query: " and "passage: " for E5); without them, the
-    model's own prompts are, if it has any. `max_tokens` cuts each text, by default where the model says.
+    `query_prefix` and `passage_prefix` are put before each text ("query: " and "passage: " for E5); by default the
+    model's own prompts, if it has any. `max_tokens` cuts each text, by default at the model's limit.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SentenceEncoder:
         return next((self._model.prompts[name] for name in names if self._model.prompts.get(name)), "")
 
     def _cut_at(self, max_tokens: int) -> None:
-        """Tried at once, since a build would reach the first text that is too long after hours."""
+        """Set the cut and try it immediately: a build might meet the first long text only after hours."""
         marks = self._model.tokenizer.num_special_tokens_to_add()
         if max_tokens <= marks:
             raise ValueError(
@@ -115,7 +115,7 @@ def _load(model: str, device: str | None) -> Any:
         raise missing(error) from error
     try:
         return SentenceTransformer(model, device=device)
-    except Exception as error:  # of its files, of the hub, or of the device
+    except Exception as error:  # from its files, the hub, or the device
         where = "" if device is None else f" on {device}"
         raise ValueError(
             f"{model} cannot be loaded as an encoder{where} ({type(error).__name__}: {error}). Name a folder or a "
@@ -128,7 +128,7 @@ def missing(error: ImportError) -> ValueError:
 
 
 def _fingerprint(model: Any) -> str:
-    """Equal for equal weights and equal ways to pool them, wherever they lie."""
+    """A digest that is equal for equal weights and pooling, wherever the model is stored."""
     import torch
 
     digest = blake2b(digest_size=16)

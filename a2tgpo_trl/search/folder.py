@@ -1,7 +1,7 @@
-"""a corpus, a way to index it -> the folder of its index: whole, or not there; of this corpus, or refused.
+"""a corpus, a way to index it -> the folder of its index: complete or missing; an index of another corpus is refused.
 
-An index is built in FOLDER.building, which gets its name when everything is on the disk. What a killed build leaves
-is never taken for an index; the next build goes on from it, or removes it, as the kind of index says.
+An index is built in FOLDER.building, which is renamed when everything is on the disk. What a killed build leaves is
+never taken for an index; the next build continues or removes it, depending on the kind of index.
 """
 
 import errno
@@ -21,14 +21,14 @@ from .corpus import Corpus, cut, scan, text_files
 from .progress import Tell
 
 
-VERSION = 1  # of what lies in a folder; raised where older ones can no longer be read
+VERSION = 1  # of a folder's format; raised when older folders can no longer be read
 MANIFEST, OFFSETS, PASSAGES = "manifest.json", "offsets.npy", "passages.jsonl"
 
 Build = Callable[[Corpus, Path, Tell], None]
 
 
 def ensure_index(corpus: Path, folder: Path, settings: Mapping[str, Any], build: Build, tell: Tell) -> Corpus:
-    """The corpus, read by the offsets that the index of these settings holds; the index is built if there is none."""
+    """The corpus, read by the offsets in its index with these settings, which is built first if it is missing."""
     if not corpus.exists():
         raise ValueError(f"There is no corpus {corpus}.")
     if not (folder / MANIFEST).exists():
@@ -45,14 +45,14 @@ def open_corpus(corpus: Path, folder: Path) -> Corpus:
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """What a whole index says of itself."""
+    """The manifest of a complete index."""
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} holds no index. Build one: a2tgpo serve-search --corpus FILE --build")
     return json.loads((folder / MANIFEST).read_text())
 
 
 def check(corpus: Path, folder: Path, settings: Mapping[str, Any]) -> None:
-    """The index is of this corpus, these settings and this version."""
+    """Raise an error unless the index has this corpus, these settings and this version."""
     found = manifest_of(folder)
     remedy = f"Remove {folder}, to have it built anew, or name another folder (--index-folder)."
     if found["version"] != VERSION:
@@ -89,7 +89,7 @@ def _build(corpus: Path, place: Path, settings: Mapping[str, Any], build: Build,
 
 
 def _of_the_same(place: Path, source: str) -> None:
-    """What an earlier build left is of use for the same corpus, settings and version alone."""
+    """Remove what an earlier build left, unless it had the same corpus, settings and version."""
     mark = place / "source"
     if any(place.iterdir()) and not (mark.exists() and mark.read_text() == source):
         shutil.rmtree(place)
@@ -99,11 +99,11 @@ def _of_the_same(place: Path, source: str) -> None:
 
 @contextmanager
 def _building(folder: Path) -> Iterator[Path | None]:
-    """A folder to build in, which becomes `folder` at the end. None: another process has built it meanwhile."""
+    """A folder to build in, renamed to `folder` at the end. None if another process has built it meanwhile."""
     place = folder.with_name(f"{folder.name}.building")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever builds is waited for, and released when it is killed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another builder; a killed one releases the lock
         if (folder / MANIFEST).exists():
             yield None
             return
@@ -125,18 +125,18 @@ def _building(folder: Path) -> Iterator[Path | None]:
 
 
 def _to_disk(place: Path) -> None:
-    """A folder that has its name after a loss of power holds what was written."""
+    """Flush a folder to the disk, so that it is complete if it has its final name after a power failure."""
     for file in [*place.rglob("*"), place]:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
 
 
-# ---- which corpus it is
+# ---- the corpus's identity
 
 
 def listing(corpus: Path) -> str:
-    """Sizes and times of its files: equal where nothing was written."""
+    """A digest of the sizes and times of a corpus's files: equal if nothing was written."""
     digest = blake2b(digest_size=16)
     for name, file in _files(corpus):
         stat = file.stat()
@@ -145,7 +145,7 @@ def listing(corpus: Path) -> str:
 
 
 def content(corpus: Path) -> str:
-    """What its files hold: equal for a copy."""
+    """A digest of the contents of a corpus's files: equal for a copy."""
     digest = blake2b(digest_size=16)
     for name, file in _files(corpus):
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())

@@ -1,4 +1,4 @@
-"""passages, one after the other -> a line every few seconds that says how many are done."""
+"""passages, one after the other -> a progress line every few seconds."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ Tell = Callable[[str], None]
 
 
 def told(items: Iterable[Item], total: int, what: str, tell: Tell) -> Iterator[Item]:
-    """The items, with a word now and then.
+    """Yield the items, and report progress every few seconds.
 
     Example: "words: 300,000 of 1,000,000 (30 %), 60 s to go"
     """

@@ -1,4 +1,4 @@
-"""a corpus, an index of it -> the best passages for queries."""
+"""a corpus and its index -> the best passages for queries."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Retriever:
         self.corpus, self._index = corpus, index
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Found]]:
-        """For each query its best passages, best first; by BM25 fewer, where fewer share a word with it."""
+        """For each query its best passages, best first; with BM25 fewer, if fewer share a word with it."""
         for query in queries:
             check_query(query)
         check_top_k(top_k, len(self.corpus))
@@ -62,7 +62,7 @@ def _silent(_: str) -> None:
 
 
 def bm25_retriever(corpus: str | Path, folder: str | Path | None = None, tell: Tell = _silent) -> Retriever:
-    """Searches a corpus by BM25; its index is built first, if it is not in the folder (CORPUS.bm25) yet."""
+    """A BM25 retriever of a corpus. Builds its index first if the folder (CORPUS.bm25) lacks it."""
     corpus = Path(corpus)
     place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.bm25")
     passages = ensure_index(corpus, place, bm25.SETTINGS, bm25.build, tell)
@@ -77,7 +77,7 @@ def dense_retriever(
     folder: str | Path | None = None,
     tell: Tell = _silent,
 ) -> Retriever:
-    """Searches a corpus by vectors; its index is built first, if it is not in the folder (CORPUS.dense-FAISS) yet."""
+    """A dense retriever of a corpus. Builds its index first if the folder (CORPUS.dense-FAISS) lacks it."""
     corpus = Path(corpus)
     place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.dense-{faiss}")
 
@@ -90,9 +90,9 @@ def dense_retriever(
 
 
 def open_retriever(folder: str | Path, device: str = "cpu") -> Retriever:
-    """Searches by an index that was built before, and stands with its corpus where it stood then.
+    """A retriever over an existing index, which must be in the same place as when it was built, like its corpus.
 
-    The encoder of a dense index runs on `device`: by default not where the policy does.
+    The encoder of a dense index runs on `device`, by default not on the policy's.
     """
     folder = Path(folder)
     manifest = manifest_of(folder)

@@ -2,11 +2,11 @@
 
     POST /retrieve  {"queries": [TEXT, ...], "topk": NUMBER, "return_scores": BOOL}
         -> 200 {"result": [[{"document": {"id", "title", "contents"}, "score": NUMBER}, ...], ...]}
-           without return_scores, the documents themselves stand in the lists
+           without return_scores, the lists hold the documents themselves
     GET /healthz    -> 200 {"status": "ok", "passages": NUMBER}
-    GET /metrics    -> numbers of requests, their times and those that wait, as Prometheus reads them
+    GET /metrics    -> number and times of requests, and how many are waiting, in Prometheus format
 
-A request that cannot be served gets a code of 4xx and {"error": REASON}. 503: too many wait; ask again.
+A request that cannot be served gets a 4xx code and {"error": REASON}. 503: too many are waiting; ask again.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from .retriever import Found, Retriever, check_query, check_top_k
 logger = logging.getLogger(__name__)
 
 TOP_K = 3
-MOST_QUERIES = 4096  # of a request: those of a batch of a thousand rollouts, several each
-MOST_BYTES = 2**24  # of a request
-MOST_PASSAGES = 100_000  # of an answer
+MOST_QUERIES = 4096  # per request: enough for a batch of a thousand rollouts with several each
+MOST_BYTES = 2**24  # per request
+MOST_PASSAGES = 100_000  # per answer
 PIECE = 16  # queries that a thread takes at a time, so that a large request leaves room for small ones
-REMEMBERED = 10_000  # times of requests, for the percentiles
+REMEMBERED = 10_000  # request times, for the percentiles
 
 
 class Refused(Exception):
-    """A request that is not served, with its code of HTTP."""
+    """A request that is not served, with its HTTP status code."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(reason)
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class SearchServer:
-    """Answers requests by a retriever: `threads` searches at once, `most_waiting` requests besides."""
+    """Answers requests with a retriever: `threads` searches at a time, and at most `most_waiting` open requests."""
 
     def __init__(self, retriever: Retriever, *, threads: int | None = None, most_waiting: int = 1024):
         self._retriever = retriever
@@ -68,7 +68,7 @@ class SearchServer:
     def close(self) -> None:
         self._threads.shutdown()
 
-    # ---- what is asked
+    # ---- searches
 
     async def _answer(self, request: Request) -> Response:
         began = time.perf_counter()
@@ -77,9 +77,9 @@ class SearchServer:
             code, content = 200, await self._serve(request)
         except Refused as refusal:
             code, content = refusal.code, {"error": str(refusal)}
-        except ClientDisconnect:  # nobody reads this any more
+        except ClientDisconnect:  # nobody will read this
             code, content = 400, {"error": "the request was broken off"}
-        except Exception as error:  # a request never takes the server down
+        except Exception as error:  # a request must never take the server down
             logger.exception("a request failed")
             code, content = 500, {"error": f"{type(error).__name__}: {error}"}
         finally:
@@ -99,7 +99,7 @@ class SearchServer:
         return {"result": [[_shown(one, with_scores) for one in hits] for piece in found for hits in piece]}
 
     def _read(self, body: bytes) -> tuple[list[str], int, bool]:
-        """The parts of a request, or why it is none."""
+        """The parts of a request. Raises `Refused` if it is invalid."""
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -126,7 +126,7 @@ class SearchServer:
             )
         return queries, top_k, with_scores
 
-    # ---- how it is
+    # ---- state and metrics
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "passages": len(self._retriever.corpus)})

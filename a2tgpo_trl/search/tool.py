@@ -1,4 +1,4 @@
-"""a server of Search-R1's protocol, or an index in this process -> a search tool that a policy calls."""
+"""a server with Search-R1's protocol, or an index in this process -> a search tool that a policy calls."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ Search = Callable[[Sequence[str], int], list[list[Passage]]]
 
 
 class SearchServerDown(ConnectionError, ToolDown):
-    """The server does not answer, or not as one does."""
+    """The server does not answer, or answers incorrectly."""
 
 
 def SearchTool(
@@ -38,12 +38,12 @@ def SearchTool(
 ) -> Callable[[str | list[str]], str]:
     """A tool named `search`, for `tools=[SearchTool(url="http://localhost:8000")]`.
 
-    A second one needs another `name`, from which the policy is to see what it searches: "search_news".
+    A second search tool needs another `name`, which tells the policy what it searches: "search_news".
 
-    It asks a server (`url`; the path is /retrieve where none is given), or searches an index in this process (`index`:
-    a retriever, or the folder of an index that was built). A call brings one query or several, which go in one
+    The tool asks a server (`url`; the path is /retrieve if none is given), or searches an index in this process
+    (`index`: a retriever, or the folder of an existing index). A call has one query or several, which are sent in one
     request. Passages are cut to `max_passage_words` each; the whole result to `max_result_tokens`. A recipe can change
-    `timeout` (which holds for the server as well), `retries`, `max_result_tokens` and `cache` (`tool_settings`).
+    `timeout` (which also applies to the server), `retries`, `max_result_tokens` and `cache` (`tool_settings`).
     """
     if (url is None) == (index is None):
         raise ValueError("SearchTool takes either url or index.")
@@ -86,7 +86,7 @@ def SearchTool(
 
 
 def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
-    """What the policy reads of the passages of a query.
+    """The text of a query's passages that the policy reads.
 
     Example: '[1] Paris\\nParis is the capital of France.\\n[2] ...'
     """
@@ -106,9 +106,9 @@ def passages_text(passages: Sequence[Passage], most_words: int | None) -> str:
 def passages_of(
     *, url: str | None = None, index: Retriever | str | Path | None = None, top_k: int, timeout: float = 30.0
 ) -> Search:
-    """A function from queries to the passages of each, by a server or an index of `top_k` passages or more.
+    """A function from queries to the passages of each, from a server or an index with at least `top_k` passages.
 
-    `timeout`: seconds in which a server must answer, unless the call of a tool says how long it may take.
+    `timeout`: seconds within which a server must answer, unless the tool call has its own limit.
     """
     return _over_http(url, timeout) if url is not None else _in_process(index, top_k)
 
@@ -149,7 +149,7 @@ def _over_http(url: str, timeout: float) -> Search:
 
 
 def _passages(url: str, code: int, body: bytes, asked: int) -> list[list[Passage]]:
-    """What an answer holds. A code of 4xx blames the request, and is told; any other is the server's failure."""
+    """The passages in an answer. A 4xx code is an error of the request; other codes are the server's failure."""
     shown = body[:300].decode("utf-8", errors="replace")
     if 400 <= code < 500 and code not in (408, 429):
         raise ValueError(f"the search server refuses ({code}): {shown}")
@@ -164,7 +164,7 @@ def _passages(url: str, code: int, body: bytes, asked: int) -> list[list[Passage
 
 
 def _passage(shown: dict[str, Any]) -> Passage:
-    """A document of the protocol; some servers leave its title in the first line of its contents alone."""
+    """Read a document of the protocol; some servers give its title only in the first line of its contents."""
     document = shown.get("document", shown)
     contents = str(document["contents"])
     first, broken, _ = contents.partition("\n")

@@ -1,6 +1,6 @@
-"""passages, an encoder -> a vector of each on the disk, in shards: each is whole or not there, and none is made twice.
+"""passages, an encoder -> a vector of each on the disk, in shards, each complete or missing and made only once.
 
-They lie beside the indexes that are made of them, so that another kind of index costs no second encoding.
+They are stored beside the indexes made from them, so that another kind of index needs no second encoding.
 """
 
 import io
@@ -36,7 +36,7 @@ class Vectors:
         return self._shards[0].shape[1]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Shard after shard, in 32 bits."""
+        """Yield one shard after the other, in 32 bits."""
         return (np.asarray(shard, dtype=np.float32) for shard in self._shards)
 
     @property
@@ -44,7 +44,7 @@ class Vectors:
         return len(self._shards)
 
     def sample(self, most: int) -> np.ndarray:
-        """Vectors drawn evenly from all, the same each time."""
+        """Vectors drawn uniformly from all shards, the same each time."""
         chosen = np.random.default_rng(0).choice(len(self), min(most, len(self)), replace=False)
         parts, begin = [], 0
         for shard in self._shards:
@@ -55,7 +55,7 @@ class Vectors:
 
 
 def ensure_vectors(corpus: Path, beside: Path, encoder: Encoder, tell: Tell) -> Vectors:
-    """The vectors of a corpus, in the folder of an index; those that are not there yet are made."""
+    """The vectors of a corpus, in a folder beside its index; makes those that are missing."""
     settings = {"index": "vectors", **encoder.passage_settings}
     folder = beside.with_name(f"{corpus.name}.vectors-{_short_name(encoder)}")
 
@@ -93,7 +93,7 @@ def _write(corpus: Corpus, encoder: Encoder, folder: Path, tell: Tell) -> None:
 
 
 def _save(vectors: np.ndarray, file: Path) -> None:
-    """A file that has its name is whole, after a loss of power too."""
+    """Write a file so that, under its name, it is always complete, even after a power failure."""
     content = io.BytesIO()
     np.save(content, vectors)
     unfinished = file.with_suffix(".unfinished")

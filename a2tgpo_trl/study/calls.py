@@ -1,4 +1,4 @@
-"""results of a study -> its table on whether to call at all."""
+"""results of a study -> its table on whether to call tools at all."""
 
 from collections.abc import Iterable
 
@@ -17,14 +17,14 @@ OF_FIRST_CALLS = {  # metric -> its heading
     "by_turn/credit/mean_turn_1": "its credit",
 }
 EXPLAINED = (
-    "The share of rollouts without a call, of those that were trained on since the evaluation before; and what the "
-    "first calls of the others gained and were credited with, over all of training. A mean z-score of 0 says nothing "
-    "on whether to call: that is left to the outcome."
+    "The share of rollouts without a call, among those trained on since the previous evaluation; and the gain and "
+    "credit of the first calls of the other rollouts, over all of training. If the mean z-score is 0, gains say "
+    "nothing about whether to call: only the outcome does."
 )
 
 
 def calls_table(results: Results, runs: Runs) -> list[str]:
-    """Of a study in which one rollout of twenty or more answered at once, at some time, in some run.
+    """Return the table if in some run, at some step, at least one rollout in twenty made no call; else nothing.
 
     Example: of 32 rollouts before step 10, 8 made no call, and of 32 before step 20 none -> 0.250, 0.000
     """
@@ -37,12 +37,12 @@ def calls_table(results: Results, runs: Runs) -> list[str]:
         shares = [_at(results, of_cell, step) for step in steps]
         first_calls = [over_runs(results, of_cell, metric) for metric in OF_FIRST_CALLS]
         rows.append([cell, *("" if one is None else one for one in (*shares, *first_calls))])
-    head = ["cell", *(f"without a call, to step {step}" for step in steps), *OF_FIRST_CALLS.values()]
+    head = ["cell", *(f"without a call, up to step {step}" for step in steps), *OF_FIRST_CALLS.values()]
     return ["## Whether to call", "", EXPLAINED, "", *table(head, rows), ""]
 
 
 def _at(results: Results, runs: Iterable[Run], step: int) -> Estimate | None:
-    """Over the seeds that have it."""
+    """The mean at a step over the seeds that have it; None if none has."""
     shares = [dict(results.curve(run, WITHOUT)).get(step) for run in runs]
     there = [share for share in shares if share is not None]
     return over_seeds(there) if there else None

@@ -1,7 +1,7 @@
-"""results of a study -> what the paper of A2TGPO claims, and whether it held here. For cells of these names.
+"""results of a study -> what the paper of A2TGPO claims, and whether it held here, for cells of these names.
 
-What is better is judged with all differences of the report (`comparison.py`). Another claim has held, or not, where
-the 95 % interval over five seeds or more leaves no doubt.
+Whether a cell is better is judged together with all differences of the report (`comparison.py`). Any other claim has
+held, or not, only if the 95 % interval over five seeds or more leaves no doubt.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,16 +16,16 @@ from .results import Results
 from .study import Run
 
 
-NO_GAIN, UNSCALED = "_no_gain", "_unscaled"  # behind the name of a cell: another one, without that
-LEVEL = 0.1  # what a drift of z-scores, in deviations, is at most that is none
-TINY = 1e-3  # a deviation of credit below it is none
+NO_GAIN, UNSCALED = "_no_gain", "_unscaled"  # suffixes of the names of cells without that part
+LEVEL = 0.1  # drifts of z-scores up to this, in deviations, count as none
+TINY = 1e-3  # deviations of credit below this count as this
 HELD, NOT_HELD = "held", "not held"
 
 Claim = tuple[str, str, str]  # what is claimed, what was found, whether it held
 
 
 def claims(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> Iterator[Claim]:
-    """`found`: of `claimed_better`."""
+    """Yield the claims; `found` has the differences of `claimed_better`."""
     for pair, claim in claimed_better(runs).items():
         if pair in found:
             held = {"better": HELD, "worse": NOT_HELD}.get(found[pair].verdict, NOT_DECIDED)
@@ -38,45 +38,43 @@ def claims(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> It
 
 
 def claimed_better(cells: Collection[str]) -> dict[Pair, str]:
-    """The pairs of these cells of which the first is claimed to be better, and by which claim."""
+    """Return the pairs of these cells whose first is claimed to be better, each with the claim."""
     better = {(cell, other): f"{cell} is better than {other}" for cell in A2TGPO for other in OTHERS}
-    gains = {
-        (cell, cell + NO_GAIN): f"gains are what helps: {cell} is better than the same without them" for cell in cells
-    }
+    gains = {(cell, cell + NO_GAIN): f"gains help: {cell} is better than the same without them" for cell in cells}
     return {pair: claim for pair, claim in {**better, **gains}.items() if {*cells} >= {*pair}}
 
 
 def _drift(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
-    """Means of z-scores by turn: none where turns are compared at their depth."""
+    """Differences between mean z-scores by turn; none if turns are compared with those at the same depth."""
     drifts = {name: drift(results, runs[name], "scores") for name in (cell, "igpo") if name in runs}
     found = {name: one for name, one in drifts.items() if one is not None}
     if cell in found:
         text = ", ".join(f"{name} {one}" for name, one in found.items())
         yield (
-            "turn groups make turns comparable: the mean z-score is the same at all depths (by construction, but for "
-            "what rounding explains)",
+            "turn groups make turns comparable: the mean z-score is the same at all depths (by construction, up to "
+            "rounding)",
             f"largest difference between depths: {text}",
             _at_most(found[cell], LEVEL),
         )
 
 
 def _level(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
-    """Deviations of credit by turn: more alike where sums are divided by the root of their number of terms."""
+    """Deviations of credit by turn; more alike if sums are divided by the root of their number of terms."""
     unscaled = cell + UNSCALED
     ratios = {name: _levels(results, runs[name], "credit") for name in (cell, unscaled) if name in runs}
     if not ratios[cell]:
         return
     text = ", ".join(f"{name} {over_seeds(list(found.values()))}" for name, found in ratios.items() if found)
     of_scores = list(_levels(results, runs[cell], "scores").values())
-    before = f" (of z-scores, before they are summed, {over_seeds(of_scores)})" if of_scores else ""
+    before = f" (for z-scores before they are summed: {over_seeds(of_scores)})" if of_scores else ""
     less = [ratio - other for ratio, other in paired(ratios[cell], ratios.get(unscaled, {}))]
     held = _side_of(over_seeds(less), 0.0, below=HELD, above=NOT_HELD) if less else NOT_DECIDED
     claim = f"the square root keeps credit more level over depth (decided against {unscaled})"
-    yield claim, f"largest deviation by the smallest: {text}{before}", held
+    yield claim, f"largest standard deviation of a depth, divided by the smallest: {text}{before}", held
 
 
 def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float]:
-    """Of each seed, the largest deviation of a depth by the smallest."""
+    """For each seed, the largest deviation at a depth divided by the smallest."""
     depths = {run.seed: by_depth(results, run, name, "std") for run in runs}
     return {seed: _widest_by_smallest(heights.values()) for seed, heights in depths.items() if len(heights) > 1}
 
@@ -88,13 +86,13 @@ def _follows(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
         found = over_seeds(values)
         yield (
             "adaptive clipping follows informative turns",
-            f"{cell}: a search of use has the wider clip range with a chance of {found}",
+            f"{cell}: a useful search has a wider clip range than a useless one with a chance of {found}",
             _side_of(found, 0.5, below=NOT_HELD, above=HELD),
         )
 
 
 def _side_of(found: Estimate, point: float, below: str, above: str) -> str:
-    """Which it is, where the interval leaves no doubt of the side on which it lies."""
+    """`below` or `above`, if the interval lies clearly on one side of the point."""
     if found.number < FEWEST or found.low <= point <= found.high:
         return NOT_DECIDED
     return above if found.low > point else below

@@ -1,8 +1,8 @@
-"""results of a study -> what each cell came to, with intervals over seeds, and its differences from another, paired.
+"""results of a study -> the results of each cell, with intervals over seeds, and its paired differences from another.
 
-Intervals are Student's: percentiles of draws of five seeds would be far too narrow. A difference is taken seed by
-seed, so that what both of its runs have in common falls out. All differences that a report judges are one family: the
-more there are, the clearer each must be (Holm).
+Intervals are Student's, because bootstrap percentiles of five seeds would be far too narrow. A difference is taken
+seed by seed, so that what the two runs share cancels. All differences that a report judges form one family: the more
+there are, the clearer each must be (Holm).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,27 +22,27 @@ T = TypeVar("T")
 Pair = tuple[str, str]  # a cell, and the one that it is compared with
 Runs = Mapping[str, Sequence[Run]]
 
-FEWEST = 5  # seeds that decide anything
-LEVEL = 0.05  # of the family
+FEWEST = 5  # seeds needed to decide anything
+LEVEL = 0.05  # for the whole family
 NOT_DECIDED = "not decided"
-ANGLES = 100_000  # at which an integral is summed
+ANGLES = 100_000  # at which the integral is summed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The results of a run."""
 
     area: float  # mean held-out score over training
     end: float
-    steps: float | None  # to the target; None: not reached
-    tokens: float | None  # that were read and written until then
+    steps: float | None  # until the target was reached; None if it was not
+    tokens: float | None  # read and written until then
 
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]  # by cell and seed
 
 
 def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
-    """None of a run that is not there."""
+    """Return the results of a run; None if the run is missing."""
     curve = results.curve(run, HELD_OUT + study.reward)
     if not curve:
         return None
@@ -53,7 +53,7 @@ def outcome(study: Study, results: Results, run: Run) -> Outcome | None:
 
 
 def outcomes_of(study: Study, results: Results, runs: Runs) -> Outcomes:
-    """Of all runs that are there."""
+    """Return the results of all runs that exist."""
     return {
         cell: {run.seed: found for run in of_cell if (found := outcome(study, results, run)) is not None}
         for cell, of_cell in runs.items()
@@ -61,7 +61,7 @@ def outcomes_of(study: Study, results: Results, runs: Runs) -> Outcomes:
 
 
 def first_at(curve: Curve, target: float) -> float | None:
-    """The step at which a curve, straight between its points, first comes to the target.
+    """Return the step at which a curve, straight between its points, first reaches the target.
 
     Example: (0, 0.2), (10, 0.4), (20, 0.8) and 0.5 -> 12.5
     """
@@ -82,8 +82,10 @@ def height_at(curve: Curve, step: float) -> float:
 
 
 def best_rates(study: Study, results: Results) -> dict[str, float | None]:
-    """The learning rate of each cell with the largest mean area on the seeds that it was tried on; of cells whose
-    trials are not all there, none. Without trials, all have that of the recipe (None)."""
+    """Return each cell's learning rate with the largest mean area over the seeds of trials.
+
+    Cells whose trials are incomplete are left out. Without trials, all have the rate of the recipe (None).
+    """
     if study.learning_rates is None:
         return dict.fromkeys(study.cells)
     best: dict[str, float | None] = {}
@@ -95,7 +97,7 @@ def best_rates(study: Study, results: Results) -> dict[str, float | None]:
 
 
 def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float | None]:
-    """By learning rate, the mean over the seeds of trials; None where one is not there."""
+    """Return mean areas over the seeds of trials, by learning rate; None if a trial is missing."""
     assert study.learning_rates is not None
     areas = {}
     for rate in study.learning_rates.values:
@@ -110,22 +112,22 @@ def tried_areas(study: Study, results: Results, cell: str) -> dict[float, float 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a cell from another, over the seeds that both have."""
+    """The difference of a cell from another, over the seeds that both have."""
 
     area: Estimate
     end: Estimate
-    p: float  # Student's, of the areas; by Holm's rule, for all differences of the report
+    p: float  # Student's, of the areas, corrected by Holm's rule for all differences of the report
 
     @property
     def verdict(self) -> str:
-        """Whether the cell is better or worse; less than five seeds decide nothing."""
+        """Whether the cell is better or worse; fewer than five seeds decide nothing."""
         if self.area.number < FEWEST or self.p >= LEVEL:
             return NOT_DECIDED
         return "better" if self.area.mean > 0 else "worse"
 
 
 def differences(outcomes: Outcomes, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
-    """Of the pairs of cells of which both have runs of the same seeds."""
+    """Return the differences of those pairs of cells that have seeds in common."""
     met = {(cell, other): paired(outcomes.get(cell, {}), outcomes.get(other, {})) for cell, other in pairs}
     areas = {pair: [one.area - other.area for one, other in both] for pair, both in met.items() if both}
     ends = {pair: over_seeds([one.end - other.end for one, other in both]) for pair, both in met.items() if both}
@@ -134,12 +136,12 @@ def differences(outcomes: Outcomes, pairs: Iterable[Pair]) -> dict[Pair, Differe
 
 
 def paired(ones: Mapping[int, T], others: Mapping[int, T]) -> list[tuple[T, T]]:
-    """What the seeds that both have came to. Example: {0: 1.0, 1: 2.0} and {1: 5.0} -> [(2.0, 5.0)]"""
+    """Return the pairs of values of seeds that both have. Example: {0: 1.0, 1: 2.0} and {1: 5.0} -> [(2.0, 5.0)]"""
     return [(one, others[seed]) for seed, one in ones.items() if seed in others]
 
 
 def p_value(values: Sequence[float]) -> float:
-    """How often numbers with the mean 0 have a mean that is as far from it (Student's t, on both sides).
+    """Return how often numbers with true mean 0 have a mean this far from it (Student's t, two-sided).
 
     P(|T| < t) of n - 1 degrees of freedom is the share of the integral of cos^(n - 2) from 0 to pi / 2 that lies
     below the angle with the tangent t / sqrt(n - 1).
@@ -156,7 +158,7 @@ def p_value(values: Sequence[float]) -> float:
 
 
 def holm(by_chance: Mapping[Pair, float]) -> dict[Pair, float]:
-    """The same for several comparisons, of which one comes out by chance in one of twenty reports (Holm).
+    """Correct p-values so that in one of twenty reports a comparison is decided by chance (Holm).
 
     Example: 0.01, 0.04 and 0.03 -> 0.03, 0.06 and 0.06: the smallest three times, the next one twice
     """

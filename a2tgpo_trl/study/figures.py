@@ -1,4 +1,4 @@
-"""results of a study -> figures 1, 3, 4, 5, 8 and 10 of A2TGPO's paper, made of these, and its numbers beside ours."""
+"""results of a study -> figures 1, 3, 4, 5, 8 and 10 of the A2TGPO paper, and its numbers beside ours."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ from .study import Run
 from .tables import Point, Runs, first, last, over_runs, table
 
 
-# Cells of the methods that the paper compares: A2TGPO as it is, and with a clip range ten times the paper's.
+# Cells of the methods that the paper compares: A2TGPO with the paper's clip range and with ten times that, and others.
 A2TGPO, OTHERS = ("a2tgpo", "a2tgpo_wide"), ("grpo", "igpo")
-FEWEST_TURNS = 8  # a measurement, of a depth that counts
+FEWEST_TURNS = 8  # per measurement, for a depth to count
 STAGES = {"gains": "gain", "scores": "normalised", "credit": "accumulated"}
 
 
 def compared(runs: Runs) -> Runs:
-    """The cells of the paper's methods, with the first of A2TGPO's; of a study without them, its first three."""
+    """Return the cells of the paper's methods, with the first of A2TGPO's; if there are none, the first three."""
     of_paper = [*OTHERS, *[name for name in A2TGPO if name in runs][:1]]
     names = [name for name in of_paper if name in runs] or list(runs)[:3]
     return {name: runs[name] for name in names}
@@ -50,10 +50,10 @@ Number = Callable[[Results, Sequence[Run]], Any]
 
 
 def _numbers() -> Iterator[tuple[str, str, str, Number]]:
-    """A figure of the paper, what is read off it, what the paper has (Qwen3-4B, its questions of several hops)."""
+    """Figure of the paper, quantity, value in the paper (Qwen3-4B, multi-hop questions), and how to compute ours."""
     at_the_end = "after training"
-    yield "1", f"calls alike at the same depth, {at_the_end}", "0.62", _of("similarity/same_depth", last)
-    yield "1", f"calls alike across depths, {at_the_end}", "0.38", _of("similarity/across_depths", last)
+    yield "1", f"similarity of calls at the same depth, {at_the_end}", "0.62", _of("similarity/same_depth", last)
+    yield "1", f"similarity of calls across depths, {at_the_end}", "0.38", _of("similarity/across_depths", last)
     yield "3", "entropy, first stretch", "", _of("entropy", first)
     yield "3", "entropy, last stretch", "GRPO's collapses, A2TGPO's does not", _of("entropy", last)
     papers = {"gains": "1.30", "scores": "IGPO 1.54, A2TGPO 0.00", "credit": "IGPO 1.03, A2TGPO 0.00"}
@@ -63,7 +63,7 @@ def _numbers() -> Iterator[tuple[str, str, str, Number]]:
     yield "5", "largest advantage", "", _of("advantages/largest")
     yield "8", "tokens of the longest rollout, first stretch", "6,000", _of("completions/max_length", first)
     yield "8", "tokens of the longest rollout, last stretch", "A2TGPO 4,000", _of("completions/max_length", last)
-    yield "10", "calls a rollout, last stretch", "A2TGPO 3.45", _of("tools/call_frequency", last)
+    yield "10", "calls per rollout, last stretch", "A2TGPO 3.45", _of("tools/call_frequency", last)
     yield "10", "rollouts without a call", "A2TGPO 2.5 %", _of("calls/share_of_0")
 
 
@@ -76,16 +76,16 @@ def _drift(name: str) -> Number:
 
 
 def drift(results: Results, runs: Sequence[Run], name: str) -> Estimate | None:
-    """Over seeds, the largest difference between the means of two depths."""
+    """Return, over seeds, the largest difference between the means of two depths."""
     depths = [by_depth(results, run, name, "mean").values() for run in runs]
     found = [float(max(means) - min(means)) for means in depths if len(means) > 1]
     return over_seeds(found) if found else None
 
 
 def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]:
-    """A mean or a deviation of each depth, over a run's measurements by their numbers of turns.
+    """Return a mean or deviation for each depth: a run's measurements, weighted by their numbers of turns.
 
-    Depths that few rollouts come to are left out: their numbers are chance.
+    Depths that few rollouts reach are left out, because their numbers are chance.
     """
     heights = {}
     for place in range(1, MOST_TURNS + 1):
@@ -101,7 +101,7 @@ def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]
 
 
 def draw_figures(results: Results, runs: Runs, reward: str, file: Path) -> None:
-    """Six panels, over steps or turns: means over seeds."""
+    """Draw six panels of means over seeds, by step or by turn."""
     cells = compared(runs)
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = figure.subplots(2, 3).flat
@@ -112,14 +112,14 @@ def draw_figures(results: Results, runs: Runs, reward: str, file: Path) -> None:
         next(panels), results, cells, "5: advantages", "advantages/smallest", "advantages/mean", "advantages/largest"
     )
     lengths = [f"completions/{which}_length" for which in ("min", "mean", "max")]
-    _envelope(next(panels), results, cells, "8: tokens of a rollout", *lengths)
+    _envelope(next(panels), results, cells, "8: tokens per rollout", *lengths)
     _calls(next(panels), results, cells)
     figure.suptitle(f"Figures of the paper, from this study's runs (held-out {reward.replace('_', ' ')} in 3)")
     save(figure, file, dpi=100)
 
 
 def _line(number: int, dashes: str) -> dict[str, Any]:
-    """How a cell's line looks, whose dashes say what it is of."""
+    """The look of a cell's line; its dashes show what is drawn."""
     of = look(number)
     return {"color": of.colour, "linestyle": dashes, "marker": of.marker, "markersize": 4}
 
@@ -139,7 +139,7 @@ def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
         across = over_runs(results, runs, "similarity/across_depths", last)
         if across is not None:
             axes.axhline(across.mean, color=look(number).colour, linestyle=":", label=f"{cell}, across")
-    axes.set(title="1: how alike calls of a prompt are", xlabel="turn", ylabel="Jaccard", ylim=(0, 1))
+    axes.set(title="1: similarity of the calls of a prompt", xlabel="turn", ylabel="Jaccard", ylim=(0, 1))
     _legend(axes)
 
 
@@ -182,11 +182,11 @@ def _calls(axes: Axes, results: Results, cells: Runs) -> None:
         places = np.arange(len(shares)) + (number - (len(cells) - 1) / 2) * width
         heights, of = [0.0 if one is None else one.mean for one in shares], look(number)
         axes.bar(places, heights, width, color=of.colour, hatch=of.hatch, edgecolor="white", linewidth=0, label=cell)
-    axes.set(title=f"10: calls a rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
+    axes.set(title=f"10: calls per rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
     _legend(axes)
 
 
 def mean_curve(results: Results, runs: Sequence[Run], metric: str) -> tuple[list[int], list[float]]:
-    """Over seeds, at the steps that all of them have."""
+    """Return the steps that all seeds have, and the means over seeds at these steps."""
     found = over_steps([results.curve(run, metric) for run in runs])
     return [step for step, _ in found], [one.mean for _, one in found]

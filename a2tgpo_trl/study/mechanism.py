@@ -1,8 +1,8 @@
-"""records of rollouts with gains, in a world that knows which searches were of use -> what gains and credit are worth.
+"""records with gains, in a world that knows which searches were useful -> how well gains and credit identify these.
 
-For a turn that searches, the world's truth is whether it brought up a document that the question still needs
-(`tasks/atlas/useful.py`). AUC is the chance that the number of a turn that did is above that of one that did not: 0.5
-is no better than a coin, 1 is never wrong. `credit` is what a turn's advantage has beyond that of its whole rollout.
+A search is useful if it found a document that the question still needs (`tasks/atlas/useful.py`). AUC is the chance
+that the number of a useful turn is above that of a turn that is not: 0.5 is no better than a coin, 1 is never wrong.
+`credit` is what a turn's advantage has beyond that of its whole rollout.
 """
 
 import re
@@ -22,14 +22,14 @@ Numbers = Sequence[float | None]
 
 
 def mechanism(records: Sequence[Rollout]) -> Found:
-    """Of an evaluation: the share of searches that are of use, and how well gains tell them."""
+    """Yield, for an evaluation, the share of useful searches and how well gains identify them."""
     if records and COLUMN in records[0]:
         yield from _shares(records)
         yield from aucs(records, "gains")
 
 
 def mechanism_of_training(records: Sequence[Rollout]) -> Found:
-    """Of a batch that was trained on (`record_every`): of credit as well, by turn; and how alike turns are."""
+    """Yield the same for a batch trained on (`record_every`), also for credit, with spreads and similarity."""
     records = with_credit(records)
     yield from spreads(records)
     if records and COLUMN in records[0]:
@@ -40,7 +40,7 @@ def mechanism_of_training(records: Sequence[Rollout]) -> Found:
 
 
 def with_credit(records: Sequence[Rollout]) -> list[Rollout]:
-    """Those of a batch that were credited, each with its `credit`: none of a method that adds none."""
+    """Return the credited records of a batch, each with its `credit`, which is empty for a method that adds none."""
     records = [{**record, "credit": credit(record)} for record in records if record["advantages"]]
     if any(abs(record["credit"][-1]) > ROUNDING for record in records):
         records = [{**record, "credit": ()} for record in records]
@@ -48,12 +48,12 @@ def with_credit(records: Sequence[Rollout]) -> list[Rollout]:
 
 
 def credit(record: Rollout) -> list[float]:
-    """Of each turn. The answer turn has none, where a method adds credit to the outcome's advantage."""
+    """Return the credit of each turn; 0 for the answer turn if the method adds credit to the outcome's advantage."""
     outcome = record["outcome_advantage"] or 0.0
     return [advantage - outcome for advantage in record["advantages"]]
 
 
-# ---- against the world's truth
+# ---- against the truth of the world
 
 
 def _shares(records: Iterable[Rollout]) -> Found:
@@ -69,7 +69,7 @@ def _nth(values: Numbers, place: int) -> float | None:
 
 
 def aucs(records: Iterable[Rollout], name: str) -> Found:
-    """Of all turns, by their place and by the hops of the question: useful/auc/gains, useful/auc/gains_turn_2 ..."""
+    """Yield AUCs over all turns, by turn and by hops of the question: useful/auc/gains, useful/auc/gains_turn_2 ..."""
     beginning = f"useful/auc/{name}"
     groups: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
@@ -86,7 +86,7 @@ def aucs(records: Iterable[Rollout], name: str) -> Found:
 
 
 def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
-    """The chance that one of the first is greater than one of the second; a tie is half of one. None without pairs.
+    """Return the chance that one of the first exceeds one of the second, with ties as half; None without pairs.
 
     Example: 3, 1 and 2, 1 -> of four pairs 3 > 2, 3 > 1, 1 < 2, 1 = 1: 2.5 / 4 = 0.625
     """
@@ -98,11 +98,11 @@ def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
     return float((less + ties / 2).mean() / len(below))
 
 
-# ---- how alike turns are
+# ---- similarity of turns
 
 
 def similarity(records: Iterable[Rollout]) -> Found:
-    """Jaccard similarity of the calls of two rollouts of a prompt: of turns at the same depth, and across depths.
+    """Yield the Jaccard similarity of calls in two rollouts of a prompt, at the same depth and across depths.
 
     Example: calls "mayor of Rome" and "mayor of Paris" -> 2 words of 4 are shared: 0.5
     """
@@ -125,7 +125,7 @@ def similarity(records: Iterable[Rollout]) -> Found:
 
 
 def _words(record: Rollout) -> list[set[str]]:
-    """Of the calls of each turn; none of a turn without."""
+    """The words in the calls of each turn; an empty set for a turn without calls."""
     turns = list(record.get("turns", ()))[:MOST_TURNS]
     texts = [" ".join(_said(call["arguments"]) for call in turn["calls"] or ()) for turn in turns]
     return [set(re.findall(r"\w+", text.lower())) for text in texts]

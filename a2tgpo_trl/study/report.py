@@ -1,4 +1,4 @@
-"""results of a study -> its report in Markdown, and its learning curves in one picture. Nothing in it is typed."""
+"""results of a study -> its report in Markdown, and its learning curves in one picture. Nothing is typed by hand."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,23 +20,25 @@ from .study import Run, Study, read_study
 from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
 
 
-ENOUGH = (
-    "Intervals are over seeds, all of which answer the same held-out questions, once each; each is for itself. p: "
-    "Student's, of the paired areas, by Holm's rule for all differences that this report judges (those of the first "
-    "table, and those of what is claimed to be better). Better / worse: p is below 0.05, over five seeds or more. "
-    "Post hoc: the cell was added when results of others had been seen."
+EXPLAINED = (
+    "Intervals are over seeds, which all answer the same held-out questions once; each interval is for one number "
+    "alone. p is Student's, for the paired areas, corrected by Holm's rule for all differences that this report "
+    "judges (those in this table and the claims below that one cell is better than another). Better or worse means "
+    "that p is below 0.05 over at least five seeds. Post hoc means that the cell was added after results of others "
+    "had been seen."
 )
 
 
 def report(study: Study, results: Results) -> str:
-    """The report of what there is so far."""
+    """Return the report on the results so far."""
     runs = runs_by_cell(study, results)
     lines = [
         title(study),
         "",
-        f"By `a2tgpo study {study.file.name}`, from `{study.results.name}`. Area: mean score over training, evaluated "
-        f"every {study.every} steps; a step of a cell that rolls out again (resample_limit) costs more than others. "
-        f"Means over seeds with their 95 % intervals (Student's t); differences are taken seed by seed. {ENOUGH}",
+        f"Made by `a2tgpo study {study.file.name}` from `{study.results.name}`. The area is the mean score over "
+        f"training, evaluated every {study.every} steps; steps of cells that roll prompts out again (resample_limit) "
+        "cost more than others. Numbers are means over seeds with 95 % intervals (Student's t). Differences are taken "
+        f"seed by seed. {EXPLAINED}",
         "",
         *_stale(results),
     ]
@@ -56,7 +58,7 @@ def report(study: Study, results: Results) -> str:
 
 
 def summary(study: Study, results: Results) -> Table:
-    """What a terminal shows of it: a line for each cell."""
+    """Return a table for a terminal with a line for each cell."""
     outcomes = outcomes_of(study, results, runs_by_cell(study, results))
     found = _judged(study, outcomes)
     shown = Table(title=title(study).removeprefix("# "), title_justify="left", title_style="bold")
@@ -70,7 +72,7 @@ def summary(study: Study, results: Results) -> Table:
 
 
 def _judged(study: Study, outcomes: Outcomes) -> dict[Pair, Difference]:
-    """All differences that the report judges, together: what the study compares, and what is claimed to be better."""
+    """All differences that the report judges: the pairs that the study compares, and those claimed to be better."""
     compared = {cell: other for cell in outcomes if (other := study.baseline(cell)) is not None}
     return differences(outcomes, dict.fromkeys([*compared.items(), *claimed_better(outcomes)]))
 
@@ -83,11 +85,11 @@ def _stale(results: Results) -> list[str]:
     if not results.stale:
         return []
     cells = ", ".join(results.stale)
-    return [f"Of other settings, or another version, are runs of {cells}; they are left out here.", ""]
+    return [f"Some runs of {cells} have other settings or are of another version. They are left out here.", ""]
 
 
 def runs_by_cell(study: Study, results: Results) -> Runs:
-    """The runs that are reported, of those that are there."""
+    """Return the reported runs that exist, by cell."""
     found: dict[str, list[Run]] = {}
     for run in study.reported(best_rates(study, results)):
         if results.curve(run, HELD_OUT + study.reward):
@@ -97,7 +99,7 @@ def runs_by_cell(study: Study, results: Results) -> Runs:
 
 def _main_table(study: Study, outcomes: Outcomes, found: Mapping[Pair, Difference]) -> list[str]:
     goal = f"{study.target:g}"
-    head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that came to it)"]
+    head = ["cell", "seeds", "area", "at the end", f"steps to {goal} (median; seeds that reached it)"]
     head += [f"million tokens to {goal} (median)", "compared with", "area, less its", "at the end, less its", "p", ""]
     rows = []
     for cell, by_seed in outcomes.items():
@@ -127,14 +129,14 @@ def _compared(study: Study, cell: str, found: Mapping[Pair, Difference]) -> list
 
 
 def _median(numbers: Sequence[float | None], form: str) -> str:
-    """None is more than any number. Example: 62, 90 and None -> "90"; 62, None and None -> "-" """
+    """The median; None counts as more than any number. Example: 62, 90 and None -> "90"; 62, None and None -> "-" """
     median = float(np.median([np.inf if number is None else number for number in numbers]))
     return format(median, form) if np.isfinite(median) else "-"
 
 
 def _claims_table(results: Results, runs: Runs, found: Mapping[Pair, Difference]) -> list[str]:
     rows = list(claims(results, runs, found))
-    return ["## What the paper claims", "", *table(["claim", "found here", ""], rows), ""] if rows else []
+    return ["## The paper's claims", "", *table(["claim", "found here", ""], rows), ""] if rows else []
 
 
 def _rates_table(study: Study, results: Results) -> list[str]:
@@ -156,14 +158,14 @@ def _rates_table(study: Study, results: Results) -> list[str]:
     head = ["cell", *(f"{rate:g}" for rate in values)]
     named = ", ".join(map(str, seeds))
     title = (
-        f"## Learning rates\n\nMean areas on seeds that are not reported ({named}), of the same held-out questions as "
-        "those that are."
+        f"## Learning rates\n\nMean areas on seeds that are not reported elsewhere ({named}), on the same held-out "
+        "questions."
     )
     return [title, "", *table(head, rows), ""] if rows else []
 
 
 def _groups_table(study: Study, results: Results, runs: Runs) -> list[str]:
-    """Scores of parts of the questions, at the end."""
+    """Final scores on groups of the questions."""
     beginning = f"{HELD_OUT}{study.reward}/"
     names = sorted({name for name in results.table["metric"].unique() if name.startswith(beginning)})
     if not names or not runs:
@@ -175,8 +177,8 @@ def _groups_table(study: Study, results: Results, runs: Runs) -> list[str]:
 
 
 SHOWN = {  # metric -> its heading
-    f"{HELD_OUT}tool calls": "calls a question",
-    f"{HELD_OUT}useful/share_turn_1": "first searches of use",
+    f"{HELD_OUT}tool calls": "calls per question",
+    f"{HELD_OUT}useful/share_turn_1": "useful first searches",
     f"{HELD_OUT}useful/auc/gains": "AUC of the gain",
     "clip_fraction/mean": "clipped",
     "groups/teach_nothing": "groups that teach nothing",
@@ -185,7 +187,7 @@ SHOWN = {  # metric -> its heading
 
 
 def _metrics_table(results: Results, runs: Runs) -> list[str]:
-    """At the end of training: what there is to say of how it went."""
+    """Metrics at the end of training."""
     there = set(results.table["metric"].unique())
     shown = {metric: heading for metric, heading in SHOWN.items() if metric in there}
     rows = [
@@ -201,7 +203,7 @@ def _figures(study: Study, results: Results, runs: Runs) -> list[str]:
 
 
 def _made_by(results: Results, runs: Runs) -> list[str]:
-    """By what, and on which machines, by cell."""
+    """The versions and machines that made the runs, and their cells."""
     cells: dict[str, list[str]] = {}
     for cell in runs:
         for made in sorted(results.table["made"][results.table["cell"] == cell].unique()):
@@ -213,7 +215,7 @@ def _made_by(results: Results, runs: Runs) -> list[str]:
 
 
 def draw(study: Study, results: Results, file: Path) -> None:
-    """Mean held-out score over steps, of each cell, with the interval over its seeds."""
+    """Draw the mean held-out score of each cell over steps, with intervals over its seeds."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (cell, runs) in enumerate(runs_by_cell(study, results).items()):
@@ -226,9 +228,9 @@ def draw(study: Study, results: Results, file: Path) -> None:
 
 
 def read_cells(file: Path) -> list[Series]:
-    """Of a study's results, the runs that its report is of, as they are drawn beside others.
+    """Return the runs that a study reports, as series that can be drawn beside others.
 
-    `file`: the results. The study's file beside it says which learning rate was chosen, and the order of the cells.
+    `file`: the results. The study's file beside it gives the learning rates and the order of the cells.
     """
     named = file.with_suffix(".yaml")
     for needed in (file, named):

@@ -1,13 +1,13 @@
 """a finished run's folder -> its measurements; those of all runs, in one Parquet file.
 
-A measurement is a number that a run had at a step. What was logged or recorded while training is of the steps since
-the measurement before; what was found on held-out questions begins with "held_out/".
+A measurement is a number of a run at a step. Numbers that were logged or recorded in training cover the steps since
+the previous measurement. Names of numbers on held-out questions begin with "held_out/".
 
     cell  learning_rate  seed  step  metric                        value  identity          made
     grpo  0.0005            3    20  held_out/exact_match          0.42   5f0c1ab2...       {"version": ...}
     grpo  0.0005            3    20  completions/mean_length       211.3  5f0c1ab2...       {"version": ...}
 
-`identity` is a digest of the settings: a run is made again when they change. `made` says by what and where.
+`identity` is a digest of the settings: a run is made again when they change. `made` says with what and where.
 """
 
 import json
@@ -35,17 +35,17 @@ from .study import Run
 KEY = ["cell", "learning_rate", "seed"]
 COLUMNS = [*KEY, "step", "metric", "value", "identity", "made"]
 NO_MEASUREMENT = ("step", "epoch", "total_flos", "train_loss")
-SPENT = ("rollouts/sampling_seconds", "rollouts/tool_seconds", "gain/seconds")  # a step that logs none has spent none
+SPENT = ("rollouts/sampling_seconds", "rollouts/tool_seconds", "gain/seconds")  # 0 in a step that does not log it
 
 Measurement = tuple[int, str, float]
 Kind = tuple[str, float | None]  # a cell, and a learning rate that it is tried with
 
 
-# ---- of one run
+# ---- one run
 
 
 def measured(folder: Path, every: int) -> list[Measurement]:
-    """What a finished run says of itself."""
+    """Return the measurements of a finished run."""
     history = json.loads((folder / STATE).read_text())["log_history"]
     last = max(entry["step"] for entry in history)
     found = {(step, metric): value for step, metric, value in (*_logged(history, every), *evaluated(history))}
@@ -59,7 +59,7 @@ def measured(folder: Path, every: int) -> list[Measurement]:
 
 
 def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
-    """The rollouts that were trained on and written down, by the evaluation after them."""
+    """Yield the recorded training rollouts, by the step of the evaluation after them."""
     stretches: dict[int, list[Record]] = {}
     for file in files_like(folder, OF_TRAINING):
         for record in read_records(file):
@@ -68,14 +68,14 @@ def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
 
 
 def _evaluation_after(step: int, every: int) -> int:
-    """Example: of steps 1 to 20, evaluated every 20, it is that at step 20"""
+    """Example: for steps 1 to 20, evaluated every 20 steps, it is the one at step 20"""
     return math.ceil(step / every) * every
 
 
 def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
-    """Means over each stretch of steps: a metric that some of its steps lack is the mean over the others.
+    """Yield means over each stretch of steps; steps that lack a metric do not count.
 
-    But of seconds: in steps that train on a batch from before, no time was spent on a new one.
+    Except for seconds: steps that train on an earlier batch spend none on a new one, and count as 0.
     """
     entries = [entry for entry in history if "loss" in entry]
     stretches: dict[int, list[dict]] = {}
@@ -86,13 +86,13 @@ def _logged(history: Sequence[dict], every: int) -> Iterator[Measurement]:
             values = [entry[metric] for entry in stretch if is_number(entry.get(metric))]
             if not values:
                 continue
-            total = metric == "num_tokens"  # it grows; what counts is how far it has come
+            total = metric == "num_tokens"  # cumulative, so the last value counts
             steps = len(stretch) if metric in SPENT else len(values)
             yield min(end, entries[-1]["step"]), metric, values[-1] if total else sum(values) / steps
 
 
 def _scores(file: Path) -> Iterator[tuple[str, float]]:
-    """Means over all held-out questions, and over those of each group: held_out/exact_match/hops 4"""
+    """Yield means over all held-out questions and over those of each group: held_out/exact_match/hops 4"""
     scores = json.loads(file.read_text())
     for name, estimate in scores["everything"].items():
         yield HELD_OUT + name, estimate["mean"]
@@ -102,15 +102,18 @@ def _scores(file: Path) -> Iterator[tuple[str, float]]:
                 yield f"{HELD_OUT}{name}/{group}", estimate["mean"]
 
 
-# ---- of all
+# ---- all runs
 
 
 class Results:
     """The measurements of a study's runs, in a file that grows run by run. Several processes may add to it."""
 
     def __init__(self, file: Path, identities: Mapping[Kind, str] | None = None):
-        """`identities`: of the runs as they would be made now. Those of other settings are left out, but in the file.
-        None: all are read as they are."""
+        """
+        Args:
+            identities: those of the runs as they would be made now. Runs with other settings stay in the file but are
+                left out here. If None, all runs are read.
+        """
         self.file, self._identities = file, identities
         self._show(self._read())
 
@@ -122,7 +125,7 @@ class Results:
         self._curves = _curves_of(self.table)
 
     def _current(self, everything: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """The measurements of runs that are as they would be made now, and the cells of which there are others."""
+        """The measurements of runs with current settings, and the cells that also have others."""
         if self._identities is None:
             return everything, []
         rates = [None if math.isnan(rate) else rate for rate in everything["learning_rate"]]
@@ -135,17 +138,17 @@ class Results:
         return bool(_rows_of(self.table, run).any())
 
     def put(self, run: Run, identity: str, measurements: Iterable[Measurement], jobs: int = 1) -> None:
-        """In the place of what there was of this run; `jobs`: how many were made at once."""
+        """Replace the measurements of this run; `jobs`: how many runs were made in parallel."""
         self._enter(run, identity, measurements, json.dumps({**here(), "jobs": jobs}))
 
     def take(self, run: Run, identity: str) -> bool:
-        """Enter a run that a study beside this one has made, of the same settings and seed. Whether there is one."""
+        """Enter a run of the same settings and seed from a study in the same folder; return whether there is one."""
         for file in sorted(self.file.parent.glob(f"*{self.file.suffix}")):
             if file == self.file or not is_of_study(file):
                 continue
             same = pd.read_parquet(file, filters=[("identity", "==", identity), ("seed", "==", run.seed)])
             if len(same):
-                one = same[same["cell"] == same["cell"].iloc[0]]  # there, several cells may come to the same settings
+                one = same[same["cell"] == same["cell"].iloc[0]]  # several of its cells may have these settings
                 measurements = zip(one["step"], one["metric"], one["value"], strict=True)
                 self._enter(run, identity, measurements, one["made"].iloc[0])
                 return True
@@ -168,28 +171,28 @@ class Results:
         self._show(table)
 
     def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
-        """A run's measurements of one metric, by step; none if it is not there."""
+        """Return a run's measurements of one metric, by step; empty if there are none."""
         return self._curves.get((*run.kind, run.seed, metric), [])
 
     def curves(self, run: Run) -> dict[str, list[tuple[int, float]]]:
-        """All measurements of a run, by metric."""
+        """Return all measurements of a run, by metric."""
         return {metric: curve for (*of, metric), curve in self._curves.items() if tuple(of) == (*run.kind, run.seed)}
 
     def identities_of(self, run: Run) -> set[str]:
-        """Of the settings that it was made with."""
+        """Return the identities of the settings that a run was made with."""
         return set(self.table["identity"][_rows_of(self.table, run)])
 
 
 def is_of_study(file: Path) -> bool:
-    """Whether a file holds results, by its columns."""
+    """Whether a file holds results of a study, judged by its columns."""
     try:
         return {*COLUMNS} <= {*pq.read_schema(file).names}
-    except (ValueError, OSError):  # what else lies there, whole or not
+    except (ValueError, OSError):  # some other file, or an incomplete one
         return False
 
 
 def _curves_of(table: pd.DataFrame) -> dict[tuple[str, float | None, int, str], list[tuple[int, float]]]:
-    """The rows are sorted by their steps."""
+    """The measurements by cell, learning rate, seed and metric; rows are sorted by step."""
     curves: dict[tuple[str, float | None, int, str], list[tuple[int, float]]] = {}
     columns = (table[name].tolist() for name in (*KEY, "metric", "step", "value"))
     for cell, rate, seed, metric, step, value in zip(*columns, strict=True):
@@ -205,7 +208,7 @@ def _rows_of(table: pd.DataFrame, run: Run) -> "pd.Series[bool]":
 
 
 def here() -> dict[str, str]:
-    """By what, where and when a run is made."""
+    """Return the versions, the machine and the date that a run is made with."""
     import torch
     import trl
 
@@ -221,7 +224,7 @@ def here() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Of the checkout that the package lies in, if it does."""
+    """The commit of the checkout that the package is in, if it is in one."""
     words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -230,7 +233,7 @@ def _commit() -> str:
 
 
 def _machine() -> str:
-    """Its processor, as the system names it."""
+    """The processor, as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""words of a training -> the training, in a process of its own, and what tells it from any other."""
+"""words of a training -> the training, in a separate process, and a digest that identifies it."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ LOG = "log.txt"
 
 
 def train(words: Sequence[str], folder: Path, threads: int | None = None) -> int:
-    """`a2tgpo train` with these words; its exit code. What it prints is in `log.txt` in the folder."""
+    """Run `a2tgpo train` with these words and return its exit code. Its output goes to `log.txt` in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (folder / LOG).open("w") as log:
@@ -26,8 +26,10 @@ def train(words: Sequence[str], folder: Path, threads: int | None = None) -> int
 
 
 def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
-    """A digest of all that a training's recipe says but its folder and these keys, of what stands in the files and the
-    folders of policies that it names, and of the package's version."""
+    """Return a digest of a training's recipe, of the files and policy folders that it names, and of the version.
+
+    The recipe's output folder and the keys `without` are left out.
+    """
     from ..recipe.arguments import split_words
     from ..recipe.recipe import MODELS, whole_recipe
     from ..recipe.recipe_file import read_layers
@@ -46,7 +48,7 @@ def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
 
 
 def _files(place: Path) -> list[Path]:
-    """A file, or those of a policy's folder."""
+    """The file itself, or the files of a policy's folder."""
     if place.is_file():
         return [place]
     return sorted(file for file in place.iterdir() if file.is_file()) if (place / "config.json").is_file() else []

@@ -1,4 +1,4 @@
-"""records of a batch that was trained on -> how gains, credit and clip ranges are spread, by turn and over all.
+"""records of a batch that was trained on -> how gains, credit and clip ranges are spread, by turn and overall.
 
 `credit` is what a turn's advantage has beyond that of its whole rollout.
 """
@@ -28,7 +28,7 @@ def spreads(records: Sequence[Rollout]) -> Found:
 
 
 def by_turn(records: Sequence[Rollout], name: str) -> Found:
-    """How many tool turns there are at each depth, and mean and deviation over them."""
+    """Yield the number of tool turns at each depth, and the mean and deviation over them."""
     for place in range(MOST_TURNS):
         values = [value for record in records if (value := of_tool_turn(record, name, place)) is not None]
         if values:
@@ -38,13 +38,13 @@ def by_turn(records: Sequence[Rollout], name: str) -> Found:
 
 
 def of_tool_turn(record: Rollout, name: str, place: int) -> float | None:
-    """The number of a tool turn, if there is one."""
+    """Return the value of a tool turn, if there is one."""
     values = record.get(name, ())
     return values[place] if place < min(len(values), record["tool_turns"]) else None
 
 
 def envelope(records: Sequence[Rollout]) -> Found:
-    """The smallest, the mean and the largest advantage of a turn."""
+    """Yield the smallest, the mean and the largest advantage of a turn."""
     values = [advantage for record in records for advantage in record["advantages"]]
     if values:
         yield "advantages/smallest", float(min(values))
@@ -53,7 +53,7 @@ def envelope(records: Sequence[Rollout]) -> Found:
 
 
 def calls(records: Sequence[Rollout]) -> Found:
-    """The share of rollouts with so many calls; the last is of those with as many or more.
+    """Yield the share of rollouts with each number of calls; the last covers that many or more.
 
     Example: rollouts with 2, 2 and 0 calls -> 1/3 with 0, 0 with 1, 2/3 with 2, 0 with 3 and so on
     """
@@ -64,7 +64,7 @@ def calls(records: Sequence[Rollout]) -> Found:
 
 
 def clip_scales(records: Sequence[Rollout]) -> Found:
-    """Quantiles over tool turns."""
+    """Yield quantiles of clip scales over tool turns."""
     scales = [scale for record in records for scale in record.get("clip_scale", ())[: record["tool_turns"]]]
     if scales:
         for percent, value in zip(QUANTILES, np.percentile(scales, QUANTILES), strict=True):
@@ -72,11 +72,11 @@ def clip_scales(records: Sequence[Rollout]) -> Found:
 
 
 def sums(records: Sequence[Rollout]) -> Found:
-    """What sums of the last n z-scores of a rollout vary by, n > 1, and what that is made of.
+    """Yield the variance of sums of a rollout's last n z-scores, n > 1, and its parts.
 
         variance     of (z_1 + ... + z_n) / sqrt(n), over the rollouts with n z-scores or more
         of a term    the mean variance of one of the n, over the same rollouts: sigma^2 in the paper's Proposition 2
-        covariance   the mean covariance of two of the n: delta. The first is the second and n - 1 times the third.
+        covariance   the mean covariance of two of the n: delta. The first is the second plus n - 1 times the third.
 
     Example: rollouts with z-scores 1, 1 and -1, -1 -> terms have variance 1 and covariance 1, the sum of two 2
     """

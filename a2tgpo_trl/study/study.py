@@ -1,4 +1,4 @@
-"""a study's file -> what is compared in it, by which runs."""
+"""a study's file -> what it compares, and by which runs."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from ..recipe.recipe_file import find_recipe
 Settings = Mapping[str, Any]
 
 CELL = re.compile(r"[A-Za-z0-9][\w.-]*")
-# Which turns are read together depends on when tools answer, where turns are streamed, and moves gains by rounding.
+# With streamed turns, tool latency decides which turns are read together, which moves gains by rounding.
 EXACT = {"stream_turns": False}
-RECORDED = 4  # batches from one evaluation to the next whose rollouts are written down
+RECORDED = 4  # batches recorded from one evaluation to the next
 SET_BY_STUDY = (
     "base",
     "eval_on_start",
@@ -32,7 +32,7 @@ SET_BY_STUDY = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a cell, with a learning rate if the cell is to find its own, and a seed."""
+    """One training: a cell, a seed, and a learning rate if each cell is to find its own."""
 
     cell: str
     seed: int
@@ -40,18 +40,18 @@ class Run:
 
     @property
     def kind(self) -> tuple[str, float | None]:
-        """What all of its seeds have in common."""
+        """The cell and the learning rate, which runs share if they differ only in their seed."""
         return self.cell, self.learning_rate
 
     @property
     def name(self) -> str:
-        """As a path. Example: a2tgpo/0.0005/3"""
+        """The run's name, as a path. Example: a2tgpo/0.0005/3"""
         return f"{self.cell}/{'own' if self.learning_rate is None else f'{self.learning_rate:g}'}/{self.seed}"
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates that each cell tries, on seeds of their own, to go on with its best."""
+    """Learning rates that each cell tries on separate seeds, to use its best."""
 
     values: Sequence[float]
     seeds: Sequence[int]
@@ -64,13 +64,13 @@ class Study:
     file: Path
     recipe: Path
     cells: Mapping[str, Settings]
-    against: str | Mapping[str, str]  # the cell that the others are compared with; or that of each which is compared
+    against: str | Mapping[str, str]  # the cell that the others are compared with, or one for each
     seeds: Sequence[int]
     every: int = 10  # steps from one evaluation to the next
     reward: str = "exact_match"
-    target: float = 0.7  # the score that cells are timed to
+    target: float = 0.7  # cells are timed until they reach this score
     learning_rates: Rates | None = None
-    settings: Settings | None = None  # of all cells, over those of the recipe
+    settings: Settings | None = None  # for all cells, over those of the recipe
     post_hoc: Sequence[str] = ()  # cells that were added when results of others had been seen
 
     @property
@@ -90,20 +90,20 @@ class Study:
         return self.file.with_name(f"{self.file.stem}-figures.png")
 
     def baseline(self, cell: str) -> str | None:
-        """What a cell is compared with, if with any."""
+        """Return the cell that a cell is compared with, if any."""
         if isinstance(self.against, str):
             return None if cell == self.against else self.against
         return self.against.get(cell)
 
     def settings_of(self, run: Run) -> dict[str, Any]:
-        """All that a run's recipe says over the study's."""
+        """Return all settings of a run that go on top of the study's recipe."""
         rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
         recorded = {"record_every": max(1, self.every // RECORDED)}
         evaluated = {"eval_strategy": "steps", "eval_steps": self.every, **recorded}
         return {**EXACT, **evaluated, **(self.settings or {}), **rate, **self.cells[run.cell], "seed": run.seed}
 
     def kinds(self) -> list[Run]:
-        """A run of each cell with each learning rate that it has in this study."""
+        """Return one run of each cell with each learning rate that it has in this study."""
         rates = [None] if self.learning_rates is None else self.learning_rates.values
         return [Run(cell, self.seeds[0], rate) for cell in self.cells for rate in rates]
 
@@ -112,24 +112,24 @@ class Study:
         return Run(cell, self.seeds[0], rate)
 
     def tried(self) -> list[Run]:
-        """The runs that find out the learning rate of each cell."""
+        """Return the trial runs that determine the learning rate of each cell."""
         if self.learning_rates is None:
             return []
         rates = self.learning_rates
         return [Run(cell, seed, rate) for seed in rates.seeds for rate in rates.values for cell in self.cells]
 
     def reported(self, rates: Mapping[str, float | None]) -> Iterator[Run]:
-        """The runs that are compared: seed by seed, so that cells can be compared before all are there."""
+        """Return the compared runs, seed by seed, so that cells can be compared before all runs are done."""
         return (Run(cell, seed, rates[cell]) for seed in self.seeds for cell in self.cells if cell in rates)
 
 
 def read_study(file: Path) -> Study:
-    """The study in a file; an error says which key is wrong."""
+    """Read the study in a file; an error says which key is wrong."""
     return make_study(file, read_yaml(file))
 
 
 def make_study(file: Path, content: Mapping[str, Any]) -> Study:
-    """The study that this file says, or is to say."""
+    """Make the study from the content that its file has or will have."""
     content = {**content}
     known = {field.name for field in fields(Study)} - {"file"}
     for key in content:
@@ -148,7 +148,7 @@ def make_study(file: Path, content: Mapping[str, Any]) -> Study:
 
 
 def _recipe(file: Path, name: Any) -> Path:
-    """Beside the study, or one that comes with the package."""
+    """The recipe beside the study, or one that comes with the package."""
     beside = file.parent / str(name)
     return beside if beside.is_file() else find_recipe(str(name))
 
@@ -179,14 +179,14 @@ def _rates(file: Path, rates: Any, settings: Settings, cells: Mapping[str, Setti
         if "learning_rate" in said:
             raise RecipeError(f"{file}, {where}: learning_rate is tried out (learning_rates). Leave one out.")
     try:
-        values = [float(value) for value in rates["values"]]  # YAML takes 1e-4 for a text
+        values = [float(value) for value in rates["values"]]  # YAML reads 1e-4 as text
     except (TypeError, ValueError):
         raise RecipeError(f"{file}: learning_rates must be numbers; got {shown(rates['values'])}.") from None
     return Rates(values, rates["seeds"])
 
 
 def _named_by(study: Study) -> list[str]:
-    """The cells in `against`."""
+    """The cells named in `against`."""
     if isinstance(study.against, Mapping):
         return [*study.against, *study.against.values()]
     return [study.against]

@@ -1,6 +1,6 @@
 """results of a study -> the tables of its report on what gains and credit are worth, and how they are spread.
 
-A cell's number is the mean over its seeds of the mean over a run's measurements.
+A cell's number is the mean over its seeds of the mean over each run's measurements.
 """
 
 import json
@@ -21,17 +21,17 @@ Point = Callable[[Sequence[float]], float]
 
 AUC = "useful/auc/"
 STEP = "step_time"
-FEWEST_SUMS = 8  # of so many terms, on average a measurement: fewer have no variance to speak of
+FEWEST_SUMS = 8  # average number of sums per measurement that a variance needs
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a table of Markdown."""
+    """Return the lines of a Markdown table."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def over_runs(results: Results, runs: Iterable[Run], metric: str, point: Point = np.mean) -> Estimate | None:
-    """Over seeds, a point of each run's curve; None where no run has the metric."""
+    """Return, over seeds, a point of each run's curve; None if no run has the metric."""
     found = [
         float(point([value for _, value in curve])) for run in runs if (curve := results.curve(run, metric)) != []
     ]
@@ -47,12 +47,12 @@ def last(values: Sequence[float]) -> float:
 
 
 def mechanism_tables(results: Results, runs: Runs) -> list[str]:
-    """A stretch is the steps from one evaluation to the next."""
+    """Return the tables; a stretch is the steps from one evaluation to the next."""
     lines: list[str] = []
     for title, explained, rows in (
-        ("Does the gain rank turns rightly?", RANKS, list(_ranks(results, runs))),
-        ("The same of gains, by turn and by hops", BY_TURN, list(_ranks_by(results, runs, "gains"))),
-        ("The same of credit, by turn and by hops", "", list(_ranks_by(results, runs, "credit"))),
+        ("Do gains find the useful searches?", RANKS, list(_ranks(results, runs))),
+        ("The same for gains, by turn and by hops", BY_TURN, list(_ranks_by(results, runs, "gains"))),
+        ("The same for credit, by turn and by hops", "", list(_ranks_by(results, runs, "credit"))),
         ("Z-scores by turn", SPREAD, list(_by_depth(results, runs))),
         ("Sums of z-scores", SUMS, list(_sums(results, runs))),
         ("Clip scales", CLIPS, list(_clips(results, runs))),
@@ -63,21 +63,21 @@ def mechanism_tables(results: Results, runs: Runs) -> list[str]:
 
 
 RANKS = (
-    "The chance that a search which brought up a document that was still needed has the greater number (AUC; 0.5 is a "
-    "coin): of rollouts that were trained on, as far as the method has such a number."
+    "The chance that a useful search has a larger number than a useless one (AUC; 0.5 is a coin toss), over the "
+    "rollouts that were trained on, for each number that the method computes. A search is useful if it returned a "
+    "document that was still needed."
 )
 BY_TURN = (
-    "Questions of all lengths together: of the later turns, those of no use are mostly of rollouts that had already "
-    "found the answer."
+    "Over questions of all lengths: late useless turns are mostly from rollouts that had already found the answer."
 )
-SPREAD = "Deviation of z-scores at each depth: those of a cell without a difference, or with one turn, are 0."
+SPREAD = "Standard deviation of z-scores at each depth. Cells without a difference, or with one turn, count as 0."
 SUMS = (
-    "Variance of the sum of a rollout's last n z-scores, divided by the root of n; mean variance of its terms, and "
-    "mean covariance of two of them (sigma^2 and delta of the paper's Proposition 2)."
+    "Variance of the sum of a rollout's last n z-scores divided by the root of n, mean variance of its terms, and "
+    "mean covariance of two terms (sigma^2 and delta in the paper's Proposition 2)."
 )
 CLIPS = (
-    "Quantiles over tool turns; and the share of a turn's tokens whose gradient clipping takes away, on average over "
-    "turns (by a turn's own ratio it takes all or none)."
+    "Quantiles over tool turns, and the share of a turn's tokens whose gradient is clipped, averaged over turns "
+    "(with a ratio per turn it is all or none)."
 )
 
 
@@ -101,7 +101,7 @@ def _ranks_by(results: Results, runs: Runs, name: str) -> Iterator[list[Any]]:
 
 
 def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
-    """Whether each run of a cell has the metric: turns that few rollouts come to are chance."""
+    """Whether every run of a cell has the metric; numbers of turns that few rollouts reach are chance."""
     return bool(runs) and all(results.curve(run, metric) for run in runs)
 
 
@@ -113,7 +113,7 @@ def _by_depth(results: Results, runs: Runs) -> Iterator[list[Any]]:
 
 
 def _means(results: Results, runs: Runs, metrics: Sequence[str]) -> Iterator[list[Any]]:
-    """A row of each cell that has one of these."""
+    """A row for each cell that has one of these metrics."""
     for cell, of_cell in runs.items():
         found = [over_runs(results, of_cell, metric) for metric in metrics]
         if any(found):
@@ -121,7 +121,7 @@ def _means(results: Results, runs: Runs, metrics: Sequence[str]) -> Iterator[lis
 
 
 def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    yield ["cell", "n", "variance", "of a term", "covariance", "sums a measurement"]
+    yield ["cell", "n", "variance", "of a term", "covariance", "sums per measurement"]
     for cell, of_cell in runs.items():
         for terms in range(2, MOST_TURNS + 1):
             number, *variances = (
@@ -143,7 +143,7 @@ def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:
 
 
 def cost_table(baseline: Callable[[str], str | None], results: Results, runs: Runs) -> list[str]:
-    """Seconds of a step and what they are spent on; of runs that were made one at a time, for others share a core."""
+    """Return a table of seconds a step by use; empty if runs were made in parallel, because those share cores."""
     if any(json.loads(made).get("jobs") != 1 for made in results.table["made"].unique()):
         return []
     rows = []
@@ -157,12 +157,20 @@ def cost_table(baseline: Callable[[str], str | None], results: Results, runs: Ru
         if shares:
             ratio = "" if ratios is None else f"{ratios} (of {other})"
             rows.append([cell, spent[STEP], ratio, *shares, f"{rest / seconds[STEP]:.0%}"])
-    head = ["cell", "seconds a step", "of a step of another", "sampling", "tools", "gain", "training and the rest"]
+    head = [
+        "cell",
+        "seconds per step",
+        "relative to another cell",
+        "sampling",
+        "tools",
+        "gain",
+        "training and the rest",
+    ]
     return ["## Cost", "", *table(head, rows), ""] if rows else []
 
 
 def _ratios(results: Results, runs: Sequence[Run], others: Sequence[Run]) -> Estimate | None:
-    """Seconds of a step, by those of another cell, seed by seed."""
+    """Seconds a step divided by those of another cell, seed by seed."""
     seconds, of_others = (
         {run.seed: found.mean for run in cell if (found := over_runs(results, [run], STEP)) is not None}
         for cell in (runs, others)

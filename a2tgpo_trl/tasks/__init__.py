@@ -1,7 +1,7 @@
-"""A task: prompts with answers, the tools to find them with, and the rewards. Or: your own questions.
+"""A task: prompts with answers, the tools to find the answers, and the rewards. Or: your own questions.
 
-A row is a prompt and the answer to it, which may be a list of accepted texts; other columns reach rewards and `reset`
-by their names. With a file of rows, a tool and a reward of your own, a recipe of ten lines is enough
+A row is a prompt and its answer, which may be a list of accepted texts; other columns are passed to rewards and
+`reset` by name. With your own file of rows, tool and reward, a recipe of ten lines is enough
 (`recipes/own_tool.yaml`):
 
     model_name_or_path: Qwen/Qwen3-0.6B
@@ -13,22 +13,22 @@ by their names. With a file of rows, a tool and a reward of your own, a recipe o
     output_dir: outputs/own
 
 Rewards of this package: exact_match, exact_number, f1, answer_format, math_equal, paper_reward and others
-(`a2tgpo help rewards`). They read the last pair of <answer> tags of the last message. Scores on rows that are trained
-on say so. In a script, hand the same over to the trainer.
+(`a2tgpo help rewards`). They read the last pair of <answer> tags of the last message. Scores on rows that the run also
+trains on are marked as such. In a script, pass the same things to the trainer.
 
-Tasks that come along, by the name that a recipe gives them (`task:`, with `task_kwargs:`):
+Tasks of this package, by their names in recipes (`task:`, with `task_kwargs:`):
 
     atlas         a generated world, questions of one to four hops; search
     arithmetic    generated problems of one to four steps, each needing the one before; Python
     gsm8k, math   the data sets of these names, from the hub or from files ({path: FOLDER}); Python
-    qa            seven sets of questions, from the hub or from files ({folder: FOLDER}), and what is searched
-                  ({search: http://localhost:8000}; `a2tgpo help search`). `a2tgpo answerable` writes a file that
-                  says which questions a corpus can answer at all: with {answerable: FILE} they are scored apart from
-                  the others, with {answerable_only: true} the others are left out of training
-    facts         facts of countries, questions of one and two hops (extra `smol`); search
-    textworld     houses of TextWorld (extra `textworld`), in which things are to be found; commands
+    qa            seven sets of questions, from the hub or from files ({folder: FOLDER}), and a server or index to
+                  search ({search: http://localhost:8000}; `a2tgpo help search`). `a2tgpo answerable` writes a file
+                  that says which questions a corpus can answer at all: with {answerable: FILE} they are scored
+                  apart from the others, with {answerable_only: true} the others are left out of training
+    facts         facts about countries, questions of one and two hops (extra `smol`); search
+    textworld     TextWorld houses (extra `textworld`) in which to find things; commands
 
-Atlas grows harder by settings:
+These settings make Atlas harder:
 
     task_kwargs:
       train_hops: [4, 5, 6]       # longer chains of facts, up to eight; test_hops alike
@@ -40,14 +40,15 @@ Atlas grows harder by settings:
       answerable: true            # no question whose facts are not found
       supporting_documents: true  # a column with the documents that a question needs
 
-What credit is worth shows where something is amiss: `wrong_answers` (a share of the answers to train on), `guessable`
-(a share of the questions, which need no search) and `warm_up` (searches of no use, before all others).
+Three more settings show what credit is worth when something is wrong: `wrong_answers` (share of the training answers),
+`guessable` (share of the questions, which then need no search) and `warm_up` (number of useless searches, before all
+others).
 
-`supporting_documents` makes known which turns were of use: `tasks.atlas.useful.useful_search` tells it of a record.
-How many turns there are to search in is the run's own setting, `max_tool_calling_iterations`.
+With `supporting_documents`, `tasks.atlas.useful.useful_search` says which turns of a record were useful. How many
+turns there are to search in is a setting of the run, `max_tool_calling_iterations`.
 
-TextWorld is a world from outside: its generator draws houses and names them, its rules say what a command does. The
-policy has one tool, `act(command)`. Games are made in memory, some tens a second, the same for a seed on each rank;
+TextWorld is an external world: its generator draws and names the houses, and its rules say what a command does. The
+policy has one tool, `act(command)`. Games are made in memory, some tens per second, the same on each rank for a seed;
 there are no files. Answers are facts of the games. The settings:
 
     task_kwargs:
@@ -56,12 +57,12 @@ there are no files. Answers are facts of the games. The settings:
       rooms: 4                    # how large a house is; also containers, supporters (tables and the like), things
       supporting_documents: true  # a column with the replies to a shortest walk: `useful_search` tells those turns
 
-Names are exchanged between things, so that none tells where its thing is, or whether it can be eaten: a policy has to
-look. What one sees is told in a sentence for each thing, in this package's words: TextWorld's own texts are longer,
+Names are swapped between things, so that no name tells where its thing is or whether it can be eaten: a policy has to
+look. What it sees is described in one sentence per thing, in this package's words: TextWorld's own texts are longer,
 and need each game compiled to a file.
 
 To add a task, write a function that returns a `Task`, in any file: a recipe names it by import path
-(`my_task.py:make`). Tasks of this package also stand in `TASKS`, under a short name.
+(`my_task.py:make`). Tasks of this package are also in `TASKS`, under a short name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +86,7 @@ TASKS = {
 
 @dataclass
 class Task:
-    """What a trainer needs beside a policy and settings."""
+    """The data, tools and rewards that a trainer needs besides a policy and settings."""
 
     train_dataset: Dataset | IterableDataset
     test_dataset: Dataset | None = None
@@ -93,10 +94,10 @@ class Task:
     reward_funcs: Sequence[Any] = ()
     reward_weights: Sequence[float] | None = None
     environment_factory: Any = None
-    # A column of the test set: the tables of an evaluation have a line for each of its values.
+    # A column of the test set: an evaluation's tables have a line for each of its values.
     group_by: str | None = field(default=None, kw_only=True)
     # Further lines, by name, each over the questions that have one of these values in each of these columns:
-    # {"multi-hop": {"set": ["hotpotqa", "musique"]}}. Where they are of several groups, a line counts those alike.
+    # {"multi-hop": {"set": ["hotpotqa", "musique"]}}. If they are in several groups, a line weighs the groups equally.
     averages: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict, kw_only=True)
-    # Settings of a run that belong to its prompts, such as their probe; what a recipe says wins.
+    # Settings of a run that belong to its prompts, such as their probe; a recipe's own settings take precedence.
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)

@@ -1,6 +1,6 @@
 """seed -> random choices that are the same on every machine and Python version.
 
-Python promises the same `random()` for a seed, but not the same `choice` or `sample`: only the former is used.
+Python guarantees the same `random()` for a seed, but not the same `choice` or `sample`: only `random()` is used.
 """
 
 import random

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from transformers.utils.chat_template_utils import get_json_schema
 
 
-MOST_PROBLEMS = 5  # told at once
+MOST_PROBLEMS = 5  # in one message
 LONGEST_PROBLEM = 200  # characters: a wrong value may be long
 
 
@@ -33,7 +33,7 @@ def problem_with(function: Callable, arguments: Any) -> str | None:
 
 @lru_cache(maxsize=512)
 def schema_of(function: Callable) -> dict[str, Any]:
-    """A tool's schema, as the policy reads it, made once. It is shared, and not to be changed."""
+    """A tool's schema, as the policy reads it, made once. It is shared: do not change it."""
     return get_json_schema(function)
 
 
@@ -41,7 +41,7 @@ def schema_of(function: Callable) -> dict[str, Any]:
 def _validators(
     function: Callable,
 ) -> tuple[dict[str, Draft202012Validator], list[str], Draft202012Validator | None]:
-    """By name of an argument; which of them a call must have; and, of a tool that takes any, that of all others."""
+    """The validators by argument; the required arguments; the validator of all others, if the tool takes any."""
     schema = schema_of(function)["function"]["parameters"]
     known = {name: Draft202012Validator(_standard(value)) for name, value in schema["properties"].items()}
     required, others = schema.get("required", []), None
@@ -53,7 +53,7 @@ def _validators(
 
 
 def _standard(schema: Any) -> Any:
-    """transformers writes `"nullable": true` where JSON Schema has a type "null".
+    """Replace `"nullable": true`, which transformers writes, by JSON Schema's type "null".
 
     Example: {"type": "integer", "nullable": true} -> {"type": ["integer", "null"]}
     """
@@ -82,6 +82,6 @@ def _short(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    """Without its middle: messages begin with the value, and end with what is wrong with it."""
+    """Cut out the middle of a long text: messages begin with the value and end with what is wrong with it."""
     half = LONGEST_PROBLEM // 2
     return text if len(text) <= LONGEST_PROBLEM else f"{text[:half]}...{text[-half:]}"

@@ -1,6 +1,7 @@
-"""a call -> one attempt at it: in a thread, a process or an event loop, for no longer than its time.
+"""a call -> one attempt at it: in a thread, a process or an event loop, within its time limit.
 
-What does not come back is abandoned and counted: its thread is held until the call ends, and another takes its place.
+A call that does not return in time is abandoned and counted. It holds its thread until it ends; another thread takes
+the place.
 """
 
 import asyncio
@@ -24,37 +25,37 @@ from .workers import Attempt, LoopThread, Workers, attempt_async
 logger = logging.getLogger(__name__)
 
 ENDING = 1.0  # seconds that a cancelled async call, or a killed process, gets to end
-STARTING = 120.0  # seconds that the process of a tool may take to start: it may import much
-CALL = "call of "  # names of tasks, in the loop of async tools, begin with it
+STARTING = 120.0  # seconds that a tool's process may take to start: its imports may be slow
+CALL = "call of "  # prefix of task names in the loop of async tools
 
 
 @dataclass
 class CallOrder:
-    """Calls on one environment are made one after the other, and no more once one has not come back."""
+    """Makes the calls on one environment one after the other, and no more once one has not returned in time."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     stuck: bool = False
 
 
 class Attempts:
-    """Makes attempts, from within one event loop. Threads are daemons: one a call at once, one an environment."""
+    """Makes attempts, from within one event loop. Each running call and each environment has a daemon thread."""
 
     def __init__(self, concurrency: int, hung: HungCalls):
         self._hung = hung
-        self.abandoned = 0  # attempts so far that did not come back in time
-        self._failed_to_cancel: set[str] = set()  # tools of which that was told
+        self.abandoned = 0  # attempts so far that did not return in time
+        self._failed_to_cancel: set[str] = set()  # tools whose failing `cancel` was logged
         self._workers = Workers()
         self._processes = ProcessPool()
         self._loop: LoopThread | None = None  # of async tools
         self._slots = asyncio.Semaphore(concurrency)
         self._slots_of_tool: dict[str, asyncio.Semaphore] = {}
-        # By id of an environment, as long as that lives: some cannot be hashed.
+        # By id of the environment, while it lives: some environments cannot be hashed.
         self._orders: dict[int, tuple[weakref.ref, CallOrder]] = {}
 
     # ---- environments
 
     def order_of(self, environment: Any) -> CallOrder:
-        """An environment's own; a call without one follows none."""
+        """The order of an environment's calls; a new one for a call without an environment."""
         if environment is None:
             return CallOrder()
         key = id(environment)
@@ -63,7 +64,7 @@ class Attempts:
         return self._orders[key][1]
 
     def construct(self, factory: Callable[[], Any]) -> Any:
-        """An environment, made on the thread that will make its calls. Raises what the factory raises."""
+        """Make an environment on the thread that will make its calls. Raises what the factory raises."""
         made: list[Any] = []
         worker = self._workers.take("new environment")
         error = worker.submit(lambda: made.append(factory())).result().error
@@ -75,11 +76,11 @@ class Attempts:
         return made[0]
 
     def is_environment(self, owner: Any) -> bool:
-        """Whether it is an environment in use, whose calls are made in order."""
+        """Whether `owner` is an environment in use, whose calls are made in order."""
         return id(owner) in self._orders
 
     def adopt(self, place: Any, environment: Any) -> None:
-        """An environment that was made by a call on `place` gets the thread of that call."""
+        """Give an environment that a call on `place` made the thread of that call."""
         self.order_of(environment)
         self._workers.rename(id(place), id(environment))
 
@@ -95,7 +96,7 @@ class Attempts:
         self._workers.end_idle(key)
 
     def close(self) -> None:
-        """End all threads and processes. Calls that are out are cancelled; a thread ends when its call comes back."""
+        """End all threads and processes. Running calls are cancelled; a thread ends when its call returns."""
         if self._loop is not None:
             self._loop.stop()
         self._workers.stop()
@@ -105,7 +106,7 @@ class Attempts:
 
     @asynccontextmanager
     async def place(self, call: ToolCall, settings: ToolSettings) -> AsyncIterator[None]:
-        """One of the places that there are for calls at once: of the tool's own, if it has a limit, and of all."""
+        """Hold a place under the tool's `concurrency`, if it has one, and one under the limit for all tools."""
         async with AsyncExitStack() as slots:
             if settings.concurrency is not None:
                 fresh = asyncio.Semaphore(settings.concurrency)
@@ -114,7 +115,7 @@ class Attempts:
             yield
 
     async def make(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Attempt | None:
-        """What the tool answered; None if it did not within its time. At once, however many calls are out."""
+        """Return the tool's answer, or None if it took too long. Starts immediately, however many calls run."""
         if inspect.iscoroutinefunction(call.function):
             made = await self._in_loop(call, settings, order)
         elif settings.process:
@@ -140,13 +141,13 @@ class Attempts:
         return made
 
     async def _is_cancelled(self, call: ToolCall, settings: ToolSettings, future: "Future[Attempt]") -> bool:
-        """Whether a call that is late, on an environment that can end its calls, has come back since."""
+        """Cancel a late call, if its environment can, and return whether the call has ended since."""
         if call.environment is None or settings.cancel is None:
             return False
-        if not future.done():  # it never began, or has come back just now: what it used is for the next call
+        if not future.done():  # otherwise it has just returned, or never began: `cancel` would hit the next call
             try:
                 settings.cancel(call.environment)
-            except Exception as error:  # noqa: BLE001  # it is the user's, and the call is late, whatever it raises
+            except Exception as error:  # noqa: BLE001  # user code may raise anything; the call is late all the same
                 self._warn_of_cancel(call.name, error)
         return await _done_within(future, ENDING)
 
@@ -186,13 +187,13 @@ class Attempts:
         return made
 
     async def _has_ended(self, name: str, loop: LoopThread, running: list[asyncio.Task]) -> bool:
-        """Whether a call that was cancelled has ended. It may go on all the same, or block the loop of all."""
+        """Whether a cancelled call has ended. It may ignore the cancellation, or block the loop for all calls."""
         end, ping = loop.submit(_end_of(running)), loop.submit(asyncio.sleep(0))
         if await _done_within(end, ENDING):
             return True
         if ping.done():
             self._hung.add(name, end)
-        elif loop is self._loop:  # the next calls get another; this one counts once, whoever waits in it
+        elif loop is self._loop:  # further calls get a new loop; this one counts once, however many calls wait in it
             self._loop = None
             self._hung.add(_call_in(loop) or name, loop.submit(_retire()))
         return False
@@ -212,7 +213,7 @@ async def _done_within(future: "Future[Any]", seconds: float | None) -> bool:
 
 
 async def _in_time(future: "Future[Attempt]", seconds: float | None) -> Attempt | None:
-    """What was made; None if there is nothing by then, and the call, if it can be, cancelled."""
+    """Return the result; after `seconds`, cancel the call if possible and return None."""
     if await _done_within(future, seconds):
         return future.result()
     future.cancel()
@@ -225,7 +226,7 @@ def _limited(call: ToolCall, settings: ToolSettings) -> Any:
 
 
 async def _failed_to_start(process: ProcessWorker, future: "Future[Attempt]") -> Attempt | None:
-    """Why it could not be started, if so. That takes its own time, and none of the call's."""
+    """Return the error if the process could not be started. Starting does not count towards the call's timeout."""
     if not await _done_within(future, STARTING):
         process.kill()
         await _done_within(future, ENDING)
@@ -252,13 +253,13 @@ async def _end_of(running: list[asyncio.Task]) -> None:
 
 
 def _call_in(loop: LoopThread) -> str | None:
-    """Name of the tool whose call runs this very moment, so that the others wait; None if it cannot be told."""
+    """Name of the tool whose call is running now and makes the others wait; None if unknown."""
     task = asyncio.current_task(loop.loop)
     return task.get_name().removeprefix(CALL) if task is not None and task.get_name().startswith(CALL) else None
 
 
 async def _retire() -> None:
-    """In a loop that was blocked and has come back: let it end when the other calls in it are done."""
+    """Stop a loop that was blocked, once it runs again and the other calls in it are done."""
     loop = asyncio.get_running_loop()
     calls = [task for task in asyncio.all_tasks() if task.get_name().startswith(CALL)]
     asyncio.gather(*calls, return_exceptions=True).add_done_callback(lambda _: loop.stop())

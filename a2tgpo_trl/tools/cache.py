@@ -2,9 +2,9 @@
 
     {"tool": "search", "of": "3f0a", "arguments": {"query": "Velm"}, "status": "ok", "text": "Velm lies on the Oss."}
 
-One line a call, as JSON. Failures are kept too, but only a replay answers with them: a run that can call tries again.
-`of` is the tool's `identity`: with another signature, docstring or version, a tool of that name is another one, and
-is not answered for. What its code or a server behind it has changed besides, nobody can see here.
+One line per call, as JSON. Failures are kept too, but only a replay uses them: a run that can call tries again. `of`
+is the tool's `identity`: a tool with the same name but another signature, docstring or version is a different tool,
+and the file does not answer for it. Changes in its code, or in a server behind it, cannot be seen here.
 """
 
 import glob
@@ -21,7 +21,7 @@ from .calls import CallStatus, Outcome
 
 logger = logging.getLogger(__name__)
 
-LONGEST_SHOWN = 500  # characters of the arguments of a call in a message
+LONGEST_SHOWN = 500  # characters of a call's arguments in a message
 
 
 class ReplayMiss(LookupError):
@@ -29,29 +29,29 @@ class ReplayMiss(LookupError):
 
 
 class CallCache:
-    """Calls and results of a file; new ones are written to it at once, a line each."""
+    """Calls and results of a file; new ones are written to it immediately, one line each."""
 
     def __init__(self, path: str | Path, replay: bool = False, rank: int = 0):
         self.path, self.replay = Path(path), replay
-        # Each rank writes a file of its own, and all read all: two processes do not append to one file.
+        # Each rank writes its own file and reads all files: two processes must not append to one file.
         self._own = self.path if rank == 0 else self.path.with_name(f"{self.path.name}.rank{rank}")
         self._lock = threading.Lock()
-        self._kept: dict[str, dict[str, Outcome]] = {}  # by key of a call, and of which tool it is
+        self._kept: dict[str, dict[str, Outcome]] = {}  # by key of the call, then identity of the tool
         self._told: set[str] = set()  # tools of which other versions were found
         others = self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*")
         files = [file for file in {self.path, *others} if file.is_file()]
         if replay and not files:
             raise ValueError(f"tool_cache: there is no file {self.path} to replay from.")
-        for file in sorted(files, key=lambda file: (file == self._own, file)):  # of two results, its own stands
+        for file in sorted(files, key=lambda file: (file == self._own, file)):  # the rank's own results win
             whole = self._read(file)
             if file == self._own and not replay:
-                os.truncate(file, whole)  # what was cut off must not become the beginning of the next line
+                os.truncate(file, whole)  # a partial line must not become the beginning of the next one
         self._can_write = not replay
-        if not replay:  # what cannot be written at all is told now
+        if not replay:  # fail now if the file cannot be written
             self._append("")
 
     def get(self, tool: str, arguments: Mapping[str, Any], of: str = "") -> Outcome | None:
-        """What the call gave. None: it must be made. In a replay, what is not kept is an error that names the call.
+        """The call's outcome, or None if it must be made. In a replay, a missing call raises an error that names it.
 
         `of`: which tool of that name it is (`settings.identity`).
         """
@@ -94,8 +94,8 @@ class CallCache:
     def _append_while_possible(self, line: str) -> None:
         try:
             self._append(line)
-        except OSError as error:  # a full disk, say: the run has its results all the same
-            self._can_write = False  # behind a line that was cut off
+        except OSError as error:  # such as a full disk; the run still has its results
+            self._can_write = False  # the last line may be cut off, so nothing may follow it
             logger.warning(
                 f"tool_cache: {self._own} cannot be written any more ({error}). The run goes on, and keeps no further "
                 "calls there."
@@ -103,12 +103,12 @@ class CallCache:
 
     def _append(self, line: str) -> None:
         self._own.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate, which a policy can write, is no UTF-8; as \udc80 it is JSON.
+        # A lone surrogate, which a policy can write, is not valid UTF-8; escaped as \udc80 it is JSON.
         with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line)
 
     def _read(self, file: Path) -> int:
-        """Returns the number of bytes that are whole lines: the last may have been cut off while it was written."""
+        """Read a file and return the bytes of its whole lines: the last may have been cut off while it was written."""
         whole = 0
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -121,23 +121,23 @@ class CallCache:
                         f"tool_cache: line {number} of {file} is no recorded call ({error!r})."
                     ) from error
                 kept = self._kept.setdefault(key, {})
-                if of not in kept or found.status == "ok":  # a success after failures stands
+                if of not in kept or found.status == "ok":  # a success replaces earlier failures
                     kept[of] = found
                 whole += len(line)
         return whole
 
 
 def _entry(line: bytes) -> tuple[str, str, Outcome]:
-    """The key of a call, of which tool it is, and what it gave."""
+    """The key of a call, the identity of its tool, and its outcome."""
     entry = json.loads(line)
     if entry["status"] not in get_args(CallStatus):
         raise ValueError(f"there is no status {entry['status']!r}")
-    key, of = call_key(entry["tool"], entry["arguments"]), str(entry.get("of", ""))  # "": from before there was one
+    key, of = call_key(entry["tool"], entry["arguments"]), str(entry.get("of", ""))  # "": files from before `of`
     return key, of, Outcome(entry["status"], str(entry["text"]))
 
 
 def call_key(tool: str, arguments: Mapping[str, Any]) -> str:
-    """Equal for calls that mean the same: the order of arguments does not matter.
+    """A key that is equal for equal calls, whatever the order of their arguments.
 
     Example: search(query="x", top=1) and search(top=1, query="x")
     """

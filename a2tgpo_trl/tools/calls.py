@@ -1,4 +1,4 @@
-"""a call of a tool, what comes of it, and the limits of all: the values that a `ToolRunner` takes and gives."""
+"""a tool call, its outcome, and the limits of all calls: the values that a `ToolRunner` takes and gives."""
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -10,8 +10,8 @@ from .settings import ToolSettings
 
 CallStatus = Literal["ok", "tool_error", "timeout"]
 
-# Seconds that the call which is made here may take, for tools that can hand it on, to a socket, say; None: no limit.
-# Nothing is set where no runner makes the call, nor in a process of a tool's own.
+# Seconds that the current call may take, for tools that can pass it on, such as to a socket; None: no limit. Not set
+# if no runner makes the call, nor in a tool's separate process.
 SECONDS: ContextVar[float | None] = ContextVar("SECONDS")
 
 
@@ -22,7 +22,7 @@ class ToolCall:
     function: Callable
     arguments: Mapping[str, Any]
     environment: Any = None
-    # Where they are not those of the function: its settings, and the name that messages have for it.
+    # If they differ from the function's own: its settings, and its name in messages.
     settings: ToolSettings | None = None
     label: str | None = None
 
@@ -33,25 +33,25 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call came to. `text` is what the policy reads."""
+    """The outcome of a call. `text` is what the policy reads."""
 
     status: CallStatus
     text: str
     seconds: float = 0.0
-    attempts: int = 0  # 0: the result was there already
-    down: bool = False  # the tool says that it is no fault of the call
-    made: bool = True  # whether the call, or one that is equal, reached the tool
+    attempts: int = 0  # 0: the result was already known
+    down: bool = False  # the tool says that the call is not at fault
+    made: bool = True  # whether the call, or an equal one, reached the tool
 
 
 @dataclass(frozen=True)
 class Limits:
-    """For all tools together, where a tool does not say otherwise."""
+    """Limits for all tools together, unless a tool sets its own."""
 
     concurrency: int = 64
     timeout: float | None = 60.0
-    # Calls that may be out at once without having come back in time, before further ones wait.
+    # Late calls that may be out at the same time before further calls wait.
     hung: int = 16
-    # Seconds that a tool which is down, or calls that do not come back, are waited for; and whether the run is to stop
-    # if the tool stays down.
+    # Seconds to wait for a tool that is down, or for calls that do not return; and whether the run stops if the tool
+    # stays down.
     patience: float = 300.0
     stop_when_down: bool = True

@@ -1,4 +1,4 @@
-"""tool messages -> token ids in which the text of tools is text: no special token, no call, no turn comes from it."""
+"""tool messages -> token ids in which the text of tools stays text: no special token, no call, no turn."""
 
 import json
 import re
@@ -22,8 +22,8 @@ class ControlText:
     """Keeps the text of tools from becoming special tokens, tool calls or turns of the conversation.
 
     `suffix_ids(messages)` writes tool messages as the template does. Its control tokens must be those that the same
-    number of harmless results would have; where they are not, the control strings in the results are broken by a space
-    behind their first character. Ordinary results keep their tokens.
+    number of harmless results would have; if they are not, a space is put after the first character of each control
+    string in the results. Ordinary results keep their tokens.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ControlText:
         suffix_ids: Callable[[Messages], list[int]],
         before_results: int | None = None,
     ):
-        """`before_results`: the token that results are written behind, where that is known (`SuffixWriter.before`)."""
+        """`before_results`: the token that comes before results, if known (`SuffixWriter.before`)."""
         self._tokenizer, self._suffix_ids, self.before_results = tokenizer, suffix_ids, before_results
         self._control_ids = set(tokenizer.all_special_ids) | _control_tokens(tokenizer, template)
         self._strings = tokenizer.convert_ids_to_tokens(sorted(self._control_ids))
@@ -43,7 +43,7 @@ class ControlText:
         self._remembered = lru_cache(maxsize=RESULTS_REMEMBERED)(self._encode_results)
 
     def encode(self, messages: Messages) -> tuple[list[int], bool]:
-        """Token ids of these tool messages, with all that the template puts around them; whether text was broken."""
+        """Token ids of tool messages, including what the template puts around them; whether text was broken up."""
         ids, broken = self._remembered(tuple((message["name"], message["content"]) for message in messages))
         return list(ids), broken
 
@@ -52,7 +52,7 @@ class ControlText:
         names = tuple(message["name"] for message in messages)
         if names not in self._harmless:
             if len(self._harmless) >= MOST_REMEMBERED:
-                self._harmless.clear()  # the policy can make up names without end
+                self._harmless.clear()  # the policy can invent any number of names
             harmless = [{**message, "content": "x"} for message in messages]
             self._harmless[names] = self._control(self._suffix_ids(harmless))
         held = any(string in message["content"] for message in messages for string in self._frame_strings(messages))
@@ -61,7 +61,7 @@ class ControlText:
             return ids, False
         broken = [{**message, "content": self._broken(message["content"])} for message in messages]
         ids = self._suffix_ids(broken)
-        if self._control(ids) != self._harmless[names]:  # a normaliser that makes control text of other characters
+        if self._control(ids) != self._harmless[names]:  # a normaliser makes control text from other characters
             ids = self._suffix_ids([{**message, "content": WITHHELD} for message in messages])
         return ids, True
 
@@ -72,7 +72,7 @@ class ControlText:
         return break_up(text, [*self._strings, *(self._frame or ())])
 
     def _frame_strings(self, messages: Messages) -> list[str]:
-        """What the template writes around a result in plain characters: `</tool_response>` is no token everywhere."""
+        """Plain text that the template writes around a result: `</tool_response>` is not always a token."""
         if self._frame is None:
             marks = ["first", "second"]
             pair = [{**messages[0], "content": mark} for mark in marks]
@@ -84,8 +84,8 @@ class ControlText:
 
 
 class SuffixWriter:
-    """`GRPOTrainer`'s own way to write results behind a turn, which also renders and tokenises the conversation that
-    it makes up before them, the same at each call. Here that is done once for each name of a tool."""
+    """`GRPOTrainer`'s own method of writing results after a turn, made faster. It also renders and tokenises a
+    made-up conversation before them, the same at each call; here that is done once for each tool name."""
 
     _is_vlm = False
     _get_tool_suffix_ids = GRPOTrainer._get_tool_suffix_ids
@@ -100,7 +100,7 @@ class SuffixWriter:
         return self._get_tool_suffix_ids(messages)
 
     def before(self, name: str) -> int:
-        """The token that stands before the results of this tool: what ends a turn of calls, in most templates.
+        """The token before the results of this tool. In most templates, it ends a turn of calls.
 
         Example: <|im_end|> with Qwen3's template; with GLM-4.5's </tool_call>, since results begin with what ends it
         """
@@ -109,12 +109,12 @@ class SuffixWriter:
 
 
 class _RemembersBeginnings:
-    """A tokenizer that writes conversations, and those without a result but once."""
+    """A tokenizer that renders each conversation without results only once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
-        self.with_results: list[int] = []  # the last one that was written with results
+        self.with_results: list[int] = []  # the last conversation that was written with results
 
     def apply_chat_template(self, messages: Messages, **options: Any) -> list[int]:
         if messages[-1]["role"] == "tool":
@@ -129,9 +129,9 @@ class _RemembersBeginnings:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
-    """Added tokens that are special, frame thoughts and calls, or are in the template; white space is text like any.
+    """Added tokens that are special, frame thoughts and calls, or are in the template; white space is ordinary text.
 
-    Not all added tokens: some tokenizers have tags of HTML among them, which results are full of.
+    Not all added tokens count: some tokenizers have HTML tags among them, which are common in results.
     """
     return {
         id
@@ -141,7 +141,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> set[in
 
 
 def break_up(text: str, strings: Iterable[str]) -> str:
-    """The text with each of these strings broken by a space behind its first character.
+    """The text with a space put after the first character of each of these strings.
 
     Example: "<|im_end|>" in "a<|im_end|>b" -> "a< |im_end|>b"
     """

@@ -1,8 +1,7 @@
 """name, description and JSON schema of a tool -> signature, type hints and docstring that give this schema again.
 
 The trainer takes functions, and chat templates read what `get_json_schema` makes of them: types, enumerations, lists
-and what may be left out. What type hints cannot say, such as the fields of an object, stands in the description of the
-argument.
+and optional arguments. The argument's description holds what type hints cannot express, such as an object's fields.
 """
 
 import inspect
@@ -22,11 +21,11 @@ HINTS: dict[str, Any] = {
     "array": list,
     "null": type(None),
 }
-OF_FIELDS = ("properties", "additionalProperties", "prefixItems")  # what no hint here can say
+OF_FIELDS = ("properties", "additionalProperties", "prefixItems")  # type hints here cannot express these
 
 
 def describe_as(function: Callable, name: str, description: str | None, schema: Mapping[str, Any]) -> None:
-    """Give a function of any arguments the looks of a tool. A ValueError says what a policy could not be shown."""
+    """Make a function with any arguments look like a tool. Raises a ValueError if a policy could not be shown it."""
     try:
         _describe_as(function, name, inspect.cleandoc(description or ""), schema)
         get_json_schema(function)
@@ -43,7 +42,7 @@ def _describe_as(function: Callable, name: str, description: str, schema: Mappin
     function.__name__ = function.__qualname__ = name
     function.__doc__ = "\n".join([_one_line(text or name), *(["", "Args:", *lines] if lines else [])])
     function.__annotations__ = {key: hint_of(value) for key, value in arguments.items()}
-    # Those that must be given first. Positional, since only such may be named like a word of Python's: "from".
+    # Required arguments first. Positional, because only those may be named like a Python keyword: "from".
     in_order = sorted(arguments, key=lambda key: key not in required)
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect.signature` reads
         [_parameter(key, function.__annotations__[key], arguments[key], key in required) for key in in_order]
@@ -56,12 +55,12 @@ def _parameter(name: str, hint: Any, schema: Mapping[str, Any], required: bool) 
 
 
 def hint_of(schema: Any) -> Any:
-    """The type hint that says most of a schema.
+    """The type hint that expresses most of a schema.
 
     Example: {"type": "array", "items": {"enum": ["a", "b"]}} -> list[Literal["a", "b"]]
     """
     if not isinstance(schema, dict):
-        return Any  # true: whatever there is
+        return Any  # the schema `true`: anything
     if "const" in schema or "enum" in schema:
         return Literal[tuple(schema.get("enum", [schema.get("const")]))]
     either = schema.get("anyOf") or schema.get("oneOf")
@@ -88,7 +87,7 @@ def _one_line(text: str) -> str:
 
 
 def _resolved(schema: Any, root: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
-    """A schema with what it refers to in the place of references; one to itself becomes "anything"."""
+    """A schema with its references resolved; a reference to itself becomes "anything"."""
     if isinstance(schema, list):
         return [_resolved(item, root, within) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""calls that are out beyond their time -> whether another may join them, or has to wait until some have come back.
+"""calls that are past their time limit -> whether another may be made, or has to wait until some have returned.
 
-Each holds a thread. A server that stalls for a while holds many, and lets go of them all; a tool that hangs for good
-never does. Only time tells the two apart, so too many are a reason to wait first, and to stop after that.
+Each holds a thread. A server that stalls for a while holds many and releases them all; a tool that hangs for good
+never does. Only time tells the two apart, so too many of them are a reason first to wait, and then to stop.
 """
 
 import asyncio
@@ -12,19 +12,19 @@ from contextlib import suppress
 from typing import Any
 
 
-# Calls lost in outages that are over are not held against the tool; so many at most, as each has a thread.
+# Calls lost in past outages do not count against the tool, up to this number, because each holds a thread.
 MOST_EXCUSED = 256
 
 
 class HungCalls:
-    """The calls that have not come back in time, by tool. `most` of them may be out; used from one event loop."""
+    """The calls that have not returned in time, by tool. `most` of them may be out; used from one event loop."""
 
     def __init__(self, most: int):
         self._most = most
         self._out: dict[Future[Any], str] = {}
         self._excused: set[Future[Any]] = set()
         self._never_counted: set[str] = set()
-        self._lock = threading.Lock()  # calls come back on threads of their own
+        self._lock = threading.Lock()  # calls return on other threads
         self._came_back = asyncio.Event()
 
     def __len__(self) -> int:
@@ -45,28 +45,28 @@ class HungCalls:
             loop.call_soon_threadsafe(self._came_back.set)
 
     def excuse(self, name: str) -> None:
-        """The calls of this tool that are out are no sign of one that hangs: an outage took them, which is over."""
+        """Stop counting the calls of this tool that are out: they were lost in an outage that is over."""
         with self._lock:
             lost = [future for future, tool in self._out.items() if tool == name and future not in self._excused]
             self._excused.update(lost[: MOST_EXCUSED - len(self._excused)])
 
     def never_count(self, name: str) -> None:
-        """Calls of this name hold up no others, however many are out."""
+        """Never let calls of this name hold up others, however many are out."""
         self._never_counted.add(name)
 
     def blocked_tools(self) -> set[str]:
-        """The tools whose calls are out, if these are too many."""
+        """The tools whose late calls are out, if there are too many of these calls."""
         with self._lock:
             held = [name for future, name in self._out.items() if future not in self._excused]
         counted = [name for name in held if name not in self._never_counted]
         return set(counted) if len(counted) > self._most else set()
 
     def is_blocked(self, name: str) -> bool:
-        """Whether too many are out for this tool, which has a part in it, to be called."""
+        """Whether this tool must not be called because too many calls are out, its own among them."""
         return name in self.blocked_tools()
 
     async def make_room(self, name: str, seconds: float) -> bool:
-        """Wait until enough have come back. False: they have not within this time."""
+        """Wait until enough calls have returned. False if they have not within this time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while self.is_blocked(name):

@@ -1,13 +1,13 @@
 """a server of the Model Context Protocol -> its tools, as functions that a policy calls.
 
-    mcp_tools("python my_server.py")          started here, spoken to over its standard input and output
-    mcp_tools("http://localhost:8000/mcp")    runs already, spoken to over HTTP
+    mcp_tools("python my_server.py")          started here, used over its standard input and output
+    mcp_tools("http://localhost:8000/mcp")    already running, used over HTTP
 
 In a recipe: `tools: ["mcp:python my_server.py", "mcp+http://localhost:8000/mcp"]`.
 
-Calls have the limits of other tools (`tool_timeout`; `tool_settings`, by the tool's name). What the server finds wrong
-with a call is told to the policy. A connection that breaks is an outage: it is made anew, a server that was started
-here is started again, and calls wait for it for `outage_patience`. Each process of a run has a session of its own.
+Calls have the limits of other tools (`tool_timeout`; `tool_settings`, by the tool's name). The policy reads the
+server's error message for a wrong call. A broken connection is an outage: it is opened again, a server that was
+started here is started again, and calls wait for it for `outage_patience`. Each process of a run has its own session.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from .workers import LoopThread
 
 
 CONNECTING = 30.0  # seconds that a server may take to start and to answer
-LEAVING = 5.0  # seconds that it gets to end
+LEAVING = 5.0  # seconds that a session gets to end
 URLS = ("http://", "https://")
 
 
 def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]:
-    """The tools of a server, or those of these names.
+    """The tools of a server, or those with these names.
 
     Args:
         server: the command that starts it, or the URL where it listens.
@@ -64,7 +64,7 @@ def _function(connection: "Connection", described: Any) -> Callable:
 
 
 class Connection:
-    """A session with a server, in a thread of its own: made when it is needed, and made anew when it broke."""
+    """A session with a server, in a separate thread: opened when it is needed, and again after it broke."""
 
     def __init__(self, server: str):
         self.server = server
@@ -77,24 +77,24 @@ class Connection:
         atexit.register(self.close)
 
     def list_tools(self) -> list[Any]:
-        """What the server says of its tools. Raises ToolDown where it is not there."""
+        """The tools that the server lists. Raises ToolDown if the server is down."""
         return self._loop.submit(self._list_tools()).result()
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Call a tool, from any event loop. Who is cancelled cancels the call."""
+        """Call a tool, from any event loop. Cancelling the caller cancels the call."""
         return await asyncio.wrap_future(self._loop.submit(self._call(name, dict(arguments))))
 
     def close(self) -> None:
-        """End the session, and the server where it was started here."""
+        """End the session, and the server if it was started here."""
         atexit.unregister(self.close)
         if self._session is not None:
             self._loop.submit(self._session.end()).result(LEAVING + 1)
         self._loop.stop()
 
-    # ---- in its own thread
+    # ---- in the connection's thread
 
     async def _list_tools(self) -> list[Any]:
-        """What there is to call. A session that does not answer this is no session any more."""
+        """The server's tools. A session that does not answer this request is ended."""
         from mcp import MCPError
 
         found: list[Any] = []
@@ -118,7 +118,7 @@ class Connection:
         try:
             result = await self._ask("call_tool", name, arguments)
         except MCPError:
-            await self._list_tools()  # raises ToolDown where it is not the call that is at fault, but the session
+            await self._list_tools()  # raises ToolDown if the session, not the call, is at fault
             raise
         text = "\n".join(map(_text_of, result.content)) or "The tool returned nothing."
         if result.is_error:
@@ -139,7 +139,7 @@ class _Session:
         self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._why = ""
-        # What opens a session must close it, too: one task does both.
+        # The task that opens a session must also close it.
         self._task = asyncio.ensure_future(self._live())
 
     @property
@@ -147,7 +147,7 @@ class _Session:
         return self._task.done() or self._end.is_set()
 
     async def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """The answer to a request. Raises ToolDown where the session breaks first."""
+        """The answer to a request. Raises ToolDown if the session breaks first."""
         from mcp import MCPError
         from mcp_types import CONNECTION_CLOSED
 
@@ -160,7 +160,7 @@ class _Session:
                 return asked.result()
         except MCPError as error:
             if error.code != CONNECTION_CLOSED:
-                raise  # an answer: the request is at fault
+                raise  # the server answered: the request is at fault
             self._why = error.message
         finally:
             asked.cancel()
@@ -168,11 +168,11 @@ class _Session:
         raise ToolDown(f"{self._server}: the connection broke{f': {self._why}' if self._why else ''}")
 
     def leave(self) -> None:
-        """End it: the next request opens another."""
+        """End the session without waiting: the next request opens another."""
         self._end.set()
 
     async def end(self) -> None:
-        """Leave it, and wait until the server has ended."""
+        """End the session, and wait until the server has ended."""
         self.leave()
         await asyncio.wait({self._task}, timeout=LEAVING)
 
@@ -202,14 +202,14 @@ def _transport(server: str) -> Any:
     if server.startswith(URLS):
         return server
     command, *args = shlex.split(server)
-    # With the variables of this process, as a command of a shell has them: keys of services, say. What it writes to
-    # standard error is seen where that of this process is; a notebook's own stream is no file.
+    # The server inherits this process's variables, as from a shell: it may need keys of services. Its standard error
+    # goes where this process's goes; a notebook's own stream is not a file.
     parameters = StdioServerParameters(command=command, args=args, env=dict(os.environ))
     return stdio_client(parameters, errlog=sys.__stderr__ or sys.stderr)
 
 
 def _cause(error: BaseException) -> str:
-    """What is at the bottom of groups of exceptions, in words."""
+    """The innermost exception of nested exception groups, in words."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, TimeoutError):
@@ -218,6 +218,6 @@ def _cause(error: BaseException) -> str:
 
 
 def _text_of(block: Any) -> str:
-    """A block of a result as text; of one that a policy of text cannot read, what it is."""
+    """A block of a result as text; for one that is not text, a note of its type."""
     text = getattr(block.resource, "text", None) if block.type == "resource" else getattr(block, "text", None)
     return f"[{block.type}, which cannot be shown]" if text is None else text

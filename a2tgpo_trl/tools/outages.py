@@ -1,7 +1,7 @@
 """what keeps calls from being made -> waiting, for `patience`, and then a reason why the run should stop.
 
-A tool that is down is asked by its `check` until it is up again. Calls that do not come back hold threads; where they
-are too many (`hung.py`), further calls of their tools wait until some have come back.
+The `check` of a tool that is down is repeated until the tool is up again. Calls that do not return hold threads; when
+there are too many of them (`hung.py`), further calls of their tools wait until some have returned.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from .settings import ToolSettings
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = 30.0  # seconds between two attempts, or two looks at a tool that is down
+LONGEST_WAIT = 30.0  # seconds between two attempts, or two checks of a tool that is down
 
 
 class SingleFlight:
-    """Tasks by key, one at a time of each: who asks while it runs waits for its result."""
+    """Tasks by key, one at a time per key: callers that ask while it runs wait for its result."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task] = {}
@@ -34,48 +34,48 @@ class SingleFlight:
         task.add_done_callback(lambda _: self._running.pop(key))
 
     async def wait(self, key: Hashable) -> Any:
-        """Its result. Who waits for it may be cancelled; the task goes on for the others."""
+        """The task's result. A waiting caller may be cancelled; the task goes on for the others."""
         return await asyncio.shield(self._running[key])
 
 
 class Outages:
-    """Whether tools can be called, as far as is known. Used from one event loop."""
+    """Which tools can be called, as far as is known. Used from one event loop."""
 
     def __init__(self, limits: Limits, hung: HungCalls, attempts: Attempts):
         self.limits, self._hung, self._attempts = limits, hung, attempts
         self.trouble: str | None = None  # why the run should stop, or None
         self._recoveries, self._rooms = SingleFlight(), SingleFlight()
         self._down: set[str] = set()  # in this batch
-        self._last_seen_down: set[str] = set()  # in any batch; that they are up again has not been noticed yet
+        self._last_seen_down: set[str] = set()  # in any batch, and not seen up again yet
 
     def begin_batch(self) -> None:
-        """Tools that were down, where the run goes on without them, may be up again."""
+        """Try tools again that were down in the batch before, if the run went on without them."""
         self.trouble = None
         self._down.clear()
 
     def ask_to_stop(self, why: str) -> None:
-        """Leave the first reason for whoever runs the rollouts."""
+        """Keep the first reason to stop, for the caller that runs the rollouts."""
         self.trouble = self.trouble or why
 
     def given_up(self, name: str) -> bool:
-        """Whether the tool was waited for in this batch, and stayed down."""
+        """Whether the run has waited for the tool in this batch, and it stayed down."""
         return name in self._down
 
     # ---- tools that are down
 
     async def ask(self, name: str, settings: ToolSettings) -> str | None:
-        """What is wrong with what the tool needs; None if nothing is, or it cannot tell."""
+        """What is wrong with something the tool needs; None if nothing is, or the tool has no `check`."""
         if settings.check is None:
             return None
         check = ToolCall(settings.check, {}, label=f"the check of {name}")
-        self._hung.never_count(check.name)  # it is asked a few times an outage
+        self._hung.never_count(check.name)  # it is called only a few times per outage
         found = await self._attempts.make(check, ToolSettings(timeout=settings.timeout), CallOrder())
         if found is None:
             return f"its check did not answer within {settings.timeout:g} seconds"
         return None if found.error is None else found.text.removeprefix("Error: ")
 
     async def is_up_again(self, name: str, settings: ToolSettings) -> bool:
-        """Wait for a tool, if it is down. False also where it never was; calls that failed meanwhile wait together."""
+        """Wait for a tool if it is down. False also if it never was; calls that failed meanwhile wait together."""
         if name not in self._recoveries:
             self._recoveries.start(name, self._wait_for(name, settings))
         return await self._recoveries.wait(name)
@@ -84,7 +84,7 @@ class Outages:
         patience = self.limits.patience
         error = await self.ask(name, settings)
         if error is None and name not in self._last_seen_down:
-            return False  # it is up, and calls fail all the same
+            return False  # it is up, but calls fail all the same
         if error is not None:
             logger.warning(f"The tool {name} is down. It is asked again for {patience:g} seconds.")
         loop = asyncio.get_running_loop()
@@ -106,11 +106,11 @@ class Outages:
             logger.warning(f"{why} Training goes on without it, and asks again with the next batch.")
         return False
 
-    # ---- calls that do not come back
+    # ---- calls that do not return
 
     async def may_call(self, name: str, settings: ToolSettings) -> bool:
-        """Whether the tool may be called. Where too many calls are out, those that want to call it wait together; for
-        a tool that stays down, once a batch."""
+        """Whether the tool may be called. If too many calls are out, the calls that want to use it wait together; for
+        a tool that stays down, once per batch."""
         if not self._hung.is_blocked(name):
             return True
         if settings.check is not None and not self.given_up(name):
@@ -121,7 +121,7 @@ class Outages:
         return self.trouble is None and (name not in self._rooms or await self._rooms.wait(name))
 
     def watch_hung(self) -> None:
-        """The time runs from when there are too many, whether or not another call wants to be made."""
+        """Start the time limit as soon as too many calls are out, whether or not another call is waiting."""
         for name in self._hung.blocked_tools() - self._down:
             if name not in self._rooms:
                 self._rooms.start(name, self._make_room(name))
@@ -133,7 +133,7 @@ class Outages:
         if not has_room and name in self._recoveries:
             await self._recoveries.wait(name)
             has_room = not hung.is_blocked(name)
-        if not has_room and name not in self._last_seen_down:  # what is to be done then, is said already
+        if not has_room and name not in self._last_seen_down:  # a tool that is down was already dealt with
             self.ask_to_stop(
                 f"{hung}. More than max_hung_calls={self.limits.hung} threads are held by them, and were not free "
                 f"again within {patience:g} s. Give the tool limits of its own (of its sockets, say), or processes "

@@ -1,8 +1,8 @@
-"""a function that can be imported -> calls in processes of their own, which can be killed.
+"""a function that can be imported -> calls in separate processes, which can be killed.
 
-For tools that may hang or crash in C code: a thread cannot be stopped, a process can. The process reads a call a line
-from its standard input and answers with a line; what the tool prints goes to standard error. It ends with the run,
-however that ends, and so does what the tool started in it.
+For tools that may hang or crash in C code: a thread cannot be stopped, a process can. The process reads one call per
+line from its standard input and answers with a line; what the tool prints goes to standard error. The process, and
+whatever the tool started in it, ends with the run, however the run ends.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ class ProcessWorker:
 
     def __init__(self, function: Callable):
         place = import_path(function)
-        # It finds modules where the run does, whatever was added to `sys.path` since it started.
+        # The process finds the same modules as the run, including what was added to `sys.path` since the run started.
         code = f"import sys; sys.path[:] = {[*map(str, sys.path)]}; import {__name__} as it; it.serve(*{place})"
         self._command = [sys.executable, "-c", code]
         self._process: subprocess.Popen[str] | None = None
@@ -45,7 +45,7 @@ class ProcessWorker:
         return self._process is not None and not self._killed and self._process.poll() is None
 
     def start(self) -> str:
-        """Start it, and wait until it has imported the function. Raises what went wrong, as `call` does."""
+        """Start the process, and wait until it has imported the function. Raises what went wrong, as `call` does."""
         with self._lock:
             if self._killed:
                 raise ProcessDied("the tool's process was ended before it was started")
@@ -55,12 +55,12 @@ class ProcessWorker:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # a group of its own, to be killed as one
+                start_new_session=True,  # a separate process group, which can be killed as a whole
             )
         return self._answer(self._process)
 
     def call(self, arguments: Mapping[str, Any]) -> str:
-        """The result as text. Raises what went wrong; `kill` from another thread makes it raise."""
+        """Make a call and return its text. Raises what went wrong; `kill` from another thread makes it raise."""
         line = json.dumps(arguments) + "\n"
         process = self._process
         assert process is not None and process.stdin is not None, "not started"
@@ -77,7 +77,7 @@ class ProcessWorker:
         line = process.stdout.readline()
         if not line.endswith("\n"):
             code = process.wait()
-            self.close()  # what the tool started in it may be there still
+            self.close()  # processes that the tool started may still be running
             raise ProcessDied(f"the tool's process ended with code {code} before it answered")
         answer = json.loads(line)
         if answer["error"] is not None:
@@ -85,33 +85,33 @@ class ProcessWorker:
         return answer["text"]
 
     def kill(self) -> None:
-        """End the process at once, and with it the call that it is making. Does not wait."""
+        """End the process immediately, and the call that it is making. Does not wait."""
         with self._lock:
             self._killed = True
         if self._process is not None:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # what the tool started goes with it
+                os.killpg(self._process.pid, signal.SIGKILL)  # including what the tool started
 
     def close(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill the process, and wait until it has ended."""
         self.kill()
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
             for pipe in (self._process.stdin, self._process.stdout):
-                with suppress(OSError):  # of what could not be written to it any more
+                with suppress(OSError):  # data that could no longer be written to it
                     pipe.close()  # type: ignore[union-attr]  # both are pipes
 
 
 class ProcessPool:
-    """Processes that have made their call, by function, to be taken for the next one."""
+    """Idle processes, by function, to be used for the next call."""
 
     def __init__(self) -> None:
         self._idle: defaultdict[Callable, list[ProcessWorker]] = defaultdict(list)
         self._all: set[ProcessWorker] = set()
 
     def take(self, function: Callable) -> ProcessWorker:
-        """One that is alive, or one that is not started yet."""
+        """A process that is alive, or a new one that is not started yet."""
         idle = self._idle[function]
         while idle:
             process = idle.pop()
@@ -134,7 +134,7 @@ class ProcessPool:
 
 
 def import_path(function: Callable) -> list[str]:
-    """Module, name and file by which another process finds a function, or a ValueError that says why it cannot."""
+    """Module, name and file by which another process finds a function. Raises a ValueError if it cannot be found."""
     module, name = function.__module__, function.__qualname__
     problem = None
     if module == "__main__":
@@ -149,11 +149,11 @@ def import_path(function: Callable) -> list[str]:
     return [module, name, file or ""]
 
 
-# ---- in the process
+# ---- in the tool's process
 
 
 def serve(module: str, name: str, file: str) -> None:
-    """Answer calls until there are no more."""
+    """Answer calls until there are none left."""
     calls, answers = _take_pipes()
     fcntl.fcntl(calls, fcntl.F_SETOWN, -os.getpgrp())
     signal.signal(signal.SIGIO, signal.SIG_DFL)
@@ -170,11 +170,11 @@ def serve(module: str, name: str, file: str) -> None:
         _end_with_run(calls, True)
         arguments = json.loads(line)
         reply = _reply(partial(found[0], **arguments))
-    os.killpg(0, signal.SIGKILL)  # with what the tool started
+    os.killpg(0, signal.SIGKILL)  # including what the tool started
 
 
 def _take_pipes() -> tuple[TextIO, TextIO]:
-    """Where calls come from and answers go to. The tool, and what it starts, gets other streams in their place."""
+    """The streams for calls and answers. The tool, and what it starts, gets other streams in their place."""
     calls, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -183,16 +183,16 @@ def _take_pipes() -> tuple[TextIO, TextIO]:
 
 
 def _end_with_run(calls: TextIO, switch: bool) -> None:
-    """Whether the kernel is to end this group of processes when the run, at the other end of the pipe, has ended.
+    """Set whether the kernel ends this process group when the run, at the other end of the pipe, has ended.
 
-    A thread that watches would not do: a tool that hangs in C code may never let it run. SIGIO, which ends a process
-    that has no handler for it, comes with calls too, so it is switched on only where none is awaited.
+    A watching thread would not work: a tool that hangs in C code may never let it run. SIGIO, which ends a process
+    that has no handler for it, also comes with calls, so it is switched on only while no call is awaited.
     """
     flags = fcntl.fcntl(calls, fcntl.F_GETFL)
     fcntl.fcntl(calls, fcntl.F_SETFL, flags | os.O_ASYNC if switch else flags & ~os.O_ASYNC)
     if switch:
         poll = select.poll()
-        poll.register(calls, 0)  # only for the other end being closed: just before it was switched on
+        poll.register(calls, 0)  # only detects that the other end was closed, just before the switch
         if poll.poll(0):
             os.killpg(0, signal.SIGKILL)
 
@@ -200,12 +200,12 @@ def _end_with_run(calls: TextIO, switch: bool) -> None:
 def _reply(call: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"text": as_text(call()), "error": None}
-    except BaseException as error:  # noqa: BLE001  # as in a thread: a tool that exits has failed
+    except BaseException as error:  # noqa: BLE001  # as in a thread, a tool that exits has failed
         return {"text": describe(error), "error": class_names(type(error))}
 
 
 def load(module: str, name: str, file: str) -> Callable:
-    """The function, by its module's name, or from its file where a recipe loaded it by path."""
+    """The function, by its module's name, or from its file if a recipe loaded it by path."""
     try:
         found = importlib.import_module(module)
     except ImportError:

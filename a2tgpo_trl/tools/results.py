@@ -10,7 +10,7 @@ from ..secret_names import SHORTEST_SECRET, names_secret
 
 
 NOTHING = "The tool returned nothing."
-# Types of blocks, in the words of chat templates and of servers; a list of other things with a "type" is data.
+# Types of blocks, as named by chat templates and servers; a list of other things with a "type" is data.
 BLOCKS = (
     "text",
     "image",
@@ -26,7 +26,7 @@ BLOCKS = (
 
 
 class ToolFailed(Exception):
-    """What a tool raised in a process of its own: what is told of it, and the names of its classes."""
+    """An exception that a tool raised in a separate process: its text, and the names of its classes."""
 
     def __init__(self, text: str, kinds: list[str]):
         super().__init__(text)
@@ -34,15 +34,15 @@ class ToolFailed(Exception):
 
 
 class ToolDown(Exception):
-    """For tools to raise: what the call needs is not there just now, which is no fault of the call. If the tool has a
-    `check`, it is waited for, and the call made once more."""
+    """For tools to raise when something the call needs is missing at present, which is not the call's fault. If the
+    tool has a `check`, the run waits for it and makes the call once more."""
 
 
 def as_text(value: Any) -> str:
-    r"""What the policy reads: text as it is, bytes as UTF-8, blocks of text one below the other, the rest as `str`.
+    r"""The text that the policy reads: text as it is, bytes as UTF-8, text blocks one per line, the rest as `str`.
 
-    What is no Unicode (lone surrogates, broken UTF-8) is replaced. A block that is not text raises a TypeError, as
-    does a coroutine that nobody awaited.
+    Invalid Unicode (lone surrogates, broken UTF-8) is replaced. A block that is not text raises a TypeError, as does a
+    coroutine that nobody awaited.
 
     Example: None -> "The tool returned nothing."; {"a": 1} -> "{'a': 1}"; b"caf\xe9" -> "caf\ufffd"
     """
@@ -69,13 +69,13 @@ def _block(part: Mapping[str, Any]) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What the policy is told of an exception.
+    """What the policy is told about an exception.
 
     Example: KeyError("Velm") -> "Error: KeyError: 'Velm'"
     """
     try:
         text = str(error)
-    except BaseException as unprintable:  # noqa: BLE001  # even if that would exit: it is the tool's exception
+    except BaseException as unprintable:  # noqa: BLE001  # the tool's exception may raise anything, even SystemExit
         text = f"(its text could not be made: {type(unprintable).__name__})"
     if isinstance(error, ToolFailed):
         return text  # described where it was raised
@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
 
 
 def class_names(kind: type[BaseException]) -> list[str]:
-    """An exception's class and those that it is derived from.
+    """The names of an exception's class and its base classes.
 
     Example: KeyError -> ["builtins.KeyError", "builtins.LookupError", "builtins.Exception", ...]
     """
@@ -91,18 +91,18 @@ def class_names(kind: type[BaseException]) -> list[str]:
 
 
 def is_one_of(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
-    """`isinstance`, also for what was raised in another process."""
+    """`isinstance`, also for exceptions raised in another process."""
     if isinstance(error, ToolFailed):
         return not error.kinds.isdisjoint(name for kind in kinds for name in class_names(kind)[:1])
     return isinstance(error, kinds)
 
 
 class Redaction:
-    """Puts the name of an environment variable in the place of its value, where that looks like a secret.
+    """Replaces the value of an environment variable by the variable's name, if the value looks like a secret.
 
-    A tool that echoes its key (in an error of its server, say) would otherwise put it into prompts, records and
-    caches. Secrets are the values of variables whose name says so, addresses with a password in them, and long
-    mixtures of letters and digits.
+    Otherwise a tool that echoes its key (such as in its server's error) would put it into prompts, records and caches.
+    Secrets are the values of variables whose name says so, addresses that contain a password, and long mixtures of
+    letters and digits.
     """
 
     _LOOKS = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_\-+=.]{24,}|\w+://[^/\s]*:[^/\s]+@\S+")
@@ -111,13 +111,13 @@ class Redaction:
         self._environment = environment
 
     def __call__(self, text: str) -> str:
-        # Read anew each time: a tool may load its key when it is first called.
+        # Read each time: a tool may load its key when it is first called.
         for name, value in sorted(self._secrets(), key=lambda item: -len(item[1])):
             text = text.replace(value, f"[{name}]")
         return text
 
     def _secrets(self) -> list[tuple[str, str]]:
-        # By a list of names: another thread may add and remove variables meanwhile.
+        # From a list of names: another thread may add and remove variables meanwhile.
         values = [(name, self._environment.get(name, "")) for name in list(self._environment)]
         return [
             (name, value)

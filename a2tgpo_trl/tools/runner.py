@@ -1,10 +1,10 @@
-"""the calls of a turn -> all at once, each with its limits -> their outcomes, in the order of the calls.
+"""the calls of a turn -> all made together, each with its limits -> their outcomes, in the order of the calls.
 
     submit([ToolCall, ...]) -> future of [Outcome, ...]
 
-A coordinating event loop, in a thread of its own, decides who runs when: sync tools in worker threads (or processes),
-async tools on a second event loop (`attempts.py`). A tool that is down is waited for, and so are calls that do not
-come back, where there are too many of them (`outages.py`); after `patience`, the run is asked to stop (`trouble`).
+A coordinating event loop, in a separate thread, schedules the calls: sync tools in worker threads (or processes),
+async tools on a second event loop (`attempts.py`). The runner waits for a tool that is down, and for calls that do not
+return if there are too many of them (`outages.py`); after `patience`, it asks the run to stop (`trouble`).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from .settings import ToolSettings, identity, with_recipe
 from .workers import Attempt, LoopThread
 
 
-MOST_KEPT = 16384  # results of tools with cache=True; beyond that, the oldest are asked for anew
+MOST_KEPT = 16384  # results of tools with cache=True; beyond that, the oldest are dropped
 STILL_BUSY = "Error: an earlier call on this environment has not come back."
 
 
@@ -36,7 +36,7 @@ class NotCalled(TimeoutError):
 
 
 class ToolRunner:
-    """Makes calls. Lives as long as its trainer. Its threads are daemons: one a call at once, one an environment."""
+    """Makes calls, for as long as its trainer lives. Each running call and each environment has a daemon thread."""
 
     def __init__(
         self,
@@ -44,23 +44,23 @@ class ToolRunner:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         cache: CallCache | None = None,
     ):
-        """`settings`: those of a recipe, by name of the tool. `cache`: calls that are kept in a file."""
+        """`settings`: a recipe's, by the tool's name. `cache`: calls that are kept in a file."""
         self.limits, self.cache = limits or Limits(), cache
         self._recipe = settings or {}
         self._coordinator = LoopThread("a2tgpo-tool-calls")
         self._hung = HungCalls(self.limits.hung)
         self._attempts = Attempts(self.limits.concurrency, self._hung)
         self._outages = Outages(self.limits, self._hung, self._attempts)
-        self._jitter = random.Random()  # of its own: retries must not change what training draws
-        self._results: dict[str, Outcome] = {}  # of tools whose calls are made once
+        self._jitter = random.Random()  # separate, so that retries do not change what training draws
+        self._results: dict[str, Outcome] = {}  # of tools with cache=True
         self._equal_calls = SingleFlight()
-        # A trainer that nobody holds any more leaves no threads behind.
+        # A trainer that is garbage-collected leaves no threads behind.
         self.close = weakref.finalize(self, _close, self._coordinator, self._attempts)
 
     # ---- what the rollouts use
 
     def submit(self, calls: Iterable[ToolCall]) -> "Future[list[Outcome]]":
-        """Make these calls at once; those on one environment one after the other."""
+        """Start these calls together; those on the same environment run one after the other."""
         return self._coordinator.submit(self._make_all(list(calls)))
 
     def run(self, calls: Iterable[ToolCall]) -> list[Outcome]:
@@ -72,7 +72,7 @@ class ToolRunner:
         return with_recipe(function, self._recipe.get(function.__name__))
 
     def prepare(self, functions: Iterable[Callable]) -> None:
-        """What is wrong with the settings of these tools is said now, not at their first call."""
+        """Raise an error for wrong settings of these tools now, not at their first call."""
         for function in functions:
             settings = self.settings(function)
             if settings.process:
@@ -84,7 +84,7 @@ class ToolRunner:
             self._refuse_idle(function.__name__, settings, getattr(function, "__self__", None))
 
     def _refuse_kept(self, name: str, settings: ToolSettings) -> None:
-        """Of a tool that changes something, no result may stand for a call."""
+        """Raise an error if a kept result could replace a call of this tool, which changes something."""
         if settings.cache:
             raise ValueError(f"{name} has cache and changes_state: a second call would change nothing. Leave one out.")
         if self.cache is not None and self.cache.replay:
@@ -94,7 +94,7 @@ class ToolRunner:
             )
 
     def _refuse_idle(self, name: str, settings: ToolSettings, owner: Any) -> None:
-        """Settings that have no effect, since the tool is an environment's method, or is none."""
+        """Raise an error for settings that have no effect because the tool is, or is not, an environment's method."""
         if self._attempts.is_environment(owner):
             if settings.cache:
                 raise ValueError(
@@ -110,7 +110,7 @@ class ToolRunner:
                 )
 
     def check(self, functions: Iterable[Callable]) -> None:
-        """Ask each tool that can tell whether it is up. Raises a RuntimeError that names those that are not."""
+        """Run the `check` of each tool that has one. Raises a RuntimeError that names the tools that are down."""
         functions = list(functions)
         errors = self._coordinator.submit(self._ask_all(functions)).result()
         down = [f"{function.__name__}: {error}" for function, error in zip(functions, errors, strict=True) if error]
@@ -120,7 +120,7 @@ class ToolRunner:
             )
 
     def begin_batch(self) -> None:
-        """Tools that were down, where the run goes on without them, may be up again."""
+        """Try tools again that were down in the batch before, if the run went on without them."""
         self._outages.begin_batch()
 
     @property
@@ -130,28 +130,28 @@ class ToolRunner:
 
     @property
     def hung(self) -> int:
-        """Calls that are out and have not come back in time."""
+        """Number of calls that are past their time limit and have not returned yet."""
         return len(self._hung)
 
     @property
     def abandoned(self) -> int:
-        """Calls so far that did not come back in time."""
+        """Number of calls so far that did not return in time."""
         return self._attempts.abandoned
 
     def construct(self, factory: Callable[[], Any]) -> Any:
-        """An environment, made on the thread that will make its calls. Raises what the factory raises."""
+        """Make an environment on the thread that will make its calls. Raises what the factory raises."""
         return self._attempts.construct(factory)
 
     def adopt(self, place: Any, environment: Any) -> None:
-        """What was made by a call on `place`, and is an environment: its calls are made on the thread of that one."""
+        """Make the calls on an environment, which a call on `place` made, on the thread of `place`."""
         self._attempts.adopt(place, environment)
 
     def is_stuck(self, environment: Any) -> bool:
-        """Whether a call on this environment has not come back, so that it cannot be used any more."""
+        """Whether a call on this environment has not returned, so that it can no longer be used."""
         return self._attempts.is_stuck(environment)
 
     def forget(self, environment: Any) -> None:
-        """An environment is not used any more: its thread ends as soon as it can."""
+        """End the thread of an environment that is no longer used, as soon as possible."""
         self._attempts.forget(environment)
 
     # ---- one call, in the coordinating loop
@@ -179,7 +179,7 @@ class ToolRunner:
             return await self._persist(call, settings, order)
 
     async def _once(self, call: ToolCall, settings: ToolSettings) -> Outcome:
-        """Equal calls are one: the second waits for the first. A failure is not kept."""
+        """Make equal calls once: the second waits for the first. A failure is not kept."""
         key = call_key(call.name, call.arguments)
         try:
             of = "" if self.cache is None else identity(call.function, settings)
@@ -206,9 +206,9 @@ class ToolRunner:
         return outcome
 
     async def _persist(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Outcome:
-        """Attempts, until one succeeds or there are none left; if the tool is down then, once more when it is up.
+        """Attempt a call until it succeeds or none are left; if the tool is down then, once more when it is up.
 
-        If it is down again then, since other calls took the place that had come free, it is waited for again.
+        If the tool is down again then, because other calls took the place that had come free, wait for it again.
         """
         outcome, outages = await self._repeat(call, settings, order), self._outages
         while not (outcome.status == "ok" or settings.check is None or order.stuck or outages.given_up(call.name)):
@@ -232,14 +232,14 @@ class ToolRunner:
             if not (failed or outcome.status == "timeout") or self.trouble is not None or order.stuck:
                 break
             if self._outages.given_up(call.name):
-                break  # it was waited for already, and training goes on without it
+                break  # the run has waited for it already, and goes on without it
         return outcome
 
     async def _attempt(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Attempt | None:
         while await self._outages.may_call(call.name, settings):
             async with self._attempts.place(call, settings):
                 if self._hung.is_blocked(call.name):
-                    continue  # so it became while this call waited for its place
+                    continue  # it became blocked while this call waited for its place
                 attempt = await self._attempts.make(call, settings, order)
                 self._outages.watch_hung()
                 return attempt
@@ -247,7 +247,7 @@ class ToolRunner:
 
 
 def _outcome(call: ToolCall, attempt: Attempt | None, limit: float | None, attempts: int) -> Outcome:
-    if limit is not None and (attempt is None or attempt.seconds > limit):  # late is late, whoever noticed it first
+    if limit is not None and (attempt is None or attempt.seconds > limit):  # late, even if it returned meanwhile
         text = f"Error: {call.name} did not answer within {limit:g} seconds."
         return Outcome("timeout", text, attempt.seconds if attempt else limit, attempts)
     assert attempt is not None, "without a limit, it was waited for"
@@ -257,6 +257,6 @@ def _outcome(call: ToolCall, attempt: Attempt | None, limit: float | None, attem
 
 
 def _close(coordinator: LoopThread, attempts: Attempts) -> None:
-    """End all threads and processes. Calls that are out are cancelled; a thread ends when its call comes back."""
+    """End all threads and processes. Running calls are cancelled; a thread ends when its call returns."""
     coordinator.stop()
     attempts.close()

@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """What is compared: lower-case words, without punctuation.
+    """The words that are compared: in lower case, without punctuation.
 
     Example: "The mayor of Velm." -> ["the", "mayor", "of", "velm"]
     """
@@ -38,14 +38,14 @@ class BM25Index:
         known = [word for word in words(query) if word in self._scorer.vocab_dict]
         if not known:
             return []
-        # Rounded, so that the last bit of a sum, which differs between processors, decides no order.
+        # Rounded, so that the last bit of a sum, which differs between processors, does not decide the order.
         scores = np.round(self._scorer.get_scores(known), 4)
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [self.documents[i] for i in best if scores[i] > 0]
 
 
 def digest(texts: Iterable[str]) -> str:
-    """Of texts in their order."""
+    """A digest of texts in their order."""
     return blake2b(json.dumps(list(texts)).encode(), digest_size=8).hexdigest()
 
 

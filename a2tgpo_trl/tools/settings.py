@@ -29,7 +29,7 @@ def _are_exceptions(value: Any) -> bool:
     )
 
 
-# What a setting may be: in words, and as a test.
+# What a setting may be, in words and as a test.
 _TIMEOUT = ("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
 _SECONDS = ("a number of seconds from 0 on", lambda value: _is_number(value) and value >= 0)
 _FROM_0 = ("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0)
@@ -44,43 +44,45 @@ _FUNCTION = (
 
 
 def _setting(default: Any, rule: tuple[str, Callable[[Any], bool]], python_only: bool = False) -> Any:
-    """A field with its rule; one whose default is None may be None. A recipe cannot say what `python_only` is."""
+    """A field with its rule; if its default is None, it may be None. A recipe cannot set a `python_only` field."""
     return field(default=default, metadata={"rule": rule, "python_only": python_only})
 
 
 @dataclass(frozen=True)
 class ToolSettings:
-    """How the calls of a tool are made. None: as the trainer's config says for all tools."""
+    """How the calls of a tool are made. None: the trainer's config applies, as for all tools."""
 
     # Seconds that one attempt may take.
     timeout: float | None = _setting(None, _TIMEOUT)
-    # Attempts after the first, where it raised one of `retry_on` or took too long.
+    # Attempts after the first, if it raised one of `retry_on` or took too long.
     retries: int = _setting(0, _FROM_0)
-    # Seconds before the second attempt; doubled for each further one (up to 30 s, if it is below that), and spread at
-    # random by up to half.
+    # Seconds before the second attempt; doubled for each further one (up to 30 s, if it is below that), and changed
+    # randomly by up to half.
     backoff: float = _setting(0.5, _SECONDS)
     retry_on: tuple[type[BaseException], ...] = _setting((Exception,), _EXCEPTIONS, python_only=True)
-    # Calls of this tool that run at once. With 1, all of them are made on one thread.
+    # Calls of this tool that run at a time. With 1, all of them are made on one thread.
     concurrency: int | None = _setting(None, _FROM_1)
     # Tokens of a result; the rest is cut off.
     max_result_tokens: int | None = _setting(None, _FROM_1)
-    # Whether equal arguments give equal results, so that a run asks once.
+    # Whether equal arguments give equal results, so that a run makes the call once.
     cache: bool = _setting(False, _SWITCH)
-    # What results depend on beside arguments, signature and docstring, such as the data: results that a file has kept
-    # (`tool_cache`) are those of a tool whose version is the same.
+    # What results depend on besides arguments, signature and docstring, such as the data: recorded results
+    # (`tool_cache`) are used only for a tool with the same version.
     version: str | None = _setting(None, _TEXT, python_only=True)
     # Whether a call that succeeds ends the rollout, as `submit(answer)` does.
     final: bool = _setting(False, _SWITCH)
-    # Whether a call does more than look things up, as `book(flight)` does: for rewards of turns.
+    # Whether a call does more than look things up, as `book(flight)` does: for turn rewards.
     changes_state: bool = _setting(False, _SWITCH)
-    # Raises if what the tool needs (a server, a file) is not there. Asked before the first step and after failures.
+    # Raises if something the tool needs (a server, a file) is missing. Called before the first step and after
+    # failures.
     check: Callable[[], Any] | None = _setting(None, _FUNCTION, python_only=True)
-    # Of a method of an environment: called with it, from another thread, when a call has not come back in time. Makes
-    # the call come back, and returns at once. The environment then goes on.
+    # For an environment's method: called with the environment, from another thread, when a call is late. Makes the
+    # call return, and returns immediately itself. The environment can then be used further.
     cancel: Callable[[Any], Any] | None = _setting(None, _FUNCTION, python_only=True)
-    # Of a method of an environment: called with it after the rewards of each batch, to give back what a rollout held.
+    # For an environment's method: called with the environment after the rewards of each batch, to free what a rollout
+    # held.
     release: Callable[[Any], Any] | None = _setting(None, _FUNCTION, python_only=True)
-    # Whether calls run in processes of their own, which can be killed: for code that may hang or crash in C.
+    # Whether calls run in separate processes, which can be killed: for code that may hang or crash in C.
     process: bool = _setting(False, _SWITCH)
 
     def __post_init__(self):
@@ -91,7 +93,7 @@ class ToolSettings:
 
 
 def tool(**settings: Any) -> Callable[[Function], Function]:
-    """Say how calls of a function, or of a method of an environment, are made: by the fields of `ToolSettings`.
+    """Set how calls of a function, or of an environment's method, are made, by the fields of `ToolSettings`.
 
     Example: a search server that is asked again, three times at most, and must be up before training begins.
 
@@ -110,24 +112,24 @@ def tool(**settings: Any) -> Callable[[Function], Function]:
 
 
 def settings_of(function: Callable) -> ToolSettings:
-    """What `tool` said of a function; the defaults if it said nothing."""
+    """The settings that `tool` gave a function, or the defaults."""
     return getattr(function, _SETTINGS, ToolSettings())
 
 
 def identity(function: Callable, settings: ToolSettings) -> str:
-    """A digest of what is known of a tool and its results: its name, signature and docstring, and its `version`."""
+    """A digest of what identifies a tool and its results: its name, signature, docstring and `version`."""
     known = [function.__name__, str(inspect.signature(function)), inspect.getdoc(function), settings.version]
     return blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
 
 
 def with_recipe(function: Callable, given: Mapping[str, Any] | None) -> ToolSettings:
-    """What `tool` said of a function, with a recipe's settings in their place."""
+    """The settings that `tool` gave a function, overridden by a recipe's."""
     known = [one.name for one in fields(ToolSettings) if not one.metadata["python_only"]]
     return _changed(settings_of(function), given or {}, f"tool_settings of {function.__name__}", known)
 
 
 def check_tool_settings(functions: Iterable[Callable], given: Mapping[str, Mapping[str, Any]]) -> None:
-    """A recipe's settings are those of tools that exist, and possible."""
+    """Raise an error unless a recipe's settings are valid and belong to tools that exist."""
     by_name = {function.__name__: function for function in functions}
     for name, settings in given.items():
         if name not in by_name:

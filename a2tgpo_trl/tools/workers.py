@@ -1,7 +1,7 @@
-"""a function -> a daemon thread that calls it -> a future of what the attempt gave: text, error, seconds.
+"""a function -> a daemon thread that calls it -> a future of the attempt's result: text, error, seconds.
 
 `concurrent.futures` joins its threads when the interpreter exits, so one call that never returns would keep the
-process alive for ever. These threads are daemons, and one that does not come back can be abandoned.
+process alive forever. These threads are daemons and can be abandoned if their call does not return.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ _redacted = Redaction()
 
 
 def on_tool_thread() -> bool:
-    """Whether a tool, or a method of an environment, runs here: what it calls is part of its own call."""
+    """Whether this thread runs a tool or an environment's method: whatever that calls is part of the same call."""
     return getattr(_thread, "makes_calls", False)
 
 
 class Attempt(NamedTuple):
-    """What an attempt at a call gave, in words. An error is carried, not raised: SystemExit in a tool must not end its
+    """The result of an attempt, in words. An error is kept, not raised: SystemExit in a tool must not end its
     thread."""
 
     text: str
@@ -40,7 +40,7 @@ class Attempt(NamedTuple):
 
 
 def attempt(call: Callable[[], Any]) -> Attempt:
-    """Call it, and say what came of it. The words are made here, with the call: they may take time, or raise."""
+    """Call it and describe the result. The text is made here, inside the call: that may take time, or raise."""
     start = time.perf_counter()
     error: BaseException | None = None
     try:
@@ -51,11 +51,11 @@ def attempt(call: Callable[[], Any]) -> Attempt:
 
 
 async def attempt_async(call: Callable[[], Awaitable[Any]]) -> Attempt:
-    """`attempt`, of an async tool. If it is cancelled, that is an error like others; nobody waits for it then."""
+    """`attempt` for an async tool. Cancellation is an error like any other; nobody waits for it then."""
     start = time.perf_counter()
     try:
         value, error = await call(), None
-    except BaseException as raised:  # noqa: BLE001  # a tool may raise CancelledError of itself, too
+    except BaseException as raised:  # noqa: BLE001  # a tool may raise CancelledError itself, too
         value, error = describe(raised), raised
     made = attempt(lambda: value)
     return Attempt(made.text, error or made.error, time.perf_counter() - start)
@@ -84,16 +84,17 @@ class Worker:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(attempt(call))
-                except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it
+                except BaseException as error:  # noqa: BLE001  # the waiting caller must be told
                     future.set_exception(error)
             del job, call, future  # an idle worker must not keep results alive
 
 
 class Workers:
-    """Idle workers by what they are for, to be taken and given back; there are never more than were busy at once.
+    """Idle workers by key, to be taken and given back; there are never more than were busy at the same time.
 
-    All calls on an environment have one key, and so one thread: much of what environments hold (SQLite connections,
-    browsers) may be used in one thread only. So have those of a tool with concurrency=1. All others share theirs.
+    All calls on an environment have one key, and so one thread, because much of what environments hold (SQLite
+    connections, browsers) may be used in one thread only. A tool with concurrency=1 has one key too. All other calls
+    share their workers.
     """
 
     def __init__(self) -> None:
@@ -110,21 +111,21 @@ class Workers:
         self._idle[key].append(worker)
 
     def rename(self, key: Hashable, new: Hashable) -> None:
-        """The idle workers of one key are for another from now on."""
+        """Give the idle workers of one key to another."""
         self._idle[new] += self._idle.pop(key, [])
 
     def give_up(self, worker: Worker) -> None:
-        """Its call does not come back: the thread ends if it ever does."""
+        """Abandon a worker whose call does not return: the thread ends if it ever does."""
         self._all.discard(worker)
         worker.stop()
 
     def end_idle(self, key: Hashable) -> None:
-        """What they were for is gone."""
+        """End the idle workers of a key that is no longer used."""
         for worker in self._idle.pop(key, ()):
             self.give_up(worker)
 
     def stop(self) -> None:
-        """End all threads; those that are busy, after their call."""
+        """End all threads; a busy one ends after its call."""
         for worker in set(self._all):
             self.give_up(worker)
         self._idle.clear()
@@ -142,7 +143,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
-        """End the loop, and cancel what still runs in it. One that is blocked ends when it can."""
+        """End the loop, and cancel what still runs in it. A blocked loop ends when it can."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(2 * LEAVING)
@@ -155,11 +156,11 @@ class LoopThread:
                 self.loop.run_forever()
                 break
             except BaseException as error:  # noqa: BLE001
-                # SystemExit in a task that a tool started: asyncio lets that one through, and the loop is still whole.
+                # SystemExit in a task that a tool started: asyncio lets it through, and the loop still works.
                 logger.warning(f"{self._thread.name}: a task raised {error!r}")
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
-            task.cancel()  # nobody must wait for ever for one of them
+            task.cancel()  # nobody must wait forever for one of them
         if tasks:
             self.loop.run_until_complete(asyncio.wait(tasks, timeout=LEAVING))
         self.loop.close()

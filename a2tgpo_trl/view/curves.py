@@ -1,4 +1,4 @@
-"""a run's log and records -> curves over steps; sums and numbers by turn, of which any steps make means."""
+"""a run's log and records -> curves over steps; sums and counts by turn, from which to take means over steps."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -14,7 +14,7 @@ from ..study.spreads import MOST_TURNS, envelope, of_tool_turn
 from .run import Run
 
 
-# Of those, the ones that a run logged are drawn at once; others are chosen on the page.
+# Those that a run logged are drawn from the start; others can be chosen on the page.
 METRICS = (
     *SHARES,
     "reward",
@@ -27,17 +27,17 @@ METRICS = (
 )
 LOGGED_BY_TURN = {"turn_ratio": "turn_ratio/turn_{}", "clip_fraction": "clip_fraction/turn_{}"}
 OF_TOOL_TURNS = {"gain": "gains", "score": "scores", "credit": "credit"}
-OF_ALL_TURNS = {"advantage": "advantages", "clip_scale": "clip_scale"}  # the answer turn's as well
+OF_ALL_TURNS = {"advantage": "advantages", "clip_scale": "clip_scale"}  # including the answer turn
 STATUS = "status/"
 
 Numbers = dict[str, float]
 Curve = tuple[list[int], list[float]]
-Pairs = list[tuple[float, int]]  # of each turn, a sum and the number of its terms
-Sums = tuple[list[float], list[int]]  # the same apart
+Pairs = list[tuple[float, int]]  # for each turn, a sum and its number of terms
+Sums = tuple[list[float], list[int]]  # the same as two lists
 
 
 def by_step(run: Run) -> dict[str, Curve]:
-    """Each number that was logged; of steps that are on no log yet, what records say of their batches."""
+    """Return each logged number by step; for steps not logged yet, what their records tell."""
     found: dict[str, Curve] = {}
     recorded = {step: of_records(batch) for step, batch in batches(run.records)}
     for step, numbers in sorted(shown_by_step(of_log(run.log), recorded).items()):
@@ -55,7 +55,7 @@ def shown_by_step(logged: dict[int, Numbers], recorded: dict[int, Numbers]) -> d
 
 
 def of_log(log: Sequence[dict[str, Any]]) -> dict[int, Numbers]:
-    """The numbers of each logged step of training."""
+    """Return the numbers of each logged training step."""
     found: dict[int, Numbers] = {}
     for entry in log:
         if "reward" in entry:
@@ -67,7 +67,7 @@ def of_log(log: Sequence[dict[str, Any]]) -> dict[int, Numbers]:
 
 
 def of_records(batch: Sequence[Record]) -> Numbers:
-    """What the records of a step say of it, by the names of the log."""
+    """Return what a step's records tell about it, under the names used in the log."""
     numbers: dict[str, list[float | None]] = {
         "turns/mean": [float(len(record["advantages"])) for record in batch if record["advantages"]],
         "reward": [record["outcome"] for record in batch],
@@ -80,23 +80,23 @@ def of_records(batch: Sequence[Record]) -> Numbers:
 
 
 def batches(records: Sequence[Record]) -> Iterator[tuple[int, list[Record]]]:
-    """The records of each step, all ranks and batches of it together."""
+    """Yield the records of each step, with all its ranks and batches together."""
     for step, batch in groupby(sorted(records, key=lambda record: record["step"]), key=lambda record: record["step"]):
         yield step, list(batch)
 
 
 def _known(batch: Sequence[Record]) -> list[Record]:
-    """Without those whose advantages are no numbers, as a run that went wrong may have them."""
+    """Return the records whose advantages are numbers; a run that went wrong may have others."""
     return [record for record in batch if None not in record["advantages"]]
 
 
 def adds_credit(batch: Sequence[Record]) -> bool:
-    """Whether the method of a step's records adds credit to the advantages of outcomes; one says so for all."""
+    """Whether a step's method adds credit to the outcomes' advantages; one record with credit shows it for all."""
     return any(record["credit"] for record in with_credit(_known(batch)))
 
 
 def envelopes(run: Run) -> dict[str, Curve]:
-    """The smallest, the mean and the largest advantage of a turn, by step."""
+    """Return the smallest, the mean and the largest advantage of a turn, by step."""
     found: dict[str, Curve] = {}
     for step, batch in batches(run.records):
         for name, value in envelope_of(batch).items():
@@ -115,7 +115,7 @@ def envelope_of(batch: Sequence[Record]) -> Numbers:
 
 
 def by_turn(run: Run) -> dict[str, Any]:
-    """Of each metric: steps, and for each of them a sum and a number for each of the first turns.
+    """Return the steps of each metric, and for each step a sum and a count for each of the first turns.
 
     Example: gains 1 and 3 of first turns in step 5 -> {"gain": {"steps": [5], "sums": [[4.0, 0.0, ...]],
              "numbers": [[2, 0, ...]]}}
@@ -133,12 +133,12 @@ def by_turn(run: Run) -> dict[str, Any]:
 
 
 def turns_of_batch(batch: Sequence[Record]) -> dict[str, Sums]:
-    """Of each metric, a sum and a number for each of the first turns of a step's rollouts."""
+    """Return a sum and a count of each metric for each of the first turns of a step's rollouts."""
     return _by_metric(_of_batch(batch))
 
 
 def turns_of_log(entry: dict[str, Any]) -> dict[str, Sums]:
-    """The same of what is logged by turn, which are means already: of one term each."""
+    """Return the same for what is logged by turn; these are means already, so each counts as one term."""
     found: dict[str, Pairs] = {}
     for name, key in LOGGED_BY_TURN.items():
         values = [entry.get(key.format(place + 1)) for place in range(MOST_TURNS)]
@@ -174,7 +174,7 @@ def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:
 
 
 def _sums(rows: Sequence[Sequence[float | None]]) -> Pairs:
-    """Of each of the first turns, over rollouts that have a number there.
+    """Return the sum and count for each of the first turns, over rollouts that have a number there.
 
     Example: [1, None], [3, 5] -> (4.0, 2), (5.0, 1), (0.0, 0) ...
     """

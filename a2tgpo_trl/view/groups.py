@@ -1,4 +1,4 @@
-"""records -> the groups that they are of: a line of the table for each, and its rollouts as they are shown."""
+"""records -> their groups: a row of the table for each, and its rollouts as they are shown."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ from ..rollout.records import text_of
 from ..study.mechanism import credit
 
 
-MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # of a text
-IN_TABLE = 160  # characters of a question
-MOST_TOKENS = 4_000  # of a turn
+MOST_LINES, MOST_CHARACTERS = 2_000, 10_000  # per text
+IN_TABLE = 160  # characters per question
+MOST_TOKENS = 4_000  # per turn
 NUMBERS = {
     **{"gain": "gains", "score": "scores", "advantage": "advantages", "clip_scale": "clip_scale"},
     "ratio": "ratios",
@@ -23,13 +23,13 @@ OF_TOKENS = {"ratio": "ratios", "logp": "logps", "clipped": "clipped"}
 
 
 def groups_of(records: Iterable[Record]) -> list[list[Record]]:
-    """The rollouts of each prompt of a batch, in the order of the steps."""
+    """Return the rollouts of each prompt of a batch, in the order of the steps."""
     groups = by_prompt(records)
     return [groups[key] for key in sorted(groups)]
 
 
 def line(group: Sequence[Record]) -> dict[str, Any]:
-    """What the table says of a group.
+    """Return the table row of a group.
 
     Example: gains 1, 4 and -2 in all -> "spread": 6
     """
@@ -54,12 +54,12 @@ def line(group: Sequence[Record]) -> dict[str, Any]:
 
 
 def _asked(prompt: Any) -> str:
-    """The same for the same prompt, in whatever run."""
+    """Return a digest of a prompt, which is the same in every run."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def key_of(group: Sequence[Record]) -> str:
-    """Names a group of a run: its step, batch, number and round.
+    """Return the name of a group in its run: step, batch, number and round.
 
     Example: step 11, batch 2, group 3 -> "11.2.3.1"
     """
@@ -68,9 +68,9 @@ def key_of(group: Sequence[Record]) -> str:
 
 
 def shown(group: Sequence[Record], has_credit: bool) -> dict[str, Any]:
-    """A group as the page opens it: what was asked, the right answer, the rollouts.
+    """Return a group as the page shows it: prompt, right answer and rollouts.
 
-    `has_credit`: whether its step's method adds credit (`curves.adds_credit`), which no rollout says alone.
+    `has_credit`: whether its step's method adds credit (`curves.adds_credit`); one rollout alone does not tell.
     """
     first = group[0]
     messages = [first["prompt"]] if isinstance(first["prompt"], str) else list(map(text_of, first["prompt"]))
@@ -105,9 +105,9 @@ def _rollout(record: Record, has_credit: bool) -> dict[str, Any]:
 
 
 def _pieces(record: Record) -> list[dict[str, Any]]:
-    """Of each turn: the texts of its tokens, and what is known of each. None where tokens were not recorded.
+    """Return the texts and numbers of each turn's tokens; an empty list if tokens were not recorded.
 
-    Tokens have the advantage of their turn: no method of credit tells those of a turn apart.
+    Tokens have their turn's advantage: no credit method distinguishes the tokens of a turn.
     """
     tokens = record.get("tokens")
     if not isinstance(tokens, Mapping) or not {"sampled", "texts"} <= tokens.keys():
@@ -117,7 +117,7 @@ def _pieces(record: Record) -> list[dict[str, Any]]:
 
 
 def _of_run(tokens: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
-    """Of tokens at these places, the first of them, and how many more there are."""
+    """Return the first MOST_TOKENS of the tokens at these places, and how many more there are."""
     shown = places[:MOST_TOKENS]
     numbers = {name: [tokens[key][i] for i in shown] for name, key in OF_TOKENS.items() if key in tokens}
     texts = [plain(tokens["texts"][i] or "")[:MOST_CHARACTERS] for i in shown]
@@ -126,7 +126,7 @@ def _of_run(tokens: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
 
 def _turn(record: Record, place: int, turn: Turn) -> dict[str, Any]:
     happened = record["turns"][place] if place < len(record.get("turns", ())) else {}
-    # A call that cannot be read, or is one too many, is on no record.
+    # A call that cannot be read, or is one too many, is not recorded.
     made = happened.get("calls") or ()
     known: Sequence[Any] = made if len(made) == len(turn.calls) else [None] * len(turn.calls)
     numbers = {name: _nth(record.get(key, ()), place) for name, key in NUMBERS.items()}
@@ -155,7 +155,7 @@ def _text(text: str) -> str:
 
 
 def short(value: float | None) -> float | None:
-    """A number in six digits.
+    """Return a number rounded to six significant digits.
 
     Example: 0.4843829274177551 -> 0.484383
     """

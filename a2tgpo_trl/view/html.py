@@ -1,7 +1,7 @@
-"""runs, and the files in page/ -> a page of HTML that stands alone, and may load and run nothing but what is in it.
+"""runs, and the files in page/ -> a self-contained HTML page, which may load and run only what is in it.
 
-What a policy wrote never stands in the page as text: it is JSON, compressed, in base64, in pieces of which the browser
-reads the one that it needs. The rule that keeps the network out names each script and style by its digest.
+What a policy wrote never appears in the page as text: it is compressed JSON in base64, split into pieces so that the
+browser reads only those that it needs. The rule that blocks the network names each script and style by its digest.
 """
 
 import base64
@@ -28,11 +28,11 @@ SCRIPTS = (
 )
 LIVE_SCRIPTS = (*SCRIPTS[:-1], "live.js", SCRIPTS[-1])
 OURS = '<meta name="generator" content="a2tgpo view">'
-PIECE = 2**18  # bytes of JSON that are compressed together, or one group if it has more
+PIECE = 2**18  # bytes of JSON compressed together; more if one group has more
 
 
 def make_page(runs: Sequence[Run]) -> str:
-    """The page of these runs."""
+    """Return the page of these runs."""
     index: dict[str, Any] = {"metrics": METRICS, "most_turns": MOST_TURNS, "runs": []}
     pieces: list[str] = []
     for run in runs:
@@ -49,13 +49,13 @@ def make_page(runs: Sequence[Run]) -> str:
 
 
 def make_live_page(names: Sequence[str]) -> str:
-    """The page of runs of these names, which asks the server that it comes from for all that is in them."""
+    """Return the page of runs with these names, which asks its server for their contents."""
     index = {"metrics": METRICS, "most_turns": MOST_TURNS, "names": names}
     return _page(names, LIVE_SCRIPTS, [("index", packed(_json(index)))], "connect-src 'self'; ")
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a file is such a page."""
+    """Whether a file is a page made here."""
     with file.open("rb") as opened:
         return OURS.encode() in opened.read(1000)
 
@@ -64,7 +64,7 @@ def is_ours(file: Path) -> bool:
 
 
 def pieces_of(run: Run, first: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """The groups of a run, packed, and the lines of the table, which say in which piece each is and where in it."""
+    """Return a run's groups, packed in pieces, and the table rows, each with its group's piece and place in it."""
     groups = groups_of(run.records)
     lines, number = list(map(line, groups)), 0
     has_credit = {step: adds_credit(batch) for step, batch in batches(run.records)}
@@ -91,7 +91,7 @@ def _in_pieces(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def packed(text: str) -> str:
-    """Text as a page holds it: compressed, in base64."""
+    """Return text as a page holds it: compressed, in base64."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
@@ -103,7 +103,7 @@ def _json(value: Any) -> str:
 
 
 def _page(names: Sequence[str], scripts: Sequence[str], data: Sequence[tuple[str, str]], allowed: str = "") -> str:
-    """`data`: names and texts of what it holds. `allowed`: what it may do besides running what is in it."""
+    """Return the page. `data`: names and texts in it. `allowed`: what it may do besides running what is in it."""
     styles, sources = (list(map(_source, files)) for files in (STYLES, scripts))
     return _filled(
         PAGE.joinpath("page.html").read_text(),
@@ -119,7 +119,7 @@ def _page(names: Sequence[str], scripts: Sequence[str], data: Sequence[tuple[str
 
 
 def _source(name: str) -> str:
-    """A file of the page. Where the sources of a library lie is left out: they are not there."""
+    """Return a file of the page, without links to source maps, which are not included."""
     return re.sub(r"\s*(//|/\*)# sourceMappingURL=\S+( \*/)?\s*$", "\n", PAGE.joinpath(name).read_text())
 
 

@@ -1,11 +1,11 @@
-"""what is known of runs, each thing under a name -> what of it was changed since a reader last asked."""
+"""what is known about runs, by name -> what has changed since a reader last asked."""
 
 import json
 from typing import Any
 
 
 class Journal:
-    """Texts of JSON by run, kind and key, in the order of their last changes, which are counted.
+    """JSON texts by run, kind and key, in the order of their last changes, which are numbered.
 
     Example: put(0, "groups", "5.1.0.1", {}) -> since(0, 99) is ['[0,"groups","5.1.0.1",{}]'], 1; since(1, 99) is [], 1
     """
@@ -15,7 +15,7 @@ class Journal:
         self.last = 0  # number of the last change
 
     def put(self, run: int, kind: str, key: object, value: Any) -> None:
-        """Nothing happens where it is known already. None: it is no more."""
+        """Set a value; nothing changes if it is known already. None: it no longer exists."""
         name = (run, kind, str(key))
         text = json.dumps([*name, value], allow_nan=False, separators=(",", ":"))
         if name in self._entries and self._entries[name][1] == text:
@@ -25,13 +25,13 @@ class Journal:
         self._entries[name] = (self.last, text)
 
     def forget(self, run: int) -> None:
-        """All that is known of a run."""
+        """Remove all that is known about a run."""
         self._entries = {name: entry for name, entry in self._entries.items() if name[0] != run}
 
     def since(self, number: int, most_characters: int) -> tuple[list[str], int]:
-        """Texts that were changed after this number, the earliest first, and the number of the last of them.
+        """Return the texts that changed after this number, the earliest first, and the number of the last of them.
 
-        Of many, those that come first, with a text more than the characters at most.
+        If they are too many, stop after the text that exceeds `most_characters`.
         """
         newer: list[tuple[int, str]] = []
         for entry in reversed(self._entries.values()):

@@ -1,4 +1,4 @@
-"""a run's folder -> its records, log and held-out scores, and what is missing of them."""
+"""a run's folder -> its records, log and held-out scores, and notes on what is missing."""
 
 import json
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from ..rollout.records import json_number
 
 OF_TRAINED = ("step", "round", "group", "rank", "advantages", "outcome")  # keys of a record of training
 
-Score = tuple[int, float, float | None, float | None]  # step, mean, and from where to where it may be
+Score = tuple[int, float, float | None, float | None]  # step, mean, and the ends of its interval
 
 
 @dataclass(frozen=True)
 class Run:
-    """What there is to see of a run. Records also have a `batch`: their number in a step of several."""
+    """What can be shown of a run. Records also have a `batch`: its number, in a step of several batches."""
 
     name: str
     records: Sequence[Record]
@@ -30,7 +30,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs, named by their folders."""
+    """Return the runs in these folders, named after them."""
     return [_read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
 
 
@@ -75,7 +75,7 @@ def _records(files: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def records_in(file: Path) -> tuple[list[Record], bool]:
-    """The records of a file of training, and whether it is whole."""
+    """Return the records of a training file, and whether the file is complete."""
     records, is_whole = read_file(file)
     if any(record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED) for record in records):
         raise ValueError(f"{file} is no file of a training's rollouts of schema {' or '.join(map(str, SCHEMAS))}.")
@@ -86,7 +86,7 @@ def records_in(file: Path) -> tuple[list[Record], bool]:
 
 
 def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What was logged, and what is to be said about it."""
+    """Return the log entries, and notes about them."""
     file, notes = folder / STATE, []
     if not file.exists():
         saved = next((one for one in checkpoints_of(folder) if (one / STATE).exists()), None)
@@ -97,9 +97,9 @@ def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_scores(folder: Path, log: Sequence[dict[str, Any]], last: int) -> dict[str, list[Score]]:
-    """Those before and after training with their intervals, and those of evaluations in between.
+    """Return the scores before and after training with their intervals, and those of evaluations in between.
 
-    A mean that is no number, as of a reward that was infinite once, is left out.
+    A mean that is not a number, as when a reward was infinite once, is left out.
     """
     found: dict[str, list[Score]] = {}
     for step, name, value in evaluated(log):

@@ -1,17 +1,17 @@
-"""runs that are written to -> their page over HTTP, which asks for what is new.
+"""runs while they are written to -> their page over HTTP, which asks for what is new.
 
     GET /                               the page
-    GET /news?epoch=E&since=N           what was changed after N: {"epoch", "number", "share", "entries"}; N counts for
-                                        the server E alone, and "share" is what was read so far of all that is there;
-                                        to who asks another server than E, "names" of its runs
-    GET /group?run=R&begun=B&key=K      a group, as the page opens it; 410: the run was begun anew
-    GET /search?run=R&begun=B&from=S&words=W     keys of groups with these words: {"found", "next", "share"}
+    GET /news?epoch=E&since=N           what changed after N: {"epoch", "number", "share", "entries"}; N is valid for
+                                        server E only, and "share" is the share of the runs that was read so far; a
+                                        server other than E adds the "names" of its runs
+    GET /group?run=R&begun=B&key=K      a group, as the page shows it; 410: the run has started over
+    GET /search?run=R&begun=B&from=S&words=W     keys of groups that contain these words: {"found", "next", "share"}
 
-Whoever may log in to this machine may read what a server on its loopback address shows. One on any other address shows
-it to those who have its token, once in the address, then in a cookie. Pages of others may lead to the page, and are
-told nothing else: on loopback, `Host` must be a name of this machine, and what a browser says that another site asks
-for (`Sec-Fetch-Site`) is refused. On plain HTTP browsers say so of loopback alone; elsewhere the cookie is not given
-to other sites.
+Anyone who can log in to this machine can read what a server on its loopback address shows. A server on any other
+address shows it to those who have its token, first in the address, then in a cookie. Pages of other sites may link to
+the page, and are told nothing else: on loopback, `Host` must be a name of this machine, and requests that the browser
+marks as another site's (`Sec-Fetch-Site`) are refused. Over plain HTTP, browsers mark requests to loopback only;
+elsewhere the cookie is not sent with requests of other sites.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ from .run import names_of
 from .watch import Gone, Watch
 
 
-AT_ONCE = 0.5  # seconds that a request reads what is new, or searches; the page asks again for the rest
+AT_ONCE = 0.5  # seconds that one request may read or search; the page asks again for the rest
 APART = 1.0  # seconds between two looks at the folders
-MOST_CHARACTERS = 2**19  # of one answer's news
-MOST_REQUESTS = 64  # at once
-SILENT, WHOLE = 10, 60  # seconds that a connection may say nothing, and that it may take in all
+MOST_CHARACTERS = 2**19  # of news in one answer
+MOST_REQUESTS = 64  # concurrent
+SILENT, WHOLE = 10, 60  # seconds that a connection may be silent, and may take in all
 COOKIE = "a2tgpo-view"
-OF_OTHERS = ("cross-site", "same-site")  # the same site: another port of this host as well
+OF_OTHERS = ("cross-site", "same-site")  # "same-site" includes other ports of this host
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -55,7 +55,7 @@ HEADERS = {
 
 
 class Runs:
-    """The runs that are shown, and what is known of them. Requests may come from several threads."""
+    """The runs that are shown, and what is known about them. Requests may come from several threads."""
 
     def __init__(self, folders: Sequence[Path]):
         self.names = names_of(folders)
@@ -66,7 +66,7 @@ class Runs:
         self._looked = -APART
 
     def news(self, epoch: str, since: int) -> str:
-        """What was changed, as JSON."""
+        """Return what has changed, as JSON."""
         with self._lock:
             self._look()
             known = since if epoch == self._epoch else 0
@@ -96,7 +96,7 @@ class Runs:
 
 
 class ViewServer(ThreadingHTTPServer):
-    """Serves the page of runs. `serve_forever` serves; a thread for each connection."""
+    """Serves the page of runs (`serve_forever`), with a thread for each connection."""
 
     daemon_threads = True
 
@@ -116,15 +116,15 @@ class ViewServer(ThreadingHTTPServer):
         self.is_loopback = ipaddress.ip_address(str(self.server_address[0])).is_loopback
         self.token = None if self.is_loopback else secrets.token_urlsafe(32)
         self._free = threading.Semaphore(MOST_REQUESTS)
-        self._ends: dict[Any, float] = {}  # of connections, when they end at the latest
+        self._ends: dict[Any, float] = {}  # connection -> its deadline
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # without a search for the name of this host, which may take long
+        socketserver.TCPServer.server_bind(self)  # skips looking up the name of this host, which may take long
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def address(self) -> str:
-        """What to open in a browser."""
+        """The address to open in a browser."""
         host = str(self.server_address[0])
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
@@ -138,7 +138,7 @@ class ViewServer(ThreadingHTTPServer):
         self._ends[request] = time.monotonic() + WHOLE
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread could be started, which would have released it
+        except RuntimeError:  # no thread was started that would release it
             self._release(request)
             raise
 
@@ -153,15 +153,15 @@ class ViewServer(ThreadingHTTPServer):
         self._free.release()
 
     def service_actions(self) -> None:
-        """Now and then: a thread whose time is over reads or writes to nobody, and ends."""
+        """Close connections past their deadline, so that their threads end. Called now and then."""
         for request, end in self._ends.copy().items():
             if time.monotonic() > end:
-                with contextlib.suppress(OSError):  # it is closed by now
+                with contextlib.suppress(OSError):  # already closed
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        # A reader who has left is no error, nor is a connection that was closed here, as at Ctrl-C.
+        # A reader who left is not an error, nor is a connection that was closed here, as by Ctrl-C.
         if not isinstance(error, ConnectionError) and not (isinstance(error, OSError) and request.fileno() < 0):
             super().handle_error(request, client_address)
 
@@ -175,7 +175,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
 
 
 class Refused(Exception):
-    """A request that is not served, with its code of HTTP."""
+    """A request that is refused, with its HTTP code."""
 
     def __init__(self, code: int, reason: str = ""):
         super().__init__(reason)
@@ -184,7 +184,7 @@ class Refused(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     server: ViewServer
-    timeout = SILENT  # the connection is for one request
+    timeout = SILENT  # a connection serves one request
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -208,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(403, f"This server is for this machine: open {self.server.address}")
             return
         given = (asked.get("token", ""), self._cookie())
-        # Each is compared, and each in a time that does not depend on how much of it is right.
+        # Both are compared, each in a time that does not depend on how much of it is right.
         if not any([hmac.compare_digest(self.server.token.encode(), one.encode()) for one in given]):
             raise Refused(401)
 
@@ -217,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         return next((value for name, _, value in pairs if name == self._cookie_name()), "")
 
     def _cookie_name(self) -> str:
-        return f"{COOKIE}-{self.server.server_port}"  # cookies are of a host, whatever the port
+        return f"{COOKIE}-{self.server.server_port}"  # cookies belong to a host, whatever the port
 
     # ---- what is asked
 
@@ -247,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.token is None or "token" not in asked:
             self._send(200, "text/html; charset=utf-8", self.server.page)
             return
-        # From now on by the cookie: an address is seen by others, on a screen and in a history.
+        # From now on the cookie is used: others can see an address, on a screen or in a history.
         cookie = f"{self._cookie_name()}={self.server.token}; HttpOnly; SameSite=Lax; Path=/"
         self._send(303, "text/plain; charset=utf-8", "", {"Location": "/", "Set-Cookie": cookie})
 
@@ -255,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         body, headers = text.encode(), {**HEADERS, "Content-Type": kind, **(more or {})}
         if kind.startswith("text/html"):
             headers["Content-Security-Policy"] = (
-                "frame-ancestors 'none'"  # the page says the rest, but cannot say this
+                "frame-ancestors 'none'"  # the page sets the rest, but cannot set this
             )
         if len(body) > 1000 and "gzip" in self.headers.get("Accept-Encoding", ""):
             body, headers["Content-Encoding"] = gzip.compress(body, 5, mtime=0), "gzip"
@@ -266,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What is no request gets its code and nothing else."""
+        """Answer a malformed request with its code and nothing else."""
         self.send_response(code)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -275,18 +275,18 @@ class Handler(BaseHTTPRequestHandler):
         return "a2tgpo"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal is for what goes wrong, and a log of requests would hold the token."""
+        """Log nothing: the terminal is for errors, and a log of requests would contain the token."""
 
 
 def _read_query(query: str) -> dict[str, str]:
     try:
         return {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
-    except ValueError:  # more fields than anybody asks by
+    except ValueError:  # more fields than any request of the page has
         return {}
 
 
 def is_of_this_machine(host: str) -> bool:
-    """Whether this name, with a port or without, always leads to the machine where it is said.
+    """Whether this host name, with or without a port, always means the machine that it is used on.
 
     Example: "localhost:8500", "127.0.0.1" and "[::1]:8500" do; "runs.example.org" may lead anywhere, here as well
     """

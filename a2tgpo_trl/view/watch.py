@@ -1,8 +1,7 @@
-"""a run's folder that is written to -> what is new in it, a step at a time; a group when it is asked for.
+"""a run's folder while it is written to -> what is new in it, step by step; a group on request.
 
-Nothing of a rollout is kept but the line of its group and the numbers of its step. A file is read again when its time
-or its size has changed. Where files are gone, or shorter than they were, the run is taken for one that was begun anew:
-all is read again.
+Only the row of each group and the numbers of each step are kept. A file is read again when its time or its size has
+changed. If files are gone, or shorter than they were, the run is taken to have started over: everything is read again.
 """
 
 import re
@@ -22,15 +21,15 @@ from .run import read_log, read_scores, records_in
 
 OF_STEP = re.compile(r"step-(\d+)-rank-\d+(-batch-\d+)?\.(jsonl|parquet)")
 
-# What goes wrong where a record has our keys, and something else in them.
+# Errors caused by records that have our keys, but unexpected values.
 STRANGE = (LookupError, TypeError, AttributeError, ValueError)
 
-Mark = tuple[int, int, int]  # of a file: which one it is, its size, when it was changed
+Mark = tuple[int, int, int]  # of a file: inode, size, time of the last change
 Marks = Mapping[Path, Mark]
 
 
 class Gone(Exception):
-    """What was asked for is no more: the run was begun anew."""
+    """What was asked for no longer exists: the run has started over."""
 
 
 class Watch:
@@ -40,24 +39,24 @@ class Watch:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is no folder. Name the output_dir of a run.")
         self.folder, self._run, self._journal = folder, number, journal
-        self.begun = 0  # how often it was begun anew
+        self.begun = 0  # how often the run has started over
         self._forget()
         journal.put(number, "begun", "", [0, None])
 
     def _forget(self) -> None:
         self.steps: dict[int, Marks] = {}  # files of each step, as they were read
-        self.due = 0  # steps that are to be read
-        self._keys: dict[int, set[str]] = {}  # of groups, by step; a step that is left out has none
+        self.due = 0  # number of steps still to read
+        self._keys: dict[int, set[str]] = {}  # of groups, by step; a step that is left out has no entry
         self._recorded: dict[int, dict[str, float]] = {}
         self._log: Sequence[dict[str, Any]] = ()
         self._of_log: Marks | None = None  # the files that the log and the scores are read from
         self._put: dict[str, set[int]] = {"curves": set(), "logged": set()}
-        self._others: list[str] = []  # files beside those of steps
+        self._others: list[str] = []  # names of files that belong to no step
         self._notes_of_step: dict[int, list[str]] = {}
         self._notes_of_log: list[str] = []
 
     def look(self, until: float) -> bool:
-        """Read what is new, a step at least, until that time. Whether all was read."""
+        """Read what is new, at least one step, until that time. Return whether everything was read."""
         now = self._files()
         was = {file: mark for marks in self.steps.values() for file, mark in marks.items()}
         if any(file not in now or now[file][1] < mark[1] for file, mark in was.items()):
@@ -110,7 +109,7 @@ class Watch:
             self._journal.put(self._run, "envelopes", of, envelope)
 
     def _leave_out(self, step: int) -> None:
-        """Nothing is left of what it was before."""
+        """Remove what was known about a step."""
         for key in self._keys.pop(step, set()):
             self._journal.put(self._run, "groups", key, None)
         if self._recorded.pop(step, None) is not None:
@@ -120,7 +119,7 @@ class Watch:
     # ---- log and scores
 
     def _read_log(self) -> bool:
-        """Whether it was read anew. Of a file that is being written, what it was before stands until it is whole."""
+        """Return whether it was read again. While a file is incomplete, what was read of it before stays."""
         logs = [self.folder / STATE, *(one / STATE for one in checkpoints_of(self.folder))]
         marks = _marks([*logs, *(self.folder / SCORES / f"{when}.json" for when in ("before", "after"))])
         if marks == self._of_log:
@@ -138,7 +137,7 @@ class Watch:
         return True
 
     def _settle(self, kind: str, wanted: Mapping[int, Any]) -> None:
-        """What there is by step from now on, and no other steps."""
+        """Put these values, by step, in the journal, and remove all other steps of this kind."""
         for step in self._put[kind] - wanted.keys():
             self._journal.put(self._run, kind, step, None)
         for step, value in sorted(wanted.items()):
@@ -156,10 +155,10 @@ class Watch:
             return ["It has no records yet: the first are waited for (train with --record_every N).", *notes]
         return [*notes, *self._notes_of_log]
 
-    # ---- rollouts, when they are asked for
+    # ---- rollouts, on request
 
     def group(self, begun: int, key: str) -> dict[str, Any]:
-        """A group, as the page opens it."""
+        """Return a group as the page shows it."""
         steps = [step for step, keys in self._keys.items() if key in keys]
         if begun != self.begun or not steps:
             raise Gone
@@ -174,9 +173,9 @@ class Watch:
         return found[0]
 
     def search(self, begun: int, words: str, first: int, until: float) -> tuple[list[str], int | None, float]:
-        """Keys of groups with these words in any text, of the steps from `first` that there is time for.
+        """Return the keys of groups that contain these words in any text, from step `first`, as far as time allows.
 
-        With them, the step to go on from, None if there is none, and the share of the steps that is done.
+        Also return the step to continue from (None if there is none) and the share of the steps that is done.
         """
         if begun != self.begun:
             raise Gone
@@ -193,7 +192,7 @@ class Watch:
         records, _ = _read(self.steps[step])
         try:
             return [key_of(group) for group in groups_of(records) if holds(shown(group, False), words)]
-        except STRANGE as error:  # the table could be made of them, or they were written over since
+        except STRANGE as error:  # they sufficed for the table, or were overwritten since
             note = f"Step {step} is not searched, {_not_ours(error)}"
             if note not in self._notes_of_step[step]:
                 self._notes_of_step[step].append(note)
@@ -215,14 +214,14 @@ def _marks(files: Iterator[Path] | Sequence[Path]) -> dict[Path, Mark]:
     for file in files:
         try:
             state = file.stat()
-        except OSError:  # it may be gone by now, or not for this user: it is looked for again
+        except OSError:  # gone by now, or not for this user: the next look tries again
             continue
         found[file] = (state.st_ino, state.st_size, state.st_mtime_ns)
     return found
 
 
 def _read(marks: Marks) -> tuple[list[Record], list[str]]:
-    """The records of a step's files, and what is to be said about them."""
+    """Return the records of a step's files, and notes about them."""
     found: list[Record] = []
     notes = []
     for file in sorted(marks):
@@ -239,11 +238,11 @@ def _read(marks: Marks) -> tuple[list[Record], list[str]]:
     return found, notes
 
 
-NO_TEXTS = ("pieces", "status", "ended")  # what a turn wrote once more, token by token; and words of our own
+NO_TEXTS = ("pieces", "status", "ended")  # a turn's text again, token by token; and our own words
 
 
 def holds(value: Any, words: str) -> bool:
-    """Whether words (in lower case) are in any text of what a page opens."""
+    """Whether these words (in lower case) are in any text that the page shows of a group."""
     if isinstance(value, str):
         return words in value.lower()
     if isinstance(value, dict):

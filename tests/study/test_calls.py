@@ -24,7 +24,7 @@ def test_the_share_of_rollouts_without_a_call_is_told_over_training_and_what_fir
     lines = calls_table(results, runs)
     head = next(line for line in lines if line.startswith("| cell"))
     assert [name.strip() for name in head.split("|")[1:-1]] == [
-        *("cell", "without a call, to step 10", "without a call, to step 20"),
+        *("cell", "without a call, up to step 10", "without a call, up to step 20"),
         *("gain of a first call", "its z-score", "its credit"),
     ]
     (grpo, ours) = ([part.strip() for part in line.split("|")[2:-1]] for line in lines[-3:-1])

@@ -279,7 +279,7 @@ def test_runs_of_other_settings_are_kept_and_left_out_of_the_report(file):
     now = Results(study.results, {("grpo", None): "identity", ("a2tgpo", None): "another"})
     assert now.has(Run("grpo", 0)) and not now.has(Run("a2tgpo", 0)) and now.stale == ["a2tgpo"]
     text = report(study, now)
-    assert "| grpo | 5 |" in text and "| a2tgpo |" not in text and "are runs of a2tgpo; they are left out" in text
+    assert "| grpo | 5 |" in text and "| a2tgpo |" not in text and "Some runs of a2tgpo have other settings" in text
     enter(now, Run("grpo", 0), [0.3, 0.4])
     assert len(Results(study.results).table) == len(results.table)  # the others are still in the file
 
@@ -476,8 +476,8 @@ def test_claims_are_held_against_the_results(tmp_path):
     assert better == "area, less that of grpo: 0.100 (0.100 to 0.100)" and "that of igpo:" in better_than_igpo
     assert drift.endswith("a2tgpo 0.010 (0.010 to 0.010), igpo 0.800 (0.800 to 0.800)")
     # 0.3 / 0.24; without the root 0.3 / 0.20 to 0.3 / 0.22, 1.43 on average.
-    assert level.startswith("largest deviation by the smallest: a2tgpo 1.250 (1.250 to 1.250), a2tgpo_unscaled 1.430")
-    assert "(of z-scores, before they are summed, 2.000 (2.000 to 2.000))" in level
+    assert "divided by the smallest: a2tgpo 1.250 (1.250 to 1.250), a2tgpo_unscaled 1.430" in level
+    assert "(for z-scores before they are summed: 2.000 (2.000 to 2.000))" in level
     assert "a chance of 0.820 (" in follows
     assert f"| {better} | held |" in report(study, results)
     # What is not so is said as plainly; fewer than five seeds decide nothing.

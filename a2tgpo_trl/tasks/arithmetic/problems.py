@@ -1,7 +1,7 @@
-"""seed -> problems: a product, then steps that change it, some of them in one way or another as it is even or odd.
+"""seed -> problems: a product, then steps that change it, some of which depend on whether it is even or odd.
 
-Products and remainders of this size are more than a small policy can work out, so each step wants a call of Python;
-and where a step depends on what the number is, a look at it comes first. A problem is told as a sum or as a story.
+Products and remainders of this size are more than a small policy can work out, so each step needs a call of Python;
+if a step depends on the number, the policy must look at it first. A problem is told as a sum or as a story.
 
 No two parts (`PARTS`) have a product of the same two numbers, whatever the seed, and so no problem in common.
 """
@@ -14,12 +14,12 @@ from ..rng import Rng
 SMALLEST, LARGEST = 100, 999  # numbers in a problem have three digits
 MAX_STEPS = 4
 # Which products belong to a part, by the sum of the tens of their two numbers modulo 8. The shipped policy was made on
-# problems of the third part, which is called as in `atlas`.
+# problems of the third part, which has the same name as in `atlas`.
 PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
 
 NOUNS = ("bolts", "apples", "letters", "coins", "bricks", "eggs")
 START = ("Multiply {x} by {y}.", "There are {x} boxes of {y} {noun}.")
-# Sign of an operation -> how it is said in a sum, and in a story.
+# Sign of an operation -> its wording in a sum, and in a story.
 WORDS = {
     "+": ("add {k}", "{k} more {noun} arrive"),
     "-": ("subtract {k}", "{k} of the {noun} are sold"),
@@ -33,13 +33,13 @@ END = ("What is the result?", "How many {noun} are there?")
 
 @dataclass(frozen=True)
 class Operation:
-    """What is done to the number: `sign` with a number of the problem."""
+    """An operation on the number: `sign` with another number."""
 
     sign: str
     number: int
 
     def on(self, value: int) -> int:
-        """The number after it. Example: "%" 100 on 250 -> 50"""
+        """The number after the operation. Example: "%" 100 on 250 -> 50"""
         match self.sign:
             case "+":
                 return value + self.number
@@ -59,11 +59,11 @@ class Step:
 
     @property
     def depends(self) -> bool:
-        """Whether it takes a look at the number."""
+        """Whether the step depends on the number."""
         return self.even != self.odd
 
     def operation(self, value: int) -> Operation:
-        """The one that is meant for this number."""
+        """The operation for this number."""
         return self.odd if value % 2 else self.even
 
 
@@ -73,7 +73,7 @@ class Problem:
 
     factors: tuple[int, int]
     steps: tuple[Step, ...]
-    noun: str | None = None  # of what its story is; without one it is a sum
+    noun: str | None = None  # what its story is about; None for a sum
 
     @property
     def values(self) -> list[int]:
@@ -103,11 +103,11 @@ class Problem:
 
 
 def make_problem(steps: int, part: str, rng: Rng) -> Problem:
-    """A problem of so many steps, the product counted, that belongs to a part."""
+    """Draw a problem of a part, with `steps` steps including the product."""
     while True:
         factors = (_number(rng), _number(rng))
         in_part = sum(factor // 10 for factor in factors) % 8 in PARTS[part]
-        # Three products in four are even. Of those one in three is kept: whoever guesses is wrong half the time.
+        # Three products in four are even. One in three of those is kept, so that guessing is wrong half the time.
         if in_part and (factors[0] * factors[1] % 2 == 1 or rng.chance(1 / 3)):
             break
     noun = rng.choice(NOUNS) if rng.chance(0.5) else None
@@ -118,7 +118,7 @@ def make_problem(steps: int, part: str, rng: Rng) -> Problem:
 
 
 def _step(value: int, rng: Rng) -> Step:
-    """A step that keeps the number between 0 and a million, and is of interest: no remainder of what is small."""
+    """Draw a step that keeps the number between 0 and a million and is not trivial: no remainder of a small number."""
     signs = "+-%" if value > LARGEST else "+*"
     even, odd = (Operation(rng.choice(signs), _number(rng)) for _ in range(2))
     return Step(even, odd if rng.chance(0.5) else even)

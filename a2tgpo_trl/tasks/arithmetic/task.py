@@ -16,10 +16,10 @@ TEST_STEPS = (2, 3, 4)
 
 
 def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, **python: Any) -> Task:
-    """Problems of one to four steps to train on, and of two to four steps, in equal parts, to test on.
+    """Training problems of one to four steps, and test problems of two to four steps, in equal parts.
 
-    No problem of one set is in the other, or begins with the same product. `python`: settings of
-    `tools.python.python_sessions`, as isolation="bubblewrap" or remote="http://sandbox:8400".
+    The two sets share no problem, and no problem's first product. `python`: settings of
+    `tools.python.python_sessions`, such as isolation="bubblewrap" or remote="http://sandbox:8400".
     """
     from ...tools.python import python_sessions
 
@@ -34,7 +34,7 @@ def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int =
 
 
 def prompt(problem: Problem) -> list[dict[str, str]]:
-    """A problem as the policy is asked it."""
+    """The prompt for a problem."""
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem.text}]
 
 

@@ -42,29 +42,29 @@ def atlas(
     guessable: float = 0.0,
     warm_up: int = 0,
 ) -> Task:
-    """Questions of one to four hops to train on, and of two to four hops, in equal parts, to test on.
+    """Training questions of one to four hops, and test questions of two to four hops, in equal parts.
 
     The entities of the two sets are disjoint, and so are their facts; one search index holds the documents of both.
-    With what follows `top_k`, the world is harder; `answerable` and `supporting_documents` apart.
+    The settings after `top_k` make the world harder, except for `answerable` and `supporting_documents`.
 
     Args:
-        train_hops: Lengths of the chains of facts in the questions to train on, in equal parts; each from 1 to 8.
-        test_hops: The same of those to test on.
+        train_hops: Lengths of the fact chains in the training questions, in equal parts; each from 1 to 8.
+        test_hops: The same for the test questions.
         alike: Relations that look alike, for each relation: 0, 1 (alleged) or 2 (alleged, former).
-        distractors: Documents of no use that rank before each fact. `top_k` must let the fact come after them.
-        name_index: Whether there is a second tool, an index of names, which knows each and answers nothing.
-        hidden_answers: Whether no document that names the answer names what a question goes through before its last
-            hop, so that no search before the last brings the answer up.
-        answerable: Whether a search for each fact of a question, by relation and name, brings it up. Else 3 in 100
-            such searches do not, as near-duplicates come before.
+        distractors: Useless documents that rank before each fact. `top_k` must be large enough to include the fact.
+        name_index: Whether there is a second tool, an index of names, which knows each name and answers nothing.
+        hidden_answers: Whether no document names both the answer and an entity from before the question's last hop,
+            so that no search before the last finds the answer.
+        answerable: Whether a search for each fact of a question, by relation and name, finds it. Otherwise 3 in 100
+            such searches do not, because near-duplicates rank before it.
         supporting_documents: Whether rows have a column of this name, with the documents that their question needs,
             which `useful.useful_search` reads.
-        wrong_answers: Share of the questions to train on whose answer is another name of the same kind, as in data
-            that people got wrong. Those to test on are right.
-        guessable: Share of the questions, to train and to test on, whose chain ends where it begins, so that the
-            answer is the name in the question and no search is needed. There are such chains of two facts and more.
-        warm_up: How many of a rollout's first searches bring up nothing of use, whatever they look for. The search
-            is then a tool of an environment, which counts, and stands behind the index of names in prompts; the
+        wrong_answers: Share of the training questions whose answer is another name of the same kind, as in data with
+            human errors. Test questions are always right.
+        guessable: Share of the training and test questions whose chain ends where it begins, so that the answer is
+            the name in the question and no search is needed. Such chains have two facts or more.
+        warm_up: How many of a rollout's first searches find nothing useful, whatever they look for. The search is
+            then a tool of an environment, which counts the calls, and comes after the index of names in prompts; the
             shipped policy that knows an index has not learnt from such prompts.
     """
     _check(top_k, train_hops, test_hops, alike, distractors, hidden_answers, wrong_answers, guessable, warm_up)
@@ -109,19 +109,19 @@ def _questions(
     fits: Callable[[list[Fact]], bool],
     guessable: float,
 ) -> list[Question]:
-    """So many questions over chains that fit, of these lengths in turn; a share of them goes in a circle."""
+    """Draw `number` questions over chains that fit, of these lengths in turn; a share of the chains are circles."""
     rng, circle = Rng("questions", name, seed), Rng("guessable", name, seed)
     circles = [circle.chance(guessable) for _ in range(number)]
     return [part.question(hops[i % len(hops)], rng, fits, circle=circles[i]) for i in range(number)]
 
 
 def prompt(question: Question) -> list[dict[str, str]]:
-    """A question as the policy is asked it."""
+    """The prompt for a question."""
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question.text}]
 
 
 def index_tool(names: Iterable[str]) -> Callable[[str], str]:
-    """A tool named `index` that says of each of these names that it is known, and no more."""
+    """A tool named `index` that only says whether a name is one of these."""
     known = {name.lower(): name for name in names}
 
     @tool(version=digest(known.values()))
@@ -146,7 +146,7 @@ def _row(question: Question, supported: bool) -> dict[str, Any]:
 
 
 def _mistaken(row: dict[str, Any], part: Part, share: float, rng: Rng) -> dict[str, Any]:
-    """With this chance, another name of the same kind in the place of the answer."""
+    """With probability `share`, replace the answer by another name of the same kind."""
     if not rng.chance(share):
         return row
     kind = part.entities[row["answer"]]
@@ -165,7 +165,7 @@ def _check(
     guessable: float,
     warm_up: int,
 ) -> None:
-    """The settings are of their kinds, and there is a world that has them all."""
+    """Raise an error unless the settings are valid and a world can have all of them."""
     _check_hops("train_hops", train_hops)
     _check_hops("test_hops", test_hops)
     _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
@@ -178,7 +178,7 @@ def _check(
             f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
             "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
         )
-    # Behind them come the fact and one that fits a search as well (see `world._targets`).
+    # After them come the fact and one that fits a search equally well (see `world._targets`).
     if distractors and top_k < distractors + 2:
         raise ValueError(
             f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact, "
@@ -187,7 +187,7 @@ def _check(
 
 
 def _check_hops(name: str, hops: Any) -> None:
-    """There are lengths, and the world has questions of each."""
+    """Raise an error unless `hops` lists lengths for which the world has questions."""
     listed = isinstance(hops, (list, tuple)) and len(hops) > 0
     if not listed or not all(type(number) is int and 1 <= number <= MAX_HOPS for number in hops):
         raise ValueError(f"{name} must list lengths from 1 to {MAX_HOPS}, such as [4, 5, 6]; got {shown(hops)}.")

@@ -1,7 +1,7 @@
-"""record of a rollout -> what its searches were good for: the truth that a credit method does not see.
+"""record of a rollout -> which of its searches were useful: the truth that a credit method does not see.
 
-A search is useful if it brings up a document that the question still needs: a fact of its chain that no turn before
-has brought up. The rows must say which these are (`task_kwargs: {supporting_documents: true}`).
+A search is useful if it finds a document that the question still needs: a fact of its chain that no earlier turn has
+found. The rows must list these documents (`task_kwargs: {supporting_documents: true}`).
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ COLUMN = "supporting_documents"
 
 
 def useful_search(record: Mapping[str, Any]) -> list[float | None]:
-    """For each turn, 1 where a call brought up a document that the question still needs, else 0; None without a call.
+    """For each turn, 1 if a call found a document that the question still needs, else 0; None without a call.
 
-    It is a turn reward as well. With the weight 0 it stands in each record and in the metrics, and credits nothing:
+    It is also a turn reward. With the weight 0 it appears in each record and in the metrics, and credits nothing:
 
         turn_rewards: {"a2tgpo_trl.tasks.atlas.useful:useful_search": 0.0}
 

@@ -1,7 +1,7 @@
-"""searches of a world -> a search of each rollout, whose first calls bring up nothing of use.
+"""searches of a world -> a search for each rollout, whose first calls find nothing useful.
 
-What every rollout has to do, and gains nothing by, tells no rollout from another: who compares turns at the same depth
-has nothing to blame there.
+Turns that every rollout must make, and gains nothing by, do not tell rollouts apart: a comparison of turns at the same
+depth has nothing to blame there.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class WarmingSearch:
-    """An environment with one tool, that counts the calls of its rollout.
+    """An environment with one tool, which counts the calls of its rollout.
 
     Example (warm_up 1): "mayor of Rome" -> "Rome is well known."; again -> "The mayor of Rome is A B."
     """

@@ -1,13 +1,13 @@
 """seed -> entities -> facts -> documents, and questions over chains of facts.
 
-A world is a graph: entities of four kinds, and for each relation of a kind one fact. Each fact is one document, among
-documents that say nothing of use. Names are two words out of small pools, so that every name has near-duplicates, and
-a search that leaves out the relation, or half a name, brings up something else.
+A world is a graph: entities of four kinds, and one fact for each relation of an entity's kind. Each fact is one
+document, among documents that say nothing useful. Names are two words from small pools, so that every name has
+near-duplicates, and a search that leaves out the relation, or half a name, finds something else.
 
-A world can be made harder to search: by relations that look alike ("the alleged mayor" beside "the mayor"), each a
-fact of its own, and by distractors, documents of no use that rank before the fact that is looked for.
+A world can be made harder to search: by relations that look alike ("the alleged mayor" beside "the mayor"), each with
+its own facts, and by distractors, useless documents that rank before the fact that is searched for.
 
-Names are split between the parts of a world for every seed alike (`PARTS`): no name of one part occurs in another.
+Names are split between the parts of a world in the same way for every seed (`PARTS`): no name occurs in two parts.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from ..rng import Rng
 
 
-# kind -> relation -> kind of what it leads to
+# kind -> relation -> kind of the entity that it leads to
 RELATIONS: dict[str, dict[str, str]] = {
     "person": {
         "mother": "person",
@@ -31,22 +31,22 @@ RELATIONS: dict[str, dict[str, str]] = {
     "city": {"mayor": "person", "country": "country"},
     "country": {"president": "person", "capital": "city"},
 }
-# With one of these before it, a relation is another that looks alike, and leads to something of the same kind.
+# A qualifier before a relation makes a different relation that looks alike and leads to the same kind.
 QUALIFIERS = ("alleged", "former")
-# Words in each of a kind's two pools of name parts; entities of a kind in one part of a world.
+# Words in each of a kind's two pools of name words; entities of a kind in one part of a world.
 POOL_SIZE = {"person": 64, "company": 40, "city": 40, "country": 24}
 ENTITIES = {"person": 96, "company": 40, "city": 40, "country": 24}
 QUESTION_WORDS = {"person": "Who", "company": "Which company", "city": "Which city", "country": "Which country"}
 
 # Which part a name belongs to, by a number from 0 to 7 that is fixed for each pair of words. The shipped policy learnt
-# from names of the third part, whose name is in the seed of its worlds: with another, it would be another policy. Few
-# names are kept from it: with half of the pairs missing, it learnt which pairs there are, and did not copy the others.
+# from names of the third part, whose name is in the seed of its worlds: another name would make another policy. Few
+# names are kept from it: with half of the pairs missing, it memorised the existing pairs and did not copy the others.
 PARTS = {"train": (0,), "test": (1,), "school": (2, 3, 4, 5, 6, 7)}
 
-# Said of every entity, with nothing in it. Shorter than a fact, so a search for the bare name finds these first, and
-# long enough that a search for a relation of that name finds the fact first.
+# Empty documents on every entity. Shorter than a fact, so that a search for the bare name finds these first, and long
+# enough that a search for a relation of that name finds the fact first.
 EMPTY_DOCUMENTS = ("{name} is well known.", "People speak of {name}.")
-# Said of every relation, for those who search without a name.
+# Empty documents on every relation, found by searches without a name.
 EMPTY_DEFINITIONS = (
     "The word {relation}: how {relation} is used, and why {relation} is written so.",
     "Old and new {relation}, good and bad {relation}, and every other {relation}.",
@@ -68,7 +68,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Distractor:
-    """What names the relation of a subject, says nothing of it, and names something else."""
+    """A document that names a relation and its subject, but not the fact, and names something else."""
 
     subject: str
     relation: str
@@ -76,19 +76,19 @@ class Distractor:
 
     @property
     def document(self) -> str:
-        # With the relation twice it ranks before the fact, and before the facts of relations that look alike.
+        # Naming the relation twice ranks it before the fact, and before the facts of relations that look alike.
         return f"{self.relation}: {self.relation} of {self.subject}? Ask {self.named}."
 
 
 @dataclass(frozen=True)
 class Question:
-    """A chain of facts, each about what the one before led to; its end is the answer."""
+    """A chain of facts, each about the entity that the previous one led to; its end is the answer."""
 
     chain: tuple[Fact, ...]
 
     @property
     def text(self) -> str:
-        last = self.chain[-1].relation.split()[-1]  # without what makes it look like another
+        last = self.chain[-1].relation.split()[-1]  # without its qualifier
         kind = next(leads[last] for leads in RELATIONS.values() if last in leads)
         path = " of the ".join(fact.relation for fact in reversed(self.chain))
         return f"{QUESTION_WORDS[kind]} is the {path} of {self.chain[0].subject}?"
@@ -100,10 +100,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Part:
-    """One closed half of a world: its facts lead to its own entities only."""
+    """One closed part of a world: its facts lead only to its own entities."""
 
     entities: dict[str, str]  # name -> kind
-    facts: dict[str, list[Fact]]  # name -> what is known of it
+    facts: dict[str, list[Fact]]  # name -> the facts about it
     distractors: list[Distractor] = field(default_factory=list)
 
     @property
@@ -114,13 +114,13 @@ class Part:
 
     @property
     def telling(self) -> set[str]:
-        """The documents that lead somewhere, rightly or not."""
+        """The documents that lead to another entity, rightly or wrongly."""
         facts = {fact.document for facts in self.facts.values() for fact in facts}
         return facts | {distractor.document for distractor in self.distractors}
 
     @cached_property
     def beside(self) -> dict[str, set[str]]:
-        """name -> the names that some document has beside it"""
+        """name -> the names that occur in a document with it"""
         pairs = [(fact.subject, fact.object) for facts in self.facts.values() for fact in facts]
         pairs += [(distractor.subject, distractor.named) for distractor in self.distractors]
         together: dict[str, set[str]] = defaultdict(set)
@@ -130,7 +130,7 @@ class Part:
         return together
 
     def hides(self, chain: Sequence[Fact]) -> bool:
-        """Whether the end of a chain stands in no document beside what comes before the last fact.
+        """Whether no document names the end of a chain together with an entity from before its last fact.
 
         Example: A -> B -> C is hidden unless a document names both A and C
         """
@@ -139,7 +139,7 @@ class Part:
     def question(
         self, hops: int, rng: Rng, fits: Callable[[list[Fact]], bool] = lambda chain: True, *, circle: bool = False
     ) -> Question:
-        """A chain of so many facts that never comes back to an entity, and fits; a circle ends where it begins."""
+        """A chain of `hops` facts that fits and visits no entity twice; a circle ends where it begins."""
         names = list(self.entities)
         while True:
             start = here = rng.choice(names)
@@ -155,7 +155,7 @@ class Part:
 
 @cache
 def name_pools() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """kind -> first words and second words of its names: invented, all different, the same for every world."""
+    """kind -> first and second words of its names: invented, all different, the same for every world."""
     rng = Rng("names")
     consonants, vowels, ends = "bdfgklmnprstvz", "aeiou", ("n", "r", "l", "s", "th", "m", "x", "")
     taken: set[str] = set()
@@ -184,7 +184,7 @@ def names(kind: str, part: str) -> list[str]:
 
 
 def relations_of(kind: str, alike: int) -> dict[str, str]:
-    """The relations of a kind, with what each leads to, and for each so many that look alike.
+    """The relations of a kind and the kinds they lead to, with `alike` similar relations for each.
 
     Example: city, 1 -> mayor, country, alleged mayor, alleged country
     """
@@ -193,7 +193,7 @@ def relations_of(kind: str, alike: int) -> dict[str, str]:
 
 
 def make_part(part: str, seed: object, alike: int = 0, distractors: int = 0) -> Part:
-    """Draw the entities and facts of one part of a world: so many relations that look alike, so many distractors."""
+    """Draw the entities and facts of one part of a world, with so many similar relations and distractors for each."""
     rng = Rng("world", part, seed)
     drawn = {kind: rng.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
     facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}
@@ -206,9 +206,9 @@ def make_part(part: str, seed: object, alike: int = 0, distractors: int = 0) -> 
 
 
 def _distractors(entities: dict[str, str], number: int, rng: Rng) -> list[Distractor]:
-    """So many for each relation of each entity. What they name is of another kind.
+    """Draw `number` distractors for each relation of each entity. The entity that they name is of another kind.
 
-    Of the same kind, it would have the same relation, and the distractor would rank high in a search for that as well.
+    An entity of the same kind would have the same relation, and the distractor would rank high in a search for that.
     """
     others = {kind: [name for name in entities if entities[name] != kind] for kind in RELATIONS}
     return [
@@ -220,10 +220,10 @@ def _distractors(entities: dict[str, str], number: int, rng: Rng) -> list[Distra
 
 
 def _targets(subjects: list[str], candidates: list[str], rng: Rng) -> list[str]:
-    """What each subject's fact leads to: within a kind one to one and never to itself, else anything.
+    """The entity that each subject's fact leads to: within a kind one to one and never to itself, else any.
 
-    One to one, since "the mother of A is B" fits a search for B's mother as well as the fact that is looked for: one
-    such document may come along with it, but not two.
+    One to one, because "the mother of A is B" fits a search for B's mother as well as the right fact does: one such
+    document may be found with it, but not two.
     """
     if subjects is not candidates:
         return [rng.choice(candidates) for _ in subjects]
@@ -233,7 +233,7 @@ def _targets(subjects: list[str], candidates: list[str], rng: Rng) -> list[str]:
 
 
 def library(parts: list[Part], seed: object) -> list[str]:
-    """All documents of these parts of a world, in an order that says nothing."""
+    """All documents of these parts of a world, in a random order."""
     definitions = [
         text.format(relation=relation)
         for leads in RELATIONS.values()

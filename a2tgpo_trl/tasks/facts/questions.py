@@ -1,7 +1,7 @@
 """countries -> passages to search, and questions of one and two hops.
 
 What is the currency of Kenya?                                      one hop
-What is the currency of the country whose capital is Nairobi?       two: the country is to be found first
+What is the currency of the country whose capital is Nairobi?       two: the country must be found first
 """
 
 import re
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from .countries import RELATIONS, Country, Relation
 
 
-PROSE_WORDS = 25  # of each text that is no fact
+PROSE_WORDS = 25  # of each text that is not a fact
 
 
 @dataclass(frozen=True)
 class Question:
-    """`needed` are the facts that lead to the answer, as they stand in the passages."""
+    """`needed` are the facts that lead to the answer, in the passages' words."""
 
     text: str
     answers: tuple[str, ...]
@@ -30,7 +30,7 @@ class Question:
 
 
 def passages(countries: Sequence[Country]) -> list[str]:
-    """Each fact by itself, and beside them what the Factbook says of each country in longer sentences.
+    """Each fact separately, and the Factbook's longer texts on each country.
 
     Example: "The capital of Austria is Vienna.", "Austria, climate: temperate; continental, cloudy; cold winters ..."
     """
@@ -51,7 +51,7 @@ def _cut(text: str) -> str:
 
 
 def questions(countries: Sequence[Country], hops: int, telling: "Telling") -> list[Question]:
-    """All that can be asked of these countries, but what answers itself: the capital of Djibouti is Djibouti."""
+    """All questions on these countries, except those that contain the answer: the capital of Djibouti is Djibouti."""
     asked = []
     for country in countries:
         for relation in country.relations:
@@ -71,7 +71,7 @@ def _question(relation: Relation, country: Country, clue: Relation | None) -> Qu
 
 
 class Telling:
-    """Which facts tell a country from all others."""
+    """Which facts distinguish a country from all others."""
 
     def __init__(self, countries: Sequence[Country]):
         self._shared = {
@@ -80,7 +80,7 @@ class Telling:
         }
 
     def clues(self, country: Country) -> list[Relation]:
-        """Relations in which no other country has its value.
+        """Relations for which no other country has the same value.
 
         Example: of Austria its capital, but not its currency, the euro
         """

@@ -13,8 +13,8 @@ from .questions import Question, Telling, passages, questions
 
 
 INSTRUCTION = "Look facts up with the search tool, one at a time, then reply with <answer>ANSWER</answer>."
-# What the policy is shown: a country, what tells it from others (or its name), and what is asked. These countries are
-# neither trained nor tested on.
+# The examples for the policy: a country, the relation that identifies it (None: its name), and what is asked. These
+# countries are neither trained nor tested on.
 EXAMPLES = (
     ("Kenya", None, "currency"),
     ("Austria", "capital", "internet code"),
@@ -37,11 +37,11 @@ def facts(
 ) -> Task:
     """Questions of one and two hops, in equal parts, on facts of countries.
 
-    Fifty countries are held out: what is tested on are questions about them. The search finds passages of all.
+    Fifty countries are held out for the test questions. The search finds passages on all countries.
 
     Args:
-        examples: How many solved questions (0 to 4) stand before each: a small policy needs to see what a search is.
-        train_hops: [1] trains on questions of one hop alone: those that a policy never solves teach it little.
+        examples: How many solved questions (0 to 4) precede each: a small policy needs to see what a search is.
+        train_hops: [1] trains on questions of one hop only: questions that a policy never solves teach it little.
     """
     listed = isinstance(train_hops, (list, tuple)) and len(train_hops) == len(set(train_hops)) > 0
     if not listed or not set(train_hops) <= set(HOPS):
@@ -71,7 +71,7 @@ def facts(
 
 
 def solved(country: Country, clue: str | None, relation: str, search: Callable[[str], str]) -> list[Message]:
-    """A question of one hop, or by the clue of two; the searches that find what is needed; and the answer."""
+    """A question of one hop, or of two with a clue; the searches that find the needed facts; and the answer."""
     by_name = {one.name: one for one in RELATIONS}
     named, queries = country.name, [f"{relation} {country.name}"]
     if clue is not None:

@@ -1,7 +1,7 @@
 r"""a folder of files as they are published, or the hub -> rows with `prompt` and `answer`.
 
 GSM8K's columns are `question` and `answer`, which ends in "#### 42"; MATH's are `problem` and `solution`, with the
-answer in the last `\boxed{}`, or in a column `answer` of its own.
+answer in the last `\boxed{}`, or in a separate column `answer`.
 """
 
 import logging
@@ -24,12 +24,12 @@ _UNBRACED = re.compile(r"\\(?:boxed|fbox)\s+([^\s$.]+)")
 
 
 def load_splits(path: str | Path | None, hub_name: str, config: str | None) -> Mapping[str, Dataset]:
-    """The splits "train" and "test": from the files below a folder, or from the hub where no folder is named."""
+    """The splits "train" and "test": from the files below a folder, or from the hub if no folder is named."""
     if path is None:
         return _of_hub(hub_name, config)
     folder = Path(path).expanduser()
     if config is not None and (folder / config).is_dir():
-        folder = folder / config  # as the hub's folder has it, beside another version of the same questions
+        folder = folder / config  # the hub's folder has one per config, beside another version of the same questions
     return _of_folder(folder)
 
 
@@ -60,7 +60,7 @@ _SHARD = re.compile(r"-\d+-of-\d+")
 
 
 def split_of(file: Path) -> str | None:
-    """What the name of a file begins with, or else that of the nearest folder: a split, or nothing of use.
+    """The split with which the name of a file, or else of its nearest folder, begins; None if there is none.
 
     Example: main/train-00000-of-00001.parquet, train/algebra/1.json, train_test/train.jsonl -> "train"
     """
@@ -79,7 +79,7 @@ def _of_files(folder: Path, split: str) -> Dataset:
     if len(kinds) != 1:
         found = "no file" if not kinds else f"files of several kinds ({', '.join(sorted(kinds))})"
         raise ValueError(f"{folder} has {found} for the split {split!r}. Wanted are {_WANTED}.")
-    # Files of many problems are one file a split, or its shards; others are another version of the same questions.
+    # If files hold many problems, a split is one file or its shards; others are another version of the same questions.
     whole = sorted({_SHARD.sub("", str(file.relative_to(folder))) for file in files if file.suffix != ".json"})
     if len(whole) > 1:
         raise ValueError(
@@ -89,14 +89,14 @@ def _of_files(folder: Path, split: str) -> Dataset:
 
 
 def warn_of_overlap(train: Iterable[str], test: Iterable[str]) -> None:
-    """Questions of the test set that are trained on make its scores look better than they are."""
+    """Warn of test questions that are also trained on: they make the scores look better than they are."""
     common = len(set(train) & set(test))
     if common:
         logger.warning(f"{common} questions of the test set are in the training set as well.")
 
 
 def questions(rows: Dataset, column: str, answer_of: Callable[[Mapping[str, Any]], str | None], prompt: Callable):
-    """Rows as the trainer takes them. A row without an answer is an error that says which."""
+    """Convert rows to the trainer's form. Raises an error that names a row without an answer."""
     if column not in rows.column_names:
         raise ValueError(f"The data set has no column {column!r}; it has {', '.join(rows.column_names)}.")
     made = []
@@ -112,7 +112,7 @@ KEPT = ("level", "type", "subject")  # of MATH, to group scores by
 
 
 def gsm8k_answer(row: Mapping[str, Any]) -> str | None:
-    """What stands behind the last "####", without commas in numbers.
+    """The text after the last "####", without commas.
 
     Example: "48 / 2 = 24 ... #### 1,072" -> "1072"
     """
@@ -121,7 +121,7 @@ def gsm8k_answer(row: Mapping[str, Any]) -> str | None:
 
 
 def math_answer(row: Mapping[str, Any]) -> str | None:
-    r"""The column `answer`, or else what is in the last box of the column `solution`.
+    r"""The column `answer`, or else the content of the last box in the column `solution`.
 
     Example: r"so $x = \boxed{\frac{1}{2}}$." -> r"\frac{1}{2}"; r"there are $\boxed 7$." -> "7"
     """

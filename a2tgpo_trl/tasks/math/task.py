@@ -1,7 +1,7 @@
 r"""GSM8K or MATH -> the task of solving its problems with Python.
 
-The answer goes into `<answer>` tags, as the gain's `probe_template` has it; a policy that writes `\boxed{}` all the
-same is understood by `math_equal`, and loses a little for the form.
+The answer goes into `<answer>` tags, as in the gain's `probe_template`; `math_equal` also reads a `\boxed{}` without
+tags, but the policy loses a little for the form.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from .. import Task
 from . import data
 
 
-# Raw, or else \b of \boxed is a backspace, and \f of \frac a form feed.
+# A raw string: otherwise \b of \boxed is a backspace, and \f of \frac a form feed.
 INSTRUCTION = (
     r"Solve the problem. Use the Python tool to compute: variables are kept from one call to the next. Then reply "
     r"with <answer>ANSWER</answer>, where ANSWER is what you would write in \boxed{}, such as 42 or \frac{3}{4}."
@@ -21,30 +21,30 @@ INSTRUCTION = (
 
 
 def gsm8k(path: str | Path | None = None, **python: Any) -> Task:
-    """GSM8K: 7,473 word problems to train on, 1,319 to test on, whose answers are whole numbers.
+    """GSM8K: 7,473 word problems to train on and 1,319 to test on, with whole numbers as answers.
 
     Args:
-        path: Folder with its files (train*, test*; .jsonl or .parquet). None: openai/gsm8k of the hub.
-        python: Settings of `tools.python.python_sessions`, as timeout=10 or remote="http://sandbox:8400".
+        path: Folder with its files (train*, test*; .jsonl or .parquet). None: openai/gsm8k on the hub.
+        python: Settings of `tools.python.python_sessions`, such as timeout=10 or remote="http://sandbox:8400".
     """
     splits = data.load_splits(path, "openai/gsm8k", "main")
     return _task(splits, "question", data.gsm8k_answer, python)
 
 
 def math(path: str | Path | None = None, **python: Any) -> Task:
-    """MATH: 7,500 problems of competitions to train on, 5,000 to test on, in five levels, whose answers are LaTeX.
+    """MATH: 7,500 competition problems to train on and 5,000 to test on, in five levels, with LaTeX answers.
 
     Args:
-        path: Folder with its files (train*, test*; .jsonl, .json or .parquet). None: its copy
-            DigitalLearningGmbH/MATH-lighteval of the hub.
-        python: Settings of `tools.python.python_sessions`, as timeout=10 or remote="http://sandbox:8400".
+        path: Folder with its files (train*, test*; .jsonl, .json or .parquet). None: the copy
+            DigitalLearningGmbH/MATH-lighteval on the hub.
+        python: Settings of `tools.python.python_sessions`, such as timeout=10 or remote="http://sandbox:8400".
     """
     splits = data.load_splits(path, "DigitalLearningGmbH/MATH-lighteval", None)
     return _task(splits, "problem", data.math_answer, python)
 
 
 def prompt(problem: str) -> list[dict[str, str]]:
-    """A problem as the policy is asked it."""
+    """The prompt for a problem."""
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
 
 

@@ -1,8 +1,8 @@
 """questions, a search -> which of them the corpus can answer at all -> a file that the task reads.
 
-A question is answerable where an accepted answer stands in one of the passages that are found for the question itself,
-or for a title that supports it. "Yes" and "no" stand in no passage as answers: such a question is answerable where
-there are supporting titles, and each of them is found. The file says it of each question that was tried:
+A question is answerable if an accepted answer occurs in one of the passages that are found for the question itself, or
+for a title that supports it. "Yes" and "no" do not occur in passages as answers: such a question is answerable if it
+has supporting titles, and each of them is found. The file has a line for each question that was tried:
 
     {"set": "hotpotqa", "id": "dev_0", "answerable": true}
 """
@@ -25,16 +25,16 @@ from .questions import Question, rows_of_file
 
 SCHEMA = "set, id and answerable (true or false)"
 QUESTIONS_AT_ONCE = 64
-PASSAGES_AT_ONCE = 4_000  # of a request; what servers take is more
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a server that is away is asked again
+PASSAGES_AT_ONCE = 4_000  # per request; servers take more
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a server that is down is asked again
 
 Answerable = dict[tuple[str, str], bool]  # by set and id
 
 
 def try_questions(questions: Sequence[Question], find: Search, top_k: int, first: int = 0) -> Iterator[list[bool]]:
-    """Whether each question from the first on is answerable by the best `top_k` passages of each query.
+    """Whether each question from number `first` on is answerable by the best `top_k` passages of each query.
 
-    The verdicts come a part at a time.
+    Yields the verdicts in parts.
     """
     for start in range(first, len(questions), QUESTIONS_AT_ONCE):
         part = questions[start : start + QUESTIONS_AT_ONCE]
@@ -54,7 +54,7 @@ def _found(queries: Sequence[str], find: Search, top_k: int) -> dict[str, list[P
 
 
 def is_answerable(question: Question, found: Sequence[Passage], of_titles: Sequence[Sequence[Passage]]) -> bool:
-    """Whether what was found for the question and for each of its titles answers it.
+    """Whether the passages found for the question and for each of its titles answer it.
 
     Example: "1815" in "The bridge of 1815 ..." -> yes, in "... of 18150 ..." -> no
     """
@@ -65,7 +65,7 @@ def is_answerable(question: Question, found: Sequence[Passage], of_titles: Seque
     texts = [passage.contents for passages in (found, *of_titles) for passage in passages]
     normalized = [_words(text) for text in texts]
     words = [_words(answer) for answer in question.answers if normalize_answer(answer)]
-    # "The The" and "?" normalise to nothing: they are looked for as they are.
+    # "The The" and "?" normalise to nothing, so they are searched for unchanged.
     signs = [whole_words(answer) for answer in question.answers if not normalize_answer(answer)]
     return any(one in text for one in words for text in normalized) or any(
         one.search(text) for one in signs for text in texts
@@ -73,12 +73,12 @@ def is_answerable(question: Question, found: Sequence[Passage], of_titles: Seque
 
 
 def _words(text: str) -> str:
-    """Whole words, with a space before the first and behind the last."""
+    """The normalised words, with a space before the first and after the last."""
     return f" {normalize_answer(text)} "
 
 
 def check_questions(questions: Sequence[Question]) -> None:
-    """Each can be searched for, and be told from the others by its set and id."""
+    """Raise an error unless each question can be searched for, and its set and id are unique."""
     places: dict[tuple[str, str], str] = {}
     for question in questions:
         for query in _queries(question):
@@ -95,7 +95,7 @@ def check_questions(questions: Sequence[Question]) -> None:
 
 
 def asked_again(find: Search, patience: float, tell: Callable[[str], None]) -> Search:
-    """The same search, which waits so many seconds for a server that does not answer."""
+    """The same search, which waits up to `patience` seconds for a server that does not answer."""
 
     def search(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         end, wait = time.monotonic() + patience, FIRST_WAIT
@@ -114,11 +114,11 @@ def asked_again(find: Search, patience: float, tell: Callable[[str], None]) -> S
     return search
 
 
-# ---- verdicts as they come, so that one who was interrupted goes on
+# ---- verdicts as they come, so that an interrupted run can go on
 
 
 def digest(questions: Iterable[Question]) -> str:
-    """Equal for the same questions in the same order."""
+    """A digest that is equal for the same questions in the same order."""
     found = hashlib.sha256()
     for question in questions:
         found.update(json.dumps(asdict(question) | {"where": ""}).encode())
@@ -126,10 +126,9 @@ def digest(questions: Iterable[Question]) -> str:
 
 
 def begin(file: Path, settings: Mapping[str, Any]) -> list[bool]:
-    """The verdicts that an earlier run with these settings left in a file, which is made if there is none.
+    """The verdicts that an earlier run with these settings left in a file. Makes the file if it is missing.
 
-    The settings stand in its first line, and a verdict in each further one. What was cut off while it was written is
-    cut away.
+    Its first line holds the settings, and each further line a verdict. A partial last line is removed.
     """
     head = json.dumps(settings) + "\n"
     text = file.read_text(errors="replace") if file.exists() else ""
@@ -146,7 +145,7 @@ def begin(file: Path, settings: Mapping[str, Any]) -> list[bool]:
 
 
 def enter(file: Path, verdicts: Iterable[bool]) -> None:
-    """Write down what is known of the next questions."""
+    """Append the verdicts on the next questions."""
     with file.open("a") as lines:
         lines.writelines(f"{json.dumps(verdict)}\n" for verdict in verdicts)
 
@@ -155,7 +154,7 @@ def enter(file: Path, verdicts: Iterable[bool]) -> None:
 
 
 def write_answerable(file: Path, questions: Iterable[Question], verdicts: Iterable[bool]) -> None:
-    """All lines or none."""
+    """Write the file, with all lines or not at all."""
     draft = file.with_name(f"{file.name}.draft")
     with draft.open("w", encoding="utf-8") as lines:
         for question, verdict in zip(questions, verdicts, strict=True):
@@ -164,7 +163,7 @@ def write_answerable(file: Path, questions: Iterable[Question], verdicts: Iterab
 
 
 def read_answerable(file: str | Path) -> Answerable:
-    """What the file says of each question."""
+    """Read the file's verdict on each question."""
     file = Path(file).expanduser()
     if not file.is_file():
         raise ValueError(f"answerable: there is no file {file}. To make it: a2tgpo answerable.")
@@ -177,7 +176,7 @@ def read_answerable(file: str | Path) -> Answerable:
 
 
 def say(answerable: Answerable, question: Question) -> bool:
-    """What the file says of this question."""
+    """The file's verdict on this question. Raises an error if it has none."""
     key = (question.set, question.id)
     if key not in answerable:
         raise ValueError(

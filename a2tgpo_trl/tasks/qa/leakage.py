@@ -1,7 +1,7 @@
-"""questions to train on and to test on -> those that are in both, told, left out or refused.
+"""questions to train on and to test on -> those that are in both, reported, left out or refused.
 
-Scores on questions that were trained on say nothing of others. Sets borrow from each other, so each training question
-is compared with all that are tested on, whichever set they are from.
+Scores on questions that were trained on say nothing about other questions. Sets borrow from each other, so each
+training question is compared with all test questions, whichever set they are from.
 """
 
 import logging
@@ -20,7 +20,7 @@ SHOWN = 5
 
 
 def without_leaks(train: Sequence[Question], test: Sequence[Question], leakage: Leakage) -> list[Question]:
-    """The training questions without those that are tested on, which are told; or all of them, or an error."""
+    """Report training questions that are also tested on; return the others or all, or raise an error (`leakage`)."""
     if leakage not in get_args(Leakage):
         known = get_args(Leakage)
         raise ValueError(f"leakage must be one of {', '.join(known)}; got {leakage!r}.{nearest(str(leakage), known)}")
@@ -36,7 +36,7 @@ def without_leaks(train: Sequence[Question], test: Sequence[Question], leakage: 
 
 
 def leaked(train: Sequence[Question], test: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Training questions that are tested on, each with its first like: the same words, however they are written."""
+    """Training questions that are tested on, each with the first test question that has the same normalised words."""
     tested: dict[str, Question] = {}
     for question in test:
         tested.setdefault(_words(question.text), question)

@@ -1,12 +1,12 @@
 r"""a YAML file -> how a family of models is asked, in which form it answers, and what is rewarded.
 
     system: ... <answer>\boxed{ANSWER}</answer> ...       the instruction; the question is the user's message
-    probe: "<answer>\\boxed{{answer}}</answer>"           an answer at once, after the generation prompt
-    chat_template_kwargs: {enable_thinking: true}         what the chat template is to know
+    probe: "<answer>\\boxed{{answer}}</answer>"           an immediate answer, after the generation prompt
+    chat_template_kwargs: {enable_thinking: true}         arguments of the chat template
     rewards: {exact_match: 1.0}                           rewards that read this form, and their weights
 
-Those that come along lie in `families/`. Where a recipe does not say otherwise, `probe` is the run's `probe_template`,
-and `chat_template_kwargs` are its own.
+The package's files are in `families/`. Unless a recipe sets them itself, `probe` becomes the run's `probe_template`,
+and `chat_template_kwargs` its setting of that name.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ KINDS = {"system": str, "probe": str, "chat_template_kwargs": dict, "rewards": d
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a family of models is asked, and answers."""
+    """How a family of models is asked, and how it answers."""
 
     system: str
     probe: str
@@ -31,17 +31,17 @@ class Prompts:
     rewards: dict[str, float]
 
     def ask(self, question: str) -> list[dict[str, str]]:
-        """A question as the policy is asked it."""
+        """The prompt for a question."""
         return [{"role": "system", "content": self.system}, {"role": "user", "content": question}]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run with these prompts sets, unless its recipe does."""
+        """Settings of a run with these prompts, unless its recipe sets them."""
         return {"probe_template": self.probe, "chat_template_kwargs": self.chat_template_kwargs}
 
 
 def read_prompts(name: str) -> Prompts:
-    """The prompts of this family, or those in a file of your own."""
+    """The prompts of this family, or those in your own file."""
     shipped = {file.stem: file for file in sorted(FAMILIES.glob("*.yaml"))}
     file = shipped.get(name, Path(name).expanduser())
     if not file.is_file():

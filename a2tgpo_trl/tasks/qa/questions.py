@@ -1,6 +1,6 @@
 """a folder of files, or the hub -> the questions of a split, with all accepted answers.
 
-The files are those of FlashRAG's collection, FOLDER/hotpotqa/dev.jsonl and so on, with a JSON object in each line:
+The files are those of FlashRAG's collection, FOLDER/hotpotqa/dev.jsonl and so on, with one JSON object per line:
 
     {"id": "dev_0", "question": "...", "golden_answers": ["...", ...], "metadata": {...}}
 """
@@ -27,20 +27,20 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its accepted answers, and titles of the passages that support them, where its set names them."""
+    """A question, its accepted answers, and titles of the passages that support them, if its set names them."""
 
     set: str
     id: str
     text: str
     answers: tuple[str, ...]
     titles: tuple[str, ...]
-    where: str  # file and line, to be told
+    where: str  # file and line, for messages
 
 
 def load_split(name: str, split: str, folder: str | Path | None = None, whole: bool = False) -> list[Question]:
-    """All questions of a split: from FOLDER/NAME/SPLIT.jsonl, or from the hub where no folder is named.
+    """All questions of a split: from FOLDER/NAME/SPLIT.jsonl, or from the hub if no folder is named.
 
-    A split of another size than is known (`SETS`) is told; with `whole`, it is an error.
+    Warns if the split's size is not the known one (`SETS`); with `whole`, that is an error.
     """
     if split not in SETS[name].sizes:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(SETS[name].sizes)}.")
@@ -51,7 +51,7 @@ def load_split(name: str, split: str, folder: str | Path | None = None, whole: b
 
 
 def check_size(name: str, split: str, number: int, whole: bool) -> None:
-    """The split has as many questions as it is known to have."""
+    """Warn or raise an error if the split does not have its known number of questions."""
     known = SETS[name].sizes[split]
     if number == known:
         return
@@ -90,8 +90,8 @@ def _fetch(name: str) -> str:
 
 
 def rows_of_file(file: Path, schema: str = SCHEMA) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, with the place of each. `schema` says in errors what a row is."""
-    with file.open("rb") as lines:  # one bad line is an error of that line, its encoding included
+    """The rows of a file, each with its place. `schema` describes a row in errors."""
+    with file.open("rb") as lines:  # as bytes, so that a line with a wrong encoding is an error of that line
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{file}, line {number}"
@@ -111,13 +111,13 @@ def _object(line: bytes, where: str, schema: str) -> Row:
 
 
 def rows_of_hub(name: str, split: str) -> Iterable[tuple[str, Row]]:
-    """The rows of a split of the hub, with the place of each."""
+    """The rows of a split on the hub, each with its place."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(HUB, name, split=split)
-    except (OSError, ValueError, DatasetsError) as error:  # no connection; offline, and not in the cache; files
+    except (OSError, ValueError, DatasetsError) as error:  # no connection; offline and not in the cache; bad files
         raise ValueError(f"{name} could not be loaded from the hub ({HUB}): {error}\n{_fetch(name)}") from error
     return ((f"{HUB}, {name}, {split}, row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -126,7 +126,7 @@ def rows_of_hub(name: str, split: str) -> Iterable[tuple[str, Row]]:
 
 
 def read_question(name: str, row: Row, where: str) -> Question:
-    """A row as a question, or a ValueError that says what is wrong with it."""
+    """Read a row as a question. Raises a ValueError that says what is wrong with it."""
     for column in COLUMNS:
         if column not in row:
             raise ValueError(f"{where}: there is no {column!r}; there is {', '.join(row)}. A row is to have {SCHEMA}.")
@@ -144,7 +144,7 @@ def read_question(name: str, row: Row, where: str) -> Question:
 
 
 def _answers(given: Any, where: str) -> tuple[str, ...]:
-    """All accepted answers, in their order. A blank one among others is none: nothing could be scored."""
+    """All accepted answers, in their order, without blank ones, which could not be scored."""
     answers = [given] if isinstance(given, str) else given
     if not isinstance(answers, list):
         raise ValueError(f"{where}: golden_answers is {shown(given)}, not a list of texts. {_MEND}")

@@ -1,11 +1,11 @@
 """the seven sets: which split is the test, how many questions each split has, and what the paper trains on.
 
-Sizes are those of FlashRAG's collection. The tests of the paper add up from them:
+Sizes are those of FlashRAG's collection. The paper's test sets add up from them:
 
     multi-hop    7,405 + 12,576 + 2,417 + 125 = 22,523    HotpotQA dev, 2Wiki dev, MuSiQue dev, Bamboogle test
     single-hop   3,610 + 11,313 + 14,267      = 29,190    NQ test, TriviaQA test, PopQA test
 
-HotpotQA, 2WikiMultihopQA and MuSiQue keep the answers of their own test splits to themselves: dev stands in for them.
+HotpotQA, 2WikiMultihopQA and MuSiQue do not publish the answers of their test splits, so dev is used instead.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ MULTI_HOP, SINGLE_HOP = "multi-hop", "single-hop"
 
 @dataclass(frozen=True)
 class QASet:
-    """A set: whether its questions need several passages, the split that is the test, and each split's size."""
+    """A set: whether its questions need several passages, which split is the test, and each split's size."""
 
     hops: str
     test: str
@@ -35,12 +35,12 @@ SETS = {
     "triviaqa": QASet(SINGLE_HOP, "test", {"train": 78_785, "dev": 8_837, "test": 11_313}),
     "popqa": QASet(SINGLE_HOP, "test", {"test": 14_267}),
 }
-# What the paper trains on, to be tested on sets of either kind.
+# The set that the paper trains on for test sets of each kind.
 TRAINED_ON = {MULTI_HOP: "hotpotqa", SINGLE_HOP: "nq"}
 
 
 def named(names: str | Sequence[str]) -> list[str]:
-    """The sets of these names, of which "multi-hop" and "single-hop" stand for all of their kind.
+    """The sets with these names; "multi-hop" and "single-hop" stand for all sets of a kind.
 
     Example: ["nq", "multi-hop"] -> ["nq", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"]
     """
@@ -55,7 +55,7 @@ def named(names: str | Sequence[str]) -> list[str]:
 
 
 def trained_on(tests: Sequence[str]) -> list[str]:
-    """What the paper trains on, to be tested on these sets.
+    """The sets that the paper trains on for these test sets.
 
     Example: ["bamboogle", "musique"] -> ["hotpotqa"]; ["bamboogle", "popqa"] -> ["hotpotqa", "nq"]
     """
@@ -63,7 +63,7 @@ def trained_on(tests: Sequence[str]) -> list[str]:
 
 
 def averages(tests: Sequence[str], answerable: bool = False) -> dict[str, dict[str, list]]:
-    """What a table has beside each set: all of a kind, and all of both; of each, what is `answerable` and what is not.
+    """The averages in a table: all sets of a kind, and all sets; with `answerable`, each also split by that column.
 
     Example: ["nq", "musique"] -> {"multi-hop": {"set": ["musique"]}, "single-hop": {"set": ["nq"]}, "all sets": {}}
     """

@@ -34,20 +34,20 @@ def qa(
     """Questions of HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle, NQ, TriviaQA and PopQA.
 
     Args:
-        sets: What is tested on: names of sets, or "multi-hop" or "single-hop" for all of a kind.
-        train: What is trained on. None: as the paper, HotpotQA for multi-hop sets and NQ for single-hop sets. An empty
-            list: nothing, for evaluations.
-        folder: Folder with FlashRAG's files, SET/SPLIT.jsonl. None: its collection of the hub.
+        sets: The test sets: names, or "multi-hop" or "single-hop" for all of a kind.
+        train: The training sets. None: as in the paper, HotpotQA for multi-hop sets and NQ for single-hop sets. An
+            empty list: nothing, for evaluations.
+        folder: Folder with FlashRAG's files, SET/SPLIT.jsonl. None: its collection on the hub.
         limit: Most questions of each set, drawn by the seed: a number, or {train: 2000, test: 500}. None: all.
-        prompts: Family of models (`families/`), or a file of your own.
-        search: What is searched: the address of a server, the folder of an index, or what `SearchTool` is given
+        prompts: Family of models (`families/`), or your own file.
+        search: What to search: the address of a server, the folder of an index, or arguments of `SearchTool`
             ({url: ..., top_k: 5}). None: the recipe names its own tools.
-        leakage: What becomes of training questions that are tested on: leave_out, refuse or keep.
-        whole: Whether a set of another size than is known is an error.
-        seed: What `limit` draws by.
-        answerable: File that says which questions the corpus can answer (`a2tgpo answerable`); those and others are
-            then scored apart.
-        answerable_only: Whether questions that it cannot answer are left out of training.
+        leakage: What to do with training questions that are also tested on: leave_out, refuse or keep.
+        whole: Whether it is an error if a set does not have its known size.
+        seed: Seed by which `limit` draws.
+        answerable: File that says which questions the corpus can answer (`a2tgpo answerable`); those and the others
+            are then scored separately.
+        answerable_only: Whether questions that the corpus cannot answer are left out of training.
     """
     form, limits = read_prompts(prompts), _limits(limit)
     tested = named(sets)
@@ -104,7 +104,7 @@ def _reward(name: str) -> Callable:
 
 
 def _rows(by_set: Mapping[str, list[Question]], limit: int | None, form: Prompts, rng: Rng) -> Dataset:
-    """Questions as the trainer takes them; of each set at most `limit`, in their own order."""
+    """Questions in the trainer's form; at most `limit` of each set, in their own order."""
     rows = []
     for questions in by_set.values():
         chosen: Sequence[int] = range(len(questions))

@@ -1,6 +1,6 @@
-"""Houses of TextWorld to act in, with questions in the manner of QAit that only those can answer who have looked.
+"""TextWorld houses to act in, with questions in the style of QAit that a policy can answer only after looking.
 
-games.py      seed -> a house: a map, doors, containers, things, by TextWorld's own generator; what is so in it
+games.py      seed -> a house: a map, doors, containers, things, by TextWorld's own generator; its state
 walks.py      a house -> shortest walks in it
 questions.py  a house -> questions, their answers, and the walks that find them
 play.py       a house -> an environment with one tool, which takes commands

@@ -1,7 +1,7 @@
 """part, seed and number -> a game of TextWorld, made in memory: a house with rooms, doors and things.
 
-TextWorld draws the map, puts the things somewhere, and names all of it; its rules say what a command does. What is in
-or on what is a fact of the game, and not read from a text.
+TextWorld draws the map, places the things and names everything; its rules say what a command does. The place of a
+thing is a fact of the game and not read from a text.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ INSTALL = (
     "A part of it, jericho, is built on the spot: that takes gcc and make."
 )
 DIRECTIONS = ("north", "east", "south", "west")
-CARRIED = "you"  # where a thing is that the player carries
-# TextWorld's letters for kinds of things.
+CARRIED = "you"  # the place of a thing that the player carries
+# TextWorld's letters for kinds of entities.
 PLAYER, ROOM, DOOR, CONTAINER, SUPPORTER, FOOD, OBJECT = "P", "r", "d", "c", "s", "f", "o"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is in a house."""
+    """The number of rooms and other entities in a house."""
 
     rooms: int = 4
     containers: int = 4
@@ -37,45 +37,45 @@ class Size:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is so at one moment of a game, all by name.
+    """The state of a game at one moment, all by name.
 
     Example: here "cellar", exits {"cellar": {"north": ("bar", "gate")}}, where {"box": "cellar", "key": "box"},
     closed {"gate"}
     """
 
     here: str
-    kinds: Mapping[str, str]  # of everything, in an order that stays
-    exits: Mapping[str, Mapping[str, tuple[str, str | None]]]  # room -> direction -> room behind, and door between
-    where: Mapping[str, str]  # what stands or lies -> room, container or supporter, or CARRIED
+    kinds: Mapping[str, str]  # of everything, in a fixed order
+    exits: Mapping[str, Mapping[str, tuple[str, str | None]]]  # room -> direction -> next room, and door between
+    where: Mapping[str, str]  # entity -> room, container or supporter, or CARRIED
     closed: frozenset[str]  # doors and containers
     edible: frozenset[str]
 
     def inside(self, holder: str) -> list[str]:
-        """What is in or on it."""
+        """The entities in or on `holder`."""
         return [name for name in self.kinds if self.where.get(name) == holder]
 
     def things(self) -> list[str]:
-        """What can be carried."""
+        """The things that can be carried."""
         return [name for name, kind in self.kinds.items() if kind in (FOOD, OBJECT)]
 
 
 @dataclass(frozen=True)
 class House:
-    """A game before anyone has moved, and its first scene."""
+    """A game before the first move, and its first scene."""
 
     game: Any = field(repr=False)
     start: Scene
 
 
 def make_house(part: str, seed: object, number: int, size: Size = Size()) -> House:
-    """The game of this number in a part ("train", "test", "school"): the same on every machine."""
+    """Make the game with this number in a part ("train", "test", "school"): the same on every machine."""
     rng = Rng("textworld", part, seed, number)
     game = _game(rng, size)
     return House(game, scene(game, game.world.facts))
 
 
 def scene(game: Any, facts: Any) -> Scene:
-    """What these facts say, which are propositions of TextWorld over the entities of a game."""
+    """The scene that these facts describe: TextWorld propositions over the entities of a game."""
     names = {entity: str(info.name or CARRIED) for entity, info in game.infos.items()}
     kinds = {str(info.name): str(info.type) for info in game.infos.values() if info.name}
     doors, ways, where = {}, [], {}
@@ -102,7 +102,7 @@ def scene(game: Any, facts: Any) -> Scene:
 
 @cache
 def library() -> Any:
-    """The modules of TextWorld, imported when a game is first made."""
+    """TextWorld's modules, imported when the first game is made."""
     if find_spec("textworld") is None:
         raise ValueError(INSTALL)
     import textworld.generator
@@ -130,15 +130,15 @@ def _game(rng: Rng, size: Size) -> Any:
 
 
 def _unlocked(fact: Any, logic: Any) -> Any:
-    """What is locked has no key here: it is closed."""
+    """Turn a locked entity into a closed one, because there are no keys here."""
     return logic.Proposition("closed", fact.arguments) if fact.name == "locked" else fact
 
 
 def _name(game: Any, grammar: Any, rng: Rng) -> None:
-    """Give everything a name out of TextWorld's words for a house, each but once in a game.
+    """Give everything a name from TextWorld's words for a house, each only once in a game.
 
-    They go with the kind of room in which something stands. Names of things that can be carried are exchanged, so that
-    none tells where its thing is, or whether it can be eaten.
+    Names fit the kind of room that an entity is in. Names of things that can be carried are shuffled, so that a name
+    does not tell where its thing is, or whether it can be eaten.
     """
     used: set[str] = set()
 

@@ -1,8 +1,7 @@
 """a house -> a game that is played by commands: an environment with one tool.
 
-TextWorld's rules say which commands work, and what they do. What one sees is told in the words of this module, a
-sentence for each thing: TextWorld's own texts, which are longer, need a game that is compiled to a file, and an
-interpreter for it.
+TextWorld's rules say which commands work, and what they do. This module writes the observations, one sentence for each
+thing: TextWorld's own texts are longer, and need a game that is compiled to a file, and an interpreter for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,12 +55,12 @@ def play(houses: Mapping[str, House]) -> Callable[[], Play]:
 
 
 def normal(command: str) -> str:
-    """Without articles and capitals. Example: " Open the Box" -> "open box" """
+    """A command without articles and capitals. Example: " Open the Box" -> "open box" """
     return " ".join(word for word in command.lower().split() if word not in ARTICLES)
 
 
 def refusal(now: Scene, asked: str) -> str:
-    """What a command that does not work is told. What is eaten has to be carried, so that a refusal says enough."""
+    """The reply to a command that fails. Only carried things can be eaten, so that a refusal is informative."""
     if not asked:
         return "Say what to do."
     verb, _, thing = asked.partition(" ")
@@ -71,11 +70,11 @@ def refusal(now: Scene, asked: str) -> str:
     return f"You cannot {asked}."
 
 
-# ---- what one sees
+# ---- what the player sees
 
 
 def view(now: Scene) -> list[str]:
-    """What one sees where one is, a sentence each: the room, what is in it, and the ways out."""
+    """What the player sees, in sentences: the room, the things in it, and the ways out."""
     told = [f"You are in the {now.here}."]
     for name in now.inside(now.here):
         told += about(now, name)
@@ -89,7 +88,7 @@ def view(now: Scene) -> list[str]:
 
 
 def about(now: Scene, name: str) -> list[str]:
-    """What one sees of something: what is in or on it, or where it is.
+    """What the player sees of an entity: the things in or on it, or where it is.
 
     Example: a box with a key -> "The key is in the box."; an empty one -> "The box is empty."
     """
@@ -111,7 +110,7 @@ def _place(now: Scene, thing: str) -> str:
 
 
 def outcome(before: Scene, now: Scene, command: str) -> list[str]:
-    """What a command that worked is told, a sentence each."""
+    """The reply to a command that worked, in sentences."""
     verb, _, rest = command.partition(" ")
     if verb in ("go", "look"):
         return view(now)

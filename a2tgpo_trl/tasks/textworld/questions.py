@@ -1,11 +1,11 @@
-"""a house -> questions on it, in the manner of QAit (arXiv 1908.10909), each with its answer and a walk that finds it.
+"""a house -> questions on it, in the style of QAit (arXiv 1908.10909), each with its answer and a walk that finds it.
 
     location    Where is the peanut?                  what it is in or on; or the room, if it lies there
     existence   Is there any peanut in the house?     yes or no
-    edible      Is the peanut edible?                 yes or no; to be tried
+    edible      Is the peanut edible?                 yes or no; found by trying
 
-Answers are facts of the game. `moves` are the commands of a shortest walk after which the thing has been seen. A thing
-that is not there has none: who answers "no" has been everywhere, and looked into everything.
+Answers are facts of the game. `moves` is the number of commands of a shortest walk after which the thing has been
+seen. It is None for a thing that does not exist: the walk to the answer "no" goes everywhere and opens everything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,14 +39,14 @@ class Question:
         return TEXTS[self.kind].format(thing=self.thing)
 
     def fits(self, kind: str, moves: int, answer: str | None) -> bool:
-        """Whether it is what is looked for; None is any answer."""
+        """Whether the question has this kind, length and answer; None stands for any answer."""
         return self.kind == kind and self.moves in (moves, None) and answer in (self.answer, None)
 
 
 def questions(house: House, other: House, kinds: Sequence[str], rng: Rng) -> Iterator[Question]:
     """All questions of these kinds on a house whose answers are not seen from the start, in a random order.
 
-    `other` has the names of what is not there.
+    `other` provides the names of things that do not exist.
     """
     start = house.start
     there = [thing for thing in start.things() if to_see(start, thing)]

@@ -22,7 +22,7 @@ INSTRUCTION = (
 MOVES = (2, 3, 4)
 QUESTIONS_OF_A_HOUSE = 3
 MOST = {"rooms": 8, "containers": 8, "supporters": 8, "things": 16}  # TextWorld has names for these
-IN_VAIN = 200  # houses in a row without one of the questions that are still looked for
+IN_VAIN = 200  # houses in a row without any of the questions that are still missing
 
 
 def textworld(
@@ -39,17 +39,17 @@ def textworld(
     things: int = Size.things,
     supporting_documents: bool = False,
 ) -> Task:
-    """Questions on houses, three of each house at most. No house has questions both to train and to test on.
+    """Questions on houses, at most three per house. No house has both training and test questions.
 
     Args:
-        kinds: What is asked, in equal parts: "location" (Where is the peanut?), "existence" (Is there any peanut in
-            the house?), "edible" (Is the peanut edible?). To the latter two "yes" and "no" are right equally often.
-        train_moves: How many commands it takes at least to see the thing, in the questions to train on, in equal
-            parts. Who does not know where it is needs more.
-        test_moves: The same of those to test on.
-        rooms, containers, supporters, things: How much there is in a house. A supporter is a table, a shelf, ...
-        supporting_documents: Whether rows have a column of this name, with a sentence for each command of a shortest
-            walk to the answer: the one by which the game replies. `atlas.useful.useful_search` reads it.
+        kinds: Kinds of questions, in equal parts: "location" (Where is the peanut?), "existence" (Is there any peanut
+            in the house?), "edible" (Is the peanut edible?). "yes" and "no" are right equally often.
+        train_moves: The fewest commands after which the thing is seen, in the training questions, in equal parts. A
+            policy that does not know where the thing is needs more.
+        test_moves: The same for the test questions.
+        rooms, containers, supporters, things: Their number in a house. A supporter is a table, a shelf, ...
+        supporting_documents: Whether rows have a column of this name, with the sentence with which the game replies
+            to each command of a shortest walk to the answer. `atlas.useful.useful_search` reads it.
     """
     size = _size(rooms=rooms, containers=containers, supporters=supporters, things=things)
     if not isinstance(kinds, (list, tuple)) or not kinds or not set(kinds) <= set(KINDS):
@@ -75,7 +75,7 @@ def textworld(
 
 
 def prompt(house: House, question: Question) -> list[dict[str, str]]:
-    """A question as the policy is asked it, and what is seen from where it starts."""
+    """The prompt for a question, which includes what the player sees at the start."""
     asked = "\n".join([question.text, *view(house.start)])
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": asked}]
 
@@ -83,7 +83,7 @@ def prompt(house: House, question: Question) -> list[dict[str, str]]:
 def draw(
     part: str, seed: object, number: int, kinds: Sequence[str], moves: Sequence[int], size: Size
 ) -> list[tuple[str, House, Question]]:
-    """So many questions, each with its house and the name of that, of each kind and length in turn."""
+    """Draw `number` questions, of each kind and length in turn, each with its house and the house's name."""
     wanted = [_wanted(i, kinds, moves) for i in range(number)]
     missing = list(range(number))
     found: dict[int, tuple[str, House, Question]] = {}
@@ -109,7 +109,7 @@ def draw(
 
 
 def milestones(house: House, question: Question) -> list[str]:
-    """The sentence by which the game replies to each command of the walk; of one room, the first time that it is seen.
+    """The sentence with which the game replies to each command of the walk; for a room, only the first time.
 
     Example: open gate, go north, open box -> "You open gate.", "You are in the bar.", "You open box."
     """
@@ -131,7 +131,7 @@ def _row(name: str, house: House, question: Question, supported: bool) -> dict[s
 
 
 def _wanted(row: int, kinds: Sequence[str], moves: Sequence[int]) -> tuple[str, int, str | None]:
-    """Kind, length and answer of the question in a row."""
+    """Kind, length and answer that the question in a row must have."""
     around, which = divmod(row, len(kinds))
     again, length = divmod(around, len(moves))
     answer = None if kinds[which] == "location" else ("yes", "no")[(again + length) % 2]

@@ -1,7 +1,7 @@
-"""a house -> shortest walks in it: commands that lead to where a thing is seen, or past everything there is.
+"""a house -> shortest walks in it: commands that lead to where a thing is seen, or past everything in it.
 
-Nothing that a walk needs can be undone by it (doors and containers stay open), so that a shortest one is found by
-Dijkstra's search over rooms, in which a closed door costs a command more.
+A walk cannot undo anything that it needs (doors and containers stay open), so Dijkstra's search over rooms finds a
+shortest one; a closed door costs one more command.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from .games import CARRIED, CONTAINER, Scene
 
 
 def to_see(scene: Scene, thing: str) -> list[str]:
-    """The commands of a shortest walk after which the thing has been seen. None, where it is seen from the start.
+    """The commands of a shortest walk after which the thing has been seen. Empty if it is seen from the start.
 
     Example: the key is in a closed box in the bar, behind a closed gate -> open gate, go north, open box
     """
@@ -24,7 +24,7 @@ def to_see(scene: Scene, thing: str) -> list[str]:
 
 
 def past_everything(scene: Scene) -> list[str]:
-    """A walk into every room that opens every container, always on to the nearest that is left."""
+    """A walk into every room that opens every container, always going to the nearest room that is left."""
     here, closed, walk = scene.here, set(scene.closed), []
     left = set(scene.exits) - {here}
     while True:
@@ -53,7 +53,7 @@ def _end(scene: Scene, here: str, commands: Sequence[str]) -> str:
 
 
 def _way(scene: Scene, start: str, goal: str, closed: frozenset[str] | set[str]) -> list[str]:
-    """The commands of a shortest way from a room to another."""
+    """The commands of a shortest way from one room to another."""
     waiting: list[tuple[int, int, str, list[str]]] = [(0, 0, start, [])]
     seen: set[str] = set()
     pushed = 0
@@ -66,6 +66,6 @@ def _way(scene: Scene, start: str, goal: str, closed: frozenset[str] | set[str])
         seen.add(room)
         for direction, (behind, door) in scene.exits[room].items():
             more = [f"open {door}"] * (door in closed) + [f"go {direction}"]
-            pushed += 1  # of ways of one length, the first found is taken
+            pushed += 1  # among ways of equal length, the first found is taken
             heapq.heappush(waiting, (len(commands) + len(more), pushed, behind, commands + more))
-    raise AssertionError(f"no way from {start} to {goal}")  # TextWorld's maps hang together
+    raise AssertionError(f"no way from {start} to {goal}")  # TextWorld's maps are connected

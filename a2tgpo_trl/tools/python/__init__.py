@@ -1,6 +1,6 @@
 """code of a policy -> what it prints, from an interpreter of its own that cannot reach anything else.
 
-In a script, the sessions are the environments of a trainer:
+In a script, pass the sessions to a trainer as its environments:
 
     from a2tgpo_trl.tools.python import python_sessions
     A2TGPOTrainer(..., environment_factory=python_sessions(timeout=5, preload=["numpy"]))
@@ -10,29 +10,29 @@ In a recipe:
     environment_factory: a2tgpo_trl.tools.python:PythonSession
     environment_kwargs: {isolation: bubblewrap, timeout: 5, memory_mb: 512}
 
-`python(code)` behaves like a cell of a notebook, and a rollout keeps its variables from call to call. An interpreter
-is used by one rollout and thrown away. It is one process without a right to start others, has no network, sees its own
-libraries, and writes to a folder in memory that goes with it (at the level `process`, on the disk). Between calls it
-is stopped.
+`python(code)` behaves like a notebook cell, and a rollout keeps its variables from call to call. Each interpreter
+serves one rollout and is then thrown away. It is a single process that may not start others. It has no network, sees
+its own libraries, and writes to a folder in memory that is removed with it (at the level `process`, the folder is on
+disk). Between calls it is suspended.
 
-An error of the code is a `tool_error`, with what was printed until then. A call that takes too long, or prints more
-than 4 MiB, ends the interpreter; the next call gets a new one and is told that its variables are gone. A machine that
-can start no interpreter is waited for and is no error of the policy. Sessions begin with the same hash order and the
-same states of `random` and `numpy.random`. Files cannot be locked, since rollouts could talk by locks on the libraries
-that they share: sqlite3 opens them as "file:NAME?nolock=1", with uri=True.
+If the code fails, the call is a `tool_error` with the output up to then. A call that takes too long, or prints more
+than 4 MiB, ends the interpreter; the next call gets a new one and is told that its variables are gone. If the machine
+cannot start an interpreter, the call waits; this does not count as an error of the policy. Sessions start with the
+same hash order and the same states of `random` and `numpy.random`. Files cannot be locked, because rollouts could
+communicate through locks on the libraries they share: open them in sqlite3 as "file:NAME?nolock=1", with uri=True.
 
-There are three places to run the code, of which `isolation="auto"` takes the first that works:
+The code can run in three places; `isolation="auto"` takes the first that works:
 
-    bubblewrap   a process in namespaces of its own. Needs `pip install a2tgpo_trl[python]` or the system's bubblewrap,
-                 and that namespaces are allowed.
-    process      a process with limits and a filter of system calls; where root trains, also with a user of its own. A
-                 warning lists what is left open.
-    remote       another machine or a container, where `a2tgpo serve-python` runs: `remote="http://sandbox:8400"`. The
-                 limits and the level are the server's. A2TGPO_PYTHON_TOKEN, the same on both sides, keeps others out.
-                 Where all its sessions are taken (`--most-sessions`), rollouts wait, as for one that is down.
+    bubblewrap   a process in its own namespaces. Needs `pip install a2tgpo_trl[python]` or the system's bubblewrap,
+                 and permission to create namespaces.
+    process      a process with limits and a system call filter; if root trains, it also has its own user. A warning
+                 lists what is not stopped.
+    remote       another machine or a container that runs `a2tgpo serve-python`: `remote="http://sandbox:8400"`. The
+                 server sets the limits and the level. A2TGPO_PYTHON_TOKEN, the same on both sides, keeps others out.
+                 If all its sessions are taken (`--most-sessions`), rollouts wait, as for a server that is down.
 
-The first two stop no code that knows of a hole in the kernel, or that measures how long things take. An interpreter
-takes three open files of the trainer: raise `ulimit -n` for hundreds of rollouts a process.
+The first two do not stop code that exploits a hole in the kernel or measures how long things take. Each interpreter
+uses three of the trainer's open files: raise `ulimit -n` for hundreds of rollouts per process.
 """
 
 import functools
@@ -61,14 +61,14 @@ _LOWEST = {"timeout": 0.01, "memory_mb": 16, "disk_mb": 1, "max_output": 64, "th
 class PythonSession:
     """An environment with one tool, `python`.
 
-    isolation: "bubblewrap", "process", or "auto" for the stronger of them that works
-    timeout: seconds of a call, after which its interpreter is ended
-    memory_mb, disk_mb: MiB of an interpreter beside its own, and of its files, which are in memory as well
-    max_output: bytes of a result; of longer ones the first and the last half are kept
+    isolation: "bubblewrap", "process", or "auto" for the stronger of the two that works
+    timeout: seconds per call, after which its interpreter is ended
+    memory_mb, disk_mb: MiB for an interpreter beyond what it needs itself, and for its files, also in memory
+    max_output: bytes of a result; the middle of a longer one is left out
     threads: of an interpreter
-    warm: interpreters that are kept ready on each process
-    preload: modules that are loaded before the first call, for all ("numpy", "sympy")
-    python: the interpreter whose libraries code may use; the trainer's own if it is not given
+    warm: interpreters that each process keeps ready
+    preload: modules that are loaded once for all interpreters, before the first call ("numpy", "sympy")
+    python: the interpreter whose libraries code may use; by default the trainer's own
     remote: address of `a2tgpo serve-python`, which has the settings above
     """
 
@@ -106,7 +106,7 @@ class PythonSession:
         self._session.cancel()
 
     def _release(self) -> None:
-        """The rollout is over, and the next may be long in coming: its interpreter's memory is free until then."""
+        """Free the interpreter's memory at the end of a rollout: the next one may start much later."""
         self._session.forget()
 
     @tool(cancel=_cancel, release=_release)
@@ -124,7 +124,7 @@ class PythonSession:
 
 
 def python_sessions(**options: Any) -> Callable[[], PythonSession]:
-    """An `environment_factory`. The options are those of `PythonSession`; what is wrong with them is said at once.
+    """An `environment_factory`. The options are those of `PythonSession`; wrong ones raise an error immediately.
 
     Example: `A2TGPOTrainer(..., environment_factory=python_sessions(isolation="bubblewrap", preload=["sympy"]))`
     """
@@ -136,7 +136,7 @@ def python_sessions(**options: Any) -> Callable[[], PythonSession]:
 
 
 def settings_from(*, isolation: str, python: str | None, preload: Sequence[str], **numbers: Any) -> Settings:
-    """Options as a user gives them, checked."""
+    """Check a user's options, and return them as `Settings`."""
     if isinstance(preload, str) or not all(isinstance(name, str) and name.isidentifier() for name in preload):
         raise ValueError(f"preload must be a list of names of modules; got {preload!r}.")
     for name, value in numbers.items():
@@ -149,15 +149,15 @@ def settings_from(*, isolation: str, python: str | None, preload: Sequence[str],
 
 
 def _try_out(pool: Pool) -> None:
-    """Settings with which no interpreter runs are a mistake of the user's, not of a call of the policy. If some have
-    run, it is the machine's, which is waited for."""
+    """Raise an error if no interpreter runs with these settings: that is the user's mistake, not one of the policy's
+    call. If interpreters have run before, the machine is at fault, and the run waits for it."""
     if pool.has_worked:
         return
     try:
         pool.check()
     except NotStarted as error:
         pool.close()
-        why = str(error).splitlines()[-1]  # before it may be the trace of an import
+        why = str(error).splitlines()[-1]  # the lines before may be the traceback of an import
         raise ValueError(f"No interpreter runs code with these settings of Python: {why}") from error
 
 
@@ -171,7 +171,7 @@ def _nothing_beside_remote(given: dict[str, Any]) -> None:
 
 
 def _with_check(method: Callable, check: Callable[[], Any]) -> Callable:
-    """The method of this one environment, with a check of what it needs."""
+    """The method of this one environment, with a check of what the method needs."""
     function = method.__func__  # type: ignore[attr-defined]
     settings = settings_of(function)
 

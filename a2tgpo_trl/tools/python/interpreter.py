@@ -1,8 +1,8 @@
-"""code and a time limit -> what a confined interpreter made of it: text of a bounded length, and how it ended.
+"""code and a time limit -> the result from a confined interpreter: text of a bounded length, and how it ended.
 
-The trainer's end of an interpreter. It trusts nothing that comes from there: output is cut while it is read, the
-message that a call is done has a fixed length and must hold the call's own random bytes, and whatever else arrives
-ends the interpreter. Between calls it is stopped, with all its threads.
+The trainer's end of an interpreter. It trusts nothing that the interpreter sends: output is cut while it is read, the
+message that a call is done has a fixed length and must hold the call's own random bytes, and anything else that
+arrives ends the interpreter. Between calls the interpreter is stopped, with all its threads.
 """
 
 import os
@@ -20,13 +20,13 @@ from typing import NamedTuple
 from .sandbox.executor import FAILED, LENGTH, NONCE, RAISED, RAN, READY
 
 
-STARTING = 60.0  # seconds that an interpreter may take to be ready: it may load much
-FLOOD = 16  # an interpreter is ended once it has printed so many times what is kept ...
-LEAST_FLOOD = 2**22  # ... and so many bytes
+STARTING = 60.0  # seconds that an interpreter may take to be ready: preloading may be slow
+FLOOD = 16  # an interpreter is ended once it has printed this many times the output that is kept ...
+LEAST_FLOOD = 2**22  # ... and this many bytes
 BLOCK = 2**16
 MOST_IN_PIPE = 2**20
 
-# What the policy is told of the end of its interpreter.
+# What the policy is told when its interpreter ends.
 LATE = "the code did not end within {:g} seconds"
 FLOODED = "the code printed more than {} bytes"
 GONE = "the code ended its interpreter, or memory ran out"
@@ -35,11 +35,11 @@ BROKEN = "the code wrote to the interpreter's own channel, which is for nothing 
 
 
 class NotStarted(RuntimeError):
-    """An interpreter could not be made; says why."""
+    """An interpreter could not be made, for the given reason."""
 
 
 class Finished(NamedTuple):
-    """How a call ended. `ended` says why the interpreter is no more, if it is not."""
+    """How a call ended. `ended` says why the interpreter has ended, if it has."""
 
     text: str
     raised: bool
@@ -47,7 +47,7 @@ class Finished(NamedTuple):
 
 
 class Output:
-    """The first and the last bytes of what is printed; what lies between is only counted."""
+    """The first and the last bytes of the output; the bytes between are only counted."""
 
     def __init__(self, most: int):
         self._half = most // 2
@@ -74,16 +74,16 @@ def _decoded(data: bytes | bytearray) -> str:
 
 
 class _Ended(Exception):
-    """An interpreter can do no more; says why."""
+    """An interpreter has ended or must be ended, for the given reason."""
 
 
 def _check_before(channel: socket.socket) -> None:
-    """Nothing came since the last call, and there is still somebody to ask."""
+    """Raise `_Ended` if something arrived since the last call, or the interpreter has ended."""
     channel.settimeout(0)
     try:
         raise _Ended(BROKEN if channel.recv(1) else KILLED)
     except BlockingIOError:
-        pass  # as it should be
+        pass  # as expected
     except OSError as error:
         raise _Ended(KILLED) from error
 
@@ -93,22 +93,22 @@ class Handles:
 
     def __init__(self, channel: socket.socket, output: int):
         self.channel, self.output = channel, output
-        self.process = -1  # a file that stands for the process and no other, whatever becomes of its id
+        self.process = -1  # a file that always refers to this process, even if its id is reused
         self._lock = threading.Lock()
-        self._owner = os.getpid()  # a fork of it has the same files, and must not end what it does not use
+        self._owner = os.getpid()  # a fork of the trainer has the same files, and must not end the interpreter
 
     def send(self, number: int) -> None:
-        """Send a signal, if there is still somebody to get it."""
+        """Send a signal, if the process still exists."""
         with self._lock, suppress(ProcessLookupError):
             if self.process >= 0:
                 signal.pidfd_send_signal(self.process, number)
 
     def kill(self) -> None:
-        """From any thread: end the interpreter at once. Whoever waits for it is told by the end of the channel."""
+        """From any thread: end the interpreter immediately. A waiting caller is told by the end of the channel."""
         if os.getpid() != self._owner:
             return
         self.send(signal.SIGKILL)
-        with suppress(OSError):  # it was closed, there or here
+        with suppress(OSError):  # it was closed at either end
             self.channel.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class Handles:
 
 
 class Interpreter:
-    """One interpreter, for one rollout. It ends when this object does."""
+    """One interpreter, for one rollout. It ends when this object is deleted."""
 
     def __init__(self, channel: socket.socket, output: int, kept: int, server_has_ended: Callable[[], bool]):
         self._handles, self._kept, self.server_has_ended = Handles(channel, output), kept, server_has_ended
@@ -131,14 +131,14 @@ class Interpreter:
         self.close = weakref.finalize(self, self._handles.close)
 
     def wait_until_ready(self) -> None:
-        """Raises `NotStarted` with what the other end says is wrong."""
+        """Wait until the interpreter is ready. Raises `NotStarted` with the error that the other end reports."""
         handles = self._handles
         handles.channel.settimeout(STARTING)
         try:
             message, files, _, _ = socket.recv_fds(handles.channel, 4096, 1)
         except OSError as error:
             raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
-        if message == READY and not files:  # the kernel drops a file that there is no number for
+        if message == READY and not files:  # the kernel drops a file when no file number is free
             raise NotStarted("this process has as many files open as it may have (ulimit -n)")
         if message != READY:
             said = _decoded(message.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
@@ -146,14 +146,14 @@ class Interpreter:
         handles.process = files[0]
 
     def run(self, code: str, timeout: float) -> Finished:
-        """Run code, for so many seconds at most. After `ended` there is no interpreter any more."""
+        """Run code, for at most `timeout` seconds. If the result has `ended`, the interpreter is gone."""
         output = Output(self._kept)
-        self._read_rest(Output(0))  # what a thread of the call before printed after its end
+        self._read_rest(Output(0))  # discards what a thread of the previous call printed after its end
         try:
             raised = self._call(code, timeout, output)
         except TimeoutError:
             return self._end(output, LATE.format(timeout))
-        except OSError:  # it ended before it was asked
+        except OSError:  # the interpreter ended before it got the code
             return self._end(output, GONE)
         except _Ended as ended:
             return self._end(output, str(ended))
@@ -162,7 +162,7 @@ class Interpreter:
         return Finished(output.text(), raised)
 
     def _call(self, code: str, timeout: float, output: Output) -> bool:
-        """Have code run, and wait until it has; whether it raised."""
+        """Have the code run, wait until it is done, and return whether it raised."""
         end = time.monotonic() + timeout
         data = code.encode("utf-8", errors="replace")
         nonce = secrets.token_bytes(NONCE)
@@ -173,7 +173,7 @@ class Interpreter:
         return self._wait(nonce, output, end) == RAISED
 
     def _wait(self, nonce: bytes, output: Output, end: float) -> bytes:
-        """How the call ended; output is read and cut meanwhile."""
+        """Return how the call ended, while reading and cutting its output."""
         channel, most = self._handles.channel, max(FLOOD * self._kept, LEAST_FLOOD)
         poll = select.poll()
         poll.register(channel, select.POLLIN)
@@ -206,7 +206,7 @@ class Interpreter:
         return Finished(output.text(), True, why)
 
     def _read_rest(self, output: Output) -> bytes:
-        """What is in the pipe now, as far as it holds it: another thread may go on filling it."""
+        """Read what is in the pipe now, up to its capacity: another thread may keep filling it."""
         first = b""
         with suppress(BlockingIOError):
             for _ in range(MOST_IN_PIPE // BLOCK):

@@ -1,7 +1,7 @@
-"""a wish ("auto", or a level) -> a level of isolation that works here, found by trying.
+"""the requested isolation ("auto", or a level) -> a level of isolation that works here, found by trying.
 
-What a level does not stop stands in `THREATS`: the table of the documentation is made of it, and the tests of escapes
-expect what it says.
+`THREATS` lists what each level does not stop: the documentation's table is made from it, and the escape tests check
+it.
 """
 
 import logging
@@ -18,44 +18,44 @@ logger = logging.getLogger(__name__)
 
 # The strongest first.
 LEVELS = ("bubblewrap", "process")
-# The weaker is two: root makes a user for each interpreter, an ordinary user has nobody but itself.
+# The weaker level has two forms: root makes a user for each interpreter, an ordinary user has only itself.
 PROCESS, PROCESS_AS_SELF = "process", "process, started by an ordinary user"
 WEAK = (PROCESS, PROCESS_AS_SELF)
 
 
 class Threat(NamedTuple):
-    """Something that code may try, and the levels at which it succeeds."""
+    """Something that code may try, and the levels that do not stop it."""
 
     what: str
     not_stopped_at: tuple[str, ...] = ()
 
 
 THREATS = {
-    "environment": Threat("read the trainer's environment from its own"),
-    "files of others": Threat("read a file of the machine that every user may read", WEAK),
+    "environment": Threat("read the trainer's environment variables from its own"),
+    "files of others": Threat("read a file on the machine that every user may read", WEAK),
     "own files": Threat("read a file that the user who trains may read: keys, the repository", (PROCESS_AS_SELF,)),
     "private files": Threat("read a file that only root may read"),
     "writing": Threat("change a file of the user who trains: libraries, the repository", (PROCESS_AS_SELF,)),
-    "traces": Threat("leave a file for the next rollout in a folder that all may write to", WEAK),
-    "processes": Threat("see which processes there are", WEAK),
+    "traces": Threat("leave a file for the next rollout in a folder that all users may write to", WEAK),
+    "processes": Threat("see which processes are running", WEAK),
     "other environments": Threat("read the environment of a process of the user who trains", (PROCESS_AS_SELF,)),
     "memory of others": Threat(
-        "reach memory and files of a process of the user who trains by /proc", (PROCESS_AS_SELF,)
+        "reach memory and files of a process of the user who trains via /proc", (PROCESS_AS_SELF,)
     ),
-    "calls on others": Threat("take memory or open files of another process, trace it or schedule it"),
-    "telling": Threat("tell another rollout, or learn from it, by locks or watches on shared files"),
+    "calls on others": Threat("take another process's memory or open files, trace it or schedule it"),
+    "telling": Threat("communicate with another rollout through locks or watches on shared files"),
     "signals": Threat("send signals to another process"),
-    "network": Threat("open a socket: network, names, services of the machine"),
+    "network": Threat("open a socket: network, name lookup, services on the machine"),
     "programs": Threat("start a process or another program"),
     "kernel": Threat("mount, change the root, make namespaces, load modules, set the clock"),
-    "memory": Threat("use more memory than it may have"),
+    "memory": Threat("use more memory than its limit"),
     "large files": Threat("write a file larger than its limit"),
     "many files": Threat("fill the disk with many files", WEAK),
-    "threads": Threat("start more threads than it may have (their stacks still count as memory)", (PROCESS_AS_SELF,)),
-    "time": Threat("run on after its time, after its call or after its rollout"),
-    "output": Threat("give a longer result than it may, or one that is no text"),
-    "protocol": Threat("write a result that is not its own, or break what comes after"),
-    "limits": Threat("raise its limits, or give itself privileges"),
+    "threads": Threat("start more threads than its limit (their stacks still count as memory)", (PROCESS_AS_SELF,)),
+    "time": Threat("keep running after its time, its call or its rollout is over"),
+    "output": Threat("return a result that is too long or is not text"),
+    "protocol": Threat("forge a result, or break the calls after it"),
+    "limits": Threat("raise its limits or gain privileges"),
     "next rollout": Threat("change what the code of another rollout finds in its interpreter"),
 }
 
@@ -63,7 +63,7 @@ THREATS = {
 def table() -> str:
     """The threats by level, as text.
 
-    Example: a row is "read a file of the machine that every user may read    stopped    NOT STOPPED    NOT STOPPED"
+    Example: a row is "read a file on the machine that every user may read    stopped    NOT STOPPED    NOT STOPPED"
     """
     columns = (LEVELS[0], *WEAK)
     heads = ["Code tries to", "bubblewrap", "process (root)", "process (user)"]
@@ -78,7 +78,8 @@ def table() -> str:
     )
 
 
-# A module that nobody has loaded, so that it must be found from inside; and the folders of libraries closed to it.
+# Imports a module that is not loaded yet, so that it must be found from inside, and prints the library folders that
+# the interpreter cannot read.
 LOOK = """
 import colorsys, os, sys
 def is_closed(path):
@@ -102,7 +103,7 @@ class Tried(NamedTuple):
 
 @cache
 def try_level(level: str, python: str) -> Tried:
-    """Start an interpreter at this level, and let it look around."""
+    """Start an interpreter at this level, and run `LOOK` in it."""
     pool = Pool(Settings(level, timeout=30.0, warm=0, python=python))
     try:
         found = pool.take().run(LOOK, 30.0)
@@ -119,7 +120,7 @@ def try_level(level: str, python: str) -> Tried:
 
 
 def choose(isolation: str, python: str = sys.executable) -> str:
-    """The level that is asked for, or with "auto" the strongest that works here. Raises a ValueError if none does."""
+    """The requested level, or for "auto" the strongest that works here. Raises a ValueError if none works."""
     if isolation == "namespaces":
         raise ValueError(
             "isolation 'namespaces' was removed: bubblewrap closes as much (pip install 'a2tgpo_trl[python]'); say "

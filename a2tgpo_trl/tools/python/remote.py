@@ -5,10 +5,10 @@
     GET  /health                                             ->  200 {"isolation": LEVEL, "sessions": NUMBER}
     GET  /health?session=ID                                  ->  the same, if there is room for that session
 
-A session begins with its first call. `begun` says that there were calls before: a server that knows nothing of them,
-since it was started anew or ended an idle session, says in its text that their state is gone. 401: no or another token
-(the variable A2TGPO_PYTHON_TOKEN, on both sides). 400: a request that is none. 503: as many sessions as may be, which
-is waited for as a server that is down. They come with {"error": REASON}.
+A session begins with its first call. `begun` says that there were calls before: a server that does not know of them,
+because it was restarted or ended an idle session, says in its text that their state is gone. 401: a missing or wrong
+token (the variable A2TGPO_PYTHON_TOKEN, on both sides). 400: an invalid request. 503: all sessions are taken; the run
+waits as for a server that is down. Errors come with {"error": REASON}.
 """
 
 import http.client
@@ -27,16 +27,16 @@ from .session import CodeFailed
 TOKEN = "A2TGPO_PYTHON_TOKEN"
 CONNECTING = 5.0  # seconds
 PATIENCE = 300.0  # seconds without an answer: the server ends code long before
-ENDING = 2.0  # seconds to connect, and for the answer, at the end of a session
+ENDING = 2.0  # seconds to connect, and to wait for the answer, at the end of a session
 MOST_ANSWER = 2**26  # bytes
 
 
 class ServerDown(ConnectionError, ToolDown):
-    """The server does not answer, or not as one does."""
+    """The server does not answer, or answers incorrectly."""
 
 
 def ping(address: str, session: str | None = None) -> dict[str, Any]:
-    """What the server says of itself. Raises `ServerDown`, also where it has no room for a session that is named."""
+    """The server's state. Raises `ServerDown`, also if the server has no room for the named session."""
     path = "/health" if session is None else f"/health?session={session}"
     return _Exchange(address).ask("GET", path, None)
 
@@ -54,7 +54,7 @@ class RemoteSession:
         self._id, self._asked, self._begun = uuid.uuid4().hex, False, False
 
     def run(self, code: str) -> str:
-        """What the code printed. Raises `CodeFailed`, or `ServerDown`."""
+        """Run code and return what it printed. Raises `CodeFailed` or `ServerDown`."""
         with self._lock:
             exchange = self._exchange = _Exchange(self._address)
         self._asked = True
@@ -65,18 +65,18 @@ class RemoteSession:
         return str(answer["text"])
 
     def check(self) -> None:
-        """The server answers and, where this rollout has called already, has room for it. Raises `ServerDown`."""
+        """Raise `ServerDown` if the server does not answer, or has no room for a rollout that has called it before."""
         ping(self._address, self._id if self._asked else None)
 
     def forget(self) -> None:
-        """Before another rollout: its code finds nothing of this one's."""
-        if self._asked:  # the server may keep a session of it, even if nothing came of the call
-            with suppress(ServerDown):  # it ends idle sessions itself
+        """End the session, so that the next rollout's code finds nothing of this one's."""
+        if self._asked:  # the server may hold a session, even if the call failed
+            with suppress(ServerDown):  # the server ends idle sessions itself
                 _Exchange(self._address, ENDING).ask("POST", "/end", {"session": self._id})
         self._id, self._asked, self._begun = uuid.uuid4().hex, False, False
 
     def cancel(self) -> None:
-        """From another thread: wait no more for the call that is being made. The server ends it in its time."""
+        """From another thread: stop waiting for the current call. The server ends it at its own time limit."""
         with self._lock:
             if self._exchange is not None:
                 self._exchange.close()
@@ -113,14 +113,14 @@ class _Exchange:
 
     def _connect(self) -> None:
         self._connection.connect()
-        if self._closed:  # while there was no socket yet to close
+        if self._closed:  # closed before there was a socket
             raise ConnectionAbortedError("the call was given up")
         self._connection.sock.settimeout(self._patience)
 
     def close(self) -> None:
-        """From another thread: have the request fail."""
+        """From another thread: make the request fail."""
         self._closed = True
-        open_socket = self._connection.sock  # read once: the request may end just now, and take it away
+        open_socket = self._connection.sock  # read once: the request may end now and remove it
         if open_socket is not None:
             with suppress(OSError):  # it was closed
                 open_socket.shutdown(2)

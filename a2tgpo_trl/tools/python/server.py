@@ -1,6 +1,6 @@
-"""requests over HTTP (`remote.py` says which) -> code run in interpreters of this machine.
+"""requests over HTTP (described in `remote.py`) -> code run in interpreters on this machine.
 
-For a container or a machine that holds nothing of value. Sessions are apart from each other as rollouts are.
+For a container or a machine that holds nothing of value. Sessions are isolated from each other as rollouts are.
 """
 
 import hmac
@@ -21,7 +21,7 @@ MOST_REQUEST = 8 * MOST_CODE  # bytes: JSON writes some characters in six
 
 
 class Refused(Exception):
-    """A request that is not served, with its code of HTTP."""
+    """A request that is not served, with its HTTP status code."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(reason)
@@ -29,14 +29,14 @@ class Refused(Exception):
 
 
 class Entry:
-    """A session, the lock that its calls wait for each other by, and when it was used last."""
+    """A session, the lock that makes its calls one at a time, and the time of its last use."""
 
     def __init__(self, pool: Pool):
         self.session, self.lock, self.used = LocalSession(pool), threading.Lock(), time.monotonic()
 
 
 class PythonServer(ThreadingHTTPServer):
-    """Holds the sessions. `serve_forever` serves; a thread for each request."""
+    """Holds the sessions. `serve_forever` serves each request in its own thread."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -74,7 +74,7 @@ class PythonServer(ThreadingHTTPServer):
             return entry
 
     def check_room(self, name: str) -> None:
-        """A session is here, or there is room for it."""
+        """Raise `Refused` if a session is new and there is no room for it."""
         if name not in self._entries and len(self._entries) >= self._most:
             raise Refused(503, f"there are {self._most} sessions already (--most-sessions)")
 
@@ -87,7 +87,7 @@ class PythonServer(ThreadingHTTPServer):
                 entry.session.forget()
 
     def service_actions(self) -> None:
-        """Now and then: end sessions that nobody has used for long."""
+        """Regularly end sessions that have been idle for too long."""
         latest = time.monotonic() - self._idle
         for name, entry in list(self._entries.items()):
             if entry.used < latest and not entry.lock.locked():
@@ -96,7 +96,7 @@ class PythonServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: PythonServer
-    timeout = 60  # seconds in which a request must have come
+    timeout = 60  # seconds within which a request must have arrived
 
     def do_GET(self) -> None:
         self._answer("GET")
@@ -155,4 +155,4 @@ class Handler(BaseHTTPRequestHandler):
         return content
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Code is not logged, nor is each of thousands of calls."""
+        """Log nothing: neither code nor thousands of calls."""

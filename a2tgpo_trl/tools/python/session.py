@@ -1,4 +1,4 @@
-"""code of one rollout, call after call -> its output, or what went wrong; its variables are kept in between."""
+"""code of one rollout, call after call -> its output, or its error; its variables are kept between calls."""
 
 import logging
 import threading
@@ -17,28 +17,28 @@ LOST = "(The interpreter is a new one: variables and imports of earlier calls ar
 
 
 class CodeFailed(ToolFailed):
-    """Code raised or was ended. The message is what the policy reads: output until then, and the reason."""
+    """Code raised or was ended. The policy reads the message: the output up to then, and the reason."""
 
     def __init__(self, text: str):
         super().__init__(text, [f"{__name__}.CodeFailed"])
 
 
 class Unavailable(ToolDown):
-    """Code could not be run, which is no fault of it. What is wrong is for the log, and not for the policy to read."""
+    """Code could not be run, through no fault of its own. The reason goes to the log, not to the policy."""
 
 
 class LocalSession:
-    """Runs the code of a rollout in an interpreter of this machine, taken from a pool at the first call."""
+    """Runs a rollout's code in an interpreter on this machine, taken from a pool at the first call."""
 
     def __init__(self, pool: Pool):
         self._pool = pool
-        self._lock = threading.Lock()  # of the three below: a call may be cancelled while it waits for its interpreter
+        self._lock = threading.Lock()  # for the next three: a call may be cancelled while it waits for an interpreter
         self._interpreter: Interpreter | None = None
         self._running = self._cancelled = False
         self._lost = False
 
     def run(self, code: str) -> str:
-        """What the code printed. Raises `CodeFailed`, or `Unavailable`."""
+        """Run code and return what it printed. Raises `CodeFailed` or `Unavailable`."""
         size = len(code.encode("utf-8", errors="replace"))
         if size > MOST_CODE:
             raise CodeFailed(f"Error: the code has {size} bytes, and {MOST_CODE} is the most.")
@@ -62,7 +62,7 @@ class LocalSession:
         return text if found.text else note + SILENT
 
     def _found(self, code: str) -> Finished:
-        """What an interpreter made of it: of this session, or a new one if the machine, and no code, ended that."""
+        """The result from this session's interpreter, or from a new one if the machine, not the code, ended that."""
         for _ in range(ATTEMPTS):
             interpreter = self._interpreter or self._take()
             found = interpreter.run(code, self._pool.settings.timeout)
@@ -90,16 +90,16 @@ class LocalSession:
         return taken
 
     def forget(self) -> None:
-        """Before another rollout: its code finds nothing of this one's."""
+        """Drop the interpreter, so that the next rollout's code finds nothing of this one's."""
         self._drop()
         self._lost = False
 
     def lose(self) -> None:
-        """The code that comes has called before, elsewhere: it is to be told that nothing is left of it."""
+        """Have the next call told that its state is gone: the rollout made earlier calls elsewhere."""
         self._lost = True
 
     def cancel(self) -> None:
-        """From another thread: end the call that is being made, if one is, and its interpreter."""
+        """From another thread: end the current call, if there is one, and its interpreter."""
         with self._lock:
             self._cancelled = True
             if self._running and self._interpreter is not None:

@@ -1,7 +1,7 @@
-"""What runs outside the trainer: the standard library alone, so that it starts fast and can run in any interpreter.
+"""The code that runs outside the trainer, with the standard library only: it starts fast and in any interpreter.
 
-fork_server.py   a process without secrets that forks an interpreter when it is asked
-confinement.py   what a process is confined by: bubblewrap, namespaces, another user, limits
+fork_server.py   a process without secrets that forks an interpreter on request
+confinement.py   how a process is confined: bubblewrap, namespaces, another user, limits
 seccomp.py       which system calls it may not make
-executor.py      the interpreter itself: reads code, runs it, says that it is done
+executor.py      the interpreter itself: reads code, runs it, reports that it is done
 """

@@ -1,8 +1,8 @@
-"""a process -> one that sees the libraries and a folder of its own, is alone, and can hold no more than it is given.
+"""a process -> one that sees only libraries and its own folder, sees no other process, and has limited resources.
 
-Bubblewrap confines the fork server: no network, no other processes, and a root that holds libraries to read. Each of
-its interpreters then leaves for namespaces of its own, so that rollouts cannot see each other, and gives up every
-privilege. Each function here is a step; `fork_server.py` and `executor.py` say in which order they are taken.
+Bubblewrap confines the fork server: no network, no other processes, and a root with read-only libraries. Each of its
+interpreters then moves to its own namespaces, so that rollouts cannot see each other, and gives up every privilege.
+Each function here is one step; `fork_server.py` and `executor.py` call them in order.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ from contextlib import suppress
 
 
 SCRATCH = "/tmp"
-NEXT_SCRATCH = "/.scratch"  # where it is made ready
+NEXT_SCRATCH = "/.scratch"  # where the scratch folder is prepared
 DEVICES = ("null", "zero", "random", "urandom")
-FIRST_USER, USERS = 61184, 4336  # ids that systemd hands out to services for a while: no person has them
-INSIDE = 1000  # the id that an interpreter sees of itself where users are mapped
+FIRST_USER, USERS = 61184, 4336  # ids that systemd gives to services temporarily: no person has them
+INSIDE = 1000  # the user id that an interpreter sees for itself if users are mapped
 MOST_FILES = 4096  # files and folders in the scratch folder
 
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS = 0x00020000, 0x08000000, 0x10000000, 0x20000000
@@ -39,15 +39,15 @@ def _prctl(option: int, *values: int) -> int:
     return _libc.prctl(ctypes.c_int(option), *arguments)
 
 
-# ---- what is seen of the machine
+# ---- what interpreters see of the machine
 
 
 def visible_paths(home: str) -> "list[str]":
-    """This interpreter, its libraries, what the loader of libraries reads, and the modules beside this one."""
+    """This interpreter, its libraries, the files that the library loader reads, and the modules beside this one."""
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
     paths += ["/etc/ld.so.cache", "/etc/alternatives", os.path.join(home, "sandbox")]
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix} - {"/usr", "/usr/local"}
-    # Not all of them: beside these lie settings, such as a pip.conf with the password of an index, or bin/activate.
+    # Not the whole prefixes: they also hold settings, such as a pip.conf with an index's password, or bin/activate.
     parts = ("lib", "lib64", "share/zoneinfo", "pyvenv.cfg")
     paths += [os.path.join(prefix, part) for prefix in prefixes for part in parts]
     paths += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
@@ -57,25 +57,25 @@ def visible_paths(home: str) -> "list[str]":
         program = os.path.normpath(os.path.join(os.path.dirname(program), os.readlink(program)))
         paths.append(program)
     visible: list[str] = []
-    for path in sorted(set(paths), key=len):  # a folder before what is in it
+    for path in sorted(set(paths), key=len):  # a folder before its contents
         if os.path.exists(path) and not any(path.startswith(f"{one}/") for one in visible):
             visible.append(path)
     return visible
 
 
 def bubblewrap_options(visible: "list[str]", as_root: bool) -> "list[str]":
-    """Namespaces without a network, and a root with what is visible, to be read only."""
-    # The fork server is the first process of its namespace: with it end all the others.
+    """Options for namespaces without a network, and a read-only root with the visible paths."""
+    # The fork server is the first process of its namespace: when it ends, all the others end too.
     options = ["--unshare-ipc", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox"]
     options += ["--unshare-pid", "--as-pid-1", "--cap-drop", "ALL"]
-    if as_root:  # to be another user in each interpreter, with namespaces of its own
+    if as_root:  # so that each interpreter can have its own user and namespaces
         for name in ("SYS_ADMIN", "SETPCAP", "SETUID", "SETGID"):
             options += ["--cap-add", f"CAP_{name}"]
     else:
         options += ["--unshare-user", "--uid", str(INSIDE), "--gid", str(INSIDE)]
     devices = [f"/dev/{name}" for name in DEVICES]
     for folder in dict.fromkeys(one for path in (*visible, *devices) for one in _parents(path)):
-        options += ["--dir", folder]  # which would otherwise be closed to all but root
+        options += ["--dir", folder]  # otherwise only root could enter it
     for path in visible:
         options += ["--ro-bind", os.path.realpath(path), path]
     for path in devices:
@@ -93,9 +93,9 @@ def _parents(path: str) -> "list[str]":
 
 
 def leave_namespaces(proc: int, as_root: bool) -> None:
-    """Children of this process are alone with each other. Root does it as root; others as the root of a user
-    namespace, which also counts their threads apart from all others'. `proc` is the folder /proc, open: inside there
-    is none."""
+    """Put this process's children into new namespaces. Root does it as root; other users as the root of a user
+    namespace, which also counts their threads separately. `proc` is an open file of the folder /proc, which is missing
+    inside."""
     flags = NEW_MOUNTS | NEW_PIDS | NEW_IPC
     _check(_libc.unshare(flags if as_root else flags | NEW_USER), "namespaces of its own")
     if not as_root:
@@ -110,8 +110,8 @@ def _write(proc: int, name: str, text: str) -> None:
 
 
 def make_scratch(size: int, visible: "list[str]") -> None:
-    """A folder in memory, of a bounded size. It is empty but for what is visible of the machine's folder of that name:
-    some environments live in /tmp."""
+    """Make a scratch folder in memory, of a bounded size. It is empty except for the visible paths below the machine's
+    /tmp: some environments live there."""
     options = f"size={size},nr_inodes={MOST_FILES},mode=1777"
     _mount("scratch", NEXT_SCRATCH, "tmpfs", NO_SUID | NO_DEVICES | NO_PROGRAMS, options)
     for path in visible:
@@ -121,7 +121,7 @@ def make_scratch(size: int, visible: "list[str]") -> None:
 
 
 def _show(source: str, target: str) -> None:
-    """A file or folder, to be found at another path as well, and as read-only there as where it is."""
+    """Mount a file or folder at a second path, where it is as read-only as at its own."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.isdir(source):
         os.mkdir(target)
@@ -140,7 +140,7 @@ def _mount(source: str, target: str, kind: "str | None", flags: int, options: "s
 
 
 def be_first_to_end(proc: int) -> None:
-    """Where the machine runs out of memory, it is this process that the kernel ends, and not the trainer."""
+    """Have the kernel end this process, and not the trainer, if the machine runs out of memory."""
     with suppress(OSError):  # some containers have no such file
         _write(proc, "self/oom_score_adj", "1000")
 
@@ -151,9 +151,9 @@ def end_with_parent() -> None:
 
 
 def become(user: "int | None") -> None:
-    """Have no capability, and no way to get one; where we are root, be this user instead."""
+    """Drop all capabilities for good, and become this user if one is given."""
     for capability in range(64):
-        _prctl(DROP_BOUNDING, capability)  # fails for those that the kernel does not know or we do not have
+        _prctl(DROP_BOUNDING, capability)  # fails for capabilities that the kernel lacks or we do not have
     _prctl(AMBIENT, 4)
     if user is not None:
         os.setgroups([])
@@ -165,12 +165,12 @@ def become(user: "int | None") -> None:
 
 
 def be_private() -> None:
-    """Let no other process of the same user look into this one. Also clears what becoming another user cleared."""
+    """Let no other process of the same user inspect this one. Also clears what becoming another user cleared."""
     _check(_prctl(SET_DUMPABLE, 0), "PR_SET_DUMPABLE")
 
 
 def limit(memory: int, file_size: int, open_files: int, cpu_seconds: int, tasks: "int | None") -> None:
-    """Bounds that cannot be raised again."""
+    """Set limits that cannot be raised again."""
     bounds = {
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_FSIZE: file_size,

@@ -3,9 +3,9 @@
     trainer -> executor    16 random bytes, length of the code (4 bytes), the code in UTF-8
     executor -> trainer    the same 16 random bytes and one byte: "+" the code ran, "-" it raised
 
-What the code prints goes another way, a pipe that the trainer reads and cuts. So nothing is parsed that code could
-have written: code that finds the channel and the random bytes in its own interpreter can say that it is done before it
-is, and no more; any other byte on the channel ends the interpreter.
+Output goes through a separate pipe, which the trainer reads and cuts. So nothing is parsed that the code could have
+written: code that finds the channel and the random bytes in its own interpreter can only report too early that it is
+done; any other byte on the channel ends the interpreter.
 """
 
 import ast
@@ -30,14 +30,14 @@ CHANNEL = 3  # the number of the channel's file, in every interpreter
 NONCE, LENGTH = 16, struct.Struct("<I")
 RAN, RAISED = b"+", b"-"
 READY, FAILED = b"R", b"E"
-FRAMES = 8  # of a traceback, the last
+FRAMES = 8  # the last frames of a traceback
 
 
 # ---- confining itself
 
 
 def confine(options: dict, folder: str, user: "int | None") -> None:
-    """Take what an interpreter needs, and give everything else away. After this no privilege is left."""
+    """Set up what an interpreter needs, and give up everything else. No privilege is left afterwards."""
     scratch = folder or confinement.SCRATCH
     if not folder:
         confinement.make_scratch(options["disk"], options["visible"])
@@ -53,15 +53,15 @@ def confine(options: dict, folder: str, user: "int | None") -> None:
 
 
 def main(channel: socket.socket, options: dict, folder: str, user: "int | None") -> None:
-    """Be an interpreter until there is no more code. Does not return. It has a folder on the disk to write to, or
-    where that is "", namespaces of its own and makes one in memory."""
+    """Be an interpreter until there is no more code. Does not return. It writes to `folder` on the disk; if that is
+    "", it has its own namespaces and makes a folder in memory."""
     try:
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ, 32, 33):
                 signal.signal(number, signal.SIG_DFL)
-        own = os.pidfd_open(os.getpid())  # by which the trainer stops and ends this process, and no other
+        own = os.pidfd_open(os.getpid())  # lets the trainer stop and end this process, and no other
         confine(options, folder, user)
-    except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
+    except BaseException as error:  # noqa: BLE001  # the waiting caller must be told
         say_failed(channel, error)
         os._exit(1)
     socket.send_fds(channel, [READY], [own])
@@ -69,7 +69,7 @@ def main(channel: socket.socket, options: dict, folder: str, user: "int | None")
     try:
         Executor(channel).serve()
     finally:
-        os._exit(1)  # code closed a file that it needs: the trainer is told by the end of the channel
+        os._exit(1)  # the code closed a file that this loop needs: the trainer is told by the end of the channel
 
 
 def say_failed(channel: socket.socket, error: BaseException) -> None:
@@ -115,7 +115,7 @@ class Executor:
 
     def _run(self, code: str) -> bytes:
         self._count += 1
-        # Anew each time: the code before may have closed or replaced it.
+        # Opened for each call: earlier code may have closed or replaced it.
         stream = self._stream = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
         sys.stdout = sys.stderr = stream
         sys.stdin = open(0, closefd=False)
@@ -129,7 +129,7 @@ class Executor:
                     stream.write(explain(error))
             stream.flush()
             _flush_c()
-        except BaseException:  # noqa: BLE001  # the code closed its output, or its exception raises when it is printed
+        except BaseException:  # noqa: BLE001  # the code closed its output, or its exception cannot be printed
             ending = RAISED
         return ending
 
@@ -148,7 +148,7 @@ class Executor:
 
 
 class SeedsNumpy:
-    """Finds `numpy.random`, and gives it the same state in all rollouts as soon as it is loaded."""
+    """Seeds `numpy.random` when it is imported, so that it has the same state in all rollouts."""
 
     def find_spec(self, name, path=None, target=None):
         spec = PathFinder.find_spec(name, path) if name == "numpy.random" else None
@@ -165,7 +165,7 @@ class SeedsNumpy:
 
 
 def explain(error: BaseException) -> str:
-    """A traceback of the code's own lines.
+    """A traceback with only the code's own lines.
 
     Example: 'Traceback (most recent call last):\n  File "Cell 1", line 1, in <module>\n    1 / 0\n...'
     """
@@ -184,5 +184,5 @@ def explain(error: BaseException) -> str:
 
 
 def _flush_c() -> None:
-    """What C code printed waits in the C library's own buffer."""
+    """Flush the C library's own buffer, which holds what C code printed."""
     ctypes.CDLL(None).fflush(None)

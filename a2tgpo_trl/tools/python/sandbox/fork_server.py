@@ -1,8 +1,8 @@
-"""requests with a channel and a pipe -> interpreters at their other ends, each confined for itself.
+"""requests with a channel and a pipe -> interpreters at their other ends, each confined separately.
 
-The trainer starts one fork server, with an environment made from nothing, and asks it for interpreters. Code of a
-policy never runs in it. An interpreter is a fork of it, so that starting one is a matter of milliseconds and what is
-preloaded is loaded once. When the trainer ends, however it does, so does the fork server, and the kernel ends its
+The trainer starts one fork server, with an environment built from scratch, and asks it for interpreters. A policy's
+code never runs in it. An interpreter is a fork of it, so that starting one takes milliseconds and preloaded modules
+are loaded once. When the trainer ends, for whatever reason, so does the fork server, and the kernel ends its
 interpreters with it.
 """
 
@@ -25,11 +25,11 @@ def main() -> None:
     """Serve until the trainer ends. The argument is the options, as JSON; `control` is the number of a socket."""
     options = json.loads(sys.argv[1])
     trainer = options["trainer"]
-    # By these two, what is inside knows of the trainer's end, and of /proc, which it cannot see.
+    # Through these two, the process inside learns that the trainer has ended, and reaches /proc, which it cannot see.
     options["trainer"] = os.pidfd_open(trainer)
     options["proc"] = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     if os.getppid() != trainer:
-        return  # it has ended already, and its id may be another's
+        return  # the trainer has already ended, and its id may have been reused
     options["first"] = os.getpid() * 577  # so that the fork servers of several processes use different users
     if options["level"] == "bubblewrap":
         enter_bubblewrap(options)
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def enter_bubblewrap(options: dict) -> None:
-    """Start anew, in bubblewrap. Does not return."""
+    """Restart in bubblewrap. Does not return."""
     as_root = os.getuid() == 0
     options["visible"] = confinement.visible_paths(options["home"])
     for name in ("control", "trainer", "proc"):
@@ -48,7 +48,7 @@ def enter_bubblewrap(options: dict) -> None:
 
 
 def inside() -> None:
-    """In bubblewrap: serve until the trainer ends, or bubblewrap."""
+    """In bubblewrap: serve until the trainer or bubblewrap ends."""
     confinement.end_with_parent()
     options = json.loads(sys.argv[1])
     for name in ("control", "trainer", "proc"):
@@ -57,21 +57,21 @@ def inside() -> None:
 
 
 def start_arguments(home: str, function: str) -> "list[str]":
-    """Arguments for an interpreter to be what a function of this module makes of it."""
+    """Arguments with which a Python interpreter runs a function of this module."""
     code = f"import sys; sys.path[0] = {home!r}; from sandbox import fork_server; del sys.path[0]"
     return ["-s", "-B", "-c", f"{code}; fork_server.{function}()"]
 
 
 class ForkServer:
-    """Makes interpreters, and clears up after them."""
+    """Makes interpreters, and cleans up after them."""
 
     def __init__(self, options: dict):
-        os.umask(0o022)  # another user passes through the folders that are made
+        os.umask(0o022)  # another user must be able to pass through the folders that are made
         self._options = options
         self._control, self._trainer = socket.socket(fileno=options["control"]), options["trainer"]
         self._as_root = os.getuid() == 0
-        self._made = options["first"]  # interpreters, by which each gets a user of its own
-        self._scratch: dict[int, str] = {}  # by process, the folder on the disk that it has, if any
+        self._made = options["first"]  # number of interpreters, which gives each its own user
+        self._scratch: dict[int, str] = {}  # by process, its folder on the disk, if it has one
         self._to_remove: list[str] = []
         self._removing: set[int] = set()  # processes that remove such folders
         for module in options["preload"]:
@@ -79,7 +79,7 @@ class ForkServer:
         statm = os.open("self/statm", os.O_RDONLY, dir_fd=options["proc"])
         with open(statm) as file:
             options["baseline"] = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        # Before 5.14 a limit of processes counts all that the user has, wherever they are.
+        # Before Linux 5.14, the limit on processes counts all of the user's processes, in any namespace.
         release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in platform.release().split(".")[:2])
         options["counts_own"] = options["level"] != "process" and release >= (5, 14)
         self._ended, wake = os.pipe()
@@ -103,7 +103,7 @@ class ForkServer:
                 else:
                     alive = False
         for process in list(self._scratch):
-            os.kill(process, signal.SIGKILL)  # not reaped yet, so the id is still its own
+            os.kill(process, signal.SIGKILL)  # not reaped yet, so the id has not been reused
         while self._scratch or self._removing:
             self._clear_up(wait=True)
         self._remove()
@@ -122,16 +122,16 @@ class ForkServer:
             self._remove()
 
     def _remove(self) -> None:
-        """Folders may hold many files, in folders however deep, and others wait for interpreters."""
+        """Remove folders in separate processes: they may hold many nested files, and others wait for interpreters."""
         while self._to_remove:
             try:
                 self._removing.add(os.posix_spawn(REMOVE[0], [*REMOVE, self._to_remove[-1]], {}))
             except OSError:
-                return  # no process can be made just now: when the next one ends
+                return  # no process can be made now: try again when the next one ends
             self._to_remove.pop()
 
     def _make(self) -> bool:
-        """One more interpreter, or False if there is nobody to make it for."""
+        """Make one more interpreter. Returns False if the trainer has closed its end."""
         _, files, _, _ = socket.recv_fds(self._control, 1, 2)
         if not files:
             return False
@@ -140,7 +140,7 @@ class ForkServer:
         user = confinement.FIRST_USER + self._made % confinement.USERS if self._as_root else None
         try:
             self._fork(channel, output, user)
-        except OSError as error:  # no process or no folder can be made just now; those that there are go on
+        except OSError as error:  # no process or folder can be made now; existing interpreters go on
             executor.say_failed(channel, error)
         channel.close()
         os.close(output)
@@ -178,14 +178,14 @@ class ForkServer:
             if not folder and os.fork() != 0:
                 wait_for_child()
             executor.main(channel, self._options, folder, user)
-        except BaseException as error:  # noqa: BLE001  # whoever waits for it must hear of it
+        except BaseException as error:  # noqa: BLE001  # the waiting caller must be told
             executor.say_failed(channel, error)
         finally:
             os._exit(1)
 
 
 def take_files(channel: socket.socket, output: int) -> socket.socket:
-    """Nothing as input, the pipe as output, the channel, and no other open file."""
+    """Keep no open files but an empty input, the pipe as output, and the channel."""
     nothing = os.open(os.devnull, os.O_RDWR)
     nothing, output, number = (_above(file) for file in (nothing, output, channel.detach()))
     for place, file in enumerate((nothing, output, output, number)):
@@ -195,14 +195,14 @@ def take_files(channel: socket.socket, output: int) -> socket.socket:
 
 
 def _above(file: int) -> int:
-    """The same file under a number that none of the four will take."""
+    """The same file under a number that none of the four files will take."""
     while file <= executor.CHANNEL:
         file = os.dup(file)
     return file
 
 
 def wait_for_child() -> None:
-    """Keep the place of the interpreter's parent, which the kernel watches, until it ends."""
+    """Stay as the interpreter's parent, which the kernel watches, until the interpreter ends."""
     os.closerange(0, executor.CHANNEL + 1)
     os.waitpid(-1, 0)
     os._exit(0)

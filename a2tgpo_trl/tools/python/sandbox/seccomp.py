@@ -1,6 +1,6 @@
-"""names of system calls -> a seccomp filter that refuses them, for this process and for good.
+"""names of system calls -> a seccomp filter that refuses them, in this process and permanently.
 
-Refused calls fail with EPERM, as calls that need a privilege do, so that ordinary code sees an ordinary error.
+Refused calls fail with EPERM, like calls that need a privilege, so that ordinary code sees an ordinary error.
 """
 
 import ctypes
@@ -9,14 +9,14 @@ import platform
 import struct
 
 
-# name: (x86_64, aarch64); None where a processor has no such call
+# name: (x86_64, aarch64); None if a processor has no such call
 REFUSED: "dict[str, tuple[int | None, int | None]]" = {
-    # other programs, and processes of its own: an interpreter is one process
+    # other programs and further processes: an interpreter is one process
     "execve": (59, 221),
     "execveat": (322, 281),
     "fork": (57, None),
     "vfork": (58, None),
-    # the network, other machines' and this one's; pairs of streams within the process are allowed, see below
+    # the network and local sockets; pairs of streams within the process are allowed, see below
     "accept": (43, 202),
     "accept4": (288, 242),
     "bind": (49, 200),
@@ -43,7 +43,7 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "setpriority": (141, 140),
-    # what one process can tell another by a file that both may only read: locks, watches, what is in memory of it
+    # ways for processes to communicate through a file that both can only read: locks, watches, what is in memory
     "cachestat": (451, 451),
     "fanotify_mark": (301, 263),
     "flock": (73, 32),
@@ -54,7 +54,7 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "futex_wait": (455, 455),
     "futex_waitv": (449, 449),
     "futex_wake": (454, 454),
-    # what another process has made, by its number
+    # objects that another process has made, by their number
     "mq_unlink": (241, 181),
     "msgctl": (71, 187),
     "msgrcv": (70, 188),
@@ -116,7 +116,7 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "swapon": (167, 224),
     "syslog": (103, 116),
     "vhangup": (153, 58),
-    # parts of the kernel that ordinary code does without, and that had most of its holes
+    # parts of the kernel that ordinary code does not need, and that had most of its vulnerabilities
     "bpf": (321, 280),
     "fanotify_init": (300, 262),
     "io_uring_enter": (426, 426),
@@ -127,44 +127,44 @@ REFUSED: "dict[str, tuple[int | None, int | None]]" = {
     "userfaultfd": (323, 282),
 }
 
-# Of these, only some arguments are refused: by name, (x86_64, aarch64), the place of the argument, its values.
+# Calls refused only with some arguments: by name, (x86_64, aarch64), the position of the argument, its values.
 REFUSED_VALUES: "dict[str, tuple[tuple[int, int], int, tuple[int, ...]]]" = {
-    # its death with its parent's, whether it can be traced, its memory map
+    # its death signal when the parent dies, whether it can be traced, its memory map
     "prctl": ((157, 167), 0, (1, 4, 35, 0x59616D61)),
-    # whom the kernel is to signal when a file is ready; locks of a process and of an open file, leases, watches, hints
+    # which process the kernel signals when a file is ready; locks of processes and open files, leases, watches, hints
     "fcntl": ((72, 25), 1, (8, 15, 5, 6, 7, 36, 37, 38, 1024, 1025, 1026, 1036, 1038)),
-    # the same, and what is typed into a terminal
+    # the same signals, and typing into a terminal
     "ioctl": ((16, 29), 1, (0x8901, 0x8902, 0x5412, 0x541C)),
 }
-# Of these, only some: (x86_64, aarch64), and the values of the first argument that are allowed; None: its own id.
+# Calls allowed only with some values of the first argument: (x86_64, aarch64), the values; None: its own id.
 ALLOWED_VALUES: "dict[str, tuple[tuple[int, int], tuple[int | None, ...]]]" = {
     "kill": ((62, 129), (None,)),
     "tgkill": ((234, 131), (None,)),
     "prlimit64": ((302, 261), (0, None)),
     "sched_setaffinity": ((203, 122), (0, None)),
 }
-# Waits for a word that other processes may see too, a page of a library, by their names in the kernel: WAIT,
-# WAIT_BITSET and WAIT_REQUEUE_PI, without FUTEX_PRIVATE_FLAG, by either clock. The C library waits so for a thread
-# that ends. It is told to look again, and does.
+# Waits on memory that other processes may see too, such as a library's page. In the kernel's names: WAIT, WAIT_BITSET
+# and WAIT_REQUEUE_PI, without FUTEX_PRIVATE_FLAG, by either clock. The C library waits this way for a thread that
+# ends; it gets EAGAIN and tries again.
 FUTEX, SHARED_WAITS = (202, 98), (0, 9, 11, 256, 265, 267)
-# Pairs of datagrams reach any socket that has a name, and a name is given to packets in sequence when they are sent:
-# only pairs of streams are left, which heed no address.
+# Datagram pairs can reach any named socket, and so can pairs of sequenced packets, which take an address when they
+# send. Only stream pairs are allowed, which ignore addresses.
 SOCKETPAIR, LOCAL, STREAM, KIND = (53, 199), 1, 1, 0xF
 CLONE, CLONE3 = (56, 220), (435, 435)
 SECCOMP = (317, 277)
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and the kernel's number for it
-THREAD = 0x10000  # CLONE_THREAD: a thread of this process, and no process of its own
+THREAD = 0x10000  # CLONE_THREAD: a thread of this process, not a new process
 LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06  # instructions of the filter
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 EPERM, EAGAIN, ENOSYS = 1, 11, 38
-NUMBER, MACHINE = 0, 4  # where in the kernel's record the call's number stands, and its machine
-X32 = 0x40000000  # on x86_64, a second table of calls, by other numbers
+NUMBER, MACHINE = 0, 4  # offsets of the call's number and its machine in the kernel's record
+X32 = 0x40000000  # on x86_64, a second table of calls with other numbers
 SET_FILTER, ALL_THREADS = 1, 1
 
 
 def argument(place: int) -> int:
-    """Where in the kernel's record the lower half of an argument stands."""
+    """The offset of the lower half of an argument in the kernel's record."""
     return 16 + 8 * place
 
 
@@ -177,7 +177,7 @@ def program(machine: str, own_id: int) -> bytes:
         code.append((operation, if_so, if_not, value))
 
     def only_for(number: int, body: "list[tuple[int, int, int, int]]") -> None:
-        """Instructions that are skipped if the call is another one. They end with a verdict."""
+        """Add instructions that are skipped for any other call. They end with a verdict."""
         add(EQUAL, number, 0, len(body))
         code.extend(body)
 
@@ -194,7 +194,7 @@ def program(machine: str, own_id: int) -> bytes:
         if number is not None:
             only_for(number, [refuse])
     only_for(CLONE[column], [(LOAD, 0, 0, argument(0)), (ANY_BIT, 1, 0, THREAD), refuse, allow])
-    # Its arguments are in memory, where a filter cannot look; the C library then takes the older call.
+    # Its arguments are in memory, where a filter cannot look; the C library then uses the older call.
     only_for(CLONE3[column], [(RETURN, 0, 0, REFUSE | ENOSYS)])
     pair = [(LOAD, 0, 0, argument(0)), (EQUAL, 1, 0, LOCAL), refuse]
     pair += [(LOAD, 0, 0, argument(1)), (AND, 0, 0, KIND), (EQUAL, 0, 1, STREAM), allow, refuse]
@@ -219,7 +219,7 @@ class Program(ctypes.Structure):
 
 
 def install() -> None:
-    """Refuse these calls from now on. Needs PR_SET_NO_NEW_PRIVS; there is no way back."""
+    """Refuse these calls from now on. Needs PR_SET_NO_NEW_PRIVS; cannot be undone."""
     machine = platform.machine()
     if machine not in MACHINES:
         raise OSError(f"the filter of system calls is written for {' and '.join(MACHINES)}, not for {machine}")
