@@ -2,9 +2,9 @@ import gc
 import os
 
 
-# Before the imports: huggingface_hub reads them when it is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, as below for this one
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the hub, and nothing may wait for it
+# Set before the imports: huggingface_hub reads these when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; this one is set below
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub, and none may wait for it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import pytest  # noqa: E402
@@ -16,7 +16,7 @@ from a2tgpo_trl.tools.calls import Limits  # noqa: E402
 from a2tgpo_trl.tools.runner import ToolRunner  # noqa: E402
 
 
-torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
+torch.set_num_threads(1)  # with models this small, a second thread costs more than it gains
 
 # The first example of a test pays for imports and kernels, so a time limit per example would fail on slow machines.
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -24,16 +24,16 @@ settings.load_profile("project")
 
 
 def pytest_collection_finish() -> None:
-    # Each training ends in a full garbage collection, which would look through all that was imported: a second or two.
+    # Each training ends with a full garbage collection, which would scan everything imported: a second or two.
     gc.collect()
     gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Up to four for what `pytest` runs by itself; what is chosen by name or marker runs in this process."""
+    """Up to four workers for a plain `pytest`; tests chosen by name or marker run in this process."""
     chosen = config.option.keyword or any(word.startswith("-m") for word in config.invocation_params.args)
     everything = config.args_source is config.ArgsSource.TESTPATHS and not chosen
-    return min(4, len(os.sched_getaffinity(0))) if everything else 0  # each takes a gigabyte
+    return min(4, len(os.sched_getaffinity(0))) if everything else 0  # each worker takes a gigabyte
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def tokenizer():
 
 @pytest.fixture
 def make_runner():
-    """Makes runners, and closes them."""
+    """A function that makes runners, which are closed after the test."""
     made = []
 
     def make(settings=None, **limits):

@@ -1,4 +1,4 @@
-"""What a user can get wrong, and that it is said before the first step."""
+"""User errors are reported before the first step."""
 
 import functools
 
@@ -116,7 +116,7 @@ def test_a_template_that_cannot_call_tools_is_an_error(tmp_path):
 
 
 def test_a_template_that_rewrites_earlier_turns_is_an_error(tmp_path):
-    # Every turn is numbered from the end, so a tool result changes what came before it.
+    # Every turn is numbered from the end, so a tool result changes the text before it.
     counting = tiny.make_tokenizer(
         "{% for m in messages %}<|im_start|>{{ loop.revindex }} {{ m['role'] }} {{ m['content'] }}"
         "{% for c in m.tool_calls or [] %}{{ c['function'] | tojson }}{% endfor %}<|im_end|>{% endfor %}"
@@ -186,7 +186,7 @@ SCHEMA = {"type": "function", "function": {"name": "search", "parameters": {}}}
 
 
 class Frozen:
-    """An environment that cannot be begun."""
+    """An environment without `reset`."""
 
     def look(self) -> str:
         """Look around."""

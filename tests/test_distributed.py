@@ -1,4 +1,4 @@
-"""Processes over gloo: groups split over ranks are compared as groups, in as many forwards on each rank."""
+"""Processes over gloo: groups split over ranks are compared whole, with the same number of forwards on each rank."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def alone(tmp_path_factory):
     [(2, 10**6), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 1), (4, 10**6)))],
 )
 def test_ranks_together_credit_as_one_process_does(processes, token_budget, alone, tmp_path):
-    # With four processes each rank holds half a group. With a budget of one token every rollout is a forward.
+    # With four processes each rank holds half a group. With a budget of one token each rollout takes its own forward.
     ranks = run(tmp_path / "run", processes, token_budget)
     assert all(rank["processes"] == processes and rank["type"].endswith("MULTI_CPU") for rank in ranks)
     assert all(rank["wrapped"] == "DistributedDataParallel" for rank in ranks)
@@ -57,7 +57,7 @@ def test_ranks_together_credit_as_one_process_does(processes, token_budget, alon
 
 
 def launched(folder: Path, module: str, *words: str) -> str:
-    """The short recipe on two ranks, as a launcher starts it; what it printed."""
+    """The output of the short recipe on two ranks, started as a launcher does."""
     small = ["--config", "quickstart", "--max_steps", "1"]
     small += ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]
     kwargs = ["--task_kwargs", '{"train_questions": 8, "test_questions": 12}']
@@ -66,7 +66,7 @@ def launched(folder: Path, module: str, *words: str) -> str:
 
 @pytest.mark.slow
 def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
-    # 7 rows of 3 rollouts over 2 ranks: an odd row has to be filled up to a pair, so that each rank has as many.
+    # 7 rows of 3 rollouts over 2 ranks: an odd row is padded to a pair, so that both ranks have the same number.
     words = ["--eval_rows", "7", "--num_generations_eval", "3", "--per_device_eval_batch_size", "6"]
     words += ["--num_generations", "4", "--output_dir", str(tmp_path)]
     launched(tmp_path, "a2tgpo_trl.evaluation", *words)
@@ -80,7 +80,7 @@ def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
     (folder / "rollouts.jsonl").write_text("".join(lines[:14]))  # cut off in the second batch of four rows
     assert "14 rollouts are there already" in launched(tmp_path, "a2tgpo_trl.evaluation", *words)
     again = (folder / "rollouts.jsonl").read_text().splitlines(keepends=True)
-    assert again[:12] == lines[:12]  # the first batch is kept as it is
+    assert again[:12] == lines[:12]  # the first batch is kept
     assert [json.loads(line)["completion"] for line in again] == [json.loads(line)["completion"] for line in lines]
 
 

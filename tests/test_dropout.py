@@ -1,4 +1,4 @@
-"""Old and new log-probabilities of one policy are the same: nothing is clipped before anything is learnt."""
+"""An unchanged policy has equal old and new log-probabilities: nothing is clipped before anything is learnt."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from a2tgpo_trl.rewards import exact_match
 
 
 def with_dropout(name: str):
-    """A tiny model of this architecture that drops half of everything its config knows of."""
+    """A tiny model of this architecture with every dropout rate in its config set to 0.5."""
     config = copy.deepcopy(tiny.architectures()[name]().config)
     for key in vars(config):
         if "drop" in key and isinstance(getattr(config, key), (int, float)):
@@ -66,7 +66,7 @@ def test_adapters_draw_nothing_either(name, tokenizer):
 def test_the_rates_are_named_as_users_know_them(tokenizer):
     model = get_peft_model(with_dropout("gpt2"), LoraConfig(lora_dropout=0.5))
     assert dropout_rates(model).keys() >= {"attn_pdrop", "resid_pdrop", "embd_pdrop", "lora_dropout"}
-    assert "summary_first_dropout" not in dropout_rates(model)  # of a head for classification
+    assert "summary_first_dropout" not in dropout_rates(model)  # belongs to a classification head
     assert dropout_rates(tiny.make_model(tokenizer)) == {}
 
 
@@ -74,12 +74,12 @@ def test_the_rates_are_named_as_users_know_them(tokenizer):
 
 
 LORA = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.05)
-# Of batches of two steps each; what is clipped, whoever counts it.
+# Every metric of clipping, ours and TRL's. Each batch is used for two steps.
 CLIPPED = ("clip_fraction/mean", "clip_ratio/region_mean", "clip_ratio/high_max")
 
 
 def make(tokenizer, tmp_path, model=None, peft_config=None, **changes) -> A2TGPOTrainer:
-    """A trainer that makes two steps on the rollouts of each batch, of two micro-batches each."""
+    """A trainer that takes two steps on each batch of rollouts, each step of two micro-batches."""
     layout = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
     args = A2TGPOConfig(**settings(tmp_path, max_steps=4, **layout, **changes))
     model = model or tiny.make_model(tokenizer)
@@ -96,7 +96,7 @@ def make(tokenizer, tmp_path, model=None, peft_config=None, **changes) -> A2TGPO
 
 
 def learn_and_stand_still(trainer: A2TGPOTrainer) -> None:
-    """A batch that is learnt from, and one at learning rate 0."""
+    """Train on one batch, then on another at learning rate 0."""
     trainer.create_optimizer()
     trainer.lr_scheduler = LambdaLR(trainer.optimizer, lambda step: float(step < 2))
     trainer.train()
@@ -109,7 +109,7 @@ def check_that_nothing_is_clipped_at_a_standstill(trainer) -> None:
     assert logged(trainer, "turn_ratio/mean")[2:] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-# What old and new log-probabilities, and what becomes of their ratio, can depend on.
+# Settings that can affect old and new log-probabilities, their ratio, or how the ratio is used.
 OF_THE_RATIO = (
     *("credit", "importance_sampling_level", "loss_type", "epsilon", "epsilon_high", "clip_adaptation", "beta"),
     *("temperature", "num_iterations", "disable_dropout", "gradient_checkpointing", "gain_token_budget"),
@@ -123,7 +123,7 @@ def method_of(recipe: Path) -> dict:
 
 
 def methods() -> dict[str, dict]:
-    """The different ones among shipped recipes, by the names of those that have them."""
+    """The distinct methods of shipped recipes, by the joined names of the recipes that use each."""
     found: dict[str, dict] = {}
     for recipe in SHIPPED:
         same = [names for names, method in found.items() if method == method_of(recipe)]
@@ -134,7 +134,7 @@ def methods() -> dict[str, dict]:
 
 
 def runs() -> list:
-    """Each method in each precision, with and without adapters: one in each precision is tried every day."""
+    """Each method in each precision, with and without adapters; all but two of the combinations are slow tests."""
     everyday = {("float32", "full"), ("bfloat16", "lora")}
     return [
         pytest.param(method, precision, how, marks=[] if (precision, how) in everyday else pytest.mark.slow, id=names)

@@ -1,4 +1,4 @@
-"""Evaluations sample from the weights that are there, leave them as they were, and say what was trained with."""
+"""Evaluations sample from the current weights and leave them unchanged; tables show the advantages trained with."""
 
 import math
 
@@ -12,11 +12,11 @@ from trl import GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig, evaluation
 
 
-# ---- a sampler with weights of its own
+# ---- a sampler with its own weights
 
 
 class Sampler:
-    """Stands in for TRL's side of vLLM: weights of its own, which `sync_weights` alone brings."""
+    """A stand-in for TRL's side of vLLM, with its own weights, which only `sync_weights` updates."""
 
     mode, tensor_parallel_size, enable_sleep_mode = "colocate", 1, False
 
@@ -33,7 +33,7 @@ class Sampler:
 
 
 def sampled_elsewhere(tokenizer, tmp_path, **changes):
-    """A trainer whose rollouts come from a `Sampler`; the first step's policy earns most."""
+    """A trainer whose rollouts come from a `Sampler`; the policy of the first step earns most."""
 
     def worse_each_time(completions, trainer_state, **_):
         return [float(i % 2) - trainer_state.global_step for i in range(len(completions))]
@@ -72,7 +72,7 @@ def test_an_evaluation_samples_from_weights_that_a_user_has_loaded(tokenizer, tm
 
 
 def test_a_second_run_of_one_step_samples_from_the_weights_of_the_first(tokenizer, tmp_path):
-    # Both sample at step 0, and only there.
+    # Both runs sample at step 0 only.
     trainer = sampled_elsewhere(tokenizer, tmp_path, max_steps=1)
     trainer.train()
     after = trainer.model.lm_head.weight.detach().clone()
@@ -87,7 +87,7 @@ SMALL = {"num_blocks": 16, "max_batch_tokens": 64}
 
 
 def batched(tokenizer, tmp_path, **changes):
-    """A trainer whose rollouts transformers samples by continuous batching, a few tokens each."""
+    """A trainer whose rollouts, a few tokens each, are sampled by continuous batching in transformers."""
     common = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": SMALL}
     args = A2TGPOConfig(**settings(tmp_path, max_completion_length=3, **common, **changes))
     return make(tokenizer, args, tools=None, reward_funcs=spread, scripted=False)
@@ -112,7 +112,7 @@ def buffers(trainer):
 def test_weights_trained_by_continuous_batching_keep_their_precision(tokenizer, tmp_path):
     trainer = batched(tokenizer, tmp_path, bf16=True, max_steps=1, learning_rate=1e-4)
     trainer.train()
-    # Steps of a learning rate of 1e-4 are lost where weights of 0.2 are kept in 16 bits.
+    # Steps at a learning rate of 1e-4 are lost if weights of 0.2 are kept in 16 bits.
     weight = trainer.model.model.layers[0].mlp.up_proj.weight
     moved = (weight - tiny.make_model(tokenizer).model.layers[0].mlp.up_proj.weight).abs()
     assert weight.dtype == torch.float32 and (moved[moved > 0] < 1.1e-4).all() and (moved > 0).float().mean() > 0.9
@@ -155,8 +155,8 @@ def test_the_table_of_completions_shows_the_advantages_that_were_trained_with(to
         of_turns = [advantages[turns == turn][0].item() for turn in range(int(turns.max()) + 1)]
         assert list(shown) == pytest.approx(of_turns, abs=1e-4)
         assert mean == pytest.approx(sum(of_turns) / len(of_turns), abs=1e-6)
-    assert len({len(shown) for shown in table["turn_advantages"]}) == 4  # of 1 to 4 turns
-    assert any(len(set(shown)) > 1 for shown in table["turn_advantages"])  # which the parent's number cannot show
+    assert len({len(shown) for shown in table["turn_advantages"]}) == 4  # 1 to 4 turns
+    assert any(len(set(shown)) > 1 for shown in table["turn_advantages"])  # the parent's one number cannot show this
 
 
 def test_the_table_of_an_evaluation_shows_no_advantage(tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""Evaluation: the trainer's own rollouts, written batch by batch, gone on with where they stopped."""
+"""Evaluation: rollouts by the trainer itself, written batch by batch and resumed where they stopped."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def trainer(recipe):
 
 @pytest.fixture(scope="module")
 def whole(trainer, recipe, tmp_path_factory):
-    """An evaluation that nothing disturbed: its records and their file."""
+    """The records and the file of an uninterrupted evaluation."""
     file = tmp_path_factory.mktemp("whole") / "whole.jsonl"
     return evaluate(trainer, recipe.test_dataset, file, seed=3), file
 
@@ -48,7 +48,7 @@ def test_each_question_has_a_record_with_its_rewards_and_turns(whole, recipe):
     for record, row in zip(records, recipe.test_dataset, strict=True):
         assert record["prompt"] == row["prompt"] and record["answer"] == row["answer"]
         assert set(record["rewards"]) == {"exact_match", "answer_format", "f1"}
-        assert "values" not in record and "gains" not in record  # an evaluation samples and scores
+        assert "values" not in record and "gains" not in record  # an evaluation only samples and scores
         assert record["tool_turns"] == sum(message["role"] == "tool" for message in record["completion"])
 
 
@@ -68,7 +68,7 @@ def test_records_say_how_each_turn_ended_and_what_its_calls_found(whole):
 
 
 def timeless(records: list[dict]) -> list[dict]:
-    """Records without the seconds that tools took."""
+    """Records with all times set to 0."""
     copies = json.loads(json.dumps(records))
     for timed in [one for record in copies for turn in record["turns"] for one in (turn, *turn["calls"])]:
         timed["seconds"] = 0
@@ -78,7 +78,7 @@ def timeless(records: list[dict]) -> list[dict]:
 def test_an_evaluation_that_was_cut_off_ends_with_the_same_rollouts(whole, trainer, recipe, tmp_path):
     records, _ = whole
     file = tmp_path / "cut.jsonl"
-    # Five records and half of a sixth: one whole batch of four, and a part of the next, which is done again.
+    # Five records and half of a sixth: one whole batch of four, and a part of the next, which is repeated.
     write_jsonl(file, records[:5])
     with file.open("a") as cut:
         cut.write(json.dumps(records[5])[:40])
@@ -90,12 +90,12 @@ def test_an_evaluation_that_was_cut_off_ends_with_the_same_rollouts(whole, train
     finally:
         del trainer._generate_and_score_completions
     assert read_jsonl(file) == again and timeless(again) == timeless(records)
-    assert asked == [4, 2]  # the last batch has two rows, and is not filled up without a reason
+    assert asked == [4, 2]  # the last batch has two rows and needs no padding
     assert evaluate(trainer, recipe.test_dataset, file, seed=3, resume=True) == again
 
 
 class Killed(BaseException):
-    """What no part of the program catches, as it would not SIGKILL."""
+    """An exception that the program never catches, like SIGKILL."""
 
 
 def test_an_evaluation_that_is_killed_twice_ends_with_the_table_of_an_unbroken_one(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_an_evaluation_that_is_killed_twice_ends_with_the_table_of_an_unbroken_o
         return *files, timeless(read_jsonl(folder / "rollouts.jsonl"))
 
     def killed_while_writing(batch: int, share: float):
-        """Of the batch with this number, counted from this start on, only a share of the bytes is written."""
+        """A function that writes only a share of this batch's bytes, then raises; batches count from this start."""
         written = []
 
         def write(file, records, mode="w"):
@@ -130,7 +130,7 @@ def test_an_evaluation_that_is_killed_twice_ends_with_the_table_of_an_unbroken_o
             patched.setattr("a2tgpo_trl.evaluation.write_jsonl", killed_while_writing(batch, share))
             evaluate_recipe(read_recipe([*SMALL, *words]))
     evaluate_recipe(read_recipe([*SMALL, *words]))
-    # Batches of 4, 4 and 2. The first is done once; the second is cut off twice, and done by the third start.
+    # Batches of 4, 4 and 2. The first runs once; the second is cut off twice, and completed by the third start.
     assert rolled_out == [4, 4, 4, 4, 2]
     evaluate_recipe(read_recipe([*SMALL, "--output_dir", str(tmp_path / "whole")]))
     assert scores_of("killed") == scores_of("whole")
@@ -214,7 +214,7 @@ def test_rollouts_of_another_number_of_samples_are_not_gone_on_with(trainer, rec
 
 
 def test_a_policy_under_bfloat16_rolls_out_as_in_training(tmp_path, monkeypatch):
-    # What generates is what Accelerate made of the model: its forward runs in 16 bits.
+    # Generation uses the model as Accelerate wraps it: its forward runs in 16 bits.
     words = [*SMALL, "--eval_rows", "2", "--bf16", "true", "--use_cpu", "true", "--output_dir", str(tmp_path)]
     seen = set()
     build = Recipe.build_trainer
@@ -256,7 +256,7 @@ def test_the_gain_of_a_turn_stands_behind_the_results_of_all_its_calls():
 
 def test_a_rollout_reads_as_text(whole):
     evaluated = whole[0][0]
-    record = {**evaluated, "gains": [0.25] * evaluated["tool_turns"]}  # as one of training has them
+    record = {**evaluated, "gains": [0.25] * evaluated["tool_turns"]}  # as in a training record
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
     console.print(as_text(record), markup=False)
     text = console.export_text()

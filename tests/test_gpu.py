@@ -1,7 +1,7 @@
-"""What only an accelerator shows: gains in 16 bits, memory that is kept to, a step of half a billion weights.
+"""Tests that need an accelerator: gains in 16 bits, limits on memory, a step of half a billion weights.
 
-Skipped where there is no GPU. `A2TGPO_GPU_TESTS=cpu pytest -m gpu` runs the same code in small sizes on a CPU, which
-shows that it runs, and nothing about GPUs.
+Skipped without a GPU. `A2TGPO_GPU_TESTS=cpu pytest -m gpu` runs the same code in small sizes on a CPU, which shows
+that it runs, and nothing about GPUs.
 """
 
 import math
@@ -32,7 +32,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that differs between a GPU and a CPU in these tests."""
+    """Everything that differs between a GPU and a CPU in these tests."""
 
     device: str
     hidden: int
@@ -40,7 +40,7 @@ class Sizes:
     vocabulary: int
     agreement: Shape  # of the rollouts whose values are compared
     budget: int  # tokens of a forward
-    long: Shape  # of those that together are several times the budget
+    long: Shape  # of the rollouts that together exceed the budget several times
     policy: dict[str, int]  # of the model that is trained
 
 
@@ -73,7 +73,7 @@ HERE = SIZES["cpu" if ON_CPU else "cuda"]
 
 
 def make_model(attention: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Random weights that are the same numbers in each precision, wide enough that each token seen matters."""
+    """A model of random weights, equal in each precision and spread widely enough that each token seen matters."""
     config = Qwen3Config(
         hidden_size=HERE.hidden,
         intermediate_size=3 * HERE.hidden,
@@ -108,10 +108,10 @@ NOISE_16_BIT = 0.2
 
 @pytest.mark.parametrize(("attention", "packed"), [("sdpa", SPLIT_SDPA), ("flex_attention", "flex_attention")])
 def test_packed_values_in_16_bits_are_as_near_the_truth_as_separate_passes(attention, packed):
-    # The truth: float32, one row per context, the same weights. bfloat16 keeps 8 bits, so each logit carries noise, of
-    # which a mean over the answer's tokens keeps a part; another order of sums draws other noise of the same size. So
-    # packed rows may be as far from the truth as separate ones, twice at most; the largest of B * K differences of
-    # one distribution varies by less. A token too many or too few in sight moves values as far as turns do.
+    # The truth: float32, one row per context, the same weights. bfloat16 keeps 8 bits, so each logit carries noise,
+    # and a mean over the answer's tokens keeps part of it; summing in another order gives other noise of equal size.
+    # So packed rows may be as far from the truth as separate ones, twice at most; the largest of B * K differences of
+    # one distribution varies by less. One visible token too many or too few moves values as much as turns do.
     truth = values(make_model("sdpa", torch.float32), None, HERE.agreement)
     model = make_model(attention, torch.bfloat16)
     assert packed_implementation(model)[0] == packed
@@ -127,7 +127,7 @@ def test_packed_values_in_16_bits_are_as_near_the_truth_as_separate_passes(atten
 
 
 def widths(model: PreTrainedModel) -> list[int]:
-    """Tokens of each forward from now on, padding included."""
+    """A list to which each later forward adds its number of tokens, padding included."""
     found: list[int] = []
     model.model.register_forward_pre_hook(
         lambda _, args, kwargs: found.append(kwargs.get("input_ids", args[0] if args else None).numel()),
@@ -137,11 +137,11 @@ def widths(model: PreTrainedModel) -> list[int]:
 
 
 def test_the_gain_pass_keeps_to_its_budget_of_tokens_and_to_the_memory_that_they_take():
-    # Beside the weights, a forward without gradients holds at once, in 2 bytes a number: hidden states, their norms,
-    # what attention reads and writes (8 of `hidden`), and the products of the MLP (9 of `hidden`): 17 * 1,024 * 16,384
-    # numbers, 0.57 GB. Twice that is allowed, for copies in float32; and 1 GiB for logits, which come in tiles
-    # (0.3 GB), and for the probes' mask, 144 * 15,144 numbers for each of 32 heads (0.14 GB): 2.2 GB in all. What must
-    # not be is a mask of 15,144 * 15,144 numbers for each head, 15 GB, or all rollouts in one forward.
+    # Besides the weights, a forward without gradients holds, at 2 bytes a number and at the same time: hidden states,
+    # their norms, the inputs and outputs of attention (8 of `hidden`), and the products of the MLP (9 of `hidden`):
+    # 17 * 1,024 * 16,384 numbers, 0.57 GB. Twice that is allowed, for copies in float32; and 1 GiB for logits, which
+    # come in tiles (0.3 GB), and for the probes' mask, 144 * 15,144 numbers for each of 32 heads (0.14 GB): 2.2 GB in
+    # all. Not allowed: a mask of 15,144 * 15,144 numbers for each head, 15 GB, or all rollouts in one forward.
     model = make_model("sdpa", torch.bfloat16)
     total = HERE.long.rollouts * HERE.long.tokens
     assert total > 2 * HERE.budget
@@ -154,7 +154,7 @@ def test_the_gain_pass_keeps_to_its_budget_of_tokens_and_to_the_memory_that_they
 
 
 def peak_bytes(run) -> int:
-    """Most memory that a call takes beside what was taken before; 0 on a CPU, which does not say."""
+    """The peak memory that a call takes on top of what was in use before; 0 on a CPU, which does not report it."""
     if HERE.device != "cuda":
         run()
         return 0
@@ -170,7 +170,7 @@ def peak_bytes(run) -> int:
 
 
 def rollout(prompts: list, trainer: A2TGPOTrainer) -> dict:
-    """Rollouts of a tool turn and an answer, each a little longer than the one before."""
+    """Rollouts of a tool turn and an answer, each a little longer than the previous one."""
     masks = [[1] * 24 + [0] * (16 + 4 * i) + [1] * 24 for i in range(len(prompts))]
     return {
         "prompt_ids": [[5, 6, 7, 8]] * len(prompts),

@@ -1,5 +1,5 @@
-"""What `GRPOTrainer` does, with `A2TGPOTrainer` in its place: the same numbers with `credit="grpo"`, and training with
-the default credit; or an error at construction that says why not."""
+"""What `GRPOTrainer` does, done by `A2TGPOTrainer`: the same numbers with `credit="grpo"`, and training with the
+default credit; or an error at construction that says why not."""
 
 import asyncio
 import inspect
@@ -26,7 +26,7 @@ PARAMETERS = set(inspect.signature(GRPOTrainer.__init__).parameters)
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
-    """A policy, and a reward model beside it, as a user has them on disk."""
+    """A policy and a reward model, as a user has them on disk."""
     folder = tmp_path_factory.mktemp("models")
     tiny.make_model(tokenizer).save_pretrained(folder / "policy")
     reward_model(tokenizer).save_pretrained(folder / "judge")
@@ -45,7 +45,7 @@ def reward_model(tokenizer):
 
 
 def train(trainer: type, config: type, given: dict[str, Any], tokenizer, folder, tmp_path, **method):
-    """A run of one step, with what a behaviour gives in place of the usual."""
+    """A run of one step, in which what a behaviour gives replaces the usual."""
     torch.manual_seed(0)
     keywords = {name: value for name, value in given.items() if name in PARAMETERS}
     changes = {name: value for name, value in given.items() if name not in PARAMETERS | {"scripted", "policy"}}
@@ -88,7 +88,7 @@ def in_plain_text(rows: int = 4) -> Dataset:
 
 
 def rollouts_without_empty_ones(prompts, trainer) -> dict:
-    """TRL's parsing fails on an empty completion; ours is tried on one in `test_trainer`."""
+    """TRL's parsing fails on an empty completion; `test_trainer` tries ours on one."""
     rollouts = rollouts_of_tokens(prompts, trainer)
     for name, value in (("completion_ids", 30), ("logprobs", -1.0), ("env_mask", 1)):
         rollouts[name][2] = [value] * 2
@@ -120,7 +120,7 @@ class Count(TrainerCallback):
         self.steps += 1
 
 
-# An evaluation of ours leaves the draws of training alone; without draws there is nothing to differ by.
+# Unlike TRL's, our evaluations do not use up training's random draws; greedy decoding removes this difference.
 GREEDY = {"generation_kwargs": {"do_sample": False}, "eval_strategy": "steps", "eval_steps": 1}
 TWICE = {"num_iterations": 2, "max_steps": 2}
 OF_LOSSES = {
@@ -128,7 +128,7 @@ OF_LOSSES = {
     "vespo": {"vespo_k_pos": 1.5, "vespo_lambda_pos": 2.5, "vespo_k_neg": 2.0, "vespo_lambda_neg": 1.5},
 }
 LONG = {"scripted": True, "max_completion_length": 700, "num_generations": 4, "reward_funcs": exact_match}
-# Of each, what it sets: settings, arguments of the trainer, and where the policy comes from.
+# What each behaviour sets: settings, arguments of the trainer, and where the policy comes from.
 BEHAVIOURS = {
     # The policy and how it is loaded
     "a policy from a folder": lambda: {"policy": "folder", "processing_class": None},
@@ -282,19 +282,19 @@ BEHAVIOURS = {
     },
     "a function for rollouts": lambda: {"rollout_func": rollouts_without_empty_ones, "num_generations": 4},
 }
-# What this package does otherwise unless it is told: the sampling of TRL, which ends a rollout at a call too many.
+# Settings that this package needs to do as TRL does: sample by TRL, and end a rollout at a call too many.
 AS_TRL = {"seeded_rollouts": False, "failure_policy": {"over_budget": "end"}}
-# Numbers of TRL that are others here, since they mean something else.
+# Metrics of TRL that differ here, because they mean something else.
 OTHERWISE = {
-    # A call beyond the limit has failed. TRL does not look at it.
+    # Here a call beyond the limit has failed. TRL ignores it.
     "rounds of tools": {"tools/call_frequency", "tools/failure_frequency"},
-    # A mean over the tokens of rollouts, and not over rollouts.
+    # Here a mean over the tokens of rollouts, not over rollouts.
     "loss vespo": {"vespo/phi_seq_mean"},
 }
-# An evaluation of ours leaves the draws of training alone, so that the first batch is another one.
+# Our evaluations do not use up training's random draws, so the first batch differs.
 OTHER_DRAWS = {"evaluations of a DatasetDict before the first step"}
 
-# What the default credit refuses: why, and what to add so that it trains.
+# Behaviours that the default credit refuses: why, and what to add so that it trains.
 WITH_DEFAULT_CREDIT: dict[str, tuple[str, dict[str, Any]]] = {
     "loss cispo": ("Set clip_adaptation=0", {"clip_adaptation": 0.0, "epsilon_high": 5.0}),
     "loss sapo": ("Set clip_adaptation=0", {"clip_adaptation": 0.0}),
@@ -304,7 +304,7 @@ WITH_DEFAULT_CREDIT: dict[str, tuple[str, dict[str, Any]]] = {
     "prompts that are learnt": ("train without gains", {"gain_weight": 0.0, "clip_adaptation": 0.0}),
     "beams": ("set seeded_rollouts=False", {"seeded_rollouts": False}),
 }
-# Where turns and gains have a part of their own: tried every day with the default credit.
+# Behaviours that involve turns or gains; with the default credit, the others are slow tests.
 OF_OUR_KIND = {
     *WITH_DEFAULT_CREDIT,
     *("LoRA with a reference", "a mixture of experts", "prompts in plain text", "a stream", "evaluations by name"),
@@ -314,7 +314,7 @@ OF_OUR_KIND = {
     *("truncated completions out of the loss", "samples of completions"),
     *("no tools in a list", "environments by name", "a function for rollouts", "a reward model"),
 }
-# What no credit takes, though TRL does.
+# What no credit accepts, though TRL does.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "several sequences for a prompt": (
         {"generation_kwargs": {"num_return_sequences": 2}},
@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a clip range down to 0": ({"epsilon": 1.0}, "epsilon must be in (0.0, 1.0)"),
     "checkpoints on SIGTERM by transformers": ({"enable_jit_checkpoint": True}, "SIGTERM is always answered"),
 }
-# Settings of `GRPOConfig` that no behaviour here sets, and where they are tried.
+# Settings of `GRPOConfig` that no behaviour here sets, and where they are tested, or why they are not.
 ELSEWHERE = {
     "learning_rate": "every test sets it",
     "trust_remote_code": "for models whose code comes from the hub",
@@ -350,22 +350,22 @@ def test_each_setting_and_each_argument_of_trl_is_tried():
     tried = {name for behaviour in BEHAVIOURS.values() for name in behaviour()}
     settings_of_trl = set(GRPOConfig.__annotations__) - {name for name in GRPOConfig.__annotations__ if name[0] == "_"}
     assert settings_of_trl - tried - set(ELSEWHERE) == set()
-    assert PARAMETERS - tried - {"self", "args", "quantization_config"} == set()  # the last in test_lora.py
+    assert PARAMETERS - tried - {"self", "args", "quantization_config"} == set()  # test_lora.py tests the last one
 
 
-# An evaluation of ours samples and scores; these would take passes of the policy over its rollouts.
+# Our evaluations only sample and score; these metrics would take forwards of the policy over the rollouts.
 NOT_IN_EVALUATIONS = re.compile(r"eval_(\w+_)?(loss|entropy|clip_ratio/\w+)$")
-# Of several evaluation sets TRL logs all under one name, ours each under its own: eval_one_reward.
+# TRL logs several evaluation sets under one name; we log each under its own: eval_one_reward.
 OF_ONE_SET = re.compile(r"eval_(one|two)_(?!runtime|\w+_per_second)")
-# Measured on the clock.
+# Measured by the clock.
 TIMED = ("runtime", "_time", "per_second")
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, tuple]:
-    """Of what `GRPOTrainer` has logged, all that is another number here."""
+    """The numbers that `GRPOTrainer` has logged and that differ here."""
 
     def same(one: Any, other: Any) -> bool:
-        return one == other or (one != one and other != other)  # NaN is no number and equals none
+        return one == other or (one != one and other != other)  # NaN equals nothing, itself included
 
     left_out = {name for name in theirs if name.endswith(TIMED) or NOT_IN_EVALUATIONS.match(name)}
     compared = {name: value for name, value in theirs.items() if name not in left_out}

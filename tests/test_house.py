@@ -1,4 +1,4 @@
-"""The rules of the house: lint, format and types are tests, so that `pytest` covers them."""
+"""House rules: lint, format and types are tests, so that `pytest` covers them."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A real `a2tgpo eval` that is killed twice in the middle: its table is that of one which nothing disturbed.
+"""A real `a2tgpo eval` that is killed twice midway gives the same table as an uninterrupted one.
 
 On embedded questions, and on real facts with SmolLM2, a real model.
 """
@@ -18,12 +18,12 @@ from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.rollout.records import read_jsonl
 
 
-SMOLLM2 = "smollm2"  # folder, in place of which the one that a test writes is named
+SMOLLM2 = "smollm2"  # stands for the folder that a test writes
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Words of an evaluation, 4 questions at a time, and how many of them are on record when it is killed."""
+    """The arguments of an evaluation, 4 questions at a time, and how many questions are on record at each kill."""
 
     words: list[str]
     questions: int
@@ -32,7 +32,7 @@ class Evaluation:
 
 EVALUATIONS = {
     "atlas": Evaluation(["quickstart", "--task_kwargs", '{"train_questions": 8, "test_questions": 42}'], 40, (8, 20)),
-    # Questions of one hop in turn with those of two, which it does not solve; few words, for it is slow.
+    # One-hop questions alternate with two-hop ones, which it does not solve; few tokens, because it is slow.
     "facts": Evaluation(
         ["smollm2_facts", "--model_name_or_path", SMOLLM2, "--max_completion_length", "90"], 16, (4, 8)
     ),
@@ -56,7 +56,7 @@ def start(task: str, folder: Path, smollm2: Path | None) -> subprocess.Popen:
 
 
 def results(folder: Path) -> Path:
-    """The folder of the policy's results, by whatever name."""
+    """The folder of the policy's results, whatever its name."""
     (found,) = (folder / "evaluation").iterdir()
     return found
 
@@ -66,7 +66,7 @@ def on_record(folder: Path) -> int:
 
 
 def kill_at(process: subprocess.Popen, folder: Path, questions: int) -> None:
-    """As soon as so many are on record, whatever the process does then."""
+    """Kill the process as soon as this many questions are on record, whatever it is doing."""
     with process:
         while on_record(folder) < questions and process.poll() is None:
             time.sleep(0.002)
@@ -96,12 +96,12 @@ def test_an_evaluation_that_is_killed_twice_gives_the_table_of_an_unbroken_one(t
     finish(start(task, whole, policy))
     for name in ("scores.json", "scores.md"):
         assert (results(killed) / name).read_bytes() == (results(whole) / name).read_bytes()
-    # Not the table alone: each rollout is the same, word by word.
+    # Not only the table: each rollout is the same, word for word.
     said = [
         [(record["row"], record["completion"], record["rewards"]) for record in read_jsonl(folder / "rollouts.jsonl")]
         for folder in (results(killed), results(whole))
     ]
     assert said[0] == said[1] and len(said[0]) == number
-    # And they are not all the same wrong answer.
+    # And the answers are not all wrong or all right.
     means = json.loads((results(whole) / "scores.json").read_text())["everything"]
     assert 0.0 < means["exact_match"]["mean"] < 1.0

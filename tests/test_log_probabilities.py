@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and gradients of the tokens that were sampled, equal to those of a head over all."""
+"""Log-probabilities, entropies and gradients of sampled tokens equal those of a head over all tokens."""
 
 import pytest
 import tiny
@@ -16,7 +16,7 @@ COMPLETION = 12
 
 
 def rows() -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and sampled tokens: padding on both sides, and two results of tools in the first row."""
+    """Ids, mask and sampled tokens, with padding on both sides and two tool results in the first row."""
     ids = torch.randint(3, 384, (3, 8 + COMPLETION), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :5] = mask[1, -4:] = mask[2, -9:] = 0
@@ -26,7 +26,7 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def over_all(model, ids: Tensor, mask: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
-    """As TRL's trainer scores them."""
+    """Log-probabilities and entropies as TRL's trainer computes them."""
     labels = ids.masked_fill(mask == 0, NOT_SCORED)
     labels[:, :-COMPLETION] = NOT_SCORED
     found = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
@@ -77,9 +77,9 @@ def test_the_head_is_given_sampled_tokens_alone_and_the_others_have_no_number():
     assert entropies is None
     assert not logps[sampled == 0].any() and (logps[sampled == 1] < 0).all()
     with torch.no_grad():
-        scores = model(input_ids=ids).logits  # as at any other time
+        scores = model(input_ids=ids).logits  # an ordinary forward
     assert scores.shape[:2] == ids.shape
-    assert given[0][:2] == ids.shape  # before it was cut: this hook is the older one
+    assert given[0][:2] == ids.shape  # before the cut, because this hook was registered first
 
 
 def test_rows_without_a_sampled_token_have_a_gradient_of_zero():

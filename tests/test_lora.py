@@ -1,4 +1,4 @@
-"""Adapters: made anew, trained further, on a quantised base, merged; and which weights score what."""
+"""Adapters: new, trained further, merged, on a quantised base; and which weights score what."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ SMALL = {
     "disable_tqdm": "true",
     "use_cpu": "true",
 }
-# Without streaming, where what is read together depends on when tools answer, and with it the last bits.
+# No streaming: with it, the batching, and so the last bits, depend on when tools answer.
 NEW = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_dropout": 0.0, "stream_turns": "false"}
 
 
@@ -64,7 +64,7 @@ def first(tmp_path_factory):
 
 
 def test_the_same_seed_makes_the_same_adapter_whatever_was_drawn_before(first, tmp_path):
-    torch.manual_seed(1234)  # what a notebook may have done
+    torch.manual_seed(1234)  # as a notebook may have done
     assert equal(parts(first[0], "default"), parts(run(tmp_path / "again", **NEW), "default"))
 
 
@@ -88,7 +88,7 @@ def test_an_adapter_goes_on_and_its_reference_is_what_it_was(first, tmp_path):
     assert equal(parts(further, "ref"), before) and not equal(after, before)
     for values, expected, _ in scored:
         torch.testing.assert_close(values, expected, atol=1e-4, rtol=0, equal_nan=True)
-    # The last batch is scored by the adapter as it is by then, not by the reference.
+    # The last batch is scored by the current adapter, not by the reference.
     assert not equal(scored[-1][2], before)
     first_kl, *_, last_kl = (entry["kl"] for entry in further.state.log_history if "kl" in entry)
     assert first_kl == 0 and last_kl > 0

@@ -57,7 +57,7 @@ def test_ratio_metrics_are_averages_over_turns():
             "turn_ratio/mean": (1.1 + 0.5 + 2.0) / 3,
             "turn_ratio/turn_1": (1.1 + 2.0) / 2,
             "turn_ratio/turn_2": 0.5,
-            "clip_fraction/mean": (0.5 + 0 + 1) / 3,  # one of two tokens; a low ratio of a good turn; all
+            "clip_fraction/mean": (0.5 + 0 + 1) / 3,  # one of two tokens; none, as the ratio is low and A > 0; all
             "clip_fraction/turn_1": 0.75,
             "clip_fraction/turn_2": 0.0,
         }
@@ -80,7 +80,7 @@ def test_rounds_of_unlike_size_weigh_by_their_rollouts():
     first = {"reward": 0.375, "completions/max_length": 9.0, "gain/seconds": 2.0, "completions/min_length": 3.0}
     again = {"reward": 0.0, "completions/max_length": 5.0, "gain/seconds": 1.0, "completions/min_length": 2.0}
     first["states/seconds"], again["states/seconds"] = 1.0, 0.5
-    # 16 and twice 4 rollouts: 16 x 0.375 / 24 = 0.25. The last round alone had a tool turn; its second metric none.
+    # 16 and twice 4 rollouts: 16 x 0.375 / 24 = 0.25. Only the last round has gains; its reward_std is NaN.
     last = {**again, "gain/mean": 0.5, "reward_std": NAN}
     assert over_rounds([(16, first), (4, again), (4, last)]) == pytest.approx(
         {

@@ -1,4 +1,4 @@
-"""The notebooks: what their files keep, and what comes out when they are run from top to bottom."""
+"""The notebooks: what their files hold, and what they output when they are run from top to bottom."""
 
 import base64
 import re
@@ -10,8 +10,8 @@ from run_notebooks import LIMIT, NAMES, executed, first_code, outputs_of, read, 
 from a2tgpo_trl.credit import METHODS, find_method
 
 
-PICTURE = 60_000  # bytes, at most
-# A folder of some machine: what begins at its root, and names more than one thing.
+PICTURE = 60_000  # the most bytes
+# Paths of a particular machine, for example those that begin at its root and have at least two parts.
 OF_A_MACHINE = re.compile(r"(?<![\w.:/<)\]}*])(/[\w.-]+){2,}|\b[A-Z]:\\\w|~/\w|\w@\w[\w.-]*:")
 
 
@@ -20,7 +20,7 @@ def codes(notebook) -> list:
 
 
 def strings_of(value) -> list[str]:
-    """All texts in a notebook but its pictures."""
+    """All texts in a notebook except its pictures."""
     if isinstance(value, dict):
         return [text for key, inside in value.items() if key != "image/png" for text in strings_of(inside)]
     if isinstance(value, list):
@@ -85,7 +85,7 @@ def test_a_notebook_says_which_cell_to_change_on_a_hosted_gpu_and_it_is_the_one_
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A notebook with what came out of it; what other libraries say while they are imported does not count."""
+    """A function that runs a notebook; what other libraries print during the imports is dropped."""
 
     def run(name: str):
         start = time.monotonic()
@@ -99,7 +99,7 @@ def run(tmp_path_factory):
 
 
 def before_and_after(lines: list[str], row: str) -> list[float]:
-    """Two scores, of the row of this name in a table of them."""
+    """The two scores in the table row with this name."""
     line = next(line for line in lines if row in line and "(" in line)
     return [float(score) for score in re.findall(r"(\d\.\d+) \(", line)]
 

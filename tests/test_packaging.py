@@ -1,4 +1,4 @@
-"""What setup.cfg lists is what there is."""
+"""setup.cfg lists exactly the files and packages that exist."""
 
 from configparser import ConfigParser
 
@@ -21,7 +21,7 @@ def test_each_kind_of_file_among_the_recipes_is_packaged():
     setup.read(ROOT / "setup.cfg")
     patterns, recipes = setup["options.package_data"]["a2tgpo_trl.recipes"].split(", "), ROOT / "recipes"
     packaged = {file for pattern in patterns for file in recipes.glob(pattern)}
-    others = (".md", ".png", ".pyc", ".parquet", ".lock")  # what is read here, and results of studies
+    others = (".md", ".png", ".pyc", ".parquet", ".lock")  # files to read in the repository, and results of studies
     there = {file for file in recipes.rglob("*") if file.is_file() and file.suffix not in others}
     assert packaged == there
 

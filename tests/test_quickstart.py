@@ -1,4 +1,4 @@
-"""The promise of the README's first command, kept on this machine by one seed of it."""
+"""One seed of the README's first command keeps its promise on this machine."""
 
 import json
 import subprocess

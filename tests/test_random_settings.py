@@ -26,7 +26,7 @@ PROBLEMS = ["<tool_call>\n{broken\n</tool_call><|im_end|>", tiny.call("a", times
 
 
 def write(turn: int, row: int) -> str:
-    """A scripted policy that answers, calls, calls wrongly and babbles."""
+    """The text of a scripted policy that answers, calls, calls wrongly and babbles."""
     if turn == 1 and row % 8 > 4:
         return PROBLEMS[row % 8 - 5]
     if turn < TOOL_TURNS[row % 4]:
@@ -36,7 +36,7 @@ def write(turn: int, row: int) -> str:
 
 @dataclass
 class Counter:
-    """An environment with a tool and a reward of the turn."""
+    """An environment with a tool and a turn reward."""
 
     turn_reward: float | None = None
     counted: int = 0
@@ -134,7 +134,7 @@ SETTINGS: dict[str, st.SearchStrategy] = OURS | TOOLS | THEIRS
 
 RUNS = st.fixed_dictionaries(
     {
-        # A few at a time: of many, two will contradict each other, and nothing would train.
+        # A few at a time: among many, two would contradict each other, and nothing would train.
         "settings": st.lists(st.sampled_from(sorted(SETTINGS)), unique=True, max_size=8).flatmap(
             lambda names: st.fixed_dictionaries({name: SETTINGS[name] for name in names})
         ),
@@ -148,7 +148,7 @@ RUNS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Its model is what TRL loads again as the reference."""
+    """The tokenizer; when TRL loads a reference model, it gets a tiny one."""
     made = tiny.make_tokenizer()
     with pytest.MonkeyPatch.context() as patch:
         load = "trl.trainer.grpo_trainer.create_model_from_path"
@@ -191,7 +191,7 @@ def build(run: dict[str, Any], tokenizer, folder: str) -> A2TGPOTrainer:
 
 
 def trains_or_is_refused(run: dict[str, Any], tokenizer) -> None:
-    """Two steps with finite weights, or a ValueError before the first."""
+    """Check that a run takes two steps with finite weights, or raises ValueError before the first."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             trainer = build(run, tokenizer, folder)

@@ -1,4 +1,4 @@
-"""The README: read in three minutes, and every command and line of Python in it runs."""
+"""The README takes three minutes to read, and every command and line of Python in it runs."""
 
 import os
 import re
@@ -38,16 +38,16 @@ def test_its_script_runs_and_three_lines_of_it_are_marked(tmp_path):
     done = run([sys.executable, "script.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs").exists()
-    # What it prints begins as it is shown. Which rollout is the best one may differ between processors.
+    # Its output begins as shown. Which rollout is the best one may differ between processors.
     (shown,) = blocks("text")
     assert done.stdout.startswith(shown.splitlines(keepends=True)[0])
     gain = r"^    gain [+-]\d+\.\d\d$"
     assert re.search(gain, shown, re.MULTILINE) and re.search(gain, done.stdout, re.MULTILINE)
-    assert done.stdout.count("right: Lututh Pogom") == 2  # a rollout of each step
+    assert done.stdout.count("right: Lututh Pogom") == 2  # one rollout per step
 
 
 def test_its_two_ways_to_install_are_those_of_a_fresh_environment():
-    # What the first command trains is held by test_quickstart.py; a fresh environment runs the second one so.
+    # test_quickstart.py checks what the first command trains; .ci/run runs the second one in a fresh environment.
     first, second = (command.partition(" && ") for command in COMMANDS if command.startswith("pip"))
     assert (first[0], first[2]) == ("pip install -e .", "a2tgpo train quickstart")
     script = (ROOT / ".ci" / "run").read_text().splitlines()

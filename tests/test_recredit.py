@@ -1,4 +1,4 @@
-"""Recorded rollouts under another method: as a run with that method has them, and what stands in the way."""
+"""Recorded rollouts credited by another method, as in a run with that method; and what can prevent it."""
 
 import pytest
 import tiny
@@ -10,7 +10,7 @@ from a2tgpo_trl.recredit import Recorded, recredited
 from a2tgpo_trl.rollout.reading import read_places
 
 
-# What methods without turn rewards of their own are given, and an embedding that is on each machine.
+# Turn rewards for the methods that need them, and an embedding that is available on every machine.
 SETTINGS = {
     "gtpo": {"shaping_embedding": "ngrams"},
     "mt_grpo": {"turn_rewards": {"bad_format": -0.1, "failed_call": -0.2}},
@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def recorded(tokenizer, folder, credit: str, **changes) -> list:
-    """What a run's first step trained on."""
+    """The rollouts that a run's first step trained on."""
     changes = {"record_every": 1, "max_steps": 1, "per_device_train_batch_size": 8, "beta": 0.0, **changes}
     args = A2TGPOConfig(**settings(folder, **changes), credit=credit)
     make(tokenizer, args, reward_funcs=spread).train()
@@ -37,7 +37,7 @@ def of_a2tgpo(tokenizer, tmp_path_factory):
     return recorded(tokenizer, tmp_path_factory.mktemp("run"), "a2tgpo")
 
 
-# These are others with other switches.
+# Variants of other methods, which differ only in their switches.
 SWITCHED = ("gspo", "atpo", "igpo_joint", "mt_grpo", "a2tgpo", "a2tgpo_paper")
 
 
@@ -57,7 +57,7 @@ def test_rollouts_of_a2tgpo_get_the_credit_that_a_run_with_the_method_gives_them
             assert one[name] == pytest.approx(other[name], abs=1e-5), name
     if credit != "a2tgpo":
         assert [one["advantages"] for one in found] != [one["advantages"] for one in of_a2tgpo]
-    assert "states" not in of_a2tgpo[0] and "turn_rewards" not in of_a2tgpo[0]  # these are as they were
+    assert "states" not in of_a2tgpo[0] and "turn_rewards" not in of_a2tgpo[0]  # the given records are not changed
 
 
 def test_settings_of_the_method_win_over_its_papers(of_a2tgpo):
@@ -125,7 +125,7 @@ def test_outcomes_that_were_shaped_are_noticed(tokenizer, tmp_path):
 
 
 def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
-    # Three alike, whose advantage is 0, as that of what was not scored is.
+    # Three alike, with an advantage of 0, like that of an unscored rollout.
     alike = [{**record, "outcome": 1.0, "outcome_advantage": 0.0} for record in of_a2tgpo[:3]]
     unscored = {**of_a2tgpo[3], "outcome": None, "outcome_advantage": 0.0, "advantages": [], "excluded": True}
     found = recredited([*alike, unscored], "grpo")
@@ -135,7 +135,7 @@ def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
 def test_what_the_run_was_set_to_counts(of_a2tgpo):
     found, unscaled = (recredited(of_a2tgpo, "gigpo", Recorded(scale_rewards=scale)) for scale in ("group", "none"))
     assert [record["advantages"] for record in found] != [record["advantages"] for record in unscaled]
-    # A floor of log-probabilities says what probabilities differ by as well. One beyond all gains leaves none.
+    # A floor for log-probabilities holds for probabilities as well. A floor above all gains leaves no scores.
     by_paper, by_none = (recredited(of_a2tgpo, "a2tgpo_paper", Recorded(gain_floor=floor)) for floor in (1e-4, 1e3))
     scores, none = (
         [score for record in found for score in record["scores"] if score] for found in (by_paper, by_none)
@@ -147,7 +147,7 @@ def test_what_the_run_was_set_to_counts(of_a2tgpo):
 
 
 def test_batches_of_a_step_ranks_and_runs_are_told_apart(of_a2tgpo):
-    # Each group of four half on one rank and half on another, and the same batch once more, and in another run.
+    # Each group of four is split between two ranks; the same batch comes a second time, and again in another run.
     by_rank = [{**record, "rank": i % 4 // 2} for i, record in enumerate(of_a2tgpo)]
     ranks = [[record for record in by_rank if record["rank"] == rank] for rank in (0, 1)]
     second = [[{**record, "batch": 2} for record in of_rank] for of_rank in ranks]
@@ -168,7 +168,7 @@ def test_gains_of_probability_are_those_of_a_run_that_measures_them(of_a2tgpo, t
     of_paper = recorded(tokenizer, tmp_path, "a2tgpo_paper")
     found = recredited(of_paper, "a2tgpo", Recorded(gain_measure="probability"))
     for one, other in zip(found, of_a2tgpo, strict=True):
-        assert one["scores"] == pytest.approx(other["scores"], abs=1e-2)  # by way of a logarithm
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-2)  # converted through a logarithm
 
 
 def test_what_an_environment_gave_for_turns_is_in_the_records():

@@ -1,4 +1,4 @@
-"""The rooms of the package, in an order that its imports obey: what a room is made of stands below it."""
+"""The rooms of the package, in an order that imports obey: a room only imports rooms below it."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from places import ROOT
 
 PACKAGE = "a2tgpo_trl"
 
-# The map, from the ground to the roof. A room is a folder or a module; it imports what stands above it in this list.
+# The map, lowest first. A room is a folder or a module; it may import those that come before it in this list.
 ROOMS = {
     "import_lines": "what other libraries log while they are imported",
     "errors": "what ends a run, in words that a user can act on",
@@ -52,21 +52,21 @@ ROOMS = {
     "cli": "words -> verbs",
     "__main__": "python -m a2tgpo_trl",
 }
-THE_PACKAGE = {"__init__": "the two names that a script imports"}  # made of anything, and imported for its version
+THE_PACKAGE = {"__init__": "the two names that a script imports"}  # may import any room; imported for its version
 
-# Arrows that still go up, and circles that are still there. This list only gets shorter.
+# Known upward imports, circles and uses of private names. These sets may only shrink.
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_CIRCLES: set[frozenset[str]] = set()
 KNOWN_PRIVATE: set[str] = set()
 
-# What knows the trainer from inside.
+# Modules that may use private names of a trainer.
 TRAINERS = {"trainer", "scoring", "rollout.trainer"}
 NAMES_OF_A_TRAINER = {"trainer", "_trainer", "ours"}
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Their names below the package: `credit` is its `__init__`, `credit.method` a module of that room."""
+    """Files by module name within the package: `credit` is its `__init__`, `credit.method` a module of that room."""
     files = {}
     for file in sorted(Path(ROOT, PACKAGE).rglob("*.py")):
         parts = file.relative_to(Path(ROOT, PACKAGE)).with_suffix("").parts
@@ -85,7 +85,7 @@ def tree(module: str) -> ast.Module:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """The modules of the package that this one imports: at its top, in its functions, and for types alone."""
+    """The modules of the package that this one imports: at its top, in its functions, and for types only."""
     return frozenset(found for node in ast.walk(tree(module)) for found in _imported(module, node))
 
 
@@ -106,7 +106,7 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 
 
 def _known(name: str) -> str:
-    """The module that a dotted name is, or is in.
+    """The module that a dotted name names or is in.
 
     Example: "a2tgpo_trl.credit.method.Evidence" -> "credit.method"; "a2tgpo_trl.__version__" -> "__init__"
     """
@@ -127,7 +127,7 @@ def upward() -> set[tuple[str, str]]:
 
 
 def circles() -> set[frozenset[str]]:
-    """Sets of modules of a room each of which imports, by way of others in it, all the others."""
+    """Sets of modules of one room in which each module imports all others, directly or through others of the room."""
     reached = {module: _reached_from(module) for module in modules()}
     return {
         frozenset(other for other in of_module if module in reached[other])
@@ -147,7 +147,7 @@ def _reached_from(module: str) -> set[str]:
 
 
 def private_names() -> set[str]:
-    """`module: name` for each private name of a trainer that is touched outside of the trainers' own modules."""
+    """`module: name` for each private name of a trainer that is used outside the trainers' own modules."""
     return {
         f"{module}: {node.attr}"
         for module in modules()

@@ -1,4 +1,4 @@
-"""Rows of which a forward reads once what they begin with alike: numbers and gradients of plain rows."""
+"""A forward that reads shared beginnings of rows once gives the numbers and gradients of plain rows."""
 
 import pytest
 import tiny
@@ -27,7 +27,7 @@ COMPLETION = 9
 
 
 def rows(alike: dict[int, tuple[int, int]] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of six rows of two prompts. `alike`: row -> another, whose completion it begins with, so far."""
+    """Ids and mask of six rows of two prompts. `alike`: row -> another, and how many completion tokens they share."""
     completions, prompts = [9, 4, 1, 7, 9, 2], [11, 11, 11, 11, 6, 6]
     width = max(prompts)
     ids = torch.randint(3, 384, (len(prompts), width + COMPLETION), generator=torch.Generator().manual_seed(0))
@@ -42,19 +42,19 @@ def rows(alike: dict[int, tuple[int, int]] | None = None) -> tuple[torch.Tensor,
     return ids, ((place >= first) & (place < last)).long()
 
 
-# Prompts alone; a branch in a completion, and one behind it; rows that are the same to their end, one of them shorter.
+# Prompts alone; a branch in a completion, and one after it; rows that are equal to their end, one of them shorter.
 ALIKE = [{}, {3: (0, 4), 1: (0, 2)}, {3: (0, 7), 1: (0, 4), 5: (4, 2)}]
 
 
 def sampled(mask: torch.Tensor) -> torch.Tensor:
-    """All tokens of completions but the first row's third and the second's first, as of tools."""
+    """Mask of all completion tokens except the first row's third and the second's first, as if tools wrote them."""
     of_rows = mask[:, -COMPLETION:].clone()
     of_rows[0, 2] = of_rows[1, 0] = 0
     return of_rows
 
 
 def plain(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As TRL's trainer scores them."""
+    """Log-probabilities and entropies as TRL's trainer computes them."""
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :-COMPLETION] = -100
     found = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
@@ -199,7 +199,7 @@ def test_gradients_of_a_token_in_many_rows_are_added_up_in_float32():
     states = torch.ones(1, 1, 4, dtype=torch.bfloat16, requires_grad=True)
     numbers = torch.zeros(300, 2, dtype=torch.long)
     GatherTokens.apply(states, numbers).sum().backward()
-    assert states.grad.unique().tolist() == [600.0]  # bfloat16 counts by ones to 256
+    assert states.grad.unique().tolist() == [600.0]  # bfloat16 counts by ones only up to 256
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.architectures() if name not in SHARED])

@@ -1,4 +1,4 @@
-"""Two hundred steps with a tool that fails in every way it can: nothing stops, nothing leaks, and it still answers."""
+"""Two hundred steps with a tool that fails in every way: no crash, no leak, and the policy still answers."""
 
 import gc
 import itertools
@@ -21,12 +21,12 @@ from a2tgpo_trl.tools.results import NOTHING
 
 
 STEPS = 200
-SETTLED = 20  # steps after which pools, caches and arenas are as large as they get
-LIMIT = 0.1  # seconds of a call
+SETTLED = 20  # steps until pools, caches and arenas reach their full size
+LIMIT = 0.1  # seconds per call
 MEGABYTE = 2**20
 FAILING = 0.3  # share of the calls
-MORE_MEMORY = 40.0  # MB, that steps differ by of themselves; 0.25 MB lost a step would be as much
-MORE_OBJECTS = 5000  # of which the log of a step takes some
+MORE_MEMORY = 40.0  # MB, normal variation; a leak of 0.25 MB a step would add as much
+MORE_OBJECTS = 5000  # the log of each step takes some
 WORDS = [
     *("--max_steps", str(STEPS)),
     *("--num_generations", "4"),
@@ -67,7 +67,7 @@ def answers_late(found: str) -> str:
     return found
 
 
-# What goes wrong, each with what the policy reads where it did.
+# The failures, by what the policy then reads.
 FAILURES: dict[str, Callable[[str], object]] = {
     GONE: raises,
     "Error: Unprintable": raises_what_cannot_be_told,
@@ -80,7 +80,7 @@ FAILURES: dict[str, Callable[[str], object]] = {
 
 
 class Breakage:
-    """Breaks three tenths of the calls. Which ones, and how, is drawn by their number."""
+    """Breaks three tenths of the calls. The number of a call seeds the draw of whether and how it breaks."""
 
     def __init__(self) -> None:
         self._number = itertools.count()
@@ -96,14 +96,14 @@ def broken_tool(task: Task) -> None:
     breakage = Breakage()
 
     def search(query: str) -> str:
-        return breakage(right(query))  # type: ignore[return-value]  # that is what it is for
+        return breakage(right(query))  # type: ignore[return-value]  # on purpose
 
     search.__doc__ = right.__doc__
     task.tools = [search]
 
 
 def broken_environment(task: Task) -> None:
-    """Make the tool a method of environments, with the same breakage, whose `reset` fails now and then as well."""
+    """Make the tool a method of environments, with the same breakage; their `reset` sometimes fails as well."""
     (right,) = task.tools
     breakage, resets = Breakage(), itertools.count()
 
@@ -120,7 +120,7 @@ def broken_environment(task: Task) -> None:
 
 
 class Watch(TrainerCallback):
-    """What the process holds after each step, and every so many steps how many objects."""
+    """Records memory, threads and open files after each step, and the number of objects every `SETTLED` steps."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()
@@ -139,13 +139,13 @@ class Watch(TrainerCallback):
 
 
 class Soaked:
-    """A run of all steps, and what was seen of it."""
+    """A run of all steps, and what was observed."""
 
     def __init__(self, break_it: Callable[[Task], None], folder: Path):
         recipe = read_recipe(["--config", "quickstart", *WORDS, "--output_dir", str(folder)])
         break_it(recipe.task)
         self.watch = Watch()
-        self.read: Counter[str] = Counter()  # results in which a failure shows
+        self.read: Counter[str] = Counter()  # results that show each failure
         self.trainer = recipe.build_trainer([self.watch])
         self.trainer.on_rollouts = self._look
         self.trainer.train()
@@ -159,11 +159,11 @@ class Soaked:
         return [entry[key] for entry in self.trainer.state.log_history if key in entry]
 
     def wait_for_calls(self) -> None:
-        """The last calls that were late have ended by then."""
+        """Wait until the last late calls have ended."""
         end = time.monotonic() + 10
         while self.trainer._tool_loop.runner.hung and time.monotonic() < end:
             time.sleep(LIMIT)
-        time.sleep(LIMIT)  # for their threads
+        time.sleep(LIMIT)  # for their threads to end
 
 
 @pytest.mark.slow
@@ -176,24 +176,24 @@ def test_two_hundred_steps_with_a_failing_tool_leak_nothing_and_the_policy_goes_
     losses = soaked.logged("loss")
     assert len(losses) == STEPS and all(map(math.isfinite, losses))
 
-    # Every failure was met, and counted as what it is.
+    # Every failure occurred, and was counted under its own status.
     assert set(soaked.read) == set(FAILURES)
     for status in ("ok", "tool_error", "timeout", "result_cut"):
         assert any(soaked.logged(f"tools/search/{status}")), status
     assert runner.abandoned >= soaked.read["did not answer within"] > 0
     assert any(soaked.logged("rollouts/excluded")) == (break_it is broken_environment)
 
-    # Nothing is held that was not held after the first steps.
+    # Nothing is held beyond what was held after the first steps.
     soaked.wait_for_calls()
     assert runner.hung == 0
     threads = max(watch.threads[:SETTLED])
     assert threading.active_count() <= threads + 2
-    assert max(watch.threads) <= threads + 8  # late ones, and those in their place
+    assert max(watch.threads) <= threads + 8  # threads of late calls, and their replacements
     assert watch.process.num_fds() <= watch.files[SETTLED - 1] + 2
     assert fmean(watch.memory[-SETTLED:]) <= fmean(watch.memory[SETTLED : 2 * SETTLED]) + MORE_MEMORY
     assert watch.objects[-1] <= watch.objects[0] + MORE_OBJECTS
 
-    # The policy reads all this, and goes on answering. Four rollouts a step are noisy, so this only sees a collapse.
+    # The policy reads all this and still answers. Four rollouts a step are noisy, so this detects only a collapse.
     well_formed, right = soaked.logged("rewards/answer_format/mean"), soaked.logged("rewards/exact_match/mean")
     assert fmean(well_formed[-2 * SETTLED :]) > fmean(well_formed[:SETTLED]) - 0.2
     assert fmean(right[-2 * SETTLED :]) > fmean(right[: 2 * SETTLED]) / 3

@@ -1,4 +1,4 @@
-"""What the pages show, run as it stands there; and the package as a wheel."""
+"""The examples of the help pages, run as they are; and the package as a wheel."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 
 def defined(file: str, word: str) -> dict:
-    """What the example with this word defines, in the page of a topic."""
+    """The names that the example with this word in a module's docstring defines."""
     names: dict = {}
     exec(example(file, word), names)
     return names
@@ -43,7 +43,7 @@ def test_the_environment_of_its_page_is_one(tmp_path):
     trainer = A2TGPOTrainer(model, None, args, data, processing_class=tokenizer, environment_factory=counter)
     trainer.on_rollouts = seen.extend
     trainer.train()
-    # Every other rollout adds 4, which is the goal, and the others 2.
+    # Every second rollout adds 4, which is the goal; the others add 2.
     assert [record["rewards"]["Counter"] for record in seen] == [0.0, 1.0, 0.0, 1.0]
     assert [turn["reward"] for turn in seen[1]["turns"]] == [0.1, None]
     assert "Count to 4." in str(seen[0]["prompt"])
@@ -83,7 +83,7 @@ def test_the_wheel_brings_recipes_world_and_policy(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", installed, wheel], check=True
     )
-    # An installed package beside this environment's libraries, and away from the checkout.
+    # Run the installed package with this environment's libraries, outside the checkout.
     words = ["train", "quickstart", "--max_steps", "1", "--eval_rows", "4", "--per_device_train_batch_size", "8"]
     words += ["--gradient_accumulation_steps", "1"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a run tells its user: warnings that matter, once; that nothing was learnt; what its scores are scores of."""
+"""What a run tells its user: each important warning once; that nothing was learnt; which questions scores are for."""
 
 import logging
 import math
@@ -35,8 +35,8 @@ def reward(tmp_path, body: str) -> list[str]:
 
 
 def test_a_warning_of_trl_that_matters_is_shown_once(tmp_path, capsys):
-    # TRL warns of each row of each batch that no reward function has scored: here 2 x 4. The handler remembers
-    # what tests before this one were shown.
+    # TRL warns once per row of each batch that no reward function has scored: here 2 x 4. The handler remembers the
+    # warnings shown in earlier tests.
     told = logging.getLogger("trl")
     told.handlers = [handler for handler in told.handlers if not isinstance(handler, OncePerPlace)]
     words = ["--max_steps", "2", "--credit", "grpo"]
@@ -112,7 +112,7 @@ def test_a_resumed_run_is_judged_by_its_own_steps_and_an_interrupted_one_is_not(
 
 
 def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog):
-    # The first batch was not scored: 0.25 of the second alone. Of a run in which nothing was, there is no mean.
+    # The first batch was not scored, so the mean is the second's 0.25. A run without any score has no mean.
     nothing, something = (NothingToLearn(interrupted=lambda: False) for _ in range(2))
     something.see(1.0, math.nan)
     something.see(1.0, 0.25)
@@ -124,7 +124,7 @@ def test_the_mean_reward_is_that_of_the_whole_run_and_of_what_was_scored(caplog)
     assert "and no rollout was scored. Read" in caplog.messages[1]
 
 
-# ---- what scores are of
+# ---- which questions scores are for
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def rows(tmp_path):
 def test_rows_of_one_file_are_trained_on_and_others_evaluated(rows, tmp_path):
     words = [*TINY, *rows, "--dataset_train_split", "train[2:]", "--dataset_test_split", "train[:2]"]
     recipe = read_recipe([*words, "--output_dir", str(tmp_path / "run")])
-    assert recipe.questions == HELD_OUT and "questions" in vars(recipe)  # kept: rows are read once
+    assert recipe.questions == HELD_OUT and "questions" in vars(recipe)  # cached: rows are read once
     contents = [
         [row["prompt"][0]["content"][-1] for row in part] for part in (recipe.task.train_dataset, recipe.test_dataset)
     ]

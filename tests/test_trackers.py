@@ -1,4 +1,4 @@
-"""What W&B, Trackio and TensorBoard get beside metrics: a table of turns, histograms of gains, how a run was made."""
+"""What W&B, Trackio and TensorBoard get beside metrics: a table of turns, histograms of gains, the run's config."""
 
 import html
 import json
@@ -28,14 +28,14 @@ def repository(tmp_path_factory):
 
 
 def records_of(folder) -> dict[int, list[dict]]:
-    """Those of each step, which `record_every` has written."""
+    """The records of each step, as written by `record_every`."""
     return {
         int(file.name.split("-")[1]): read_jsonl(file) for file in sorted((folder / "rollouts").glob("*-rank-0.jsonl"))
     }
 
 
 def expected_rows(records) -> list[dict]:
-    """Numbers of each turn by the records, which have the keys of their own."""
+    """The expected table rows, computed from the records."""
     rows, rollouts = [], {}
     for record in records:
         rollout = rollouts[record["group"]] = rollouts.get(record["group"], -1) + 1
@@ -74,11 +74,11 @@ def same_rows(found, records, most: int) -> bool:
 
 
 def test_wandb_keeps_rows_of_turns_histograms_of_gains_and_how_the_run_was_made(tmp_path, repository, monkeypatch):
-    import wandb  # where only vLLM's tests run it is not there
+    import wandb  # not installed where only vLLM's tests run
 
     for name, value in {**environment(tmp_path), "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MY_API_KEY", "capital of France")  # which the first question of all has
+    monkeypatch.setenv("MY_API_KEY", "capital of France")  # part of the first question
     monkeypatch.chdir(repository)
     changes = {"report_to": "wandb", "record_every": 1, "log_completions": True, "run_name": "mine", "table_turns": 7}
     trainer = make(tiny.make_tokenizer(), A2TGPOConfig(**settings(tmp_path / "run", **changes)))
@@ -110,7 +110,7 @@ def test_wandb_keeps_rows_of_turns_histograms_of_gains_and_how_the_run_was_made(
     assert kept.config["credit"] == "a2tgpo" and kept.config["epsilon"] == 3e-3
 
     completions = [table_of_wandb(tmp_path, table) for table in kept.series("completions")]
-    assert [len(rows) for rows in completions] == [4, 4, 4]  # TRL gives the last once more when training ends
+    assert [len(rows) for rows in completions] == [4, 4, 4]  # TRL sends the last table again when training ends
     assert json.loads(completions[0][2]["completion"])[0]["content"] == "<answer>Paris</answer>"
     assert completions[0][0]["exact_match"] == 1.0 and len(json.loads(completions[0][0]["turn_advantages"])) == 3
 
@@ -135,10 +135,10 @@ log_completions: true
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory, repository):
-    """A run of the quickstart with all trackers: the folder of theirs, and its own."""
+    """A run of the quickstart with all trackers: the folder of their files, and the run's own folder."""
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "mine.yaml").write_text(RECIPE)
-    # In a process of its own: trackers keep global state, and W&B writes its file when the process ends.
+    # In a separate process: trackers keep global state, and W&B writes its file when the process ends.
     words = [
         sys.executable,
         "-m",
@@ -173,7 +173,7 @@ def same_config(config, repository) -> bool:
     assert config["git_commit"] == git(repository, "rev-parse", "HEAD") and config["git_changed"] is True
     assert config["versions"] == versions()
     assert config["recipe"].items() >= {name: written[name] for name in written if name != "base"}.items()
-    assert config["recipe"]["num_generations"] == 8  # of the recipe that it is built on
+    assert config["recipe"]["num_generations"] == 8  # from the base recipe
     return True
 
 
@@ -189,7 +189,7 @@ def test_a_tracker_keeps_every_curve_rows_histograms_and_config(tracker, tracked
     for table, of_step in zip(tables, records.values(), strict=True):
         rows = table_of_wandb(folder, table) if tracker == "wandb" else table["_value"]
         assert same_rows(rows, of_step, most=30)
-    *completions, last = kept.series("completions")  # TRL gives the last once more when training ends
+    *completions, last = kept.series("completions")  # TRL sends the last table again when training ends
     assert len(completions) == len(tables) == 2
     for table, of_step in zip([*completions, last], [*records.values(), records[2]], strict=True):
         rows = table_of_wandb(folder, table) if tracker == "wandb" else table["_value"]
@@ -235,7 +235,7 @@ def test_of_two_processes_the_main_one_tracks_and_none_waits_for_another(tmp_pat
     words = ["-m", "a2tgpo_trl.train", "--config", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "run")]
     words += ["--per_device_train_batch_size", "8", "--use_cpu", "true"]
     printed(tmp_path / "logs", words, processes=2, **environment(tmp_path))
-    kept, records = from_wandb(tmp_path), records_of(tmp_path / "run")  # one run, of one process
+    kept, records = from_wandb(tmp_path), records_of(tmp_path / "run")  # one run, from one process
     assert same_curves(kept, tmp_path / "run") and len(list((tmp_path / "run" / "rollouts").glob("*-rank-1*"))) == 2
     for table, of_main in zip(kept.series("train/rollouts/turns"), records.values(), strict=True):
         assert same_rows(table_of_wandb(tmp_path, table), of_main, most=30)
@@ -247,7 +247,7 @@ def test_of_two_processes_the_main_one_tracks_and_none_waits_for_another(tmp_pat
 
 
 def test_rollouts_outside_of_a_training_need_no_run_of_trackio(tmp_path):
-    # Where TRL hands it the seconds of a method, it would say that there is none.
+    # TRL would send it the seconds of a method, and Trackio would complain that there is no run.
     trainer = make(tiny.make_tokenizer(), A2TGPOConfig(**settings(tmp_path, report_to="trackio")))
     assert len(trainer.roll_out(list(questions(1)))) == 4
     assert trainer.args.report_to == ["trackio"]

@@ -1,4 +1,4 @@
-"""What is handed to trackers, when, and how much of it; what goes wrong there and stays there."""
+"""What is sent to trackers, when, and how much; a tracker's failures do not stop the training."""
 
 import datetime
 import logging
@@ -22,7 +22,7 @@ from a2tgpo_trl.tracking import COLUMNS, TABLES, Tracking, markdown, rows_of, wi
 
 
 class Noting:
-    """A tracker that keeps what it gets, or fails."""
+    """A tracker that keeps what it gets, and can fail."""
 
     name = "noting"
 
@@ -43,7 +43,7 @@ class Noting:
 
 
 def tracked_by(tracker, tokenizer, folder, **changes):
-    """A trainer with this tracker in the place of one of W&B."""
+    """A trainer with this tracker in place of W&B's, and the tracker."""
     trainer = make(tokenizer, A2TGPOConfig(**settings(folder, **changes)))
     return trainer, tracked(trainer, tracker)
 
@@ -81,7 +81,7 @@ def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resu
         found = []
         for step in range(first, max_steps, batches_every):
             if tracking.wants(step):
-                assert tracking.wants(step)  # as often as it is asked
+                assert tracking.wants(step)  # asking again changes nothing
                 found.append(step)
                 tracking.put(step, [])
         return found
@@ -90,7 +90,7 @@ def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resu
     assert due(101) == list(range(0, 101, 3))
     assert len(due(100_000)) == 50
     assert due(100, first=31) == [step for step in due(100) if step >= 31]
-    assert due(100, batches_every=4) == list(range(0, 100, 4))  # every second step is due, and they come with batches
+    assert due(100, batches_every=4) == list(range(0, 100, 4))  # every second step is due; tables come with batches
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2])
@@ -206,7 +206,7 @@ def test_a_table_of_which_nobody_takes_any_turn_is_refused(tmp_path):
 
 
 def test_it_stands_right_behind_the_trackers_and_before_the_callbacks_of_users(tmp_path, monkeypatch):
-    # A callback of a user's that evaluates before the first step has Trackio keep the config as it is then.
+    # If a user's callback evaluates before the first step, Trackio keeps the config of that moment.
     monkeypatch.setenv("WANDB_MODE", "offline")
     mine = type("Mine", (WandbCallback.__mro__[1],), {})()
     args = A2TGPOConfig(**settings(tmp_path, report_to="wandb"))
@@ -300,7 +300,7 @@ def test_of_a_folder_without_git_there_is_no_commit_and_of_a_clean_one_no_change
     assert commit(tmp_path) == {"git_commit": None, "git_changed": None}
     assert commit(repository) == {"git_commit": git(repository, "rev-parse", "HEAD"), "git_changed": True}
     git(repository, "checkout", "-q", "mine.py")
-    (repository / "results.txt").touch()  # is no part of the code
+    (repository / "results.txt").touch()  # not part of the code
     assert commit(repository)["git_changed"] is False
 
 

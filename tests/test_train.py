@@ -37,7 +37,7 @@ def logged(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A short run of the quickstart as a user starts it: its folder and what it printed."""
+    """A short run of the quickstart as a user starts it: its folder and its output."""
     folder = tmp_path_factory.mktemp("cli") / "short"
     words = [sys.executable, "-m", "a2tgpo_trl", "train", "quickstart", *SHORT, "--output_dir", str(folder)]
     environment = {**os.environ, "COLUMNS": "100"}

@@ -1,4 +1,4 @@
-"""The trainer on CPU: what it reduces to, what it credits, and that every way of making rollouts trains."""
+"""The trainer on CPU: when it reduces to GRPO, what it credits, and that every way of making rollouts trains."""
 
 import dataclasses
 import math
@@ -37,13 +37,13 @@ def test_without_gains_and_with_token_ratios_it_is_grpo_bit_for_bit(
         steps_per_generation=2,
         **extra,
     )
-    if extra.get("beta"):  # the parent loads its reference model by name; here it is the same tiny model again
+    if extra.get("beta"):  # the parent loads its reference model by name; here it gets the same tiny model again
         monkeypatch.setattr(
             "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
         )
     grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
     grpo.train()
-    ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES))  # seeds anew
+    ours = make(tokenizer, A2TGPOConfig(**common, **GRPO_SWITCHES))  # seeds again
     start = weights(ours)
     ours.train()
     assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
@@ -80,14 +80,14 @@ def test_losses_of_trl_without_our_clip_range_are_trls_bit_for_bit_with_the_pres
     assert bool(logged(ours, "clip_fraction/mean")) == (loss_type == "luspo")  # the others clip nothing
 
 
-# Rollouts of a single turn: none has a gain, so that a turn's credit is the outcome's, and its clip range the usual.
+# Rollouts of a single turn have no gain, so their advantage is the outcome's, and their clip range is the usual one.
 ONE_TURN = {"tools": None, "scripted": False, "reward_funcs": spread}
 
 
 @pytest.mark.parametrize("updates", [1, 4])
 def test_where_rollouts_have_one_turn_a2tgpo_with_grpos_ratio_and_clip_range_is_grpo(updates, tokenizer, tmp_path):
-    # From the second update of a batch on, ratios are not 1, and are to log-probabilities that come from the gain
-    # pass: equal up to rounding. SGD, since Adam divides rounding by itself where a gradient is as small as that.
+    # From the second update of a batch on, ratios differ from 1, and old log-probabilities come from the gain pass:
+    # equal up to rounding. SGD, because Adam divides rounding by itself where the gradient is that small.
     plain = {"sorted_rows": False, "shared_prefixes": False, "sampled_tokens_only": False}
     common = settings(tmp_path, num_iterations=updates, max_steps=4, max_completion_length=12, optim="sgd", **plain)
     grpo = make(tokenizer, A2TGPOConfig(**common, credit="grpo"), **ONE_TURN)
@@ -130,7 +130,7 @@ def test_embeddings_may_have_an_adapter_of_their_own(tokenizer, tmp_path):
 
 
 def test_the_gain_pass_itself_leaves_training_untouched(tokenizer, tmp_path, monkeypatch):
-    # Weights of 0 with the pass forced on: dropout, random numbers and modes must come out as they went in.
+    # Weights of 0 with the pass forced on: it must not change dropout, random numbers or modes.
     monkeypatch.setattr(A2TGPOConfig, "uses_gain", property(lambda self: True))
     common = settings(tmp_path)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
@@ -155,7 +155,7 @@ def test_each_turn_is_credited_with_its_gain_as_computed_by_hand(tokenizer, tmp_
     turns = [int(row.max()) + 1 for row in batch["turn_index"]]
     assert sorted(turns) == [1, 2, 3, 4]
     gains = [[row[k + 1] - row[k] for k in range(n - 1)] for row, n in zip(values, turns, strict=True)]
-    outcome = batch["advantages"][torch.arange(4), (batch["completion_mask"].sum(1) - 1)]  # the answer turn's
+    outcome = batch["advantages"][torch.arange(4), (batch["completion_mask"].sum(1) - 1)]  # that of the answer turn
     for i, own in enumerate(gains):
         scores = []
         for k, gain in enumerate(own):
@@ -225,12 +225,12 @@ def test_the_trained_loss_is_turn_policy_loss_inside_the_parents_aggregation(lev
     assert len(losses) == 2 and losses[0] != losses[1]
 
 
-# What a token of log-probability p and advantage A costs, whose turn has the ratio r.
+# The loss of a token with log-probability p and advantage A, whose turn has the ratio r.
 LOSSES_OF_TURNS = {
     "luspo": lambda p, A, r: -torch.min(r * A, r.clamp(1 - 0.003, 1 + 1.05) * A),
     "cispo": lambda p, A, r: -r.clamp(max=1.05) * A * p,
     "sapo": lambda p, A, r: torch.where(A > 0, -4 * (r - 1).sigmoid(), -4 / 1.05 * (1.05 * (r - 1)).sigmoid()) * A,
-    # On policy, where the weight of a rollout is 1 and log-probabilities alone have a gradient.
+    # On policy, when the weight of a rollout is 1 and only log-probabilities have a gradient.
     "vespo": lambda p, A, r: -A * p,
 }
 SUMMED_UP = {
@@ -260,7 +260,7 @@ def test_trls_other_losses_take_the_advantage_and_the_ratio_of_each_turn(loss_ty
         per_token = LOSSES_OF_TURNS[loss_type](logps, inputs["advantages"], mean.exp())
         expected = SUMMED_UP[loss_type](per_token.masked_fill(~in_turn, 0.0), in_turn.float())
         torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
-        assert inputs["advantages"][in_turn].unique().numel() > 4  # more than one a rollout
+        assert inputs["advantages"][in_turn].unique().numel() > 4  # more than one per rollout
         found.append(mean.abs().max().item())
         return loss
 
@@ -271,7 +271,7 @@ def test_trls_other_losses_take_the_advantage_and_the_ratio_of_each_turn(loss_ty
 
 def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, num_iterations=2, max_steps=1, shared_prefixes=False)))
-    trainer._gain_pass.packing_tried = True  # the trial on a small example is not part of the count
+    trainer._gain_pass.packing_tried = True  # so that the trial on a small example is not counted
     forwards = []
     trainer.model.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
     batch = captured(trainer)[0]
@@ -287,12 +287,12 @@ def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(token
 
 
 def test_a_model_with_learned_positions_gets_its_old_log_probabilities_from_the_parent(tokenizer, tmp_path):
-    # TRL counts positions from the padding on the left, a packed row from the first token: not the same model input.
+    # TRL counts positions from the left padding, a packed row from its first token, so the model input differs.
     model = tiny.architectures()["gpt2"]()
     tiny.script(model, tokenizer, write)
     args = A2TGPOConfig(
         **settings(tmp_path, num_iterations=2, max_steps=1, disable_dropout=True, num_generations=2)
-    )  # two prompts of unlike length in a batch, so that one is padded
+    )  # two prompts of unequal length in a batch, so that one is padded
     trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
     assert trainer._gain_pass.packing is not None
     batch = captured(trainer)[0]
@@ -328,7 +328,7 @@ def test_the_text_model_of_a_multimodal_checkpoint_trains_with_tools(name, token
     changed = {name for name, before in start.items() if not torch.equal(before, weights(trainer)[name])}
     assert any("language_model" in name for name in changed) and not any("vision" in name for name in changed)
     assert logged(trainer, "turns/survivors_turn_3") == [1] and trainer._gain_pass.packing is not None
-    # What reads images has no gradient, for which DDP would wait forever.
+    # The vision parts have no gradient, and DDP would wait for it forever.
     assert trainer.accelerator.ddp_handler.find_unused_parameters
 
 
@@ -350,12 +350,12 @@ def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, t
 
 
 def test_the_correction_for_a_sampler_of_its_own_weighs_the_turn_loss(tokenizer, tmp_path):
-    # As the parent stores it after sampling with vLLM: one weight per rollout, or per token.
+    # The parent stores it like this after sampling with vLLM: one weight per rollout, or per token.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, loss_type="grpo", learning_rate=0.0)))
     batch = captured(trainer)[0]
     trainer.current_gradient_accumulation_steps = 1
     in_turn = (batch["turn_index"] >= 0).float()
-    # On policy the ratio is 1 and the surrogate minus the advantage.
+    # On policy the ratio is 1 and the surrogate is minus the advantage.
     per_token = -batch["advantages"] * in_turn
     for correction in (torch.tensor([[0.5], [1.0], [0.0], [2.0]]), 0.5 + 0.1 * batch["turn_index"].float()):
         trainer.use_vllm = True
@@ -410,7 +410,7 @@ def test_settings_work_together_with_gains(changes, tokenizer, tmp_path, monkeyp
     assert any(not torch.equal(before, weights(trainer)[name]) for name, before in start.items())
     assert logged(trainer, "gain/turn_1/mean") and logged(trainer, "gain/failed_probes")[0] == 0
     if args.gain_token_budget == 1:
-        assert logged(trainer, "gain/forwards") == [4]  # one rollout each
+        assert logged(trainer, "gain/forwards") == [4]  # one rollout per forward
 
 
 def test_a_mixture_of_experts_with_its_balancing_loss_trains(tokenizer, tmp_path):
@@ -466,7 +466,7 @@ def test_records_of_a_rollout_func_are_read_off_its_tokens_and_mask(tokenizer, t
     seen = []
     trainer.on_rollouts = seen.extend
     trainer.train()
-    # Masks 1 1 0 0 1, 1 1 0 0, empty, and 1 1 1; no turn has an end token, so that those which end a rollout are cut.
+    # Masks 1 1 0 0 1, 1 1 0 0, empty, and 1 1 1; no turn has an end token, so turns that end a rollout count as cut.
     turns = [[(turn["tokens_out"], turn["tokens_in"], turn["status"]) for turn in one["turns"]] for one in seen]
     cut = "over_budget"
     assert turns == [[(2, 2, "ok"), (1, 0, cut)], [(2, 2, "ok")], [], [(3, 0, cut)]]
@@ -541,7 +541,7 @@ def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokeniz
 
 
 def test_an_empty_generation_is_an_end_token(tokenizer, tmp_path, monkeypatch):
-    # `generate` writes one token at least; an inference server may return none.
+    # `generate` writes at least one token; an inference server may return none.
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda self, ids, *_, **__: ([[] for _ in ids], None))
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, stream_turns=False)), scripted=False)
     batch = captured(trainer)[0]
@@ -552,7 +552,7 @@ def test_an_empty_generation_is_an_end_token(tokenizer, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_with_fewer_turns_leaves_a_buffered_batch_alone(tokenizer, tmp_path):
-    # The second step trains on the rollouts of the first; in between, an evaluation sees one tool turn at most.
+    # The second step trains on the rollouts of the first; the evaluation in between has at most one tool turn.
     model = tiny.make_model(tokenizer)
     tiny.script(
         model, tokenizer, lambda turn, row: write(turn, row) if model.training or not turn else tiny.final("x")
@@ -563,7 +563,7 @@ def test_an_evaluation_with_fewer_turns_leaves_a_buffered_batch_alone(tokenizer,
     )
     trainer.train()
     assert logged(trainer, "eval_turns/max") == [2, 2]
-    assert len(logged(trainer, "turn_ratio/turn_4")) == 2  # both steps, the one after the evaluation too
+    assert len(logged(trainer, "turn_ratio/turn_4")) == 2  # both steps, including the one after the evaluation
 
 
 EVALUATIONS = {
@@ -575,7 +575,7 @@ EVALUATIONS = {
 
 @pytest.mark.parametrize("way", EVALUATIONS)
 def test_an_evaluation_samples_and_scores_and_runs_no_forward_beside_that(way, tokenizer, tmp_path, monkeypatch):
-    # The script in the place of `generate` runs no forward, so that any there is comes from something else.
+    # The script that replaces `generate` runs no forward, so any forward comes from something else.
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
     )
@@ -589,12 +589,12 @@ def test_an_evaluation_samples_and_scores_and_runs_no_forward_beside_that(way, t
     needless = ("eval_loss", "eval_gain/", "eval_value", "eval_clip", "eval_groups", "eval_shaping", "eval_turn_ratio")
     assert not [key for key in found if key.startswith(needless)]
     assert len(records) == 4 and not any("gains" in record or "values" in record for record in records)
-    trainer.train()  # as if nothing had been switched off
+    trainer.train()  # training still runs what the evaluation switched off
     assert {id(model) for model in forwards} == {id(trainer.model), id(trainer.ref_model)} - {id(None)}
 
 
 def forwards_of(*models) -> list:
-    """Filled with each of these models whenever it runs a forward."""
+    """A list to which each of these models is appended whenever it runs a forward."""
     seen: list = []
     for model in models:
         if model is not None:
@@ -603,7 +603,7 @@ def forwards_of(*models) -> list:
 
 
 def test_an_evaluation_by_an_engine_of_its_own_compares_no_log_probabilities(tokenizer, tmp_path, monkeypatch):
-    # As with vLLM: tokens come with log-probabilities, which training corrects by.
+    # As with vLLM: tokens come with log-probabilities, which training uses for its correction.
     sampled = ([[20, 21, tokenizer.eos_token_id]] * 4, [[-1.0, -2.0, -3.0]] * 4)
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_, **__: sampled)
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), tools=None, reward_funcs=spread, scripted=False)
@@ -664,7 +664,7 @@ def test_of_several_evaluation_sets_the_best_model_is_that_of_the_one_named(toke
     args = A2TGPOConfig(**settings(tmp_path, **FOLLOWS, metric_for_best_model="easy_reward"))
     trainer = make(tokenizer, args, eval_dataset=sets)
     trainer.train()
-    # Of the four scripted answers two are Paris and one is Oslo.
+    # Two of the four scripted answers are Paris and one is Oslo.
     assert (logged(trainer, "eval_easy_reward"), logged(trainer, "eval_hard_reward")) == ([0.5], [0.25])
     assert trainer.state.best_metric == 0.5 and not logged(trainer, "eval_reward")
 
@@ -694,7 +694,7 @@ def test_the_answer_column_survives_removing_unused_columns(tokenizer, tmp_path)
 
 @dataclasses.dataclass
 class HomeConfig(A2TGPOConfig):
-    """A user's own, which trains on a CPU whatever the machine has."""
+    """A user's own config, which trains on a CPU on any machine."""
 
     use_cpu: bool = True
     bf16: bool = False

@@ -1,6 +1,6 @@
-"""Every private name of TRL and transformers that the package touches, and what it must still do.
+"""Every private name of TRL and transformers that the package uses, and what it must still do.
 
-An upgrade that breaks one of these fails here, with its name, and not in someone's run.
+An upgrade that breaks one of them fails here, with its name, and not in a user's run.
 """
 
 import inspect
@@ -86,7 +86,7 @@ def test_our_configs_fields_of_the_same_name_still_exist_in_the_parent():
     parent, ours = GRPOConfig.__dataclass_fields__, A2TGPOConfig.__annotations__
     of_the_method = {"epsilon", "epsilon_high", "importance_sampling_level", "loss_type", "beta"}
     assert of_the_method == set(ours) & set(parent)
-    # Where a method says nothing else, they are the parent's.
+    # Unless a method sets them, they are the parent's.
     for name in ("epsilon", "beta", "loss_type", "importance_sampling_level"):
         assert DEFAULTS[name] == parent[name].default
 
@@ -129,7 +129,7 @@ def test_tensors_added_to_the_batch_are_split_and_shuffled_with_it(tokenizer, tm
 
 
 def test_numbers_of_rollouts_are_split_and_shuffled_with_them(tokenizer, tmp_path):
-    # By them a record finds what updates made of its rollout.
+    # A record uses them to find what updates did to its rollout.
     args = settings(tmp_path, steps_per_generation=2, per_device_train_batch_size=2, max_steps=2, record_every=2)
     trainer = make(tokenizer, A2TGPOConfig(**args))
     made, inner = [], trainer._train_batch
@@ -148,7 +148,7 @@ def test_numbers_of_rollouts_are_split_and_shuffled_with_them(tokenizer, tmp_pat
 def test_the_parent_wants_old_log_probabilities_when_we_think_so(
     accumulation, generation, iterations, tokenizer, tmp_path, monkeypatch
 ):
-    # The parent writes them into its batch if and only if it asked for them; it must agree with our copy of its rule.
+    # The parent writes them into its batch if and only if it asked for them; our copy of its rule must agree.
     args = A2TGPOConfig(
         **settings(
             tmp_path,
@@ -219,7 +219,7 @@ def test_attention_functions_can_be_registered_and_chosen_by_the_config(tokenize
 
     AttentionInterface.register("spying", spying)
     model.config._attn_implementation = "spying"
-    mask = torch.ones(1, 1, 2, 5, dtype=torch.bool)  # not even square: what is four-dimensional passes as it is
+    mask = torch.ones(1, 1, 2, 5, dtype=torch.bool)  # not even square: a four-dimensional mask is passed on unchanged
     model(torch.ones(1, 5, dtype=torch.long), attention_mask=mask)
     assert all(given is mask for given in called) and len(called) == model.config.num_hidden_layers
 
@@ -240,7 +240,7 @@ def test_attributes_of_the_parent_that_we_read(tokenizer, tmp_path):
     assert {"advantages", "extra"} <= set(trainer._logs) and trainer.log_completions is False
     assert trainer.eos_token_ids == [tokenizer.eos_token_id] and trainer.max_completion_length == 700
     assert not trainer._dist.is_zero3 and not trainer._dist.is_fsdp
-    assert trainer.generation_config.max_new_tokens == 700  # read anew at each call
+    assert trainer.generation_config.max_new_tokens == 700  # read again at each call
     assert trainer.accelerator.ddp_handler.find_unused_parameters is False  # under gradient checkpointing
     assert {"_name", "_paper", "_tag_names"} <= set(vars(GRPOTrainer)) and set(GRPOTrainer._paper) == set(
         A2TGPOTrainer._paper
@@ -256,19 +256,19 @@ BORROWED = {
 @pytest.mark.parametrize("name", BORROWED)
 def test_methods_that_the_preflight_runs_still_take_these_arguments(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == BORROWED[name]
-    # The preflight runs them without a trainer: what they read beside these is a new need of `preflight.chat`.
+    # The preflight runs them without a trainer: if they read anything else, `preflight.chat` must provide it.
     known = set(
         "processing_class _tokenizer tools chat_template chat_template_kwargs _is_vlm environment_factories "
         "_env_tools _batch_environments".split()
     )
     read = set(re.findall(r"self\.(\w+)", inspect.getsource(getattr(GRPOTrainer, name))))
     assert read <= known
-    if name == "_get_tool_suffix_ids":  # which `control.SuffixWriter` runs with these alone
+    if name == "_get_tool_suffix_ids":  # `control.SuffixWriter` provides only these
         assert read <= {"processing_class", "_tokenizer", "chat_template", "chat_template_kwargs", "_is_vlm"}
 
 
 def test_results_are_still_the_end_of_the_conversation_that_is_rendered_last():
-    # `SuffixWriter.before` looks at the token in front of them.
+    # `SuffixWriter.before` looks at the token before them.
     source = inspect.getsource(GRPOTrainer._get_tool_suffix_ids)
     calls = re.findall(r"(\w+) = self\.processing_class\.apply_chat_template\(\s*([^,]+),", source)
     assert calls == [("prefix_ids", "dummy_messages"), ("full_ids", "dummy_messages + tool_messages")]
@@ -295,7 +295,7 @@ class Counter:
 
 
 def test_the_parent_hands_the_tool_loop_what_it_needs(tokenizer, tmp_path, monkeypatch):
-    # One tool dictionary a rollout, an environment each from a pool, and seven things back from the loop.
+    # Each rollout has a dictionary of tools and an environment from a pool; the loop returns seven things.
     seen = []
 
     def loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
@@ -320,7 +320,7 @@ def test_the_parent_hands_the_tool_loop_what_it_needs(tokenizer, tmp_path, monke
     pool = trainer._environment_pool[None]
     assert trainer.environment_factories == {None: Counter} and len(pool) == 1
     reset, rows = pool[0].reset, []
-    pool[0].reset = lambda **row: (rows.append(row), reset())[1]  # the parent calls what stands on the instance
+    pool[0].reset = lambda **row: (rows.append(row), reset())[1]  # the parent calls the attribute of the instance
     batch = captured(trainer)[0]
     assert len(rows) == 1 and rows[0]["answer"] == "Paris"
     tools, async_tools, environments, names = seen[0]
@@ -372,7 +372,7 @@ def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokeniz
 
 
 def test_colocated_vllm_is_still_held_by_these_names():
-    # Streaming and `awake` use them; tests/rollout/test_vllm_engine.py runs them where vLLM is installed.
+    # Streaming and `awake` use them; tests/rollout/test_vllm_engine.py runs them if vLLM is installed.
     arguments = list(inspect.signature(VLLMGeneration.generate).parameters)
     assert arguments[:4] == ["self", "prompts", "images", "num_generations"]
     source = inspect.getsource(VLLMGeneration)
@@ -386,12 +386,12 @@ def test_colocated_vllm_is_still_held_by_these_names():
 
 
 def test_a_vllm_server_is_still_asked_by_these_names_and_for_turns_of_this_length():
-    # By the first rank alone, which has the client; a test marked `vllm` lets a rollout run into the limit.
+    # Only the first rank asks, because it has the client; a test marked `vllm` lets a rollout reach the limit.
     assert list(inspect.signature(VLLMClient.get_server_info).parameters) == ["self"]
     source = inspect.getsource(VLLMGeneration)
     assert "if accelerator.is_main_process:" in source and "self.vllm_client = VLLMClient(" in source
     assert '"max_tokens": max_completion_length' in source and "self.generation_kwargs" in source
-    # What stands in `generation_kwargs` wins, in this process and in what is sent.
+    # `generation_kwargs` win, both in this process and in what is sent.
     assert "generation_kwargs.update(self.generation_kwargs)" in source
     assert "sampling_params.update(generation_kwargs or {})" in inspect.getsource(VLLMClient.generate)
 
@@ -401,29 +401,29 @@ def test_importance_weights_still_compare_the_two_log_probabilities_we_log_the_g
     assert "(old_per_token_logps - sampling_per_token_logps) * mask" in source
     for name in ("old_per_token_logps", "sampling_per_token_logps"):
         assert f'output["{name}"] = {name}' in source
-    # What vLLM gives is what it sampled by, after every processor; the trainer knows of the temperature alone.
+    # vLLM returns what it sampled by, after every processor; the trainer knows only the temperature.
     assert 'logprobs_mode="processed_logprobs"' in inspect.getsource(VLLMGeneration)
 
 
 def test_a_checkpoint_is_saved_by_the_method_we_call():
-    assert "self.is_in_train = True" in inspect.getsource(Trainer)  # also during an evaluation in between
+    assert "self.is_in_train = True" in inspect.getsource(Trainer)  # also during evaluations within the training
     assert list(inspect.signature(GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
 
 
 def test_a_resumed_run_still_goes_through_these_places_in_this_order():
-    # Weights and optimizer are loaded, the sums of the log are set to 0, and then callbacks may put them back.
+    # Weights and optimizer are loaded, the sums of the log are set to 0, and then callbacks may restore them.
     loop = inspect.getsource(Trainer._inner_training_loop)
     begin = [
         loop.index(name) for name in ("_prepare_for_training(", "self._tr_loss = ", "on_train_begin(", "_run_epoch(")
     ]
     assert begin == sorted(begin)
     assert "self._total_loss_scalar = 0.0" in loop and "self._globalstep_last_logged = self.state.global_step" in loop
-    # Random states are loaded before an epoch's first batch, or after it in the middle of an epoch.
+    # Random states are loaded before the first batch of an epoch, or after it in the middle of an epoch.
     epoch = inspect.getsource(Trainer._run_epoch)
     places = [epoch.index(name) for name in ("skip_first_batches(", "iter(train_dataloader)", "get_batch_samples(")]
     assert places == sorted(places) and epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
-    assert "epoch=epoch," in loop and "epochs_trained=epochs_trained," in loop  # by name, as our override takes them
-    # Older checkpoints are removed by a limit that our overrides take away meanwhile, when a run ends as well.
+    assert "epoch=epoch," in loop and "epochs_trained=epochs_trained," in loop  # by name, as our override expects
+    # A limit removes older checkpoints, also when a run ends; our overrides lift it meanwhile.
     end = inspect.getsource(Trainer._finalize_training)
     assert "self.args.save_total_limit == 1" in end and inspect.getsource(Trainer).count("rmtree(") == 1
     save = inspect.getsource(Trainer._save_checkpoint)
@@ -441,7 +441,7 @@ def test_a_batch_of_rollouts_is_still_kept_and_counted_by_these_names():
     assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
     assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
     assert 'self._logs["prompt"].extend' in inspect.getsource(GRPOTrainer)
-    # A sampler made anew gives the order of the first epoch, and each pass the next: one permutation of all rows.
+    # A new sampler gives the order of the first epoch, and each pass the next order: one permutation of all rows.
     sampler = trainer_utils.RepeatSampler(range(6), mini_repeat_count=1, seed=3)
     first, second = list(sampler), list(sampler)
     again = trainer_utils.RepeatSampler(range(6), mini_repeat_count=1, seed=3)
@@ -461,7 +461,7 @@ def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_t
 
 
 def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path):
-    # What evaluation.py relies on: rows in, in evaluation mode, any number of them; metrics kept by mode.
+    # evaluation.py relies on this: any number of rows in evaluation mode, and metrics kept by mode.
     trainer = make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=GRPOTrainer)
     trainer.num_generations_eval = 1
     trainer.model.eval()
@@ -473,7 +473,7 @@ def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path
 
 
 def test_two_switches_and_a_question_are_all_that_an_evaluation_must_avoid_of_the_parents_passes():
-    # Log-probabilities by the reference (beta), by the old policy (asked for at once), and the correction by them.
+    # Log-probabilities by the reference (beta), by the old policy (requested immediately), and the correction by them.
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     passes = [part.split("(", 1)[1].split()[0] for part in source.split("self._get_per_token_logps_and_entropies")[1:]]
     assert passes == ["self.model,", "self.ref_model,", "self.model,"]
@@ -493,7 +493,7 @@ def test_the_parser_still_takes_these_options():
 
 
 def test_the_last_processor_of_scores_has_the_last_word_on_what_is_sampled():
-    # `own_draws` hooks where `generate` makes its processors, by the configuration, given first or by name.
+    # `own_draws` hooks the method in which `generate` makes its processors; it gets the config first or by name.
     names = list(inspect.signature(GenerationMixin._get_logits_processor).parameters)
     assert names[:2] == ["self", "generation_config"]
     source = inspect.getsource(GenerationMixin.generate)
@@ -516,7 +516,7 @@ def test_a_configuration_of_generation_is_completed_by_the_models_own(tokenizer,
         assert completed.no_repeat_ngram_size == 3 and completed.max_new_tokens == 700 and completed.do_sample
         assert completed.eos_token_id == [tokenizer.eos_token_id]
         model._prepare_special_tokens(completed, True, device=model.device)
-        assert completed._eos_token_tensor.tolist() == [tokenizer.eos_token_id]  # or processors were left out
+        assert completed._eos_token_tensor.tolist() == [tokenizer.eos_token_id]  # else processors would be left out
         made = model._get_logits_processor(
             completed,
             input_ids_seq_length=0,
@@ -559,7 +559,7 @@ def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():
 
 
 def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_path):
-    # `launch/processes.py` asks it for the variables of a configuration, where something else starts the processes.
+    # `launch/processes.py` asks it for the variables of a configuration when something else starts the processes.
     assert list(inspect.signature(launch._validate_launch_command).parameters) == ["args"]
     file = tmp_path / "zero1.yaml"
     file.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 1}\n")
@@ -614,7 +614,7 @@ def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
     assert list(inspect.signature(GRPOTrainer.save_model).parameters)[1:] == ["output_dir", "_internal_call"]
     assert "if self.args.push_to_hub and not _internal_call:" in inspect.getsource(GRPOTrainer.save_model)
     assert 'os.path.join(self.args.output_dir, "README.md")' in inspect.getsource(GRPOTrainer.create_model_card)
-    # A push in the middle of a run writes what its checkpoint holds, and uploads nothing that begins with "_".
+    # A push in the middle of a run writes what its checkpoint holds, and uploads no files that begin with "_".
     push = inspect.getsource(GRPOTrainer._push_from_checkpoint)
     assert "not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END" in push
     assert "os.path.isfile(os.path.join(checkpoint_folder, modeling_file))" in push

@@ -15,7 +15,7 @@ masks = st.integers(1, 12).flatmap(
     ("mask", "turns"),
     [
         ([1, 1, 0, 0, 1, 0], [0, 0, -1, -1, 1, -1]),
-        ([0, 1, 0, 1, 1, 1], [-1, 0, -1, 1, 1, 1]),  # the environment speaks first
+        ([0, 1, 0, 1, 1, 1], [-1, 0, -1, 1, 1, 1]),  # the environment writes first
         ([0, 0, 0, 0, 0, 0], [-1] * 6),
         ([1, 0, 1, 0, 1, 0], [0, -1, 1, -1, 2, -1]),
     ],
@@ -26,7 +26,7 @@ def test_turns_are_the_runs_of_model_tokens(mask, turns):
 
 
 def test_tool_mask_padding_makes_no_phantom_turn():
-    # TRL pads tool_mask with ones: 1 0 1 | 1 1 would end in a longer last turn, 1 0 | 1 1 1 in one too many.
+    # TRL pads tool_mask with ones: 1 0 1 | 1 1 would end in a longer last turn, 1 0 | 1 1 1 in an extra turn.
     tool_mask = torch.tensor([[1, 0, 1, 1, 1], [1, 0, 1, 1, 1]])
     completion_mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
     assert turn_index(tool_mask * completion_mask).tolist() == [[0, -1, 1, -1, -1], [0, -1, -1, -1, -1]]

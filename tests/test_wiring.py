@@ -1,4 +1,4 @@
-"""Each setting of the config reaches the place that it is for: a step against a direct computation."""
+"""Each setting of the config takes effect: a step is compared with a direct computation."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ SWITCHES = [
 
 
 def expected_credit(trainer, args: A2TGPOConfig, batch: dict, tokenizer, names=NAMES) -> tuple:
-    """Gains by single passes of the untrained model, credit by the pure function, over one group."""
+    """Credit of one group by the pure function, with gains by single passes of the untrained model."""
     values = answer_values(
         tiny.make_model(tokenizer),
         Rollouts.from_padded(batch),
@@ -52,7 +52,7 @@ def expected_credit(trainer, args: A2TGPOConfig, batch: dict, tokenizer, names=N
         packed=False,
     )
     turn_BT = batch["turn_index"]
-    last = batch["completion_mask"].sum(dim=1) - 1  # a token of the answer turn, which carries the outcome alone
+    last = batch["completion_mask"].sum(dim=1) - 1  # a token of the answer turn, which carries only the outcome
     outcome = batch["advantages"][torch.arange(len(last)), last]
     gains = information_gain(values, int(turn_BT.max()) + 1)
     gains[:, 0] = gains[:, 0] if args.first_gain else torch.nan
@@ -103,7 +103,7 @@ def test_masked_rollouts_are_out_of_the_group_statistics(tokenizer, tmp_path):
     assert trainer.state.log_history[0]["turns/survivors_turn_1"] == 2
     masked = batch["completion_mask"].sum(dim=1) == 0
     assert masked.sum() == 2 and (batch["turn_index"][masked] == -1).all()
-    # Two survivors: their scores are -1 and 1, so credit is 0.3 to either side of the outcome.
+    # Two survivors: their scores are -1 and 1, so credit is 0.3 on either side of the outcome.
     credit = (batch["advantages"][:, 0] - batch["advantages"][:, 3])[~masked]
     torch.testing.assert_close(credit.sort().values, torch.tensor([-0.3, 0.3]), atol=1e-3, rtol=0)
 
@@ -129,7 +129,7 @@ def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tm
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_step_computes_where_the_ranks_talk_though_the_weights_lie_elsewhere(packs, tokenizer, tmp_path):
-    # Weights that FSDP has offloaded lie on the CPU between forwards, where no GPU's collective finds a tensor.
+    # Weights offloaded by FSDP are on the CPU between forwards, where GPU collectives cannot read tensors.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, num_iterations=2)))
     if not packs:
         trainer._gain_pass.packing = None
@@ -159,7 +159,7 @@ def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_pa
 
 
 def test_late_turns_are_sampled_no_longer_than_the_rollouts_have_room(tokenizer, tmp_path):
-    # Without its surplus a turn is the same; with it, one that babbles would run to the 700 tokens of a whole rollout.
+    # A turn is the same without its surplus; with it, a babbling turn would run to the 700 tokens of a whole rollout.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     asked, generate = [], trainer.model.generate
 

@@ -1,4 +1,4 @@
-"""The same seed and global batch is the same run: on one process, on several, and however the policy is sharded."""
+"""The same seed and global batch give the same run on one process or several, however the policy is sharded."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ranks import reports
 
 
 SCRIPT = HELPERS / "three_steps.py"
-# What each backend is, so that none of them is another one in silence; `held`: the share of weights a rank keeps.
+# How to tell each backend, so that none is silently replaced by another; `held`: the share of weights a rank keeps.
 BACKENDS = {
     "ddp": {"type": "MULTI_CPU", "wrapped": "DistributedDataParallel", "kinds": ["Parameter"], "zero_stage": 0},
     "zero2": {"type": "DEEPSPEED", "wrapped": "DeepSpeedEngine", "kinds": ["Parameter"], "zero_stage": 2},
@@ -17,7 +17,7 @@ BACKENDS = {
     "fsdp2": {"type": "FSDP", "wrapped": "FSDPPeftModel", "kinds": ["DTensor"], "zero_stage": 0},
 }
 SHARDED = ("zero3", "fsdp2")
-# Of the others, some are times, and TRL averages some over micro-batches, so that they depend on their size.
+# Some others are times; TRL averages some over micro-batches, so they depend on the micro-batch size.
 COMPARED = ("loss", "grad_norm", "reward", "gain/", "value/", "turns/", "tools/", "clip_scale/", "groups/")
 COSTS = ("gain/seconds", "gain/forwards", "tools/seconds")
 
@@ -35,7 +35,7 @@ def alone(tmp_path_factory):
 
 
 def rollouts_of(reports: list[dict], step: int) -> dict[str, list[dict]]:
-    """All ranks' rollouts of a step, by their tokens; rollouts of the same tokens in the order of their advantages."""
+    """The rollouts of all ranks in a step, by their tokens; rollouts with equal tokens are sorted by advantages."""
     found: dict[str, list[dict]] = {}
     for report in reports:
         for tokens, rows in report["batches"][step].items():
@@ -73,7 +73,7 @@ def test_three_steps_with_tools_and_lora_are_those_of_one_process(backend, proce
                 assert found[name] == pytest.approx(value, abs=1e-4, rel=1e-4), name
 
     for rank in ranks:
-        # Ranks share rows out among micro-batches otherwise than one process, and Adam magnifies what that rounds.
+        # Ranks split rows into micro-batches differently from one process, and Adam magnifies the rounding.
         assert rank["adapter"] == pytest.approx(alone["adapter"], abs=5e-5)
         assert rank["frozen"] == alone["frozen"]
 
@@ -88,7 +88,7 @@ GTPO = {
 
 
 def logs_of_equal_steps(folder: Path, settings: dict) -> tuple[dict, dict]:
-    """Of one process and of two ranks, whose only step gives each rollout the same advantages."""
+    """The logs of one process and of two ranks, whose only step gives each rollout the same advantages."""
     words = json.dumps(settings)
     alone = run(folder / "alone", "alone", 1, "1", "20", words)
     ranks = run(folder / "ranks", "ddp", 2, "2", "10", words)
@@ -125,8 +125,8 @@ def test_states_of_two_ranks_are_those_of_one_process(changes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", SHARDED)
 def test_a_gain_pass_gathers_sharded_weights_once_a_forward_and_on_all_ranks_alike(backend, tmp_path):
-    # Rank 0 has the longer rollouts. The first pass also tries packing, in two more forwards; the last one takes a
-    # forward for each of the five rollouts. A plain forward gathers in its usual order once it has done so before.
+    # Rank 0 has the longer rollouts. The first pass also tries packing, in two more forwards; the last one takes one
+    # forward for each of the five rollouts. A plain forward gathers in its usual order from the second time on.
     one, other = run(tmp_path / "run", backend, 2, script=SCRIPT.with_name("gathers.py"))
     assert one == other
     plain = one["plain"][-1]

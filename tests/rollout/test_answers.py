@@ -12,7 +12,7 @@ from a2tgpo_trl.rollout.answers import UNKNOWN, Answer, find_answer, rows_with_a
 
 
 class Riddles(training.Library):
-    """Two riddles that alternate from rollout to rollout: nothing of them is in a data set."""
+    """Two riddles that alternate from rollout to rollout; no data set contains them."""
 
     answer: str | list[str] | None = None
     made = itertools.count()
@@ -35,7 +35,7 @@ class Failing(Riddles):
 
 
 def train(tokenizer, tmp_path, environment, **keywords):
-    """A run of one step on environments alone; its records."""
+    """A trainer after one step on environments alone, and its records."""
     keywords = {"tools": None, "environment_factory": environment, "train_dataset": None, **keywords}
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), **keywords)
     records = []
@@ -49,7 +49,7 @@ def test_environments_that_own_their_data_train_with_gains_and_without_a_data_se
     trainer, records = train(tokenizer, tmp_path, Riddles)
     assert [record["answer"] for record in records] == ["Paris", "Rome", "Paris", "Rome"]
     assert {record["prompt"][-1]["content"] for record in records} == {"What is the capital?"}
-    # Of one prompt, the value is that of the answer; the policy says Paris, Rome, Paris and Oslo.
+    # The prompts are equal, so the value depends on the answer; the policy says Paris, Rome, Paris and Oslo.
     before = [record["values"][0] for record in records]
     assert before[0] == before[2] != before[1] == before[3]
     assert [record["rewards"]["exact_match"] for record in records] == [1.0, 1.0, 1.0, 0.0]
@@ -62,7 +62,7 @@ def test_what_an_environment_says_wins_over_its_row_and_none_leaves_it_to_the_ro
     game.answer = ["Bern", "Berne"]
     assert find_answer({"gold": "Oslo"}, "gold", game).text == ["Bern", "Berne"]
     assert find_answer({"gold": "Oslo"}, "gold", training.Library()).text == "Oslo"
-    # What a failed reset left is an answer of before.
+    # A failed reset leaves an old answer.
     assert find_answer({"gold": "Oslo"}, "gold", game, failed=True).text == "Oslo"
     assert find_answer({}, "gold", game, failed=True).text == UNKNOWN
 
@@ -72,7 +72,7 @@ def test_rewards_read_answer_of_all_rows_or_of_none():
     answers = [Answer("Oslo", ""), Answer("Bern", ""), Answer(None, "")]
     assert [row["answer"] for row in rows_with_answers(rows, answers)] == ["Oslo", "Bern", None]
     assert rows_with_answers(rows[2:], answers[2:]) == [{"prompt": "c"}]
-    # Of two columns, the one that answer_column names.
+    # With two columns, the one that answer_column names counts.
     row = {"prompt": "a", "gold": "Oslo", "answer": "It lies on the fjord, so it is Oslo."}
     assert rows_with_answers([row], [find_answer(row, "gold")]) == [{**row, "answer": "Oslo"}]
 
@@ -83,7 +83,7 @@ def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_t
     monkeypatch.setattr(Riddles, "made", itertools.count())
     trainer, records = train(tokenizer, tmp_path, Failing)
     assert [record["ended"] == "reset" for record in records] == [False, True, False, True]
-    # Two are left to sample, in which the scripted policy says Paris and Rome.
+    # Two rollouts are left to sample; in them the scripted policy says Paris and Rome.
     assert [record["rewards"]["exact_match"] for record in records] == [1.0, None, 0.0, None]
     assert logged(trainer, "rollouts/excluded") == [0.5]
 

@@ -1,4 +1,4 @@
-"""How long a context a model reads, whatever its config calls that; how many tokens an engine is asked for."""
+"""How long a context a model reads, whatever its config calls it; how many tokens an engine is asked for."""
 
 import sys
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ def test_a_server_is_only_asked_where_a_whole_turn_fits_and_other_engines_where_
 
 
 class TwoRanks:
-    """The first of two ranks, where the other has these requests, and samples token 9 for each of its share."""
+    """The first of two ranks; the other has these requests, and samples token 9 for each of its share."""
 
     index, number = 0, 2
 

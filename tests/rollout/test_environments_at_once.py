@@ -1,4 +1,4 @@
-"""Environments of a batch are reset, and asked for rewards, at once; what concerns one of them stays in order."""
+"""Environments of a batch are reset and asked for rewards concurrently; the calls of each one stay in order."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from training import questions
 from a2tgpo_trl.tools import tool
 
 
-ROWS = 4  # of a batch
+ROWS = 4  # in a batch
 SECONDS = 0.2
 
 
@@ -22,7 +22,7 @@ def hold(gauge: Gauge) -> None:
 
 
 class Slow:
-    """Takes its time to be reset and to judge, and says of which row it is."""
+    """An environment that is slow to reset and to judge, and says which row it has."""
 
     resetting, judging = Gauge(), Gauge()
 
@@ -56,7 +56,7 @@ class Slow:
 
 
 class OnePerMachine(Slow):
-    """The same, of what only one at a time may be made or judged."""
+    """The same, but only one at a time may be reset or judged."""
 
     resetting, judging = Gauge(), Gauge()
 
@@ -74,12 +74,12 @@ def write(turn: int, row: int) -> str:
 
 
 def told(prompts, number, **_) -> list[float]:
-    """Each rollout was told of its own room."""
+    """1 for each rollout whose prompt names its own room."""
     return [float(f"room {n}." in prompt[-1]["content"]) for prompt, n in zip(prompts, number, strict=True)]
 
 
 def in_rooms(tokenizer, tmp_path, kind, reward_funcs=told, **changes):
-    """A batch of two rollouts of each of two rows, all of which got their own environment's text and reward."""
+    """Train on two rollouts of each of two rows; check that each got its own environment's text and reward."""
     kind.resetting, kind.judging = Gauge(), Gauge()
     dataset = questions().add_column("number", range(4))
     trainer, _, records = train(
@@ -143,7 +143,7 @@ def test_a_tool_may_reset_and_judge_its_own_environment(tokenizer, tmp_path):
 
 
 class Asks(Slow):
-    """Judges by a server, asynchronously."""
+    """Judges asynchronously, as through a server."""
 
     resetting, judging = Gauge(), Gauge()
 

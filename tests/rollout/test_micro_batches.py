@@ -1,4 +1,4 @@
-"""Rows shared out anew among micro-batches: less to read, and the same gradient."""
+"""Rows rearranged among micro-batches: less to read, and the same gradient."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_rollouts_that_make_the_same_call_stand_together():
 
 
 def batches() -> list[dict]:
-    """Two micro-batches of two rows, which hold their number wherever they hold anything."""
+    """Two micro-batches of two rows; the ids and advantages of a row are its number."""
     made = []
     for first in (0, 2):
         numbers = torch.arange(first, first + 2).unsqueeze(1)
@@ -78,7 +78,7 @@ def trained(tokenizer, tmp_path, **changes):
 
 
 def widths_of(trainer) -> list[int]:
-    """The completions' columns of each micro-batch that it will train on."""
+    """A list to which training adds the completion width of each micro-batch."""
     widths, inner = [], trainer._compute_loss
 
     def watched(model, inputs):
@@ -118,7 +118,7 @@ def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
         assert trained(tokenizer, tmp_path, loss_type="grpo", **of_entropy)._summed_micro_batches == 0
     of_experts = trained(tokenizer, tmp_path, loss_type="grpo")
     assert of_experts._summed_micro_batches > 0
-    of_experts.aux_loss_enabled = True  # as of a model whose router is to use all its experts alike
+    of_experts.aux_loss_enabled = True  # as for a model whose router should use all experts equally
     assert of_experts._summed_micro_batches == 0
 
 

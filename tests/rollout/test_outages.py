@@ -1,4 +1,4 @@
-"""Servers on this machine that stall for a while, and what becomes of the calls that are out meanwhile."""
+"""Servers on this machine that stall for a while, and what happens to the calls that are pending meanwhile."""
 
 import threading
 import time
@@ -15,12 +15,12 @@ from training import make
 from a2tgpo_trl.tools import tool
 
 
-AT_ONCE = 40  # calls of a turn
+AT_ONCE = 40  # calls in a turn
 LATE = 0.2  # seconds that a call may take
 
 
 class StallingServer:
-    """Answers over HTTP, but for the time between `stall` and `go_on`. `loses`: nor then, what was asked meanwhile."""
+    """Answers over HTTP, except between `stall` and `go_on`. `loses`: requests made in between get no answer later."""
 
     def __init__(self, loses: bool = False):
         self.loses, self.closed = loses, threading.Event()
@@ -43,7 +43,7 @@ class StallingServer:
             daemon_threads, request_queue_size = True, 256
 
             def handle_error(self, *_):
-                pass  # nobody waits for a lost answer when the test is over
+                pass  # nobody waits for a lost answer after the test
 
         self._http = Server(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._http.server_port}"
@@ -62,7 +62,7 @@ class StallingServer:
         self._goes_on.set()
 
     def ask(self, query: str = "") -> str:
-        with urlopen(self.address) as answer:  # no limit of its own, as of many a client
+        with urlopen(self.address) as answer:  # no timeout of its own, like many clients
             return answer.read().decode()
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def make_server():
 
 @contextmanager
 def most_threads():
-    """The most that there were at once, beyond those that were there before."""
+    """The largest number of threads at any time, beyond those that existed before."""
     before, most, done = threading.active_count(), [0], threading.Event()
 
     def watch():
@@ -127,7 +127,7 @@ def test_calls_that_an_outage_has_lost_are_not_held_against_a_tool_that_is_up_ag
     server.stall(seconds=1.0)
     assert {outcome.status for outcome in runner.run(requests(search, AT_ONCE, query="France"))} == {"ok"}
     assert runner.trouble is None and runner.hung >= AT_ONCE
-    # They are still out, and the next turn is called as if they were not.
+    # They are still pending, and the next turn is called as if they were not.
     outcomes, seconds = timed(lambda: runner.run(requests(search, AT_ONCE, query="Spain")))
     assert {outcome.status for outcome in outcomes} == {"ok"} and seconds < 5
 
@@ -138,12 +138,12 @@ def test_a_stall_without_a_check_makes_further_calls_wait_and_threads_stay_few(m
     server.stall(seconds=1.5)
     with most_threads() as most:
         outcomes = runner.run(requests(search, AT_ONCE, query="France"))
-    # At most 4 + 8 calls are late: with 4 out, 8 more may have begun. All others waited.
+    # At most 4 + 8 calls are late: with 4 pending, 8 more may have begun. All others waited.
     late = [outcome for outcome in outcomes if outcome.status == "timeout"]
     assert 5 <= len(late) <= 4 + 8
     assert {outcome.status for outcome in outcomes if outcome not in late} == {"ok"}
     assert runner.trouble is None
-    # A call has a thread here, and one in the server.
+    # Each call has a thread here, and one in the server.
     assert most[0] <= 2 * (4 + 8) + 2
 
 
@@ -188,21 +188,21 @@ def test_a_run_that_goes_on_without_a_tool_waits_for_it_once_a_batch(make_server
         return {outcome.status for outcome in outcomes}, seconds
 
     server.stall()
-    for _ in range(2):  # batches: in the second one, the calls of the first are still out
+    for _ in range(2):  # batches: in the second one, the calls of the first are still pending
         statuses, seconds = turn()
         assert "ok" not in statuses and patience <= seconds < 2 * patience
         for _ in range(3):
             statuses, seconds = turn()
             assert "ok" not in statuses and seconds < patience / 2
         runner.begin_batch()
-    time.sleep(1.5 * patience)  # nobody who waited in the last batch has it stop the next one
+    time.sleep(1.5 * patience)  # waits in the last batch must not stop the next one
     assert runner.trouble is None
     server.go_on()
     assert turn()[0] == {"ok"} and runner.trouble is None
 
 
 def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeypatch):
-    monkeypatch.setattr("a2tgpo_trl.tools.hung.MOST_EXCUSED", 0)  # as after outages that took as many
+    monkeypatch.setattr("a2tgpo_trl.tools.hung.MOST_EXCUSED", 0)  # as after outages that used up the excuses
     server = make_server(loses=True)
     runner = make_runner(timeout=0.05, hung=4, patience=0.5, stop_when_down=False)
     search = search_of(server, check=server.ask)
@@ -210,7 +210,7 @@ def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeyp
     for _ in range(3):  # batches, in each of which the check is asked several times
         assert runner.run(requests(search, 1, query="France"))[0].status == "timeout"
         runner.begin_batch()
-    assert runner.trouble is None and runner.hung > 3 + 4  # three calls, and more checks than calls may hang
+    assert runner.trouble is None and runner.hung > 3 + 4  # three calls, and more checks than the calls that may hang
 
 
 def test_a_run_goes_on_through_a_stall_shorter_than_its_patience(tmp_path, make_server):

@@ -1,4 +1,4 @@
-"""The loss reads rollouts and hardly any padding, and trains as it did on all of it."""
+"""The loss reads hardly any padding, and trains as it did with all of it."""
 
 import pytest
 import tiny
@@ -30,7 +30,7 @@ def test_whatever_has_an_entry_for_each_token_loses_those_of_the_padding():
         "prompt_ids": torch.tensor([[0, 0, 5], [0, 6, 7]]),
         "completion_ids": torch.tensor([[8, 0, 0, 0], [9, 10, 0, 0]]),
         "advantages": torch.arange(8.0).view(2, 4),
-        "importance_sampling_ratio": torch.tensor([[0.5], [2.0]]),  # one for all tokens of a rollout
+        "importance_sampling_ratio": torch.tensor([[0.5], [2.0]]),  # one weight for all tokens of a rollout
         "num_items_in_batch": torch.tensor(3),
     }
     cut = trimmed(batch, Padding(1, 2))
@@ -45,8 +45,8 @@ def test_whatever_has_an_entry_for_each_token_loses_those_of_the_padding():
 
 # ---- in training
 
-# Each rollout a micro-batch of its own, and two steps on the rollouts of a batch.
-# All tokens are scored by the parent's forward.
+# Each rollout is a micro-batch, and each batch of rollouts is used for two steps.
+# The parent's forward scores all tokens.
 ALONE = {
     "sampled_tokens_only": False,
     "shared_prefixes": False,
@@ -57,11 +57,11 @@ ALONE = {
 
 
 def widths_of(trainer) -> tuple[list[int], list[int], list[int]]:
-    """Of the rows that the model reads before the loss and in it, and of the latter without padding."""
+    """Widths of the rows that the model reads before the loss and in it, and of the latter without padding."""
     read: dict[bool, list[int]] = {False: [], True: []}
 
     def watch(_, args, kwargs):
-        if "shift_labels" not in kwargs:  # which are of the gain pass
+        if "shift_labels" not in kwargs:  # the gain pass has them
             read[torch.is_grad_enabled()].append(kwargs["input_ids"].size(1))
 
     trainer.model.register_forward_pre_hook(watch, with_kwargs=True)
@@ -95,12 +95,12 @@ def test_in_16_bits_old_log_probabilities_are_computed_once(changes, passes, tok
             with_kwargs=True,
         )
     batches = captured(trainer)
-    assert forwards.count(False) == 8 * passes  # eight rollouts, each in a micro-batch of its own
+    assert forwards.count(False) == 8 * passes  # eight rollouts, each in its own micro-batch
     assert all((batch["old_per_token_logps"] < 0).any() for batch in batches)
 
 
 def test_where_the_width_of_a_row_moves_its_tokens_all_passes_read_rows_of_one_width(tokenizer, tmp_path):
-    # Of 64 tokens on, the rotary frequencies are those of long rows. The policy stands still, so all ratios are 1,
+    # From 64 tokens on, the rotary frequencies are those of long rows. The policy stands still, so all ratios are 1,
     # though log-probabilities are computed for other pairs of rollouts than the loss.
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
     rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
@@ -128,7 +128,7 @@ def test_trls_grpo_reads_its_padding(tokenizer, tmp_path):
 @pytest.mark.parametrize(("name", "steps"), [("qwen3", 1), ("gpt2", 2)])
 def test_training_is_what_it_was_with_the_padding(name, steps, tokenizer, tmp_path, monkeypatch):
     # GPT-2 counts positions from the first column, so its prompts keep their padding. Two steps on the rollouts of a
-    # batch need old log-probabilities, one does not.
+    # batch need old log-probabilities, one step does not.
     losses = []
     for trims in (True, False):
         monkeypatch.setattr(A2TGPOTrainer, "_trims_padding", trims)

@@ -1,7 +1,7 @@
-"""Two processes over gloo whose tool turns differ: each trains to the end, on its own rollouts, however it is sharded.
+"""Two processes over gloo with unequal tool turns: each trains to the end on its own rollouts, however it is sharded.
 
-What a rank does with a model that is sharded is collective: with ZeRO-3 and FSDP2 a rank that generates once more than
-another waits for it forever, or reads what the other meant for something else.
+Every use of a sharded model is collective: with ZeRO-3 and FSDP2 a rank that generates once more than another waits
+for it forever, or reads what the other sent for something else.
 """
 
 import math
@@ -43,17 +43,17 @@ SHARDED = {
 
 
 def start(folder: Path, words: tuple[str, ...], by_hand: bool = False) -> list[subprocess.Popen]:
-    """Two ranks of the script."""
+    """Start two ranks of the script."""
     return start_ranks(folder, [str(SCRIPT), str(folder), *words], by_hand=by_hand)
 
 
 def run(folder: Path, *words: str, timeout: float = 150) -> list[dict]:
-    """Train on two ranks: what each reports."""
+    """Train on two ranks; return what each reports."""
     return reports(folder, [str(SCRIPT), str(folder), *words], timeout=timeout)
 
 
 def check(ranks: list[dict], backend: str) -> None:
-    """The backend was what it is called, training went on, and every rollout is of its rank and its prompt."""
+    """Check that the backend is the named one, training went on, and each rollout belongs to its rank and prompt."""
     for number, rank in enumerate(ranks):
         assert (rank["rank"], rank["processes"], rank["steps"]) == (number, 2, 2)
         assert {key: rank[key] for key in SHARDED[backend]} == SHARDED[backend]
@@ -108,7 +108,7 @@ def test_a_rank_waits_for_the_slow_tool_of_another(backend, seconds, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_writes_less_generates_as_long_as_the_other_and_weights_become_the_same_everywhere(tmp_path):
-    # Without tools, whose numbers depend on who asks first, the rollouts are the same ones: drawn with the same seeds.
+    # No tools, because their numbers depend on who asks first: with the same seeds, the rollouts are the same.
     norms = {}
     for backend in SHARDED:
         ranks = run(tmp_path / backend, "ours", backend, "lengths")
@@ -122,7 +122,7 @@ def test_a_rank_that_writes_less_generates_as_long_as_the_other_and_weights_beco
 
 
 def seconds_until_stopped(folder: Path, processes: list[subprocess.Popen], survivors: list[subprocess.Popen]) -> float:
-    """How long after rank 1 has killed itself every survivor had ended, with an error."""
+    """Seconds from when rank 1 killed itself until every survivor had ended with an error."""
     try:
         for process in survivors:
             assert process.wait(timeout=150) != 0, logs(folder)
@@ -158,23 +158,23 @@ def test_a_launcher_stops_the_other_rank_when_one_dies(backend, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
 def test_demonstration_that_the_parents_loop_does_not_survive_unequal_turns(backend, tmp_path):
-    """Not a test of this package: it shows that the tests above can fail, with TRL's loop in the place of ours.
+    """Not a test of this package: it shows that the tests above can fail, with TRL's loop in place of ours.
 
-    When it fails, TRL keeps its ranks in step by itself.
+    If it fails, TRL keeps its ranks in step by itself.
     """
     processes = start(tmp_path, ("parent", backend, "one_side"))
     try:
         processes[0].wait(timeout=60)
     except subprocess.TimeoutExpired:
-        pass  # ranks that wait for each other, each in another collective: the usual outcome on accelerators
+        pass  # ranks wait for each other in different collectives: the usual outcome on accelerators
     finally:
         stop(processes)
-    assert (tmp_path / "asked1").exists() and not (tmp_path / "asked0").exists(), logs(tmp_path)  # it came that far
+    assert (tmp_path / "asked1").exists() and not (tmp_path / "asked0").exists(), logs(tmp_path)  # it got that far
     assert not all((tmp_path / f"rank{rank}.json").exists() for rank in range(2)), logs(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
 def test_demonstration_that_the_parents_loop_does_with_as_many_turns_on_each_rank(backend, tmp_path):
-    """Not a test of this package: it shows that nothing but the turns is to blame above."""
+    """Not a test of this package: it shows that only the unequal turns are to blame above."""
     check(run(tmp_path / "run", "parent", backend, "equal"), backend)

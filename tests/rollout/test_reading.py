@@ -1,4 +1,4 @@
-"""Rollouts on a terminal: by turns, side by side, those that are asked for; and hostile text, which moves nothing."""
+"""Rollouts on a terminal: by turns, side by side, chosen by options; and hostile text, which cannot control it."""
 
 import io
 import subprocess
@@ -61,7 +61,7 @@ def test_a_rollout_is_shown_turn_by_turn_with_what_each_turn_gained_and_was_cred
 def test_what_is_done_more_often_is_green_and_what_is_done_less_red():
     good, bad = (printed(as_turns(record(**{**CREDIT, "advantages": [x, 0.0]})), terminal=True) for x in (1.0, -1.0))
     assert "\x1b[32mLet me see." in good and "\x1b[31mLet me see." in bad
-    # Where nothing was credited, by the gain.
+    # Without credit, the gain decides.
     assert "\x1b[31mLet me see." in printed(as_turns(record(gains=[-2.0])), terminal=True)
 
 
@@ -90,7 +90,7 @@ def test_values_are_drawn_as_bars():
     assert spark([-9.0, -4.5, 0.0]) == "▁▄█" and spark([2.0, 2.0]) == "▁▁"
 
 
-# ---- those that are asked for
+# ---- chosen rollouts
 
 
 def ask(records, **asked):
@@ -116,7 +116,7 @@ def test_rollouts_of_a_prompt_stand_side_by_side():
     assert "1: solved" in first and "2: failed" in first
     answers = next(line for line in text.splitlines() if "<answer>" in line)
     assert "Rome" in answers and "Oslo" in answers
-    # Where there is room for one, they stand one below the other.
+    # If only one fits, they are printed one below the other.
     narrow = printed(side_by_side(records, 40), width=40)
     assert not any("solved" in line and "failed" in line for line in narrow.splitlines()) and "2: failed" in narrow
 
@@ -186,6 +186,6 @@ def test_hostile_text_is_shown_and_does_nothing(text):
                 ours = ours.replace(f"\x1b[{code}m", "")
             assert all(char in "\n\t" or unicodedata.category(char)[0] != "C" for char in ours), repr(ours)[:300]
             assert len(out) < 40_000
-    # And it is there to be read: what is no control character stands as it is.
+    # It can still be read: characters that are not control characters are unchanged.
     visible = "".join(char for char in text if unicodedata.category(char)[0] != "C")
     assert visible[:20] in "".join(char for char in shown if char not in "\n\t") or "\\" in shown

@@ -1,4 +1,4 @@
-"""Records in files of either format: what went in comes out, with the same types whatever stands there."""
+"""Records in files of either format: what goes in comes out, and types are the same whatever a column holds."""
 
 import json
 from typing import Any, get_type_hints
@@ -13,7 +13,7 @@ from a2tgpo_trl.rollout.record_files import FORMATS, TEXTS, encoded, read_record
 from a2tgpo_trl.rollout.records import CallRecord, Record, TokensRecord, TurnRecord, make_records
 
 
-NOTHING = {"outcome": None, "outcome_advantage": None}  # nobody scored it
+NOTHING = {"outcome": None, "outcome_advantage": None}  # unscored
 
 
 def written(folder, records: list[dict], format: str = "parquet", name: str = "file") -> list[dict]:
@@ -23,7 +23,7 @@ def written(folder, records: list[dict], format: str = "parquet", name: str = "f
 
 
 def full() -> dict:
-    """With all that a record may have."""
+    """A record with everything that it may have."""
     tokens = {"ids": [7, None, 9], "sampled": [1, 0, 1], "texts": ["a", None, "é"]}
     tokens |= {"logps": [-0.5, None, -1.25], "ratios": [1.0, None, 0.5], "clipped": [0, None, 1]}
     more: dict[str, Any] = {"tokens": tokens, "prompt_ids": [1, 2], "updates": 2, "states": [0, 3]}
@@ -79,7 +79,7 @@ def test_a_column_of_the_row_may_have_the_name_of_a_key(columns, format, tmp_pat
 
 def test_each_key_of_a_record_has_a_column():
     columns = {field.name: field.type for field in schema()}
-    assert get_type_hints(Record).keys() - {"row"} <= columns.keys()  # which evaluations have
+    assert get_type_hints(Record).keys() - {"row"} <= columns.keys()  # only evaluations have `row`
     assert set(TEXTS) <= columns.keys()
     turn, tokens = columns["turns"].value_type, columns["tokens"]
     call = next(field.type for field in turn if field.name == "calls").value_type

@@ -1,4 +1,4 @@
-"""Groups that teach nothing: which they are, how their prompts are rolled out again, and what is then trained on."""
+"""Groups that teach nothing: how they are found, how their prompts are rolled out again, and what is trained on."""
 
 import inspect
 import json
@@ -39,11 +39,11 @@ PAD = 99
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        # 5 is alone at its depth, and 3 in its group; the second group has unlike rewards.
+        # 5 is alone at its depth, and 3 in its group; the second group has different rewards.
         ({}, [True, False, True]),
         # 1, 5 and 1 are compared with each other.
         ({"gain_normalization": "pooled"}, [False, False, True]),
-        # 1 and 3 are gains, compared with nothing.
+        # 1 and 3 are gains, not compared with anything.
         ({"gain_normalization": "none"}, [False, False, False]),
         ({"gain_normalization": "none", "gain_weight": 0.0}, [True, False, True]),
     ],
@@ -88,7 +88,7 @@ def test_equal_rewards_are_equal_though_their_mean_is_rounded():
 
 
 def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others():
-    # Rewards 0 and 1, both truncated and masked out: no token is trained on. With one of them in the loss, one is.
+    # Rewards 0 and 1, both truncated and masked out: no token is trained on. With one in the loss, its tokens are.
     assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, False]) == [True]
     assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, True]) == [False]
     # Rewards 0, 0.5 and 1: only the one in the middle is in the loss, with an advantage of 0.
@@ -104,11 +104,11 @@ def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others
     [
         ([5, 7], 4, 1, [5, 7]),
         ([5], 4, 2, [5]),  # two rows each
-        ([5], 4, 3, [5, 5, 5]),  # 4 rows do not divide by 3, 12 do
+        ([5], 4, 3, [5, 5, 5]),  # 4 rows are not divisible by 3, 12 are
         ([5, 7], 3, 2, [5, 7]),
-        ([5, 6, 7], 3, 2, [5, 6, 7, 5]),  # 9 rows do not divide by 2
+        ([5, 6, 7], 3, 2, [5, 6, 7, 5]),  # 9 rows are not divisible by 2
         ([5], 2, 8, [5, 5, 5, 5]),
-        ([1, 2, 3, 4, 5], 6, 4, [1, 2, 3, 4, 5, 1]),  # 30 rows do not divide by 4, 36 do
+        ([1, 2, 3, 4, 5], 6, 4, [1, 2, 3, 4, 5, 1]),  # 30 rows are not divisible by 4, 36 are
     ],
 )
 def test_ranks_are_dealt_whole_groups_and_as_many_rows_each(groups, size, ranks, expected):
@@ -165,7 +165,7 @@ def test_a_row_has_no_padding():
 def test_rows_make_the_batch_that_they_came_from():
     batch = small_batch()
     again = to_batch(to_rows(batch, PAD), PAD)
-    batch["old_per_token_logps"][1, 1:] = 0.0  # of padding, which nobody reads
+    batch["old_per_token_logps"][1, 1:] = 0.0  # padding, which nothing reads
     for key in BATCH_KEYS:
         del batch[key]
     assert list(again) == list(batch)
@@ -174,7 +174,7 @@ def test_rows_make_the_batch_that_they_came_from():
 
 
 def test_each_name_is_filled_up_on_its_side_with_its_value():
-    # Alone, the second row has no padding; beside the first one it has two tokens of it again. With multiples of 4,
+    # Alone, the second row has no padding; next to the first one it has two padding tokens again. With multiples of 4,
     # prompts of 2 and completions of 3 are both 4 wide.
     rows = to_rows(small_batch(), PAD)
     assert to_batch(rows[1:], PAD)["completion_ids"].tolist() == [[7]]
@@ -186,7 +186,7 @@ def test_each_name_is_filled_up_on_its_side_with_its_value():
 
 
 def test_a_truncated_rollout_that_is_masked_out_keeps_its_tokens():
-    # Its mask is 0 everywhere; its tokens are 7 8, and what pads them is not one of them.
+    # Its mask is 0 everywhere; its tokens are 7 8, without the padding.
     batch = small_batch()
     batch["completion_ids"][1, 1], batch["completion_mask"][1, 0] = 8, 0
     row = to_rows(batch, PAD)[1]
@@ -194,7 +194,7 @@ def test_a_truncated_rollout_that_is_masked_out_keeps_its_tokens():
 
 
 def test_a_weight_per_rollout_weighs_each_of_its_tokens():
-    # With single tokens only, a weight per token and one per rollout look alike; beside longer rows they must not.
+    # With single tokens only, a weight per token and one per rollout look alike; next to longer rows they must not.
     batch = {**small_batch(), "importance_sampling_ratio": tensor([[0.5], [2.0]])}
     rows = to_rows(batch, PAD)
     assert [row["importance_sampling_ratio"].tolist() for row in rows] == [[0.5, 0.5, 0.5], [2.0]]
@@ -221,7 +221,7 @@ def test_the_parent_still_puts_nothing_into_a_text_batch_that_we_cannot_put_toge
 
 
 class Threads(Ranks):
-    """Ranks that are threads of this process. `board`: what each of them says, at one collective after the other."""
+    """Ranks that are threads of this process. `board`: what each rank says at each collective."""
 
     def __init__(self, index: int, number: int, barrier: threading.Barrier, board: dict):
         self.index, self.number = index, number
@@ -241,7 +241,7 @@ class Threads(Ranks):
 
 
 def together(number: int, act) -> list:
-    """What `act(ranks)` returns on each of so many ranks."""
+    """What `act(ranks)` returns on each of this many ranks."""
     barrier, board = threading.Barrier(number), {}
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(lambda index: act(Threads(index, number, barrier, board)), range(number)))
@@ -249,8 +249,8 @@ def together(number: int, act) -> list:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_number_of_ranks_ends_with_the_same_groups_in_their_places(seed):
-    # Group g is uninformative up to round `until[g]`. A rollout is told by its group, its member and its round; its
-    # length is the round. Rows are numbered over ranks, so that the member is known from the place.
+    # Group g is uninformative up to round `until[g]`. A rollout holds its group, its member and its round; its length
+    # gives the round. Rows are numbered over ranks, so the place of a row gives its member.
     chance = random.Random(seed)
     ranks, size = chance.randint(1, 5), chance.randint(1, 4)
     groups = chance.randint(1, 4) * ranks
@@ -290,7 +290,7 @@ def small_row(group: int, member: int, here: int) -> dict[str, torch.Tensor]:
 
 
 def test_only_uninformative_groups_are_rolled_out_again_until_none_is_left_or_the_limit_is_reached():
-    # Groups of one row: 0 never teaches, 1 does at once, 2 from the third round on.
+    # Groups of one row: 0 never teaches, 1 always does, 2 from the third round on.
     asked = []
 
     def roll_out(rows):
@@ -350,11 +350,11 @@ def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_w
             assert row["turn_index"] == [0, 0, -1, -1] + [1] * tail
             advantage = (2 * member - 3) / ((20 / 3) ** 0.5 + 1e-4)
             assert row["advantages"] == pytest.approx([advantage] * 2 + [0, 0] + [advantage] * tail, abs=1e-6)
-    # Tokens of the model: 2 + 1 to 2 + 4 of the first and the third prompt, 2 + 4 to 2 + 7 of the second.
+    # Tokens by the model: 2 + 1 to 2 + 4 for the first and the third prompt, 2 + 4 to 2 + 7 for the second.
     assert batch["num_items_in_batch"] == 2 * (3 + 4 + 5 + 6) + 6 + 7 + 8 + 9
 
     # The old log-probabilities of a rollout are those of its own tokens after its own prompt. The weights have moved
-    # since; a model made anew has those of then.
+    # since; a new model has the original ones.
     model = tiny.make_model(trainer.processing_class)
     for row in after.values():
         ids = tensor([row["prompt_ids"] + row["completion_ids"]])
@@ -376,13 +376,13 @@ def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_w
     ids=str,
 )
 def test_it_trains_as_if_those_rollouts_had_come_at_once(changes, tmp_path, monkeypatch):
-    # Every group is uninformative at first, and taught in the second round; or the second round comes first.
+    # Every group is uninformative at first and teaches in the second round; or the second round comes first.
     load = "trl.trainer.grpo_trainer.create_model_from_path"
     monkeypatch.setattr(load, lambda *_, **__: tiny.make_model(tiny.make_tokenizer(), seed=1))
     twice, once = Rollouts({0: {0}, 1: {0}, 2: {0}}), Rollouts({}, first_round=1)
     trainer = make(tmp_path, twice, **changes)
     start, found = weights(trainer), batches(trainer)
-    other = make(tmp_path, once, **changes)  # seeds anew
+    other = make(tmp_path, once, **changes)  # seeds again
     expected = batches(other)
     assert sum(map(len, twice.rounds)) == 24 and sum(map(len, once.rounds)) == 12
     for batch, same in zip(found, expected, strict=True):
@@ -404,13 +404,13 @@ def test_a_prompt_that_never_teaches_is_rolled_out_as_often_as_the_limit_allows(
     assert rollouts.rounds == [at_once, [0] * 4 + [1] * 4, [0] * 4 + [1] * 4, [0] * 4] * 2
     assert logged(trainer, "groups/teach_nothing") == pytest.approx([1 / 3] * 2)
     assert logged(trainer, "groups/resampled") == [5.0, 5.0]
-    for first, row in rows(batch).items():  # the first prompt's are still those of the first round
+    for first, row in rows(batch).items():  # the first prompt keeps the rollouts of the first round
         assert row["completion_ids"][1] == {0: 50, 1: 52, 2: 50}[(first - 100) // 10]
 
 
 def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_trained_on_earned(tmp_path):
     # Rewards 0 to 3, 0 to 6 and 0 to 9 by prompt; the second one's are 0.5 in the three rounds in which it is
-    # uninformative. All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, and not the
+    # uninformative. All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, not the
     # mean over rounds, (2.1667 + 0.5 + 0.5 + 3) / 4. The batch: (1.5 + 3 + 4.5) / 3.
     trainer = make(tmp_path, Rollouts({1: {0, 1, 2}}), resample_limit=3)
     records = []
@@ -453,11 +453,11 @@ def test_a_batch_that_nobody_scored_is_rolled_out_again_and_the_run_goes_on(tmp_
 
 
 def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
-    # A trainer that never looks for uninformative groups is trained the same.
+    # A trainer that never looks for uninformative groups trains in the same way.
     rollouts = Rollouts({1: {0}})
     trainer = make(tmp_path, rollouts, resample_limit=0)
     found = batches(trainer)
-    plain = make(tmp_path, Rollouts({1: {0}}), resample_limit=0)  # seeds anew
+    plain = make(tmp_path, Rollouts({1: {0}}), resample_limit=0)  # seeds again
     plain._train_batch = lambda rows: plain._roll_out_batch(rows)[0]
     expected = batches(plain)
     for batch, same in zip(found, expected, strict=True):
@@ -477,7 +477,7 @@ def test_an_evaluation_takes_rollouts_as_they_come(tmp_path):
 
 @pytest.mark.parametrize("way", ["tools", "environment_factory"])
 def test_prompts_with_tools_are_rolled_out_again_by_the_same_loop(way, tmp_path):
-    # All four rollouts of the first round write the same, so rewards and gains are equal (gains up to rounding);
+    # All four rollouts of the first round are the same, so rewards and gains are equal (gains up to rounding);
     # those of the second round have 2, 1, 0 and 3 tool turns.
     tokenizer, batches_begun = tiny.make_tokenizer(), []
 
@@ -517,7 +517,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(("processes", "rolled_out"), [(2, 1), pytest.param(3, 3, marks=pytest.mark.slow)])
 def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, alone, tmp_path):
     # On two ranks the uninformative group has two rows on each, before and after. Three ranks roll it out once each,
-    # since four rows do not divide by three.
+    # because four rows are not divisible by three.
     ranks = run(tmp_path / "run", processes)
     prompts, names = [0] * 4 + [1] * 4 + [2] * 4, [100 + 10 * i + j for i in range(3) for j in range(4)]
     for rank, found in enumerate(ranks):
@@ -535,7 +535,7 @@ def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, al
     for name, row in alone["rows"].items():
         for key, values in row.items():
             assert trained[name][key] == pytest.approx(values, abs=1e-5), (name, key)
-    # Each rank has recorded what it trained on, wherever that was rolled out again, as one process does.
+    # Like one process, each rank records what it trained on, wherever that was rolled out again.
     records = rollouts_of(tmp_path / "run")
     assert [(one["rank"], one["tokens"]["ids"][0], one["group"], one["round"]) for one in records] == [
         (i * processes // 12, names[i], i // 4, 2 if 4 <= i < 8 else 1) for i in range(12)

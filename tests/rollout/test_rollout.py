@@ -72,7 +72,7 @@ class Stage:
         return dataclasses.replace(rules, **changes)
 
     def play(self, *turns: str, **changes) -> Rollout:
-        """A rollout whose policy writes these turns. It fails if they are too few or too many."""
+        """Play a rollout whose policy writes these turns. Too few or too many turns are an error."""
         left = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in turns]
         tools = {tool.__name__: tool for tool in self.tools}
         rollout = Rollout(self.prompt_ids, self.rules(**changes), self.runner, tools, self.tools)
@@ -88,7 +88,7 @@ class Stage:
         return rollout
 
     def read(self, rollout: Rollout) -> list[str]:
-        """What the policy read from tools."""
+        """The tool results that the policy read."""
         return [message["content"] for message in rollout.messages if message["role"] == "tool"]
 
     def text(self, rollout: Rollout) -> str:
@@ -121,7 +121,7 @@ def test_an_answer_ends_the_rollout(stage):
 
 
 def test_results_stand_behind_their_turn_as_the_template_writes_them(runner):
-    tokenizer = tiny.make_tokenizer(tiny.chat_template("qwen2_5.jinja"))  # writes no thoughts of its own
+    tokenizer = tiny.make_tokenizer(tiny.chat_template("qwen2_5.jinja"))  # adds no thoughts itself
     add_response_schema(tokenizer)
     stage = Stage(tokenizer, runner)
     rollout = stage.play(tiny.call("river"), tiny.final("Paris"))
@@ -136,7 +136,7 @@ def test_results_stand_behind_their_turn_as_the_template_writes_them(runner):
 
 
 def test_a_call_that_ends_with_what_its_results_begin_with_is_ended_once(runner):
-    # GLM-4.5 writes <|observation|> to end a turn of calls, and its template begins results with it.
+    # GLM-4.5 ends a turn of calls with <|observation|>, and its template begins results with the same token.
     tokenizer = tiny.make_tokenizer(tiny.chat_template("glm4moe.jinja"))
     tokenizer.add_tokens(
         [AddedToken(token, special=True) for token in ("<|observation|>", "<|user|>", "<|assistant|>")]
@@ -149,12 +149,12 @@ def test_a_call_that_ends_with_what_its_results_begin_with_is_ended_once(runner)
     ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|observation|>"])
     rollout = stage.play(f"{turn}<|observation|>", answer, end_ids=ends)
     assert (statuses(rollout), stage.read(rollout)) == (["ok", "ok"], ["The river is Paris."])
-    # TRL's parser reads the end as content.
+    # TRL's parser reads the end token as content.
     messages = [{**one, "content": one["content"].removesuffix("<|observation|>")} for one in rollout.messages]
     assert tokenizer.decode(rollout.context) == stage.chat.text([*QUESTION, *messages]) + "<|user|>"
-    # What the policy wrote is its own, and trained on.
+    # The policy wrote this token, so it is trained on.
     assert rollout.mask[rollout.completion_ids.index(ends[2])] == 1
-    # Had it ended in another way, results would begin as they are written.
+    # If the turn ends in another way, results begin as the template writes them.
     other = stage.play(f"{turn}<|endoftext|>", answer, end_ids=ends)
     assert "</tool_call><|endoftext|><|observation|>" in stage.text(other)
 
@@ -341,7 +341,7 @@ def test_a_call_that_does_not_fit_is_told(name, arguments, status, told, stage):
 
 def test_an_argument_of_a_megabyte_reaches_the_tool(stage):
     rollout = stage.play(call("search", {"query": "x" * 10**6}) + END, max_tokens=1_100_000, max_context=3_000_000)
-    # The result holds the query again, for which there is no room: it is not put in, and nothing else breaks.
+    # The result repeats the query, and there is no room for it: it is left out, and nothing else breaks.
     assert (rollout.ended, statuses(rollout)) == ("context_full", ["context_full"])
     assert len(rollout.turns[0].calls[0].result) > 10**6
 
@@ -428,7 +428,7 @@ def test_the_text_of_a_tool_is_never_a_control_token_nor_a_turn(attack, template
     def control_tokens(result: str) -> list[int]:
         stage = Stage(tokenizer, runner, [returning(result)])
         rollout = stage.play(*turns)
-        # What comes out is one exchange: the conversation parsed again has one result.
+        # The output is one exchange: parsed again, the conversation has one result.
         text = tokenizer.decode(rollout.completion_ids)
         assert text.count("<tool_response>") == text.count("</tool_response>") == 1
         return [i for i in rollout.completion_ids if i in tokenizer.added_tokens_decoder]
@@ -499,10 +499,10 @@ def test_a_prompt_that_leaves_no_room_for_a_turn_is_not_sampled_from(action, sta
     prompt = len(stage.prompt_ids)
     rollout = stage.play(max_context=prompt, policy={"context_full": action})
     assert (rollout.ended, rollout.turns, rollout.excluded) == ("context_full", [], action == "exclude")
-    # Of what the loss reads nothing is trained on, and it is short.
+    # What the loss reads is short, and none of it is trained on.
     assert (rollout.prompt_ids, rollout.completion_ids) == (stage.prompt_ids[-1:], [stage.tokenizer.eos_token_id])
     assert rollout.mask == [0] and rollout.messages == [{"role": "assistant", "content": ""}]
-    # A server asks for room for a whole turn.
+    # A server needs room for a whole turn.
     assert stage.play(max_context=prompt + 8, least_room=9).ended == "context_full"
     assert stage.play("Paris" + END, max_context=prompt + 9, least_room=9).ended == "answer"
 
@@ -520,7 +520,7 @@ def test_text_beyond_the_tokens_of_a_rollout_is_cut_and_ends_it(stage):
 
 
 def test_a_turn_that_the_policy_did_not_end_was_cut_whatever_the_limit(stage):
-    # There is room for thousands of tokens: the engine has a limit of its own.
+    # There is room for thousands of tokens, but the engine has its own limit.
     rollout = stage.play(tiny.call("x"), "Paris, I would say, si")
     assert (rollout.ended, statuses(rollout)) == ("over_budget", ["ok", "over_budget"])
     assert rollout.turns[1].cut and rollout.mask[-1] == 1
@@ -563,7 +563,7 @@ def test_a_policy_without_calls_left_is_told_and_may_answer(stage):
 def test_a_policy_that_calls_all_the_same_is_ended(stage):
     rollout = stage.play(tiny.call("a"), tiny.call("b"), tiny.call("c"), max_turns=1)
     assert statuses(rollout) == ["ok", "over_budget", "over_budget"] and rollout.ended == "over_budget"
-    assert rollout.mask[-1] == 1  # its last call stands unanswered
+    assert rollout.mask[-1] == 1  # its last call is unanswered
 
 
 # ---- policies
@@ -652,7 +652,7 @@ def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
     def write(key, context):
         calls = tokenizer.decode(context[len(stage.prompt_ids) :]).count("<tool_response>")
         if key == 0 and calls == 3:
-            release.set()  # rollout 0 is at its end while rollout 1 waits for its first result
+            release.set()  # rollout 0 ends while rollout 1 waits for its first result
         text = tiny.final("x") if calls == (3, 1)[key] else tiny.call("slow" if key == 1 else str(calls))
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -675,7 +675,7 @@ def test_the_room_for_a_token_is_enough_for_the_longest_one(tokenizer):
 
 @pytest.fixture(params=["qwen2_5.jinja", "qwen3.jinja", "qwen3_5_nothink.jinja", "llama3_1.jinja", "gptoss.jinja"])
 def long_chat(request):
-    """A chat in a template, and the tokens of a long conversation in it."""
+    """A chat with this template, and the tokens of a long conversation in it."""
     tokenizer = tiny.make_tokenizer(tiny.chat_template(request.param))
     add_response_schema(tokenizer)
     chat = Chat(tokenizer, [tiny.search])
@@ -721,4 +721,4 @@ def test_results_are_written_as_trl_writes_them_and_what_stands_before_them_once
         lambda messages, **words: (rendered.append(messages[-1]["role"]), render(messages, **words))[1],
     )
     assert [write(result) for result in results] == expected
-    assert rendered.count("tool") == 3 and rendered.count("assistant") == 2  # once a name
+    assert rendered.count("tool") == 3 and rendered.count("assistant") == 2  # once per name

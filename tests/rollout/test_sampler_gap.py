@@ -22,7 +22,7 @@ from a2tgpo_trl.turns import LOGGED_TURNS
 
 
 NAN = float("nan")
-NOTHING = -7.0  # what stands beside the policy's own tokens must not matter
+NOTHING = -7.0  # numbers of tokens that are not the policy's own must not matter
 
 
 def metrics(sampler, trainer, turn, num_turns=None):
@@ -56,7 +56,7 @@ def test_the_gap_is_averaged_over_tokens_by_turn_and_its_growth_is_of_absolute_g
 
 
 def test_what_is_rounding_in_both_turns_raises_no_alarm_however_it_grows():
-    # Five times the gap of the first turn, and half of the floor of 0.01.
+    # Five times the gap of the first turn, but half of the floor of 0.01.
     found = metrics([[-1.001, -1.005]], [[-1.0, -1.0]], [[0, 1]])
     assert found["sampler_gap/growth"] == pytest.approx(0.5, abs=1e-3)
     assert found["sampler_gap/alarm"] == 0.0
@@ -101,7 +101,7 @@ def test_turns_beyond_the_logged_ones_count_in_the_growth():
 
 
 def watched(caplog, alarms) -> list[int]:
-    """After which batches the watch has warned."""
+    """The batches after which the watch has warned."""
     watch, warned = GapWatch(), []
     for number, alarm in enumerate(alarms, start=1):
         before = len(caplog.records)
@@ -117,8 +117,8 @@ ABSOLUTE = {"sampler_gap/absolute": 0.1}
     ("alarms", "warned"),
     [
         ([1, 1, 1, 1, 1, 1], [3]),  # once
-        ([1, 1, 0, 1, 1, 0], []),  # never in a row
-        ([1, None, 1, None, 1], [5]),  # batches without a second turn say nothing
+        ([1, 1, 0, 1, 1, 0], []),  # never three in a row
+        ([1, None, 1, None, 1], [5]),  # batches without a second turn do not count
         ([0, 0, 1, 1, 1], [5]),
     ],
 )
@@ -132,12 +132,14 @@ def test_the_watch_warns_once_when_the_alarm_goes_on(alarms, warned, caplog, tmp
 # ---- in the trainer
 
 
-SHIFTS = {0: 0.1, 1: 0.3}  # what the sampler is made to say too much, by turn
+SHIFTS = {0: 0.1, 1: 0.3}  # added to the sampler's log-probabilities, by turn
 
 
 def shifted_rollouts(prompts: list, trainer) -> dict:
-    """Rollouts of two turns whose "sampler" is a plain forward of the policy, with a known error; two of its tokens
-    have no number. Each rank writes others, and as many as it is asked for."""
+    """Rollouts of two turns whose "sampler" is a plain forward of the policy, with a known error.
+
+    Two of its tokens have no number. Each rank writes other rollouts, as many as it is asked for.
+    """
     mask = [1, 1, 1, 0, 0, 1, 1]
     completions = [[40 + 3 * i + j for j in range(len(mask))] for i in range(len(prompts))]
     heads = [trainer.processing_class(prompt[-1]["content"])["input_ids"] for prompt in prompts]
@@ -240,7 +242,7 @@ def test_they_are_named_once_with_what_to_do_where_the_correction_would_be_biase
 
 
 def test_a_trainer_warns_when_it_is_made(tmp_path, tokenizer, caplog, monkeypatch):
-    # The engine itself is not needed for that, nor is it there in every environment.
+    # This does not need the engine itself, and not every environment has it.
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", lambda **_: None)
     with caplog.at_level(logging.WARNING):
         make(tokenizer, config(tmp_path, top_p=0.5, vllm_mode="colocate"))

@@ -1,4 +1,4 @@
-"""Rows that draw by numbers of their own: the right distribution, in any company."""
+"""Rows that draw with their own seeds: the right distribution, whatever rows are sampled together."""
 
 import pytest
 import tiny
@@ -12,7 +12,7 @@ from a2tgpo_trl.rollout.seeds import OwnDraws, own_draws, seed_of
 
 
 def drawn(scores: torch.Tensor, seeds: list[int]) -> list[int]:
-    """The tokens that are left to be drawn."""
+    """The token of each row that can still be drawn."""
     left = OwnDraws(seeds)(torch.zeros(len(scores), 1, dtype=torch.long), scores)
     assert ((left > -torch.inf).sum(dim=1) == 1).all()
     return left.argmax(dim=1).tolist()
@@ -42,13 +42,13 @@ def test_scores_that_are_not_finite_stay_so_and_generation_refuses_them():
 
 
 class OnApple(torch.Tensor):
-    """A tensor that says it lies on Apple's MPS."""
+    """A tensor that says it is on Apple's MPS."""
 
     device = property(lambda self: torch.device("mps"))
 
 
 class Apple(TorchFunctionMode):
-    """Tensors go to and from MPS, and what is computed of those there may not be in float64."""
+    """Lets tensors go to and from MPS, and refuses float64 results there."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.to and args[1] in (torch.device("mps"), torch.device("cpu")):
@@ -184,7 +184,7 @@ def test_an_evaluation_draws_the_same_in_batches_of_any_size(tmp_path):
         records = evaluate(trainer, trainer.train_dataset, tmp_path / "rollouts.jsonl", seed=3)
         found.append([record["completion"] for record in records])
     assert found[0] == found[1] and found[0][0] != found[0][1]
-    assert found[0][2:4] != found[0][6:8]  # a question that is there twice is sampled anew
+    assert found[0][2:4] != found[0][6:8]  # a question that occurs twice is sampled again
     trainer.rollout_seed = 3
     again = evaluate(trainer, trainer.train_dataset, tmp_path / "rollouts.jsonl", seed=4)
     assert [record["completion"] for record in again] != found[0] and trainer.rollout_seed == 3

@@ -1,4 +1,4 @@
-"""Faults of tools, environments and policies in training: what is logged, what the loss does, and that it goes on."""
+"""Faults of tools, environments and policies in training: what is logged, what the loss does; the training goes on."""
 
 import gc
 import json
@@ -60,7 +60,7 @@ def test_a_failure_is_told_logged_by_tool_and_status_and_trained_on(tokenizer, t
 
 
 def test_a_turn_cut_by_a_limit_of_its_own_is_over_budget_as_the_clipped_ratio_says(tokenizer, tmp_path):
-    # The policy is not scripted: it samples to a limit far below the 700 tokens of a rollout, or ends before.
+    # The policy is not scripted: it samples up to a limit far below the 700 tokens of a rollout, or ends earlier.
     config = args(tmp_path, generation_kwargs={"max_new_tokens": 6}, failure_policy={"over_budget": "exclude"})
     trainer = make(tokenizer, config, scripted=False, reward_funcs=spread)
     records = []
@@ -129,9 +129,9 @@ def test_a_policy_that_only_calls_runs_into_every_limit_and_ends(tokenizer, tmp_
     assert all(record["ended"] == "over_budget" for record in records)
     statuses = [call["status"] for call in records[0]["turns"][0]["calls"]]
     assert statuses == ["ok", "ok", "over_budget"]
-    # Two turns of calls, one that is told there are no more, and one that calls all the same.
+    # Two turns of calls, one that is told that no more are allowed, and one that calls anyway.
     assert [len(record["turns"]) for record in records] == [4] * 4 and min(trained_tokens(batch)) > 0
-    config = args(tmp_path, max_completion_length=300)  # no limit but the length
+    config = args(tmp_path, max_completion_length=300)  # no limit except the length
     trainer, batch, records = train(tokenizer, config, write)
     assert all(record["ended"] in ("context_full", "over_budget") for record in records)
     log = trainer.state.log_history[0]
@@ -219,7 +219,7 @@ def test_a_leak_is_files_that_become_more_with_batch_after_batch():
     assert files_after(150, 160, 100, 140, 180, 220, 260, 300).batches_left == 15.0
     assert files_after(100, 140, 180, 220, 260).batches_left == math.inf
     assert files_after(719, 720, 720, 721, 721, 722, 721).batches_left == math.inf
-    # 300 a batch, twice, is more than a quarter of all: (900 - 700) / 300. Once, it may be what is held for good.
+    # 300 a batch, twice, is more than a quarter of all: (900 - 700) / 300. One rise may be files held for good.
     assert files_after(100, 400, 700).batches_left == pytest.approx(2 / 3)
     assert files_after(100, 400, 400, 700).batches_left == math.inf
     assert files_after(100, 899).is_full is False and files_after(100, 900).is_full is True
@@ -234,7 +234,7 @@ def test_a_slow_leak_is_told_before_it_stops_the_run(tokenizer, tmp_path, caplog
         return query
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # 12 a batch; of the 120 more that may be open, and the tenth of all that is left for saving.
+    # 12 a batch: 120 more may be open, and a tenth of all is kept free for saving.
     allowed = int((psutil.Process().num_fds() + 120) / 0.9)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     try:
@@ -288,7 +288,7 @@ def test_a_tool_that_is_down_at_the_start_is_found_before_the_first_step(tokeniz
 
 
 class Server:
-    """A tool's server that is down for some of its questions."""
+    """A tool's server that is down for some of its checks."""
 
     def __init__(self, down_from: int, down_to: int):
         self.asked, self.down = 0, range(down_from, down_to)
@@ -310,7 +310,7 @@ class Server:
 
 
 def test_a_tool_that_comes_back_costs_nothing_but_time(tokenizer, tmp_path):
-    server = Server(1, 4)  # up at the start, then down for three questions
+    server = Server(1, 4)  # up at the start, then down for three checks
     trainer, batch, records = train(
         tokenizer, args(tmp_path, outage_patience=20.0, tool_concurrency=1), tools=[server.tool()]
     )
@@ -404,7 +404,7 @@ def in_rooms(tokenizer, tmp_path, fails: list[str], write=None, **changes):
         text = tiny.call("x", times=row + 1) if turn == 0 else tiny.final("Paris")
         return text.replace("search", "look")
 
-    # One prompt a rollout would be one a group: every row is asked four times, and its rollouts look 1 to 4 times.
+    # A group needs several rollouts of a prompt: each row is rolled out four times; its rollouts look 1 to 4 times.
     config = args(tmp_path, **changes)
     return train(
         tokenizer,
@@ -454,7 +454,7 @@ class Moody(Room):
     number = 0
     fails_for: dict[int, str] = {}
 
-    @tool(concurrency=1)  # it counts
+    @tool(concurrency=1)  # because it counts
     def reset(self, **row):
         mine = Moody.number % 4
         Moody.number += 1
@@ -487,7 +487,7 @@ def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, toke
 
 
 def test_a_judge_that_fails_makes_no_rollout_look_worse_than_its_group(tokenizer, tmp_path, monkeypatch):
-    # Format rewards of 0 for all, and one point from each judge: without one, a rollout would seem to lack the point.
+    # Format rewards are 0, and each judge gives one point: without a judge, a rollout would seem to lack the point.
     monkeypatch.setattr(Moody, "fails_for", {3: "get_reward"})
     monkeypatch.setattr(Moody, "number", 0)
 
@@ -581,7 +581,7 @@ def test_one_bad_batch_of_environments_is_survived(tokenizer, tmp_path, monkeypa
         return tiny.call("x").replace("search", "look") if turn == 0 else tiny.final("Paris")
 
     def reward(prompts, trainer_state, **_):
-        Moody.fails_for.clear()  # the next batch has luck
+        Moody.fails_for.clear()  # the next batch succeeds
         return spread(prompts)
 
     config = args(tmp_path, max_steps=2)
@@ -607,14 +607,14 @@ def test_an_environment_that_hangs_is_replaced(tokenizer, tmp_path, monkeypatch)
         reward_funcs=None,
         environment_factory=Moody,
     )
-    assert Room.made == 4 + 1  # one hung in the first batch, and the second has another in its place
+    assert Room.made == 4 + 1  # one hung in the first batch, and is replaced in the second
     assert [turn["status"] for turn in records[3]["turns"]] == ["timeout", "timeout", "ok"]
     assert "has not come back" in records[3]["completion"][3]["content"]
     assert logged(trainer, "tools/look/timeout") == [0.25, 0.25]
 
 
 class Rebuilt(Moody):
-    """Of these, the fifth cannot be made."""
+    """Environments of which the fifth cannot be made."""
 
     _fault: Callable[[], object]
 
@@ -660,7 +660,7 @@ def test_an_environment_that_cannot_be_made_again_costs_its_rollout_and_not_the_
     keywords = {"tools": None, "reward_funcs": None, "environment_factory": Rebuilt}
     trainer, _, records = train(tokenizer, args(tmp_path, tool_timeout=1.0, max_steps=3), look, **keywords)
     never.set()
-    # One hangs in the first batch, the one in its place cannot be made in the second, and another is in the third.
+    # One hangs in the first batch, its replacement cannot be made in the second, and the third has another.
     assert Room.made == 6 and logged(trainer, "rollouts/excluded") == [0.0, 0.25, 0.0]
     assert [record["ended"] for record in records[4:]] == ["answer"] * 3 + ["reset"] + ["answer"] * 4
     assert [record["rewards"]["Rebuilt"] for record in records[4:]] == [1.0] * 3 + [None] + [1.0] * 4
@@ -687,7 +687,7 @@ def test_environments_have_their_own_time_to_be_made_in(tokenizer, tmp_path, mon
 
 @pytest.mark.parametrize("other", [{"tool_concurrency": 1}, {"replay": True}], ids=["alone", "replayed"])
 def test_rollouts_are_the_same_at_any_concurrency_and_replayed(other, tokenizer, tmp_path):
-    # The tool answers later calls sooner.
+    # The tool answers later calls faster.
     made: list[str] = []
 
     @tiny.searches
@@ -752,7 +752,7 @@ def test_threads_and_files_stay_as_many_over_many_batches(tokenizer, tmp_path):
     @tiny.searches
     def search(query):
         if int(query) == 1:
-            time.sleep(0.2)  # beyond its limit, and then it comes back
+            time.sleep(0.2)  # beyond its limit, but it returns
         if int(query) == 2:
             raise ValueError("no luck")
         return query
@@ -880,5 +880,5 @@ def test_trainers_that_are_gone_leave_no_threads(tokenizer, tmp_path):
     for _ in range(3):
         train(tokenizer, args(tmp_path))
     gc.collect()
-    # The last one may still be referred to; and a thread that is told to end takes its time on a busy machine.
+    # The last one may still be referenced, and on a busy machine threads take time to end.
     assert becomes(lambda: threading.active_count() <= before + 2)

@@ -1,4 +1,4 @@
-"""The trainer whose policy calls tools, taken alone: TRL's GRPO on rollouts that are safe, and records of any rows."""
+"""`ToolTrainer` by itself: TRL's GRPO on rollouts that are safe, and records of any rows."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_alone_it_trains_as_trls_grpo_does_on_the_same_rollouts_bit_for_bit(toke
     assert all(torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(ours).values(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(start.values(), weights(ours).values(), strict=True))
     assert logged(ours, "loss") == logged(grpo, "loss")
-    # Rollouts of 2, 1, 0 and 3 tool turns, each with an answer behind them, all of which ended well.
+    # Rollouts of 2, 1, 0 and 3 tool turns, each followed by an answer; all of them ended well.
     assert logged(ours, "turns/mean")[0] == 2.5 and logged(ours, "turns/ok")[0] == 1.0
     assert not logged(ours, "gain/mean")
 
@@ -34,11 +34,11 @@ def test_rows_are_rolled_out_by_their_seed_and_nothing_of_it_is_left_behind(toke
     assert seen == [] and not trainer._metrics["eval"] and trainer._batch is None
     assert [record["row"] for record in first] == [0, 0, 1, 1, 2, 2]
     texts = [record["completion"] for record in first]
-    assert len({str(text) for text in texts}) == 6  # each draws by itself, though all read the same
+    assert len({str(text) for text in texts}) == 6  # each draws with its own seed, though all read the same
     assert [record["completion"] for record in trainer.roll_out(rows, seed=1)] == texts
     assert [record["completion"] for record in trainer.roll_out(rows[1:], seed=1, first=1)] == texts[2:]
     assert [record["completion"] for record in trainer.roll_out(rows, seed=2)] != texts
-    # Four rollouts at once are two rows; none take none.
+    # A batch of four rollouts holds two rows; no rows need no batch.
     asked, inner = [], trainer._evaluate_batch
     trainer._evaluate_batch = lambda rows: (asked.append(len(rows)), inner(rows))[1]
     assert [record["completion"] for record in trainer.roll_out(rows, seed=1)] == texts
@@ -48,7 +48,7 @@ def test_rows_are_rolled_out_by_their_seed_and_nothing_of_it_is_left_behind(toke
 def test_settings_of_another_class_are_refused(tokenizer, tmp_path):
     with pytest.raises(TypeError, match="args must be a ToolConfig, got GRPOConfig"):
         make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=ToolTrainer)
-    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), trainer=ToolTrainer)  # which are a ToolConfig and more
+    make(tokenizer, A2TGPOConfig(**settings(tmp_path)), trainer=ToolTrainer)  # this is a ToolConfig and more
 
 
 @pytest.mark.parametrize("ours", [(ToolTrainer, ToolConfig), (A2TGPOTrainer, A2TGPOConfig)], ids=["tools", "a2tgpo"])
@@ -70,5 +70,5 @@ def test_what_a_batch_leaves_on_the_trainer_beside_what_trl_does_is_the_batch_al
         return names
 
     beside = assigned(*ours) - assigned(GRPOTrainer, GRPOConfig)
-    # An evaluation goes without two of TRL's passes, and counts its rollouts for their seeds.
+    # An evaluation skips two of TRL's passes, and counts its rollouts for their seeds.
     assert beside - {"beta", "vllm_importance_sampling_correction", "evaluated_rollouts"} == {"_batch"}

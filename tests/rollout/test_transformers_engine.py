@@ -1,4 +1,4 @@
-"""Turns that a model of transformers samples while it keeps what it has read: those of `generate`, with less work."""
+"""A transformers model that keeps what it has read samples the same turns as `generate`, with less work."""
 
 import random
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from a2tgpo_trl.tasks.atlas.task import atlas
 
 END = 2
 GENERATION = {"do_sample": True, "max_new_tokens": 9, "pad_token_id": 0, "eos_token_id": END}
-# Keys and values can be kept for all that rows can be packed for; these have dropout beside.
+# Keys and values can be kept for all models whose rows can be packed; these also have dropout.
 DROPOUT = ("gpt2", "opt")
 KEPT = [name for name in tiny.architectures() if name not in (*tiny.UNPACKABLE, *DROPOUT)]
 TURNS = 4
@@ -36,7 +36,7 @@ class Tail(NamedTuple):
 
 
 def make(name: str) -> PreTrainedModel:
-    """Of this family, with predictions that are not certain."""
+    """A model of this family whose predictions are not certain."""
     model = tiny.architectures()[name]()
     with torch.no_grad():
         for weight in model.get_output_embeddings().parameters():
@@ -49,21 +49,24 @@ def tokens(generator: random.Random, number: int) -> list[int]:
 
 
 def prompts(number: int = 6) -> list[list[int]]:
-    """Two of each."""
+    """Prompts, each of them twice."""
     generator = random.Random(1)
     different = [tokens(generator, 5 + 7 * i) for i in range(number // 2)]
     return [different[i // 2] for i in range(number)]
 
 
 def result(key: int, turn: int) -> list[int]:
-    """What a tool answers this rollout after this turn."""
+    """The tool result of this rollout after this turn."""
     return tokens(random.Random(100 * key + turn), 1 + (3 * key + 5 * turn) % 11)
 
 
 def play(
     engine: Engine, contexts: list[list[int]], hold_back: Callable[[int], bool] = lambda key: False
 ) -> list[list[int]]:
-    """Let rollouts take their turns. Tools answer at once, those held back once nothing else goes on."""
+    """Play all turns of rollouts; return their contexts.
+
+    Tools answer immediately; those held back answer when nothing else is pending.
+    """
     contexts, turns, late = [list(context) for context in contexts], [0] * len(contexts), []
     for key, context in enumerate(contexts):
         engine.submit(key, context, 9 - key % 3)
@@ -112,7 +115,7 @@ def stream_of(
 
 
 def tails_of(contexts: list[list[int]]) -> list[Tail]:
-    """One for the rollouts of a prompt."""
+    """The tail of each context, the same for all rollouts of a prompt."""
     made = {tuple(context): tokens(random.Random(len(context)), 4) for context in contexts}
     gold = {False: [False, True, False, True], True: [True, False, False, True]}
     return [Tail(made[tuple(context)], gold[len(context) > 10]) for context in contexts]
@@ -196,9 +199,9 @@ def test_prompts_are_read_once_a_group_and_nothing_is_read_twice():
     watched = Watched(model)
     ended = play(stream_of(model, list(range(6))), contexts)
     read = sum(rows * columns for rows, columns in watched.shapes if columns > 1)
-    # All that tools answered and, of each turn, the token that ended it; padding and single tokens beside.
+    # All tool results and the token that ended each turn; padding and single tokens come on top.
     answered = sum(len(result(key, turn)) + 1 for key in range(6) for turn in range(1, TURNS))
-    assert watched.shapes[0] == (3, max(map(len, contexts)))  # of six prompts, each is there twice
+    assert watched.shapes[0] == (3, max(map(len, contexts)))  # each of the six prompts occurs twice
     assert read < 3 * max(map(len, contexts)) + 3 * answered
     assert read < sum(map(len, ended))
 
@@ -256,7 +259,7 @@ def test_a_context_that_does_not_go_on_from_what_is_kept_is_read_anew():
     assert engine.collect()[0].ids == second.ids
 
 
-# ---- where it is not to be had
+# ---- where contexts are not kept
 
 
 @pytest.mark.parametrize("name", [*tiny.UNPACKABLE, *DROPOUT])
@@ -303,7 +306,7 @@ def test_settings_that_look_at_more_than_the_next_token_are_left_to_generate(set
 
 
 def trained(folder, trainer: type = A2TGPOTrainer, **changes) -> SimpleNamespace:
-    """Two steps of the tiny policy that searches; what each rollout was, and what was logged."""
+    """Two steps of the tiny policy that searches: the trainer, its records and its log."""
     task = atlas(test_questions=3)
     settings = {
         **{"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},

@@ -1,7 +1,7 @@
-"""Streaming from vLLM: what TRL's `generate` gives, rollout by rollout, from the weights of the moment.
+"""Streaming from vLLM gives what TRL's `generate` gives, rollout by rollout, from the current weights.
 
-Tests marked `vllm` need vLLM, and fail without it; its build for CPUs will do. Sleep mode has no CPU backend, vLLM
-refuses it there: a stand-in for it makes the real engine's weights NaN, as sleep throws them away, and fails where the
+Tests marked `vllm` need vLLM, and fail without it; its CPU build is enough. Sleep mode has no CPU backend, so vLLM
+refuses it there: a stand-in sets the real engine's weights to NaN, because sleep discards them, and fails if the
 engine is used while it sleeps.
 """
 
@@ -30,7 +30,7 @@ TEXTS = ["question", "the capital of France is " * 3, "search", "user question a
 
 @contextmanager
 def awake(trainer):
-    """TRL's trainer with its vLLM held ready as `ToolTrainer` does it."""
+    """Hold the vLLM of TRL's trainer ready, as `ToolTrainer` does."""
     trainer._push_weights = MethodType(ToolTrainer._push_weights, trainer)
     with ToolTrainer._awake(trainer):
         yield
@@ -40,7 +40,7 @@ def awake(trainer):
 def trainer(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("policy"))
     tokenizer = tiny.make_tokenizer()
-    tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # vLLM has no attention of smaller heads on CPU
+    tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # on CPU, vLLM has no attention for smaller heads
     tokenizer.save_pretrained(folder)
     args = GRPOConfig(
         folder,
@@ -56,9 +56,9 @@ def trainer(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("VLLM_CPU_CI_ENV", "1")  # without compiling, which takes longer than all tests together
-        # On CPUs vLLM 0.31 looks through the objects of all modules, and stumbles over one of llvmlite, which bm25s
-        # loads for other tests.
+        patch.setenv("VLLM_CPU_CI_ENV", "1")  # no compiling, which takes longer than all tests together
+        # On CPUs vLLM 0.31 inspects the objects of all modules, and fails on one of llvmlite, which bm25s loads for
+        # other tests.
         patch.delitem(sys.modules, "llvmlite.binding.ffi", raising=False)
         keep_weights()
         yield GRPOTrainer(
@@ -72,7 +72,7 @@ def trainer(tmp_path_factory):
 
 @pytest.fixture
 def generation(trainer, monkeypatch):
-    """TRL's side of a vLLM that has the policy's weights, and samples greedily until a test changes that."""
+    """TRL's side of a vLLM that has the policy's weights, and samples greedily unless a test changes that."""
     with awake(trainer):
         pass
     monkeypatch.setattr(trainer.vllm_generation, "temperature", 0.0)
@@ -126,7 +126,7 @@ def test_a_stream_gives_the_tokens_and_log_probabilities_that_trl_gives(
     expected_ids, expected_logprobs = turn(trainer, contexts)
     assert ids == expected_ids
     assert len({len(context) for context in contexts}) > 3
-    # vLLM runs the model in bfloat16, and rows that are computed together may round otherwise.
+    # vLLM runs the model in bfloat16, and rows that are computed together may round differently.
     torch.testing.assert_close(numbers(logprobs), numbers(expected_logprobs), atol=0.02, rtol=0)
     assert all(type(number) is float for row in logprobs for number in row)
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_streamed_raises_and_says_why(generation, changes, named,
 
 @pytest.mark.vllm
 def test_a_context_without_room_raises_as_it_does_in_trl_and_leaves_the_stream_usable(generation, contexts):
-    long = [5] * 600  # of 512
+    long = [5] * 600  # the limit is 512
     with pytest.raises(Exception, match="512") as theirs:
         generation.generate([long], None, 1)
     with VLLMStream(generation) as engine:
@@ -186,7 +186,7 @@ def test_a_context_without_room_raises_as_it_does_in_trl_and_leaves_the_stream_u
 
 
 def test_the_number_of_a_token_is_its_own_and_none_for_nan():
-    # Two tokens with the best alternative beside the sampled one; TRL's settings ask for the sampled one alone.
+    # Two tokens, one with its best alternative as well; TRL's settings ask only for the sampled one.
     found = [{3: -2.0, 8: -0.5}, {4: float("nan")}]
     rows = [{token: SimpleNamespace(logprob=number) for token, number in row.items()} for row in found]
     assert sampled_logprobs(SimpleNamespace(token_ids=[3, 4], logprobs=rows)) == [-2.0, None]
@@ -211,7 +211,7 @@ def test_a_short_turn_comes_before_a_long_one_and_new_work_joins_in(generation, 
         (last,) = engine.collect()
         assert not engine.has_work()
         assert engine.collect() == []
-    # Undisturbed by who came and went.
+    # The requests that came and went did not change it.
     assert last.key == 0 and last.ids == alone
 
 
@@ -257,7 +257,7 @@ def test_after_an_exception_nothing_is_pending_and_the_next_batch_is_as_ever(gen
         for key, context in enumerate(contexts):
             engine.submit(key, context)
         engine.collect(wait=False)
-        assert not llm.reset_prefix_cache()  # what a request left behind would do to the next weights
+        assert not llm.reset_prefix_cache()  # a request left behind would keep old values cached for new weights
         with pytest.raises(RuntimeError, match="earlier batch"):
             VLLMStream(generation)
         raise ConnectionError("a tool's server is gone")
@@ -290,7 +290,7 @@ def raising(error):
 
 @contextmanager
 def other_weights(trainer):
-    """The policy after an update, for a while."""
+    """Give the policy other weights for a while, as after an update."""
     was = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     other = tiny.make_model(trainer.processing_class, seed=1, head_dim=32)
     trainer.model.load_state_dict(other.state_dict())
@@ -306,7 +306,7 @@ def other_weights(trainer):
 def test_a_stream_samples_from_the_weights_of_the_moment_when_awake(trainer, generation, contexts):
     old = stream_all(generation, contexts)[0]
     with other_weights(trainer):
-        assert stream_all(generation, contexts)[0] == old  # nobody has told vLLM
+        assert stream_all(generation, contexts)[0] == old  # vLLM has not been told
         with awake(trainer):
             new = stream_all(generation, contexts)[0]
         assert all(one != other for one, other in zip(new, old, strict=True))
@@ -316,7 +316,7 @@ def test_a_stream_samples_from_the_weights_of_the_moment_when_awake(trainer, gen
 
 
 class SleepingLLM:
-    """The real `LLM`, whose sleep is played: level 2 spoils the weights, and who sleeps cannot be used."""
+    """The real `LLM` with a simulated sleep: level 2 spoils the weights, and parts that sleep cannot be used."""
 
     def __init__(self, llm):
         self._llm, self.asleep, self.calls = llm, {"weights", "kv_cache"}, []
@@ -341,7 +341,7 @@ class SleepingLLM:
 
 @pytest.fixture
 def sleepy(trainer, generation, monkeypatch):
-    """The same with sleep mode, asleep as TRL leaves it; restored at the end."""
+    """`generation` with sleep mode, asleep as TRL leaves it; restored at the end."""
     monkeypatch.setattr(generation, "llm", SleepingLLM(generation.llm))
     monkeypatch.setattr(generation, "enable_sleep_mode", True)
     monkeypatch.setattr(generation, "_llm_weights_sleeping", True)
@@ -351,7 +351,7 @@ def sleepy(trainer, generation, monkeypatch):
 
 @pytest.mark.vllm
 def test_vllm_has_no_sleep_mode_on_cpu():
-    # When this fails, the stand-in can go.
+    # If this fails, the stand-in can be removed.
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -370,13 +370,13 @@ def test_awake_wakes_once_for_all_turns_where_trl_wakes_at_each(trainer, context
     llm.calls.clear()
     with awake(trainer):
         assert stream_all(sleepy, contexts)[0] == expected
-        assert turn(trainer, contexts)[0] == expected  # a lock-step engine gains as well
+        assert turn(trainer, contexts)[0] == expected  # a lock-step engine benefits as well
         with awake(trainer):
             assert stream_all(sleepy, contexts)[0] == expected
         assert llm.calls == [["weights"], ["kv_cache"]]
     assert llm.calls == [["weights"], ["kv_cache"], "sleep"]
     assert sleepy.enable_sleep_mode and sleepy._llm_weights_sleeping
-    assert turn(trainer, contexts)[0] == expected  # TRL finds it as it left it
+    assert turn(trainer, contexts)[0] == expected  # TRL finds vLLM as it left it
 
 
 @pytest.mark.vllm
@@ -390,7 +390,7 @@ def test_awake_goes_to_sleep_after_an_exception_too(trainer, contexts, sleepy):
 
 
 def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
-    # Neither has the attributes that more than a look at the mode would need.
+    # Neither has the attributes that anything beyond a look at the mode would need.
     for trainer in (SimpleNamespace(use_vllm=False), SimpleNamespace(use_vllm=True, vllm_mode="server")):
         before = dict(vars(trainer))
         with ToolTrainer._awake(trainer):
@@ -403,7 +403,7 @@ def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
 @pytest.mark.vllm
 def test_the_bench_gives_both_ways_the_same_work_and_counts_fewer_steps_without_the_barrier(generation, monkeypatch):
     monkeypatch.setattr(generation, "generation_kwargs", {"ignore_eos": True})
-    # With the barrier, 8 + 8 steps, as long as the longest of each turn. Without, each rollout has 8 + 1 to sample; a
+    # With the barrier, 8 + 8 steps: each turn takes as long as its longest. Without it, each rollout samples 8 + 1; a
     # tool's answer may come a few steps late.
     work = stream.Work([[5, 6]] * 2, [[8, 1], [1, 8]], [[0.0]] * 2, [[[7]]] * 2)
     monkeypatch.setattr(stream, "make_work", lambda *_: work)
@@ -437,7 +437,7 @@ def test_the_work_of_the_bench_is_drawn_from_its_seed_within_its_bounds():
 def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, tmp_path, monkeypatch):
     from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
-    # One engine a process: ours takes over the one that is there, with the policy that it knows.
+    # A process has one engine: our trainer takes over the existing one, with its policy.
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", lambda **_: trainer.vllm_generation)
     made = []
     monkeypatch.setattr(VLLMStream, "submit", spied(VLLMStream.submit, made))
@@ -470,7 +470,7 @@ def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, t
         processing_class=trainer.processing_class,
         tools=[tiny.search],
     )
-    # A policy of random weights calls no tool: every first turn is taken for a call, until it has one result.
+    # A policy of random weights calls no tool: every turn is taken for a call until there is one result.
     parse = ours._tool_loop._parser.parse
 
     def calling(ids, prefix, tools):
@@ -480,7 +480,7 @@ def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, t
         return replace(parsed, message={**parsed.message, "tool_calls": [] if asked else [wanted]}, unread=0)
 
     ours._tool_loop._parser.parse = calling
-    # Nor does it end a turn: what the engine cut after 20 tokens is taken for ended.
+    # It does not end turns either: a turn that the engine cut after 20 tokens is taken for ended.
     monkeypatch.setattr(trainer.vllm_generation, "max_completion_length", 20)
     monkeypatch.setattr(Rollout, "_ends", lambda self, ids: True)
     records = []
@@ -491,7 +491,7 @@ def test_our_trainer_rolls_turns_out_through_vllm_and_learns(trainer, streams, t
     assert all(len(record["turns"]) == 2 for record in records)
     logs = [entry for entry in ours.state.log_history if "loss" in entry]
     assert all(math.isfinite(entry["loss"]) for entry in logs)
-    # What vLLM says of its samples is what the policy says of them, up to the rounding of bfloat16.
+    # vLLM and the policy give the samples equal log-probabilities, up to the rounding of bfloat16.
     assert all(entry["sampling/sampling_logp_difference/mean"] < 0.2 for entry in logs)
 
 

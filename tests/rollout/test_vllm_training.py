@@ -1,6 +1,6 @@
-"""Training whose turns a real vLLM samples: on one process and on two, full weights and LoRA, split and as a server.
+"""Training with turns from a real vLLM: on one process and on two, full weights and LoRA, split and as a server.
 
-What a wrong sampler would look like is shown in the same runs, by telling vLLM of no update in the last step.
+The same runs show what a wrong sampler looks like: in the last step, vLLM is told of no update.
 """
 
 import os
@@ -20,9 +20,9 @@ from ranks import environment, free_port, reports
 pytestmark = pytest.mark.vllm
 
 SCRIPT = HELPERS / "vllm_run.py"
-ROUNDING = 0.03  # nats: vLLM computes in bfloat16; on this policy that makes 0.01
+ROUNDING = 0.03  # nats: vLLM computes in bfloat16, which makes 0.01 on this policy
 OUT_OF_DATE = 0.05
-MOST_ROUNDING = 0.1  # of any token: at most 0.045 in four runs, and 0.3 to 0.9 where contexts are mixed up
+MOST_ROUNDING = 0.1  # of any token: at most 0.045 in four runs, and 0.3 to 0.9 if contexts are mixed up
 SYNCED, STEPS = 2, 3
 
 
@@ -30,12 +30,12 @@ SYNCED, STEPS = 2, 3
 def policy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = tiny.make_tokenizer()
-    tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # vLLM has no attention of smaller heads on CPU
+    tiny.make_model(tokenizer, head_dim=32).save_pretrained(folder)  # on CPU, vLLM has no attention for smaller heads
     tokenizer.save_pretrained(folder)
     return folder
 
 
-# Without compiling, which takes longer than all tests together.
+# No compiling, which takes longer than all tests together.
 VARIABLES = {
     "ACCELERATE_USE_CPU": "true",
     "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -46,7 +46,7 @@ VARIABLES = {
 
 
 def run(folder: Path, policy: Path, *words: str, processes: int = 1) -> list[dict]:
-    """Train on so many processes: what each reports."""
+    """Train on this many processes; return what each reports."""
     ranks = reports(folder, [str(SCRIPT), str(folder), str(policy), *words], processes, **VARIABLES)
     assert [rank["rank"] for rank in ranks] == list(range(processes))
     assert all(rank["processes"] == processes and rank["steps"] == STEPS for rank in ranks)
@@ -54,14 +54,14 @@ def run(folder: Path, policy: Path, *words: str, processes: int = 1) -> list[dic
 
 
 def check_trained(ranks: list[dict]) -> None:
-    """The policy moved, to the same place on all ranks, and vLLM followed as long as it was told."""
+    """Check that the policy moved to the same weights on all ranks, and that vLLM followed while it was told."""
     assert all(rank["weights"] == ranks[0]["weights"] and rank["moved"] > 1e-3 for rank in ranks)
     for rank in ranks:
         assert rank["gaps"] == ranks[0]["gaps"] and len(rank["gaps"]) == STEPS  # summed over ranks
         assert max(rank["gaps"][:SYNCED]) < ROUNDING, rank["gaps"]
         assert min(rank["gaps"][SYNCED:]) > OUT_OF_DATE, rank["gaps"]  # the control
         assert len(set(rank["turns"])) > 1
-        # Sampler and policy say the same at any depth, so the gap does not grow; nor does it out of date.
+        # The gap between sampler and policy does not grow with depth, not even when vLLM is out of date.
         assert all(entry["sampler_gap/alarm"] == 0 for entry in rank["history"])
         assert all("sampler_gap/turn_3" in entry for entry in rank["history"])
 
@@ -85,8 +85,8 @@ def test_a_lora_adapter_is_merged_for_vllm_and_lies_beside_whole_weights_afterwa
     check_trained([rank])
     adapter = rank["adapter"]
     assert adapter["layers"] == 8 and not adapter["merged"]
-    assert adapter["adapter"] > 0.01  # what vLLM was given is not what it started with
-    assert adapter["base_moved"] < 1e-6  # merged and taken out again twice, in float32
+    assert adapter["adapter"] > 0.01  # vLLM was given other weights than at the start
+    assert adapter["base_moved"] < 1e-6  # merged and unmerged twice, in float32
 
 
 def test_two_processes_share_a_vllm_whose_weights_are_split(policy, tmp_path):
@@ -101,7 +101,7 @@ def test_the_best_weights_are_evaluated_by_a_vllm_that_has_them(way, policy, tmp
     (rank,) = run(tmp_path, policy, way, "best")
     found = rank["best"]
     assert found["best"] == 1 and found["rollouts"] == 4
-    assert found["before"] > 1e-3  # the control: it had those of the last step
+    assert found["before"] > 1e-3  # the control: vLLM had the weights of the last step
     assert found["after"] < 5e-3 and found["after"] < found["before"] / 2  # 8 bits of a weight of at most 1
 
 
@@ -112,7 +112,7 @@ def test_the_best_weights_are_evaluated_by_a_vllm_that_has_them(way, policy, tmp
 def server(policy, tmp_path_factory) -> str:
     """The address of a server with the flags that TRL asks for."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    # What `vllm serve` runs. In the build for CPUs that command itself asks for the metadata of a package `vllm`.
+    # This is what `vllm serve` runs. In the CPU build, that command itself needs metadata of a package named `vllm`.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "480"]
     command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
@@ -126,7 +126,7 @@ def server(policy, tmp_path_factory) -> str:
 
 @contextmanager
 def started(command: list[str], log):
-    """A process and all that it starts, ended together."""
+    """A process that is ended together with all processes it starts."""
     process = subprocess.Popen(
         command,
         env={**environment(**VARIABLES), "VLLM_SERVER_DEV_MODE": "1"},
@@ -146,20 +146,20 @@ def started(command: list[str], log):
 
 
 def test_ranks_with_unequal_turns_get_their_own_completions_from_a_server(policy, server, tmp_path):
-    # The server keeps its first weights, and so does the policy, at a learning rate of 0: TRL sends weights from GPU
-    # to GPU only. Tokens that another context was continued with would differ as those of other weights do.
+    # The server keeps its first weights, and so does the policy, at a learning rate of 0: TRL sends weights only from
+    # GPU to GPU. Tokens sampled for another context would differ like those of other weights.
     ranks = run(tmp_path, policy, server, processes=2)
     assert ranks[0]["turns"] != ranks[1]["turns"]
     for rank in ranks:
         assert len(rank["gaps"]) == STEPS and max(rank["gaps"]) < MOST_ROUNDING, rank["gaps"]
-    # A rollout that the server would refuse to continue, since a whole turn more might not fit, ends before that.
+    # A rollout ends before the server would refuse to continue it because another whole turn might not fit.
     assert "context_full" in ranks[1]["ends"]
 
 
 def test_demonstration_that_the_parents_loop_gives_a_rank_what_another_asked_for(policy, server, tmp_path):
-    """Not a test of this package: it shows that the test above would fail with TRL's loop in the place of ours.
+    """Not a test of this package: it shows that the test above would fail with TRL's loop in place of ours.
 
-    When it fails, TRL gives each rank its own by itself.
+    If it fails, TRL gives each rank its own completions by itself.
     """
     ranks = run(tmp_path, policy, server, "parent", processes=2)
     assert max(ranks[0]["gaps"]) > MOST_ROUNDING

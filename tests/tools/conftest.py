@@ -8,13 +8,13 @@ from a2tgpo_trl.tools.python.pool import Pool, Settings
 
 @pytest.fixture(scope="module")
 def level() -> str:
-    """The strongest that works here; escapes are tried at all of them elsewhere."""
+    """The strongest level that works here; escapes are tried at all levels elsewhere."""
     return levels.choose("auto")
 
 
 @pytest.fixture
 def make(level):
-    """Pools that end with the test."""
+    """A function that makes pools, which are closed after the test."""
     made = []
 
     def pool(**changes) -> Pool:

@@ -1,4 +1,4 @@
-"""Tools of real servers of the Model Context Protocol, over standard input and output and over HTTP on loopback."""
+"""Tools of real Model Context Protocol servers, over standard input and output and over HTTP on loopback."""
 
 import socket
 import subprocess
@@ -29,7 +29,7 @@ COMMAND = f"{sys.executable} {HELPERS / 'mcp_server.py'}"
 
 @contextmanager
 def serving(port: int) -> Iterator[None]:
-    """The server over HTTP, from when it answers on."""
+    """Run the server over HTTP, and wait until it answers."""
     process = subprocess.Popen([*COMMAND.split(), str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
@@ -48,7 +48,7 @@ def serving(port: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["stdio", "http"])
 def tools(request):
-    """By name, of either kind of server."""
+    """The tools of each kind of server, by name."""
     if request.param == "stdio":
         yield {one.__name__: one for one in mcp_tools(COMMAND)}
         return
@@ -100,7 +100,7 @@ def test_what_the_server_finds_wrong_is_told(tools, runner):
 def test_a_slow_call_ends_in_its_time_and_the_next_ones_are_answered(tools, runner):
     runner.limits = Limits(timeout=0.5)
     assert call(runner, tools["wait"], seconds=30).status == "timeout"
-    assert runner.hung == 0  # it was cancelled: nothing is left behind
+    assert runner.hung == 0  # it was cancelled, and nothing is left behind
     runner.limits = Limits(timeout=20)
     assert call(runner, tools["wait"], seconds=0).text == "done"
 
@@ -119,8 +119,8 @@ def test_a_server_that_dies_is_started_again_and_the_call_made_once_more(runner,
 
 @pytest.mark.parametrize("mode", [pytest.param("auto", marks=pytest.mark.slow), "legacy"])
 def test_calls_wait_for_a_server_that_was_restarted(mode, runner, monkeypatch):
-    # Before the protocol of 2026 a server keeps sessions, and knows none of those before its restart.
-    import mcp  # installed where these tests run, but not where others are collected
+    # Before the protocol of 2026 a server keeps sessions, and a restarted one does not know the earlier ones.
+    import mcp  # installed where these tests run, but not wherever tests are collected
 
     monkeypatch.setattr(mcp, "Client", partial(mcp.Client, mode=mode))
     port = free_port()

@@ -1,6 +1,6 @@
-"""What code may try to get out of a Python session, at every level of isolation that works here.
+"""Attempts to get out of a Python session, at every level of isolation that works here.
 
-What a level does not stop is expected to succeed, and must be listed in the documentation: both follow from
+Attempts that a level does not stop are expected to succeed, and must be listed in the documentation: both follow from
 `levels.THREATS`.
 """
 
@@ -14,7 +14,7 @@ import a2tgpo_trl.tools.python as python_tool
 from a2tgpo_trl.tools.python.levels import LEVELS, THREATS, WEAK
 
 
-# Every day one level, as the user who runs the tests; the others, and where that is root an ordinary user, are slow.
+# Daily, one level as the user who runs the tests. The others are slow, as is an ordinary user if that user is root.
 EVERY_DAY = ("bubblewrap", None)
 PARAMS = [pytest.param(kind, marks=() if kind == EVERY_DAY else pytest.mark.slow) for kind in KINDS]
 

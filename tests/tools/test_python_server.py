@@ -1,4 +1,4 @@
-"""A server that runs code of policies for trainers elsewhere, and sessions that ask it."""
+"""A server that runs code of policies for trainers elsewhere, and sessions that use it."""
 
 import functools
 import json
@@ -110,7 +110,7 @@ def test_rollouts_without_a_place_wait_for_one_and_the_others_go_on(server, make
     runner = make_runner(timeout=20.0, patience=60.0)
     first, *others = [runner.construct(python_sessions(remote=server.address)) for _ in range(3)]
     assert called(runner, first, "x = 1").result()[0].status == "ok"
-    runner.check([others[0].python])  # a server that is full is up
+    runner.check([others[0].python])  # a full server counts as up
     (failed,) = called(runner, first, "1 / 0").result()
     assert failed.status == "tool_error" and failed.seconds < 10 and server.sessions == 1
     waiting = [called(runner, other, f"{number}") for number, other in enumerate(others)]
@@ -222,7 +222,7 @@ def test_requests_that_are_none_are_refused(method, path, body, code, server):
 
 def test_the_server_is_a_command(level):
     words = [sys.executable, "-m", "a2tgpo_trl", "serve-python", "--port", "0", "--timeout", "7", "--warm", "0"]
-    # What is started in the background may have been told to ignore the interrupt, and hands that on.
+    # Processes started in the background may have been told to ignore the interrupt, and pass that on.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     try:
@@ -241,7 +241,7 @@ def test_a_connection_that_is_closed_while_it_is_given_up_is_no_error():
         looks = [one]
 
         class Closing:
-            sock = property(lambda self: looks.pop() if looks else None)  # gone once it was looked at
+            sock = property(lambda self: looks.pop() if looks else None)  # gone after the first look
 
         exchange = remote._Exchange("http://localhost:1")
         exchange._connection = Closing()

@@ -1,4 +1,4 @@
-"""Python sessions as a tool: state of a rollout, failures, time limits, ends, and what they cost."""
+"""Python sessions as a tool: state of a rollout, failures, time limits, how they end, and what they cost."""
 
 import ast
 import asyncio
@@ -149,7 +149,7 @@ def test_errors_of_all_kinds_end_the_call_and_not_the_session(code, ends, sessio
 
 def test_a_long_result_keeps_its_beginning_and_its_end(session):
     text = session.run("print('a' * 5000)\nprint('b' * 5000)\n1")
-    # 10,000 letters, two ends of lines and "1\n" are 10,004 bytes, of which 1,000 are kept.
+    # 10,000 letters, two line ends and "1\n" are 10,004 bytes, of which 1,000 are kept.
     assert "[9004 bytes left out]" in text and text.startswith("a" * 500 + "\n") and text.endswith("b\n1")
     kept = Output(8)
     kept.add(b"01234")
@@ -229,7 +229,7 @@ def _has_ended(process: int) -> bool:
     return False
 
 
-# ---- many, and their ends
+# ---- many sessions, and how they end
 
 
 def test_sixty_four_rollouts_at_once_each_have_a_state_of_their_own(make):
@@ -279,7 +279,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("whom", ["trainer", "fork server"])
 def test_nothing_is_left_when_the_trainer_or_the_fork_server_is_killed(whom, level, tmp_path):
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # its name is on all their command lines
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # their command lines all contain its name
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINER, level], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -306,7 +306,7 @@ def test_a_fork_server_that_was_killed_is_replaced_and_that_is_said(make, caplog
     process = os.dup(session._interpreter._handles.process)
     pool._server._process.kill()
     pool._server._process.wait()
-    assert until(lambda: _has_ended(process))  # the interpreter with it
+    assert until(lambda: _has_ended(process))  # the interpreter ends with it
     os.close(process)
     with caplog.at_level(logging.WARNING):
         assert session.run("1") == f"{LOST}1"
@@ -328,7 +328,7 @@ def test_a_fork_server_that_is_killed_while_many_wait_for_it_fails_none_of_them(
 def test_an_interpreter_that_the_machine_ends_between_calls_is_no_fault_of_the_code(session):
     session.run("x = 1")
     process = session._interpreter._handles.process
-    signal.pidfd_send_signal(process, signal.SIGKILL)  # as the kernel does, out of memory
+    signal.pidfd_send_signal(process, signal.SIGKILL)  # as the kernel does when memory runs out
     assert until(lambda: _has_ended(process))
     assert session.run("'x' in globals()") == f"{LOST}False"
 
@@ -347,11 +347,11 @@ def test_an_environment_that_is_made_while_the_machine_is_in_need_ends_nothing(l
 
 @contextmanager
 def no_more_files(but: int):
-    """A process that can open so many more files, and not one beyond."""
+    """Let this process open only this many more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
     files: list[int] = []
-    gc.collect()  # what nothing refers to any more may hold files, and would close them in the middle
+    gc.collect()  # garbage may hold open files, and would close them in the middle
     try:
         with suppress(OSError):
             while True:
@@ -469,7 +469,7 @@ def test_processes_that_are_forked_make_interpreters_of_their_own(make):
     os.close(write)
 
 
-# ---- what is asked for, and what there is
+# ---- what is asked for, and what is available
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_a_level_that_does_not_work_says_why(monkeypatch):
 
 
 def an_environment(place: Path, base: str) -> str:
-    """Where nobody else may enter, as in /root; and on many machines, in the folder that is the scratch folder."""
+    """The Python of an environment closed to other users, as in /root; on many machines, in the scratch folder."""
     subprocess.run([base, "-m", "venv", "--without-pip", "--symlinks", place], check=True)
     (library,) = place.glob("lib/*/site-packages")
     (library / "installed_here.py").write_text("answer = 42\n")
@@ -575,7 +575,7 @@ def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(lev
 
 
 def test_an_interpreter_that_is_reached_through_a_link_finds_its_libraries(make, level, tmp_path):
-    (tmp_path / "link").symlink_to(Path(sys.prefix).parent)  # as /home is one to another disk
+    (tmp_path / "link").symlink_to(Path(sys.prefix).parent)  # as /home may link to another disk
     python = str(tmp_path / "link" / Path(sys.prefix).name / "bin" / "python")
     if level == "process":
         pytest.skip("it sees the links of the machine")
@@ -647,7 +647,7 @@ def test_training_with_sessions_keeps_rollouts_apart_and_text_of_tools_text(leve
     factory = python_sessions(timeout=20.0, warm=1)
     config = args(tmp_path, tool_timeout=60.0, max_completion_length=3000)
     trainer, batch, records = train(tokenizer, config, write, tools=None, environment_factory=factory)
-    # Nothing of the machine is held while the policy learns.
+    # No interpreter is held while the policy learns.
     assert all(one._session._interpreter is None for one in trainer.environments)
     statuses = [[turn["status"] for turn in record["turns"]] for record in records]
     assert [found[:2] for found in statuses] == [
@@ -661,7 +661,7 @@ def test_training_with_sessions_keeps_rollouts_apart_and_text_of_tools_text(leve
     ]
     assert results[0][1] == "1" and results[3][1] == "3" and "NameError" in results[1][1]
     assert "ZeroDivisionError" in results[2][0]
-    # What the code printed to look like an end of turn is no token of its own: as many as the turns have.
+    # Printed text that looks like an end of turn does not become that token: there are as many as the turns have.
     ends = (batch["completion_ids"] == tokenizer.convert_tokens_to_ids("<|im_end|>")).sum(dim=1).tolist()
     assert len(set(ends)) == 1 and WITHHELD not in results[1][0]
 

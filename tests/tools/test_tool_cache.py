@@ -22,7 +22,7 @@ from a2tgpo_trl.tools.settings import identity, settings_of
 
 @pytest.fixture
 def run():
-    """Makes calls with a cache, in a runner of their own each time; returns their outcomes and the runner."""
+    """A function that makes calls with a cache, each time in a new runner, and returns the outcomes and the runner."""
     runners = []
 
     def make_calls(cache, *calls):
@@ -35,7 +35,7 @@ def run():
 
 
 class Library:
-    """A tool that counts its calls, and fails as long as it is down."""
+    """A tool that counts its calls, and fails while it is down."""
 
     def __init__(self, up=True):
         self.up, self.made = up, []
@@ -60,10 +60,10 @@ def test_a_replay_gives_what_was_recorded_without_a_call(run, tmp_path):
     library, file = Library(), tmp_path / "new" / "calls.jsonl"
     calls = [(library.search, {"query": query, "top": 2}) for query in ("Velm", "caf\xe9", "\udc80 alone", "Velm")]
     recorded, _ = run(CallCache(file), *calls)
-    assert sorted(library.made) == sorted(["Velm", "caf\xe9", "\udc80 alone"])  # equal calls are one
+    assert sorted(library.made) == sorted(["Velm", "caf\xe9", "\udc80 alone"])  # equal calls are made once
     assert len(file.read_bytes().splitlines()) == 3
     library.up = False
-    again = [(library.search, {"top": 2, "query": call["query"]}) for _, call in calls]  # in another order
+    again = [(library.search, {"top": 2, "query": call["query"]}) for _, call in calls]  # arguments in another order
     replayed, runner = run(CallCache(file, replay=True), *again)
     assert told(replayed) == told(recorded) and len(library.made) == 3
     assert {outcome.attempts for outcome in replayed} == {0} and runner.trouble is None
@@ -128,7 +128,7 @@ def test_calls_of_another_version_of_a_tool_answer_nothing_and_that_is_said_once
     with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
         for _ in range(2):
             run(CallCache(file), *[(library.search, {"query": one}) for one in ("Velm", "Oss")])
-    assert sorted(library.made) == ["Oss", "Velm"]  # and their results are kept beside those of before
+    assert sorted(library.made) == ["Oss", "Velm"]  # their results are kept beside the earlier ones
     (record,) = caplog.records
     assert "calls of another version of the tool search" in record.message
     first = Library()
@@ -205,7 +205,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, line):
 
 
 def test_each_rank_writes_a_file_and_reads_all(tmp_path):
-    path = tmp_path / "calls[1].jsonl"  # a name that means something else to glob
+    path = tmp_path / "calls[1].jsonl"  # to glob, this name means something else
     for rank in (0, 1):
         CallCache(path, rank=rank).put("search", {"query": f"of {rank}"}, "ok", f"found by {rank}")
         CallCache(path, rank=rank).put("clock", {}, "ok", f"time of {rank}")
@@ -213,7 +213,7 @@ def test_each_rank_writes_a_file_and_reads_all(tmp_path):
     for rank in (0, 1):
         cache = CallCache(path, replay=True, rank=rank)
         assert [cache.get("search", {"query": f"of {one}"}).text for one in (0, 1)] == ["found by 0", "found by 1"]
-        assert cache.get("clock", {}).text == f"time of {rank}"  # each its own, where they differ
+        assert cache.get("clock", {}).text == f"time of {rank}"  # where they differ, each rank has its own
         with pytest.raises(ReplayMiss, match=r"clock\(\{\"zone\": \"CET\"\}\)"):
             cache.get("clock", {"zone": "CET"})
 

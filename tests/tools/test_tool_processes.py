@@ -1,4 +1,4 @@
-"""Calls in processes of their own: what is told of them, and that none is left."""
+"""Calls in separate processes: what is said about them, and that no process is left."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ def test_after_a_process_was_killed_the_next_call_works(make_runner):
 
 def test_the_limit_of_a_call_does_not_hold_for_the_start_of_its_process(make_runner, tmp_path, monkeypatch):
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.8)\n\ndef greet():\n    return 'hello'\n")
-    monkeypatch.syspath_prepend(str(tmp_path))  # found there by the process too
+    monkeypatch.syspath_prepend(str(tmp_path))  # the process finds it there too
     import slow_to_import
 
     runner = in_process(make_runner, slow_to_import.greet, timeout=0.5)
@@ -100,7 +100,7 @@ def test_a_module_that_cannot_be_imported_in_the_process_says_why(make_runner, t
     import gone_later
 
     file.write_text("raise RuntimeError('no licence')")
-    os.utime(file, (1, 1))  # not the time that the compiled file has
+    os.utime(file, (1, 1))  # not the time recorded in the compiled file
     outcome = call(in_process(make_runner, gone_later.greet), gone_later.greet)
     assert (outcome.status, outcome.text) == ("tool_error", "Error: RuntimeError: no licence")
 
@@ -159,7 +159,7 @@ def test_nothing_is_left_when_a_runner_is_closed_in_the_midst_of_calls(tmp_path)
     assert becomes(file.exists)
     _, seconds = timed(runner.close)
     assert seconds < 8
-    with pytest.raises(CancelledError):  # who waited is told, and does not wait for ever
+    with pytest.raises(CancelledError):  # a waiting caller is told, and does not wait forever
         out.result(timeout=10)
     assert becomes(lambda: not any(alive(int(one)) for one in file.read_text().split()))
     assert becomes(lambda: threading.active_count() <= threads)

@@ -1,5 +1,5 @@
-"""Calls as they are made: with real threads, loops and processes. Times are bounded from below exactly, from above
-generously, since machines can be busy."""
+"""Calls with real threads, loops and processes. Lower bounds of times are exact, upper bounds are generous, because
+machines can be busy."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ from a2tgpo_trl.tools.runner import MOST_KEPT, STILL_BUSY, ToolRunner
 from a2tgpo_trl.tools.settings import ToolSettings, check_tool_settings
 
 
-# ---- at once
+# ---- concurrency
 
 
 def test_calls_of_a_turn_are_made_at_once(make_runner):
@@ -163,7 +163,7 @@ def test_many_calls_behind_one_that_blocks_are_one_hung_call_under_its_name(make
     runner.run(requests(anap, 20))
     assert runner.hung == 1 and "block (1)" in runner.trouble
     release.set()
-    assert blocked.result()[0].status in ("ok", "timeout")  # its loop ends when its calls have
+    assert blocked.result()[0].status in ("ok", "timeout")  # its loop ends when its calls have ended
     assert becomes(lambda: not loops[0].is_alive())
 
 
@@ -180,7 +180,7 @@ def test_an_async_tool_that_does_not_heed_its_cancellation_is_counted(make_runne
 
     runner = make_runner(timeout=0.1)
     assert call(runner, stubborn, notebook).status == "timeout"
-    assert runner.hung == 1 and runner.is_stuck(notebook)  # else the next call would run beside it
+    assert runner.hung == 1 and runner.is_stuck(notebook)  # otherwise the next call would run beside it
     assert becomes(lambda: runner.hung == 0)
 
 
@@ -211,7 +211,7 @@ def test_a_task_that_exits_does_not_take_the_loop_with_it(make_runner):
     assert isinstance(started[0].exception(), SystemExit)
 
 
-# ---- limits on time
+# ---- time limits
 
 
 def test_a_tool_that_hangs_is_a_timeout_and_counted_until_it_comes_back(make_runner):
@@ -387,7 +387,7 @@ def test_only_what_retry_on_names_is_tried_again(make_runner):
         raise {"refused": ConnectionRefusedError, "value": ValueError}[error](error)
 
     runner = make_runner()
-    assert call(runner, broken, error="refused").attempts == 6  # a ConnectionError is what it is
+    assert call(runner, broken, error="refused").attempts == 6  # it is a ConnectionError
     assert call(runner, broken, error="value").attempts == 1
 
 
@@ -414,10 +414,10 @@ def test_the_time_between_attempts_does_not_grow_without_end(make_runner):
     def broken() -> str:
         raise ConnectionError("never")
 
-    assert call(make_runner(), broken).attempts == 1101  # 1e-9 * 2 ** 1099 seconds are no number any more
+    assert call(make_runner(), broken).attempts == 1101  # 1e-9 * 2 ** 1099 seconds would overflow
 
 
-# ---- once
+# ---- calls made once
 
 
 def test_equal_calls_of_a_tool_with_cache_are_one_also_at_once(make_runner):
@@ -456,7 +456,7 @@ def test_failures_are_not_kept(make_runner):
 
 
 class Server:
-    """Something that a tool needs."""
+    """A server that a tool needs."""
 
     def __init__(self, up=True, **words):
         self.up, self.asked, self.called = up, 0, 0
@@ -517,7 +517,7 @@ def test_a_tool_that_stays_down_stops_the_run(make_runner):
     assert "search is down" in runner.trouble and "nothing listens on port 8000" in runner.trouble
     asked = server.asked
     call(runner, server.search, query="Velm")
-    assert server.asked == asked  # it was waited for once
+    assert server.asked == asked  # it was waited for only once
 
 
 def test_a_run_can_go_on_without_a_tool_that_stays_down(make_runner, caplog):
@@ -567,7 +567,7 @@ def test_a_mistake_in_the_coordinator_reaches_whoever_waits(make_runner):
     runner = make_runner({"local": {"process": True}})
     local = local_tool()
     local.__name__ = "local"
-    for broken in (requests(search, query={1, 2}), requests(local)):  # no JSON, no such module
+    for broken in (requests(search, query={1, 2}), requests(local)):  # not JSON; no such module
         future = runner.submit([*requests(nap, seconds=0.0), *broken])
         assert isinstance(future.exception(timeout=10), (TypeError, ValueError))
     assert call(runner, search, query="x").text == "x"
@@ -680,7 +680,7 @@ def test_a_tool_with_concurrency_1_is_called_on_one_thread():
 
 
 class Unruly:
-    """An environment whose calls are late, and which fails to end them."""
+    """An environment whose calls are late, and which fails to cancel them."""
 
     def _cancel(self) -> None:
         raise KeyError("no session")
