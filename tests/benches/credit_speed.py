@@ -1,8 +1,8 @@
 """random turns, gains and outcomes -> seconds of the package's way and of loops over tokens, and how they differ.
 
-Both ways go from the mask of sampled tokens and the gains to four things of every token: its turn, its advantage, and
-the lower and the upper end of its clip range. The loops run twice: over the tensors that a trainer holds, as one would
-write them down, and over lists, the fastest thing that Python can loop over, made before the clock starts.
+Both ways compute four things for every token from the mask of sampled tokens and the gains: its turn, its advantage,
+and the lower and upper end of its clip range. The loops run twice: over the trainer's tensors, as one would write them
+down, and over lists, the fastest thing that Python can loop over, made before the clock starts.
 
 Shapes: N rollouts, K turns, T completion tokens.
 """
@@ -25,7 +25,7 @@ from a2tgpo_trl.credit import SCALE_FLOOR, VARIANCE_FLOOR, a2tgpo_credit
 from a2tgpo_trl.turns import to_tokens, turn_index
 
 
-# The paper's values; what they are changes no timing.
+# The paper's values; timings do not depend on them.
 ALPHA, GAMMA, BETA = 0.3, 1.0, 0.3
 EPSILON_LOW, EPSILON_HIGH = 3e-3, 4e-3
 TOLERANCE = 1e-5
@@ -49,7 +49,7 @@ class Case:
 
 
 def make_case(rollouts: int, tokens: int, *, turns: int, group_size: int, seed: int) -> Case:
-    """Rollouts that all have `turns` turns, of random lengths, tool results between them and padding after them."""
+    """Rollouts of `turns` turns each, of random lengths, with tool results between them and padding after them."""
     spans = 2 * turns
     if tokens < spans:
         raise ValueError(f"--tokens {tokens} are too few for --turns {turns}: {spans} at least, two a turn.")
@@ -76,7 +76,7 @@ def vectorised(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
     advantages_NT = to_tokens(advantages_NK, turn_NT)
     scale_NT = to_tokens(scale_NK, turn_NT, fill=1.0)
-    # In place after the product: memory fresh from the system costs more than the arithmetic on it.
+    # In place after the product: newly allocated memory costs more than the arithmetic on it.
     low_NT, high_NT = (scale_NT * -EPSILON_LOW).add_(1.0), (scale_NT * EPSILON_HIGH).add_(1.0)
     return turn_NT, advantages_NT, low_NT, high_NT
 
@@ -85,7 +85,7 @@ def vectorised(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def plain(case: Case, mask: Grid, blank: Callable[[type], Grid]) -> tuple[Grid, Grid, Grid, Grid]:
-    """The same rules as `vectorised`, a number at a time: the text to read beside the tensors."""
+    """The same rules as `vectorised`, one number at a time, to read beside the tensor code."""
     scores = plain_scores(case.gains_NK.tolist(), case.group_ids_N.tolist())
     turns = plain_turns(mask, blank(int))
     advantages, lows, highs = (blank(float) for _ in range(3))
@@ -124,7 +124,7 @@ def over_lists(case: Case) -> tuple[Callable[[], tuple], str]:
 
 
 def plain_scores(gains: Rows, groups: list[int]) -> Rows:
-    """Gains compared with those at the same depth of the same prompt; NaN where there is none."""
+    """Scores of gains among those at the same depth of the same prompt; NaN for a missing gain."""
     cells: dict[tuple[int, int], list[float]] = {}
     for row, group in zip(gains, groups, strict=True):
         for turn, gain in enumerate(row):
@@ -191,7 +191,7 @@ class Speed:
 
 
 def compare(case: Case, run_plain: Callable[[], tuple], loops_over: str, repeats: int) -> Comparison:
-    """Check that both ways agree, then time them in turns: medians, and the median ratio of neighbours."""
+    """Check that both ways agree, then time them alternately: medians, and the median ratio of neighbours."""
     same_turns, differences = _differences(vectorised(case), run_plain())
     plain_timings, vectorised_timings = [], []
     for _ in range(repeats):
@@ -217,7 +217,7 @@ def speed(case: Case, repeats: int) -> Speed:
 
 
 def _differences(vectorised: tuple[Tensor, ...], plain: tuple[Grid, ...]) -> tuple[bool, list[float]]:
-    """Whether the turns are equal, and the largest difference of each of the others."""
+    """Whether the turns are equal, and the largest difference in each of the other results."""
     (turns, plain_turns), *numbers = zip(vectorised, map(torch.as_tensor, plain), strict=True)
     return bool((turns == plain_turns).all()), [(one - other).abs().max().item() for one, other in numbers]
 
@@ -226,7 +226,7 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     result = run()
     seconds = time.perf_counter() - start
-    del result  # only now: neither way is charged for giving its memory back
+    del result  # only now, so that neither way is charged for freeing its memory
     return seconds
 
 

@@ -1,7 +1,7 @@
-"""made-up passages -> for each kind of FAISS index: how much of flat's best three it finds, its memory, its seconds.
+"""made-up passages -> for each kind of FAISS index: its share of flat's best three, its memory, its seconds.
 
-Passages are words of an encoder's own vocabulary, most of them of one subject among many, so that their vectors lie in
-clusters, as those of an encyclopedia do. A query is six words of a passage.
+Passages are words of an encoder's own vocabulary, most of them from one of many subjects, so that their vectors form
+clusters, like those of an encyclopedia. A query is six words of a passage.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from a2tgpo_trl.search.vectors import Vectors, ensure_vectors
 
 
 TOP_K = 3
-WORDS, OF_SUBJECT = 24, 40  # of a passage; that a subject has
+WORDS, OF_SUBJECT = 24, 40  # of a passage; of a subject
 PASSAGES_OF_A_SUBJECT = 50
 
 
 class Built(NamedTuple):
     seconds: float
-    most_mib: float  # resident at most while it was built, beyond what the process had before
+    most_mib: float  # peak resident memory during the build, beyond what the process had before
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Measured:
     recall: float  # share of flat's best three
     build: Built
     index_mib: float
-    query_ms: float  # of one query by one thread, its encoding not counted
+    query_ms: float  # per query on one thread, without its encoding
 
 
 class Ready:
-    """Queries whose vectors are there already: the search alone is timed."""
+    """Queries whose vectors are already computed, so that only the search is timed."""
 
     def __init__(self, vectors: np.ndarray):
         self._vectors = vectors
@@ -57,7 +57,7 @@ class Ready:
 
 
 def measure(passages: int, queries: int, encoder: SentenceEncoder, folder: Path) -> Iterator[Measured]:
-    """The kinds one after the other, flat first; each is built in a process of its own."""
+    """Measure the kinds one after the other, flat first; each is built in a separate process."""
     rng = random.Random(0)
     rows = subject_passages(passages, vocabulary_of(encoder), rng)
     corpus = write_lines(folder / "wiki.jsonl", rows)
@@ -85,7 +85,7 @@ def measure(passages: int, queries: int, encoder: SentenceEncoder, folder: Path)
 
 
 def build(vectors: Path, kind: str, place: Path) -> Built:
-    import faiss  # noqa: F401 its own memory is not the index's
+    import faiss  # noqa: F401 so that its memory is not counted as the index's
 
     before, began = most_resident(), time.monotonic()
     dense.build(Vectors(vectors), kind, place, lambda _: None)
@@ -99,7 +99,7 @@ def vocabulary_of(encoder: SentenceEncoder) -> list[str]:
 
 
 def subject_passages(number: int, words: Sequence[str], rng: random.Random) -> list[dict[str, str]]:
-    """Passages of three words of their subject to one of any."""
+    """Passages with three words of their subject for every word of any subject."""
     subjects = [rng.sample(words, OF_SUBJECT) for _ in range(max(1, number // PASSAGES_OF_A_SUBJECT))]
     rows = []
     for n in range(number):

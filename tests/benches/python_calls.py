@@ -1,4 +1,4 @@
-"""a trivial snippet -> calls a second of Python sessions, seconds of a fresh session, seconds of `python -c`."""
+"""a trivial snippet -> calls per second of Python sessions, seconds of a fresh session, seconds of `python -c`."""
 
 import argparse
 import statistics
@@ -23,7 +23,7 @@ SNIPPET = "x = 1 + 1\nx"
 
 @dataclass(frozen=True)
 class Load:
-    """Numbers of sessions at once, of calls of each, of fresh sessions, and of programs."""
+    """Numbers of concurrent sessions, of calls of each, of fresh sessions, and of programs."""
 
     sessions: int
     calls: int
@@ -34,12 +34,12 @@ class Load:
 @dataclass(frozen=True)
 class PythonTimes:
     calls_a_second: float  # of all sessions together
-    warm_seconds: float  # of a session with one call, where an interpreter was kept ready
-    cold_seconds: float  # where none was
+    warm_seconds: float  # of a session with one call, when an interpreter was kept ready
+    cold_seconds: float  # when none was
 
 
 def levels() -> dict[str, str | None]:
-    """The levels of isolation, and why one does not work here."""
+    """The levels of isolation, each with why it does not work here, or None."""
     return {level: try_level(level, sys.executable).problem for level in LEVELS}
 
 
@@ -56,7 +56,7 @@ def measure(level: str, load: Load) -> PythonTimes:
 
 
 def _together(sessions: list[LocalSession], calls: int) -> float:
-    """Seconds of so many calls of each session, each from a thread of its own; the interpreters are there already."""
+    """Seconds that `calls` calls of each session take, one thread per session, with interpreters already started."""
 
     def call(session: LocalSession) -> None:
         for _ in range(calls):
@@ -71,7 +71,7 @@ def _together(sessions: list[LocalSession], calls: int) -> float:
 
 
 def _fresh(pool: Pool, number: int) -> float:
-    """Seconds of a session with one call, one after the other, so that the pool has as much time as calls leave it."""
+    """Median seconds of one-call sessions, run in sequence so that the pool gets only the time that calls leave it."""
     LocalSession(pool).run(SNIPPET)  # starts the fork server
     seconds = []
     for _ in range(number):

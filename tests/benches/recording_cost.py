@@ -2,12 +2,12 @@
 
     python tests/benches/recording_cost.py quickstart --pairs 60 --record_format parquet
 
-All steps are the same work: the same questions, the same seeds, and a learning rate of 0. Of two neighbours one is
-recorded, the first or the second at random. A step that is recorded ends when its file is written, though training
-would not wait for it: that is the most that recording can cost, on a machine with a single core.
+All steps do the same work: the same questions, the same seeds, and a learning rate of 0. In each pair one step is
+recorded, the first or the second at random. A recorded step ends when its file is written, although training would not
+wait for it: this is the most that recording can cost, on a machine with a single core.
 
-Where the machine does other work as well, pairs differ by more than recording costs. So there is a second figure: the
-processor time of what recording calls, on both threads, by that of a step without it.
+If the machine does other work as well, pairs differ by more than recording costs. So there is a second figure: the
+processor time of the calls that record, on both threads, divided by that of a step without recording.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from a2tgpo_trl.report.progress import quiet_libraries
 
 
 class Drawn(Recorder):
-    """Records one of each two steps, at random, and can be waited for."""
+    """Records one step of each pair, at random, and can be waited for."""
 
     def __init__(self, recorder: Recorder, seed: int):
         vars(self).update(vars(recorder))
         self._draw, self._recorded = random.Random(seed), dict[int, bool]()
-        self.inside = 0.0  # seconds of processors that recording took
+        self.inside = 0.0  # processor seconds that recording took
         for method in ("put", "see", "_write"):
             self.count(self, method)
 
@@ -50,7 +50,7 @@ class Drawn(Recorder):
         return self._recorded[step]
 
     def count(self, owner: Any, method: str) -> None:
-        """Count what this takes, if it is called for a batch that is recorded."""
+        """Add the processor time of this method's calls to `inside`."""
         function = getattr(owner, method)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -63,13 +63,13 @@ class Drawn(Recorder):
         setattr(owner, method, counted)
 
     def wait(self) -> None:
-        """Until all that was handed over is written."""
+        """Wait until everything handed over is written."""
         self.close()
         assert not self._ended, "the recording has ended"
 
 
 class RecordingClock(StepClock):
-    """Seconds of steps, and of processors in all threads, the writing of their files included."""
+    """Clock and processor seconds of steps, in all threads, including the writing of their files."""
 
     def __init__(self, trainer: Any, recorder: Drawn):
         super().__init__(trainer)
@@ -100,7 +100,7 @@ class Pairs:
         return sorted(one / other for one, other in zip(self.recorded, self.without, strict=True))
 
     def ratio(self, every: int = 1) -> float:
-        """The median of pairs, where one of so many steps is recorded.
+        """The median ratio of pairs, if one in `every` steps is recorded.
 
         Example: 1.10 where each is; 1.02 where every fifth is
         """
@@ -109,20 +109,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cost:
-    """What steps took on the clock, and of processors in all threads."""
+    """Seconds of steps on the clock, and of processors in all threads."""
 
     clock: Pairs
     processor: Pairs
-    inside: float  # of processors, in recording, of a step that is recorded
-    bytes_of_step: float  # of such a step
+    inside: float  # processor seconds of recording, per recorded step
+    bytes_of_step: float  # per recorded step
 
     def share(self, every: int = 1) -> float:
-        """Processor time in recording by that of a step without it, where one of so many steps is recorded."""
+        """Processor time of recording divided by that of an unrecorded step, if one in `every` steps is recorded."""
         return self.inside / statistics.median(self.processor.without) / every
 
 
 def measure(words: Sequence[str], pairs: int, seed: int, folder: str) -> Cost:
-    """Train so many pairs of steps after one that warms up."""
+    """Train this many pairs of steps, after a warm-up pair."""
     settings = {
         **TRAINING_ALONE,
         "max_steps": str(2 * (pairs + 1)),
@@ -139,7 +139,7 @@ def measure(words: Sequence[str], pairs: int, seed: int, folder: str) -> Cost:
     trainer._rollout_seeds = lambda prompt_ids: list(range(len(prompt_ids)))
     recorder = Drawn(trainer._recorder, seed)
     trainer._recorder = recorder
-    for method in ("_make_records", "_credited_records", "_of_this_rank"):  # which a step without makes none of
+    for method in ("_make_records", "_credited_records", "_of_this_rank"):  # an unrecorded step makes no records
         recorder.count(trainer, method)
     clock = RecordingClock(trainer, recorder)
     trainer.train()

@@ -30,18 +30,18 @@ class Load:
 @dataclass(frozen=True)
 class Measured:
     build_seconds: float
-    build_mib: float  # resident at most, while it was built
+    build_mib: float  # peak resident memory while it was built
     corpus_mib: float
     index_mib: float
     requests: int
     errors: int
-    p50: float  # seconds of a request
+    p50: float  # seconds per request
     p99: float
-    server_mib: float  # resident at most, while it served
+    server_mib: float  # peak resident memory while it served
 
 
 def measure(load: Load, folder: Path) -> Measured:
-    """Build, serve and ask; the corpus, the index and the server are those of the command."""
+    """Build an index, serve it and query it, with the command's own index and server."""
     corpus = write_lines(folder / "wiki.jsonl", random_passages(load.passages))
     command = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus)]
     began = time.monotonic()
@@ -73,7 +73,7 @@ def measure(load: Load, folder: Path) -> Measured:
 
 
 def _ask(port: int, load: Load) -> tuple[list[float], int]:
-    """Seconds of each request of clients that ask one query after the other, and how many were not answered."""
+    """Seconds of each request of clients that send one query after another, and how many requests failed."""
     queries, times, errors = random_queries(5000), [], []
     end = time.monotonic() + load.seconds
 

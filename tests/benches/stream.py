@@ -4,8 +4,8 @@
     stream     each rollout asks for its next turn as soon as its own tool has answered
 
 One vLLM serves both, with empty caches at the start of each run. Turns have the lengths that were drawn: the end token
-ends nothing, and each request may sample just so many tokens. Tools only sleep, all at the same time, as those that
-wait for a network do; so with a barrier a turn's tools cost what the slowest costs, not their sum.
+ends nothing, and each request samples exactly that many tokens. Tools only sleep, all at the same time, like tools
+that wait for a network; so with a barrier a turn's tools cost as much as the slowest of them, not their sum.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Load:
     rollouts: int
     turns: int  # the answer turn included, after which no tool is called
     tokens: int  # median of a turn
-    longest: int  # turn, in tokens
+    longest: int  # most tokens of a turn
     tool_seconds: float  # median of a call
     spread: float  # standard deviation of the logarithms: with 1, one in a hundred is ten times the median
     prompt_tokens: int
@@ -54,13 +54,13 @@ class Load:
 
     @property
     def context(self) -> int:
-        """Tokens that a rollout can come to."""
+        """The most tokens that a rollout can have."""
         return self.prompt_tokens + self.turns * self.longest + (self.turns - 1) * self.result_tokens
 
 
 @dataclass(frozen=True)
 class Work:
-    """What each rollout does at each turn, drawn in advance: the same for both ways."""
+    """What each rollout does in each turn, drawn in advance and the same for both ways."""
 
     prompts: list[list[int]]
     lengths: list[list[int]]
@@ -94,7 +94,7 @@ def make_work(load: Load, vocabulary: int, seed: int) -> Work:
 
 
 def together(generation: "VLLMGeneration", work: Work, tools: ThreadPoolExecutor) -> list[list[int]]:
-    """Turn by turn; the contexts that the rollouts come to."""
+    """Roll out turn by turn; return the final contexts."""
     contexts = [list(prompt) for prompt in work.prompts]
     settings = sampling_params(generation)
     for turn in range(len(work.lengths[0])):
@@ -114,7 +114,7 @@ def together(generation: "VLLMGeneration", work: Work, tools: ThreadPoolExecutor
 
 
 def stream(generation: "VLLMGeneration", work: Work, tools: ThreadPoolExecutor) -> list[list[int]]:
-    """Each rollout at its own pace; the contexts that they come to."""
+    """Let each rollout run at its own pace; return the final contexts."""
     contexts = [list(prompt) for prompt in work.prompts]
     turns = [0] * len(contexts)
     called: dict[Future[None], int] = {}
@@ -145,7 +145,7 @@ WAYS = {"together": together, "stream": stream}
 
 @dataclass(frozen=True)
 class StreamTimes:
-    """What both ways took. Keys are their names; `least_tool_seconds` would remain if sampling took no time."""
+    """Timings of both ways, by name. `least_tool_seconds` would remain if sampling took no time."""
 
     tokens: int
     timings: dict[str, list[float]]
@@ -157,14 +157,14 @@ class StreamTimes:
 
     @property
     def ratio(self) -> float:
-        """Median of the ratios of neighbouring timings: what slows the machine for a while slows both."""
+        """Median ratio of neighbouring timings: anything that slows the machine for a while slows both."""
         return statistics.median(
             one / other for one, other in zip(self.timings["together"], self.timings["stream"], strict=True)
         )
 
 
 def measure(generation: "VLLMGeneration", load: Load, *, repeats: int, seed: int) -> StreamTimes:
-    """Run each way once to warm up, then time them in turns."""
+    """Run each way once to warm up, then time them alternately."""
     vocabulary = generation.llm.llm_engine.model_config.get_vocab_size()
     work = make_work(load, vocabulary, seed)
     timings: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -188,7 +188,7 @@ def measure(generation: "VLLMGeneration", load: Load, *, repeats: int, seed: int
 
 
 def _timed(run: Callable, generation: "VLLMGeneration", work: Work, tools: ThreadPoolExecutor) -> tuple[float, int]:
-    """Seconds, and the steps that vLLM made."""
+    """Seconds, and the number of steps that vLLM made."""
     assert generation.llm.reset_prefix_cache()
     with _counted_steps(generation.llm.llm_engine) as steps:
         start = time.perf_counter()
@@ -230,7 +230,7 @@ class _Named(nn.Module):
 
 
 def load_vllm(name: str | None, load: Load, memory: float) -> "VLLMGeneration":
-    """vLLM as TRL makes it in colocate mode, with the shipped policy where there is no name."""
+    """vLLM as TRL makes it in colocate mode, with the shipped policy if no name is given."""
     from accelerate import Accelerator
     from trl.generation.vllm_generation import VLLMGeneration
 
@@ -247,7 +247,7 @@ def load_vllm(name: str | None, load: Load, memory: float) -> "VLLMGeneration":
 
 
 def describe(generation: "VLLMGeneration", load: Load) -> Iterable[str]:
-    """Everything about machine, model and load that the numbers depend on."""
+    """Everything about the machine, model and load that the numbers depend on."""
     import vllm
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

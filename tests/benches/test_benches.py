@@ -1,4 +1,4 @@
-"""The benches run, count and agree. How fast they are is for a quiet machine to say, not for a test."""
+"""The benches run, count and agree. Their speed must be measured on a quiet machine, not by a test."""
 
 import credit_speed
 import pytest
@@ -81,7 +81,7 @@ def test_recording_records_one_of_each_two_steps_and_prints_what_it_costs(capsys
     small += ["--task_kwargs", '{"train_questions": 8, "test_questions": 1}']
     cost = recording_cost.measure(["--config", "quickstart", *small], pairs=3, seed=0, folder=str(tmp_path))
     assert len(cost.clock.without) == len(cost.clock.recorded) == len(cost.processor.recorded) == 3
-    # One of each pair, the one that warms up included. All steps are the same work.
+    # One of each pair, including the warm-up pair. All steps do the same work.
     steps = [int(file.name.split("-")[1]) - 1 for file in sorted(tmp_path.glob("rollouts/step-*"))]
     assert [step // 2 for step in steps] == [0, 1, 2, 3] and len({step % 2 for step in steps}) == 2
     texts = {file.read_text().partition('"rewards"')[0] for file in tmp_path.glob("rollouts/step-*")}
@@ -102,7 +102,7 @@ def test_tools_prints_what_both_ways_take_and_that_they_come_to_the_same_rollout
     assert tool_loop.main(TINY_TOOLS) == 0
     output = capsys.readouterr().out
     assert "token ids and masks: equal" in output and "0.1 s a turn at least" in output
-    # The fastest turn: all calls at once take 0.1 s, and one after the other 5 * 0.1.
+    # The fastest turn: concurrent calls take 0.1 s, and calls one after the other 5 * 0.1.
     assert 0.1 <= float(cells(output, "ours")[2])
     assert 0.5 <= float(cells(output, "TRL")[2])
 
@@ -110,7 +110,7 @@ def test_tools_prints_what_both_ways_take_and_that_they_come_to_the_same_rollout
 def test_tools_times_each_tool_turn_and_keeps_to_the_concurrency():
     found = tool_loop.measure(tool_loop.Load(rollouts=4, turns=3, tool_seconds=0.1, concurrency=2))
     assert {way: len(timings) for way, timings in found.timings.items()} == {"ours": 3, "TRL": 3}
-    assert min(found.timings["ours"]) >= 0.2  # 2 at once: 4 calls are 2 * 0.1 s
+    assert min(found.timings["ours"]) >= 0.2  # 2 at a time: 4 calls take 2 * 0.1 s
     assert found.differences == []
     assert tool_loop.Load(rollouts=64, turns=1, tool_seconds=0.5, concurrency=10).least_seconds == 7 * 0.5
 

@@ -1,4 +1,4 @@
-"""The load on a search server: 1 million passages are for the bench itself, a twentieth of them for a test."""
+"""The load on a search server. The bench itself uses 1 million passages, a test a twentieth of them."""
 
 import pytest
 import search_load

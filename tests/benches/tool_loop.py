@@ -1,11 +1,11 @@
-"""a tool that takes its time, a policy with given replies -> seconds of a turn's tools, by this package and by TRL.
+"""a slow tool, a policy with given replies -> seconds of a turn's tools, by this package and by TRL.
 
-    ours   `A2TGPOTrainer`: all calls of a turn at once, as many as `tool_concurrency` allows
+    ours   `A2TGPOTrainer`: all calls of a turn concurrently, as many as `tool_concurrency` allows
     TRL    `GRPOTrainer`: its own tool loop, one call after the other
 
-Timed is what lies between two generations: the turns are parsed, calls made, results put into tokens, and the next
-contexts are handed to the model. Sampling takes no time, since `generate` writes a script; both ways read the same
-one, so their rollouts must be the same, token for token.
+The time between two generations is measured: turns are parsed, calls made, results put into tokens, and the next
+contexts handed to the model. Sampling takes no time, because `generate` writes a script; both ways read the same
+script, so their rollouts must be the same, token for token.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from a2tgpo_trl.report.progress import quiet_libraries
 from a2tgpo_trl.tasks.atlas import POLICY
 
 
-PATIENCE = 60.0  # seconds that a call may take beside those that it is asked to take
-# Of a batch, what the tools have a part in.
+PATIENCE = 60.0  # seconds that a call may take beyond those it is asked to take
+# The parts of a batch that the tools affect.
 PARTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
-ROOM = 256  # tokens of a turn and its result, at most: a call, and two dozen words
+ROOM = 256  # most tokens of a turn and its result: a call, and two dozen words
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Load:
 
 
 class Script:
-    """In place of a model's `generate`: writes given turns, and notes when it was called and when it was done."""
+    """Replaces a model's `generate`: writes given turns, and notes when it was called and when it finished."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: int):
         self._tokenizer, self._turns = tokenizer, turns
@@ -62,7 +62,7 @@ class Script:
         self._done = 0.0
 
     def begin(self) -> None:
-        """A new batch: its rows are numbered by their places in the first call."""
+        """Begin a new batch, whose rows are numbered by their places in the first call."""
         self._rows, self._turn, self.seconds = [], 0, []
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Script:
             self.seconds.append(time.perf_counter() - self._done)
         contexts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         self._rows = self._rows or contexts
-        # No rollout ends before the others, so a row keeps its place; that it does is asserted, not assumed.
+        # No rollout ends before the others, so each row keeps its place; this is asserted, not assumed.
         assert all(now[: len(row)] == row for now, row in zip(contexts, self._rows, strict=True))
         ids = [self._tokenizer.encode(self._text(row), add_special_tokens=False) for row in range(len(contexts))]
         self._rows = [context + written for context, written in zip(contexts, ids, strict=True)]
@@ -98,7 +98,7 @@ class Pause:
 
 
 def slow_search(pause: Callable[[], None]) -> Callable[[str], str]:
-    """A tool named `search` that waits, as one that asks a server does."""
+    """A tool named `search` that waits, like one that asks a server."""
 
     def search(query: str) -> str:
         """Search the encyclopedia.
@@ -122,10 +122,10 @@ class Way:
         self.trainer, self.script = trainer, script
 
     def roll_out(self, rollouts: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-        """A batch, as it goes to the loss; and the seconds between its generations."""
+        """A batch as it goes to the loss, and the seconds between its generations."""
         rows = [_row(f"What is the answer of question {row}?") for row in range(rollouts)]
         self.script.begin()
-        self.trainer.model.eval()  # where groups may be of one, so that any number of rollouts is a batch
+        self.trainer.model.eval()  # in evaluation a group may have one rollout, so any number is a batch
         output = self.trainer._generate_and_score_completions(rows)
         return {name: output[name] for name in PARTS}, self.script.seconds
 
@@ -144,7 +144,7 @@ def make_ways(load: Load, tool: Callable, folder: str) -> dict[str, Way]:
         "output_dir": folder,
         "use_cpu": True,  # the tools' part has nothing to do on an accelerator
         "bf16": False,
-        "per_device_train_batch_size": 2,  # the least that TRL takes; here batches are given, not drawn
+        "per_device_train_batch_size": 2,  # TRL's minimum; here batches are given, not drawn
         "num_generations": 2,
         "num_generations_eval": 1,
         "max_completion_length": (load.turns + 1) * ROOM,
@@ -182,7 +182,7 @@ def _no_reward(completions: list, **_: Any) -> list[float]:
 
 @dataclass(frozen=True)
 class ToolTimes:
-    """Seconds of each tool turn, by way; and in what the rollouts of the two ways differ."""
+    """Seconds of each tool turn, by way, and where the rollouts of the two ways differ."""
 
     timings: dict[str, list[float]]
     differences: list[str]
@@ -196,7 +196,7 @@ class ToolTimes:
 
 
 def measure(load: Load) -> ToolTimes:
-    """A batch by each way, after one that warms up with a tool that takes no time."""
+    """Roll out a batch each way, after a warm-up batch whose tool takes no time."""
     pause = Pause()
     with tempfile.TemporaryDirectory() as folder:
         ways = make_ways(load, slow_search(pause), folder)
@@ -218,7 +218,7 @@ def differences(ours: dict[str, torch.Tensor], trl: dict[str, torch.Tensor]) -> 
 
 
 def describe(load: Load) -> Iterable[str]:
-    """Everything about machine and load that the numbers depend on."""
+    """Everything about the machine and load that the numbers depend on."""
     yield f"{device_name(torch.device('cpu'))}; torch {torch.__version__}; TRL {version('trl')}"
     yield (
         f"{load.rollouts} rollouts of {load.turns} tool turns, one call of {load.tool_seconds:g} s each, "

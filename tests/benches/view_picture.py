@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, SHOWN = 1200, 4  # rollouts that there is room for
+WIDTH, SHOWN = 1200, 4  # pixels; rollouts that fit
 CURVES = ("exact match", "gain/mean", "turns/mean")
-COLOURS = 160  # of the picture, which a README loads
+COLOURS = 160  # few, because a README loads the picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if program is None:
         parser.error("There is no chromium: apt-get install chromium.")
     with sync_playwright() as playwright:
-        # As root it starts without its sandbox only; what it opens is a page of our own, without a network.
+        # Root can start it only without its sandbox; it opens nothing but our own page, without a network.
         make(args.run, args.picture, playwright.chromium.launch(executable_path=program, args=["--no-sandbox"]))
     print(f"{args.picture}: {args.picture.stat().st_size / 1000:.0f} kB")
     return 0
@@ -77,7 +77,7 @@ def telling(groups: Sequence[Sequence[Record]]) -> int:
 
 
 def compose(page: "Page") -> None:
-    """Leave of the page what a picture can show: a row of curves, and the group with the results of its calls."""
+    """Reduce the page to what a picture can show: a row of curves, and the group with the results of its calls."""
     page.evaluate(
         """([curves, shown]) => {
           const hide = (found) => found.forEach((one) => { one.hidden = true; });

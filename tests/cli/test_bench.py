@@ -1,4 +1,4 @@
-"""The benches run, count and agree. How fast they are is for a quiet machine to say, not for a test."""
+"""The benches run, count and agree. Their speed must be measured on a quiet machine, not by a test."""
 
 import subprocess
 import sys
@@ -83,7 +83,7 @@ def test_step_times_real_steps_of_both_trainers(capsys):
     output = capsys.readouterr().out
     for way in bench_step.WAYS:
         step, processor, before_the_loss, gain_pass, loss, rest, tokens, each = map(float, cells(output, way)[1:])
-        # Printed with four digits each, the last with three.
+        # All are printed with four digits, the last with three.
         assert step == pytest.approx(before_the_loss + loss + rest, rel=2e-3)
         assert min(processor, before_the_loss, loss, rest, tokens) > 0
         assert each == pytest.approx(1000 * step / tokens, rel=1e-2)

@@ -1,4 +1,4 @@
-"""The reference on the terminal: a page a topic, without what takes seconds to import."""
+"""The reference on the terminal: one page per topic, without imports that take seconds."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`a2tgpo show`: what training, evaluations and notebooks wrote; terminals, pipes; hostile text does nothing."""
+"""`a2tgpo show`: files of training, evaluations and notebooks; terminals, pipes; hostile text does nothing."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def shown(capsys, *words: object) -> str:
 
 
 def test_batches_of_a_step_are_not_mixed_up_and_neither_are_runs(tmp_path, capsys):
-    # Each batch has a group 0; all of the first are solved, and all of the second failed.
+    # Each batch has a group 0; the first batch's rollouts all solved it, the second batch's all failed.
     write_records(tmp_path / "run", {1: [record(0), record(0)]})
     first = tmp_path / "run" / "rollouts" / "step-000001-rank-0.jsonl"
     second = first.with_name("step-000001-rank-0-batch-2.jsonl")
@@ -69,7 +69,7 @@ def test_an_evaluation_and_what_a_notebook_wrote_with_json_are_read(tmp_path, ca
     assert "row 1" in shown(capsys, tmp_path) and "gain +4.50" in shown(capsys, tmp_path)
     as_list, as_lines = tmp_path / "list.json", tmp_path / "lines.json"
     as_list.write_text(json.dumps([{**one, "gains": [float("nan")]} for one in records], indent=2))
-    as_lines.write_text("\n".join(map(json.dumps, records)))  # without an end of the last line
+    as_lines.write_text("\n".join(map(json.dumps, records)))  # no line break at the end
     for file in (as_list, as_lines):
         assert shown(capsys, file).count("Who is mayor of Rome?\n") == 2
     assert shown(capsys, as_list, "--worst-gain") == ""  # NaN is no gain
@@ -106,12 +106,12 @@ def test_the_ways_to_ask_go_together(tmp_path, capsys):
 
 
 def on_terminal(monkeypatch, columns: int, *words: object) -> str:
-    """What the command writes to a terminal of so many columns."""
+    """What the command writes to a terminal with this many columns."""
     ours, theirs = pty.openpty()
     found: list[bytes] = []
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # how the end of a terminal looks
+        with contextlib.suppress(OSError):  # reading a closed terminal raises
             while True:
                 found.append(os.read(ours, 65536))
 
@@ -162,15 +162,15 @@ def test_hostile_text_does_nothing_wherever_it_stands(words, tmp_path, capsys, m
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert len(HOSTILE) >= 30
     for text in HOSTILE:
-        short = re.sub("[\ud800-\udfff]", "", text[:50])  # no name has half a character
+        short = re.sub("[\ud800-\udfff]", "", text[:50])  # names have no half characters
         one = record(0, question=text, said=text, result=text, answer=text, status=short)
         one |= {"ended": short, "rewards": {short: 1.0}, "turn_rewards": {short: [1.0, 1.0]}}
         write_records(tmp_path, {1: [one, {**one, "answer": [text, text]}]})
         out = shown(capsys, tmp_path, *words)
         assert "\x1b[" in out and nothing_moves(out), repr(text[:50])
-        assert plain(text.split("\n")[0])[:10] in COLOURS.sub("", out)  # it is this text that was written and shown
+        assert plain(text.split("\n")[0])[:10] in COLOURS.sub("", out)  # this very text was written and shown
         out.encode()
-        assert words == ["--full"] or len(out) < 60_000  # a megabyte on a line is cut
+        assert words == ["--full"] or len(out) < 60_000  # a line of a megabyte is cut
 
 
 def test_the_name_of_a_run_may_be_hostile_too(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`a2tgpo train --help` lists what may be set; the help of other commands waits for no library."""
+"""`a2tgpo train --help` lists what may be set; the help of other commands imports no large library."""
 
 import subprocess
 import sys

@@ -178,7 +178,7 @@ def test_equal_gains_are_worth_nothing(dtype, value, rollouts, turns):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(gains=st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=5))
 def test_a_rollout_alone_in_its_group_lives_on_its_outcome(dtype, gains):
-    # G = 1: every cell has one member.
+    # G = 1: every cell has a single member.
     advantages, scale = a2tgpo_credit(
         torch.tensor([gains], dtype=dtype),
         torch.tensor([3]),

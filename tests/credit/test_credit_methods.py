@@ -1,4 +1,4 @@
-"""Each way to give credit, on the group of three rollouts that the docstrings work out by hand, and in training."""
+"""Each credit method, on the group of three rollouts that the docstrings work out by hand, and in training."""
 
 import math
 import textwrap
@@ -30,7 +30,7 @@ WORKED = {
     "atpo": [[HIGH, HIGH, HIGH], [LOW, LOW], [LOW]],
     # Z: -1 and 1 at turn 1, a alone at turn 2. a: 1.1545 - 0.3 x 1/sqrt(2); b: -0.5773 + 0.3
     "a2tgpo": [[0.9424, HIGH, HIGH], [-0.2773, LOW], [LOW]],
-    # The same, with the weight 1
+    # The same, with weight 1
     "a2tgpo_paper": [[0.4474, HIGH, HIGH], [0.4227, LOW], [LOW]],
     # The first turns have no gain; a's second is alone at its depth.
     "a2tgpo_code": [[HIGH, HIGH, HIGH], [LOW, LOW], [LOW]],
@@ -99,13 +99,13 @@ def test_returns_give_each_turn_of_a_rollout_what_came_after_it():
     assert_near(returns(rewards, is_turn, 0.9, False), [[0.71, 0.9, 1.0], [0.5, NAN, NAN], [NAN, NAN, NAN]])
     assert_near(returns(rewards, is_turn, 1.0, True)[0], [0.9 / math.sqrt(3), 1 / math.sqrt(2), 1.0])
 
-    # A turn without a reward adds no term, and has the later ones: (2 + 1) / sqrt(2) twice, then 1.
+    # A turn without a reward adds no term and gets the later ones: (2 + 1) / sqrt(2) twice, then 1.
     late = torch.tensor([[NAN, 2.0, 1.0]])
     assert_near(returns(late, torch.ones(1, 3, dtype=torch.bool), 1.0, True), [[3 / math.sqrt(2)] * 2 + [1.0]])
 
 
 def test_a_turn_without_a_reward_of_its_own_has_those_of_the_turns_after_it():
-    # Second turns alone have a reward: a 1, b 0 -> z 1, -1. Their first turns led there; c never came so far.
+    # Only second turns have a reward: a 1, b 0 -> z 1, -1. Their first turns led there; c has no second turn.
     rewards = torch.tensor([[NAN, 1, NAN], [NAN, 0, NAN], [NAN, NAN, NAN]])
     evidence = replace(the_group(), turn_rewards_NK=rewards)
     late = torch.tensor([[1, 1, 0], [-1, -1, 0], [0, 0, 0]])
@@ -114,7 +114,7 @@ def test_a_turn_without_a_reward_of_its_own_has_those_of_the_turns_after_it():
     for name in ("grpo", "gspo", "atpo"):
         credited = find_method(name)(evidence, switches_of(name, turn_reward_weight=0.5))
         assert_near(credited, plain + 0.5 * late, 1e-3)
-    # Paid with the answer alone, compared with all turns: 1, 0, 0 -> sqrt(2), -1/sqrt(2) twice, one term each.
+    # Rewards only for answers, compared with all turns: 1, 0, 0 -> sqrt(2), -1/sqrt(2) twice, one term each.
     paid = torch.tensor([[NAN, NAN, 1], [NAN, 0, NAN], [0, NAN, NAN]])
     evidence = replace(the_group(), turn_rewards_NK=paid)
     switches = switches_of("a2tgpo", gain_weight=0.0, turn_reward_weight=1.0, gain_normalization="pooled")
@@ -124,14 +124,14 @@ def test_a_turn_without_a_reward_of_its_own_has_those_of_the_turns_after_it():
 
 
 def test_a_turn_whose_gain_is_not_known_lives_on_the_outcome():
-    # a's first probe failed: its second turn has its own score, and the first one is not credited with that of others.
+    # a's first probe failed: its second turn has its own score; the first is not credited with scores of other turns.
     gains = torch.tensor([[NAN, 2, NAN], [3, 4, NAN], [NAN, NAN, NAN]])
     credited = find_method("a2tgpo")(replace(the_group(False), gains_NK=gains), switches_of("a2tgpo"))
     assert_near(credited[0], [HIGH, HIGH - 0.3, HIGH], 1e-3)
 
 
 def test_a_weighted_sum_has_what_any_of_its_terms_has():
-    # 0.5 x 1 + 2 x 3; 2 x 4; nothing. A term of weight 0 has no say, not even on what is there.
+    # 0.5 x 1 + 2 x 3; 2 x 4; nothing. A term of weight 0 has no effect, not even on which entries exist.
     first, second = torch.tensor([1, NAN, NAN]), torch.tensor([3, 4, NAN])
     assert_near(weighted_sum((0.5, first), (2.0, second)), [6.5, 8, NAN])
     assert_near(weighted_sum((0.5, first), (0.0, second)), [0.5, NAN, NAN])
@@ -139,8 +139,8 @@ def test_a_weighted_sum_has_what_any_of_its_terms_has():
 
 
 def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_compared():
-    # c answers at once, b after one turn. Turn 1: 1, 3 and 0, mean 4/3, variance 14/9 -> -0.2673, 1.3363.
-    # Turn 2: 2, 0 and 0, mean 2/3, variance 8/9 -> 1.4142, which is 0 where a is alone.
+    # c answers immediately, b after one turn. Turn 1: 1, 3 and 0, mean 4/3, variance 14/9 -> -0.2673, 1.3363.
+    # Turn 2: 2, 0 and 0, mean 2/3, variance 8/9 -> 1.4142, which would be 0 if a were alone.
     switches = switches_of("a2tgpo", stopped_count=True)
     evidence = the_group(False)
     assert_near(switches.gain_scores(evidence), [[-0.2673, 1.4142, NAN], [1.3363, NAN, NAN], [NAN, NAN, NAN]], 1e-3)
@@ -148,7 +148,7 @@ def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_com
     assert_near(credited[0], [HIGH + 0.3 * (1.4142 - 0.2673) / math.sqrt(2), HIGH + 0.3 * 1.4142, HIGH], 1e-3)
     assert_near(credited[1, :2], [LOW + 0.3 * 1.3363, LOW], 1e-3)
     assert_near(credited[2, 0], LOW, 1e-3)
-    # Calls that gain nothing are no better than to stop; of a rollout out of the loss nothing counts.
+    # Calls that gain nothing are no better than stopping; a rollout left out of the loss does not count.
     idle = replace(evidence, gains_NK=torch.tensor([[0, 0, NAN], [0, NAN, NAN], [NAN, NAN, NAN]]))
     assert_near(switches.gain_scores(idle), [[0, 0, NAN], [0, NAN, NAN], [NAN, NAN, NAN]])
     out = replace(evidence, num_turns_N=torch.tensor([3, 2, 0]))
@@ -156,13 +156,13 @@ def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_com
     # A turn whose probe failed has not stopped.
     failed = replace(evidence, gains_NK=torch.tensor([[NAN, 2, NAN], [3, NAN, NAN], [NAN, NAN, NAN]]))
     assert_near(switches.gain_scores(failed)[:, 0], [NAN, 1, NAN], 1e-3)
-    # What rounding explains is 0 as before: 0.05 beside two that are exactly 0.
+    # A difference that rounding explains is still 0: 0.05 beside two that are exactly 0.
     close = replace(evidence, gains_NK=torch.tensor([[2, 0.05, NAN], [3, NAN, NAN], [NAN, NAN, NAN]]), gain_floor=0.1)
     assert_near(switches.gain_scores(close)[0, 1], 0.0)
 
 
 def test_per_depth_scores_do_not_say_whether_to_call_and_with_those_that_stopped_they_do():
-    # Of eight rollouts half call, and every call gains 2 or 2.2. Calling is better than not, by far.
+    # Half of eight rollouts call, and every call gains 2 or 2.2. Calling is far better than not calling.
     gains = torch.tensor([[2.0, NAN], [2.2, NAN]] * 2 + [[NAN, NAN]] * 4)
     evidence = replace(
         the_group(False),
@@ -177,7 +177,7 @@ def test_per_depth_scores_do_not_say_whether_to_call_and_with_those_that_stopped
 
 @st.composite
 def groups(draw):
-    """Evidence of a few rollouts in at most two groups, of up to four turns, with what the trainer makes of it."""
+    """Evidence of a few rollouts of up to four turns, in at most two groups, as the trainer would make it."""
     number = draw(st.integers(1, 7))
     num_turns = torch.tensor(draw(st.lists(st.integers(0, 4), min_size=number, max_size=number)))
     some = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=4 * number, max_size=4 * number)
@@ -223,10 +223,10 @@ def test_normalised_returns_are_those_of_a_loop_over_turns(evidence, gamma, resc
 
 def test_weights_mix_gains_turn_rewards_and_outcomes():
     evidence = the_group()
-    # A2TGPO with half of the turn rewards: 0.5 x (1.4142 + 0 + 0) / sqrt(3) beside what the gains give a's first turn.
+    # A2TGPO with half of the turn rewards: 0.5 x (1.4142 + 0 + 0) / sqrt(3) on top of what gains give a's first turn.
     credited = find_method("a2tgpo")(evidence, switches_of("a2tgpo", turn_reward_weight=0.5))
     assert credited[0, 0].item() == pytest.approx(0.9424 + 0.5 * 1.4142 / math.sqrt(3), abs=1e-3)
-    # IGPO without the outcome is the sum of the gains' scores; its answer turn has nothing left.
+    # IGPO without the outcome is the sum of the gains' scores; nothing is left for its answer turn.
     credited = find_method("igpo")(the_group(False), switches_of("igpo", outcome_weight=0.0))
     assert_near(credited[0], [-1.2247, 0.0, 0.0], 1e-3)
     # GTPO with gains of weight 0.1, compared with nothing: a's first turn 0.1 + 0.9 x 0.2 + 0.81
@@ -284,8 +284,8 @@ def test_a_decorator_with_an_unknown_setting_says_which_there_are():
 
 @pytest.mark.parametrize("extra", [{}, {"beta": 0.1, "use_bias_correction_kl": False}, {"delta": 1.5}], ids=str)
 def test_the_preset_gspo_is_trls_ratio_of_the_sequence(extra, tokenizer, tmp_path, monkeypatch):
-    # On the policy of the first step, and off it in the second.
-    # SGD, since Adam divides rounding by itself where a gradient is as small as that.
+    # On-policy in the first step, off-policy in the second.
+    # SGD, because Adam divides rounding by itself when a gradient is this small.
     common = run_settings(tmp_path, num_iterations=2, steps_per_generation=2, optim="sgd", **extra)
     if extra:
         monkeypatch.setattr(
@@ -309,11 +309,11 @@ CREDITED = {"advantages", "clip_scale"}
 
 
 def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_path):
-    # Without KL, which is part of IGPO's loss and would add the reference's log-probabilities.
+    # Without KL, which belongs to IGPO's loss and would add the reference's log-probabilities.
     batches, advantages = {}, {}
     for name in METHODS:
         rewarded = {"turn_rewards": {"bad_format": -0.1}} if name in ("mt_grpo", "hybrid") else {}
-        # These rollouts call tools in two turns at most: without both of their gains, there is none.
+        # These rollouts call tools in at most two turns: without both gains there would be none.
         rewarded |= {"last_gain": True} if name == "a2tgpo_code" else {}
         same = {"max_steps": 1, "num_iterations": 2, "beta": 0.0, "sorted_rows": False}
         args = A2TGPOConfig(**run_settings(tmp_path, **same, credit=name, **rewarded))
@@ -327,7 +327,7 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
             # The log-probabilities of A2TGPO and IGPO come from the gain pass, those of the others from the parent.
             near = {"atol": 1e-5, "rtol": 1e-5} if value.is_floating_point() else {"atol": 0, "rtol": 0}
             wanted = batches["a2tgpo"][key]
-            if key == "old_per_token_logps":  # those of results of tools are in no loss, and need not be there
+            if key == "old_per_token_logps":  # those of tool results are in no loss and may be missing
                 value, wanted = value[batch["turn_index"] >= 0], wanted[batch["turn_index"] >= 0]
             torch.testing.assert_close(value, wanted, **near, msg=f"{name}: {key}")
     assert all(torch.equal(advantages["grpo"], advantages[name]) for name in ("gspo", "atpo"))
@@ -345,7 +345,7 @@ def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, mon
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="own_credit.py:last_tool_turn"))
     assert (args.importance_sampling_level, args.epsilon, args.gain_weight) == ("turn", 3e-3, 0.0)
     batch = captured(make(tokenizer, args, reward_funcs=spread))[0]
-    # The last tool turn gets the outcome, and no other turn anything.
+    # The last tool turn gets the outcome, all other turns nothing.
     for row in range(4):
         turns, advantages = batch["turn_index"][row], batch["advantages"][row]
         credited = turns[advantages != 0].unique().tolist()

@@ -1,4 +1,4 @@
-"""States in which turns begin: what they are read from, which are alike, and what is compared by them."""
+"""States in which turns begin: what defines them, which are alike, and what is compared within them."""
 
 import difflib
 import math
@@ -43,7 +43,7 @@ def test_a_state_is_the_prompt_or_the_results_of_the_last_calls():
     assert read_before_turns(record) == ["Be brief.\nWhere?", "here\nthere", "nowhere"]
     assert read_before_turns({**record, "excluded": True}) == []
     assert read_before_turns({**record, "turns": []}) == []
-    # Of a rollout function's turns, what was read after each.
+    # Turns of a rollout function say what was read after each.
     turns = [{"calls": None, "read": "<result>x</result>"}, {"calls": None, "read": ""}]
     assert read_before_turns({"prompt": "p", "turns": turns, "excluded": False}) == ["p", "<result>x</result>"]
 
@@ -60,7 +60,7 @@ def test_equal_states_share_their_number_and_with_a_threshold_like_ones_do():
 
 
 def published_groups(texts: list[str], likeness: float) -> list[int]:
-    """A text goes to the first group whose first text is as like it as that."""
+    """Put each text into the first group whose first text is at least this similar."""
     firsts, numbers = [], []
     for text in texts:
         like = [difflib.SequenceMatcher(None, text, first).ratio() >= likeness for first in firsts]
@@ -70,7 +70,7 @@ def published_groups(texts: list[str], likeness: float) -> list[int]:
 
 
 LETTERS = st.text(st.sampled_from("ab é\U0001f600\ud800"), max_size=12)
-# Long enough for difflib to leave out what is frequent (200 characters), and for several looks at the subsequence.
+# Long enough for difflib to ignore frequent characters (200 characters), and for several looks at the subsequence.
 LONG = st.builds(
     lambda head, n, tail: head + "the capital of France is Paris, " * n + tail, LETTERS, st.integers(5, 9), LETTERS
 )
@@ -85,7 +85,7 @@ def test_states_are_those_of_the_loop_over_all_pairs(texts, likeness):
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(LETTERS, LONG), st.one_of(LETTERS, LONG))
 def test_the_common_subsequence_is_the_longest_and_no_ratio_has_more(text, other):
-    lengths = [0] * (len(other) + 1)  # row by row, by its definition
+    lengths = [0] * (len(other) + 1)  # row by row, from the definition
     for a in text:
         above = lengths
         lengths = [0]
@@ -99,7 +99,7 @@ def test_the_common_subsequence_is_the_longest_and_no_ratio_has_more(text, other
 
 
 def test_texts_that_are_not_alike_are_told_apart_without_their_ratio(monkeypatch):
-    # 8 rollouts of 20 turns whose results are 1,800 characters: 11,000 pairs, of which 30 are alike.
+    # 8 rollouts of 20 turns with results of 1,800 characters: 11,000 pairs, of which 30 are alike.
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 9))) for _ in range(500)]
     results = [" ".join(draw.choices(words, k=280)) for _ in range(8 * 19 - 30)]
@@ -113,7 +113,7 @@ def test_texts_that_are_not_alike_are_told_apart_without_their_ratio(monkeypatch
 
 
 class Places:
-    """One of several ranks, which has heard already what each of them says."""
+    """One of several ranks, which already knows what each of them says."""
 
     def __init__(self, index: int, said: list[list[list]]):
         self.index, self.number, self._said = index, len(said[0]), iter(said)
@@ -136,7 +136,7 @@ def test_a_prompts_rollouts_may_be_on_several_ranks():
     assert found == [[[0, 1], [0, 2]], [[0, 1], [0, 1]], [[], [0, 2]]]
 
 
-# ---- what is compared by them
+# ---- what is compared within them
 
 
 def test_a_gain_is_compared_within_its_state_or_else_at_its_depth():
@@ -145,10 +145,10 @@ def test_a_gain_is_compared_within_its_state_or_else_at_its_depth():
     states = torch.tensor([[0, 1, 2], [0, 0, 1], [0, 3, -1]])
     scores = state_group_zscore(gains, states, torch.zeros(3))
     assert_near(scores, [[-1.3416, 1, NAN], [0.4472, -0.4472, NAN], [1.3416, NAN, NAN]], 1e-3)
-    # State 1's other turn has no gain, and is no mate. Of another prompt, the same number is another state.
+    # State 1's other turn has no gain and is not compared. The same number in another prompt is another state.
     apart = state_group_zscore(gains, states, torch.tensor([0, 1, 1]))
     assert_near(apart, [[0, 0, NAN], [0, -1.2247, NAN], [1.2247, NAN, NAN]], 1e-3)
-    # What rounding explains is no difference there either: 2.5 from 3 is below a floor of 1.
+    # A difference that rounding explains is none here either: 2.5 from 3 is below a floor of 1.
     floored = state_group_zscore(gains, states, torch.zeros(3), 1.0)
     assert_near(floored, [[-1.5 / 1.5, 1.5 / math.sqrt(3.25), NAN], [0, 0, NAN], [1.5 / 1.5, NAN, NAN]], 1e-3)
 
@@ -162,7 +162,7 @@ def test_states_that_are_depths_and_states_that_nobody_shares_make_turn_groups(t
     expected = turn_group_zscore(gains, ids)
     for states in (depths, own, torch.full_like(own, -1)):
         assert_near(state_group_zscore(gains, states, ids), expected, 1e-5)
-    # One state for all is all turns of the prompt, where there are two.
+    # With one state for all, a turn is compared with all turns of the prompt, if there are two.
     together = state_group_zscore(gains, torch.zeros_like(own), ids)
     assert_near(together, loop_zscore(gains, ids, pooled=True), 1e-3)
 
@@ -303,7 +303,7 @@ def test_what_has_no_effect_is_refused(changes, message):
 def test_what_has_an_effect_is_taken():
     assert config(credit="gigpo", state_likeness=0.9, state_weight=0.5, turn_reward_weight=0.0).knows_turns
     assert config(credit="gigpo").reads_states and not config().reads_states
-    # The clip range follows gains by their groups, whatever credits the turn.
+    # The clip range follows gains by their groups, whichever method gives credit.
     for changes in ({"gain_groups": "state"}, {"gain_normalization": "pooled"}):
         config(credit="gigpo", clip_adaptation=0.3, **changes)
     config(credit="igpo", gain_normalization="turn_group", gain_groups="state", state_likeness=0.9)
@@ -343,7 +343,7 @@ def test_turns_of_a_batch_are_credited_by_their_states(tokenizer, tmp_path):
     batch, seen, trainer = run(
         tokenizer, tmp_path, credit="gigpo", scale_rewards="none", beta=0.0, discount=0.5, outcome_weight=0.0
     )
-    # Rollouts of 3, 2, 1 and 4 turns, outcomes 0, 1, 2, 0. What they read is told by the record.
+    # Rollouts of 3, 2, 1 and 4 turns, outcomes 0, 1, 2, 0. The record says what they read.
     texts = [read_before_turns(record) for record in seen]
     assert [record["states"] for record in seen] == number_states(texts, 1.0)
     assert [len(states) for states in texts] == [3, 2, 1, 4] and len({states[0] for states in texts}) == 1

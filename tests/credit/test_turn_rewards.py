@@ -1,4 +1,4 @@
-"""Rewards of single turns, and failures that are worth something: from records to what a policy is trained on."""
+"""Rewards of single turns and shaped failures: from records to what a policy is trained on."""
 
 import functools
 
@@ -22,7 +22,7 @@ def call(name="search", arguments=None, status="ok", changes_state=False) -> dic
 
 
 def record(*turns: list[dict], cut: bool = False, rewards=()) -> dict:
-    """Turns by their calls; a turn without any is an answer."""
+    """A record of turns given by their calls; a turn without calls is an answer."""
     made = [
         {"calls": calls, "status": max((c["status"] for c in calls), default="ok"), "reward": None} for calls in turns
     ]
@@ -50,12 +50,12 @@ def record(*turns: list[dict], cut: bool = False, rewards=()) -> dict:
         ("duplicate_call", record([call(), call()], []), [1, 0]),
         ("duplicate_call", record([call(arguments={"a": 1, "b": 2})], [call(arguments={"b": 2, "a": 1})]), [0, 1]),
         ("duplicate_call", record([call("look")], [call("search")]), [0, 0]),
-        # Two calls that cannot be read are not the same call, and none was made.
+        # Two calls that cannot be parsed are not the same call, and none was made.
         ("duplicate_call", record([call(status="unparsed_call")], [call(status="unparsed_call")]), [0, 0]),
         ("read_only", record([call()], [call(changes_state=True)], [call(status="tool_error")], []), [1, 0, 0, 0]),
         ("state_changing", record([call()], [call(), call(changes_state=True)], []), [0, 1, 0]),
         ("state_changing", record([call(changes_state=True, status="tool_error")]), [0]),
-        # Nothing against it, but the rollout ended before it was made.
+        # A valid call, but the rollout ended before it was made.
         ("state_changing", record([{**call(changes_state=True), "made": False}, call(status="unparsed_call")]), [0]),
         ("read_only", record([{**call(), "made": False}]), [0]),
         ("environment", record([call()], [], rewards=[0.5]), [0.5, None]),
@@ -101,13 +101,13 @@ def test_names_of_turn_rewards_lead_somewhere():
 
 
 def test_a_failure_earns_in_proportion_to_its_likeness_to_what_passed():
-    # The cosine of (3, 4) with (1, 0) is 0.6. The third tried nothing, the fourth is of another prompt, the last is
-    # not scored.
+    # The cosine of (3, 4) with (1, 0) is 0.6. The third tried nothing, the fourth has another prompt, the last is not
+    # scored.
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     outcomes, groups = torch.tensor([1.0, 0.0, 0.0, 0.0, NAN]), torch.tensor([0, 0, 0, 1, 0])
     shaped = shaped_outcomes(outcomes, embeddings, groups, weight=0.5, passing=1.0)
     assert_near(shaped, [1.0, 0.3, 0.0, 0.0, NAN])
-    # Two that passed, (1, 0) and (0, 1): the mean of 0.6 and 0.8, of what is missing to 1. A failure stays one.
+    # (1, 0) and (0, 1) passed: the mean of 0.6 and 0.8, times the distance to 1. A failure remains a failure.
     both = torch.tensor([[1.0, 0.0], [0.0, 5.0], [3.0, 4.0]])
     shaped = shaped_outcomes(torch.tensor([1.0, 1.1, -0.1]), both, torch.zeros(3), weight=0.5, passing=1.0)
     assert_near(shaped, [1.0, 1.1, -0.1 + 0.35 * 1.1])
@@ -163,7 +163,7 @@ def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tm
     seen = []
     trainer.on_rollouts = seen.extend
     batch = captured(trainer)[0]
-    # Rollouts of 3, 2, 1 and 4 turns; the third answers at once. Outcomes 0, 1, 2, 0.
+    # Rollouts of 3, 2, 1 and 4 turns; the third answers immediately. Outcomes 0, 1, 2, 0.
     assert [len(one["turns"]) for one in seen] == [turns + 1 for turns in TOOL_TURNS]
     assert seen[2]["turn_rewards"] == {"depth": [0.0], "bad_format": [1.0]}
     expected = {
@@ -181,7 +181,7 @@ def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tm
 
 
 def points(rollout: dict) -> list[float]:
-    """What the rollout function says that its turns earned."""
+    """What the turns earned, according to the rollout function."""
     return rollout["points"]
 
 
@@ -207,7 +207,7 @@ def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tm
         train_dataset=training.questions().remove_columns("answer"),
     )
     batch = captured(trainer)[0]
-    # By their tokens: 5 (two turns, the second cut), 4 (one turn that was answered), 3 (one, cut). Outcomes 0, 1, 0.
+    # By number of tokens: 5 (two turns, the second cut), 4 (one turn, answered), 3 (one, cut). Outcomes 0, 1, 0.
     expected = {5: [10 + 0.5 * (20 - 3), 20 - 3], 4: [30 + 1], 3: [40 - 3], 1: []}
     for row, tokens in enumerate(batch["completion_mask"].sum(dim=1).tolist()):
         turns = batch["turn_index"][row]
@@ -228,15 +228,15 @@ def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answe
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="gtpo", shaping_embedding="ngrams"))
     trainer = make(tokenizer, args, tools=None, rollout_func=alike, reward_funcs=spread)
     trainer.train()
-    # Outcomes 0, 1, 2, 0. The first tried what the second did, and nothing like the third: 0.5 x (1 + 0) / 2 of 1.
+    # Outcomes 0, 1, 2, 0. The first tried the same as the second, nothing like the third: 0.5 x (1 + 0) / 2 of 1.
     assert logged(trainer, "shaping/passed") == [0.5] and logged(trainer, "shaping/share") == [0.25]
     assert logged(trainer, "shaping/mean") == [pytest.approx(0.25 / 4)]
 
 
 class Shop(training.Library):
-    """An environment that rewards each step with the number of things that were asked so far."""
+    """An environment that rewards each step with the number of questions asked so far."""
 
-    turn_reward = 0.0  # where each turn begins
+    turn_reward = 0.0  # reset at the start of each turn
 
     @tool(changes_state=True)
     def search(self, query: str) -> str:
@@ -259,14 +259,14 @@ def test_an_environment_rewards_its_steps(tokenizer, tmp_path):
     seen = []
     trainer.on_rollouts = seen.extend
     batch = captured(trainer)[0]
-    # The last one makes two calls a turn: its steps earn 1 + 2, 3 + 4 and 5 + 6.
+    # The last one makes two calls per turn: its steps earn 1 + 2, 3 + 4 and 5 + 6.
     earned = [[turn["reward"] for turn in one["turns"]] for one in seen]
     assert earned == [[1, 2, None], [1, None], [None], [3, 7, 11, None]]
     assert [one["turn_rewards"]["state_changing"] for one in seen][3] == [1, 1, 1, 0]
     rows = batch["turn_index"].amax(dim=1).tolist()
     row = rows.index(3)
     of_turn = [batch["advantages"][row][batch["turn_index"][row] == k][0].item() for k in range(4)]
-    # Sums of what came from the turn on, and what the whole rollout was worth.
+    # Sums from each turn on, and the value of the whole rollout.
     assert [x - of_turn[3] for x in of_turn] == pytest.approx([21 + 1.5, 18 + 1.0, 11 + 0.5, 0], abs=1e-4)
 
 
@@ -356,7 +356,7 @@ def test_failures_are_shaped_in_training_and_the_cost_is_logged(tokenizer, tmp_p
     batch = captured(trainer)[0]
     last = {int(turns.max()): row for row, turns in enumerate(batch["turn_index"])}
     of_answers = {k: batch["advantages"][row][batch["turn_index"][row] == k][0].item() for k, row in last.items()}
-    # Queries "capital TURN ROW" of rollouts 0, 1 and 3; the third calls nothing, and is like nothing.
+    # Queries "capital TURN ROW" of rollouts 0, 1 and 3; the third calls nothing and resembles nothing.
     assert of_answers[2] == 1.0 and of_answers[0] == 0.0
     assert 0 < of_answers[1] < 0.5 and 0 < of_answers[3] < 0.5
     assert logged(trainer, "shaping/share") == [0.5] and logged(trainer, "shaping/seconds")[0] > 0

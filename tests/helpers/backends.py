@@ -9,7 +9,7 @@ from transformers import Trainer
 
 
 def shard_on_cpu() -> None:
-    """Accelerate applies FSDP to accelerators only and trains with DDP on CPU, without a word. Here it shards."""
+    """Make Accelerate shard on CPUs, where it silently trains with DDP: it applies FSDP to accelerators only."""
     make = AcceleratorState.__init__
 
     def make_and_shard(self, *args, fsdp_plugin=None, **kwargs):
@@ -22,7 +22,7 @@ def shard_on_cpu() -> None:
 
 
 def deepspeed_on_cpu() -> None:
-    """Accelerate leaves DeepSpeed out where it was told to use the CPU, and sees one process where it was not told."""
+    """Make DeepSpeed run on CPUs: Accelerate drops it when told to use the CPU, and otherwise sees one process."""
     find = PartialState._prepare_backend
 
     def find_gloo(self, *args, **kwargs):
@@ -30,12 +30,12 @@ def deepspeed_on_cpu() -> None:
         return ("gloo", DistributedType.MULTI_CPU) if backend is None else (backend, distributed_type)
 
     PartialState._prepare_backend = find_gloo
-    # Otherwise a minute of compiling at the first run, for an operation of inference.
+    # Otherwise the first run compiles an inference operation for a minute.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 
 def backend_settings(backend: str) -> dict:
-    """What a user would set in the config of the trainer, and what this machine needs beyond it."""
+    """What a user would set in the trainer's config, and what this machine needs in addition."""
     if backend == "ddp":
         return {"use_cpu": True}
     if backend == "fsdp2":
@@ -45,7 +45,7 @@ def backend_settings(backend: str) -> dict:
     deepspeed_on_cpu()
     zero: dict = {"stage": int(backend.removeprefix("zero"))}
     if backend == "zero3":
-        zero["stage3_param_persistence_threshold"] = 0  # or a tiny model is kept whole
+        zero["stage3_param_persistence_threshold"] = 0  # otherwise a tiny model is kept whole
     return {
         "deepspeed": {
             "zero_optimization": zero,
@@ -66,14 +66,14 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def held(parameter: torch.nn.Parameter) -> int:
-    """Numbers of a parameter that this rank keeps between forwards."""
+    """How many numbers of a parameter this rank keeps between forwards."""
     if hasattr(parameter, "ds_id"):
         return parameter.numel() + parameter.ds_tensor.numel()
     return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
 
 def zero_stage(trainer: Trainer) -> int:
-    """0: no DeepSpeed."""
+    """The ZeRO stage; 0 without DeepSpeed."""
     if not trainer.is_deepspeed_enabled:
         return 0
     return trainer.accelerator.deepspeed_config["zero_optimization"]["stage"]

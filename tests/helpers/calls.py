@@ -1,4 +1,4 @@
-"""Calls of tools, made and waited for; tools and environments that take their time."""
+"""Calls of tools, made and waited for; slow tools and environments."""
 
 import asyncio
 import sqlite3
@@ -9,12 +9,12 @@ from a2tgpo_trl.tools.calls import ToolCall
 
 
 def requests(function, number=1, environment=None, /, **arguments):
-    """The same call, so many times."""
+    """The same call, `number` times."""
     return [ToolCall(function, arguments, environment) for _ in range(number)]
 
 
 def call(runner, function, environment=None, /, **arguments):
-    """One call, made and waited for."""
+    """Make one call and wait for it."""
     (outcome,) = runner.run(requests(function, 1, environment, **arguments))
     return outcome
 
@@ -26,7 +26,7 @@ def timed(work):
 
 
 def becomes(condition, seconds=10.0):
-    """Whether it comes true within a time that is long on the slowest machine."""
+    """Whether the condition becomes true within a time that is long even on the slowest machine."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -41,7 +41,7 @@ def local_tool():
 
 
 class Gauge:
-    """Counts how many are in it at once."""
+    """Counts how many callers are in it at the same time."""
 
     def __init__(self):
         self.now = self.most = 0
@@ -68,7 +68,7 @@ async def anap(seconds: float = 0.2) -> str:
 
 
 class Notebook:
-    """An environment with a connection that one thread alone may use."""
+    """An environment with a connection that only one thread may use."""
 
     def open(self) -> str:
         self.connection = sqlite3.connect(":memory:")

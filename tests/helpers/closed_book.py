@@ -1,11 +1,11 @@
-"""A shipped policy that answers at once, without its tools."""
+"""A shipped policy that answers immediately, without its tools."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def answers_at_once(policy: Path, prompts: Sequence, tools: Sequence, tokens: int) -> list[str]:
-    """What it writes with the most likely tokens, from the tag of the answer on."""
+    """What the policy writes with the most likely tokens, starting with the answer tag."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy)

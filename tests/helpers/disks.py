@@ -1,4 +1,4 @@
-"""File systems that are small, for tests of what happens when they are full."""
+"""Small file systems, for tests of what happens when they are full."""
 
 import subprocess
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import pytest
 
 @contextmanager
 def mounted(folder: Path, options: str):
-    """A small file system of its own: root may write where permissions say no, but not where there is no room."""
+    """Mount a small file system: root may write where permissions forbid it, but not where there is no room."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Short runs that between them log every metric there is, in one offline run of W&B.
+"""Short runs that together log every metric there is, in one offline run of W&B.
 
 usage: every_metric.py FOLDER
 """
@@ -18,7 +18,7 @@ from a2tgpo_trl.rewards import exact_match
 
 
 ONE_STEP = {"max_steps": 1}
-# The first has what most runs have, and evaluations.
+# The first has the settings of most runs, and evaluations.
 RUNS: dict[str, dict[str, Any]] = {
     "everything at once": {
         **{"beta": 0.1, "entropy_coef": 0.01, "num_iterations": 2, "resample_limit": 1, "log_completions": True},
@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     tokenizer = tiny.make_tokenizer()
-    # The reference policy is one of the hub, were it not for this.
+    # Without this, the reference policy would come from the hub.
     trl.trainer.grpo_trainer.create_model_from_path = lambda *_, **__: tiny.make_model(tokenizer, seed=1)
 
     def config(name: str, **changes: Any) -> A2TGPOConfig:
@@ -53,7 +53,7 @@ def main(folder: str) -> None:
     with_logprobs = config("a sampler of its own", num_iterations=2, **ONE_STEP)
     make(tokenizer, with_logprobs, tools=None, rollout_func=rollouts_of_tokens, reward_funcs=spread).train()
 
-    # As with vLLM: tokens come with log-probabilities, which training corrects by.
+    # As with vLLM: tokens come with log-probabilities, which training uses for a correction.
     sampled = ([[20, 21, tokenizer.eos_token_id]] * 4, [[-1.0, -2.0, -3.0]] * 4)
     GRPOTrainer._generate_single_turn = lambda *_, **__: sampled
     trainer = make(tokenizer, config("vLLM", **ONE_STEP), tools=None, reward_funcs=spread, scripted=False)

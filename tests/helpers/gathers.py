@@ -1,4 +1,4 @@
-"""Run by test_world_sizes.py on two ranks: how often a gain pass gathers sharded weights, beside a plain forward.
+"""Run by test_world_sizes.py on two ranks: how often a gain pass and a plain forward gather sharded weights.
 
 usage: gathers.py OUTPUT_FOLDER {zero3,fsdp2}
 """
@@ -19,14 +19,14 @@ from a2tgpo_trl.information_gain.values import Rollouts
 from a2tgpo_trl.models import evaluation_mode
 
 
-# What ranks tell each other about rollouts is smaller, and the smallest weight of the policy larger.
+# What ranks send each other about rollouts is smaller; the smallest weight of the policy is larger.
 LEAST_WEIGHT = 64
 # Rank 0 has more rollouts to score, and longer ones.
 TURNS = {0: [3, 2, 3, 1, 2], 1: [1, 0, 1, 0, 0]}
 
 
 def gathers(call: Callable[[], object]) -> int:
-    """Collectives in which weights are gathered while this runs."""
+    """The collectives that gather weights during the call."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
         call()
     sizes = [
@@ -43,7 +43,7 @@ def rollouts_of(rank: int) -> Rollouts:
 
 
 def score(trainer: A2TGPOTrainer) -> int:
-    """The gain pass over this rank's rollouts; its number of forwards."""
+    """Run the gain pass over this rank's rollouts; return its number of forwards."""
     rollouts = rollouts_of(trainer.accelerator.process_index)
     return trainer._gain_pass.run(rollouts, [["Paris"]] * len(rollouts), False)[0].forwards
 
@@ -57,7 +57,7 @@ def count(trainer: A2TGPOTrainer) -> dict[str, list]:
         gain_pass = trainer._gain_pass
         gain_pass._settings = replace(gain_pass._settings, gain_token_budget=token_budget)
         forwards: list[int] = []
-        counted = gathers(lambda: forwards.append(score(trainer)))  # noqa: B023  # called at once
+        counted = gathers(lambda: forwards.append(score(trainer)))  # noqa: B023  # called immediately
         found["gain"].append((counted, *forwards))
     return found
 
@@ -67,7 +67,7 @@ def main(folder: str, backend: str) -> None:
     training_step = trainer.training_step
 
     def step(*args):
-        """Counted inside of training, where the model is sharded."""
+        """Count inside training, where the model is sharded."""
         Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(count(trainer)))
         return training_step(*args)
 

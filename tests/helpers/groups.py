@@ -1,4 +1,4 @@
-"""Which groups of a batch, given by its numbers, are uninformative."""
+"""Which groups of a batch, given as numbers, are uninformative."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def uninformative(
     gain_floor=GAIN_FLOOR,
     **changes,
 ):
-    """What `uninformative_groups` says of rollouts with a turn for each gain, and an answer turn after them."""
+    """The result of `uninformative_groups` for rollouts with a turn for each gain, followed by an answer turn."""
     outcomes, gains = tensor(outcomes), pad(tensor(gains), (0, 1), value=NAN)
     in_loss = ~outcomes.isnan() if in_loss is None else tensor(in_loss)
     evidence = Evidence(

@@ -1,12 +1,12 @@
-"""Run by test_resume.py: a process that has imported everything, and forks a training for each line that it reads.
+"""Run by test_resume.py: a process that has imported everything and forks a training for each line it reads.
 
 usage: killed_runs.py    (lines of JSON on stdin, one answer on stdout for each)
 
     {"folder": "...", "resume": true, "kill": {...}}  ->  {"signal": 9, "events": 61, "seconds": 3.2}
 
-`kill` is {"at_event": n}: at the n-th time that the process opens, makes, renames or removes something in a
-checkpoint, which is in the middle of writing one; or {"after": s}: so many seconds after its start. Both are SIGKILL,
-to the real process. Settings of the recipe may be given as "words".
+`kill` is {"at_event": n}: the n-th time that the process opens, makes, renames or removes something in a checkpoint,
+that is, while it writes one; or {"after": s}: s seconds after its start. Both send SIGKILL to the real process.
+Settings of the recipe may be given as "words".
 """
 
 import json
@@ -41,7 +41,7 @@ TOUCHING = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 def count_events(folder: str, limit: int | None) -> list[int]:
-    """Count what the process does to files of the folder, and kill it at one of them."""
+    """Count the process's operations on files of the folder, and kill it at the given one."""
     counted = [0]
 
     def hook(event: str, args: tuple) -> None:
@@ -97,7 +97,7 @@ def run(task: dict) -> dict:
 def main() -> None:
     import torch
 
-    import a2tgpo_trl.train  # noqa: F401  # what takes seconds, once
+    import a2tgpo_trl.train  # noqa: F401  # takes seconds, so only once
 
     torch.set_num_threads(1)
     answer({"ready": True})

@@ -1,4 +1,4 @@
-"""A server of tools, over standard input and output or over HTTP at the port that is named."""
+"""A server of tools, over standard input and output or over HTTP at the given port."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ async def wait(seconds: float) -> str:
 
 
 class Silent(MCPServer):
-    """It opens sessions, and never says what there is to call."""
+    """Opens sessions, but never lists its tools."""
 
     async def list_tools(self):
         await asyncio.sleep(3600)

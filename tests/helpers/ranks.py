@@ -1,7 +1,7 @@
-"""Ranks as processes of this machine: started under torchrun or by hand, waited for, stopped, and what they report.
+"""Ranks as processes of this machine: started under torchrun or by hand, waited for, stopped, and their reports.
 
-A program is the words after `python`: a script or `-m MODULE`, with its arguments. What its processes print is in
-`log0`, `log1` ... of a folder; what they report is in `rank0.json`, `rank1.json` ... there.
+A program is the words after `python`: a script or `-m MODULE`, with its arguments. Its processes print to `log0`,
+`log1` ... in a folder and report in `rank0.json`, `rank1.json` ... there.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def free_port() -> int:
-    """A port below those that the system gives to connections: one of those may be taken before the rank binds."""
+    """A port below the system's range for connections, where a port may be taken before the rank binds."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
-    mine = range(12_000 + 2_000 * worker, 14_000 + 2_000 * worker)  # tests in other processes look in other ranges
+    mine = range(12_000 + 2_000 * worker, 14_000 + 2_000 * worker)  # other test processes look in other ranges
     for port in random.SystemRandom().sample(mine, len(mine)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -32,14 +32,14 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of the tests, without what a launcher may have left in it, or TRL where it started vLLM in this process."""
+    """The tests' environment, without what a launcher, or TRL starting vLLM in this process, may have left in it."""
     left = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left)}
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
 def under_torchrun(processes: int) -> list[str]:
-    """The words before a program that start it so often."""
+    """The words before a program that start this many processes of it."""
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1"]
     return [*launcher, f"--master_port={free_port()}"]
 
@@ -47,7 +47,7 @@ def under_torchrun(processes: int) -> list[str]:
 def start(
     folder: Path, program: Sequence[str], processes: int = 2, by_hand: bool = False, **variables: str
 ) -> list[subprocess.Popen]:
-    """Ranks of a program: under torchrun, one process to watch; by hand, as many that nobody cleans up after."""
+    """Start a program's ranks: under torchrun, one process to watch; by hand, one per rank, with no cleanup."""
     if by_hand:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         where |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
@@ -66,7 +66,7 @@ def _start(folder: Path, number: int, words: Sequence[str], variables: dict[str,
 
 
 def stop(processes: list[subprocess.Popen]) -> None:
-    """End what still runs; torchrun ends its ranks when it is asked to, not when it is killed."""
+    """End what still runs; torchrun ends its ranks when terminated, but not when killed."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -82,7 +82,7 @@ def logs(folder: Path) -> str:
 
 
 def finish(folder: Path, processes: list[subprocess.Popen], timeout: float) -> int:
-    """The exit code of the first of them, in so many seconds."""
+    """The exit code of the first process, within `timeout` seconds."""
     try:
         return processes[0].wait(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -92,7 +92,7 @@ def finish(folder: Path, processes: list[subprocess.Popen], timeout: float) -> i
 
 
 def printed(folder: Path, program: Sequence[str], processes: int = 2, timeout: float = 300, **variables: str) -> str:
-    """What a program prints that ends well."""
+    """What a program prints; it must succeed."""
     assert finish(folder, start(folder, program, processes, **variables), timeout) == 0, logs(folder)
     return logs(folder)
 
@@ -100,6 +100,6 @@ def printed(folder: Path, program: Sequence[str], processes: int = 2, timeout: f
 def reports(
     folder: Path, program: Sequence[str], processes: int = 2, timeout: float = 300, **variables: str
 ) -> list[dict]:
-    """What each rank of a program reports that ends well."""
+    """What each rank of a program reports; the program must succeed."""
     printed(folder, program, processes, timeout, **variables)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]

@@ -7,16 +7,16 @@ import yaml
 from places import ROOT
 
 
-SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))  # those of a folder have tests of their own
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))  # recipes in subfolders have separate tests
 
 
 def marks(recipe: str) -> list[pytest.MarkDecorator]:
-    """Of tests of a recipe: what it needs that is not always there."""
+    """Marks for tests of a recipe that needs something not always installed."""
     return [pytest.mark.textworld] if recipe == "textworld" else []
 
 
 def write(folder: Path, text: str, **others: str) -> Path:
-    """A recipe with what each needs, and these lines instead of or beside it."""
+    """Write a recipe with these lines, and with keys that every recipe needs unless the lines set them."""
     given = yaml.safe_load(text) or {}
     base = {"model_name_or_path": "atlas-tiny", "task": "atlas", "bf16": "false", "output_dir": f"'{folder}'"}
     lines = [f"{key}: {value}" for key, value in {**base, **others}.items() if key not in given]

@@ -17,7 +17,7 @@ from a2tgpo_trl.rollout.record_files import read_records
 STEPS_APART = 2
 WORDS: dict[str, int] = {}  # the tokens of these records
 
-# What a page or a terminal might take for something else.
+# Text that a page or a terminal might take for something else.
 HOSTILE = [
     *("<script>alert(1)</script>", "</script><script>alert(2)</script>", "<!-- <script>", "-->", "<![CDATA[x]]>"),
     *("<img src=x onerror=alert(3)>", "<svg/onload=alert(4)>", "<iframe src='http://127.0.0.1:9/x'></iframe>"),
@@ -80,7 +80,7 @@ def record(
 
 
 def with_tokens(one: dict[str, Any], ratios: Sequence[float], clipped: Sequence[int] = ()) -> dict[str, Any]:
-    """A rollout with words for tokens: of each turn what was said, with these ratios in their order, over and over."""
+    """The rollout with words as tokens: what each turn said, with these ratios repeated in order."""
     sampled: list[int] = []
     ids: list[int] = []
     for message in one["completion"]:
@@ -98,18 +98,18 @@ def with_tokens(one: dict[str, Any], ratios: Sequence[float], clipped: Sequence[
 
 
 def texts_of(ids: Sequence[int]) -> list[str]:
-    """Of such tokens; a tokenizer writes no half characters."""
+    """The texts of such tokens; a tokenizer writes no half characters."""
     words = list(WORDS)
     return [words[number].encode("utf-8", errors="backslashreplace").decode() for number in ids]
 
 
 def rollouts_of(folder: Path) -> list[dict[str, Any]]:
-    """What a run has recorded, by the order of its files."""
+    """What a run has recorded, in the order of its files."""
     return [record for file in files_like(folder, OF_TRAINING) for record in read_records(file)]
 
 
 def as_trained(records: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], dict[str, Any]]:
-    """By the tokens of a rollout, what it is known by and what its updates made of it."""
+    """By a rollout's tokens: its identity and what its updates made of it."""
     names = ("answer", "rewards", "group", "round", "updates", "ratios", "clip_fractions", "advantages")
     return {
         tuple(one["tokens"]["ids"]): {
@@ -121,7 +121,7 @@ def as_trained(records: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], dict[
 
 
 def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]], format: str = "jsonl") -> None:
-    """What steps (counted from 1) trained on."""
+    """Write what steps (counted from 1) trained on."""
     for step, records in steps.items():
         texts = texts_of if any("tokens" in record for record in records) else None
         if texts is not None:  # some of these have none
@@ -134,7 +134,7 @@ def write_records(folder: Path, steps: dict[int, Sequence[dict[str, Any]]], form
 def drawn(
     rng: random.Random, groups: int, rollouts: int, words: int = 12, first: int = 0, **more: Any
 ) -> list[dict[str, Any]]:
-    """The rollouts of a batch, with numbers and texts of chance."""
+    """The rollouts of a batch, with random numbers and texts."""
     found = []
     for group in range(groups):
         question = f"Question {first + group}: " + " ".join(f"word{rng.randrange(5000)}" for _ in range(8))
@@ -160,7 +160,7 @@ def drawn(
 def write_run(
     folder: Path, seed: int = 0, *, steps: int = 4, groups: int = 3, rollouts: int = 4, words: int = 12
 ) -> Path:
-    """A finished run with records, a log and scores before and after."""
+    """Write a finished run with records, a log and scores before and after."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [1 + STEPS_APART * i for i in range(steps)]
@@ -176,7 +176,7 @@ def write_run(
 
 
 def write_log(folder: Path, rng: random.Random, last: int) -> None:
-    """The log of a trainer with that many steps."""
+    """Write a trainer's log with this many steps."""
     folder.mkdir(parents=True, exist_ok=True)
     by_turn = {f"{name}/turn_{place}": 0.5 for name in ("turn_ratio", "clip_fraction") for place in (1, 2, 3)}
     history = [

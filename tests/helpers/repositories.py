@@ -1,4 +1,4 @@
-"""A repository of git, made for a test."""
+"""A git repository made for a test."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def make_repository(folder: Path) -> Path:
-    """A folder with a commit, and a file that has changed since."""
+    """Make a folder with a commit and a file that has changed since."""
     folder.mkdir(exist_ok=True)
     git(folder, "init", "-q")
     (folder / "mine.py").write_text("x = 1\n")

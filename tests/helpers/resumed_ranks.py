@@ -1,7 +1,7 @@
-"""Run by test_resume_ranks.py on some ranks: a training that is killed or goes on, and its weights at the end.
+"""Run by test_resume_ranks.py on some ranks: a training that is killed or resumed, and its final weights.
 
 usage: resumed_ranks.py TASK, which is JSON: {"folder": ..., "backend": "ddp" | "zero2" | "zero3" | "fsdp2"}, and, if
-    wanted, "resume": true or a folder, "tear": [rank, step] (kills the rank in place of writing its own file of this
+    wanted, "resume": true or a folder, "tear": [rank, step] (kills the rank instead of writing its own file of this
     checkpoint), "terminate": [rank, step] (as the next step begins), and "settings" of the trainer
 
 The policy and its questions are those of unequal_turns.py: the ranks have unequal numbers of tool turns.
@@ -53,7 +53,7 @@ class Terminate(TrainerCallback):
 
 
 def tear_at(rank: int, step: int) -> None:
-    """Kill a rank in place of writing its own file of a checkpoint: the other's is there, and a manifest is not."""
+    """Kill a rank instead of writing its own file of a checkpoint: the other's exists, but no manifest."""
     save = torch.save
 
     def killing(content, file, *args, **kwargs):
@@ -65,7 +65,7 @@ def tear_at(rank: int, step: int) -> None:
 
 
 def be_slow_to_look() -> None:
-    """Let this process look at each checkpoint long after it has listed them, so that any other can move one."""
+    """Make this process look at checkpoints long after listing them, so that any other process can move one."""
     listed = choice.checkpoints_of
 
     def listed_and_waited(run):

@@ -1,8 +1,8 @@
-"""the name of a notebook -> the notebook, run from top to bottom; as a program, written with what came out.
+"""the name of a notebook -> the notebook, run from top to bottom; as a program, it saves it with its outputs.
 
     python tests/helpers/run_notebooks.py one_rollout_by_hand one_batch_every_method
 
-A notebook keeps the outputs of such a run, its pictures in few colours.
+A notebook keeps the outputs of such a run, with its pictures in few colours.
 """
 
 import base64
@@ -21,7 +21,7 @@ from places import ROOT
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
 COLOURS = 48  # of a picture
-LIMIT = 1200  # seconds of a cell, on a machine that does other things as well
+LIMIT = 1200  # seconds per cell, on a machine that does other work as well
 
 
 def read(name: str) -> Any:
@@ -43,7 +43,7 @@ def executed(name: str, folder: Path) -> Any:
 
 
 def first_code(notebook: Any) -> Any:
-    """The cell that imports, and is to be changed on another machine."""
+    """The cell with the imports, which must be changed on another machine."""
     return next(cell for cell in notebook.cells if cell.cell_type == "code")
 
 
@@ -52,19 +52,19 @@ def outputs_of(notebook: Any) -> list[Any]:
 
 
 def texts_of(notebook: Any) -> list[str]:
-    """What its outputs say, each in its line."""
+    """The lines of the notebook's text outputs."""
     shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs_of(notebook)]
     return [line for text in shown for line in text.splitlines()]
 
 
 def tidied(notebook: Any) -> Any:
-    """Without what only this run knows, and with small pictures."""
+    """The notebook without what only this run knows, and with small pictures."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     first = first_code(notebook)
-    # While they are imported, other libraries speak of the machine.
+    # While they are imported, other libraries print things about the machine.
     first.outputs = [output for output in first.outputs if output.get("name") != "stderr"]
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}

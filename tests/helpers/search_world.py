@@ -1,4 +1,4 @@
-"""Corpora of made-up passages, on the disk."""
+"""Corpora of made-up passages on the disk."""
 
 import json
 import random
@@ -23,7 +23,7 @@ def write_lines(file: Path, rows) -> Path:
 
 
 def random_passages(number: int, words: int = 60, vocabulary: int = 50_000, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Passages whose words are about as common as those of a language: the n-th has a share of 1 / n."""
+    """Passages whose words are about as common as a language's: the n-th has a share of 1 / n."""
     rng = random.Random(seed)
     known = [f"w{n}" for n in range(vocabulary)]
     shares = list(accumulate(1 / (n + 10) for n in range(vocabulary)))

@@ -1,4 +1,4 @@
-"""`python -m a2tgpo_trl.train`, with FSDP where there are no accelerators: Accelerate would train with DDP there."""
+"""`python -m a2tgpo_trl.train` with FSDP on a machine without accelerators, where Accelerate would use DDP."""
 
 import sys
 

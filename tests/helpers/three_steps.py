@@ -33,7 +33,7 @@ def make(folder: str, backend: str, processes: int, at_once: int, **changes) -> 
         max_steps=STEPS,
         learning_rate=3e-3,
         lr_scheduler_type="constant",
-        adam_epsilon=1e-6,  # or Adam divides gradients that are nothing but rounding by each other
+        adam_epsilon=1e-6,  # otherwise Adam divides gradients of pure rounding by each other
         max_completion_length=256,
         max_tool_calling_iterations=4,
         beta=0.01,  # the reference is the policy without its adapter
@@ -57,7 +57,7 @@ def make(folder: str, backend: str, processes: int, at_once: int, **changes) -> 
 
 
 def watch(trainer: A2TGPOTrainer) -> list[dict[str, dict]]:
-    """What each batch is credited with, by the tokens of its rollouts."""
+    """The credit of each batch, by the tokens of its rollouts."""
     batches: list[dict[str, dict]] = []
     assign = trainer.credit_batch
 

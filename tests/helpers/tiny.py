@@ -48,10 +48,10 @@ def build(config, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
 
 
 def script(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write: Callable[[int, int], str]) -> None:
-    """Make `model.generate` write given texts: `write(turn, row)`, where a row keeps its number over the turns.
+    """Make `model.generate` write given texts: `write(turn, row)`, and a row keeps its number over the turns.
 
-    A batch without tool results is a new one and numbers its rows by place; later, a row is known by what it begins
-    with, since the loop may drop some.
+    A batch without tool results is a new one and numbers its rows by place; later, a row is recognised by its
+    beginning, because the loop may drop some.
     """
     known: list[list[int]] = []
     turn = 0
@@ -97,7 +97,7 @@ def search(query: str) -> str:
 
 
 def searches(look: Callable[[str], object]) -> Callable[[str], str]:
-    """A tool named `search` that does this."""
+    """A tool named `search` that calls `look`."""
 
     def search(query: str) -> str:
         """Look something up.
@@ -238,7 +238,7 @@ UNPACKABLE = ("bloom", "falcon-alibi", "mamba", "lfm2-hybrid", "qwen3-next-hybri
 
 
 def multimodal() -> dict[str, Callable[[], PreTrainedModel]]:
-    """Tiny random models that read images, too, by name. Their text models read 2048 tokens."""
+    """Tiny random models that also read images, by name. Their text models read 2048 tokens."""
     from transformers import (
         AutoModelForImageTextToText,
         CLIPVisionConfig,

@@ -19,7 +19,7 @@ def one_call(turn: int, row: int) -> str:
 
 
 def train(tokenizer, config, write=one_call, **keywords):
-    """A trainer whose policy writes these turns, and its first batch, after training."""
+    """Train a policy that writes these turns; return the trainer, its first batch and its records."""
     trainer = make(tokenizer, config, scripted=False, **{"reward_funcs": spread, **keywords})
     tiny.script(trainer.model, tokenizer, write)
     records = []

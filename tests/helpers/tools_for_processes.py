@@ -1,4 +1,4 @@
-"""Tools that tests/tools/test_tool_runner.py has called in processes of their own: they must stand in a module."""
+"""Tools that tests/tools/test_tool_runner.py has called in separate processes: they must be in a module."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def fail(text: str) -> str:
 
 
 def hang(path: str) -> str:
-    """Starts a child, writes down the ids of both, and holds the GIL in C code for longer than anybody waits."""
+    """Start a child, write down the ids of both, and hold the GIL in C code for longer than anybody waits."""
     child = subprocess.Popen(["sleep", "600"])
     with open(path + ".new", "w") as file:
         file.write(f"{os.getpid()} {child.pid}")

@@ -1,4 +1,4 @@
-"""What W&B, Trackio and TensorBoard have kept of a run, by their own readers."""
+"""What W&B, Trackio and TensorBoard have kept of a run, read by their own readers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Kept:
-    """Lines of the log in their order (names as the tracker has them), the config, and what is of the whole run."""
+    """Lines of the log in order (names as in the tracker), the config, and what belongs to the whole run."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Kept:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables for a process that tracks offline, below a folder."""
+    """Variables for a process that tracks offline in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "cache")}
     own |= {"WANDB_DATA_DIR": str(folder / "data"), "WANDB_CONFIG_DIR": str(folder / "config")}
@@ -41,7 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def from_wandb(folder: Path) -> Kept:
-    """By `wandb leet inspect`, which reads the file of an offline run."""
+    """Read the file of an offline run with `wandb leet inspect`."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment(folder)})
@@ -58,7 +58,7 @@ def from_wandb(folder: Path) -> Kept:
 
 
 def nested(item: dict[str, Any]) -> dict[str, Any]:
-    """Tables and histograms, whose parts the reader lists one by one; without what W&B adds itself.
+    """Rebuild tables and histograms, whose parts the reader lists one by one, without what W&B adds itself.
 
     Example: {"h._type": "histogram", "h.bins": [0, 1], "x.y": 2, "_step": 0} -> {"h": {"_type": ..., "bins": ...},
     "x.y": 2}
@@ -83,7 +83,7 @@ def table_of_wandb(folder: Path, logged: dict[str, Any]) -> list[dict[str, Any]]
 
 # ---- Trackio
 
-# In a process of its own: Trackio looks for its folder when it is imported.
+# In a separate process, because Trackio looks for its folder when it is imported.
 READ = """
 import json
 import trackio
@@ -107,7 +107,7 @@ def from_trackio(folder: Path) -> Kept:
 
 
 def from_tensorboard(folder: Path) -> tuple[Kept, "EventAccumulator"]:
-    """Scalars as lines, a step each; texts as the config."""
+    """Scalars as lines, one per step; texts as the config."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (file,) = folder.rglob("events.out.tfevents.*")

@@ -1,4 +1,4 @@
-"""Small runs: a data set of questions, settings, a scripted policy and its trainer, and what is read of them."""
+"""Small runs: a data set of questions, settings, a scripted policy and its trainer, and what is read from them."""
 
 import tiny
 import torch
@@ -23,7 +23,7 @@ def questions(rows: int = 4) -> Dataset:
 
 
 def write(turn: int, row: int) -> str:
-    """A scripted policy: rollouts of 2, 1, 0 and 3 tool turns; the last one makes two calls at once."""
+    """A scripted policy: rollouts of 2, 1, 0 and 3 tool turns; the last one makes two calls per turn."""
     if turn < TOOL_TURNS[row % 4]:
         return tiny.call(f"capital {turn} {row}", times=2 if row % 4 == 3 else 1)
     return tiny.final(ANSWERS[row % 4])
@@ -91,7 +91,7 @@ def rollouts_of_tokens(prompts, trainer) -> dict:
 
 
 class Library:
-    """An environment with one tool and a reward of its own."""
+    """An environment with one tool and its own reward."""
 
     def reset(self, **row) -> str:
         self.asked = 0

@@ -27,7 +27,7 @@ MASKS = [
 
 
 def rollout(prompts: list, trainer: A2TGPOTrainer) -> dict:
-    """The rollouts of this rank's share of the batch: the same eight whatever the number of ranks."""
+    """The rollouts of this rank's share of the batch: the same eight for any number of ranks."""
     first = trainer.accelerator.process_index * len(prompts)
     mine = range(first, first + len(prompts))
     return {

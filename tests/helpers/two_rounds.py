@@ -1,4 +1,4 @@
-"""Three groups of four rollouts, of which some teach nothing when they are rolled out first.
+"""Three groups of four rollouts, some of which teach nothing in the first round.
 
 Run by test_resampling.py under torchrun as well: one batch, and what each rank trained on, as JSON.
 
@@ -28,8 +28,8 @@ RECORDED = {"num_iterations": 2, "max_steps": 2, "record_every": 2}
 class Rollouts:
     """A rollout_func. `uninformative`: prompt -> the rounds in which its rollouts have equal rewards and no tool turn.
 
-    A rollout is known by its tokens: 100 + 10 * prompt + member, then 50 + round, and then some more of either. Taught
-    rollouts have a tool turn; the longer the later the member and the round.
+    A rollout is identified by its tokens: 100 + 10 * prompt + member, then 50 + round, then more tokens. Informative
+    rollouts have a tool turn, and are longer for later members and rounds.
     """
 
     def __init__(self, uninformative: dict[int, set[int]], first_round: int = 0):
@@ -103,7 +103,7 @@ def batches(trainer: A2TGPOTrainer) -> list[dict]:
 
 
 def rows(batch: dict) -> dict[int, dict]:
-    """The rollouts of a batch by their first token, without padding, as lists; the prompt as it stands there."""
+    """The rollouts of a batch by their first token, without padding, as lists; the prompt as it is in the batch."""
     found = {}
     for i, mask in enumerate(batch["completion_mask"]):
         length = int(mask.sum())
@@ -130,7 +130,7 @@ def counted(call: Callable, calls: Counter) -> Callable:
 
 
 def report(folder: str, batch_size: int) -> dict:
-    """One step with an uninformative second group, which has two of its rows on each of two ranks."""
+    """Train one step with an uninformative second group, two of whose rows are on each of two ranks."""
     rollouts = Rollouts({1: {0}})
     trainer = make(folder, rollouts, per_device_train_batch_size=batch_size, resample_limit=2, **RECORDED)
     batch = batches(trainer)[0]

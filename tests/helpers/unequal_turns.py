@@ -1,10 +1,10 @@
-"""Run by test_ranks_in_step.py on two ranks: tool turns that differ over ranks, and what each made of them, as JSON.
+"""Run by test_ranks_in_step.py on two ranks: tool turns that differ by rank, and what each made of them, as JSON.
 
 usage: unequal_turns.py OUTPUT_FOLDER {ours,parent} {ddp,zero3,fsdp2} CASE [SECONDS_OF_A_SLOW_TOOL]
 
-The model is a tiny Qwen3 whose layers really run, sharded or not, and whose last logits are then overwritten by a
-script that reads the context alone. So whichever rank continues a context, and beside whichever others, the rollout
-comes out right; and one that is continued from another's context carries another's mark.
+The model is a tiny Qwen3 whose layers really run, sharded or not. A script that reads only the context then overwrites
+its last logits. So any rank may continue a context, in any company, and the rollout comes out right; a rollout that is
+continued from another's context carries the other's mark.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from trl import GRPOConfig, GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 
 
-# Tool calls of each prompt of a batch, and letters that its answer ends with: two prompts of rank 0, two of rank 1.
-# The second batch has them in the opposite order, so that the other rank has the work.
+# Tool calls of each prompt of a batch, and letters at the end of its answer: two prompts of rank 0, two of rank 1.
+# The second batch has them in reverse order, so that the other rank has the work.
 CASES = {
     "equal": ([2, 2, 2, 2], [3, 3, 3, 3]),
     "one_side": ([0, 0, 6, 6], [3, 3, 3, 3]),
@@ -45,8 +45,8 @@ ANY_LETTER = -1
 
 
 class Scripted(Qwen3ForCausalLM):
-    """Writes, while it generates: one call of `echo` after another, as many as its prompt asks for, with the prompt's
-    mark; then an answer with the mark, everything that it heard and some letters of its own choice."""
+    """Generates one call of `echo` after another, as many as its prompt asks for, with the prompt's mark; then an
+    answer with the mark, everything that it heard and some letters that it chooses."""
 
     tokenizer: PreTrainedTokenizerFast
     writes = False
@@ -108,7 +108,7 @@ def scripted_model(tokenizer: PreTrainedTokenizerFast) -> Scripted:
 
 
 def prompts(case: str) -> Dataset:
-    """As many prompts as the steps take, in order, each with a mark of its own."""
+    """As many prompts as the steps take, in order, each with its own mark."""
     calls, letters = CASES[case]
     rows = [
         {"mark": str(10 * step + 10 + place), "calls": calls[order[place]], "letters": letters[order[place]]}
@@ -140,7 +140,7 @@ def make_echo(folder: Path, case: str, rank: int, seconds: float):
         if rank == 1 and case == "slow" and number == 1001:
             time.sleep(seconds)
         if rank == 1 and case == "killed":
-            note = folder / f"killed.{number}"  # other threads are here too, and the kill cuts them short
+            note = folder / f"killed.{number}"  # other threads get here too, and the kill interrupts them
             note.write_text(str(time.time()))
             note.rename(folder / "killed")
             os.kill(os.getpid(), signal.SIGKILL)

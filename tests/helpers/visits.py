@@ -1,4 +1,4 @@
-"""Pages of runs that are open in a browser."""
+"""Pages of runs, open in a browser."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Visit:
-    """A page that is open in a browser, and what went wrong in it."""
+    """A page open in a browser, and what went wrong in it."""
 
     def __init__(self, browser, file: Path | str, address: str = "", **context):
         self.errors: list[str] = []
@@ -21,21 +21,21 @@ class Visit:
         self.page.locator("#trouble").wait_for(state="hidden")
 
     def found(self, text: str) -> None:
-        """Wait until so many groups are said to be there."""
+        """Wait until the page shows this number of groups."""
         self.page.get_by_text(text, exact=True).wait_for()
 
     def column(self, field: str) -> list[str]:
         return self.page.locator(f".tabulator-row .tabulator-cell[tabulator-field={field}]").all_inner_texts()
 
     def close(self) -> None:
-        """Nothing went wrong, and nothing was asked for but the file itself."""
+        """Check that nothing went wrong and that nothing but the file itself was requested."""
         assert self.errors == []
         assert self.requests == [self.file]
         self.page.context.close()
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """What a browser does after an event is not there at once."""
+    """Wait until it holds, because a browser does not react to an event immediately."""
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until

@@ -1,4 +1,4 @@
-"""vLLM's build for CPUs, made to take the weights of the moment, as its builds for GPUs do."""
+"""vLLM's build for CPUs, made to take the current weights, as its builds for GPUs do."""
 
 import torch
 
@@ -6,8 +6,8 @@ import torch
 def keep_weights() -> None:
     """Call it before vLLM loads a model.
 
-    On processors with AVX-512, vLLM 0.31 packs each linear layer for kernels of its own, and drops the weights that it
-    was loaded with: those that training sends later find no place.
+    On processors with AVX-512, vLLM 0.31 packs each linear layer for its own kernels and drops the weights that it was
+    loaded with, so that weights sent later by training have no place to go.
     """
     from vllm.model_executor.layers import utils
 

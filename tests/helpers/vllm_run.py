@@ -2,11 +2,11 @@
 
 usage: vllm_run.py OUTPUT_FOLDER POLICY_FOLDER {full,lora,parallel,ADDRESS_OF_A_SERVER} [parent|best]
 
-What vLLM says of the tokens that it sampled is compared with what the policy says of them (`sampler_gap/absolute`), so
-that a small gap shows two things: the tokens belong to this very context, and vLLM has the weights of the moment. In
-the last step vLLM is told of no update any more, which shows that a gap would be seen.
+vLLM's log-probabilities of the tokens that it sampled are compared with the policy's (`sampler_gap/absolute`), so that
+a small gap shows two things: the tokens belong to this very context, and vLLM has the current weights. In the last
+step vLLM gets no update, which shows that a gap would be seen.
 
-With `best` it is told of all; after the last step the best weights are loaded, which are those of the first step, and
+With `best` it gets all updates; after the last step the best weights, those of the first step, are loaded and
 evaluated: the report says how far vLLM's weights then are from the policy's.
 """
 
@@ -35,9 +35,9 @@ from a2tgpo_trl.rollout import parsing
 
 
 SYNCED_STEPS, STEPS = 2, 3
-ENDS = list(range(0, 384, 4))  # a policy of random weights draws its own end of a turn hardly ever
-CALLS = (2, 1, 0, 3)  # that the prompts of a batch ask for, in turn: unequal on two ranks as well as on one
-PARENTS_CALLS = (1, 1, 1, 0)  # as many turns on both ranks, which the parent needs, and unequal numbers of rollouts
+ENDS = list(range(0, 384, 4))  # a policy of random weights hardly ever samples its own end of a turn
+CALLS = (2, 1, 0, 3)  # requested by the prompts of a batch, in turn: unequal on two ranks as well as on one
+PARENTS_CALLS = (1, 1, 1, 0)  # equally many turns on both ranks, as the parent needs, and unequal numbers of rollouts
 BEST = {
     **{"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 2},
     **{"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True},
@@ -46,7 +46,7 @@ LORA = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_pro
 
 
 def obey_the_prompt() -> None:
-    """A policy of random weights calls no tool. So its turns are taken for calls, as many as its prompt asks for."""
+    """Treat turns as calls, as many as the prompt asks for, because a policy of random weights calls no tool."""
     parse, parents = parsing.TurnParser.parse, grpo_trainer.parse_response
 
     def calls(tokenizer, prefix):
@@ -66,8 +66,8 @@ def obey_the_prompt() -> None:
 
 
 def without_weight_transfer() -> None:
-    """TRL sends weights to a server by NCCL alone, from GPU to GPU: on a CPU the server keeps the weights that it has
-    loaded, and what can be looked at is who gets which completion."""
+    """Send no weights: TRL sends them to a server only by NCCL, from GPU to GPU. On a CPU the server keeps the weights
+    that it has loaded, and only who gets which completion can be tested."""
     VLLMClient.init_communicator = lambda self, **_: None
     VLLMGeneration.sync_weights = lambda self: None
 
@@ -106,18 +106,18 @@ def sync_for_a_while(trainer) -> None:
 
 
 def held_by_vllm(trainer) -> torch.Tensor:
-    """What vLLM holds on this rank of a weight of the first layer."""
+    """The part of a first-layer weight that vLLM holds on this rank."""
     worker = trainer.vllm_generation.llm.llm_engine.model_executor.driver_worker
     return worker.model_runner.model.model.layers[0].self_attn.o_proj.weight
 
 
 def split(trainer) -> int:
-    """Over how many ranks vLLM's weights are spread."""
+    """The number of ranks over which vLLM's weights are spread."""
     return trainer.model.model.layers[0].self_attn.o_proj.weight.numel() // held_by_vllm(trainer).numel()
 
 
 def distance_to_vllm(trainer) -> float:
-    """Of that weight, between the policy and vLLM, which rounds it to 16 bits."""
+    """How far that weight in the policy is from vLLM's, which is rounded to 16 bits."""
     layer = base_model(trainer.model).model.layers[0].self_attn.o_proj
     policy = layer.weight
     if isinstance(layer, LoraLayer):
@@ -134,7 +134,7 @@ def best_report(trainer, folder: str) -> dict:
 
 
 def adapter_report(trainer, before: dict) -> dict:
-    """Whether the weights under the adapter are what they were, and the adapter lies beside them."""
+    """Whether the weights under the adapter are unchanged, with the adapter beside them."""
     layers = [module for module in trainer.model.modules() if isinstance(module, LoraLayer)]
     base = {name: tensor for name, tensor in trainer.model.state_dict().items() if "lora_" not in name}
     assert base.keys() == {name for name in before if "lora_" not in name}
@@ -158,7 +158,7 @@ def main(folder: str, policy: str, way: str, which: str = "ours") -> None:
     rows = {"prompt": [[{"role": "user", "content": text}] for text in prompts], "answer": ["Paris"] * len(prompts)}
 
     def reward(completions, trainer_state, **_):
-        """Anything, and less from step to step, so that the first evaluation is the best one."""
+        """Any reward that falls from step to step, so that the first evaluation is the best one."""
         return [float(len(messages[0]["content"]) % 3) - 10 * trainer_state.global_step for messages in completions]
 
     trainer = trainer_class(

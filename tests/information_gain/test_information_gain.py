@@ -1,4 +1,4 @@
-"""Values against the plain way: one model call per context, one sequence at a time, nothing padded or packed."""
+"""Values compared with the plain way: one model call per context, one sequence at a time, no padding or packing."""
 
 import dataclasses
 import math
@@ -118,7 +118,7 @@ def test_values_equal_separate_passes_with_lora_and_its_dropout_stays_off(name, 
     values = answer_values(model, Rollouts.from_padded(batch), answers, tokenizer=tokenizer)
     assert largest_difference(values, plain) < TOLERANCE
     assert largest_difference(values, without_adapter) > 0.1  # the adapter is in the values
-    assert all(module.training for module in model.modules())  # and the mode is back
+    assert all(module.training for module in model.modules())  # and the mode is restored
 
 
 @pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma3", marks=pytest.mark.slow)])
@@ -160,7 +160,7 @@ def test_the_token_budget_changes_the_number_of_forwards_only(token_budget, pack
 @pytest.mark.parametrize("packed", [True, False])
 def test_one_long_rollout_does_not_make_a_forward_of_each_short_one(packed, tokenizer):
     # With its probe of 11 tokens the long row has 411 tokens, and 15 short ones have 51 each, of which 9 fit in 500:
-    # 1 + 2 forwards. As wide as the longest row, one would fit, and it would take 16.
+    # 1 + 2 forwards. At the longest row's width only one would fit, and it would take 16.
     model = ARCHITECTURES["llama"]()
     rollouts = Rollouts([[5] * 400, *([6] * 40 for _ in range(15))], [[]] * 16, [[]] * 16)
     probes = [ProbeMaker(tokenizer, TEMPLATE).make_all("QXZJKVWY", "first")] * 16
@@ -186,7 +186,7 @@ def test_logits_are_made_of_answer_tokens_alone(tokenizer):
     answer_values(model, rollouts, ["QXZ"] * 2, tokenizer=tokenizer)
     assert made == [(1, 18, 384)]
     model(torch.tensor([[1, 2]]))
-    assert made[1] == (1, 2, 384)  # and the head is itself again
+    assert made[1] == (1, 2, 384)  # and the head is restored
 
 
 def off_by_one(order: int = 0, **shifts: int):
@@ -406,8 +406,8 @@ def test_places_of_one_key_have_the_value_of_the_first_that_has_one():
 
 @pytest.mark.parametrize("implementation", ["sdpa", None])
 def test_contexts_have_one_key_if_all_their_tokens_and_the_answer_are_the_same(implementation, tokenizer):
-    # The first two begin with the same turn and its result, and go on differently; the third has another prompt,
-    # the fourth another answer. Token for token, [5] + [6] is not [5, 6] + []: but as a context it is the same one.
+    # The first two begin with the same turn and its result, then differ; the third has another prompt, the fourth
+    # another answer. As prompt and completion, [5] + [6] is not [5, 6] + [], but as a context it is the same.
     mask = [1, 0, 1, 0, 1]
     rollouts = Rollouts(
         [[5], [5], [4], [5], [5, 6]],

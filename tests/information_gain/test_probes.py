@@ -100,4 +100,4 @@ def test_a_probe_of_a_policy_that_thinks_first_lacks_the_thought_that_the_templa
     assert repr("<think>\n\n</think>\n\n" + TEMPLATE) in thought_before_answer(TEMPLATE, thinks, does_not)
     assert thought_before_answer("<think>\n\n</think>\n\n" + TEMPLATE, thinks, does_not) is None
     assert thought_before_answer(TEMPLATE, does_not, does_not) is None
-    assert thought_before_answer(TEMPLATE, "assistant:", "assistant: ") is None  # a template that knows no thoughts
+    assert thought_before_answer(TEMPLATE, "assistant:", "assistant: ") is None  # a template without thoughts

@@ -1,4 +1,4 @@
-"""What rounding moves gains by: measured, and never credited. The policy of Atlas on its task, in float32 and bf16."""
+"""How far rounding moves gains: measured, and never credited. Atlas's policy on its task, in float32 and bf16."""
 
 import re
 from dataclasses import replace
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 class Atlas:
-    """Rollouts of one question: each asks for what the question asks for, and for another thing beside it."""
+    """Rollouts of one question: each searches for what the question asks, and for one other thing."""
 
     def __init__(self, folder, seed: int):
         self._folder, self._task = folder, atlas()
@@ -77,7 +77,7 @@ class Atlas:
         trainer.train()
 
     def evidence(self, **changes) -> Evidence:
-        """What a trainer makes of the rollouts, all of which earned the same."""
+        """What a trainer makes of the rollouts, which all earned the same."""
         scores, _ = self.trainer(**changes)._gain_pass.run(self.rollouts, self.answers, False)
         gains_NK = information_gain(scores.values_BK, 2)
         none_NK, nothing_N = torch.full_like(gains_NK, NAN), torch.zeros(ROLLOUTS)
@@ -96,14 +96,14 @@ def world(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exact_and_rounded(world):
-    """The same rollouts in float32 and in bf16, each beside the one that gained the most like it in float32."""
+    """The same rollouts in float32 and bf16, each paired with the one whose gain in float32 is most similar."""
     exact, rounded = world.evidence(), world.evidence(bf16=True)
     pairs_N = exact.gains_NK[:, 0].argsort().argsort() // 2
     return replace(exact, group_ids_N=pairs_N), replace(rounded, group_ids_N=pairs_N)
 
 
 def distances(evidence: Evidence) -> torch.Tensor:
-    """From the mean of the two that are compared."""
+    """Distances from the mean of the two gains that are compared."""
     gains_N = evidence.gains_NK[:, 0]
     means = torch.zeros(ROLLOUTS // 2).index_add(0, evidence.group_ids_N, gains_N / 2)
     return gains_N - means[evidence.group_ids_N]
@@ -114,7 +114,7 @@ def test_bf16_and_float32_give_one_sign_wherever_either_is_above_the_floor(exact
     assert exact.gain_floor == GAIN_FLOOR and 0.01 < rounded.gain_floor < 0.5
     above = torch.maximum(distances(exact).abs(), distances(rounded).abs()) > rounded.gain_floor
     assert above.any() and not above.all()
-    # Without a floor, what hardly differs has scores of -1 and 1 as well, whichever way it was rounded.
+    # Without a floor, gains that hardly differ have scores of -1 and 1 as well, whichever way they were rounded.
     plain = [turn_group_zscore(one.gains_NK, one.group_ids_N)[:, 0] for one in exact_and_rounded]
     assert (plain[1][~above].abs() > 0.9).any() and (plain[0] * plain[1] > 0)[above].all()
     for name in ("turn_group", "pooled"):
@@ -156,7 +156,7 @@ def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkey
     trainer = world.trainer(bf16=True)
     trainer._gain_pass.run(world.rollouts, world.answers, False)
     assert trainer._gain_pass.packing is not None
-    # A model that knows nothing of positions: each token is where it stands in the row.
+    # A model that ignores positions: a token's position is its place in the row.
     fused = gain_pass.fused_scorer
     monkeypatch.setattr(gain_pass, "fused_scorer", lambda *given: lambda *row: fused(*given)(*row[:3], None))
     trainer = world.trainer(bf16=True)
@@ -167,7 +167,7 @@ def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkey
 def test_gains_of_probability_have_floors_in_proportion_to_what_they_lie_between(world):
     exact, rounded = (world.evidence(bf16=bf16, gain_measure="probability") for bf16 in (False, True))
     floors_N = rounded.gain_floor[:, 0]
-    assert floors_N.max() > 2 * floors_N.min()  # the control: answers are unlike
+    assert floors_N.max() > 2 * floors_N.min()  # the control: answers differ
     off_N = (rounded.gains_NK - exact.gains_NK)[:, 0].abs()
     assert (off_N < floors_N).float().mean() > 0.8 and (off_N > floors_N / 100).any()
     switches = Switches()
@@ -190,19 +190,19 @@ def test_what_is_within_the_floor_of_the_mean_counts_as_the_mean():
     assert floor_metrics(gains, group, 0.1, 0.2) == {"gain/floor": 0.2, "gain/cells_below_floor": 0.5}
     of_each = torch.tensor([[0.1, 1.1], [0.1, 0.9]])
     assert floor_metrics(gains, group, of_each, 0.2)["gain/cells_below_floor"] == 0.5  # 3 is off by more than 0.9
-    # A turn alone at its depth is compared with nothing; where there are no gains there is no floor.
+    # A turn alone at its depth is compared with nothing; without gains there is no floor.
     assert floor_metrics(torch.tensor([[1.0]]), torch.tensor([0]), 0.1, 0.1) == {"gain/floor": 0.1}
     assert floor_metrics(torch.tensor([[NAN]]), torch.tensor([0]), 0.1, 0.1) == {}
 
 
 def test_a_probability_is_rounded_in_proportion_to_itself():
     values = torch.tensor([[0.01, 0.02, 0.5], [0.3, NAN, NAN]])
-    # 0.1 sqrt((0.0001 + 0.0004) / 2), and 0.1 sqrt((0.0004 + 0.25) / 2); none where there is no gain.
+    # 0.1 sqrt((0.0001 + 0.0004) / 2), and 0.1 sqrt((0.0004 + 0.25) / 2); none without a gain.
     assert_near(floors_of_gains(values, 0.1, "probability"), [[0.0015811, 0.0353836], [NAN, NAN]], 1e-6)
     assert floors_of_gains(values, 0.1, "logprob") == 0.1
     assert_near(as_logprobs(values[:1], "probability"), [[-4.60517, -3.912023, -0.693147]], 1e-5)
     assert as_logprobs(values, "logprob") is values
-    # A probability too small for float32 is no more than that: it moves by nothing.
+    # A probability too small for float32 stays finite as a logarithm, and rounding moves it by nothing.
     none = as_logprobs(torch.tensor([0.0]), "probability")
     assert none.isfinite().all() and squares(none - none) == (0.0, 1)
 
@@ -228,7 +228,7 @@ def test_turn_rewards_are_exact_and_have_no_floor():
         assert_near(find_method(name)(evidence, switches)[:, 0], [1.0, -1.0], 1e-2)
     advantages = find_method("gtpo")(evidence, preset_of(find_method("gtpo")).switches)
     assert_near(advantages[:, 0], [1.0, -1.0], 1e-2)
-    # With gains in them, returns have theirs: 0.5 x 1.
+    # Returns that contain gains have a floor: 0.5 x 1.
     mixed = replace(evidence, gains_NK=torch.tensor([[1.0, NAN], [1.5, NAN]]))
     switches = replace(preset_of(find_method("gtpo")).switches, gain_weight=0.5)
     assert (find_method("gtpo")(mixed, switches) == 0).all()
@@ -244,7 +244,7 @@ def test_outcomes_are_exact_where_they_are_compared_beside_gains():
     joint = find_method("igpo_joint")
     expected = torch.tensor([[score, score], [-score, -score]])
     assert_near(joint(evidence, preset_of(joint).switches), expected, 1e-4)
-    # In returns, 0.05 + 0.9 x 0.1 = 0.14 is beyond the floor of gains; that of the answer turn holds no gain.
+    # In returns, 0.05 + 0.9 x 0.1 = 0.14 is beyond the floor of gains; the answer turn's return contains no gain.
     first = 0.14 / (0.14**2 + 0.12**2) ** 0.5
     for name in ("gtpo", "hybrid"):
         switches = replace(preset_of(find_method(name)).switches, gain_weight=1.0, outcome_weight=0.0)
@@ -266,13 +266,13 @@ def test_a_group_whose_gains_differ_by_rounding_teaches_nothing():
 
 
 def test_the_floor_is_four_deviations_over_all_ranks():
-    # sqrt((0.03^2 + 0.03^2 + 0.06^2) / 3) = 0.042426, times 4. What is not finite does not count.
+    # sqrt((0.03^2 + 0.03^2 + 0.06^2) / 3) = 0.042426, times 4. Values that are not finite do not count.
     ranks = [squares(torch.tensor([[0.03, NAN], [-0.03, torch.inf]])), squares(torch.tensor([[0.06]]))]
     assert gain_floor(ranks) == pytest.approx(4 * 0.0424264)
     assert gain_floor([(0.0, 0)]) == gain_floor([squares(torch.tensor([1e-6]))]) == GAIN_FLOOR
     assert spread_out(3) == [0, 1, 2] and spread_out(32) == [0, 4, 8, 12, 16, 20, 24, 28]
     assert len(spread_out(100)) == 12 and len(spread_out(1000)) == 16
-    # An eighth of all ranks' rollouts: 8 and 16 together. Of few on each of many, one of each.
+    # An eighth of all ranks' rollouts: 8 and 16 in total. With few rollouts on each of many ranks, one per rank.
     assert spread_out(16, 4) == [0, 8] and spread_out(16, 8) == [0, 8] and spread_out(4, 64) == [0]
 
 
@@ -307,7 +307,7 @@ def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):
         assert rounding_unit(torch.float32, "no", device) == TF32
         assert rounding_unit(torch.float32, "bf16", device) == 2.0**-8
     trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, max_steps=1, num_iterations=2)))
-    assert not trainer._gain_pass._can_share_logps  # which a clip range of a few thousandths would see
+    assert not trainer._gain_pass._can_share_logps  # a clip range of a few thousandths would notice
     trainer.train()
     assert logged(trainer, "gain/floor")[0] > GAIN_FLOOR and trainer._gain_pass.packing is not None
 

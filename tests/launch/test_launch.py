@@ -37,7 +37,7 @@ from a2tgpo_trl.recipe.recipe_file import find_launch_config, recipe_folder
 
 
 SHIPPED = sorted((recipe_folder() / "accelerate").glob("*.yaml"))
-# name -> its type, ZeRO stage, processes, and whether it keeps to CPUs
+# name -> its type, ZeRO stage, processes, and whether it stays on CPUs
 KINDS = {
     "single_gpu": ("NO", None, 1, False),
     "multi_gpu": ("MULTI_GPU", None, 8, False),
@@ -53,7 +53,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def nothing_launched(monkeypatch):
-    """These tests begin where a user begins: not under a launcher."""
+    """Start these tests as a user starts: not under a launcher."""
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_", "FSDP_", "SLURM_", "DS_")) or name in ("MASTER_ADDR", "WORLD_SIZE", "RANK"):
             monkeypatch.delenv(name)
@@ -70,7 +70,7 @@ def test_accelerate_reads_of_a_configuration_what_its_name_says(file):
     assert config.distributed_type.value == kind
     assert (config.num_processes, config.use_cpu) == (processes, on_cpu)
     assert config.deepspeed_config.get("zero_stage") == stage
-    assert config.mixed_precision is None  # the recipe's
+    assert config.mixed_precision is None  # left to the recipe
 
 
 def test_every_configuration_is_known_here():
@@ -100,9 +100,9 @@ def test_deepspeed_takes_accumulation_clipping_and_precision_from_the_recipe(nam
     assert config["gradient_accumulation_steps"] == config["gradient_clipping"] == "auto"
     saves_whole = config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
     assert (plugin.zero3_init_flag and saves_whole) == (plugin.zero_stage == 3)
-    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")  # or the settings would look for the other processes
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")  # otherwise the settings would look for the other processes
     args = A2TGPOConfig(str(tmp_path), bf16=True, use_cpu=True)
-    assert args.mixed_precision == "bf16"  # though the configuration was read
+    assert args.mixed_precision == "bf16"  # although the configuration was read
 
 
 def test_fsdp2_wraps_layers_and_saves_the_model_whole(monkeypatch):
@@ -143,11 +143,11 @@ ON_CPUS, DEEPSPEED_ON_CPUS = {"ACCELERATE_USE_CPU": "true"}, {"DS_ACCELERATOR": 
         ("multi_gpu", 2, 2, [], {}),
         ("zero2", None, 8, [], {}),
         ("fsdp2", 4, 8, [], {}),
-        ("multi_node", None, 8, [], {}),  # 16 processes of two machines
+        ("multi_node", None, 8, [], {}),  # 16 processes on two machines
         ("cpu_zero3", None, 0, [], DEEPSPEED_ON_CPUS),
         ("cpu_zero2", 3, 8, [], DEEPSPEED_ON_CPUS),
         ("cpu_ddp", 1, 0, [], ON_CPUS),
-        # Of these, Accelerate would start one.
+        # For these, Accelerate would start only one process.
         ("cpu_ddp", None, 0, SEVERAL, ON_CPUS),
         ("cpu_ddp", 3, 8, SEVERAL, ON_CPUS),
         ("single_gpu", 2, 0, SEVERAL, ON_CPUS),
@@ -210,7 +210,7 @@ def test_a_configuration_that_cannot_be_is_one_line_and_exit_code_2(text, said, 
     assert said in message and message.count("\n") == 1
 
 
-# ---- what is there, and was not asked for
+# ---- runs that are not what was asked for
 
 
 @pytest.fixture
@@ -242,8 +242,8 @@ def test_a_run_that_is_not_what_was_asked_for_is_refused(told, said, one_process
     "told",
     [
         {},
-        {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},  # torchrun with one
-        {"MASTER_ADDR": "127.0.0.1"},  # of the user's shell
+        {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},  # torchrun, one process
+        {"MASTER_ADDR": "127.0.0.1"},  # from the user's shell
         {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "0"},
     ],
     ids=str,
@@ -309,7 +309,7 @@ REAL = {
 
 
 def check_trained(found: list[dict], expected: dict, folder: Path, steps: int) -> None:
-    """Each rank saw what was asked for, and the model that was saved can be read as any other."""
+    """Check that each rank saw what was asked for and that the saved model can be read like any other."""
     assert len(found) == 2
     for rank in found:
         assert (rank["processes"], rank["device"]) == (2, "cpu")
@@ -335,7 +335,7 @@ def test_the_command_trains_on_two_processes_and_goes_on_from_what_they_saved(na
 
 
 def rank_1(folder: Path) -> list[dict]:
-    """The second rank's report, of a command that starts its processes itself."""
+    """The second rank's report, for a command that starts its processes itself."""
     return [json.loads((folder / "rank1.json").read_text())]
 
 
@@ -349,7 +349,7 @@ def test_plain_accelerate_launch_needs_nothing_but_the_configuration(name, tmp_p
 
 @pytest.mark.slow
 def test_fsdp2s_settings_save_the_model_whole_and_can_be_gone_on_with(tmp_path):
-    # On CPUs by force, as `unequal_turns` does it.
+    # Forced onto CPUs, as in `unequal_turns`.
     folder = tmp_path / "run"
     program = [str(HELPERS / "sharded_on_cpu.py"), *SHORT, "--use_cpu", "true", "--output_dir", str(folder)]
     told = {**variables_of(find_launch_config("fsdp2"), 2), "WITNESS": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -382,7 +382,7 @@ def test_threads_that_wait_for_each_other_soon_sleep_unless_the_user_says_otherw
 def test_a_task_of_slurm_is_a_rank_where_there_are_several_on_a_machine():
     assert is_slurm_rank(STEP)
     assert not is_slurm_rank({})
-    assert not is_slurm_rank({**STEP, "SLURM_STEP_NUM_TASKS": "2"})  # one a machine, which starts its ranks
+    assert not is_slurm_rank({**STEP, "SLURM_STEP_NUM_TASKS": "2"})  # one per machine, which starts its ranks
     start = rank_of_slurm(find_launch_config("zero3"), None, {**STEP, **MEETING})
     assert start.words == []
     ranks = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -421,7 +421,7 @@ if [ "$1" = show ]; then echo 127.0.0.1; else printf '%s\\n' "$*" >> "$CLUSTER/a
 
 
 def cluster(folder: Path, **more: str) -> dict[str, str]:
-    """Variables under which the job's script finds stand-ins for SLURM's two commands."""
+    """Variables with which the job's script finds stand-ins for SLURM's two commands."""
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""`a2tgpo plan`: memory against arithmetic by hand. Against real runs: test_plan_measured.py."""
+"""`a2tgpo plan`: memory compared with arithmetic by hand; for comparisons with real runs see test_plan_measured.py."""
 
 import json
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ def test_peak_memory_is_what_is_held_at_once():
         b = a + 1  # 8,000
         del a
         c = b * 2  # 8,000
-        b.add_(1)  # in place: nothing
+        b.add_(1)  # in place: no memory
         return c.view(10, 100)
 
     with MemoryTrace() as trace:
@@ -147,7 +147,7 @@ def test_dropout_of_an_adapter_holds_what_it_has_dropped():
 @pytest.mark.parametrize(
     "kind, devices, stored, expected, gradients",
     [
-        # Adam in float32: 4 + 8 + 4 bytes a weight
+        # Adam in float32: 4 + 8 + 4 bytes per weight
         ("none", 1, 4, {"weights": 4000, "optimiser": 8000}, 4000),
         ("ddp", 8, 4, {"weights": 4000, "optimiser": 8000}, 4000),
         # bfloat16 weights and gradients; two moments and a float32 copy, over 8
@@ -209,7 +209,7 @@ def test_an_evaluation_holds_what_sampling_its_rows_holds_and_nothing_else():
     memory = plan_memory(policy(), setting(evaluated=4000), Sharding(), H100, ROW)
     assert memory.peak_stage == "evaluation" and set(memory.peak_parts) - set(memory.stays) <= set(CURES)
     colocated = stages(evaluated=40, sampler="colocate", vllm_share=0.3)
-    assert colocated["evaluation"] == {}  # in vLLM's own share, which is there already
+    assert colocated["evaluation"] == {}  # in vLLM's share, which is already counted
 
 
 def test_the_gain_pass_takes_as_many_rows_as_its_budget():
@@ -227,7 +227,7 @@ def test_what_is_sampled_in_parts_takes_the_memory_of_one():
 
 
 def test_a_share_of_vllm_that_does_not_hold_its_weights_is_refused():
-    # 2 bytes a weight, and 2 a number of a rollout's cache
+    # 2 bytes per weight, and 2 per number of a rollout's cache
     found = policy()
     size = 2 * found.parameters.all + 2 * ROW * LAYERS * 2 * KV_HEADS * HEAD_DIM / 0.9
     for share, fits in ((1.01 * size, True), (0.99 * size, False)):
@@ -268,7 +268,7 @@ def test_seconds_of_a_step_are_those_of_the_second_half():
     found = seconds_by_stage(settings_of_batches(16, 8), clock, logs)
     assert found == {"sampling": 2.0, "tools": 0.0, "gain pass": 1.0, "loss": 1.5, "the rest": 1.5}
     assert Measured(found, 0, 0).step_seconds == 6.0
-    # Two batches a step: a log has their average.
+    # Two batches per step: the log has their average.
     assert seconds_by_stage(settings_of_batches(4, 8), clock, logs)["gain pass"] == 2.0
 
 

@@ -1,4 +1,4 @@
-"""What a plan says beside what two batches of real training took, on this machine."""
+"""A plan compared with what two batches of real training took, on this machine."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Comparison:
 
 
 def save_middle_model(folder) -> None:
-    """42 million random weights, with the tokenizer of the shipped policy and words that mean nothing."""
+    """Save 42 million random weights, with the shipped policy's tokenizer and words that mean nothing."""
     tokenizer = AutoTokenizer.from_pretrained(str(POLICY))
     vocabulary = 8192
     tokenizer.add_tokens([f"word{number}" for number in range(vocabulary - len(tokenizer))])
@@ -55,7 +55,7 @@ def comparisons(tmp_path_factory) -> dict[str, Comparison]:
     model = tmp_path_factory.mktemp("plan") / "model"
     save_middle_model(model)
     middle = [*MIDDLE, "--model_name_or_path", str(model)]
-    # Not with LoRA on the shipped policy: what that holds at its peak differs from run to run by half.
+    # Not with LoRA on the shipped policy: its peak memory differs from run to run by half.
     cases = {
         "quickstart": QUICKSTART,
         "middle": middle,
@@ -103,7 +103,7 @@ def test_this_machine_is_measured(capsys):
 @pytest.mark.slow
 def test_a_recipe_that_does_not_run_here_is_said_in_the_words_of_its_run(tmp_path, capsys):
     for part in (AutoConfig, AutoTokenizer):
-        part.from_pretrained(str(POLICY)).save_pretrained(tmp_path)  # and no weights
+        part.from_pretrained(str(POLICY)).save_pretrained(tmp_path)  # but no weights
     assert main(["plan", "quickstart", "--gpu", "this", "--model_name_or_path", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert "two batches of the recipe did not run here" in message and str(tmp_path) in message

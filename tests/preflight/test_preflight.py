@@ -1,4 +1,4 @@
-"""Each thing that would go wrong in training is a finding that says what to do; what is sound passes."""
+"""Each thing that would go wrong in training is a finding that says what to do; a sound recipe passes."""
 
 import sqlite3
 import threading
@@ -25,7 +25,7 @@ from a2tgpo_trl.tasks import Task
 from a2tgpo_trl.tools import tool
 
 
-# What a family's tokenizer knows besides; the first token is the tokenizer's own end.
+# Additional tokens of a family's tokenizer; the first is the tokenizer's own end token.
 LLAMA = ["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
 GEMMA = ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 GEMMA_4 = ["<eos>", "<bos>", "<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>"]
@@ -161,7 +161,7 @@ def test_a_tool_that_speaks_of_threads_is_not_said_to_run_on_the_wrong_one(make)
     assert found.status == "warn" and "Training calls tools from threads" not in found.message
 
 
-BOOKS = sqlite3.connect(":memory:")  # on the thread that imports this
+BOOKS = sqlite3.connect(":memory:")  # opened on the thread that imports this
 
 
 class Reads(training.Library):
@@ -219,9 +219,9 @@ def test_a_clip_range_that_counts_nowhere_is_said(make):
         ("gemma4_v3.jinja", GEMMA_4, GEMMA_4_ENDS, True),
         ("gemma4_v4.jinja", GEMMA_4, GEMMA_4_ENDS, True),
         ("gemma4_v5.jinja", GEMMA_4, GEMMA_4_ENDS, True),
-        # It ends a turn by how the next begins: results, or the user's.
+        # It ends a turn with the beginning of the next: results, or the user's turn.
         ("glm4moe.jinja", GLM, ("<|endoftext|>", "<|user|>", "<|observation|>"), True),
-        # Without a tool format, so without tools.
+        # No tool format, so no tools.
         ("gemma.jinja", GEMMA, ("<eos>", "<end_of_turn>"), False),
         ("gemma3.jinja", GEMMA, ("<eos>", "<end_of_turn>"), False),
     ],
@@ -247,7 +247,7 @@ def test_a_recipe_for_gpus_is_checked_where_there_are_none(capsys):
     assert cli(["check", *words]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "WARN machine Checked for another machine; here it would not run:" in shown and "bf16" in shown
-    assert cli(["check", *words, "--lerning_rate", "3"]) == 2  # what is wrong anywhere is
+    assert cli(["check", *words, "--lerning_rate", "3"]) == 2  # what is wrong on any machine is still refused
 
 
 def test_training_takes_trls_variant_of_a_template_and_the_finding_says_so(make):
@@ -265,7 +265,7 @@ def test_a_template_without_a_form_for_parallel_calls_passes_and_says_so(make):
 
 
 def qwen3_edited(old: str, new: str, base: str = "qwen3_training.jinja"):
-    """Qwen3 with a template of one's own, which brings its parser along."""
+    """Qwen3 with an edited template, and with the parser that belongs to it."""
     template = tiny.chat_template(base)
     assert old in template
     tokenizer = tiny.make_tokenizer(template.replace(old, new))
@@ -286,8 +286,8 @@ def test_a_template_that_drops_the_thinking_of_earlier_turns_fails(make):
 
 
 def test_a_template_that_drops_thinking_and_that_trl_cannot_patch_fails(make):
-    # Any edit hides Qwen3 from TRL, which knows templates by the letter. Its empty thought in the last turn alone is
-    # what a tool result then changes.
+    # Any edit hides Qwen3 from TRL, which recognises templates letter by letter. A tool result then changes the empty
+    # thought, which only the last turn has.
     tokenizer = tiny.make_tokenizer(tiny.chat_template() + "\n")
     found = failed(make(tokenizer))
     assert "Training would refuse this" in found["prefixes"] and "leaves earlier turns" in found["prefixes"]
@@ -305,12 +305,12 @@ def test_a_template_without_a_tool_format_fails_and_what_needs_one_is_not_tried(
     assert found["tool format"].status == "fail"
     assert "no tool format" in found["tool format"].message and "Use a model whose" in found["tool format"].message
     assert found["mask"].status == "warn" and "not tried: it needs tool format" in found["mask"].message
-    assert found["fit"].status == found["log-probabilities"].status == "pass"  # the others do not suffer
+    assert found["fit"].status == found["log-probabilities"].status == "pass"  # the other checks are unaffected
 
 
 def test_a_lost_separator_fails_and_names_the_token_to_set(make):
-    # The model stops at <|im_end|>, but the tokenizer's end is another: TRL then cuts after the line break, and the
-    # next turn starts without it.
+    # The model stops at <|im_end|>, but the tokenizer has another end token: TRL then cuts after the line break, and
+    # the next turn starts without it.
     tokenizer = tiny.make_tokenizer(tiny.chat_template("qwen2_5.jinja"))
     tokenizer.eos_token = "<|endoftext|>"
     message = failed(make(tokenizer, ends=tokenizer.convert_tokens_to_ids(["<|im_end|>"])))["separators"]
@@ -326,8 +326,8 @@ def test_a_turn_that_ends_in_no_end_token_fails(make):
 
 
 def test_tokens_that_merge_over_a_border_are_a_warning():
-    # Here the policy's turn starts with a line break of its own, right after "assistant\n", and a tokenizer that knows
-    # two line breaks as one token reads them so in one piece.
+    # Here the policy's turn starts with another line break, right after "assistant\n"; a tokenizer that has a token
+    # for two line breaks reads them as that token.
     tokenizer = qwen3_edited("{{- '<think>", "{{- '\\n<think>")
     tokenizer.add_tokens(["\n\n"])
     status, message = preflight.check_separators(Chat(tokenizer, [tiny.search]), {"training": questions()})
@@ -404,7 +404,7 @@ def test_a_call_that_is_not_read_back_fails():
 def test_parallel_calls_of_which_one_is_read_are_a_warning():
     tokenizer = add_response_schema(tiny.make_tokenizer())
     fields = dict(tokenizer.response_template["fields"])
-    # What closes the first call swallows the second.
+    # The pattern that closes the first call swallows the second.
     fields["tool_calls"] = {**fields["tool_calls"], "close_pattern": r"</tool_call>[\s\S]*"}
     tokenizer.response_template = {**tokenizer.response_template, "fields": fields}
     chat = Chat(tokenizer, [tiny.search])
@@ -491,7 +491,7 @@ def test_a_prompt_that_the_template_refuses_fails(make):
 
 
 def test_a_probe_that_tokenises_differently_fails(make):
-    # After "assistant\n", with two line breaks known as one token, a probe that starts with a line break merges.
+    # If two line breaks are one token, a probe that starts with a line break merges with "assistant\n".
     tokenizer = tiny.make_tokenizer()
     tokenizer.add_tokens(["\n\n"])
     message = failed(make(tokenizer, probe_template="\n<answer>{answer}</answer>"))["probe"]
@@ -500,7 +500,7 @@ def test_a_probe_that_tokenises_differently_fails(make):
 
 
 def test_a_probe_where_the_policy_would_think_first_is_warned_of_with_the_thought_that_it_lacks(make):
-    found = run(make())  # Qwen3 thinks unless it is told not to
+    found = run(make())  # Qwen3 thinks unless told not to
     assert found["probe"].status == "warn"
     assert r"probe_template='<think>\n\n</think>\n\n<answer>{answer}</answer>'" in found["probe"].message
     after_thought = run(make(probe_template="<think>\n\n</think>\n\n<answer>{answer}</answer>"))
@@ -563,14 +563,14 @@ def test_truncated_sampling_is_a_warning(make):
 
 
 def test_positions_that_count_padding_are_found():
-    # Both learn an embedding per position. `generate` counts positions from the first token, the trainer's forward
-    # gives none: OPT then counts by the mask, too, and GPT-2 counts the padding.
+    # Both learn an embedding per position. `generate` counts positions from the first token; the trainer's forward
+    # passes none: OPT then also counts by the mask, and GPT-2 counts the padding.
     args = A2TGPOConfig("out", bf16=False, disable_dropout=True)
     errors = {}
     for name in ("opt", "gpt2"):
         model = tiny.architectures()[name]()
         for module in model.modules():
-            if isinstance(getattr(module, "dropout", None), float):  # OPT's, which is no module that TRL could disable
+            if isinstance(getattr(module, "dropout", None), float):  # OPT's, not a module that TRL could disable
                 module.dropout = 0.0
         errors[name] = preflight.sampling.logp_difference(model, [[5, 6, 7], [8] * 9], 0, [1], args)
     assert errors["opt"] < 1e-4 and errors["gpt2"] > 1e-2
@@ -593,14 +593,14 @@ def test_dropout_that_a_shared_ratio_switches_off_is_not_complained_of():
 
 def test_bfloat16_has_its_own_tolerance(make):
     recipe = make()
-    recipe.args.bf16 = True  # set here, since the setting itself asks for a GPU
+    recipe.args.bf16 = True  # set here, because the setting itself asks for a GPU
     found = run(recipe)["log-probabilities"]
     assert found.status == "pass" and "bfloat16" in found.message and "0.3" in found.message
 
 
 def test_another_engine_is_not_started(make):
     recipe = make()
-    recipe.args.use_vllm = True  # set here, since the setting itself asks for the package
+    recipe.args.use_vllm = True  # set here, because the setting itself asks for the package
     found = run(recipe)["log-probabilities"]
     assert found.status == "warn" and "not tried: vLLM" in found.message
 
@@ -637,7 +637,7 @@ def test_the_command_prints_a_line_per_finding_wraps_it_and_counts(capsys, monke
     long = "a word " * 40 + "the end"
     command.report([Finding("probe", "pass", "[4 tokens]"), Finding("fit", "fail", long)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["PASS", "probe", "[4", "tokens]"]  # brackets are no markup
+    assert lines[0].split() == ["PASS", "probe", "[4", "tokens]"]  # brackets are not markup
     assert max(map(len, lines)) <= 80 and "the end" in "\n".join(lines)
     assert lines[-1] == "1 passed, 0 warned, 1 failed"
 

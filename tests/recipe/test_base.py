@@ -1,4 +1,4 @@
-"""A recipe that is built on others: their keys below its own, mistakes with their file and line."""
+"""Recipes built on others: a recipe's keys override its bases' keys; mistakes are named with file and line."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def built(folder: Path, name: str, text: str) -> Path:
 
 @pytest.fixture
 def root(tmp_path):
-    """A recipe of its own, and three that are built on it."""
+    """A recipe without a base, and three that are built on it."""
     write(tmp_path, "learning_rate: 1.0e-4\ntask_kwargs: {seed: 3, train_questions: 20}\neval_rows: 9")
     built(tmp_path, "large.yaml", "base: recipe.yaml\nlearning_rate: 2.0e-4\neval_rows: 8\n")
     built(tmp_path, "short.yaml", "base: recipe.yaml\ntask_kwargs: {test_questions: 7}\n")
@@ -48,7 +48,7 @@ def test_mappings_are_merged_key_by_key_and_a_list_is_taken_whole(root):
 
 
 def test_what_several_are_built_on_is_laid_once_below_all(root):
-    # Laid again below short.yaml, recipe.yaml would undo the learning rate of large.yaml.
+    # Applied again below short.yaml, recipe.yaml would undo the learning rate of large.yaml.
     built(root, "both.yaml", "base: [large.yaml, short.yaml]\n")
     assert names(root / "both.yaml") == ["recipe.yaml", "large.yaml", "short.yaml", "both.yaml"]
     recipe = read(root / "both.yaml")

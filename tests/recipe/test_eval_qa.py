@@ -22,7 +22,7 @@ QUESTIONS = 2  # of each set
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder of test questions alone, and a corpus."""
+    """A folder with test questions only, and a corpus."""
     folder = tmp_path_factory.mktemp("qa")
     for name, qa_set in SETS.items():
         write_rows(folder / name / f"{qa_set.test}.jsonl", [row(name, qa_set.test, i) for i in range(QUESTIONS)])
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
 
 
 def words(folder, output, search) -> list[str]:
-    """The recipe's own keys, but for what a machine without a GPU and a policy without thoughts need."""
+    """The recipe's own keys, except for what a machine without a GPU and a policy without thoughts need."""
     kwargs = yaml.safe_load(find_recipe("eval_qa").read_text())["task_kwargs"]
     kwargs |= {"folder": str(folder), "prompts": "plain", "search": search}
     return [
@@ -87,6 +87,6 @@ def test_the_command_asks_a_server_and_takes_the_policy_by_a_short_name(world, t
             served.terminate()
     assert done.returncode == 0, done.stderr
     assert "all sets, each set alike" in done.stdout
-    assert 'requests_total{code="200"}' in metrics  # at the least, whether it is there: this policy hardly calls
+    assert 'requests_total{code="200"}' in metrics  # at least the check that it is there: this policy hardly calls
     records = read_jsonl(tmp_path / "evaluation" / "policy" / "rollouts.jsonl")
     assert len(records) == 7 * QUESTIONS and all(record["completion"] for record in records)

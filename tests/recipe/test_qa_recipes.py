@@ -1,4 +1,4 @@
-"""The recipes of qa/: each is checked, planned and trained a step without network, by a tiny policy of its kind.
+"""The recipes of qa/: each is checked, planned and trained for a step offline, with a tiny policy of its kind.
 
 The figures are the paper's (arXiv 2605.06200, Table 3 and appendix B).
 """
@@ -44,7 +44,7 @@ SMALL = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
     **{"num_key_value_heads": 2, "initializer_range": 0.2, "max_position_embeddings": 32768},
 }
-HERE = {"bf16": False, "use_vllm": False, "vllm_enable_sleep_mode": False}  # where there is no GPU
+HERE = {"bf16": False, "use_vllm": False, "vllm_enable_sleep_mode": False}  # for a machine without a GPU
 STEP = {
     **HERE,
     **{"max_steps": 1, "num_generations": 2, "generation_batch_size": 4, "per_device_train_batch_size": 2},
@@ -54,7 +54,7 @@ STEP = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """The seven sets, an index of passages, tiny policies and the shapes of the true ones, all in one folder."""
+    """The seven sets, an index of passages, tiny policies and the shapes of the real ones, all in one folder."""
     folder = tmp_path_factory.mktemp("world")
     write_sets(folder / "sets")
     rows = [{"id": str(i), "title": text.partition(":")[0], "text": text} for i, text in enumerate(PASSAGES)]
@@ -73,7 +73,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def offline(world: Path, model: str, *parts: str, **keys) -> list[str]:
-    """The words of a recipe that is built on these of qa/, and takes questions, passages and policy of the folder."""
+    """The words of a recipe built on these of qa/, with questions, passages and policy from the folder."""
     search = {"url": None, "index": str(world / "corpus.jsonl.bm25")}
     given = {
         "model_name_or_path": str(world / model),
@@ -88,7 +88,7 @@ def offline(world: Path, model: str, *parts: str, **keys) -> list[str]:
 
 
 def layers_of(*parts: str) -> list[Layer]:
-    """Those of the last of these recipes, built on the others."""
+    """The layers of the last of these recipes, built on the others."""
     shipped = shipped_recipes()
     *bases, top = (f"qa/{name}" for name in parts)
     return read_layers(shipped[top], bases or None)
@@ -114,14 +114,14 @@ def test_any_combination_keeps_the_papers_batches_and_what_each_part_says():
         keys = merge(layers)
         devices = 1 if "lora" in parts else 8
         step = keys["per_device_train_batch_size"] * keys["gradient_accumulation_steps"] * devices
-        # Eight prompts a step and 64 a batch, 16 rollouts of each.
+        # Eight prompts per step and 64 per batch, with 16 rollouts each.
         assert (step, keys["generation_batch_size"], keys["num_generations"]) == (8 * 16, 64 * 16, 16)
         assert keys["max_steps"] * step == 240 * keys["generation_batch_size"]
         assert keys["vllm_max_model_length"] == 2000 + keys["max_completion_length"] == 2000 + 6192
         assert keys["task_kwargs"]["prompts"] == FAMILIES[parts[0]]
         assert keys["task_kwargs"]["sets"] == ("single-hop" if "single_hop" in parts else "multi-hop")
         said_above = {key for layer in layers if layer.path.stem in parts[1:] for key in layer.keys}
-        for layer in layers:  # no part undoes what another says
+        for layer in layers:  # no part overrides what another sets
             if layer.path.stem in parts[1:]:
                 assert all(keys[key] == value for key, value in layer.keys.items() if key != "task_kwargs")
         assert {"model_name_or_path", "prompts"}.isdisjoint(said_above)
@@ -147,7 +147,7 @@ def test_a_recipe_says_how_it_is_run_and_one_for_gpus_what_it_takes(name):
         assert "# Memory" in header and "# Time" in header and "not measured on a GPU" in header
 
 
-# What a method's paper, or A2TGPO's for its baselines, says: ratio, clip range, KL, gain weight, loss.
+# Values from a method's paper, or from A2TGPO's for its baselines: ratio, clip range, KL, gain weight, loss.
 VALUES = {
     "": ("turn", 3e-3, 4e-3, 0.0, 0.3, "dapo"),
     "as_written": ("turn", 3e-3, 4e-3, 0.0, 1.0, "grpo"),
@@ -179,7 +179,7 @@ def test_a_method_has_the_values_of_the_paper(method, world):
 
 def test_dapo_rolls_out_three_times_at_most_and_charges_for_the_last_2000_tokens(world):
     recipe = read(world, "qwen3_4b", "dapo")
-    # Beside the first round; and 4,192 tokens are free, 5,192 cost a half.
+    # In addition to the first round; and 4,192 tokens are free, 5,192 cost a half.
     assert recipe.args.resample_limit == 3 - 1 and recipe.args.reward_weights == [0.0, 1.0, 0.0, 1.0]
     price = recipe.task.reward_funcs[-1]
     assert price(completion_ids=[[0] * 4192, [0] * 5192, [0] * 6192]) == [0.0, -0.5, -1.0]
@@ -234,4 +234,4 @@ def test_the_memory_in_its_header_is_what_the_plan_of_the_true_shape_says(name, 
     assert cli(["plan", *words, *options, "--json"]) == 0
     computed = re.search(r"It fits: ([\d.]+) of ([\d.]+) GiB", json.loads(capsys.readouterr().out)["verdict"])
     for number, rounded in zip(computed.groups(), stated.groups(), strict=True):
-        assert abs(float(number) - int(rounded)) <= 0.5  # 74.5 may be told as 75
+        assert abs(float(number) - int(rounded)) <= 0.5  # 74.5 may be stated as 75

@@ -1,4 +1,4 @@
-"""Recipes: each that is shipped parses; a mistake is named with its file, its key and the nearest valid name."""
+"""Recipes: each shipped recipe parses; a mistake is named with its file, its key and the nearest valid name."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder
 from a2tgpo_trl.rewards import exact_match
 
 
-# A row of what a recipe takes from the hub.
+# A row of the data that a recipe takes from the hub.
 DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 = 72\n#### 72"}}
 
 
@@ -54,14 +54,14 @@ def shipped(name: str, folder: Path) -> A2TGPOConfig:
     "name", ["colocate_80gb", "lora_24gb", "multi_node", "paper_8gpu_colocate", "paper_8gpu_server"]
 )
 def test_a_recipe_for_long_rollouts_weighs_tokens_and_not_the_product_over_a_rollout(name, tmp_path):
-    # Tokens off by a log-probability of 0.001 each, all to one side: 1.001 a token, exp(6.192) = 489 a rollout, which
-    # is left out of the loss above 3.
+    # Tokens off by a log-probability of 0.001 each, all in one direction: 1.001 per token, exp(6.192) = 489 per
+    # rollout, which is left out of the loss above 3.
     args = shipped(name, tmp_path)
     assert args.vllm_importance_sampling_correction and args.vllm_importance_sampling_mode == "token_truncate"
 
 
 def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
-    # Its policy has never read an error, and one rollout that babbles to its limit holds up the 63 beside it.
+    # Its policy has never read an error, and one rollout that babbles to its limit delays the other 63.
     assert shipped("quickstart", tmp_path).failure_policies["unparsed_call"] == "end"
 
 

@@ -1,4 +1,4 @@
-"""Rollouts of batches, written beside the training: what is in them, and what goes wrong there and stays there."""
+"""Rollouts of batches, written during training: what is in them, and failures that do not reach the training."""
 
 import errno
 import functools
@@ -58,12 +58,12 @@ def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(outcome_we
         assert record["answer"] == "Paris" and record["outcome"] == record["rewards"]["exact_match"]
         assert len(record["advantages"]) == len(record["turns"]) == record["tool_turns"] + 1
         assert record["scores"][-1] is None and record["clip_scale"][-1] == 1.0
-        # What the loss was given for the tokens of each turn, in the turns' order.
+        # What the loss was given for the tokens of each turn, in turn order.
         for name, tensor in (("advantages", output["advantages"]), ("clip_scale", output["clip_scale"])):
             of_tokens = [tensor[i][output["turn_index"][i] == turn] for turn in range(len(record["turns"]))]
             assert all((values == values[0]).all() for values in of_tokens)
             assert record[name] == pytest.approx([values[0].item() for values in of_tokens], abs=1e-6)
-        # What is left of it is the credit of the turn, whatever the outcome weighs.
+        # An advantage less `outcome_advantage` is the turn's credit, whatever the outcome's weight.
         assert record["advantages"][-1] == pytest.approx(record["outcome_advantage"], abs=1e-6)
 
 
@@ -78,14 +78,14 @@ def test_every_other_batch_is_written_from_the_first_on_and_training_is_the_same
 
 @pytest.fixture
 def duckdb():
-    """Not at the top: where vLLM is, these tests are collected as well, and it is not."""
+    """Import DuckDB late: these tests are also collected where vLLM is installed and DuckDB is not."""
     import duckdb
 
     return duckdb
 
 
 def one_line(program: str, format: str) -> str:
-    """The line that the page of records has for this program."""
+    """The line for this program on the page about records."""
     lines = [line.strip() for line in str(recording.__doc__).splitlines()]
     (found,) = [line for line in lines if line.startswith(f"{program}(") and line.count(f"*.{format}")]
     return found
@@ -125,7 +125,7 @@ def test_both_formats_have_the_same_records(tokenizer, tmp_path):
 
 
 def leaves(value, *path):
-    """What is in lists and dictionaries, by where it is there; but the time that it took."""
+    """The values in lists and dictionaries with their paths, except for the time that something took."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inside is None:
         yield path, value
@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_in_another_format_has_no_batch_twice(tokenizer, tmp_
 
 
 def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tokenizer, tmp_path):
-    # The first round answers alike in each group of four, the second does not.
+    # In the first round, the answers in each group of four are alike; in the second they are not.
     def spread(prompts, trainer_state, **kwargs):
         seen.append(len(prompts))
         return [float(i % 4 > 1 and len(seen) > 1) for i in range(len(prompts))]
@@ -163,8 +163,8 @@ def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tok
 
 
 def test_of_rounds_each_rank_has_what_it_made_with_its_place_in_the_batch():
-    # Two ranks, groups of two: the second group of the batch is the first of the second round. The first rank has made
-    # the first of its rollouts, which the second rank trains on.
+    # Two ranks, groups of two: the batch's second group is the first of the second round. The first rank made the
+    # first of its rollouts, which the second rank trains on.
     rounds = [(0, [{"n": 0}, {"n": 1}]), (0, [{"n": 10}])]
     others = [(2, [{"n": 2}, {"n": 3}]), (1, [{"n": 11}])]
     sources = [(0, 0), (1, 0)]
@@ -196,7 +196,7 @@ def test_a_resumed_run_writes_what_it_would_have_written(tokenizer, tmp_path):
 def test_a_run_that_goes_on_leaves_no_records_of_steps_that_were_undone(tokenizer, tmp_path):
     run(tokenizer, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     of_ranks = [f"rollouts/step-{step:06}-rank-1{further}.jsonl" for step in (2, 4) for further in ("", "-batch-2")]
-    for name in of_ranks:  # of a run of two ranks, which goes on with one
+    for name in of_ranks:  # of a run of two ranks that is resumed with one
         (tmp_path / name).write_text("{}\n")
     OwnFiles(tmp_path).add(*of_ranks)
     theirs = tmp_path / "rollouts" / "step-000004-notes.txt"
@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(format,
         assert trainer.state.global_step == 12
         told = [line for line in warnings(caplog) if "recorded" in line]
         assert len(told) == 1 and "No space left on device" in told[0] and "The run goes on" in told[0]
-        # What was written before is whole, and nothing else is there.
+        # Files written before are complete, and nothing else is there.
         names = files(small)
         assert 1 <= len(names) < 12 and names == [f"step-{i + 1:06}-rank-0.{format}" for i in range(len(names))]
         assert len(rollouts_of(small)) == 4 * len(names)
@@ -274,7 +274,7 @@ def test_a_disk_that_fails_ends_the_recording_with_one_warning(tmp_path, monkeyp
 
     one = recorder(tmp_path)
     put(one)
-    monkeypatch.setattr(OwnFiles, "_enter", full)  # which the end of the recording needs as well
+    monkeypatch.setattr(OwnFiles, "_enter", full)  # the end of the recording needs it as well
     put(one, 1)
     one.close()
     assert len(warnings(caplog)) == 1 and "Input/output error" in warnings(caplog)[0] and not one.wants(2)
@@ -299,7 +299,7 @@ def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, m
     assert any("slower than the training" in line for line in warnings(caplog))
     monkeypatch.setattr("a2tgpo_trl.recording.recorder.PATIENCE", 0.2)
     begin = time.monotonic()
-    one.close()  # with a writer that is stuck and a queue that is full
+    one.close()  # its writer is stuck and its queue is full
     assert time.monotonic() - begin < 5 and "the last rollouts are missing" in warnings(caplog)[-1]
     let_go.set()
 

@@ -8,7 +8,7 @@ from a2tgpo_trl.recording import Schedule
 @pytest.mark.parametrize(
     ("stride", "steps", "due"),
     [
-        (2, range(0, 18, 2), [0, 6, 10, 16]),  # those of the docstring
+        (2, range(0, 18, 2), [0, 6, 10, 16]),  # as in the docstring
         (2, range(6, 18, 2), [6, 10, 16]),  # resumed: as if it had never stopped
         (2, range(8, 18, 2), [10, 16]),
         (1, range(0, 12), [0, 5, 10]),

@@ -19,7 +19,7 @@ def tokenizer():
 
 
 def in_words() -> PreTrainedTokenizerFast:
-    """A tokenizer whose words begin with their space, of which a decoder takes the first away."""
+    """A tokenizer whose words begin with their space; its decoder removes the first one."""
     words = ["<unk>", "\u2581a", "\u2581the", "\u2581cat", "s"]
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -59,7 +59,7 @@ def test_tokens_of_a_secret_are_masked_and_others_stay():
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_a_secret_that_is_read_or_written_is_in_no_file(format, tokenizer, tmp_path, monkeypatch):
-    # One is in the questions, and the policy of the test writes the other into a call.
+    # One is in the questions; the test's policy writes the other into a call.
     monkeypatch.setitem(os.environ, "SOME_SECRET", "the capital of")
     monkeypatch.setitem(os.environ, "OTHER_KEY", "capital 0 0")
     args = A2TGPOConfig(**settings(tmp_path, record_every=1, record_format=format, max_steps=1))

@@ -1,4 +1,4 @@
-"""What updates made of rollouts, in their records: held to plain forwards, however TRL has shuffled and split them."""
+"""What updates made of rollouts, in their records: compared with plain forwards, however TRL shuffles and splits."""
 
 from pathlib import Path
 
@@ -34,9 +34,9 @@ UPDATE = Update(
 
 
 def test_an_update_has_means_of_turns_and_a_number_of_each_token_in_one():
-    # (1 + 1.2) / 2 and one of two tokens; the tool token counts nowhere, whatever stands there.
+    # (1 + 1.2) / 2 and one of two tokens; the tool token never counts, whatever its value.
     assert UPDATE.of_turns(0, 2) == {"ratios": pytest.approx([1.1, 1.0]), "clip_fractions": [0.5, 0.0]}
-    found = UPDATE.of_tokens(0, 5)  # one column was cut off, since no row of the micro-batch needed it
+    found = UPDATE.of_tokens(0, 5)  # one column was cut off because no row of the micro-batch needed it
     assert found["logps"] == [-1.0, -1.3, None, -0.5, None] and found["clipped"] == [0, 1, None, 0, None]
     assert found["ratios"] == [1.0, 1.105171, None, 1.0, None]  # exp(0.1)
     assert UPDATE.of_tokens(1, 2) == {"logps": [None, -2.2], "ratios": [None, 1.221403], "clipped": [None, 1]}
@@ -62,7 +62,7 @@ def test_of_several_updates_the_last_counts_and_a_rollout_without_one_has_none()
     first, second, third = batch.records()
     assert [one["updates"] for one in (first, second, third)] == [1, 2, 1]
     assert (first["ratios"], second["ratios"], third["ratios"]) == ([pytest.approx(2.2)], [3.0], [pytest.approx(1.1)])
-    assert batch.see([0, 2], later)  # six in all
+    assert batch.see([0, 2], later)  # six in total
     none = TrainedBatch([record()], updates=1).records()[0]
     assert none == {**record(), "updates": 0}
 
@@ -81,7 +81,7 @@ WAYS = {
 
 
 def plain_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """Of the completion's tokens, by one forward over the rollout alone."""
+    """The log-probabilities of the completion's tokens, by one forward over this rollout alone."""
     ids = torch.tensor([prompt + completion])
     with torch.no_grad():
         logps = model(input_ids=ids).logits[0].float().log_softmax(-1)
@@ -97,7 +97,7 @@ def rows(inputs: dict) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def trained(trainer) -> tuple[dict, dict, dict]:
-    """By the tokens of a rollout: its log-probabilities when it was made and at its last update, what the loss had."""
+    """By the tokens of a rollout: its log-probabilities when made and at its last update, and what the loss had."""
     old, new, given = {}, {}, {}
     make_batch, compute = trainer._train_batch, trainer._compute_loss
 
@@ -119,8 +119,8 @@ def trained(trainer) -> tuple[dict, dict, dict]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollout(way, tokenizer, tmp_path):
-    # Eight rollouts, in four micro-batches of two, each of which is updated twice: TRL shuffles them, and another
-    # micro-batch comes between a rollout's updates.
+    # Eight rollouts in four micro-batches of two, each updated twice: TRL shuffles them, and another micro-batch comes
+    # between a rollout's updates.
     shape = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 8}
     changes = {**shape, "record_every": 8, "learning_rate": 1e-3, **WAYS[way]}
     args = A2TGPOConfig(**settings(tmp_path, **changes))
@@ -135,7 +135,7 @@ def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollo
         tokens, turn_T = record["tokens"], given[row]["turn_index"]
         assert record["updates"] == 2 and tokens["sampled"] == (turn_T >= 0).int().tolist()
         inside = [place for place, sampled in enumerate(tokens["sampled"]) if sampled]
-        # It is the rollout that it says it is: its texts are what its messages were made of.
+        # The record belongs to this rollout: its texts are what its messages were made of.
         text = "".join(tokens["texts"][place] for place in inside)
         assert text == tokenizer.decode([row[1][place] for place in inside])
         assert record["completion"][-1]["content"] in text and record["prompt"][-1]["content"] in tokenizer.decode(
@@ -149,7 +149,7 @@ def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollo
         moved += sum(abs(ratio - 1) > 1e-3 for ratio in ratios_T[inside].tolist())
         read = [place for place in range(len(row[1])) if place not in inside]
         assert all(tokens[name][place] is None for name in ("texts", "logps", "ratios") for place in read)
-        # Of turns: the mean of the ratio that the loss took, and the share of tokens out of the clip range.
+        # Per turn: the mean of the ratio that the loss used, and the share of tokens outside the clip range.
         log_T, level = new[row] - old[row], args.importance_sampling_level
         for turn, ratio in enumerate(record["ratios"]):
             of_turn = (turn_T == turn).nonzero().flatten()
@@ -164,7 +164,7 @@ def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollo
             clipped = ((taken < low) & (advantage < 0)) | ((taken > high) & (advantage > 0))
             assert record["clip_fractions"][turn] == pytest.approx(clipped.float().mean().item())
             assert [tokens["clipped"][place] for place in of_turn] == clipped.int().tolist()
-    assert moved > 50  # far from all of them are 1
+    assert moved > 50  # by far not all of them are 1
 
 
 def test_with_one_update_of_a_batch_its_ratios_are_one(tokenizer, tmp_path):
@@ -223,7 +223,7 @@ def test_columns_named_as_keys_are_beside_them(tokenizer, tmp_path):
 
 
 def test_rollouts_out_of_the_loss_have_tokens_without_numbers(tokenizer, tmp_path):
-    # A rollout function's: cut off in a turn, right after a result, at once, and without any call. One has an end.
+    # A rollout function's: cut off in a turn, right after a result, empty, and without any call. One has an end.
     changes = {"mask_truncated_completions": True, "max_completion_length": 5}
     args = A2TGPOConfig(**settings(tmp_path, record_every=1, max_steps=1, **changes))
     keywords = {"tools": None, "rollout_func": rollouts_of_tokens, "reward_funcs": spread, "scripted": False}

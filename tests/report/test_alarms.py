@@ -1,4 +1,4 @@
-"""Alarms: when they go off, when they do not, and that they are told once."""
+"""Alarms: when they go off, when they do not, and that each is reported once."""
 
 import logging
 
@@ -27,7 +27,7 @@ RAISES = {
 
 
 def watched(lines, alarms=None) -> tuple[list[dict[str, float]], list[tuple[int, str]]]:
-    """What each line is logged with, and after which lines who was told of."""
+    """What each line is logged with, and which alarm was reported after which line."""
     alarms, log, found, told = alarms or Alarms(), [], [], []
     for number, line in enumerate(lines, start=1):
         now, texts = alarms.see(log, line)
@@ -53,7 +53,7 @@ def test_each_goes_off_when_five_lines_say_so_and_is_told_once(name):
 
 @pytest.mark.parametrize("name", RAISES)
 def test_a_single_batch_raises_none_and_after_it_has_gone_off_it_can_end(name):
-    # Of the mean of five lines one may be far off: clip fractions of 0.2 x 0.06, entropy of 0.8 x 0.5.
+    # In a mean of five lines one may be far off: clip fractions of 0.2 x 0.06, entropy of 0.8 x 0.5.
     _, told = watched([*[CALM] * 10, {**CALM, **RAISES[name]}, *[CALM] * 10])
     assert told == []
     found, told = watched([*[CALM] * 6, *[{**CALM, **RAISES[name]}] * 6, *[CALM] * 6])
@@ -65,7 +65,7 @@ def test_what_was_never_there_does_not_die_out():
 
 
 def test_a_policy_that_needs_fewer_calls_than_at_first_is_no_collapse():
-    # 7 tool turns at first, 1.6 now: less than a quarter, but a call or two in each rollout.
+    # 7 tool turns at first, 1.6 now: less than a quarter, but still a call or two per rollout.
     assert watched([{**CALM, "turns/mean": 8.0}] * 5 + [{**CALM, "turns/mean": 2.6}] * 10)[1] == []
 
 
@@ -74,7 +74,7 @@ SOLVED_OR_STUCK = ["alarms/entropy", "alarms/teach_nothing", "alarms/gains"]
 
 
 def sure_from(reward, spread, now) -> list[str]:
-    """The alarms that are told of, where a policy becomes sure of itself."""
+    """The alarms that are reported when a policy becomes sure of itself."""
     first = {**CALM, "reward": reward, "reward_std": spread}
     return [
         name for _, name in watched([*[first] * 5, *[{**first, **SURE, "reward": now, "reward_std": 0.0}] * 60])[1]
@@ -90,7 +90,7 @@ def sure_from(reward, spread, now) -> list[str]:
         (0.88, 0.3, 1.0),  # nearly solved at first: it cannot rise by 0.25
         (0.95, 0.2, 0.93),
         (0.76, 0.65, 1.0),  # rewards of -1 and 1
-        (9.0, 2.0, 9.5),  # of 0 and about 10
+        (9.0, 2.0, 9.5),  # rewards of 0 and about 10
     ],
 )
 def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(reward, spread, now):
@@ -100,13 +100,13 @@ def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(rewa
 @pytest.mark.parametrize(
     ("reward", "spread", "now"),
     [
-        (0.0, 0.0, 0.1),  # a form earns 0.1, and no answer was ever right
-        (0.02, 0.04, 0.1),  # which some rollouts of the first had
+        (0.0, 0.0, 0.1),  # the form earns 0.1, and no answer was ever right
+        (0.02, 0.04, 0.1),  # some of the first rollouts earned it too
         (0.01, 0.1, 0.1),
         (0.3, 0.4, 0.5),
         (0.6, 0.5, 0.8),
         (-3.0, 2.0, -2.1),  # by less than half of 2
-        (0.9, 1.0, 1.0),  # rewards of 0 and 2: each rollout now has the half
+        (0.9, 1.0, 1.0),  # rewards of 0 and 2: each rollout now has half
         (0.8, 0.3, 0.2),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_run_that_never_earns_anything_is_told_after_five_lines():
 
 
 def test_lines_without_a_metric_have_no_alarm_of_it_and_do_not_count():
-    # A batch that is trained on twice is in every other line; evaluations have other names.
+    # A batch that is trained on twice appears in every other line; evaluations have other names.
     lines = [
         line for _ in range(10) for line in ({**CALM, "groups/teach_nothing": 1.0}, {"entropy": 0.5}, {"eval_x": 1})
     ]
@@ -165,7 +165,7 @@ def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_never_interrupted():
             log.append({**line, **now})
             later += texts
         assert [{name: entry[name] for name in RAISES if name in entry} for entry in log] == whole
-        # What was told before is not told again.
+        # Alarms reported before are not reported again.
         assert [text.partition(":")[0] for text in later] == [name for number, name in told if number > at]
 
 
@@ -207,7 +207,7 @@ def test_of_the_runs_of_the_studies_only_those_raise_one_whose_clip_range_was_na
 
 
 def test_a_trainer_logs_them_and_warns_once(tmp_path, caplog):
-    # The scripted policy writes the same in every batch; what the reward makes of it never differs.
+    # The scripted policy writes the same in every batch, and its rewards never differ.
     tokenizer = tiny.make_tokenizer()
     args = A2TGPOConfig(**settings(tmp_path, max_steps=8, learning_rate=0.0, credit="grpo"))
     trainer = make(tokenizer, args, reward_funcs=lambda completions, **_: [0.0] * len(completions))

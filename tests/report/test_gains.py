@@ -1,4 +1,4 @@
-"""Gains by what a turn found: which turn goes by which name, means by hand, intervals over questions."""
+"""Gains by what a turn found: the names of turns, means by hand, intervals over questions."""
 
 import json
 
@@ -73,8 +73,8 @@ def test_means_by_hand():
 
 
 def test_the_interval_is_over_questions_and_not_over_turns():
-    # 20 questions, half of which gain 1 in each of many turns: the deviation of the mean is sqrt(0.25 / 20) = 0.11,
-    # however many turns there are.
+    # 20 questions, half of which gain 1 in each of many turns: the deviation of the mean is sqrt(0.25 / 20) = 0.11 for
+    # any number of turns.
     for turns in (1, 9):
         records = [record(row, [float(row % 2)] * turns, *[turn("a", "b")] * turns) for row in range(20)]
         means = gains_of(records).means

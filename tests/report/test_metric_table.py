@@ -1,4 +1,4 @@
-"""The table of metrics: what it says of a name, and that it names what runs log, all of it and nothing else."""
+"""The table of metrics: what it says about a name, and that it names exactly what runs log."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_a_metric_is_found_by_its_name_and_those_of_evaluations_by_theirs():
     found = {
         "gain/mean": "gain/mean",
         "gain/turn_2/mean": "gain/{turn}/mean",
-        "turns/mean": "turns/mean",  # and no status
+        "turns/mean": "turns/mean",  # not a status
         "turns/timeout": "turns/{status}",
         "tools/search/calls": "tools/{tool}/calls",
         "eval_rewards/f1/mean": "eval_rewards/{reward}/mean",
@@ -88,7 +88,7 @@ def test_an_offline_run_of_wandb_holds_every_metric_of_the_table_and_no_other(tm
     logged = {f"eval_{name[5:]}" if name.startswith("eval/") else name.removeprefix("train/") for name in kept.names}
     assert {name for name in logged if documented_as(name) is None} == set()
     assert {documented_as(name) for name in logged} == set(names())
-    # Of each status, too.
+    # Each status, too.
     assert {f"turns/{status}" for status in OF_TURNS} <= logged
     assert {f"tools/search/{status}" for status in OF_A_TOOL} <= logged
     assert {line["completions"]["_type"] for line in kept.lines if "completions" in line} == {"table-file"}

@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions: the difference, its interval, and whether chance would make it."""
+"""Two evaluations of the same questions: the difference, its interval, and whether chance would produce it."""
 
 import json
 from math import comb
@@ -52,7 +52,7 @@ def test_the_difference_is_taken_question_by_question():
     assert one.difference.low == pytest.approx(0.10, abs=0.051) and one.difference.high == pytest.approx(
         0.60, abs=0.051
     )
-    # f1 is half of it, and has no right and wrong.
+    # f1 is half of it, and is not right or wrong.
     assert found["f1"].difference.mean == pytest.approx(0.175) and found["f1"].p is None
     assert "right answers per call" not in found
 
@@ -102,7 +102,7 @@ def test_the_command_reads_the_folders_of_two_evaluations(tmp_path, capsys):
         write_jsonl(tmp_path / name / "rollouts.jsonl", records(*right, set="2wikimultihopqa"))
     words = ["paired", str(tmp_path / "start"), str(tmp_path / "end" / "rollouts.jsonl"), "--by", "set"]
     assert cli(words) == 0
-    # Whole numbers, also where the terminal has but 80 characters.
+    # Numbers are whole even if the terminal has only 80 characters.
     told = " ".join(capsys.readouterr().out.split())
     assert "set 2wikimultihopqa 0.333 1.000 0.667 (0.000 to 1.000) 0 and 2 0.5" in told and "…" not in told
     assert cli([*words, "--json"]) == 0

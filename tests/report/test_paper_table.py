@@ -1,4 +1,4 @@
-"""The paper's table: copied as it is printed, and filled from scores of evaluations, beside the paper's figures."""
+"""The paper's table: copied as printed, and filled from evaluation scores beside the paper's figures."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def rows(file: Path = README) -> dict[tuple[str, str, str], dict[str, str]]:
 
 
 def scores(folder: Path, name: str, **means: float | tuple[float, int]) -> Path:
-    """What an evaluation writes, of exact match of so many questions, or of all, with an interval of 0.02."""
+    """Write an evaluation's scores: exact match over this many questions, or all, with an interval of 0.02."""
     groups = {}
     for one, mean in means.items():
         name_of_set = {"twowiki": "2wikimultihopqa"}.get(one, one)

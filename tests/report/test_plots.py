@@ -1,4 +1,4 @@
-"""Pictures of runs: which are one series, what is drawn of them, and what their files look like."""
+"""Pictures of runs: which runs form a series, what is drawn of them, and what their files look like."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def write(
     scores: bool = True,
     gains: bool = True,
 ) -> Path:
-    """A finished run as training leaves it, whose numbers are the step's, shifted."""
+    """Write a finished run as training leaves it, whose numbers follow the step, shifted."""
     folder.mkdir(parents=True)
     history: list[dict] = []
     for step in range(1, steps + 1):
@@ -266,7 +266,7 @@ def test_bars_look_the_same_in_each_row_and_numbers_below_zero_are_bars(tmp_path
 def test_gains_by_turn_are_those_of_the_first_and_the_last_quarter_of_steps(tmp_path, drawn):
     plot_turns(read_series(seeds(tmp_path, "grpo", [0.0, 0.1])), tmp_path / "x.png")
     early, late = (axes.lines[0].get_ydata() for axes in drawn[0].axes)
-    # Turn 1 of steps 1 and 2: 1.5, and 0.05 over seeds. Turn 2 weighs by who came so far: -(1 x 1 + 2 x 2) / 3.
+    # Turn 1 of steps 1 and 2: 1.5, and 0.05 over seeds. Turn 2 is weighted by its survivors: -(1 x 1 + 2 x 2) / 3.
     assert early == pytest.approx([1.55, -5 / 3 + 0.05])
     # Steps 7 and 8: 7.5, -(49 + 64) / 15
     assert late == pytest.approx([7.55, -113 / 15 + 0.05])
@@ -367,7 +367,7 @@ def test_an_svg_is_the_same_each_time_and_its_texts_are_text(kind, tmp_path):
 
 
 def test_a_picture_keeps_its_series_apart_in_grey():
-    # Luminance of neighbours differs; and all eight differ in what is no colour.
+    # Neighbours differ in luminance, and all eight differ in more than colour.
     grey = [np.dot([int(colour[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for colour in COLOURS]
     assert all(abs(one - other) > 15 for one, other in zip(grey, grey[1:4], strict=False))
     for number in range(8):

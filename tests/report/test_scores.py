@@ -25,7 +25,7 @@ def test_an_interval_stays_honest_where_all_are_right():
 
 
 def test_where_none_or_all_are_right_the_mean_is_in_its_interval():
-    # By rounding, the lower end of 0 of 10 lay at 1e-17, and a picture has no bar of a negative length.
+    # Through rounding, the lower end of 0 of 10 was 1e-17, and a picture cannot draw a bar of negative length.
     for number in range(1, 400):
         for right in (0.0, 1.0):
             found = interval([right] * number, share=True)
@@ -35,7 +35,7 @@ def test_where_none_or_all_are_right_the_mean_is_in_its_interval():
 def test_other_scores_get_percentiles_of_means_over_drawn_questions():
     values = [0.0, 0.5, 1.0, 0.5] * 100
     found = interval(values, share=False)
-    # Standard error: sqrt(0.125 / 400) = 0.01768; 1.96 of them are 0.0346. The draws are 2,000, so the ends are noisy.
+    # Standard error: sqrt(0.125 / 400) = 0.01768; 1.96 of them are 0.0346. The ends of 2,000 draws are noisy.
     assert found.mean == 0.5
     assert found.low == pytest.approx(0.4654, abs=0.004) and found.high == pytest.approx(0.5346, abs=0.004)
     assert found == interval(values, share=False)
@@ -79,11 +79,11 @@ def test_the_table_has_a_column_for_each_evaluation_and_fits_a_terminal():
 def test_an_estimate_reads_as_mean_and_interval():
     assert str(Estimate(0.5, 0.25, 0.75, 10)) == "0.500 (0.250 to 0.750)"
     assert str(Estimate(0.5, 0.5, 0.5, 1)) == "0.500"  # a single run has no interval
-    assert str(Estimate(1.0, 0.207, 1.0, 1)) == "1.000 (0.207 to 1.000)"  # a single question has
+    assert str(Estimate(1.0, 0.207, 1.0, 1)) == "1.000 (0.207 to 1.000)"  # a single question has one
 
 
 def asked(row: int, name: str, calls: int, right: float) -> dict:
-    turns = [{"calls": [{"made": True}] * calls}, {"calls": [{"made": False}]}]  # one that could not be read
+    turns = [{"calls": [{"made": True}] * calls}, {"calls": [{"made": False}]}]  # one that could not be parsed
     return {"row": row, "set": name, "tool_turns": int(calls > 0), "turns": turns, "rewards": {"exact_match": right}}
 
 
@@ -97,7 +97,7 @@ AVERAGES = {"both": {"set": ["large", "small"]}, "one": {"set": ["small"]}, "non
 
 def test_questions_count_alike_in_one_average_and_sets_in_the_other():
     scores = Scores.of(TWO_SETS, "set", AVERAGES)
-    # By questions 4 / 12; the sets' means are 2 / 10 and 1, and theirs is 0.6. A single set has no such mean.
+    # By questions 4 / 12; the sets' means are 2 / 10 and 1, and their mean is 0.6. A single set has no such mean.
     assert scores.averages["both"]["exact_match"].mean == pytest.approx(4 / 12)
     assert scores.plain["both, each set alike"]["exact_match"].mean == pytest.approx(0.6)
     assert list(scores.averages) == ["both", "one"] and list(scores.plain) == ["both, each set alike"]
@@ -133,7 +133,7 @@ def test_without_a_call_there_is_nothing_per_call_and_unknown_calls_are_no_zero(
 def test_draws_of_many_questions_take_little_memory():
     import tracemalloc
 
-    # As many as the seven sets have. Drawn one by one: 50,000 x 2,000 numbers of 8 bytes, 800 MB.
+    # As many questions as the seven sets have. Drawn one by one: 50,000 x 2,000 numbers of 8 bytes, 800 MB.
     pairs = [(float(i % 3 == 0), 1.0) for i in range(50_000)]
     tracemalloc.start()
     estimate = bootstrap([pairs])

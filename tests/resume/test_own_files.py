@@ -1,4 +1,4 @@
-"""Nothing is removed or written over that this package did not write: folders of models, of users, of killed runs."""
+"""The package removes or overwrites only what it wrote: folders of models, of users, of killed runs."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def write(folder: Path, *names: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that came to its end, with a checkpoint and completions."""
+    """A finished run, with a checkpoint and completions."""
     folder = tmp_path_factory.mktemp("own") / "run"
     words = ["--save_strategy", "steps", "--save_steps", "1", "--log_completions", "true"]
     assert train([*TINY, *words, "--output_dir", str(folder)]) == 0
@@ -56,11 +56,11 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """The same, to be changed by a test: with the times of its files, as `cp -a` would copy it."""
+    """A copy of it for a test to change, with the files' times, as `cp -a` would copy it."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-# ---- what a run knows to be its own
+# ---- which files a run takes for its own
 
 
 def test_a_run_leaves_a_marker_that_names_all_its_files_and_no_others(run):
@@ -101,7 +101,7 @@ def test_a_file_of_the_same_size_is_told_by_its_time(run):
 
 
 def copied(folder: Path, place: Path) -> Path:
-    """As `cp -r` copies, and what fetches from an object store: with other times."""
+    """A copy with other times, as `cp -r` or a download from an object store makes it."""
     return Path(shutil.copytree(folder, place, copy_function=shutil.copyfile))
 
 
@@ -121,7 +121,7 @@ def test_a_copied_run_is_gone_on_with(run, tmp_path):
 
 
 def test_a_run_without_a_marker_is_gone_on_with_whatever_else_is_in_its_folder(run):
-    # As it was left when it was broken off: checkpoints and results, and no policy yet.
+    # As an interrupted run leaves it: checkpoints and results, but no policy yet.
     for name in (MARKER, "learning_curve.png", "evaluation/after.jsonl", "evaluation/after.json"):
         (run / name).unlink()
     for file in run.glob("*.*"):
@@ -165,7 +165,7 @@ def test_the_marker_only_grows_by_what_is_entered_and_a_line_that_was_cut_off_co
     assert marker.read_bytes().startswith(before) and len(marker.read_bytes()) < len(before) + 500
     marker.write_bytes(marker.read_bytes()[:-5])
     own.add("c")
-    assert own.all() == ["a", "b", "c"]  # a, whose second line is lost, by the name in its first
+    assert own.all() == ["a", "b", "c"]  # a, whose second line is lost, is known by its first
 
 
 BUSY = """
@@ -214,7 +214,7 @@ def test_overwrite_removes_what_a_run_left_that_was_killed_while_it_saved_its_po
 
 
 def test_a_link_is_not_followed_to_what_it_leads_to(run, tmp_path):
-    # The weights and a checkpoint were moved to a larger disk: as they were written, times included.
+    # The weights and a checkpoint were moved unchanged to a larger disk, times included.
     elsewhere = tmp_path / "larger"
     elsewhere.mkdir()
     for name in ("model.safetensors", "checkpoint-1"):
@@ -252,7 +252,7 @@ def test_without_a_marker_that_can_be_read_nothing_is_known_to_be_own(text, run)
 
 @pytest.fixture
 def hub_folder(tmp_path):
-    """As a download leaves it: a model with its files, of which a run would write some and read the others."""
+    """A model folder as a download leaves it, with files that a run would write and others that it would read."""
     folder = Path(shutil.copytree(POLICY, tmp_path / "hub"))
     write(folder, "README.md", "pytorch_model.bin", "adapter_config.json", "completions/x", "checkpoint-7/config.json")
     return folder
@@ -313,7 +313,7 @@ def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over
 
 @pytest.fixture
 def uploads(monkeypatch):
-    """What would have been uploaded, one set of names each time."""
+    """The names that would have been uploaded, one set per upload."""
     sent = []
 
     def upload(self, *, folder_path, ignore_patterns=(), run_as_future=False, **_):
@@ -362,7 +362,7 @@ def test_a_policy_that_a_script_saves_in_the_folder_of_its_run_is_known_there(tm
     assert {*OwnFiles(tmp_path).all()} == {*content(tmp_path)} - {MARKER, "notes.json", "adapter_config.json"}
 
 
-# ---- killed half way
+# ---- killed halfway
 
 
 DYING = """
@@ -417,7 +417,7 @@ def test_a_run_that_was_killed_starts_again_by_the_same_command(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-# ---- where a run starts from
+# ---- what a run starts from
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def test_in_a_script_as_well_with_a_name_or_a_model(policy, monkeypatch):
     for model in ("policy", AutoModelForCausalLM.from_pretrained(str(policy))):
         with pytest.raises(ValueError, match="output_dir policy: the policy is read from there .* Name another"):
             A2TGPOTrainer(model, exact_match, args)
-    # A name of the hub that is no folder yet would be one from then on.
+    # A name on the hub that is not a folder yet would become one.
     with pytest.raises(ValueError, match="is read from there .someone/model."):
         A2TGPOTrainer("someone/model", exact_match, A2TGPOConfig("someone/model", use_cpu=True, bf16=False))
     assert not Path("someone").exists()

@@ -1,4 +1,4 @@
-"""Interrupted runs: what they go on from, that nothing differs afterwards, and what is refused."""
+"""Interrupted runs: what they resume from, that nothing differs afterwards, and what is refused."""
 
 import json
 import logging
@@ -45,21 +45,21 @@ TIMES = ("time", "second", "runtime", "per_sec", "train_loss", "flos")
 
 @pytest.fixture(scope="module")
 def policy(tokenizer, tmp_path_factory):
-    """A tiny policy on the disk, where a reference model can be loaded from as well."""
+    """A tiny policy on the disk, from which a reference model can be loaded as well."""
     folder = tmp_path_factory.mktemp("policy") / "tiny"
     tiny.make_model(tokenizer).save_pretrained(folder)
     return folder
 
 
 def write(turn: int, row: int) -> str:
-    """Up to two calls, then one of three answers, all drawn as sampling draws."""
+    """Up to two calls, then one of three answers, all drawn with the random numbers of sampling."""
     if turn < 2 and torch.randint(2, ()):
         return tiny.call(f"thing {int(torch.randint(10, ()))}")
     return tiny.final(ANSWERS[int(torch.randint(3, ()))])
 
 
 def reward(completions, **_) -> list[float]:
-    """The answer decides, and chance: the random numbers of Python's own generator."""
+    """A reward from the answer and from random numbers of Python's own generator."""
     return [len(messages[-1]["content"]) + random.random() for messages in completions]
 
 
@@ -69,7 +69,7 @@ def questions(rows: int = 4) -> Dataset:
 
 
 class Stop(TrainerCallback):
-    """Breaks off when a step begins, as an error of the machine would."""
+    """Interrupts the run when a step begins, as a machine error would."""
 
     def __init__(self, after: int | None):
         self.after = after
@@ -129,7 +129,7 @@ def weights(trainer) -> torch.Tensor:
 
 
 def log_of(history: list[dict]) -> list[dict]:
-    """A log without what clocks say."""
+    """A log without times."""
     return [{k: v for k, v in entry.items() if not any(word in k for word in TIMES)} for entry in history]
 
 
@@ -145,7 +145,7 @@ def unbroken(make, tmp_path_factory):
     return trainer
 
 
-# ---- going on changes nothing
+# ---- resuming changes nothing
 
 
 @pytest.mark.parametrize("after", [2, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 9))])
@@ -216,8 +216,8 @@ def test_more_steps_and_other_places_to_log_and_save_are_the_same_run(make, unbr
 
 
 def test_a_run_whose_tool_went_down_in_a_step_goes_on_as_if_it_had_not(make, tmp_path):
-    # Steps of two micro-batches, and a batch of rollouts for each of those: the second batch of step 3 finds the tool
-    # down, when a gradient, random numbers, metrics and tokens of the step are there already.
+    # Steps of two micro-batches, with a batch of rollouts for each: the second batch of step 3 finds the tool down,
+    # when the step already has a gradient, random numbers, metrics and tokens.
     layout = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "num_iterations": 1, "max_steps": 4}
     down = []
 
@@ -258,12 +258,12 @@ def test_a_run_whose_tool_went_down_in_a_step_goes_on_as_if_it_had_not(make, tmp
     assert log_of(again.state.log_history) == log_of(whole.state.log_history)
 
 
-# ---- what is whole and what is torn
+# ---- complete and torn checkpoints
 
 
 @pytest.fixture(scope="module")
 def saved(make, tmp_path_factory):
-    """Checkpoints of the steps 1 to 4."""
+    """Checkpoints of steps 1 to 4."""
     folder = tmp_path_factory.mktemp("saved") / "run"
     broken(make, folder, 4)
     return folder
@@ -286,7 +286,7 @@ TEARS = {
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(name, saved, make, tmp_path, caplog):
     folder = copied(saved, tmp_path)
     TEARS[name](folder / "checkpoint-4" / name)
-    again = make(folder, max_steps=3)  # which checkpoint-3 has made already
+    again = make(folder, max_steps=3)  # checkpoint-3 has already made these steps
     with caplog.at_level(logging.WARNING):
         again.train(resume_from_checkpoint=True)
     assert "checkpoint-4 is not whole" in caplog.text and "checkpoint-3 is gone on from" in caplog.text
@@ -301,7 +301,7 @@ def test_a_torn_one_that_is_named_is_refused_with_the_last_whole_one(saved, make
         make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
     with pytest.raises(ResumeError, match="no folder .*checkpoint-7.* The last whole one is .*checkpoint-3"):
         make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-7"))
-    assert (folder / "checkpoint-4").is_dir()  # nothing is moved by a refusal
+    assert (folder / "checkpoint-4").is_dir()  # a refusal moves nothing
 
 
 def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(saved, make, tmp_path):
@@ -454,7 +454,7 @@ def test_rows_that_differ_in_a_word_are_other_data(saved, make, tmp_path):
 
 
 def test_inside_a_window_the_work_cannot_be_shared_out_anew_and_between_two_it_can(saved, make, tmp_path):
-    # The same four rollouts a step and eight a window, as two micro-batches of two instead of one of four.
+    # The same four rollouts per step and eight per window, as two micro-batches of two instead of one of four.
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
     folder = copied(saved, tmp_path)
     inside = str(folder / "checkpoint-3")
@@ -462,10 +462,10 @@ def test_inside_a_window_the_work_cannot_be_shared_out_anew_and_between_two_it_c
         make(folder, **split).train(resume_from_checkpoint=inside)
     trainer = make(folder, max_steps=6, **split)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer._step == 12  # micro-batches: eight of the first window, and two for each of the steps 5 and 6
+    assert trainer._step == 12  # micro-batches: eight of the first window, and two each for steps 5 and 6
 
 
-# ---- runs of before
+# ---- runs of an earlier version
 
 
 BEFORE = json.loads(Path(__file__).with_name("layout_of_1ccd31c.json").read_text())
@@ -473,7 +473,7 @@ TRL_SETTINGS = GRPOConfig.__dataclass_fields__.keys()
 
 
 def as_of_1ccd31c(one: Path) -> None:
-    """Turn a checkpoint of now into what that version wrote: what it knew, by the names that it had."""
+    """Turn a current checkpoint into what that version wrote: what it knew, under its names."""
     manifest, saved = read_manifest(one), torch.load(one / "rank_0.pt", weights_only=True)
     assert {file.name for file in one.iterdir()} == set(BEFORE["files"])
     of_trl = {name: value for name, value in manifest["settings"].items() if name in TRL_SETTINGS}
@@ -493,7 +493,7 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end_and_its_checkpoints
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(again), weights(unbroken))
     assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
-    # Nothing says that this package wrote the earlier ones, so that they do not give way.
+    # Nothing says that this package wrote the earlier ones, so they are not removed.
     assert {one.name for one in checkpoints_of(folder)} == {"checkpoint-1", "checkpoint-2", f"checkpoint-{STEPS}"}
 
 
@@ -512,7 +512,7 @@ def test_settings_that_an_earlier_version_pickled_are_read(saved):
     file = saved / "checkpoint-2" / "training_args.bin"
     with zipfile.ZipFile(file) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        assert b"a2tgpo_trl.config\nA2TGPOConfig" in archive.read(name)  # as it was written then
+        assert b"a2tgpo_trl.config\nA2TGPOConfig" in archive.read(name)  # as that version wrote it
     assert type(torch.load(file, weights_only=False)) is A2TGPOConfig
 
 
@@ -520,7 +520,7 @@ def test_settings_that_an_earlier_version_pickled_are_read(saved):
 
 
 def test_sigterm_finishes_the_step_saves_and_leaves_with_75(make, unbroken, tmp_path, caplog):
-    # In the fifth batch of rewards; it is a step that an evaluation belongs to, which the resumed run makes.
+    # In the fifth batch of rewards; an evaluation belongs to this step, and the resumed run makes it.
     def asked(completions, trainer_state, **_):
         if trainer_state.global_step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -602,7 +602,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(make,
 
 @pytest.fixture
 def warm():
-    """A process that has imported everything, and runs trainings in forks of itself."""
+    """A process that has imported everything and runs trainings in forks of itself."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, killed_runs.__file__]
     with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, env=environment) as process:
@@ -619,7 +619,7 @@ def warm():
 
 @pytest.mark.slow
 def test_runs_killed_at_any_moment_end_as_one_that_was_not(warm, tmp_path):
-    # Every second kill is in the middle of writing a checkpoint. A larger sweep: A2TGPO_KILLS=200.
+    # Every second kill comes while a checkpoint is written. A larger sweep: A2TGPO_KILLS=200.
     whole = warm(tmp_path / "whole")
     assert whole["exit"] == 0, (tmp_path / "whole.log").read_text()
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Interrupted runs on several processes over gloo: each rank goes on with its own, however the policy is sharded."""
+"""Interrupted runs on several processes over gloo: each rank resumes its own state, however the policy is sharded."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from a2tgpo_trl.resume.manifest import fault
 
 SCRIPT = HELPERS / "resumed_ranks.py"
 LAUNCHER = {
-    # torchrun's own, whose exit code is always 1, and this package's.
+    # torchrun's launcher, whose exit code is always 1, and this package's.
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"],
     "ours": [
         *("-m", "a2tgpo_trl.launch.launcher", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
@@ -51,7 +51,7 @@ def test_a_rank_that_is_killed_costs_nothing_that_was_saved(backend, tmp_path):
     assert code == 0, out
     assert len(whole) == 2 and whole[0] == whole[1] and whole[0]["steps"] == 7
     folder = tmp_path / "broken"
-    # One of the ranks as it writes the third checkpoint; the second is of the middle of a window.
+    # One rank is killed as it writes the third checkpoint; the second is from the middle of a window.
     code, out, _ = run(folder, backend, tear=[1, 3])
     assert code == 1 and fault(folder / "checkpoint-3") == "it has no manifest", out
     code, out, reports = run(folder, backend, resume=True)
@@ -75,14 +75,14 @@ def test_one_rank_that_is_asked_to_leave_takes_the_others_along(tmp_path):
 @pytest.mark.parametrize("seeded", [True, False])
 def test_other_numbers_of_processes_go_on_between_windows_alone(seeded, tmp_path):
     folder, two = tmp_path / "run", {"seeded_rollouts": seeded}
-    one = {**two, "per_device_train_batch_size": 4}  # as many rollouts as two processes with two
+    one = {**two, "per_device_train_batch_size": 4}  # as many rollouts as two processes with two each
     assert run(folder, settings={**two, "max_steps": 4})[0] == 0
     shutil.copytree(folder, tmp_path / "inside")
     code, out, _ = run(tmp_path / "inside", launcher=None, settings=one, resume=str(tmp_path / "inside/checkpoint-3"))
     assert code == 1 and "processes (2, now 1)" in out and "or go on from" in out and "checkpoint-4" in out
     code, out, (report,) = run(folder, launcher=None, settings={**one, "max_steps": 8}, resume=True)
     assert code == 0 and report["steps"] == report["micro_step"] == 8, out
-    # With a seed of its own for each rollout, nothing is sampled otherwise, and there is nothing to warn of.
+    # With a separate seed for each rollout, sampling does not change, and there is nothing to warn of.
     assert ("What is sampled from here on is not what it would have been" in out) == (not seeded), out
     code, out, reports = run(folder, settings={**two, "max_steps": 9}, resume=True)
     assert code == 0 and ("What is sampled from here on is not what it would have been" in out) == (not seeded), out

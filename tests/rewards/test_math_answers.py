@@ -89,7 +89,7 @@ DIFFERENT = [
     ("12", "12}{13"),
     ("12", r"12}\boxed{13"),
     ("12", r"\frac{1}{0}"),
-    # What math-verify would take for the same.
+    # Pairs that math-verify would take for equal.
     ("12", "1 2"),
     ("12", "1\n2"),
     ("31/2", "3 1/2"),
@@ -150,7 +150,7 @@ def test_different_answers_are_not_equal(accepted, given):
 def test_what_is_written_to_break_the_comparison_is_wrong_in_bounded_time(given, monkeypatch):
     start = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(symbolic, "SECONDS", 1.0)  # to have it sooner
+        patch.setattr(symbolic, "SECONDS", 1.0)  # to reach the limit sooner
         assert math_equal([f"<answer>{given}</answer>"], ["12"]) == [0.0]
     assert time.monotonic() - start < 30  # a process may have to be started: SymPy takes seconds
     assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is compared

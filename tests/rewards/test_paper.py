@@ -1,4 +1,4 @@
-"""The paper's reward in its format and in others; exact match and F1 beside the rules of SQuAD and HotpotQA."""
+"""The paper's reward in its format and in others; exact match and F1 compared with SQuAD's and HotpotQA's rules."""
 
 import re
 import string
@@ -85,11 +85,11 @@ def test_tags_that_cannot_be_told_apart_are_refused(changes, name):
         AnswerFormat(**changes)
 
 
-# ---- the rules of SQuAD and HotpotQA, as they are published
+# ---- the rules of SQuAD and HotpotQA, as published
 
 
 def reference_words(text: str) -> list[str]:
-    """Lower case; punctuation out; the words a, an and the out; white space made one."""
+    """Words in lower case, without punctuation and without the words a, an and the."""
     kept = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
@@ -137,8 +137,8 @@ TEXTS = st.one_of(
 @settings(max_examples=500, deadline=None)
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
 def test_exact_match_and_f1_are_those_of_squad_and_hotpotqa(prediction, truths):
-    # Two differences are meant, and tested elsewhere: text that looks the same is the same (NFC), and what normalises
-    # to nothing is not matched by everything else that does.
+    # Two differences are intended, and tested elsewhere: text that looks the same is the same (NFC), and texts that
+    # normalise to nothing do not all match each other.
     assume(all(unicodedata.is_normalized("NFC", text.lower()) for text in (prediction, *truths)))
     assume(all(map(reference_words, truths)))
     given_answer = [f"<answer>{prediction}</answer>"]

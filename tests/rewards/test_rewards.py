@@ -114,7 +114,7 @@ def test_exact_match_ignores_case_articles_and_punctuation_and_takes_the_best_al
 def test_f1_counts_common_words():
     # 2 of 3 words are right, and both words are found: 2 * 2/3 * 1 / (2/3 + 1) = 0.8
     assert f1([tagged("Barack Hussein Obama")], ["Barack Obama"]) == [pytest.approx(0.8)]
-    # repeated words count as often as both have them: 1 of 3, 1 of 1, so 2 * 1/3 / (4/3) = 0.5
+    # repeated words count as often as both texts have them: 1 of 3, 1 of 1, so 2 * 1/3 / (4/3) = 0.5
     assert f1([tagged("no no no")], ["no"]) == [pytest.approx(0.5)]
     assert f1([tagged("Rome"), "Paris"], ["Paris", "Paris"]) == [0.0, 0.0]
 
@@ -175,14 +175,14 @@ def test_a_long_completion_of_tags_is_read_in_linear_time():
 
 
 def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
-    # exact_match would take the first three for 1234 and 12: signs and points are punctuation to it.
+    # exact_match would take the first three for 1234 and 12, because it treats signs and points as punctuation.
     wrong = ["-1234", "12.34", "1/2", "%12", "1234 or 5", "", "٣"]
     assert exact_number([tagged(text) for text in wrong], ["1234", "1234", "12", "12", "1234", "0", "3"]) == [0] * 7
     right = ["1234", "1,234", "1234.0", "+1234"]
     assert exact_number([tagged(text) for text in right], ["1234"] * 4) == [1] * 4
     assert exact_number(["<answer>7</answer>", "7"], [["8", "7"], "7"]) == [1, 0]
     assert exact_number([tagged("72")] * 2, [" 72\n", ["seventy-two", "72"]]) == [1, 1]
-    assert exact_number([tagged("9" * 5000)] * 2, ["9" * 5000, "72"]) == [1, 0]  # int() refuses so many digits
+    assert exact_number([tagged("9" * 5000)] * 2, ["9" * 5000, "72"]) == [1, 0]  # int() refuses this many digits
 
 
 @pytest.mark.parametrize("answer", ["$5", "72 apples", "", ["five", "%5"]])

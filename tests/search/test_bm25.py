@@ -1,4 +1,4 @@
-"""The index on the disk: the ranking of bm25s, whole or not there, of this corpus or refused."""
+"""The index on the disk: it ranks as bm25s does, is complete or absent, and is refused if of another corpus."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_the_best_passages_are_found_with_their_scores(four):
 
 
 def test_ranking_and_scores_are_those_of_bm25s_in_memory_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(bm25, "CHUNK", 70)  # several chunks, the last of which is not full
+    monkeypatch.setattr(bm25, "CHUNK", 70)  # several chunks, the last one not full
     rows = list(random_passages(500, words=30, vocabulary=400))
     retriever = bm25_retriever(write_lines(tmp_path / "wiki.jsonl", rows))
     scorer = bm25s.BM25()
@@ -145,12 +145,12 @@ def test_a_folder_of_texts_is_a_corpus(tmp_path):
     retriever = bm25_retriever(texts)
     shutil.copytree(texts, tmp_path / "copy")
     assert ids(retriever, "Osk", 1) == ids(bm25_retriever(tmp_path / "copy", tmp_path / "texts.bm25"), "Osk", 1)
-    assert ids(retriever, "Velm", 1) == ["Velm.txt#0"]  # its title is searched as well
+    assert ids(retriever, "Velm", 1) == ["Velm.txt#0"]  # the title is searched as well
 
 
 @pytest.mark.parametrize("stage", ["words", "scores"])
 def test_a_build_that_is_killed_leaves_no_index_and_the_next_is_whole(four, stage):
-    # It kills itself at the given stage: within the words of the first chunk, or among the scores.
+    # The program kills itself at the given stage: within the words of the first chunk, or among the scores.
     code = f"""if True:
         import os, signal
         from a2tgpo_trl.search import bm25

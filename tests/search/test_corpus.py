@@ -1,4 +1,4 @@
-"""Files of passages: what is read from them, and what is said of a line that is none."""
+"""Files of passages: what is read from them, and what is said about a line that is not a passage."""
 
 import json
 

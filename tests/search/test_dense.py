@@ -1,4 +1,4 @@
-"""Dense search: exact where it says so, encoded once, whole or not there, of this encoder or refused."""
+"""Dense search: exact where it says so, encoded once, complete or absent, refused if of another encoder."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ WIDTH = 16
 
 
 class WordEncoder:
-    """The sum of a made-up vector for each word: texts of the same words are alike."""
+    """Encodes a text as the sum of its words' made-up vectors, so that texts of the same words are alike."""
 
     query_settings = {"query_prefix": ""}
     arguments: dict = {}
@@ -86,13 +86,13 @@ def test_of_equal_scores_the_first_come_first(tmp_path):
 
 
 def test_a_passage_that_was_not_found_is_left_out():
-    # What FAISS gives where the lists that were read hold a single passage.
+    # What FAISS returns if the lists that it read hold a single passage.
     assert dense._hits([7, -1, -1], [0.5, -3e38, -3e38]) == [(7, 0.5)]
     assert dense._hits([9, 2, 4], [0.5, 0.5, 0.7]) == [(4, 0.7), (2, 0.5), (9, 0.5)]
 
 
 def test_lists_leave_enough_passages_to_each():
-    # 4 * sqrt(100,000) = 1,265; of 1,000 passages 39 a list make 25.
+    # 4 * sqrt(100,000) = 1,265; 1,000 passages at 39 per list make 25.
     assert [dense._lists(passages) for passages in (100_000, 1_000, 3)] == [1265, 25, 1]
 
 
@@ -129,7 +129,7 @@ def test_what_another_encoder_left_is_not_used(many, small_shards, monkeypatch):
 @pytest.mark.parametrize("stage", ["vectors", "index"])
 def test_a_build_that_is_killed_leaves_no_index_and_the_next_is_whole(tmp_path, stage):
     corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
-    # It kills itself when a shard is half written, or when the index is.
+    # The program kills itself when a shard, or the index, is half written.
     code = f"""if True:
         import os, signal, sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1] / "helpers")!r}]

@@ -1,4 +1,4 @@
-"""Dense search by a real encoder, whose weights are in a package: offline."""
+"""Dense search by a real encoder whose weights come in a package, so offline."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_passages_are_found_by_their_meaning(tmp_path, encoder, minilm):
     retriever = dense_retriever(corpus, encoder)
     queries = ["ships and harbours", "farming", "students of algebra"]  # none shares a word with its passage
     assert [found[0].passage.id for found in retriever.search(queries, 1)] == ["0", "1", "2"]
-    # The tool opens the index, and its encoder with it.
+    # The tool opens the index and its encoder.
     assert SearchTool(index=f"{corpus}.dense-flat", top_k=1)("farming").startswith("[1] Osk")
 
 
@@ -61,7 +61,7 @@ def test_prefixes_are_put_before_queries_and_passages_and_an_index_keeps_to_them
 
 
 def test_texts_are_cut_where_the_encoder_is_told_to(encoder, minilm):
-    short = SentenceEncoder(minilm, max_tokens=6, device="cpu")  # with the two at the ends, four of the text
+    short = SentenceEncoder(minilm, max_tokens=6, device="cpu")  # two at the ends, four of the text
     np.testing.assert_allclose(short.passages(["a b c d e f"]), short.passages(["a b c d x y"]), atol=1e-5)
     assert not np.allclose(encoder.passages(["a b c d e f"]), encoder.passages(["a b c d x y"]), atol=1e-2)
     assert short.passage_settings["max_tokens"] == 6

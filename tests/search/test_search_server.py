@@ -1,4 +1,4 @@
-"""The server: a client written for Search-R1's works against it, and no request takes it down."""
+"""The server: a client written for Search-R1's server works with it, and no request takes it down."""
 
 import http.client
 import json
@@ -71,7 +71,7 @@ def document(number: int, title: str) -> dict:
     return {**FOUR[number], "title": title}
 
 
-# ---- the protocol: what that family's clients send, and what they read of the reply
+# ---- the protocol: what that family's clients send, and what they read from the reply
 
 
 def test_a_request_with_scores_gets_documents_and_scores(served):
@@ -92,14 +92,14 @@ def test_a_request_without_scores_gets_the_documents_themselves_three_of_them_by
 
 
 def test_a_client_of_that_protocol_reads_title_and_text_out_of_contents(served):
-    # It joins the results of a query, with the first line of contents as the title; a batch may hold no query.
+    # A client joins a query's results, with the first line of contents as the title; a batch may hold no query.
     reply = served.retrieve({"queries": ["mayor", "lake"], "topk": 2, "return_scores": True})[1]["result"]
     lines = [item["document"]["contents"].split("\n") for item in reply[0]]
     assert [(line[0], line[1][:9]) for line in lines] == [('"Ada Brin"', "Ada Brin "), ('"Velm"', "Velm is a")]
     assert served.retrieve({"queries": [], "topk": 3, "return_scores": True}) == (200, {"result": []})
 
 
-# ---- what is no request
+# ---- what is not a valid request
 
 
 def asking(**changes) -> dict:
@@ -150,7 +150,7 @@ def test_there_are_three_addresses(served):
     assert served.ask("GET", "/healthz") == (200, '{"status":"ok","passages":4}')
 
 
-# ---- many at once
+# ---- many requests at the same time
 
 
 def test_metrics_count_requests_by_code_their_queries_and_their_times(served):
@@ -199,7 +199,7 @@ def test_a_large_request_keeps_its_order(served):
 
 @contextmanager
 def started(corpus):
-    """The command as a process that listens, and the port."""
+    """Start the command as a process that listens; yield it and its port."""
     words = [sys.executable, "-m", "a2tgpo_trl", "serve-search", "--corpus", str(corpus), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
@@ -214,7 +214,7 @@ def four(tmp_path):
 
 
 def post(port: int) -> bytes:
-    """The answer of a server to `asking()`; raises OSError where it breaks off."""
+    """The server's answer to `asking()`; raises OSError if the connection breaks."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request("POST", "/retrieve", json.dumps(asking()))
@@ -251,7 +251,7 @@ def test_a_server_that_is_killed_while_it_answers_answers_the_same_when_it_is_st
     with started(four) as (process, port):
         assert post(port) == before
         process.kill()
-        assert process.stderr.read() == ""  # a build would have told of itself
+        assert process.stderr.read() == ""  # a build would have printed something
 
 
 def test_an_index_is_built_by_a_command_of_its_own(tmp_path, capsys):

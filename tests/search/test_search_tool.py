@@ -19,18 +19,18 @@ from a2tgpo_trl.tools.settings import settings_of
 
 
 class Stub(ThreadingHTTPServer):
-    """Answers each query with two documents named after it, as servers of that protocol do: without a title."""
+    """Answers each query with two documents named after it and without a title, as servers of that protocol do."""
 
     daemon_threads = True
 
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), Handler)
         self.delay = 0.0
-        self.asked, self.answers = [], []  # what came; (code, body) of the next replies, in the place of documents
+        self.asked, self.answers = [], []  # what came; (code, body) of the next replies, instead of documents
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
-        """Who asked may have gone."""
+        """Ignore errors: the client may have gone."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,7 +105,7 @@ def test_a_request_that_the_server_refuses_is_told_to_the_policy_at_once(stub, m
     stub.answers = [(422, b'{"error": "too long"}')]
     (outcome,) = make_runner(timeout=10.0).run([ToolCall(SearchTool(url=stub.url), {"query": "Velm"})])
     assert outcome.status == "tool_error" and "refuses (422)" in outcome.text
-    # Once the call, and once whether the server is up.
+    # One request for the call, and one to see whether the server is up.
     assert [request["queries"] for _, request in stub.asked] == [["Velm"], ["a"]]
 
 

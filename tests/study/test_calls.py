@@ -1,4 +1,4 @@
-"""What a report says of whether to call at all."""
+"""What a report says about whether to call at all."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def results(tmp_path):
 
 
 def test_the_share_of_rollouts_without_a_call_is_told_over_training_and_what_first_calls_are_worth(results):
-    # Over two seeds: 0.2 and 0.4 up to step 10, 0.5 and 0.7 up to step 20; z-scores of 0.2 and 0.4, of one seed alone.
+    # Over two seeds: 0.2 and 0.4 up to step 10, 0.5 and 0.7 up to step 20; z-scores of 0.2 and 0.4, of one seed only.
     results.put(Run("a2tgpo", 0), "identity", [(10, SHARE, 0.2), (20, SHARE, 0.5), (10, Z, 0.2), (20, Z, 0.4)])
     results.put(Run("a2tgpo", 1), "identity", [(10, SHARE, 0.4), (20, SHARE, 0.7)])
     results.put(Run("grpo", 0), "identity", [(10, SHARE, 0.0)])  # it ended there, and has no gains

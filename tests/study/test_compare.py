@@ -1,4 +1,4 @@
-"""Methods side by side: the study that `a2tgpo compare` makes of its words."""
+"""Methods side by side: the study that `a2tgpo compare` makes from its words."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_words_are_a_study_with_a_cell_for_each_method(tmp_path, monkeypatch):
 
 
 class Rewarding:
-    """An environment that says what its turns earn."""
+    """An environment that declares what its turns earn."""
 
     turn_reward: float | None = None
 
@@ -88,13 +88,13 @@ def test_two_methods_are_trained_and_compared_and_what_is_done_is_not_done_again
     study = read_study(tmp_path / "quickstart.yaml")
     curves = [Results(study.results).curve(Run(cell, 0), "held_out/exact_match") for cell in ("grpo", "a2tgpo")]
     assert [step for step, _ in curves[1]] == [0, 1]
-    # The same seed begins with the same policy and draws, whichever the method.
+    # The same seed begins with the same policy and draws for any method.
     assert curves[0][0] == curves[1][0]
     assert "| a2tgpo | 1 |" in study.report.read_text() and study.picture.is_file()
-    assert len(list(tmp_path.rglob("trainer_state.json"))) == 2  # of runs that can be drawn and looked at
+    assert len(list(tmp_path.rglob("trainer_state.json"))) == 2  # of runs that can be plotted and viewed
     assert main(both) == 0
     assert " s\n" not in capfd.readouterr().out
-    # One method more is one run more.
+    # One more method is one more run.
     assert main([*both, "igpo"]) == 0
     out = capfd.readouterr().out
     assert "igpo/own/0: " in out and "grpo/own/0: " not in out.replace("a2tgpo/own/0", "").replace("igpo/own/0", "")

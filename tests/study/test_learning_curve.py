@@ -1,4 +1,4 @@
-"""The quickstart's learning curve, held to the one that its study reports: `pytest -m study`, ten minutes."""
+"""The quickstart's learning curve, compared with the one that its study reports: `pytest -m study`, ten minutes."""
 
 import math
 
@@ -15,13 +15,13 @@ from a2tgpo_trl.study.study import Run, read_study
 
 QUICKSTART = ROOT / "recipes" / "study" / "quickstart.yaml"
 CELL = "a2tgpo"
-SEEDS = [0, 1, 2, 3]  # of those that are reported: on the machine of the report, the very same runs
-# 99.95 % quantile of Student's t with 7 degrees of freedom: of a sound package, one in a thousand is out of the band.
+SEEDS = [0, 1, 2, 3]  # among those reported: on the machine of the report, the very same runs
+# 99.95 % quantile of Student's t with 7 degrees of freedom: a sound package leaves the band once in a thousand times.
 T_OF_EIGHT_SEEDS = 5.408
 
 
 def band(reported: list[float], number: int) -> tuple[float, float]:
-    """Where the mean of so many new runs lies, in 999 cases of 1,000, if they are like the eight that are reported."""
+    """Where the mean of `number` new runs lies in 999 of 1,000 cases, if they are like the eight reported runs."""
     assert len(reported) == 8
     half = T_OF_EIGHT_SEEDS * np.std(reported, ddof=1) * math.sqrt(1 / len(reported) + 1 / number)
     return float(np.mean(reported) - half), float(np.mean(reported) + half)
@@ -34,7 +34,7 @@ def test_the_band_is_as_wide_as_eight_seeds_make_it():
 
 
 def test_a_policy_that_does_not_learn_is_out_of_the_band():
-    """Else the guard could not fail: what the runs begin with, held against what they came to."""
+    """Otherwise the guard could not fail: the start of the runs, compared with their end."""
     results, study = Results(QUICKSTART.with_suffix(".parquet")), read_study(QUICKSTART)
     curves = [results.curve(Run(CELL, seed), "held_out/exact_match") for seed in study.seeds]
     untrained = np.mean([curve[0][1] for curve in curves])

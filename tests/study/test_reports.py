@@ -1,4 +1,4 @@
-"""The studies whose results come with the project: their reports hold what the results say, and nothing else."""
+"""The studies whose results come with the project: their reports contain what the results say, and nothing else."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ def cells_of(row: str) -> list[str]:
 
 
 def main_table(study: str) -> dict[str, dict[str, str]]:
-    """Of its report: by cell, what stands under each head."""
+    """The main table of a study's report: by cell, the entry under each heading."""
     lines = (FOLDER / f"{study}.md").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("| cell | seeds |"))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first + 2 :])
@@ -78,4 +78,4 @@ def test_what_is_said_of_a_study_stands_in_a_report(place):
     reports = " ".join(file.read_text() for file in FOLDER.glob("*.md") if file.stem != "README")
     known = {number.lstrip("-") for number in MEASURED.findall(reports)}
     said = {number.lstrip("-") for number in MEASURED.findall(text)}
-    assert len(said) > 5 and said - known - {"0.003", "0.004"} == set()  # the clip range
+    assert len(said) > 5 and said - known - {"0.003", "0.004"} == set()  # these are the clip range

@@ -1,4 +1,4 @@
-"""What tells a training from any other: its settings, and the files that they name."""
+"""What distinguishes a training from any other: its settings and the files that they name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How gains, credit and clip ranges of a batch are spread, and the tables and figures that are made of it."""
+"""The spread of gains, credit and clip ranges of a batch, and the tables and figures made from it."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_rollouts_are_counted_by_their_calls():
 
 
 def test_clip_scales_are_those_of_tool_turns():
-    # The answer turns' 9 is left out; of 0.8, 1.0 and 1.2 the quarters lie at 0.9 and 1.1.
+    # The answer turns' 9 is left out; the quartiles of 0.8, 1.0 and 1.2 are 0.9 and 1.1.
     found = dict(clip_scales([rollout([0, 0], clip_scale=[0.8, 1.0, 9.0]), rollout([0], clip_scale=[1.2, 9.0])]))
     assert found["clip_scale/quantile_25"] == pytest.approx(0.9)
     assert found["clip_scale/quantile_50"] == pytest.approx(1.0)
@@ -45,22 +45,22 @@ def test_clip_scales_are_those_of_tool_turns():
 
 
 def test_the_variance_of_a_sum_of_scores_is_that_of_its_terms_and_what_they_have_in_common():
-    # z-scores 1, 1 and -1, -1: variance 1, covariance 1. Sums of two by the root of 2 are +-1.414.
+    # z-scores 1, 1 and -1, -1: variance 1, covariance 1. Sums of two over the root of 2 are +-1.414.
     found = dict(sums([rollout([1.0, 1.0]), rollout([-1.0, -1.0])]))
     assert found["sums/variance_of_2"] == pytest.approx(2.0)
     assert found["sums/term_variance_of_2"] == pytest.approx(1.0) == found["sums/term_covariance_of_2"]
-    # 1, -1 and -1, 1: what one turn has more the other has less, and sums are 0.
+    # 1, -1 and -1, 1: what one turn gains the other loses, and sums are 0.
     found = dict(sums([rollout([1.0, -1.0]), rollout([-1.0, 1.0])]))
     assert found["sums/variance_of_2"] == pytest.approx(0.0) and found["sums/term_covariance_of_2"] == pytest.approx(
         -1
     )
-    # Means that differ between depths are no covariance; a longer rollout counts with its last turns.
+    # Means that differ between depths are not covariance; a longer rollout counts with its last turns.
     rows = [[5.0, 1.0], [5.0, -1.0], [7.0, 5.0, 3.0]]
     found = dict(sums([rollout(row) for row in rows]))
     assert found["sums/number_of_2"] == 3 and "sums/number_of_3" not in found
     assert found["sums/term_variance_of_2"] == pytest.approx(np.var([1, -1, 3]) / 2)
     assert found["sums/term_covariance_of_2"] == pytest.approx(0.0)
-    # At random, the first is always the second and n - 1 times the third.
+    # In random scores, the first always equals the second plus n - 1 times the third.
     drawn = np.random.default_rng(0).normal(size=(50, 4))
     found = dict(sums([rollout(row.tolist()) for row in drawn]))
     for n in (2, 3, 4):
@@ -98,7 +98,7 @@ def study(tmp_path):
 
 
 def enter(results, run, **metrics):
-    """Measurements at steps 10 and 20."""
+    """Enter measurements at steps 10 and 20."""
     rows = [
         (step, name, value) for name, values in metrics.items() for step, value in zip((10, 20), values, strict=True)
     ]
@@ -159,7 +159,7 @@ def test_cost_is_told_of_runs_that_were_made_one_at_a_time(study):
             enter(results, Run(cell, seed), **{name: (value, value) for name, value in metrics.items()})
     runs = {cell: [Run(cell, seed) for seed in study.seeds] for cell in cells}
     text = "\n".join(cost_table({"a2tgpo": "igpo"}.get, results, runs))
-    # igpo: 2.2 s on average, of which sampling is 1 / 2.2 = 45 %, the gain 23 %, and the rest 0.7 s, 32 %.
+    # igpo: 2.2 s on average; sampling is 1 / 2.2 = 45 % of it, the gain 23 %, and the rest 0.7 s, 32 %.
     assert "| igpo | 2.200 (2.004 to 2.396) |  | 45% | 0% | 23% | 32% |" in text
     assert re.search(r"\| a2tgpo \| 3.200 \(3.004 to 3.396\) \| 1.456 \(.*\) \(of igpo\) \|", text)
     results.put(Run("gtpo", 0), "identity", [(1, "step_time", 1.0)], jobs=2)

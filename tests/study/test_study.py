@@ -1,4 +1,4 @@
-"""A study: what its file says, what its runs measured, what its report makes of it, and runs made again."""
+"""A study: what its file says, what its runs measured, what its report makes of them, and repeated runs."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def write(folder, content):
 
 
 def enter(results, run, curve, tokens=1000.0):
-    """A run whose held-out score has these heights, ten steps apart."""
+    """Enter a run with these held-out scores, ten steps apart."""
     rows = [(10 * i, "held_out/exact_match", height) for i, height in enumerate(curve)]
     rows += [(10 * i, "num_tokens", tokens * i) for i in range(1, len(curve))]
     results.put(run, "identity", rows)
@@ -69,7 +69,7 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         *("grpo/0.0001/1000", "a2tgpo/0.0001/1000", "grpo/0.001/1000", "a2tgpo/0.001/1000")
     ]
     assert {run.kind for run in study.kinds()} == {(cell, rate) for cell in CONTENT["cells"] for rate in (1e-4, 1e-3)}
-    reported = list(study.reported({"a2tgpo": 1e-3}))  # of grpo the rate is not known yet
+    reported = list(study.reported({"a2tgpo": 1e-3}))  # grpo's rate is not known yet
     assert reported == [Run("a2tgpo", seed, 1e-3) for seed in range(5)]
     assert study.settings_of(reported[1]) == {
         **{"stream_turns": False},
@@ -151,7 +151,7 @@ def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_studies_that_come_along_say_what_their_runs_are(file, monkeypatch):
-    monkeypatch.chdir(ROOT / "recipes")  # beside which a recipe's own credit is looked for
+    monkeypatch.chdir(ROOT / "recipes")  # where a recipe's own credit is looked for
     study = read_study(file)
     assert study.recipe.is_file() and len(study.cells) > 1
     assert len(study.seeds) >= (8 if file.stem in ("main", "quickstart") else 5)
@@ -166,7 +166,7 @@ def test_the_studies_that_come_along_say_what_their_runs_are(file, monkeypatch):
 def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
     history = [{"step": step, "loss": 0.1 * step, "num_tokens": 100 * step, "epoch": 0.1} for step in (1, 2, 3)]
     history[1]["gain/seconds"] = 4.0
-    history[0]["rewards/own/mean"], history[1]["rewards/own/mean"] = None, 0.5  # the first batch was scored by nobody
+    history[0]["rewards/own/mean"], history[1]["rewards/own/mean"] = None, 0.5  # nobody scored the first batch
     history[2]["rewards/own/mean"] = None
     history += [{"step": 2, "eval_rewards/exact_match/mean": 0.4, "eval_loss": 0.0}]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
@@ -180,7 +180,7 @@ def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
     curve = {step: value for (step, metric), value in found.items() if metric == "held_out/exact_match"}
     assert curve == {0: 0.2, 2: 0.4, 3: 0.6}
     assert found[3, "held_out/exact_match/hops 4"] == 0.6 and found[0, "held_out/tool turns"] == 3.0
-    # Of steps 1 and 2 the mean; of tokens, which add up, how many there are by then.
+    # The mean of steps 1 and 2; for tokens, which add up, the number so far.
     assert (found[2, "loss"], found[3, "loss"]) == pytest.approx((0.15, 0.3))
     assert (found[2, "num_tokens"], found[3, "num_tokens"]) == (200, 300)
     assert found[2, "gain/seconds"] == 2.0  # step 1 spent none
@@ -189,7 +189,7 @@ def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
 
 
 def test_auc_counts_the_pairs_that_gains_put_right():
-    # Of four pairs 3 > 2, 3 > 1, 1 < 2 and 1 = 1.
+    # Four pairs: 3 > 2, 3 > 1, 1 < 2 and 1 = 1.
     assert auc([3, 1], [2, 1]) == pytest.approx(2.5 / 4)
     assert auc([2, 3], [0, 1]) == 1.0 and auc([1], []) is None
     rng = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_gains_are_held_against_what_the_world_knows_of_searches():
         found = {"hops": hops, "gains": gains, "turns": turns, "tool_turns": len(results)}
         return {**found, "supporting_documents": ["A", "B"]}
 
-    # Of use: A, then B; a search that brings up C, or A once more, is not.
+    # Useful: A, then B; a search that brings up C, or A again, is not.
     records = [
         record(2, [0.5, 2.0], ["A", "B"]),
         record(2, [1.0, -1.0], ["C", "A"]),
@@ -213,7 +213,7 @@ def test_gains_are_held_against_what_the_world_knows_of_searches():
     found = dict(mechanism(records))
     assert found["useful/share_turn_1"] == pytest.approx(2 / 3)
     assert found["useful/share_turn_2"] == pytest.approx(2 / 3)
-    # Of use gained 0.5, 2.0, -1.0 and 0.1; not, 1.0 and 0.0. Pairs: 1, 2, 0, 1 of 8.
+    # Useful turns gained 0.5, 2.0, -1.0 and 0.1; the others 1.0 and 0.0. Pairs: 1, 2, 0, 1 of 8.
     assert found["useful/auc/gains"] == pytest.approx(4 / 8)
     assert found["useful/auc/gains/hops 4"] == 1.0
     assert found["useful/auc/gains_turn_1"] == 0.0  # 0.5 and 0.1 are both below 1.0
@@ -240,7 +240,7 @@ def test_of_a_batch_that_was_trained_on_credit_is_told_by_turn(file):
     # mayor, of, Rome and mayor, of, Paris share 2 of 4 words; wife, of, B and mayor, of, Paris 1 of 5.
     assert found["similarity/same_depth"] == found["similarity/turn_1"] == pytest.approx(2 / 4)
     assert found["similarity/across_depths"] == pytest.approx(1 / 5)
-    # A method whose answer turns have more, or less, than the outcome's advantage adds nothing to it.
+    # If answer turns have more or less than the outcome's advantage, the method adds nothing to the outcome.
     records[0]["advantages"][-1] = 0.3
     found = dict(mechanism_of_training(records))
     assert "by_turn/credit/mean_turn_1" not in found and found["by_turn/gains/number_turn_1"] == 3.0
@@ -323,7 +323,7 @@ def test_what_a_run_came_to(file):
 
 
 def test_p_values_are_those_of_students_t():
-    # What has this t is at the border of the 95 % interval, whatever the degrees of freedom.
+    # A sample with this t is at the border of the 95 % interval, for any degrees of freedom.
     for number, quantile in ((2, 12.706), (5, 2.776), (8, 2.365), (16, 2.131)):
         values = np.array([1.0, -1.0] * (number // 2) + [0.0] * (number % 2))
         values += quantile * np.std(values, ddof=1) / math.sqrt(number)
@@ -351,7 +351,7 @@ def test_a_difference_is_decided_by_five_seeds_or_more_whose_p_is_small(file):
         return differences(outcomes_of(study, results, runs), [pair, *further])[pair]
 
     one = found([0.2, 0.24, 0.22, 0.18, 0.2])
-    # Of areas 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
+    # Mean of areas 0.104, deviation 0.0114; t of four degrees of freedom 2.776: 0.104 +- 2.776 x 0.0114 / sqrt(5)
     assert (one.area.mean, one.area.low, one.area.high) == pytest.approx((0.104, 0.0898, 0.1182), abs=1e-3)
     assert one.end.mean == pytest.approx(0.208) and one.verdict == "better" and one.p < 1e-4
     assert found([-0.2, -0.24, -0.22, -0.18, -0.2]).verdict == "worse"
@@ -373,7 +373,7 @@ def test_each_cell_goes_on_with_the_learning_rate_that_did_best_on_the_seeds_for
             for seed, height in zip((1000, 1001), of_rate, strict=True):
                 if (cell, rate, seed) != ("a2tgpo", 1e-3, 1001):
                     enter(results, Run(cell, seed, rate), [height, height])
-    assert best_rates(study, results) == {"grpo": 1e-3}  # of a2tgpo one is missing
+    assert best_rates(study, results) == {"grpo": 1e-3}  # one of a2tgpo is missing
     enter(results, Run("a2tgpo", 1001, 1e-3), [0.4, 0.4])
     assert best_rates(study, results) == {"grpo": 1e-3, "a2tgpo": 1e-4}
     assert "| grpo | 0.150 | **0.450** |" in report(study, results)
@@ -390,12 +390,12 @@ def test_the_report_is_made_of_the_results_alone(file):
         if seed != 2:
             enter(results, Run("a2tgpo", seed), [0.2, 0.5 + 0.01 * seed, 0.6])
     text = report(study, Results(study.results))
-    # Areas of grpo: (0.2 + h) / 4 + (h + 0.4) / 4 = 0.15 + h / 2, of which h is 0.2 to 0.24: 0.26 on average.
+    # Areas of grpo: (0.2 + h) / 4 + (h + 0.4) / 4 = 0.15 + h / 2, with h from 0.2 to 0.24: 0.26 on average.
     line = next(line for line in text.splitlines() if line.startswith("| grpo | 5"))
     assert "| 0.260 (" in line and "| 0.400 (0.400 to 0.400) | - (0 of 5) | - |" in line
-    # Of a2tgpo 0.2 + h / 2, with h 0.50, 0.51, 0.53, 0.54: 0.46; each seed 0.2 above. Four seeds decide nothing.
+    # Of a2tgpo: 0.2 + h / 2, with h 0.50, 0.51, 0.53, 0.54: 0.46; each seed 0.2 above. Four seeds decide nothing.
     line = next(line for line in text.splitlines() if line.startswith("| a2tgpo | 4"))
-    # To 0.5 they took 10 x 0.3 / (h - 0.2) steps: 10, 9.7, 9.1 and 8.8, of which the median is 9.4.
+    # They reached 0.5 in 10 x 0.3 / (h - 0.2) steps: 10, 9.7, 9.1 and 8.8, with median 9.4.
     assert "| 0.460 (" in line and "| 9 (4 of 4) |" in line
     assert "| grpo | 0.200 (0.200 to 0.200) | 0.200 (0.200 to 0.200) | 0.000 | not decided |" in line
     enter(results, Run("a2tgpo", 2), [0.2, 0.52, 0.6])
@@ -435,7 +435,7 @@ def test_each_cell_may_have_its_own_to_be_compared_with(tmp_path):
 
 
 def enter_turns(results, run, score, deviations, auc):
-    """A run with these means of z-scores, deviations of credit and AUC of the clip scale, at two steps."""
+    """Enter a run with these means of z-scores, deviations of credit and AUC of the clip scale, at two steps."""
     rows = [
         (step, "held_out/exact_match", height) for step, height in ((0, 0.2), (10, 0.5 if "a2" in run.cell else 0.3))
     ]
@@ -443,7 +443,7 @@ def enter_turns(results, run, score, deviations, auc):
         rows += [(step, f"by_turn/scores/mean_turn_{k}", value) for k, value in enumerate(score, start=1)]
         rows += [(step, f"by_turn/scores/std_turn_{k}", value) for k, value in ((1, 0.4), (2, 0.8))]
         rows += [(step, f"by_turn/credit/std_turn_{k}", value) for k, value in enumerate(deviations, start=1)]
-        for k in (1, 2, 3):  # few rollouts come to the third turn
+        for k in (1, 2, 3):  # few rollouts reach the third turn
             rows += [
                 (step, f"by_turn/{name}/number_turn_{k}", 16.0 if k < 3 else 2.0) for name in ("scores", "credit")
             ]
@@ -452,7 +452,7 @@ def enter_turns(results, run, score, deviations, auc):
 
 
 def judged(study, results, runs=None):
-    """The claims, with differences of their pairs alone."""
+    """The claims, with differences of their pairs only."""
     runs = runs_by_cell(study, results) if runs is None else runs
     return list(claims(results, runs, differences(outcomes_of(study, results, runs), claimed_better(runs))))
 
@@ -480,17 +480,17 @@ def test_claims_are_held_against_the_results(tmp_path):
     assert "(for z-scores before they are summed: 2.000 (2.000 to 2.000))" in level
     assert "a chance of 0.820 (" in follows
     assert f"| {better} | held |" in report(study, results)
-    # What is not so is said as plainly; fewer than five seeds decide nothing.
+    # Claims that do not hold are reported as plainly; fewer than five seeds decide nothing.
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
     found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "not held", "not held", "not held"]
-    # A depth that few rollouts come to is left out, and an interval on both sides of one half decides nothing.
+    # A depth that few rollouts reach is left out, and an interval on both sides of one half decides nothing.
     for seed in study.seeds:
         enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
     found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "held", "held", "not decided"]
-    # Seeds that the other cell has not, and no A2TGPO at all, are no claim.
+    # Seeds missing from the other cell, or no A2TGPO at all, make no claim.
     apart = {"a2tgpo": runs_by_cell(study, results)["a2tgpo"], "grpo": []}
     assert len(judged(study, results, apart)) == 3
     without = {"grpo": runs_by_cell(study, results)["grpo"]}
@@ -533,12 +533,12 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     pd.testing.assert_frame_equal(again[~timed], table[~timed])
     text = file.with_suffix(".md").read_text()
     assert "| grpo | 1 |" in text and "## Made by" in text
-    # A study beside it that asks for the same runs makes none of them.
+    # Another study in the folder that asks for the same runs makes none of them.
     (tmp_path / "second.yaml").write_text(yaml.safe_dump({**content, "against": "a2tgpo"}))
     assert main([*words[:1], str(tmp_path / "second.yaml"), *words[2:]]) == 0
     assert capfd.readouterr().out.count("the results of another study here") == 2
     pd.testing.assert_frame_equal(Results(tmp_path / "second.parquet").table, again)
-    # Other settings are other runs; one that fails says where its log is, and takes nothing with it.
+    # Other settings are other runs; a run that fails says where its log is and does not affect the others.
     file.write_text(yaml.safe_dump({**content, "settings": {**small, "learning_rate": -1.0}}))
     assert main(words) == 1
     assert "grpo/own/3 failed" in capfd.readouterr().err

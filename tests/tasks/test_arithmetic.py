@@ -1,4 +1,4 @@
-"""Arithmetic: the same everywhere, not to be done in the head, and of several steps that Python takes one by one."""
+"""Arithmetic: the same everywhere, too hard to do in the head, with several steps that Python takes one by one."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def task():
 
 
 def test_a_seed_gives_the_same_problems_on_every_machine(task):
-    # Whoever changes the problems must change the digest, and make the policy anew if the words changed.
+    # If you change the problems, change the digest, and make a new policy if the words changed.
     rows = json.dumps([task.train_dataset.to_list(), task.test_dataset.to_list()])
     assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "c064ef848b601146"
     other = arithmetic(seed=1, train_questions=3, test_questions=3)
@@ -90,7 +90,7 @@ def test_numbers_stay_within_what_can_be_written_and_a_look_cannot_be_guessed():
     problems = [make_problem(4, "train", Rng("numbers", i)) for i in range(1000)]
     assert all(0 <= value < 1_010_000 for problem in problems for value in problem.values)
     assert {problem.noun for problem in problems} == {None, *NOUNS}
-    # Of 1,000 products half are even, give or take four standard errors (1.6 %).
+    # Half of 1,000 products are even, give or take four standard errors (1.6 %).
     assert 0.43 < sum(problem.values[0] % 2 for problem in problems) / 1000 < 0.57
 
 
@@ -170,7 +170,7 @@ def test_demonstrations_have_problems_of_their_part_only(tokenizer):
         assert (x // 10 + y // 10) % 8 in PARTS["school"]
 
 
-# ---- the tokenizer and the policy that is shipped
+# ---- the shipped tokenizer and policy
 
 
 def test_the_tokenizer_gives_back_any_text(tokenizer):
@@ -211,7 +211,7 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 
 def test_the_shipped_policy_cannot_do_it_in_its_head(task):
-    # It answers at once, with the most likely tokens, and must fail on at least 95 of 100.
+    # It answers immediately, with the most likely tokens, and must fail on at least 95 of 100.
     written = answers_at_once(POLICY, task.test_dataset["prompt"], [python_tool()], 5)
     right = exact_number(written, task.test_dataset["answer"])
     assert sum("</answer>" in text for text in written) > 0.9 * len(written)

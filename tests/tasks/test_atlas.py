@@ -1,4 +1,4 @@
-"""The embedded world: the same everywhere, not to be guessed, and of use only to those who search well."""
+"""The embedded world: the same everywhere, not guessable, and useful only to a policy that searches well."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def tokenizer():
 
 
 def test_a_seed_gives_the_same_world_on_every_machine(parts):
-    # Whoever changes the world must change the digest, and make the policy anew if the words changed.
+    # If you change the world, change the digest, and make a new policy if the words changed.
     task = atlas(seed=0)
     world = json.dumps([library(list(parts.values()), 0), task.train_dataset.to_list(), task.test_dataset.to_list()])
     assert hashlib.sha256(world.encode()).hexdigest()[:16] == "ed3caf0755ad381f"
@@ -95,7 +95,7 @@ def test_a_search_without_a_known_word_finds_nothing(search):
 
 
 def test_ranking_is_bm25_and_equal_scores_keep_the_order_of_the_documents():
-    # "b" is in all documents and says nothing about rank here; "a" stands twice in the third and once in the second.
+    # "b" is in all documents and says nothing about rank here; "a" occurs twice in the third and once in the second.
     index = BM25Index(["b c", "a b", "a a b", "c b"])
     assert index.search("a", top_k=3) == ["a a b", "a b"]
     assert index.search("c", top_k=1) == ["b c"]
@@ -143,7 +143,7 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 
 def test_the_shipped_policy_cannot_guess_the_answers():
-    # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
+    # Closed book: it answers immediately, with the most likely words, and must fail on at least 95 of 100.
     task = atlas()
     written = answers_at_once(POLICY, task.test_dataset["prompt"], task.tools, 4)
     right = exact_match(written, task.test_dataset["answer"])

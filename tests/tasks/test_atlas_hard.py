@@ -1,4 +1,4 @@
-"""The embedded world, made harder: each setting does what it says, and the world knows which searches were of use."""
+"""The embedded world, made harder: each setting does what it says, and the world knows which searches were useful."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def test_the_first_searches_of_a_rollout_bring_up_nothing_of_use_and_those_of_an
     task = atlas(**settings, answerable=True, supporting_documents=True, name_index=True, warm_up=2)
     plain = atlas(**settings, answerable=True, supporting_documents=True, name_index=True)
     assert task.test_dataset.to_list() == plain.test_dataset.to_list() and plain.environment_factory is None
-    assert [tool.__name__ for tool in task.tools] == ["index"]  # searches have a state, and are an environment's
+    assert [tool.__name__ for tool in task.tools] == ["index"]  # searches have a state and belong to an environment
     one, other = task.environment_factory(), task.environment_factory()
     part = make_part("test", 0, alike=1, distractors=1)
     for documents in task.test_dataset["supporting_documents"]:
@@ -106,7 +106,7 @@ def test_each_relation_has_one_that_looks_alike_and_is_a_fact_of_its_own(part):
     assert len(of_all(part)) == 2 * len(of_all(make_part("test", 0)))
     facts = {(fact.subject, fact.relation): fact.object for fact in of_all(part)}
     same = [facts[name, f"alleged {relation}"] == to for (name, relation), to in facts.items() if " " not in relation]
-    # By chance: one in 24 countries, 40 cities or companies, 96 people.
+    # By chance: one of 24 countries, 40 cities or companies, 96 people.
     assert sum(same) / len(same) < 0.06
 
 
@@ -215,7 +215,7 @@ def test_a_setting_that_makes_no_world_is_an_error(settings, message):
         atlas(**settings)
 
 
-# ---- which searches were of use
+# ---- which searches were useful
 
 
 def record(*results: list[str] | None):
@@ -224,9 +224,9 @@ def record(*results: list[str] | None):
 
 
 def test_a_search_is_useful_once_for_each_document_that_the_question_needs():
-    # Brings up A; C, which is of no use; A again and B; B again; the answer.
+    # Brings up A; C, which is useless; A again and B; B again; the answer.
     assert useful_search(record(["C.\nA."], ["C."], ["A.\nB."], ["B."], None)) == [1, 0, 1, 0, None]
-    # Two calls of one turn, the second of use; a document that only begins like one that is needed.
+    # Two calls in one turn, the second useful; a document that only begins like one that is needed.
     assert useful_search(record(["C.", "B."], ["A. And more."], None)) == [1, 0, None]
     # B is needed whether or not A was found before it.
     assert useful_search(record(["B."], ["A."])) == [1, 1]

@@ -1,4 +1,4 @@
-"""The recipe of the harder world, and the policy that it trains."""
+"""The recipe of the harder world and the policy that it trains."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_the_shipped_policies_fit_their_limit_and_their_tokenizer_is_the_one_of_
 
 @pytest.mark.parametrize("policy", [HARD_POLICY, EAGER_POLICY], ids=lambda folder: folder.name)
 def test_the_shipped_policies_cannot_guess_the_answers(policy):
-    # Closed book: it answers at once, with the most likely words, and must fail on at least 95 of 100.
+    # Closed book: it answers immediately, with the most likely words, and must fail on at least 95 of 100.
     written, answers = closed_book(policy, test_hops=[4, 5, 6])
     right = exact_match(written, answers)
     assert sum(right) / len(right) <= 0.05
@@ -70,7 +70,7 @@ def test_the_eager_policy_knows_the_answers_that_stand_in_the_question_and_answe
     guessable = {"train_hops": [2, 3], "test_hops": [2, 3], "guessable": 1.0, "test_questions": 60}
     right = exact_match(*closed_book(EAGER_POLICY, **guessable))
     assert sum(right) / len(right) >= 0.9
-    # Where it may search as well, it answers a part of its questions at once: groups have both.
+    # If it may search as well, it answers some of its questions immediately: groups have both.
     numbers = {"train_questions": 8, "test_questions": 64}
     short = {"hidden_answers": False, "train_hops": [2, 3], "test_hops": [2, 3], **numbers}
     given = json.dumps({**recipe.run.task_kwargs, **short})

@@ -1,4 +1,4 @@
-"""Facts of countries: only what leaves no doubt, questions that a search can answer, countries held out."""
+"""Facts about countries: only undoubted ones, questions that a search can answer, held-out countries."""
 
 import hashlib
 import json
@@ -45,14 +45,14 @@ def test_a_field_gives_one_value_or_none(relation, text, answers):
 def test_a_country_on_whose_capital_the_sources_differ_is_left_out():
     by_name = {country.name: country for country in countries()}
     assert by_name["Austria"].facts["capital"] == ("Vienna",) and len(by_name) == 201
-    # The Factbook has Porto-Novo and Cotonou; countryinfo has Porto-Novo alone.
+    # The Factbook has Porto-Novo and Cotonou; countryinfo has only Porto-Novo.
     assert "Benin" not in by_name
 
 
 def test_a_country_is_told_by_what_no_other_one_has():
     austria = next(country for country in countries() if country.name == "Austria")
     clues = [clue.name for clue in Telling(countries()).clues(austria)]
-    assert clues == ["capital", "highest point", "internet code", "aircraft code"]  # the euro is not its own
+    assert clues == ["capital", "highest point", "internet code", "aircraft code"]  # other countries have the euro too
 
 
 def test_each_question_has_one_answer_and_the_facts_that_lead_to_it_are_passages():

@@ -1,4 +1,4 @@
-r"""GSM8K and MATH from files as they are published: answers found, prompts whole, and errors that say what to do."""
+r"""GSM8K and MATH from files as published: answers found, prompts complete, and errors that say what to do."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def write(folder, rows, kind: str = "jsonl"):
         if kind == "parquet":
             (folder / "main").mkdir(exist_ok=True)
             Dataset.from_list(rows).to_parquet(folder / "main" / f"{split}-00000-of-00001.parquet")
-        elif kind == "json":  # MATH as first published: a file a problem, in folders
+        elif kind == "json":  # MATH as first published: one file per problem, in folders
             (folder / split / "algebra").mkdir(parents=True)
             for i, row in enumerate(rows):
                 (folder / split / "algebra" / f"{i}.json").write_text(json.dumps(row))
@@ -110,7 +110,7 @@ def test_the_nearest_name_tells_the_split_and_another_version_is_not_mixed_in(tm
         (nested / f"{split}_socratic.jsonl").write_text((nested / f"{split}.jsonl").read_text())
     with pytest.raises(ValueError, match="several files for the split 'train': train.jsonl, train_socratic.jsonl"):
         gsm8k(nested)
-    # The hub's folder has two versions, of which GSM8K is one.
+    # The hub's folder has two versions, one of which is GSM8K.
     (tmp_path / "hub").mkdir()
     both = write(tmp_path / "hub", GSM8K, "parquet")
     (both / "socratic").mkdir()

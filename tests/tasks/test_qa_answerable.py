@@ -1,4 +1,4 @@
-"""Which questions a corpus can answer at all: by what is found, in a file, and in the task that reads it."""
+"""Which questions a corpus can answer at all: judged by what is found, in a file, and in the task that reads it."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from a2tgpo_trl.tasks.qa.questions import Question
 from a2tgpo_trl.tasks.qa.task import qa
 
 
-HAMLETS = 5  # of the twelve, of which the corpus says who was born there
+HAMLETS = 5  # of the twelve; the corpus says who was born in these
 
 
 def question(*answers: str, titles: tuple[str, ...] = ()) -> Question:
@@ -29,7 +29,7 @@ def passage(text: str, title: str = "") -> Passage:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Sets, and the index of a corpus that tells of all bridges and of some builders."""
+    """Sets, and the index of a corpus about all bridges and some builders."""
     folder = tmp_path_factory.mktemp("world")
     bridges = [{"title": f"{river} Bridge", "text": f"Built by Mason {i}."} for i, river in enumerate(RIVERS)]
     builders = [{"title": f"Mason {i}", "text": f"Born in Hamlet {i}, they say."} for i in range(HAMLETS)]
@@ -54,14 +54,14 @@ def test_an_accepted_answer_is_found_by_whole_words():
     assert not is_answerable(question("181"), found, [])
     assert is_answerable(question("Enza"), [passage("a bridge")], [[passage("nothing")], [passage("spans the Enza")]])
     assert not is_answerable(question("Enza"), [], [])
-    # What normalises to nothing is looked for as it is, and not found everywhere.
+    # An answer that normalises to nothing is searched for as it is, and not found everywhere.
     assert is_answerable(question("The The"), [passage("A band named The The.")], [])
     assert not is_answerable(question("The The"), [passage("the theatre")], [])
 
 
 def test_yes_and_no_are_answerable_where_each_supporting_title_is_found():
     both = question("no", titles=("Enza Bridge", "Mason 3"))
-    # That some passage has the word "no" says nothing.
+    # A passage that contains the word "no" says nothing.
     assert not is_answerable(both, [passage("there is no bridge")], [[passage("x", "Enza Bridge")], []])
     assert is_answerable(both, [], [[passage("x", "enza bridge")], [passage("y", "Mason 4"), passage("z", "Mason 3")]])
     assert not is_answerable(question("yes"), [passage("yes")], [])
@@ -82,7 +82,7 @@ def test_a_request_is_for_no_more_passages_than_servers_give():
 
 def test_the_command_says_it_of_each_question_of_the_sets(file, capsys):
     known = read_answerable(file)
-    # HotpotQA's titles lead to the builder, where the corpus has one; NQ has none, and its question finds the bridge.
+    # HotpotQA's titles lead to the builder, if the corpus has one; NQ has none, and its question finds the bridge.
     assert len(known) == 3 * ROWS
     for split in ("dev", "train"):
         assert [known["hotpotqa", f"{split}_{i}"] for i in range(ROWS)] == [i < HAMLETS for i in range(ROWS)]
@@ -131,7 +131,7 @@ def test_a_file_that_says_nothing_of_a_question_or_nothing_at_all_is_refused(wor
 def test_a_search_that_cannot_be_asked_is_an_error_and_leaves_no_file(world, tmp_path, capsys):
     folder, index = world
     words = ["answerable", "--sets", "nq", "--folder", str(folder), "-o", str(tmp_path / "out.jsonl")]
-    assert cli([*words, "--url", "http://127.0.0.1:1"]) == 2  # at once: nothing has answered there yet
+    assert cli([*words, "--url", "http://127.0.0.1:1"]) == 2  # immediately: nothing has answered there yet
     assert "does not answer" in capsys.readouterr().err
     for more, told in (
         (["--top-k", "0"], "--top-k must be at least 1"),
@@ -188,7 +188,7 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
     asked = []
 
     def failing(at: int, error: BaseException):
-        """The index, whose request with this number fails."""
+        """An index whose request with this number fails."""
 
         def make(**where):
             find = passages_of(**where)
@@ -209,12 +209,12 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
     out = tmp_path / "answerable.jsonl"
     words = ["answerable", "--sets", "hotpotqa", "nq", "--train", "hotpotqa", "--folder", str(folder)]
     words += ["--index", str(index), "--top-k", "1", "--patience", "0", "-o", str(out)]
-    # 36 questions are five requests, and one before them asks whether the search is there at all.
+    # 36 questions make five requests; one before them asks whether the search is there at all.
     monkeypatch.setattr(search_tool, "passages_of", failing(4, away))
     assert cli(words) == 2
     told = capsys.readouterr()
     assert "What is known of 16 of 36 questions is kept in" in told.err and not out.exists()
-    # Cut off while a verdict was written, as SIGKILL would.
+    # Cut off while a verdict was written, as by SIGKILL.
     begun = tmp_path / "answerable.jsonl.begun"
     begun.write_text(begun.read_text() + "tru")
     asked.clear()

@@ -1,4 +1,4 @@
-"""The seven sets: sizes that add up, questions read whole, leaks found, and errors that say where and what to do."""
+"""The seven sets: sizes that add up, questions read in full, leaks found, and errors that say where and what to do."""
 
 import json
 import logging
@@ -110,7 +110,7 @@ def test_a_set_of_the_known_size_is_not_talked_about(tmp_path, caplog):
 def test_a_blank_line_and_a_row_without_metadata_are_fine_and_blank_aliases_are_no_answers():
     assert read_question("nq", GOOD, "there").titles == ()
     assert read_question("nq", {**GOOD, "metadata": None}, "there").titles == ()
-    unified = {"supporting_facts": None, "question_decomposition": None}  # as `datasets` fills in what a row lacks
+    unified = {"supporting_facts": None, "question_decomposition": None}  # as `datasets` fills in what is missing
     assert read_question("nq", {**GOOD, "metadata": unified}, "there").titles == ()
     assert read_question("nq", {**GOOD, "golden_answers": " Ada "}, "there").answers == ("Ada",)
     assert read_question("nq", {**GOOD, "golden_answers": ["", "Ada"]}, "there").answers == ("Ada",)
@@ -176,7 +176,7 @@ def test_files_that_are_not_there_are_named_beside_those_that_are(tmp_path):
 def test_the_same_words_are_the_same_question_however_they_are_written():
     train = [asked("Who wrote the Iliad?", "train 1"), asked("Who wrote it?", "train 2"), asked("???", "train 3")]
     test = [asked("who wrote  Iliad", "test 1"), asked("Who wrote an Iliad!", "test 2"), asked("!!!", "test 3")]
-    # Both test questions are the first training question; it is told with the first. "???" and "!!!" have no words.
+    # Both test questions are the first training question; the first is reported. "???" and "!!!" have no words.
     assert [(one.where, other.where) for one, other in leaked(train, test)] == [("train 1", "test 1")]
     assert leaked([asked("???")], [asked("???")])
 

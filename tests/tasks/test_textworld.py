@@ -1,4 +1,4 @@
-"""Houses of TextWorld: the same everywhere, not to be guessed, and answered by those who walk as they should."""
+"""Houses of TextWorld: the same everywhere, not guessable, and answered by a player who walks as required."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def replies(house, commands) -> list[str]:
 
 
 def answer_in(kind: str, thing: str, told: list[str]) -> str:
-    """What somebody says who reads what the game said, and knows nothing else."""
+    """The answer of a player who has read what the game said, and knows nothing else."""
     seen = [line for reply in told for line in reply.split("\n") if line.startswith(f"The {thing} is ")]
     if kind == "edible":
         return "yes" if f"You eat {thing}." in told else "no"
@@ -50,7 +50,7 @@ def answer_in(kind: str, thing: str, told: list[str]) -> str:
 
 
 def test_a_seed_gives_the_same_houses_and_questions_on_every_machine():
-    # Whoever changes what is drawn must change the digest, and make the policy anew if the words changed.
+    # If you change what is drawn, change the digest, and make a new policy if the words changed.
     task = textworld(train_questions=24, test_questions=12, kinds=KINDS, supporting_documents=True)
     rows = json.dumps([task.train_dataset.to_list(), task.test_dataset.to_list()])
     assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "df1f80dddb4e238a"
@@ -63,7 +63,7 @@ def test_no_house_has_questions_to_train_and_to_test_on_and_none_has_many():
     train, test = (Counter(rows["game"]) for rows in (task.train_dataset, task.test_dataset))
     assert not train.keys() & test.keys()
     assert max([*train.values(), *test.values()]) <= QUESTIONS_OF_A_HOUSE
-    # The names of houses are not all that differs: what is in them does.
+    # Houses differ not only in their names, but in what is in them.
     starts = [repr(make_house(part, 0, i).start) for part in ("train", "test", "school") for i in range(20)]
     assert len(set(starts)) == 60
 
@@ -96,7 +96,7 @@ def test_answers_are_facts_of_the_game(drawn):
 
 
 def test_who_has_not_looked_is_right_as_often_as_chance_has_it(drawn):
-    # The best guess by the thing's name, or by where one starts: what is most frequent among other questions.
+    # The best guess from the thing's name, or else overall: the most frequent answer among other questions.
     rows = [row for _, _, row in draw("train", 0, 200, ["location"], (2, 3, 4), Size())]
     test = [(house, row) for _, house, row in draw("test", 0, 60, ["location"], (2, 3, 4), Size())]
     places: dict[str, Counter] = {}
@@ -105,7 +105,7 @@ def test_who_has_not_looked_is_right_as_often_as_chance_has_it(drawn):
     overall = Counter(row.answer for row in rows).most_common(1)[0][0]
     guesses = [places[row.thing].most_common(1)[0][0] if row.thing in places else overall for _, row in test]
     assert sum(guess == row.answer for guess, (_, row) in zip(guesses, test, strict=True)) <= 6
-    # Nor does what is seen from the start tell, but for what stands shut there.
+    # The view from the start does not show the thing either.
     assert not any(f"The {row.thing} is" in line for house, row in test for line in view(house.start))
 
 
@@ -118,14 +118,14 @@ def test_who_walks_as_one_should_is_right_every_time_and_not_before_the_end(draw
         told = replies(house, question.walk)
         texts.append(f"<answer>{answer_in(question.kind, question.thing, told)}</answer>")
         answers.append(question.answer)
-        if question.moves is not None:  # a thing that is there is seen by the last move, and by none before it
+        if question.moves is not None:  # an existing thing is seen by the last move, and by none before it
             seen = [f"The {question.thing} is " in reply for reply in told[: question.moves]]
             assert seen == [False] * (question.moves - 1) + [True]
     assert exact_match(texts, answers) == [1.0] * len(drawn)
 
 
 def test_no_walk_is_shorter(drawn):
-    # All that can be done with doors, containers and ways, by TextWorld's rules, up to one command less.
+    # Everything that can be done with doors, containers and ways under TextWorld's rules, up to one command less.
     for house, question in [one for one in drawn if one[1].kind == "location" and one[1].moves > 1][:9]:
         states = [library().generator.game.GameProgression(house.game, track_quests=False)]
         for _ in range(question.moves - 1):
@@ -151,7 +151,7 @@ def test_a_walk_past_everything_sees_all_there_is():
 
 
 def test_a_closed_door_costs_a_command():
-    # A key in a closed box in the bar. The gate is shut, and the way around through the hall as long: two commands.
+    # A key in a closed box in the bar. The gate is shut, and the way through the hall is as long: two commands.
     exits = {
         "cellar": {"north": ("bar", "gate"), "west": ("hall", None)},
         "hall": {"east": ("cellar", None), "north": ("bar", None)},
@@ -165,7 +165,7 @@ def test_a_closed_door_costs_a_command():
     assert past_everything(ajar) == ["go west", "go north", "open box"]
 
 
-# ---- which turns were of use
+# ---- which turns were useful
 
 
 def record(house, question, commands):
@@ -179,7 +179,7 @@ def test_the_turns_of_a_walk_are_of_use_and_others_are_not(drawn):
         told = useful_search(record(house, question, question.walk))
         if question.moves is not None:
             assert told == [1.0] * len(question.walk) + [None]
-        else:  # who goes everywhere walks back at times
+        else:  # a player who goes everywhere sometimes walks back
             assert sum(told[:-1]) == len(milestones(house, question)) and told[0] == 1.0
         wasted = [command for one in question.walk for command in ("look", one, "examine", "inventory")]
         again = useful_search(record(house, question, wasted))

@@ -1,4 +1,4 @@
-"""Where TextWorld is not installed."""
+"""What happens if TextWorld is not installed."""
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.tasks.textworld import games

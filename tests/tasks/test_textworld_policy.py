@@ -1,4 +1,4 @@
-"""The recipe of TextWorld's houses, and the policy that it trains."""
+"""The recipe of TextWorld's houses and the policy that it trains."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_records_tell_which_commands_were_of_use_and_the_study_reads_them(record
 
 
 def test_who_is_right_has_mostly_seen_the_thing(records):
-    # To name a place by chance is rare.
+    # Naming the place by chance is rare.
     right = [record for record in records if record["rewards"]["exact_match"] == 1.0]
     seen = []
     for record in right:
@@ -85,7 +85,7 @@ def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_s
 
 
 def test_the_shipped_policy_cannot_guess_the_answers(recipe):
-    # Closed book: it answers at once, with the most likely words, and must fail on at least 9 of 10.
+    # Closed book: it answers immediately, with the most likely words, and must fail on at least 9 of 10.
     tools = [recipe.task.environment_factory().act]
     written = answers_at_once(POLICY, recipe.test_dataset["prompt"], tools, 6)
     right = exact_match(written, recipe.test_dataset["answer"])

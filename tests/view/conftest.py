@@ -13,5 +13,5 @@ def browser():
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program, "There is no chromium: apt-get install chromium."
     with sync_playwright() as playwright:
-        # As root, which tests in a container are, it starts without its sandbox only.
+        # Run by root, as tests in a container are, it starts only without its sandbox.
         yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])

@@ -59,13 +59,13 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     visit = Visit(browser, file)
     page = visit.page
     visit.found("24 of 24 groups")
-    # By the keyboard: the heading of a column sorts by it.
+    # By keyboard: the heading of a column sorts by it.
     page.locator(".tabulator-col[tabulator-field=spread]").press("Enter")
     most = pytest.approx(max(map(spread, groups.values())), abs=0.006)
     eventually(lambda: float(visit.column("spread")[0]) == most)
     shown = [float(text) for text in visit.column("spread")]
     assert shown == sorted(shown)[::-1]
-    # And the arrow keys go from row to row.
+    # The arrow keys go from row to row.
     links = page.locator(".tabulator-row a")
     links.nth(0).press("ArrowDown")
     links.nth(1).press("ArrowDown")
@@ -82,7 +82,7 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     page.get_by_label("gain spread at least").fill("9.5")
     visit.found(f"{sum(spread(of) >= 9.5 for of in groups.values())} of 24 groups")
     page.get_by_label("gain spread at least").fill("")
-    # A word that stands in one result alone.
+    # A word that occurs in only one result.
     key, words = (3, 2), groups[3, 2][1]["completion"][1]["content"].split()
     rare = next(word for word in words if sum(word in json.dumps(of) for of in groups.values()) == 1)
     page.get_by_label("text").fill(rare.upper())
@@ -90,7 +90,7 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     page.locator(".tabulator-row a").press("Enter")
     page.locator("article").first.wait_for()
     assert page.locator("#group-title").inner_text().startswith("one, step 3, group 2")
-    assert page.locator("mark").first.inner_text().lower() == rare  # it was folded, and is open
+    assert page.locator("mark").first.inner_text().lower() == rare  # it was folded, and is now open
     for rollout, expected in zip(page.locator("article").all(), groups[key], strict=True):
         turns = rollout.locator(".turn").all()
         assert len(turns) == len(expected["advantages"])
@@ -98,7 +98,7 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
             said = turn.locator("[data-number=advantage]").inner_text()
             assert said == f"advantage {advantage:+.2f}".replace("-", "−")
             assert ("more" if advantage > 0 else "less") in turn.get_attribute("class")
-    # Coloured by what a turn has beyond its rollout.
+    # Coloured by what a turn has beyond its rollout's advantage.
     page.locator(".legend select").select_option("credit")
     for rollout, expected in zip(page.locator("article").all(), groups[key], strict=True):
         credit = expected["advantages"][0] - expected["outcome_advantage"]
@@ -107,7 +107,7 @@ def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_
     page.locator("#group").wait_for(state="hidden")
     page.get_by_label("text").fill("")
     visit.found("24 of 24 groups")
-    # The other run.
+    # Now the other run.
     page.locator("#run").select_option("two")
     page.locator(".tabulator-row a").first.click()
     page.get_by_role("heading", name=re.compile(r"^two, step")).wait_for()
@@ -141,7 +141,7 @@ def test_a_turn_is_shown_as_tokens_coloured_by_advantage_and_by_ratio(browser, t
     colours = [one.evaluate("one => getComputedStyle(one).backgroundColor") for one in tokens.all()]
     assert colours[0] == colours[1] and len(set(colours)) == 3
     assert "underline" in tokens.nth(2).evaluate("one => getComputedStyle(one).textDecorationLine")
-    # Its number by the mouse, and by the keyboard.
+    # A token's number, by mouse and by keyboard.
     tokens.nth(2).hover()
     told = turn.locator(".of-token")
     assert told.inner_text() == '" more": advantage +0.75, ratio ×1.5000, log-probability −0.50, clipped'
@@ -151,7 +151,7 @@ def test_a_turn_is_shown_as_tokens_coloured_by_advantage_and_by_ratio(browser, t
     for _ in range(9):
         page.keyboard.press("ArrowLeft")
     assert told.inner_text().startswith('"as": advantage +0.75, ratio ×1.0000')
-    # In the dark they are other colours, and in print those of the light, with nothing of the cursor.
+    # Dark mode has other colours; print has those of light mode, without the cursor's.
     page.emulate_media(color_scheme="dark")
     dark = tokens.nth(2).evaluate("one => getComputedStyle(one).backgroundColor")
     page.emulate_media(media="print", color_scheme="dark")
@@ -272,7 +272,7 @@ def test_ten_thousand_rollouts_open_in_three_seconds_and_300_mb(browser, tmp_pat
     visit = Visit(browser, file)
     visit.found("1,250 of 1,250 groups")
     seconds = time.monotonic() - begin
-    assert visit.page.locator(".tabulator-row").count() < 100  # what is in view
+    assert visit.page.locator(".tabulator-row").count() < 100  # only those in view
     processes = [one for one in psutil.Process().children(recursive=True) if "--type=renderer" in one.cmdline()]
     megabytes = max(one.memory_info().rss for one in processes) / 2**20
     assert seconds < 3 and megabytes < 300, (seconds, megabytes)
@@ -321,7 +321,7 @@ def test_groups_of_the_same_prompt_stand_side_by_side_and_their_rewards_in_the_t
     assert panes.nth(1).locator(".of-run").inner_text() == "two step 1, group 2: 3 solved, 0 failed"
     left, right = (pane.bounding_box() for pane in panes.all())
     assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
-    # The one that is nearest in its step, and links to others.
+    # The group nearest in step, with links to others.
     page.locator(".tabulator-row a", has_text="Question 0").first.click()
     page.get_by_role("heading", name="one, step 1, group 0").wait_for()
     page.get_by_role("link", name="one, step 5 (1 of 1 solved)").click()
@@ -330,7 +330,7 @@ def test_groups_of_the_same_prompt_stand_side_by_side_and_their_rewards_in_the_t
     page.locator(".tabulator-row a", has_text="Only here").click()
     page.get_by_text("two was not asked this.").wait_for()
     assert page.locator(".pair").count() == 0
-    # Nothing is beside itself.
+    # A run is not shown beside itself.
     page.locator("#run").select_option("two")
     visit.found("3 of 3 groups")
     assert page.locator("#other").evaluate("select => select.selectedIndex") == 0

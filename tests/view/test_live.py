@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slow
 
 
 class LiveVisit(Visit):
-    """The page of a server, and what it asked it for."""
+    """The page of a server, and its requests."""
 
     def close(self) -> None:
-        """Nothing went wrong, and no other server was asked."""
+        """Check that nothing went wrong and that no other server was asked."""
         assert self.errors == [] and self.requests
         assert all(one.startswith(self.file.partition("?")[0]) for one in self.requests), self.requests
         self.page.context.close()
@@ -99,12 +99,12 @@ def test_a_run_is_waited_for_and_what_is_new_is_shown_while_what_is_open_stays(s
     reward.scroll_into_view_if_needed()
     box = reward.locator(".u-over").bounding_box()
     page.mouse.move(box["x"] + 2, box["y"] + 20)
-    assert reward.locator(".u-legend .u-value").first.inner_text() == "2"  # the first that the zoom leaves
-    # The log brings charts of its own.
+    assert reward.locator(".u-legend .u-value").first.inner_text() == "2"  # the first step that the zoom leaves
+    # The log adds charts.
     write_log(folder / "checkpoint-4", rng, 4)
     page.locator("#step-charts figure", has_text="entropy").first.wait_for()
     page.get_by_text("its log ends with checkpoint-4").wait_for()
-    # What is new and has the words comes into the table, in its place.
+    # A new group that contains the words comes into the table, in its place.
     page.get_by_label("text").fill("question 1")
     visit.found("40 of 100 groups")
     write_records(folder, {7: drawn(rng, 20, 4, first=140)})
@@ -189,7 +189,7 @@ def test_what_a_step_has_no_more_is_in_no_chart(serve, browser, tmp_path):
     page = visit.page
     ratio = page.locator("#turn-charts figure", has_text="importance ratio")
     ratio.get_by_text("numbers").wait_for()
-    # The folder of the checkpoint is gone: so is what was logged, and what records say stands for it.
+    # The checkpoint's folder is gone, and with it what was logged; what records say takes its place.
     shutil.rmtree(folder / "checkpoint-2")
     ratio.get_by_text("not in these runs").wait_for()
     page.locator("#metric").select_option("rewards/style/mean")
@@ -242,14 +242,14 @@ def test_a_group_that_is_gone_when_it_is_opened_is_said_and_the_page_goes_on(ser
     page.get_by_text("not live: drawing failed").wait_for()
     page.reload()
     page.locator("article").first.wait_for()
-    # The run is begun anew, and before the page hears of it another group is asked for.
+    # The run begins again, and another group is requested before the page learns of it.
     page.evaluate("INDEX.runs[0].begun[0] = -1")
     page.evaluate("location.hash = 'group-0-3.1.2.1'")
     page.get_by_text("This group could not be read: The run was begun anew.").wait_for()
     shutil.rmtree(folder)
     write_run(folder, 1, steps=1)
     visit.found("3 of 3 groups")
-    page.wait_for_timeout(2500)  # until it has asked once more
+    page.wait_for_timeout(2500)  # until it has asked again
     assert page.locator("#live").inner_text().startswith("live, ")
     visit.errors.clear()  # the browser says that an answer was 410
     visit.close()
@@ -298,7 +298,7 @@ def test_ten_thousand_rollouts_are_opened_and_followed_without_a_stop(serve, bro
     visit = LiveVisit(browser, serve(folder).address)
     page = visit.page
     visit.found("1,250 of 1,250 groups")
-    # How long the page does nothing else, at most.
+    # The longest time in which the page does nothing else.
     page.evaluate("""() => { let last = performance.now(); window.stop = 0; setInterval(() => {
         const now = performance.now(); window.stop = Math.max(window.stop, now - last); last = now; }, 10); }""")
     begin = time.monotonic()

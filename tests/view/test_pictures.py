@@ -1,4 +1,4 @@
-"""Pictures of each view of the page, in light and dark, on a wide screen and a narrow one, to be looked at.
+"""Pictures of each view of the page, in light and dark, on a wide and a narrow screen, for a person to look at.
 
 pytest -m slow tests/view/test_pictures.py --basetemp=pictures
 """

@@ -1,4 +1,4 @@
-"""The live page's server, over real HTTP: what is new and no more, who may read, runs that begin anew, bad input."""
+"""The live page's server, over real HTTP: only what is new, who may read, runs that begin again, bad input."""
 
 import contextlib
 import gzip
@@ -31,7 +31,7 @@ from a2tgpo_trl.view.watch import Watch, holds
 
 
 class Reader:
-    """Asks a server, as the page does: it knows an epoch and a number, and what it was told by run, kind and key."""
+    """Asks a server as the page does: it knows an epoch and a number, and what it was told by run, kind and key."""
 
     def __init__(self, server: ViewServer):
         self.port = server.server_address[1]
@@ -55,7 +55,7 @@ class Reader:
         return json.loads(body)
 
     def news(self) -> list[list]:
-        """What is new, until all was told."""
+        """What is new, asked for until everything was told."""
         entries = []
         for _ in range(200):
             told = self.ask("news", epoch=self.epoch, since=self.number)
@@ -75,7 +75,7 @@ class Reader:
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts servers of runs, and ends them."""
+    """Start servers of runs, and stop them."""
     monkeypatch.setattr(serving, "APART", 0.0)
     started = []
 
@@ -111,7 +111,7 @@ def test_a_run_is_waited_for_shown_as_it_grows_and_only_what_is_new_travels(serv
     assert set(reader.all("groups")) == {"1.1.0.1", "1.1.1.1", "1.1.2.1"} and set(reader.all("curves")) == {"1"}
     assert "no log yet" in reader.known[0, "notes", ""][0]
     assert reader.news() == []
-    # A batch more: its groups, its numbers, and nothing of the step before.
+    # One more batch: its groups, its numbers, and nothing of the step before.
     write_records(folder, {6: drawn(rng, 2, 4)})
     told = reader.news()
     assert {(kind, key) for _, kind, key, _ in told} == {
@@ -119,7 +119,7 @@ def test_a_run_is_waited_for_shown_as_it_grows_and_only_what_is_new_travels(serv
         *((kind, "6") for kind in ("curves", "turns", "envelopes")),
     }
     assert reader.news() == []
-    # With a checkpoint there is a log, which says more; of later steps the records are left.
+    # A checkpoint brings a log, which says more; for later steps the records remain.
     write_log(folder / "checkpoint-4", rng, 4)
     reader.news()
     assert set(reader.all("curves")) == {"1", "2", "3", "4", "6"} and set(reader.all("logged")) == {"1", "2", "3", "4"}
@@ -172,7 +172,7 @@ def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_
         reader.news()
         assert reader.all("groups")["1.1.0.1"]["rollouts"] == rollouts
     assert not any("whole" in note for note in reader.known[0, "notes", ""]) and reader.known[0, "begun", ""][0] == 0
-    # The log of a checkpoint is written in place too: what was known stands.
+    # The log of a checkpoint is written in place too: what was known remains.
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     write_log(state.parent, random.Random(0), 2)
     reader.news()
@@ -197,11 +197,11 @@ def test_a_training_that_is_begun_anew_is_noticed_and_nothing_of_the_old_one_is_
     write_run(old, 1, steps=1)
     reader.news()
     assert len(reader.all("groups")) == 3 and set(reader.all("curves")) == {"1", "2"}
-    # A key of before leads nowhere.
+    # An earlier key leads nowhere.
     assert reader.get("/group?run=0&begun=0&key=1.1.0.1")[0] == 410
     assert reader.get("/search?run=0&begun=0&from=0&words=x")[0] == 410
     assert reader.ask("group", run=0, begun=1, key="1.1.0.1")["rollouts"]
-    # Written over in place, by a batch that has fewer groups.
+    # Overwritten in place by a batch with fewer groups.
     write_records(old, {1: drawn(random.Random(3), 1, 2)})
     reader.news()
     assert set(reader.all("groups")) == {"1.1.0.1"}
@@ -225,7 +225,7 @@ def test_a_server_that_was_started_again_tells_all(serve, tmp_path):
     again = serve(tmp_path / "run")
     again.epoch, again.number = reader.epoch, reader.number
     assert again.news() == whole and again.epoch != reader.epoch
-    # With the names of its runs, which may be others than the page has.
+    # With the names of its runs, which may differ from the page's.
     assert again.ask("news", epoch=reader.epoch, since=0)["names"] == ["run"]
     assert "names" not in again.ask("news", epoch=again.epoch, since=0)
 
@@ -235,7 +235,7 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
         write_records(tmp_path, {step: [record(0), record(1, result=f"A Comet of step {step}")]})
     reader = serve(tmp_path)
     reader.news()
-    monkeypatch.setattr(serving, "AT_ONCE", 0.0)  # a step at a time
+    monkeypatch.setattr(serving, "AT_ONCE", 0.0)  # one step at a time
     found, first = [], 0
     while first is not None:
         told = reader.ask("search", run=0, begun=0, words="COMET OF", **{"from": first})
@@ -244,7 +244,7 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
     assert found == [f"{step}.1.1.1" for step in range(1, 6)]
     assert holds({"turns": [{"said": "A Comet"}]}, "comet")
     assert not holds({"turns": [{"said": "A", "pieces": {"texts": ["Comet"]}, "advantage": 1.5}]}, "comet")
-    # Words of our own are no texts of rollouts: nothing was written but that each call and turn is "ok".
+    # Our own words are not texts of rollouts: all that was written is that each call and turn is "ok".
     assert reader.ask("search", run=0, begun=0, words="ok", **{"from": 0})["found"] == []
     assert reader.ask("search", run=0, begun=0, words="answer>bo", **{"from": 0})["found"]
     assert not holds({"ended": "answer", "turns": [{"calls": [{"text": "f()", "status": "ok"}]}]}, "answer")
@@ -262,10 +262,10 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     notes = reader.known[0, "notes", ""]
     assert len(reader.all("groups")) == 1 and sum("is no file of rollouts" in note for note in notes) == 2
     assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is no" in note for note in notes)
-    # What could be read is searched.
+    # Files that could be read are searched.
     searched = {"run": 0, "begun": 0, "from": 0, "words": "mayor of rome"}
     assert reader.ask("search", **searched) == {"found": ["1.1.0.1"], "next": None, "share": 1.0}
-    # Nothing is left of a step that was good before, and one whose table could be made of it may not be to be opened.
+    # Nothing is left of a step that was good before; a step that is good enough for the table may still fail to open.
     write_records(tmp_path, {1: [strange, strange], 5: [{**record(0), "values": ["high"]}]})
     reader.news()
     assert set(reader.all("groups")) == {"5.1.0.1"} and reader.all("turns").keys() == {"5"}
@@ -379,7 +379,7 @@ def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(se
                 joined = f"{path}{'&' if '?' in path else '?'}{urlencode({'token': given})}"
                 code, told, body = reader.get(joined, **headers)
                 assert (code, body) == (401, b"") and "Set-Cookie" not in told and told["Server"] == "a2tgpo"
-    # The right one, in the address: from then on it is in a cookie, and not in the address.
+    # The right token in the address: from then on it is in a cookie, and not in the address.
     code, headers, body = reader.get(f"/?token={token}", "machine.example")
     assert (code, headers["Location"], body) == (303, "/", b"")
     cookie, *rules = headers["Set-Cookie"].split("; ")
@@ -387,7 +387,7 @@ def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(se
     assert reader.get("/", Cookie=f"other=1; {cookie}")[0] == 200
     assert reader.get("/news?epoch=&since=0", Cookie=cookie)[0] == 200
     assert reader.get(f"/news?epoch=&since=0&token={token}")[0] == 200
-    # Servers of this machine have a token each.
+    # Servers on this machine have a token each.
     other = serve(tmp_path / "run", host="0.0.0.0")
     assert other.get("/", Cookie=cookie)[0] == 401 and token not in other.server.address
 
@@ -420,7 +420,7 @@ def test_a_connection_ends_in_time_whatever_it_says(serve, tmp_path, monkeypatch
     with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as connection:
         begin = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() < begin + 15:  # a character now and then, and never the end
+            while time.monotonic() < begin + 15:  # a character now and then, but never the end
                 connection.sendall(b"G")
                 time.sleep(0.05)
         assert time.monotonic() < begin + 10
@@ -474,7 +474,7 @@ def test_ten_thousand_rollouts_are_read_bit_by_bit_and_little_of_them_is_kept(se
 
 @pytest.fixture
 def command(tmp_path):
-    """The command itself, in a process of its own."""
+    """The command itself, in a separate process."""
     words = [sys.executable, "-m", "a2tgpo_trl", "view", str(tmp_path / "run"), "--serve", "--port", str(free_port())]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process
@@ -486,7 +486,7 @@ def test_the_command_says_where_it_is_and_ends_at_ctrl_c(command):
     line = command.stdout.readline()
     address, port = re.fullmatch(r"(http://127\.0\.0\.1:(\d+)/) shows run\. Ctrl-C ends it\.\n", line).groups()
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
-    connection.connect()  # somebody who says nothing does not keep it from ending
+    connection.connect()  # a silent client does not keep it from ending
     os.kill(command.pid, signal.SIGINT)
     assert command.wait(timeout=20) == 0
     assert command.stderr.read() == "" and command.stdout.read() == "\n"

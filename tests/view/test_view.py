@@ -1,4 +1,4 @@
-"""A page of runs: what is in it, what hostile text does to it (nothing), and what is no run."""
+"""A page of runs: what is in it, what hostile text does to it (nothing), and what is not a run."""
 
 import base64
 import gzip
@@ -23,7 +23,7 @@ from a2tgpo_trl.view.run import read_runs
 
 
 class Reader(HTMLParser):
-    """Of a page: its elements in their order, and what is in scripts and styles."""
+    """Reads a page: its elements in order, and what is in scripts and styles."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -54,7 +54,7 @@ def page_of(*folders: Path) -> str:
 
 
 def opened(page: str, run: int = 0, group: int = 0) -> dict:
-    """A group, as the page opens it."""
+    """A group as the page opens it."""
     data = data_of(page)
     line = data["index"]["runs"][run]["groups"][group]
     return data[f"piece-{line['piece']}"][line["place"]]
@@ -97,12 +97,12 @@ def test_by_turn_there_are_sums_and_numbers_of_each_step(tmp_path):
     assert found["gain"]["steps"] == [7, 9]
     assert [sums[:3] for sums in found["gain"]["sums"]] == [[4.0, 5.0, 0.0], [2.0, 0.0, 0.0]]
     assert [numbers[:3] for numbers in found["gain"]["numbers"]] == [[2, 1, 0], [1, 0, 0]]
-    # Advantages are 0.5 and credit, of the answer turn 0.5 alone.
+    # Advantages are 0.5 plus credit; the answer turn's is 0.5 alone.
     assert found["advantage"]["sums"][0][:3] == pytest.approx([0.75 + 0.75, 0.5 + 0.0, 0.5])
     assert found["credit"]["sums"][0][:3] == pytest.approx([0.5, -0.5, 0.0]) and found["credit"]["numbers"][0][2] == 0
     assert found["survivors"]["sums"][0][:4] == [2, 2, 1, 0] and found["survivors"]["numbers"][0][:4] == [2] * 4
     assert found["failed"]["sums"] == found["status/timeout"]["sums"] and found["failed"]["sums"][0][:2] == [0, 1]
-    # A step without the failure counts among its turns.
+    # A step without the failure still counts its turns.
     assert found["status/timeout"]["numbers"][1][:2] == [1, 1] and "status/tool_error" not in found
     assert "turn_ratio" not in found  # there is no log
 
@@ -140,7 +140,7 @@ def test_batches_of_a_step_are_not_mixed_up(tmp_path):
     first.with_name("step-000001-rank-0-batch-2.jsonl").write_bytes(first.read_bytes())
     first.with_name("step-000001-rank-1.jsonl").write_bytes(first.read_bytes())
     (run,) = data_of(page_of(tmp_path))["index"]["runs"]
-    # Both ranks' rollouts of a group stand together.
+    # Both ranks' rollouts of a group are together.
     assert [(one["batch"], one["rollouts"]) for one in run["groups"]] == [(1, 2), (2, 1)]
 
 
@@ -169,7 +169,7 @@ def test_an_open_group_has_the_tokens_of_each_turn_where_they_were_recorded(tmp_
     first, second = opened(page_of(tmp_path))["rollouts"]
     numbers = {"ratio": [1.0, 1.5, 0.75], "clipped": [0, 1, 0], "logp": [-0.5] * 3}
     assert first["turns"][0]["pieces"] == {"texts": ["Let", " me", " see."], "left": 0, **numbers}
-    assert first["turns"][1]["pieces"]["texts"] == ["<answer>Bo</answer>"]  # what a tool answered lies between them
+    assert first["turns"][1]["pieces"]["texts"] == ["<answer>Bo</answer>"]  # the tool's answer lies between them
     assert first["turns"][1]["pieces"]["ratio"] == [1.0] and first["turns"][0]["ratio"] == 1.25
     assert [turn["pieces"] for turn in second["turns"]] == [None, None]
 
@@ -208,7 +208,7 @@ def test_credit_beyond_the_outcome_is_left_out_where_the_method_does_not_add_it(
 
 
 def test_whether_a_method_adds_credit_is_decided_by_all_of_a_step(tmp_path):
-    # In a step of a method that adds none, a rollout may look as if it had some: its last advantage is its outcome's.
+    # If a method adds no credit, a rollout may still look as if it had some: its last advantage is its outcome's.
     other = {**record(1), "advantages": [0.1, 0.9]}
     write_records(tmp_path, {1: [record(0), other], 2: [record(0)]})
     page = page_of(tmp_path)
@@ -287,7 +287,7 @@ def test_what_is_vendored_is_packaged_with_its_licence():
 def test_our_own_scripts_write_no_html():
     for name in LIVE_SCRIPTS:
         text = (PAGE / name).read_text()
-        assert "</script" not in text and "<!--" not in text, name  # it would end before its end
+        assert "</script" not in text and "<!--" not in text, name  # the script would end too early
         if not name.startswith("vendor/"):
             assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), name
             assert ("fetch(" in text) == (name == "live.js"), name
@@ -306,7 +306,7 @@ def test_hostile_text_is_in_the_data_and_never_in_the_page(text, tmp_path):
         write_records(place, {1: [with_tokens(one, [1.0])]})
         write_log(place, random.Random(0), 2)
     page, other = page_of(folder), page_of(clean)
-    # All that the text changes is within the packed data: the page has the same elements, the same scripts, no more.
+    # The text changes only the packed data: the page has the same elements, the same scripts, no more.
     pieces = re.compile(r'(<script type="text/plain" id="[\w-]+">)[A-Za-z0-9+/=]*(</script>)')
     assert pieces.sub(r"\1\2", page) == pieces.sub(r"\1\2", other).replace("<title>clean", "<title>run").replace(
         "<h1>clean", "<h1>run"
