@@ -3,14 +3,14 @@
     houses, and demonstrations made anew for every batch -> weights
 
 Who demonstrates opens what is closed in a room, goes on to what it has not seen, nearest first, and answers once it
-has seen the thing. It knows no more than it was told. As in `atlas.py` there are two phases, faultless and clumsy. The
-second has habits that reinforcement learning is to mend: to look again, to walk at random, to pass by what is closed,
-and to answer with a place that the thing was not seen in.
+has seen the thing. It knows no more than it was told. The policy is so small and has so few demonstrations that it
+plays clumsily: it loses its way, tries what cannot work, and names places that it has not seen the thing in. That is
+what reinforcement learning is to mend.
 
 Only houses of the part "school" are used: none that is trained or tested on, whatever the seed of that task. Weights
 are rounded to four binary digits, for a fifth of the room.
 
-Takes half an hour on two cores. The seed fixes the data, not the last bits of the weights, which differ between
+Takes ten minutes on a core. The seed fixes the data, not the last bits of the weights, which differ between
 processors.
 """
 
@@ -24,10 +24,10 @@ import torch
 from houses_tokenizer import CALL_END, CALL_START, make_tokenizer
 from imitation import Batch, Demonstration
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from a2tgpo_trl.tasks.rng import Rng
-from a2tgpo_trl.tasks.textworld.games import CONTAINER, SUPPORTER, House, Scene, make_house
+from a2tgpo_trl.tasks.textworld.games import CONTAINER, House, Scene, make_house
 from a2tgpo_trl.tasks.textworld.play import Play, outcome
 from a2tgpo_trl.tasks.textworld.questions import Question, questions
 from a2tgpo_trl.tasks.textworld.task import prompt
@@ -40,20 +40,6 @@ CALLS = 8  # of a demonstration, at most
 BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
-@dataclass(frozen=True)
-class Habits:
-    """Chances, at each step of a demonstration, of what the policy is to unlearn."""
-
-    wasteful: float = 0.0  # to look around where it is, which tells it nothing
-    lost: float = 0.0  # to go anywhere, in place of where it has not been
-    incurious: float = 0.0  # to pass by a closed container, once and for all
-    hasty: float = 0.0  # once it has done something, to answer with a place that it sees
-
-
-FAULTLESS = Habits()
-CLUMSY = Habits(wasteful=0.2, lost=0.25, incurious=0.35, hasty=0.15)
-
-
 @dataclass
 class Memory:
     """What a player has seen, and where it has been."""
@@ -61,10 +47,9 @@ class Memory:
     here: str
     ways: dict[str, dict[str, str]] = field(default_factory=dict)  # room -> direction -> room, as far as walked
     opened: set[str] = field(default_factory=set)
-    passed: set[str] = field(default_factory=set)
 
 
-def walk(question: Question, house: House, habits: Habits, rng: Rng) -> tuple[list[tuple[str, str]], str]:
+def walk(question: Question, house: House, rng: Rng) -> tuple[list[tuple[str, str]], str]:
     """Commands of a demonstration, each with its reply, and the answer that it comes to.
 
     Example: the thing is in a closed box next door -> go north, open box; "box"
@@ -72,17 +57,14 @@ def walk(question: Question, house: House, habits: Habits, rng: Rng) -> tuple[li
     now, memory = house.start, Memory(house.start.here)
     calls: list[tuple[str, str]] = []
     while len(calls) < CALLS:
-        if calls and rng.chance(habits.hasty):
-            break
-        command = "look" if rng.chance(habits.wasteful) else _next(house, memory, habits, rng)
+        command = _next(house, memory, rng)
         before, now = now, after(now, command)
         reply = "\n".join(outcome(before, now, command))
         calls.append((command, reply))
         _remember(house, memory, command)
         if f"The {question.thing} is " in reply:
             return calls, house.start.where[question.thing]
-    places = [name for name in now.inside(memory.here) if now.kinds[name] in (CONTAINER, SUPPORTER)]
-    return calls, rng.choice([memory.here, *places])  # it has to say something
+    return calls, memory.here  # it has to say something
 
 
 def after(now: Scene, command: str) -> Scene:
@@ -93,15 +75,13 @@ def after(now: Scene, command: str) -> Scene:
     return replace(now, closed=now.closed - {rest}) if verb == "open" else now
 
 
-def _next(house: House, memory: Memory, habits: Habits, rng: Rng) -> str:
+def _next(house: House, memory: Memory, rng: Rng) -> str:
     """The command of one who goes on to what it has not seen."""
     start, here = house.start, memory.here
     for name in start.inside(here):
-        if start.kinds[name] == CONTAINER and name in start.closed - memory.opened - memory.passed:
-            if not rng.chance(habits.incurious):
-                return f"open {name}"
-            memory.passed.add(name)
-    way = rng.choice(list(start.exits[here])) if rng.chance(habits.lost) else _way_on(house, memory, rng)
+        if start.kinds[name] == CONTAINER and name in start.closed - memory.opened:
+            return f"open {name}"
+    way = _way_on(house, memory, rng)
     door = start.exits[here][way][1]
     return f"open {door}" if door in start.closed - memory.opened else f"go {way}"
 
@@ -150,25 +130,21 @@ def lesson(seed: object, number: int) -> tuple[House, tuple[Question, ...]]:
     return house, tuple(one for one in asked if one.moves is not None and one.moves <= MOST_MOVES)
 
 
-def demonstration(
-    tokenizer: PreTrainedTokenizerFast, question: Question, house: House, habits: Habits, rng: Rng
-) -> Demonstration:
-    """A question, answered by looking around, well or not."""
-    calls, answer = walk(question, house, habits, rng)
+def demonstration(tokenizer: PreTrainedTokenizerFast, question: Question, house: House, rng: Rng) -> Demonstration:
+    """A question, answered by looking around."""
+    calls, answer = walk(question, house, rng)
     written = [(f"{CALL_START}{command}{CALL_END}", reply) for command, reply in calls]
     return imitation.demonstration(tokenizer, prompt(house, question), [Play({}).act], written, answer)
 
 
-def batch(
-    tokenizer: PreTrainedTokenizerFast, moves: int, size: int, habits: Habits, school: School, rng: Rng
-) -> Batch:
+def batch(tokenizer: PreTrainedTokenizerFast, moves: int, size: int, school: School, rng: Rng) -> Batch:
     """So many demonstrations of questions of this length."""
     seed, houses = school
     asked = [
         (house, one) for house, few in (lesson(seed, i) for i in range(houses)) for one in few if one.moves == moves
     ]
     drawn = [rng.choice(asked) for _ in range(size)]
-    rows = [demonstration(tokenizer, question, house, habits, rng) for house, question in drawn]
+    rows = [demonstration(tokenizer, question, house, rng) for house, question in drawn]
     return moves, *imitation.padded(tokenizer, rows)
 
 
@@ -176,27 +152,19 @@ def batch(
 
 
 def imitate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    habits: Habits,
-    *,
-    size: int,
-    houses: int,
-    slower: float = 1.0,
-    seed: object = 0,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, *, size: int, houses: int, seed: object = 0
 ) -> None:
-    """One phase. Faultless walks grow over its first third; others are of all lengths from the start."""
+    """Walks grow over the first third of the steps."""
 
     def batch_of(step: int) -> Batch:
-        rng = Rng("demonstrations", seed, habits, step)
-        longest = MOST_MOVES if habits != FAULTLESS else imitation.longest(step, steps, MOST_MOVES)
-        return batch(tokenizer, 1 + rng.below(longest), size, habits, (seed, houses), rng)
+        rng = Rng("demonstrations", seed, step)
+        moves = 1 + rng.below(imitation.longest(step, steps, MOST_MOVES))
+        return batch(tokenizer, moves, size, (seed, houses), rng)
 
     def unseen(step: int, moves: int) -> Batch:
-        return batch(tokenizer, moves, 20, habits, ("unseen", 60), Rng("unseen", seed, step))
+        return batch(tokenizer, moves, 20, ("unseen", 60), Rng("unseen", seed, step))
 
-    imitation.imitate(model, steps, batch_of, unseen, slower=slower)
+    imitation.imitate(model, steps, batch_of, unseen)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -216,24 +184,16 @@ def rounded(weights: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny policy for TextWorld's houses from nothing.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1600, help="of the first phase")
-    parser.add_argument("--clumsy-steps", type=int, default=120, help="of the second phase")
-    parser.add_argument("--size", type=int, default=24, help="demonstrations of a step")
-    parser.add_argument("--houses", type=int, default=2000, help="that they are made in")
-    parser.add_argument("--start", type=Path, help="a policy to go on from, in place of the first phase")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--size", type=int, default=10, help="demonstrations of a step")
+    parser.add_argument("--houses", type=int, default=1000, help="that they are made in")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    lessons = {"size": args.size, "houses": args.houses, "seed": args.seed}
-    if args.start is not None:
-        model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
-    else:
-        model = imitation.make_model(tokenizer, layers=3, heads=4, intermediate_size=256)
-        imitate(model, tokenizer, args.steps, FAULTLESS, **lessons)
-        save(model, tokenizer, args.output / "faultless")
-    imitate(model, tokenizer, args.clumsy_steps, CLUMSY, slower=0.2, **lessons)
+    model = imitation.make_model(tokenizer, layers=4, heads=2, intermediate_size=128)
+    imitate(model, tokenizer, args.steps, size=args.size, houses=args.houses, seed=args.seed)
     save(model, tokenizer, args.output)
 
 
