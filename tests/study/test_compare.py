@@ -84,7 +84,7 @@ def test_two_methods_are_trained_and_compared_and_what_is_done_is_not_done_again
     words += ["--gradient_accumulation_steps", "1", "--task_kwargs", json.dumps(SMALL)]
     both = [*words, "--credit", "grpo", "a2tgpo"]
     assert main(both) == 0
-    assert "compared with" in capfd.readouterr().out  # the table
+    assert "area, less that of" in capfd.readouterr().out  # the table
     study = read_study(tmp_path / "quickstart.yaml")
     curves = [Results(study.results).curve(Run(cell, 0), "held_out/exact_match") for cell in ("grpo", "a2tgpo")]
     assert [step for step, _ in curves[1]] == [0, 1]
