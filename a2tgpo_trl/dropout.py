@@ -54,7 +54,7 @@ def goes_without(level: str, disabled: bool) -> bool:
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:
-    """The names of everything that drops at random while this model trains, and the highest rate of each.
+    """The names of all rates of dropout and noise at work while this model trains, and the highest value of each.
 
     Example: a GPT-2 with LoRA -> {"attn_dropout": 0.1, "attn_pdrop": 0.1, ..., "lora_dropout": 0.05}
     """

@@ -5,8 +5,8 @@
             a b c d e i .
 
 Rollouts of a prompt have it in common, often a first call and its result as well, and some are the same to the end.
-What a layer computes per token (projections, norms) it computes once for each token that follows the same tokens, and
-never for padding. Its attention reads the rows as they were, taking the tokens of a row from the one long row that
+What a layer computes per token (projections, norms) it computes once for equal tokens that follow equal beginnings,
+and never for padding. Its attention reads the rows as they were, taking the tokens of a row from the one long row that
 contains each once. A row's own part begins with a copy of the last token that it shares, which predicts the first of
 its own.
 

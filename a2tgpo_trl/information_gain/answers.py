@@ -14,7 +14,7 @@ WITHOUT_ANSWERS = (
 
 
 def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
-    """Return the accepted answers of a row that are scored; raise a ValueError that names a row without any."""
+    """Return the accepted answers of a row that are scored; raise a ValueError that names a row with unfit ones."""
     accepted = [answer] if isinstance(answer, str) else answer
     if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
         raise ValueError(

@@ -130,7 +130,7 @@ def collate_single(rows: list[Row], model: PreTrainedModel, block: int, device: 
 
 
 def collate_packed(rows: list[Row], model: PreTrainedModel, block: int, device: torch.device) -> Batch:
-    """Put rollouts, then their probes in rows. Each probe starts with a copy of its last context token, to predict it.
+    """Put rollouts, then their probes in rows. Before each goes a copy of its last context token, which predicts it.
 
     The copy has that token's position and sees what it sees, so it computes the same; the original's own prediction
     stays free for the next rollout token.

@@ -185,7 +185,7 @@ def turn_scores(
     measure: str,
     device: torch.device,
 ) -> TurnScores:
-    """Return scores from the sums and counts of log-probabilities of each probe's gold tokens; 0 if it has none."""
+    """Return scores from sums and counts of log-probabilities of each probe's gold tokens, 0 where no probe is."""
     values_BK, failed = _reduce_aliases(sums_BKA, counts_BKA, aliases, measure)
     keys_BK = torch.full(values_BK.shape, NO_CONTEXT)
     for i in range(len(rollouts)):

@@ -51,7 +51,7 @@ class Recipe:
     model: ModelConfig
     task: Task
     where: str = ""  # what messages about it begin with
-    words: Sequence[str] = ()  # it was read from
+    words: Sequence[str] = ()  # those that it was read from
 
     @property
     def test_dataset(self):

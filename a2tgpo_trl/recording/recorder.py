@@ -74,8 +74,8 @@ class Recorder:
     def begin(self, step: int, ranks: int) -> None:
         """Begin or resume a run after `step` steps, on so many ranks.
 
-        A resumed run removes its records of later steps, which are taken again. Each rank removes its own files, and a
-        share of those of ranks that no longer exist.
+        A resumed run removes its records of later steps, which are taken again. Of these files each rank removes its
+        own, and a share of those of ranks that no longer exist.
         """
         self._step = -1
         if step == 0:

@@ -16,7 +16,7 @@ class TokenTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         # Used on another thread than the original, and threads may not share a tokenizer.
         self._tokenizer = copy.deepcopy(tokenizer)
-        # The first token of a text may lose its space, so one is put before those that are decoded.
+        # The first token of a text may lose its space, so another token is put before those decoded.
         self._before = self._tokenizer.encode("a", add_special_tokens=False)[-1:]
         self._text_before = self._decode(self._before)
         self._known: dict[tuple[int, ...], str] = {}

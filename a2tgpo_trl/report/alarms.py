@@ -20,7 +20,7 @@ from typing import Any
 
 LINES = 5  # at the beginning and at the end of the log
 
-FEW_CALLS, HARDLY_ANY_CALL, NEVER_CALLED = 0.25, 0.5, 0.2  # share of the first tool turns; tool turns now; at first
+FEW_CALLS, HARDLY_ANY_CALL, NEVER_CALLED = 0.25, 0.5, 0.2  # share kept; tool turns per rollout: now, at first
 LITTLE_ENTROPY = 0.05  # share of the entropy at first
 # Share of a turn's tokens. It lies between two measured shares (recipes/study/README.md), where a turn has one ratio
 # and is clipped as a whole: 0.102, and 0.019 with ten times the range, which learnt faster. Ratios of single tokens

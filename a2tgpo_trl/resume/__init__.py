@@ -18,9 +18,9 @@ and vLLM keeps its own random states.
                                               one is whole
     settings, data or policy differ           an error with both values, unless `resume_changed` is set. You may change
                                               where and how often the run logs, saves and evaluates, and `max_steps`
-    another number of processes               the run goes on at the start of a new batch of rollouts, if a step and a
-                                              batch have as many rollouts as before; DeepSpeed's optimizer needs the
-                                              same number of processes
+    another number of processes               the run resumes from a checkpoint before a new batch of rollouts, if a
+                                              step and a batch have as many rollouts as before; DeepSpeed's optimizer
+                                              needs the same number of processes
     files that this package did not write     are never removed or overwritten: `_a2tgpo_files.jsonl` lists its own.
                                               Checkpoints of versions without such a list stay where they are
 

@@ -10,7 +10,7 @@ version, so that files of different runs can be read together:
 
     duckdb.sql("select rewards->>'exact_match', columns->>'hops' from 'outputs/run/rollouts/*.parquet'")
 
-`read_records` returns the same records for both, but values per token have only the precision of 32 bits.
+`read_records` returns the same records for both, except that Parquet keeps values per token in 32 bits.
 """
 
 import json

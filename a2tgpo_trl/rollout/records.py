@@ -11,9 +11,9 @@
 have turns, `turns`, `ended` and `excluded` are present: how each turn ended (see failures.py), why the rollout ended,
 and whether it was excluded. `turn_rewards` is present if there are any: one number per turn, the answer turn included.
 `states` is present if a method compares turns by what was read before them: turns of a prompt with the same number
-have read similar text. `values` and `gains` are present if a gain pass ran: the values after the prompt and each tool
-turn, and the steps between them. A value that could not be computed is None. A column with the name of another key,
-such as `turns`, is in the dictionary `columns`.
+have read equal or similar text. `values` and `gains` are present if a gain pass ran: the values after the prompt and
+each tool turn, and the steps between them. A value that could not be computed is None. A column with the name of
+another key, such as `turns`, is in the dictionary `columns`.
 
 For a rollout function only tokens and mask are known: `prompt` is text, each turn has its `text` and what was `read`
 after it, `calls` is None, and `ended` is None unless the last turn was cut.

@@ -104,7 +104,7 @@ class SamplingTrainer(Resumable):
         return self._ranks.number > 1 and (server or parallel or sharded)
 
     def _sample(self, requests: list[Request], *args: Any, **kwargs: Any) -> tuple:
-        """Sample a turn for each request. Ranks that sample together have equally many requests, hence parts."""
+        """Sample a turn for each request. Ranks that sample together have equal numbers of requests, so of parts."""
         size = self.args.sampling_batch_size or len(requests)
         parts = [
             self._sample_at_once(requests[start : start + size], *args, **kwargs)

@@ -15,8 +15,9 @@ from .failures import Policy, complete_policy
 class ToolConfig(GRPOConfig):
     """Settings of [`ToolTrainer`]: everything in `GRPOConfig`, and how rollouts call tools, fail, and go on.
 
-    Evaluations sample and score: they have no loss, and `metric_for_best_model` is "reward" unless it is set. With
-    several evaluation sets, each logs metrics under its name, such as `eval_easy_reward`, and it names one of those.
+    Evaluations sample and score but have no loss, so the best model is chosen by "reward" unless
+    `metric_for_best_model` is set. With several sets, each logs metrics under its name, such as `eval_easy_reward`;
+    `metric_for_best_model` is one of them.
 
     A subclass adds fields, and checks those that are only wrong in combination in `_check_together`.
     """

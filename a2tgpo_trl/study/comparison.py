@@ -158,7 +158,7 @@ def p_value(values: Sequence[float]) -> float:
 
 
 def holm(by_chance: Mapping[Pair, float]) -> dict[Pair, float]:
-    """Correct p-values so that in one of twenty reports a comparison is decided by chance (Holm).
+    """Correct p-values so that at most one of twenty reports has a comparison decided by chance (Holm).
 
     Example: 0.01, 0.04 and 0.03 -> 0.03, 0.06 and 0.06: the smallest three times, the next one twice
     """

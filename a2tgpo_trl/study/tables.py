@@ -70,14 +70,17 @@ RANKS = (
 BY_TURN = (
     "Over questions of all lengths: late useless turns are mostly from rollouts that had already found the answer."
 )
-SPREAD = "Standard deviation of z-scores at each depth. Cells without a difference, or with one turn, count as 0."
+SPREAD = (
+    "Standard deviation of z-scores at each depth. The z-scores of a turn group without a difference, or with one "
+    "turn, are 0."
+)
 SUMS = (
     "Variance of the sum of a rollout's last n z-scores divided by the root of n, mean variance of its terms, and "
     "mean covariance of two terms (sigma^2 and delta in the paper's Proposition 2)."
 )
 CLIPS = (
-    "Quantiles over tool turns, and the share of a turn's tokens whose gradient is clipped, averaged over turns "
-    "(with a ratio per turn it is all or none)."
+    "Quantiles over tool turns, and the share of a turn's tokens whose gradient the clip range takes away, averaged "
+    "over turns (with a ratio per turn it is all or none)."
 )
 
 

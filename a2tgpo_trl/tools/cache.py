@@ -108,7 +108,7 @@ class CallCache:
             file.write(line)
 
     def _read(self, file: Path) -> int:
-        """Read a file and return the bytes of its whole lines: the last may have been cut off while it was written."""
+        """Read a file; return the number of bytes in its whole lines: the last may have been cut off in writing."""
         whole = 0
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):

@@ -84,7 +84,7 @@ class ControlText:
 
 
 class SuffixWriter:
-    """`GRPOTrainer`'s own method of writing results after a turn, made faster. It also renders and tokenises a
+    """`GRPOTrainer`'s own method of writing results after a turn, made faster. TRL's also renders and tokenises a
     made-up conversation before them, the same at each call; here that is done once for each tool name."""
 
     _is_vlm = False

@@ -25,7 +25,7 @@ OF_FIELDS = ("properties", "additionalProperties", "prefixItems")  # type hints 
 
 
 def describe_as(function: Callable, name: str, description: str | None, schema: Mapping[str, Any]) -> None:
-    """Make a function with any arguments look like a tool. Raises a ValueError if a policy could not be shown it."""
+    """Make a function that takes any arguments look like this tool. Raises a ValueError if it cannot be shown."""
     try:
         _describe_as(function, name, inspect.cleandoc(description or ""), schema)
         get_json_schema(function)

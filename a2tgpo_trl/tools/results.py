@@ -39,7 +39,7 @@ class ToolDown(Exception):
 
 
 def as_text(value: Any) -> str:
-    r"""The text that the policy reads: text as it is, bytes as UTF-8, text blocks one per line, the rest as `str`.
+    r"""The text that the policy reads: text as it is, bytes as UTF-8, text blocks joined by line breaks, else `str`.
 
     Invalid Unicode (lone surrogates, broken UTF-8) is replaced. A block that is not text raises a TypeError, as does a
     coroutine that nobody awaited.

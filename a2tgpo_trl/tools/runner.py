@@ -206,7 +206,7 @@ class ToolRunner:
         return outcome
 
     async def _persist(self, call: ToolCall, settings: ToolSettings, order: CallOrder) -> Outcome:
-        """Attempt a call until it succeeds or none are left; if the tool is down then, once more when it is up.
+        """Attempt a call until it succeeds or no attempt is left; if the tool is down then, once more when it is up.
 
         If the tool is down again then, because other calls took the place that had come free, wait for it again.
         """

@@ -18,7 +18,7 @@ TEST_STEPS = (2, 3, 4)
 def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int = 300, **python: Any) -> Task:
     """Training problems of one to four steps, and test problems of two to four steps, in equal parts.
 
-    The two sets share no problem, and no problem's first product. `python`: settings of
+    The two sets have no problem in common, nor a product that a problem begins with. `python`: settings of
     `tools.python.python_sessions`, such as isolation="bubblewrap" or remote="http://sandbox:8400".
     """
     from ...tools.python import python_sessions

@@ -193,7 +193,7 @@ def relations_of(kind: str, alike: int) -> dict[str, str]:
 
 
 def make_part(part: str, seed: object, alike: int = 0, distractors: int = 0) -> Part:
-    """Draw the entities and facts of one part of a world, with so many similar relations and distractors for each."""
+    """Draw one part of a world, with `alike` similar relations and `distractors` for each plain relation."""
     rng = Rng("world", part, seed)
     drawn = {kind: rng.sample(names(kind, part), size) for kind, size in ENTITIES.items()}
     facts: dict[str, list[Fact]] = {name: [] for of_kind in drawn.values() for name in of_kind}

@@ -60,7 +60,7 @@ _SHARD = re.compile(r"-\d+-of-\d+")
 
 
 def split_of(file: Path) -> str | None:
-    """The split with which the name of a file, or else of its nearest folder, begins; None if there is none.
+    """The split that the name of a file begins with, or else that of the nearest folder that has one, or None.
 
     Example: main/train-00000-of-00001.parquet, train/algebra/1.json, train_test/train.jsonl -> "train"
     """
