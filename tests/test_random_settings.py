@@ -1,6 +1,5 @@
 """Settings drawn at random from their valid ranges: a run either trains or is refused before it begins."""
 
-import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -190,20 +189,19 @@ def build(run: dict[str, Any], tokenizer, folder: str) -> A2TGPOTrainer:
     )
 
 
-def trains_or_is_refused(run: dict[str, Any], tokenizer) -> None:
-    """Check that a run takes two steps with finite weights, or raises ValueError before the first."""
+def trains_or_is_refused(run: dict[str, Any], tokenizer) -> bool:
+    """Whether a run takes two steps with finite losses and weights, or raises a long ValueError before."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             trainer = build(run, tokenizer, folder)
         except ValueError as refusal:
             note(f"refused: {refusal}")
-            assert len(str(refusal)) > 20
-            return
+            return len(str(refusal)) > 20
         trainer.train()
-        assert trainer.state.global_step == 2
-        assert all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        assert len(losses) == 2 and all(map(math.isfinite, losses)), json.dumps(losses)
+        note(f"losses: {losses}")
+        finite = all(torch.isfinite(tensor).all() for tensor in trainer.model.state_dict().values())
+        return trainer.state.global_step == len(losses) == 2 and all(map(math.isfinite, losses)) and finite
 
 
 def drawn(number: int):
@@ -215,11 +213,11 @@ def drawn(number: int):
 @drawn(6)
 @given(RUNS)
 def test_random_settings_train_or_are_refused(tokenizer, run):
-    trains_or_is_refused(run, tokenizer)
+    assert trains_or_is_refused(run, tokenizer)
 
 
 @pytest.mark.slow
 @drawn(200)
 @given(RUNS)
 def test_200_random_settings_train_or_are_refused(tokenizer, run):
-    trains_or_is_refused(run, tokenizer)
+    assert trains_or_is_refused(run, tokenizer)

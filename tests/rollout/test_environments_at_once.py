@@ -140,6 +140,7 @@ class Restarts(Slow):
 
 def test_a_tool_may_reset_and_judge_its_own_environment(tokenizer, tmp_path):
     in_rooms(tokenizer, tmp_path, Restarts)
+    assert Restarts.resetting.most > 0 and Restarts.judging.most > 0
 
 
 class Asks(Slow):

@@ -106,4 +106,4 @@ def test_text_files_are_cut_into_passages_of_a_hundred_words(tmp_path):
 def test_equal_marks_of_different_ids_are_no_duplicates(tmp_path):
     file = write_lines(tmp_path / "wiki.jsonl", FOUR)
     corpus = Corpus(file, scan(file))
-    module._check_ids(corpus, np.zeros(4, dtype=np.uint64))
+    assert module._check_ids(corpus, np.zeros(4, dtype=np.uint64)) is None  # no error

@@ -231,6 +231,7 @@ def test_an_address_opens_a_group_of_either_run(two_runs, browser):
     visit.page.get_by_role("heading", name=re.compile(r"^two, step 3, group 2")).wait_for()
     visit.page.get_by_role("link", name="close").click()
     visit.page.locator("#group").wait_for(state="hidden")
+    assert visit.page.url.endswith("#groups")
     visit.requests[1:] = []  # some browsers report a change of the address after #
     visit.close()
 

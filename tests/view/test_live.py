@@ -214,6 +214,7 @@ def test_a_server_that_ends_is_said_and_one_that_comes_back_is_followed(serve, b
     serve(folder, port=server.server_address[1])
     visit.found("5 of 5 groups")
     page.get_by_text(re.compile("^live, ")).wait_for()
+    assert not page.get_by_text("not live").is_visible()
     visit.errors.clear()  # the browser says that it could not connect
     visit.close()
 
