@@ -52,11 +52,11 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
 
     cells = {_plain(name): {"credit": name} for name in args.credit}
     if len(cells) < len(args.credit):
-        raise ValueError("--credit: each method once, and methods of different names.")
+        raise ValueError("--credit: name each method once, and give methods of your own different names.")
     settings = RecipeParser().parse_alone(args.overrides)
     for key in settings.keys() & {*SET_BY_STUDY}:
         raise ValueError(
-            f"--{key}: each run has its own. Where they all go is --output, --every how they are evaluated."
+            f"--{key} is set for each run: --output names the folder of all runs, --every their evaluations."
         )
     file = Path(args.recipe)
     return {
@@ -90,6 +90,8 @@ def _first_reward(args: argparse.Namespace) -> str:
 def write(study: "Study", content: dict[str, Any]) -> None:
     """Write the study's file. Results of methods that it no longer has are kept, for when it has them again."""
     if study.file.exists() and not study.file.read_text().startswith(WRITTEN_BY):
-        raise ValueError(f"{study.file} is not of a comparison, and would be written over. Name another --output.")
+        raise ValueError(
+            f"{study.file} was not written by a comparison, and would be overwritten. Name another --output."
+        )
     study.file.parent.mkdir(parents=True, exist_ok=True)
     study.file.write_text(WRITTEN_BY + yaml.safe_dump(content, sort_keys=False))

@@ -1,6 +1,7 @@
 """a study's file -> its missing runs, and its report."""
 
 import argparse
+import math
 import shutil
 import signal
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -70,7 +72,8 @@ def conduct(
 
     identities = {run.kind: _identity(study, run) for run in study.kinds()}
     results = Results(study.results, identities)
-    maker = Maker(study, results, identities, output, cells or study.cells, jobs, minutes, keep)
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    maker = Maker(study, results, identities, output, cells or study.cells, jobs, until, keep)
     with passing_on_sigterm():
         maker.make(study.tried())
         maker.make(study.reported(best_rates(study, results)))
@@ -167,26 +170,21 @@ def passing_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@dataclass
 class Maker:
     """Makes runs, several concurrently, and enters what they measured."""
 
-    def __init__(
-        self,
-        study: "Study",
-        results: "Results",
-        identities: Mapping["Kind", str],
-        output: Path,
-        cells: Collection[str],
-        jobs: int,
-        minutes: float | None,
-        keep: bool,
-    ):
-        self.study, self.results, self.identities = study, results, identities
-        self.output, self.cells, self.jobs, self.keep = output, cells, jobs, keep
-        self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-        self.failed: list[Run] = []
-        self.left = 0  # runs that there was no time for
-        self._entering = Lock()
+    study: "Study"
+    results: "Results"
+    identities: Mapping["Kind", str]
+    output: Path  # of the folders of runs
+    cells: Collection[str]  # whose runs are made
+    jobs: int  # concurrent runs
+    until: float  # by the clock (time.monotonic): no run is started later
+    keep: bool  # the folders of finished runs
+    failed: list["Run"] = field(default_factory=list)
+    left: int = 0  # runs that there was no time for
+    entering: Lock = field(default_factory=Lock)
 
     def make(self, runs: Iterable["Run"]) -> None:
         missing = [run for run in runs if run.cell in self.cells and not self.results.has(run)]
@@ -219,7 +217,7 @@ class Maker:
             self.failed.append(run)
             print(f"{run.name} failed: {folder / LOG}", file=sys.stderr, flush=True)
             return
-        with self._entering:
+        with self.entering:
             self.results.put(run, self.identities[run.kind], measurements, self.jobs)
         print(f"{run.name}: {time.monotonic() - start:.0f} s", flush=True)
         if not self.keep:

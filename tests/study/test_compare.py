@@ -55,13 +55,13 @@ def test_rewards_of_turns_may_be_those_of_an_environment(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["grpo", "grpo"], "each method once"),
-        (["grpo", "own.py:grpo"], "methods of different names"),
+        (["grpo", "grpo"], "name each method once"),
+        (["grpo", "own.py:grpo"], "give methods of your own different names"),
         (["grpo", "--seeds", "0", "0"], "each seed once"),
         (["grpo", "mt_grpo"], "cell 'mt_grpo' needs turn rewards"),
         (["grpo", "--reward", "bleu"], "reward is 'bleu', but the task has exact_match, answer_format, f1"),
         (["grpo", "grop"], "got 'grop'. Did you mean 'grpo'?"),
-        (["grpo", "--output_dir", "elsewhere"], "--output_dir: each run has its own"),
+        (["grpo", "--output_dir", "elsewhere"], "--output_dir is set for each run"),
         (["grpo", "--crdit", "1"], "there is no option '--crdit'. Did you mean 'credit'?"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_
 def test_a_file_of_that_name_that_is_of_no_comparison_is_left_alone(tmp_path, capsys):
     (tmp_path / "quickstart.yaml").write_text("learning_rate: 1.0\n")
     assert main(["compare", "quickstart", "--credit", "grpo", "-o", str(tmp_path)]) == 2
-    assert "quickstart.yaml is not of a comparison" in capsys.readouterr().err
+    assert "quickstart.yaml was not written by a comparison" in capsys.readouterr().err
     assert (tmp_path / "quickstart.yaml").read_text() == "learning_rate: 1.0\n"
 
 
