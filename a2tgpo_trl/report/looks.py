@@ -38,7 +38,13 @@ def look(number: int) -> Look:
 
 
 def draw_curve(
-    axes: Axes, curve: Sequence[tuple[int, Estimate]], number: int, label: str | None = None, marked: bool = True
+    axes: Axes,
+    curve: Sequence[tuple[int, Estimate]],
+    number: int,
+    label: str | None = None,
+    *,
+    marked: bool = True,
+    banded: bool = True,
 ) -> None:
     """Draw a line through means over seeds, with markers, and their intervals as a band."""
     of = look(number)
@@ -54,9 +60,16 @@ def draw_curve(
         linewidth=1.8,
         label=None if label is None else plain(label),
     )
-    if any(one.low < one.high for _, one in curve):
+    if banded and any(one.low < one.high for _, one in curve):
         low, high = [one.low for _, one in curve], [one.high for _, one in curve]
         axes.fill_between(steps, low, high, color=of.colour, alpha=0.15, linewidth=0)
+
+
+def draw_interval(axes: Axes, one: Estimate, number: int) -> None:
+    """Draw a mean and its interval on the row of this number."""
+    of = look(number)
+    sides = [[one.mean - one.low], [one.high - one.mean]]
+    axes.errorbar(one.mean, number, xerr=sides, color=of.colour, marker=of.marker, markersize=6, capsize=3)
 
 
 def plain(name: str) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from ..report.looks import draw_curve, save
+from ..report.looks import draw_curve, draw_interval, plain, save
 from ..report.seeds import over_seeds
 from ..report.series import Run as Measured
-from ..report.series import Series, mean_curve
+from ..report.series import Series, area, mean_curve
 from .calls import calls_table
 from .claims import claimed_better, claims
 from .comparison import Difference, Outcomes, Pair, best_rates, differences, outcomes_of, tried_areas
@@ -27,6 +27,9 @@ EXPLAINED = (
     "that p is below 0.05 over at least five seeds. Post hoc means that the cell was added after results of others "
     "had been seen."
 )
+
+
+FEW = 4  # cells whose bands can be told apart in one picture
 
 
 def report(study: Study, results: Results) -> str:
@@ -65,9 +68,9 @@ def summary(study: Study, results: Results) -> Table:
     for column in ("cell", "seeds", "area", "area, less that of", ""):
         shown.add_column(column, overflow="fold")
     for cell, by_seed in outcomes.items():
-        area = over_seeds([one.area for one in by_seed.values()])
+        areas = over_seeds([one.area for one in by_seed.values()])
         other, less, _, _, verdict = map(str, _compared(study, cell, found))
-        shown.add_row(cell, str(len(by_seed)), str(area), f"{other}: {less}" if other else "", verdict)
+        shown.add_row(cell, str(len(by_seed)), str(areas), f"{other}: {less}" if other else "", verdict)
     return shown
 
 
@@ -215,15 +218,22 @@ def _made_by(results: Results, runs: Runs) -> list[str]:
 
 
 def draw(study: Study, results: Results, file: Path) -> None:
-    """Draw the mean held-out score of each cell over steps, with intervals over its seeds."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, (cell, runs) in enumerate(runs_by_cell(study, results).items()):
+    """Draw the mean held-out score of each cell over steps, and its area with the interval over seeds."""
+    found = runs_by_cell(study, results)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    course, areas = figure.subplots(1, 2, width_ratios=(3, 2))
+    for number, runs in enumerate(found.values()):
         curves = [results.curve(run, HELD_OUT + study.reward) for run in runs]
-        draw_curve(axes, mean_curve(curves), number, f"{cell} ({len(runs)})")
-    axes.axhline(study.target, color="grey", linewidth=0.6)
-    axes.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}", ylim=(0, 1))
-    axes.legend(title="cell (seeds)", fontsize="small", loc="upper left")
+        draw_curve(course, mean_curve(curves), number, banded=len(found) <= FEW)
+        draw_interval(areas, over_seeds([area(curve) for curve in curves]), number)
+    course.axhline(study.target, color="grey", linewidth=0.6)
+    course.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}", ylim=(0, 1))
+    course.set_title("mean over seeds", fontsize="medium")
+    named = [plain(f"{cell} ({len(runs)})") for cell, runs in found.items()]
+    areas.set_yticks(range(len(found)), named)
+    areas.invert_yaxis()
+    areas.set(xlabel="area: mean score over training")
+    areas.set_title("cells (seeds), with 95 % intervals over seeds", fontsize="medium")
     save(figure, file, dpi=120)
 
 
