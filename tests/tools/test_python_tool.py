@@ -499,7 +499,7 @@ def test_a_level_is_what_is_asked_for_or_the_strongest_that_works_and_that_is_sa
     with caplog.at_level(logging.INFO, logger="a2tgpo_trl"):
         assert levels.choose("auto") == levels.choose("auto") == "process"
     (record,) = [record for record in caplog.records if "isolat" in record.message.lower()]
-    assert record.levelname == "WARNING" and "a file of the machine that every user may read" in record.message
+    assert record.levelname == "WARNING" and "file on the machine that every user may read" in record.message
     assert "does not work here: bubblewrap: no bubblewrap." in record.message
     tried["bubblewrap"] = levels.Tried(None)
     assert levels.choose("auto") == levels.choose("bubblewrap") == "bubblewrap"
