@@ -1,5 +1,6 @@
 """What a run tells its user: each important warning once; that nothing was learnt; which questions scores are for."""
 
+import json
 import logging
 import math
 import os
@@ -12,9 +13,11 @@ from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.cli.study import check
 from a2tgpo_trl.recipe.recipe import HELD_OUT, RecipeError, read_recipe
 from a2tgpo_trl.report.nothing_to_learn import NothingToLearn
 from a2tgpo_trl.report.progress import OncePerPlace, quiet_libraries
+from a2tgpo_trl.study.study import make_study
 from a2tgpo_trl.train import main as train
 
 
@@ -161,6 +164,15 @@ def test_scores_on_rows_that_are_trained_on_are_not_called_held_out(rows, tmp_pa
 
 def _is_text(artist) -> bool:
     return hasattr(artist, "get_text")
+
+
+def test_a_comparison_on_rows_that_are_trained_on_says_so(rows, tmp_path, capsys):
+    keys = {"dataset_name": rows[1], "dataset_train_split": "train[:4]", "dataset_test_split": "train[3:5]"}
+    keys |= {"model_name_or_path": "atlas-tiny", "reward_funcs": ["exact_match"], "bf16": False}
+    (tmp_path / "mine.yaml").write_text(json.dumps(keys))
+    content = {"recipe": "mine.yaml", "seeds": [0], "cells": {"grpo": {"credit": "grpo"}}}
+    check(make_study(tmp_path / "study.yaml", content))
+    assert "scores are on questions, 1 of them trained on, but the report says held-out" in capsys.readouterr().err
 
 
 def test_a_comparison_without_questions_to_compare_on_says_what_to_name(rows, tmp_path, capsys):

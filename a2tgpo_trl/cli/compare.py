@@ -53,6 +53,8 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
     cells = {_plain(name): {"credit": name} for name in args.credit}
     if len(cells) < len(args.credit):
         raise ValueError("--credit: name each method once, and give methods of your own different names.")
+    if any(word.partition("=")[0] == "--base" for word in args.overrides):
+        raise ValueError("--base: a comparison takes one recipe. Copy it, and name in it what it is built on (base).")
     settings = RecipeParser().parse_alone(args.overrides)
     for key in settings.keys() & {*SET_BY_STUDY}:
         raise ValueError(
@@ -81,10 +83,10 @@ def _first_reward(args: argparse.Namespace) -> str:
 
     quiet_libraries()
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides, "--credit", args.credit[0]]
-    rewards = read_recipe(words).task.reward_funcs
-    if not rewards:
+    names = read_recipe(words).task.reward_names
+    if not names:
         raise ValueError("--reward: the task has no reward function. Name the environment's reward: its class.")
-    return getattr(rewards[0], "__name__", str(rewards[0]))
+    return names[0]
 
 
 def write(study: "Study", content: dict[str, Any]) -> None:

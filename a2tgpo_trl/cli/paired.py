@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .pipe import print_table
+
 
 ROLLOUTS = "rollouts.jsonl"
-WIDEST = 120  # characters of a line of the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from ..report.paired import Paired, difference_table
 
     first, second = (read_rollouts(folder) for folder in (args.first, args.second))
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     title = f"second less first, on {len({record['row'] for record in first}):,} questions"
-    # Wider than a narrow terminal if need be: the terminal wraps lines, while the table would cut numbers off.
-    console = Console(width=max(Console().width, WIDEST))
-    console.print(difference_table(found, ["first", "second"], title), highlight=False)
+    print_table(difference_table(found, ["first", "second"], title))
     return 0
 
 

@@ -4,6 +4,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDEST = 120  # characters of a line of a table, at most, that does not fit the terminal
+
+
+def print_table(table: "Table") -> None:
+    """Print a table wider than a narrow terminal if need be: the terminal wraps lines; the table would cut numbers."""
+    from rich.console import Console
+
+    Console(width=max(Console().width, WIDEST)).print(table, highlight=False)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ..lookup import nearest
+from .pipe import print_table
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ..study.study import Run, Study
 
 RECIPE = "recipe.yaml"  # of a run, in its folder
-WIDEST = 120  # characters of a line of the table; a narrow terminal wraps it and does not cut it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def check(study: "Study") -> None:
     from ..credit import preset_of
     from ..credit.credit_pass import have_turn_rewards
     from ..preflight.loading import environment_kinds
-    from ..recipe.recipe import read_recipe
+    from ..recipe.recipe import HELD_OUT, read_recipe
     from ..report.progress import quiet_libraries
 
     quiet_libraries()
@@ -102,9 +102,11 @@ def check(study: "Study") -> None:
         needs = preset_of(recipe.args.credit_method).needs_turn_rewards and not recipe.args.turn_rewards
         if needs and not have_turn_rewards(environment_kinds(recipe.task)):  # may make one of each environment
             raise ValueError(f"{study.file}: cell {cell!r} needs turn rewards, and has none (turn_rewards).")
-        known = [getattr(reward, "__name__", str(reward)) for reward in recipe.task.reward_funcs]
+        known = recipe.task.reward_names
         if study.reward not in known and recipe.task.environment_factory is None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
+    if recipe.questions != HELD_OUT:  # alike for all cells
+        print(f"{study.file}: scores are on {recipe.questions}, but the report says held-out.", file=sys.stderr)
 
 
 def check_places(study: "Study") -> None:
@@ -140,8 +142,6 @@ def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
 
 
 def write_report(study: "Study", results: "Results") -> None:
-    from rich.console import Console
-
     from ..study.figures import draw_figures
     from ..study.report import draw, report, runs_by_cell, summary
 
@@ -150,7 +150,7 @@ def write_report(study: "Study", results: "Results") -> None:
         draw(study, results, study.picture)
         if runs := runs_by_cell(study, results):
             draw_figures(results, runs, study.reward, study.figures)
-        Console(width=max(Console().width, WIDEST)).print(summary(study, results))
+        print_table(summary(study, results))
         print(study.report)
 
 

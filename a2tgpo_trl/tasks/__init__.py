@@ -101,3 +101,8 @@ class Task:
     averages: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict, kw_only=True)
     # Settings of a run that belong to its prompts, such as their probe; a recipe's own settings take precedence.
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def reward_names(self) -> list[str]:
+        """Names of its reward functions, as the log has them."""
+        return [getattr(reward, "__name__", str(reward)) for reward in self.reward_funcs]

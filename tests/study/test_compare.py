@@ -62,6 +62,7 @@ def test_rewards_of_turns_may_be_those_of_an_environment(tmp_path):
         (["grpo", "--reward", "bleu"], "reward is 'bleu', but the task has exact_match, answer_format, f1"),
         (["grpo", "grop"], "got 'grop'. Did you mean 'grpo'?"),
         (["grpo", "--output_dir", "elsewhere"], "--output_dir is set for each run"),
+        (["grpo", "--base", "qa/qwen3_8b"], "--base: a comparison takes one recipe"),
         (["grpo", "--crdit", "1"], "there is no option '--crdit'. Did you mean 'credit'?"),
     ],
 )
