@@ -389,7 +389,7 @@ class A2TGPOConfig(ToolConfig):
     @property
     def uses_gain(self) -> bool:
         """Whether anything reads the information gain. If nothing does, it is not computed."""
-        return self.gain_weight > 0 or self.clip_adaptation > 0
+        return self.credit_switches.uses_gain
 
     @property
     def is_on_policy(self) -> bool:
@@ -412,7 +412,7 @@ class A2TGPOConfig(ToolConfig):
     @property
     def reads_states(self) -> bool:
         """Whether anything reads the states in which turns began. If nothing does, states are not compared."""
-        return self.gain_groups == "state" or preset_of(self.credit_method).needs_states
+        return preset_of(self.credit_method).reads_states(self.gain_groups)
 
 
 def _turn_rewards(value: Any) -> dict[str, float]:

@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .credit import DEFAULTS, GAIN_FLOOR, Switches, find_method, preset_of
-from .credit.credit_pass import CreditPass, CreditSettings
+from .credit import GAIN_FLOOR, Switches, find_method, preset_of
+from .credit.credit_pass import CreditPass, CreditSettings, ReadTurns
 from .credit.scores import Floor
 from .information_gain import information_gain
 from .information_gain.rounding import floors_of_gains
@@ -72,10 +72,10 @@ def recredited(
     Example: two rollouts of a prompt with values [0, 1] and [0, 3], outcome advantages 0 and 1, credit "a2tgpo":
         advantages [-0.3, 0] and [1.3, 1], clip scales [0.861, 1] and [1.139, 1]
     """
-    values = _values(credit, settings)
-    return [
-        record for batch in _batches(records) for record in _recredit(batch, credit, values, recorded or Recorded())
-    ]
+    values, recorded = _values(credit, settings), recorded or Recorded()
+    of_method = {one.name: values[one.name] for one in fields(Switches) if one.name in values}
+    switches = Switches(**of_method, scale_rewards=recorded.scale_rewards)
+    return [record for batch in _batches(records) for record in _recredit(batch, credit, values, switches, recorded)]
 
 
 def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,18 +132,18 @@ def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _recredit(
-    batch: Sequence[Mapping[str, Any]], credit: str, values: Mapping[str, Any], recorded: Recorded
+    batch: Sequence[Mapping[str, Any]], credit: str, values: Mapping[str, Any], switches: Switches, recorded: Recorded
 ) -> list[Record]:
     copies = [cast(Record, dict(record)) for record in batch]
     group_size = sum(record["group"] == batch[0]["group"] for record in batch)
-    credit_pass = _credit_pass(credit, values, copies, recorded.scale_rewards)
-    if credit_pass.reads_records:
-        credit_pass.read(copies, group_size)
+    credit_pass = _credit_pass(credit, values, switches, copies)
+    read = credit_pass.read(copies, group_size) if credit_pass.reads_records else ReadTurns()
     num_turns = [len(record["advantages"]) for record in copies]  # 0 for a rollout that was left out of the loss
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
-    gains_NK, floors = _gains(copies, values, recorded)
+    gains_NK, floors = _gains(copies, values, switches.uses_gain, recorded)
     evidence, _ = credit_pass.evidence(
+        read,
         gains_NK,
         torch.tensor(numbers),
         torch.tensor(advantages),
@@ -173,12 +173,9 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Record], scale_rewards: str) -> CreditPass:
+def _credit_pass(credit: str, values: Mapping[str, Any], switches: Switches, records: Sequence[Record]) -> CreditPass:
     """The credit pass that a trainer with these settings would use."""
     method = find_method(credit)
-    of_method = {one.name: values[one.name] for one in fields(Switches) if one.name in DEFAULTS}
-    switches = Switches(**of_method, scale_rewards=scale_rewards)
-    reads_states = preset_of(method).needs_states or values["gain_groups"] == "state"
     calls_are_known = all(turn["calls"] is not None for record in records for turn in record["turns"])
     settings = CreditSettings(
         name=credit,
@@ -188,7 +185,7 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
         failure_shaping=values["failure_shaping"],
         shaping_embedding=values["shaping_embedding"],
         success_reward=values["success_reward"],
-        state_likeness=values["state_likeness"] if reads_states else None,
+        state_likeness=values["state_likeness"] if preset_of(method).reads_states(values["gain_groups"]) else None,
     )
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
@@ -205,11 +202,12 @@ def _credit_pass(credit: str, values: Mapping[str, Any], records: Sequence[Recor
     )
 
 
-def _gains(records: Sequence[Record], values: Mapping[str, Any], recorded: Recorded) -> tuple[Tensor, Floor]:
+def _gains(
+    records: Sequence[Record], values: Mapping[str, Any], wanted: bool, recorded: Recorded
+) -> tuple[Tensor, Floor]:
     """Gains of each turn (N,K) of the rollouts in the loss, in the method's measure, and their floors."""
     most = max([len(record["advantages"]) for record in records] + [1])
-    wants = values["gain_weight"] > 0 or values["clip_adaptation"] > 0
-    rows = [_values_of(record, wants) for record in records]
+    rows = [_values_of(record, wanted) for record in records]
     values_NV = torch.tensor([[*row, *[math.nan] * (most + 1 - len(row))] for row in rows])
     measure = values["gain_measure"]
     if measure != recorded.gain_measure:

@@ -24,7 +24,7 @@ from trl.data_utils import is_conversational
 
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR, Evidence, preset_of
-from .credit.credit_pass import CreditPass, CreditSettings
+from .credit.credit_pass import CreditPass, CreditSettings, ReadTurns
 from .credit.methods import identity_of
 from .credit.metrics import floor_metrics
 from .credit.turn_rewards import TurnReward
@@ -44,7 +44,7 @@ from .rollout.answers import Row, declares_answer
 from .rollout.batch import Batch
 from .rollout.engines import Tail
 from .rollout.records import Record
-from .rollout.resampling import Resampler
+from .rollout.resampling import Resampled, Resampler
 from .rollout.rounds import RoundLog
 from .scoring import ScoringTrainer
 from .tracking import OF_TRACKERS, Tracking
@@ -61,6 +61,7 @@ class CreditedBatch(Batch):
     """A batch whose turns are credited. G groups of rollouts on all ranks."""
 
     accepted: list[list[str]] = field(default_factory=list)  # answers of each rollout to score, if any are scored
+    read_turns: ReadTurns = ReadTurns()  # of the records, by the credit pass
     turn_scores: TurnScores | None = None  # None if no gains are computed
     uninformative_G: Tensor | None = None  # groups that teach nothing
     credited: list[Record] = field(default_factory=list)  # records with their credit, if they are to be written
@@ -300,6 +301,19 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _train_batch(self, rows: list[Row]) -> dict[str, Any]:
         """Roll out and credit a batch; groups that teach nothing are rolled out again."""
+        log = RoundLog(self._metrics["train"])
+        rounds: list[CreditedBatch] = []
+        outcomes: list[Tensor] = []  # of the rounds
+
+        def roll_out(rows: list[Row]) -> tuple[dict[str, Any], Tensor]:
+            output, batch = self._roll_out_batch(rows, len(rounds) + 1)
+            assert isinstance(batch, CreditedBatch)
+            assert batch.outcomes_N is not None and batch.uninformative_G is not None
+            log.end_round(len(rows))
+            rounds.append(batch)
+            outcomes.append(batch.outcomes_N)
+            return output, batch.uninformative_G
+
         resampler = Resampler(
             self._ranks,
             limit=self.args.resample_limit,
@@ -307,36 +321,33 @@ class A2TGPOTrainer(ScoringTrainer):
             pad_id=self._tokenizer.pad_token_id,
             multiple=self.pad_to_multiple_of,
         )
-        log = RoundLog(self._metrics["train"])
-        outcomes: list[Tensor] = []
-        rounds: list[tuple[int, list[Record]]] = []
-
-        def roll_out(rows: list[Row]) -> tuple[dict[str, Any], Tensor]:
-            output, batch = self._roll_out_batch(rows, len(outcomes) + 1)
-            assert isinstance(batch, CreditedBatch)
-            assert batch.outcomes_N is not None and batch.uninformative_G is not None
-            log.end_round(len(rows))
-            rounds.append((self._ranks.own_rows(len(batch.credited)).start, batch.credited))
-            outcomes.append(batch.outcomes_N)
-            return output, batch.uninformative_G
-
-        output, metrics = resampler.run(roll_out, rows)
+        found = resampler.run(roll_out, rows)
         log.end_batch()
-        placed = trained_on(rounds, resampler.sources, self.num_generations)
+        self._keep_records(found, rounds, len(rows))
+        self._log_groups(found, outcomes)
+        return found.output
+
+    def _keep_records(self, found: Resampled, rounds: Sequence[CreditedBatch], number: int) -> None:
+        """Hand the records of the batch's rollouts, of which this rank has `number`, to trackers and recorder."""
+        of_rounds = [(self._ranks.own_rows(len(batch.credited)).start, batch.credited) for batch in rounds]
+        placed = trained_on(of_rounds, found.sources, self.num_generations)
         step = self.state.global_step
         if self._tracking.wants(step):
             self._tracking.put(step, [record for _, record in placed])
         if self._recorder is not None and self._recorder.is_due(step):
-            self._recorder.put(step, self._of_this_rank(placed, len(rows)), self.num_iterations)
+            self._recorder.put(step, self._of_this_rank(placed, number), self.num_iterations)
             if self._recorder.wants(step):  # not if it has stopped writing
-                output[NUMBER] = torch.arange(len(rows), device=self.accelerator.device)  # the parent shuffles rows
+                found.output[NUMBER] = torch.arange(number, device=self.accelerator.device)  # the parent shuffles rows
+
+    def _log_groups(self, found: Resampled, outcomes: Sequence[Tensor]) -> None:
+        """Log how many groups teach nothing; `outcomes` are those of the rounds."""
+        metrics = dict(found.metrics)
         if "groups/teach_nothing" in metrics:
-            self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
+            self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat([*outcomes]).nanmean().item())
         if self.args.resample_limit:
-            of_groups = [outcomes[number].view(-1, self.num_generations)[i] for number, i in resampler.sources]
+            of_groups = [outcomes[number].view(-1, self.num_generations)[i] for number, i in found.sources]
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()
         self._log_scalars("train", metrics)
-        return output
 
     def _of_this_rank(self, placed: Sequence[tuple[int, Record]], number: int) -> list[Record]:
         """Records of the rollouts that this rank trains on, in order; another rank may have rolled one out again."""
@@ -425,8 +436,9 @@ class A2TGPOTrainer(ScoringTrainer):
 
     def _see_records(self, records: list[Record]) -> None:
         if self._credit.reads_records:
-            assert self._batch is not None
-            self._credit.read(records, self.num_generations if self._batch.is_training else None)
+            batch = self._batch
+            assert isinstance(batch, CreditedBatch)
+            batch.read_turns = self._credit.read(records, self.num_generations if batch.is_training else None)
         super()._see_records(records)
 
     # ---- credit
@@ -447,6 +459,7 @@ class A2TGPOTrainer(ScoringTrainer):
         gains_NK = information_gain(values_NV, num_turns, first=self.args.first_gain, last=self.args.last_gain)
         logprob_floor = GAIN_FLOOR if batch.turn_scores is None else batch.turn_scores.gain_floor
         evidence, metrics = self._credit.evidence(
+            batch.read_turns,
             gains_NK,
             batch.outcomes_N,
             outcome_N,
@@ -505,10 +518,10 @@ class A2TGPOTrainer(ScoringTrainer):
     def _log_evaluated(self, batch: Batch) -> None:
         """Log what single turns earned, besides how many there are."""
         super()._log_evaluated(batch)
-        assert batch.turns is not None
+        assert isinstance(batch, CreditedBatch) and batch.turns is not None
         num_turns_N = batch.turns.number_N
         scored_N = num_turns_N.masked_fill(batch.unscored_N, 0)
-        self._log_scalars("eval", self._credit.metrics(scored_N, batch.turns.most))
+        self._log_scalars("eval", self._credit.metrics(batch.read_turns, scored_N, batch.turns.most))
         self._show_advantages(num_turns_N.new_zeros(len(num_turns_N), 0), torch.zeros_like(num_turns_N))
 
     def _show_advantages(self, advantages_NK: Tensor, num_turns_N: Tensor) -> None:

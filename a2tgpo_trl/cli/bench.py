@@ -106,6 +106,7 @@ def run_step(args: argparse.Namespace) -> int:
 
     from ..launch.processes import count_accelerators, one_gpu
     from ..report.progress import quiet_libraries
+    from ..report.scores import bootstrap
     from . import bench_step
     from .bench_policy import write_recipe
 
@@ -117,8 +118,10 @@ def run_step(args: argparse.Namespace) -> int:
         found = bench_step.measure(recipe, args.overrides, args.steps, args.seeds, folder)
     show(_step_table(found))
     ours, theirs = found["ours"], found["TRL"]
-    by_time = bench_step.ratio(ours.seconds, theirs.seconds)
-    by_work = bench_step.ratio(ours.processor, theirs.processor)
+    by_time, by_work = (
+        bootstrap([list(zip(getattr(ours, name), getattr(theirs, name), strict=True))])
+        for name in ("seconds", "processor")
+    )
     show(
         f"ours / TRL over {len(ours.seconds)} steps, with 95 % confidence: {by_time} of the time, {by_work} of the "
         f"processor time. Longest step of ours: {ours.longest:.1f} times the median."

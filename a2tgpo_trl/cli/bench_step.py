@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -29,7 +28,6 @@ from .machine import device_name
 WAYS = ("ours", "TRL")
 STEP = "micro-steps"
 STAGES = ("before the loss", "of it gain pass", "loss", "rest")
-RESAMPLES = 2000
 DERIVED = "generation_batch_size"  # TRL derives it from steps_per_generation, and refuses both together
 
 
@@ -161,30 +159,6 @@ def make_theirs(recipe: Recipe) -> GRPOTrainer:
     if settings["importance_sampling_level"] == "turn":
         settings["importance_sampling_level"] = "token"
     return GRPOTrainer(args=GRPOConfig(**settings), **arguments)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The ratio of ours to TRL's over all steps, with its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Return the ratio of the sums; the bootstrap draws neighbouring steps together.
-
-    Example: 2, 2, 2 and 4, 4, 4 -> 0.50 (0.50 to 0.50)
-    """
-    pairs = np.array([ours, theirs])
-    draws = np.random.default_rng(0).integers(0, len(ours), (RESAMPLES, len(ours)))
-    above, below = pairs[:, draws].sum(axis=2)
-    low, high = np.quantile(above / below, [0.025, 0.975])
-    return Ratio(sum(ours) / sum(theirs), float(low), float(high))
 
 
 def describe() -> str:

@@ -51,6 +51,16 @@ class CreditSettings:
     state_likeness: float | None  # None if nothing reads the states in which turns began
 
 
+@dataclass(frozen=True)
+class ReadTurns:
+    """What a credit pass has read from the records of this rank's rollouts, one entry for each."""
+
+    scores: Sequence[dict[str, list[float | None]]] = ()  # of the turns, by turn reward
+    attempts: Sequence[str] = ()  # what they tried, if failures are shaped
+    states: Sequence[list[int]] = ()  # in which their turns began, if anything reads them
+    seconds: float = 0.0  # that comparing states took
+
+
 class CreditPass:
     """Credits the turns of a trainer's batches. All ranks call it together."""
 
@@ -83,10 +93,6 @@ class CreditPass:
         self._check()
         self.shaping_embedding = settings.shaping_embedding
         self._embed = self._agreed_embedding() if settings.failure_shaping else None
-        self._scores: list[dict[str, list[float | None]]] = []
-        self._texts: list[str] = []
-        self._states: list[list[int]] = []
-        self._state_seconds = 0.0
         self._without_success = 0  # batches in a row
 
     def _agreed_embedding(self) -> Embedding:
@@ -159,34 +165,32 @@ class CreditPass:
         weights = [switches.gain_weight, switches.turn_reward_weight if self.rewards else 0.0]
         return min(1.0, max(weights)) or 1.0
 
-    def read(self, records: Sequence[Record], group_size: int | None = None) -> None:
+    def read(self, records: Sequence[Record], group_size: int | None = None) -> ReadTurns:
         """Score the turns of this rank's rollouts, and add the scores to their records.
 
         `group_size`: rollouts of a prompt, given for batches that are trained on; their records also get turn states.
         """
 
-        def read() -> None:
-            self._scores = [self.rewards.score(record) for record in records]
-            self._texts = [attempted(record) for record in records] if self._embed is not None else []
+        def read() -> ReadTurns:
+            scores = [self.rewards.score(record) for record in records]
+            return ReadTurns(scores, [attempted(record) for record in records] if self._embed is not None else [])
 
-        self._ranks.attempt("A turn reward", read)
-        for record, scores in zip(records, self._scores, strict=True):
+        found = self._ranks.attempt("A turn reward", read)
+        for record, scores in zip(records, found.scores, strict=True):
             record |= {"turn_rewards": scores} if scores else {}
-        if self._reads_states and group_size is not None:
-            self._read_states(records, group_size)
-
-    def _read_states(self, records: Sequence[Record], group_size: int) -> None:
         likeness = self._settings.state_likeness
-        assert likeness is not None
+        if likeness is None or group_size is None:
+            return found
         start = time.perf_counter()
         texts = [read_before_turns(record) for record in records]
-        self._states = number_states_of_ranks(self._ranks, texts, group_size, likeness)
-        self._state_seconds = time.perf_counter() - start
-        for record, states in zip(records, self._states, strict=True):
-            record["states"] = states
+        states = number_states_of_ranks(self._ranks, texts, group_size, likeness)
+        for record, of_rollout in zip(records, states, strict=True):
+            record["states"] = of_rollout
+        return replace(found, states=states, seconds=time.perf_counter() - start)
 
     def evidence(
         self,
+        read: ReadTurns,
         gains_NK: Tensor,
         outcomes_N: Tensor,
         outcome_advantages_N: Tensor,
@@ -195,30 +199,30 @@ class CreditPass:
         gain_floor: Floor,
     ) -> tuple[Evidence, dict[str, float]]:
         """Return the evidence for crediting this batch, and its metrics."""
-        rewards_NK, metrics = self._turn_rewards(gains_NK, num_turns_N)
+        rewards_NK, metrics = self._turn_rewards(read, gains_NK, num_turns_N)
         if self._embed is not None:
-            outcomes_N, of_shaping = self._shape(outcomes_N, group_ids_N)
+            outcomes_N, of_shaping = self._shape(read.attempts, outcomes_N, group_ids_N)
             metrics |= of_shaping
         gathered = (gains_NK, rewards_NK, outcomes_N, outcome_advantages_N, num_turns_N, group_ids_N)
         evidence = Evidence(*gathered, gain_floor=gain_floor)
         if self._reads_states:
-            states_NK = self._gather_states(evidence)
+            states_NK = self._gather_states(read.states, evidence)
             evidence = replace(evidence, states_NK=states_NK)
             metrics |= state_metrics(states_NK, group_ids_N)
-            metrics["states/seconds"] = self._ranks.max(self._state_seconds)
+            metrics["states/seconds"] = self._ranks.max(read.seconds)
         return evidence, metrics
 
-    def _gather_states(self, evidence: Evidence) -> Tensor:
+    def _gather_states(self, states: Sequence[list[int]], evidence: Evidence) -> Tensor:
         """The states of all ranks' turns, -1 outside the loss."""
         num_turns_N = evidence.num_turns_N
-        self._check_turns(num_turns_N, [len(states) for states in self._states])
-        mine = to_tensor(self._states, evidence.gains_NK.size(1)).to(num_turns_N.device)
+        self._check_turns(num_turns_N, list(map(len, states)))
+        mine = to_tensor(states, evidence.gains_NK.size(1)).to(num_turns_N.device)
         return self._accelerator.gather(mine.contiguous()).masked_fill(~evidence.is_turn_NK, -1)
 
-    def metrics(self, num_turns_N: Tensor, num_turns: int) -> dict[str, float]:
+    def metrics(self, read: ReadTurns, num_turns_N: Tensor, num_turns: int) -> dict[str, float]:
         """Return turn reward metrics of turns that are not credited, as in an evaluation."""
         uncredited_NK = torch.full((len(num_turns_N), num_turns), torch.nan, device=num_turns_N.device)
-        return self._turn_rewards(uncredited_NK, num_turns_N)[1]
+        return self._turn_rewards(read, uncredited_NK, num_turns_N)[1]
 
     def advantages(self, evidence: Evidence) -> Tensor:
         """Return the advantages of all turns (N,K), by the run's method."""
@@ -246,11 +250,11 @@ class CreditPass:
         """Return the scale of each turn's clip range, which follows its gain (N,K)."""
         return gain_clip_scale(evidence, self._settings.switches)
 
-    def _turn_rewards(self, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _turn_rewards(self, read: ReadTurns, gains_NK: Tensor, num_turns_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         if not self.rewards:
             return torch.full_like(gains_NK, torch.nan), {}
-        self._check_turns(num_turns_N, [len(next(iter(of_rollout.values()))) for of_rollout in self._scores])
-        mine = self.rewards.to_tensor(self._scores, gains_NK.size(1)).to(gains_NK.device)
+        self._check_turns(num_turns_N, [len(next(iter(of_rollout.values()))) for of_rollout in read.scores])
+        mine = self.rewards.to_tensor(read.scores, gains_NK.size(1)).to(gains_NK.device)
         scores_NFK = self._accelerator.gather(mine.contiguous())
         beyond_NK = torch.arange(gains_NK.size(1), device=gains_NK.device) >= num_turns_N.unsqueeze(1)
         scores_NFK = scores_NFK.masked_fill(beyond_NK.unsqueeze(1), torch.nan)  # not in the loss, so not in statistics
@@ -261,11 +265,13 @@ class CreditPass:
         mine = num_turns_N[self._ranks.own_rows(len(recorded))].tolist()
         assert all(turns in (0, number) for turns, number in zip(mine, recorded, strict=True)), (mine, recorded)
 
-    def _shape(self, outcomes_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _shape(
+        self, attempts: Sequence[str], outcomes_N: Tensor, group_ids_N: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         assert self._embed is not None
         settings = self._settings
         start = time.perf_counter()
-        embeddings_ND = self._accelerator.gather(self._embeddings(outcomes_N.device))
+        embeddings_ND = self._accelerator.gather(self._embeddings(attempts, outcomes_N.device))
         shaped_N = shaped_outcomes(
             outcomes_N, embeddings_ND, group_ids_N, weight=settings.failure_shaping, passing=settings.success_reward
         )
@@ -284,22 +290,22 @@ class CreditPass:
             "shaping/mean": earned_N.mean().item(),
         }
 
-    def _embeddings(self, device: torch.device) -> Tensor:
+    def _embeddings(self, attempts: Sequence[str], device: torch.device) -> Tensor:
         """Embeddings of what this rank's rollouts tried, zeros for nothing. All ranks raise if it fails on one."""
         assert self._embed is not None
         embed, name = self._embed, f"shaping_embedding={self.shaping_embedding!r}"
 
         def made() -> Tensor:
-            found = torch.as_tensor(embed(self._texts)).to(device, torch.float32)
-            if found.dim() != 2 or len(found) != len(self._texts):
-                raise ValueError(f"it returned shape {tuple(found.shape)} for {len(self._texts)} texts")
+            found = torch.as_tensor(embed(list(attempts))).to(device, torch.float32)
+            if found.dim() != 2 or len(found) != len(attempts):
+                raise ValueError(f"it returned shape {tuple(found.shape)} for {len(attempts)} texts")
             return found
 
         found = self._ranks.attempt(name, made)
         widths = {width for (width,) in self._ranks.gather_lists([found.size(1)])}
         if len(widths) > 1:
             raise ValueError(f"{name} must return as many numbers for each text; got {widths}.")
-        tried_B1 = torch.tensor([bool(text) for text in self._texts], device=device).unsqueeze(1)
+        tried_B1 = torch.tensor([bool(text) for text in attempts], device=device).unsqueeze(1)
         return (found * tried_B1).contiguous()
 
 

@@ -123,19 +123,10 @@ Method = Callable[[Evidence, Switches], Tensor]
 
 # Values for methods that do not set their own: no gain, and the ratio and clip range of GRPO.
 DEFAULTS: dict[str, Any] = {
-    "outcome_weight": 1.0,
-    "gain_weight": 0.0,
-    "turn_reward_weight": 1.0,
-    "discount": 1.0,
-    "gain_normalization": "turn_group",
-    "gain_groups": "turn",
-    "stopped_count": False,
+    **{switch.name: switch.default for switch in fields(Switches) if switch.name != "scale_rewards"},
     "first_gain": True,
     "last_gain": True,
     "gain_measure": "logprob",
-    "rescale_accumulation": False,
-    "clip_adaptation": 0.0,
-    "state_weight": 1.0,
     "state_likeness": 1.0,
     "failure_shaping": 0.0,
     "importance_sampling_level": "token",
@@ -158,6 +149,10 @@ class Preset:
     without_effect: tuple[str, ...] = ()  # settings that the method does not read; setting them is an error
     needs_turn_rewards: bool = False
     needs_states: bool = False
+
+    def reads_states(self, gain_groups: str) -> bool:
+        """Whether the method, or this way to compare gains, reads the states in which turns began."""
+        return self.needs_states or gain_groups == "state"
 
     @property
     def switches(self) -> Switches:

@@ -1,6 +1,6 @@
 """a few sampled tokens -> whether sampler and trainer give them the same log-probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..config import A2TGPOConfig
 from ..dropout import goes_without, switch_off_dropout
+from ..rollout.sampler_gap import incomparable_settings, named
 from .chat import Chat, Datasets, Verdict
 from .data import ROWS_TOKENIZED, first_row
 
@@ -34,7 +35,7 @@ def check_truncation(args: A2TGPOConfig) -> Verdict:
     """Return what can be said about the sampler's log-probabilities without starting its engine."""
     engine = "vLLM" if args.use_vllm else "continuous batching"
     message = f"not tried: {engine} is not started here. Watch sampling/sampling_logp_difference in the first steps."
-    return "warn", " ".join([message, *truncation(sampling(args))])
+    return "warn", " ".join([message, *truncation(args)])
 
 
 def check_clip_range(args: A2TGPOConfig) -> Verdict:
@@ -52,14 +53,13 @@ def sampling(args: A2TGPOConfig) -> dict[str, Any]:
     return {**{name: getattr(args, name) for name in names}, **(args.generation_kwargs or {})}
 
 
-def truncation(settings: Mapping[str, Any]) -> list[str]:
+def truncation(args: A2TGPOConfig) -> list[str]:
     """Return a sentence on settings, if any, that make sampling differ from the model's own probabilities."""
-    off = {"top_p": (None, 1.0), "top_k": (None, 0), "min_p": (None, 0.0), "repetition_penalty": (None, 1.0)}
-    changed = [f"{name}={settings[name]}" for name, neutral in off.items() if settings[name] not in neutral]
+    changed = incomparable_settings(args)
     if not changed:
         return []
     return [
-        f"Sampling is bent by {', '.join(changed)}, and the trainer's log-probabilities are not: tokens are drawn by "
+        f"Sampling is changed by {named(changed)}, and the trainer's log-probabilities are not: tokens are drawn with "
         "other probabilities than they are trained with. Leave these settings at their defaults."
     ]
 
@@ -69,7 +69,6 @@ def check_logps(model: PreTrainedModel, chat: Chat, args: A2TGPOConfig, data: Da
     rows = islice(next(iter(data.values()), [first_row(data)]), ROWS_TOKENIZED)
     prompts = sorted(chat.prompt_ids([row["prompt"] for row in rows]), key=len)
     longer = next((ids for ids in prompts if len(ids) > len(prompts[0])), prompts[0])
-    settings = sampling(args)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
     with torch.autocast(model.device.type, dtype=dtype, enabled=args.bf16 or args.fp16), torch.no_grad():
         error = logp_difference(model, [prompts[0], longer], chat.tokenizer.pad_token_id, chat.end_ids, args)
@@ -82,8 +81,8 @@ def check_logps(model: PreTrainedModel, chat: Chat, args: A2TGPOConfig, data: Da
             "(disable_dropout: true, or zeros in its config), and an architecture whose positions do not count the "
             "padding on the left; another attn_implementation may help."
         )
-    bent = truncation(settings)
-    return ("warn", f"{seen}. {bent[0]}") if bent else ("pass", f"{seen}; up to {tolerance} is rounding")
+    changed = truncation(args)
+    return ("warn", f"{seen}. {changed[0]}") if changed else ("pass", f"{seen}; up to {tolerance} is rounding")
 
 
 def logp_difference(

@@ -1,4 +1,4 @@
-"""working directory, installed packages -> what a run was made with: the commit of the code, versions."""
+"""working directory, packages, machine -> what a run was made with: the commit of the code, versions, processor."""
 
 import platform
 import subprocess
@@ -35,6 +35,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git(folder: Path, *words: str) -> str | None:

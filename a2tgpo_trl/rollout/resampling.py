@@ -8,6 +8,7 @@ Shapes: G groups.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,6 +44,15 @@ def first_informative(dealt: Sequence[int], uninformative: Sequence[int]) -> dic
     return found
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """A batch to train on."""
+
+    output: dict[str, Any]
+    sources: list[tuple[int, int]]  # for each group of the batch: its round, and its place there
+    metrics: dict[str, float]
+
+
 class Resampler:
     """Rolls out again the prompts of groups that teach nothing, `limit` times at most.
 
@@ -50,22 +60,20 @@ class Resampler:
     as many rows as it began with. Groups that taught something are left as they are.
 
     The log of rollouts and rewards covers all rounds and counts each rollout once (`RoundLog`), since all of it
-    happened; records cover all rounds too. `sources` tells what the batch that is trained on is made of. With
-    `scale_rewards="batch"` an advantage is scaled by the rewards of its own round.
+    happened; records cover all rounds too. With `scale_rewards="batch"` an advantage is scaled by the rewards of its
+    own round.
     """
-
-    sources: list[tuple[int, int]]  # for each group of the batch: its round, and its place there
 
     def __init__(self, ranks: Ranks, *, limit: int, group_size: int, pad_id: int, multiple: int | None):
         self._ranks, self._limit, self._group_size = ranks, limit, group_size
         self._pad_id, self._multiple = pad_id, multiple
 
-    def run(self, roll_out: RollOut, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]:
-        """The batch to train on, and metrics."""
+    def run(self, roll_out: RollOut, rows: list[dict[str, Any]]) -> Resampled:
+        """Roll out these rows, and again those of groups that teach nothing."""
         kept = copy.deepcopy(rows) if self._limit else []  # rewards and rollout functions write into rows
         batch, uninformative_G = roll_out(rows)
         uninformative, rolled_out = self._on_any_rank(uninformative_G), 0
-        self.sources = [(0, group) for group in range(len(uninformative_G))]
+        sources = [(0, group) for group in range(len(uninformative_G))]
         prompts = self._prompts_of(uninformative, kept) if self._limit and uninformative else {}
         for number in range(1, self._limit + 1):
             if not uninformative:
@@ -77,14 +85,14 @@ class Resampler:
             if taken:
                 batch = self._merged(batch, again, taken)
             for group, place in taken.items():
-                self.sources[group] = number, place
+                sources[group] = number, place
             uninformative = [group for group in uninformative if group not in taken]
         metrics = {}
         if self._group_size > 1:  # alone, a rollout has nothing to be compared with
             metrics["groups/teach_nothing"] = len(uninformative) / len(uninformative_G)
         if self._limit:
             metrics["groups/resampled"] = float(rolled_out)
-        return batch, metrics
+        return Resampled(batch, sources, metrics)
 
     def _on_any_rank(self, uninformative_G: Tensor) -> list[int]:
         """Groups that are uninformative on any rank: devices may round to different sides of the tolerance."""

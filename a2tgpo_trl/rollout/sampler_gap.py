@@ -19,6 +19,7 @@ weights per sequence a rollout of T tokens weighs S to the power of T: almost no
 Shapes: B rollouts, K turns, T completion tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
-    """The settings that make vLLM sample from a different distribution than the trainer scores.
+    """The settings that make tokens be drawn from a different distribution than the trainer scores.
 
     Example: top_p=0.9, generation_kwargs={"stop": "x", "min_tokens": 5} -> {"top_p": 0.9, "min_tokens": 5}
     """
@@ -71,20 +72,24 @@ def incomparable_settings(args: GRPOConfig) -> dict[str, Any]:
     return found
 
 
+def named(settings: Mapping[str, Any]) -> str:
+    """Example: {"top_p": 0.9, "top_k": 5} -> "top_p=0.9, top_k=5" """
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
 def warn_of_incomparable(args: GRPOConfig) -> None:
     """Warn, once when a trainer is made, of what biases the correction, and say what to do about it."""
     found = incomparable_settings(args)
     if not (args.use_vllm and args.vllm_importance_sampling_correction and found):
         return
-    named = ", ".join(f"{name}={value!r}" for name, value in found.items())
     mode = args.vllm_importance_sampling_mode
     of_what = "rollout, over all of its tokens, so that long rollouts may" if mode.startswith("seq") else "token may"
     logger.warning(
-        f"vLLM samples with {named}, so its log-probabilities are of another distribution than the trainer's, and the "
-        f"importance weights that compare them are biased. With vllm_importance_sampling_mode={mode!r} there is one "
-        f"weight for each {of_what} count for next to nothing. Sample without these settings (top_p=1, top_k=0, "
-        "min_p=None, repetition_penalty=1, no such generation_kwargs; temperature is known to both), or set "
-        "vllm_importance_sampling_correction=False and accept that vLLM's rounding is not corrected."
+        f"vLLM samples with {named(found)}, so its log-probabilities are of another distribution than the trainer's, "
+        "and the importance weights that compare them are biased. With vllm_importance_sampling_mode="
+        f"{mode!r} there is one weight for each {of_what} count for next to nothing. Sample without these settings "
+        "(top_p=1, top_k=0, min_p=None, repetition_penalty=1, no such generation_kwargs; temperature may stay), or "
+        "set vllm_importance_sampling_correction=False and accept that vLLM's rounding is not corrected."
     )
 
 

@@ -12,8 +12,8 @@ from ..report.looks import look, save
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
 from ..report.series import mean_curve as over_steps
+from ..turns import LOGGED_TURNS
 from .results import HELD_OUT, Results
-from .spreads import MOST_TURNS
 from .study import Run
 from .tables import Point, Runs, first, last, over_runs, table
 
@@ -88,7 +88,7 @@ def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]
     Depths that few rollouts reach are left out, because their numbers are chance.
     """
     heights = {}
-    for place in range(1, MOST_TURNS + 1):
+    for place in range(1, LOGGED_TURNS + 1):
         turns = dict(results.curve(run, f"by_turn/{name}/number_turn_{place}"))
         values = dict(results.curve(run, f"by_turn/{name}/{of}_turn_{place}"))
         if values and sum(turns.values()) >= FEWEST_TURNS * len(turns):
@@ -132,7 +132,7 @@ def _legend(axes: Axes) -> None:
 def _similarity(axes: Axes, results: Results, cells: Runs) -> None:
     for number, (cell, runs) in enumerate(cells.items()):
         found = {
-            place: over_runs(results, runs, f"similarity/turn_{place}", last) for place in range(1, MOST_TURNS + 1)
+            place: over_runs(results, runs, f"similarity/turn_{place}", last) for place in range(1, LOGGED_TURNS + 1)
         }
         heights = {place: one.mean for place, one in found.items() if one is not None}
         axes.plot(list(heights), list(heights.values()), **_line(number, "-"), label=f"{cell}, same depth")
@@ -178,11 +178,11 @@ def _envelope(axes: Axes, results: Results, cells: Runs, title: str, low: str, m
 def _calls(axes: Axes, results: Results, cells: Runs) -> None:
     width = 0.8 / len(cells)
     for number, (cell, runs) in enumerate(cells.items()):
-        shares = [over_runs(results, runs, f"calls/share_of_{times}") for times in range(MOST_TURNS + 1)]
+        shares = [over_runs(results, runs, f"calls/share_of_{times}") for times in range(LOGGED_TURNS + 1)]
         places = np.arange(len(shares)) + (number - (len(cells) - 1) / 2) * width
         heights, of = [0.0 if one is None else one.mean for one in shares], look(number)
         axes.bar(places, heights, width, color=of.colour, hatch=of.hatch, edgecolor="white", linewidth=0, label=cell)
-    axes.set(title=f"10: calls per rollout ({MOST_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
+    axes.set(title=f"10: calls per rollout ({LOGGED_TURNS}: or more)", xlabel="calls", ylabel="share of rollouts")
     _legend(axes)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..tasks.atlas.useful import COLUMN, useful_search
-from .spreads import MOST_TURNS, OF_TURNS, Found, Rollout, of_tool_turn, spreads
+from ..turns import LOGGED_TURNS
+from .spreads import OF_TURNS, Found, Rollout, of_tool_turn, spreads
 
 
 ROUNDING = 1e-4
@@ -58,7 +59,7 @@ def credit(record: Rollout) -> list[float]:
 
 def _shares(records: Iterable[Rollout]) -> Found:
     uses = [useful_search(record) for record in records]
-    for place in range(MOST_TURNS):
+    for place in range(LOGGED_TURNS):
         known = [use for of_rollout in uses if (use := _nth(of_rollout, place)) is not None]
         if known:
             yield f"useful/share_turn_{place + 1}", float(np.mean(known))
@@ -73,7 +74,7 @@ def aucs(records: Iterable[Rollout], name: str) -> Found:
     beginning = f"useful/auc/{name}"
     groups: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
-        for place, use in enumerate(useful_search(record)[:MOST_TURNS]):
+        for place, use in enumerate(useful_search(record)[:LOGGED_TURNS]):
             value = of_tool_turn(record, name, place)
             if value is not None and use is not None:
                 of_hops = [f"{beginning}/hops {record['hops']}"] if "hops" in record else []
@@ -126,7 +127,7 @@ def similarity(records: Iterable[Rollout]) -> Found:
 
 def _words(record: Rollout) -> list[set[str]]:
     """The words in the calls of each turn; an empty set for a turn without calls."""
-    turns = list(record.get("turns", ()))[:MOST_TURNS]
+    turns = list(record.get("turns", ()))[:LOGGED_TURNS]
     texts = [" ".join(_said(call["arguments"]) for call in turn["calls"] or ()) for turn in turns]
     return [set(re.findall(r"\w+", text.lower())) for text in texts]
 

@@ -12,8 +12,6 @@ the previous measurement. Names of numbers on held-out questions begin with "hel
 
 import json
 import math
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from .. import __version__
+from ..report.provenance import commit, processor
 from ..report.scores import TURNS
 from ..report.series import HELD_OUT, SCORES, STATE, evaluated, is_number
 from ..rollout.reading import OF_TRAINING, files_like
@@ -214,27 +213,10 @@ def here() -> dict[str, str]:
 
     return {
         "version": __version__,
-        "commit": _commit(),
+        "commit": (commit(Path(__file__).parent)["git_commit"] or "none")[:7],
         "torch": torch.__version__,
         "trl": trl.__version__,
-        "machine": _machine(),
+        "machine": processor(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "date": date.today().isoformat(),
     }
-
-
-def _commit() -> str:
-    """The commit of the checkout that the package is in, if it is in one."""
-    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-
-
-def _machine() -> str:
-    """The processor, as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..turns import LOGGED_TURNS
 
-MOST_TURNS = 8  # that are told apart
+
 OF_TURNS = ("gains", "scores", "credit", "clip_scale")
 QUANTILES = (5, 25, 50, 75, 95)
 
@@ -29,7 +30,7 @@ def spreads(records: Sequence[Rollout]) -> Found:
 
 def by_turn(records: Sequence[Rollout], name: str) -> Found:
     """Yield the number of tool turns at each depth, and the mean and deviation over them."""
-    for place in range(MOST_TURNS):
+    for place in range(LOGGED_TURNS):
         values = [value for record in records if (value := of_tool_turn(record, name, place)) is not None]
         if values:
             yield f"by_turn/{name}/number_turn_{place + 1}", float(len(values))
@@ -58,8 +59,8 @@ def calls(records: Sequence[Rollout]) -> Found:
     Example: rollouts with 2, 2 and 0 calls -> 1/3 with 0, 0 with 1, 2/3 with 2, 0 with 3 and so on
     """
     made = [sum(len(turn["calls"] or ()) for turn in record["turns"]) for record in records if "turns" in record]
-    times = Counter(min(number, MOST_TURNS) for number in made)
-    for number in range(MOST_TURNS + 1) if made else ():
+    times = Counter(min(number, LOGGED_TURNS) for number in made)
+    for number in range(LOGGED_TURNS + 1) if made else ():
         yield f"calls/share_of_{number}", times[number] / len(made)
 
 
@@ -81,7 +82,7 @@ def sums(records: Sequence[Rollout]) -> Found:
     Example: rollouts with z-scores 1, 1 and -1, -1 -> terms have variance 1 and covariance 1, the sum of two 2
     """
     rows = [[z for z in record.get("scores", ())[: record["tool_turns"]] if z is not None] for record in records]
-    for terms in range(2, MOST_TURNS + 1):
+    for terms in range(2, LOGGED_TURNS + 1):
         ends = np.array([row[-terms:] for row in rows if len(row) >= terms])
         if len(ends) > 1:
             covariances = np.cov(ends, rowvar=False, ddof=0)

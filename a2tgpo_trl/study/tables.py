@@ -11,9 +11,10 @@ import numpy as np
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
+from ..turns import LOGGED_TURNS
 from .comparison import Runs, paired
 from .results import SPENT, Results
-from .spreads import MOST_TURNS, QUANTILES
+from .spreads import QUANTILES
 from .study import Run
 
 
@@ -109,7 +110,7 @@ def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
 
 
 def _by_depth(results: Results, runs: Runs) -> Iterator[list[Any]]:
-    names = [f"by_turn/scores/std_turn_{place}" for place in range(1, MOST_TURNS + 1)]
+    names = [f"by_turn/scores/std_turn_{place}" for place in range(1, LOGGED_TURNS + 1)]
     kept = [name for name in names if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
     yield ["cell", *(name.removeprefix("by_turn/scores/std_").replace("_", " ") for name in kept)]
     yield from _means(results, runs, kept)
@@ -126,7 +127,7 @@ def _means(results: Results, runs: Runs, metrics: Sequence[str]) -> Iterator[lis
 def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
     yield ["cell", "n", "variance", "of a term", "covariance", "sums per measurement"]
     for cell, of_cell in runs.items():
-        for terms in range(2, MOST_TURNS + 1):
+        for terms in range(2, LOGGED_TURNS + 1):
             number, *variances = (
                 over_runs(results, of_cell, f"sums/{name}_of_{terms}")
                 for name in ("number", "variance", "term_variance", "term_covariance")

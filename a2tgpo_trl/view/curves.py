@@ -10,7 +10,8 @@ from ..report.series import is_number
 from ..rollout.failures import STATUSES
 from ..rollout.reading import Record, plain
 from ..study.mechanism import with_credit
-from ..study.spreads import MOST_TURNS, envelope, of_tool_turn
+from ..study.spreads import envelope, of_tool_turn
+from ..turns import LOGGED_TURNS
 from .run import Run
 
 
@@ -141,7 +142,7 @@ def turns_of_log(entry: dict[str, Any]) -> dict[str, Sums]:
     """Return the same for what is logged by turn; these are means already, so each counts as one term."""
     found: dict[str, Pairs] = {}
     for name, key in LOGGED_BY_TURN.items():
-        values = [entry.get(key.format(place + 1)) for place in range(MOST_TURNS)]
+        values = [entry.get(key.format(place + 1)) for place in range(LOGGED_TURNS)]
         found[name] = [(value, 1) if is_number(value) else (0.0, 0) for value in values]
     return _by_metric(found)
 
@@ -155,7 +156,7 @@ def _by_metric(found: dict[str, Pairs]) -> dict[str, Sums]:
 
 
 def _of_batch(batch: Sequence[Record]) -> dict[str, Pairs]:
-    credited, places = with_credit(_known(batch)), range(MOST_TURNS)
+    credited, places = with_credit(_known(batch)), range(LOGGED_TURNS)
     statuses = [[turn["status"] for turn in record.get("turns", ())] for record in batch]
     rows: dict[str, list[Sequence[float | None]]] = {
         **{
@@ -179,7 +180,7 @@ def _sums(rows: Sequence[Sequence[float | None]]) -> Pairs:
     Example: [1, None], [3, 5] -> (4.0, 2), (5.0, 1), (0.0, 0) ...
     """
     pairs = []
-    for place in range(MOST_TURNS):
+    for place in range(LOGGED_TURNS):
         values = [row[place] for row in rows if place < len(row)]
         known = [value for value in values if value is not None]
         pairs.append((float(sum(known)), len(known)))

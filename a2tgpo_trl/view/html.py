@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..study.spreads import MOST_TURNS
+from ..turns import LOGGED_TURNS
 from .curves import METRICS, adds_credit, batches, by_step, by_turn, envelopes
 from .groups import groups_of, line, shown
 from .run import Run
@@ -33,7 +33,7 @@ PIECE = 2**18  # bytes of JSON compressed together; more if one group has more
 
 def make_page(runs: Sequence[Run]) -> str:
     """Return the page of these runs."""
-    index: dict[str, Any] = {"metrics": METRICS, "most_turns": MOST_TURNS, "runs": []}
+    index: dict[str, Any] = {"metrics": METRICS, "most_turns": LOGGED_TURNS, "runs": []}
     pieces: list[str] = []
     for run in runs:
         of_run, lines = pieces_of(run, first=len(pieces))
@@ -50,7 +50,7 @@ def make_page(runs: Sequence[Run]) -> str:
 
 def make_live_page(names: Sequence[str]) -> str:
     """Return the page of runs with these names, which asks its server for their contents."""
-    index = {"metrics": METRICS, "most_turns": MOST_TURNS, "names": names}
+    index = {"metrics": METRICS, "most_turns": LOGGED_TURNS, "names": names}
     return _page(names, LIVE_SCRIPTS, [("index", packed(_json(index)))], "connect-src 'self'; ")
 
 

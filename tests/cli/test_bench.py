@@ -109,13 +109,6 @@ def test_the_names_of_random_policies_are_those_that_have_sizes():
     assert set(RANDOM) == set(SIZES)
 
 
-def test_a_ratio_of_steps_is_that_of_their_sums_and_follows_neighbours():
-    same = bench_step.ratio([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
-    assert (same.mean, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5))
-    found = bench_step.ratio([1.0, 1.0, 1.0, 9.0], [2.0, 2.0, 2.0, 2.0])
-    assert found.mean == 1.5 and found.low == 0.5 and found.high > 2
-
-
 def test_the_other_way_is_the_trainer_of_trl_with_the_settings_of_the_recipe(tmp_path):
     recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *ONE_BATCH])
     theirs = bench_step.make_theirs(recipe)

@@ -602,7 +602,9 @@ def test_another_engine_is_not_started(make):
     recipe = make()
     recipe.args.use_vllm = True  # set here, because the setting itself asks for the package
     found = run(recipe)["log-probabilities"]
-    assert found.status == "warn" and "not tried: vLLM" in found.message
+    assert found.status == "warn" and "not tried: vLLM" in found.message and "changed by" not in found.message
+    recipe.args.top_k, recipe.args.generation_kwargs = -1, {"min_tokens": 5}  # all tokens; an end that is masked
+    assert "changed by min_tokens=5," in run(recipe)["log-probabilities"].message
 
 
 # ---- as a whole

@@ -274,12 +274,12 @@ def test_any_number_of_ranks_ends_with_the_same_groups_in_their_places(seed):
 
     expected = [(g, m, until[g] if until[g] <= limit else 0) for g in range(groups) for m in range(size)]
     found = together(ranks, act)
-    told = [tuple(row["completion_ids"].tolist()[:3]) for batch, _ in found for row in to_rows(batch, PAD)]
-    lengths = [len(row["completion_ids"]) for batch, _ in found for row in to_rows(batch, PAD)]
+    told = [tuple(row["completion_ids"].tolist()[:3]) for one in found for row in to_rows(one.output, PAD)]
+    lengths = [len(row["completion_ids"]) for one in found for row in to_rows(one.output, PAD)]
     assert told == expected and lengths == [3 + here for *_, here in expected]
-    assert len(set(rounds)) == 1 and all(metrics == found[0][1] for _, metrics in found)
+    assert len(set(rounds)) == 1 and all(one.metrics == found[0].metrics for one in found)
     if max(until) > 0 and min(n for n in until if n > 0) <= limit:
-        assert all(batch["num_items_in_batch"] == sum(lengths) for batch, _ in found)
+        assert all(one.output["num_items_in_batch"] == sum(lengths) for one in found)
 
 
 def small_row(group: int, member: int, here: int) -> dict[str, torch.Tensor]:
@@ -308,11 +308,11 @@ def test_only_uninformative_groups_are_rolled_out_again_until_none_is_left_or_th
 
     rows = [{"group": group} for group in range(3)]
     one = Threads(0, 1, threading.Barrier(1), {})
-    batch, metrics = Resampler(one, limit=4, group_size=1, pad_id=PAD, multiple=None).run(roll_out, rows)
+    found = Resampler(one, limit=4, group_size=1, pad_id=PAD, multiple=None).run(roll_out, rows)
     assert asked == [[0, 1, 2], [0, 2], [0, 2], [0], [0]]
-    assert batch["advantages"].tolist() == [[0], [0], [2]]
-    assert (batch["num_items_in_batch"], batch["num_turns"]) == (3, 3)
-    assert metrics == {"groups/resampled": 6.0}
+    assert found.output["advantages"].tolist() == [[0], [0], [2]]
+    assert (found.output["num_items_in_batch"], found.output["num_turns"]) == (3, 3)
+    assert found.metrics == {"groups/resampled": 6.0}
 
 
 # ---- trainers
