@@ -16,13 +16,18 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as tra
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT model, or the model itself."""
     # Accelerate's `is_peft_model` looks up the versions of what is installed, which takes as long as a small forward.
-    has_adapters = isinstance(getattr(model, "_orig_mod", model), PeftModel)  # also of a compiled one
-    return cast(PeftModel, model).get_base_model() if has_adapters else cast(PreTrainedModel, model)
+    found = uncompiled(model)
+    return found.get_base_model() if isinstance(found, PeftModel) else cast(PreTrainedModel, found)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile` has wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def has_virtual_tokens(model: nn.Module) -> bool:
     """Whether the model has an adapter that puts its own tokens before the prompt."""
-    found = getattr(model, "_orig_mod", model)
+    found = uncompiled(model)
     return isinstance(found, PeftModel) and found.active_peft_config.is_prompt_learning
 
 

@@ -132,9 +132,11 @@ class ScoringTrainer(ToolTrainer):
                 torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask")
             )
             base = base_model(self.model)
+            # Compiled kernels round in another way.
+            model = self.accelerator.unwrap_model(self.model_wrapped) if self.args.torch_compile else self.model
             with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
                 with self._sharing(base):
-                    batch["old_per_token_logps"], _, _ = self._score(self.model, base, ids, mask, _sampled(batch))
+                    batch["old_per_token_logps"], _, _ = self._score(model, base, ids, mask, _sampled(batch))
         return batch
 
     @property

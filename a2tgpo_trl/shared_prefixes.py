@@ -106,9 +106,10 @@ class Bucket:
 
     def mask(self, window: int | None) -> Tensor:
         """True (R,1,U,C) where a token sees another: one not after it and, in a sliding layer, within its window."""
-        back = self.positions_RU.unsqueeze(2) - torch.arange(self.keys_RC.size(1), device=self.positions_RU.device)
-        seen = back >= 0 if window is None else (back >= 0) & (back < window)
-        return seen.unsqueeze(1)
+        positions_RU1 = self.positions_RU.unsqueeze(2)
+        columns = torch.arange(self.keys_RC.size(1), device=positions_RU1.device)
+        seen = positions_RU1 >= columns
+        return (seen if window is None else seen & (positions_RU1 < columns + window)).unsqueeze(1)
 
 
 @dataclass(frozen=True)

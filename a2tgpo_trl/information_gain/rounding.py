@@ -82,7 +82,7 @@ def floors_of_gains(values_NV: Tensor, floor: float, measure: str) -> float | Te
 
 def squares(differences_BV: Tensor) -> tuple[float, int]:
     """Return the sum of squares of the finite differences and their number, to add over ranks."""
-    finite = differences_BV[differences_BV.isfinite()].double()
+    finite = differences_BV[differences_BV.isfinite()].cpu().double()  # which not every device has
     return finite.square().sum().item(), finite.numel()
 
 

@@ -69,6 +69,8 @@ def choose_start(config_file: Path | None, num_processes: int | None, accelerato
         return _copies(config_file, config, words, accelerators)
     if config.use_cpu:
         return Start(words, _on_cpu(config_file, config))
+    if config.distributed_type == DistributedType.NO:
+        return Start(words, one_gpu(os.environ, accelerators))
     if config.distributed_type in ON_ACCELERATORS:
         _check_number(f"{config_file} asks for", number // config.num_machines, accelerators)
     return Start(words)

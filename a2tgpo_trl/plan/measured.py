@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
 from ..launch.processes import choose_start, count_accelerators
+from ..ranks import Ranks
 from ..recipe.program import run_recipe
 from ..recipe.recipe import Recipe
 from ..rollout.records import Record
@@ -132,10 +133,8 @@ def run_batches(recipe: Recipe) -> Measured:
     lengths = [0]
     trainer.on_rollouts = lambda records: lengths.extend(map(completion_tokens, records))
     trainer.train()
-    device = trainer.accelerator.device
-    mine = torch.tensor([[_peak_bytes(before), max(lengths)]], dtype=torch.float64, device=device)
-    peak, longest = trainer.accelerator.gather(mine).amax(dim=0).tolist()
-    return Measured(seconds_by_stage(recipe, clock, trainer.state.log_history), int(peak), int(longest))
+    peak, longest = Ranks(trainer.accelerator).max_each([_peak_bytes(before), max(lengths)])
+    return Measured(seconds_by_stage(recipe, clock, trainer.state.log_history), peak, longest)
 
 
 def completion_tokens(record: Record) -> int:

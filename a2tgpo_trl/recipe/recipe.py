@@ -139,6 +139,8 @@ class Recipe:
     def load_base(self) -> PreTrainedModel:
         """Load the base model as `GRPOTrainer` loads a policy given by name."""
         kwargs = {"trust_remote_code": self.args.trust_remote_code, **self.model_init_kwargs}
+        if self.args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            kwargs["device_map"] = None  # "auto", the default, would spread each process's model over all GPUs
         quantization = get_quantization_config(self.model)
         if quantization is not None:
             kwargs["quantization_config"] = quantization

@@ -44,6 +44,16 @@ def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Ar
     return args
 
 
+def check_patience(args: ToolConfig, processes: int) -> None:
+    """Check that a process may wait for its tools without the others giving it up."""
+    if processes > 1 and args.outage_patience >= args.ddp_timeout:
+        raise ValueError(
+            f"outage_patience ({args.outage_patience:g} s) is not below ddp_timeout ({args.ddp_timeout} s): the other "
+            "processes would abort the run, without a checkpoint, while one waits for its tools. Raise ddp_timeout, or "
+            "lower outage_patience."
+        )
+
+
 def _name_of(model: str | PreTrainedModel) -> str:
     return model if isinstance(model, str) else model.config._name_or_path
 

@@ -30,6 +30,7 @@ class LayerKV(NamedTuple):
 
 
 Kept = list[LayerKV]  # of one rollout, layer by layer
+EMPTY = LayerKV(torch.empty(0), torch.empty(0))
 
 
 class RoomyLayer(DynamicLayer):
@@ -104,32 +105,31 @@ class JoinedKV:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""
         before, self.lengths = self.width, [self.lengths[row] for row in rows]
-        width = self.width
-        chosen = [self._chosen(layer, rows, before - width) for layer in self.cache.layers]
-        self._put(chosen, width)
+        width, layers = self.width, self.cache.layers
+        for i, layer in enumerate(layers):
+            layers[i] = RoomyLayer(self._chosen(layer, rows, before - width), width)
+        if not rows:
+            self.cache = Cache(layer_class_to_replicate=RoomyLayer)
 
     def _chosen(self, layer: DynamicLayer, rows: Sequence[int], cut: int) -> LayerKV:
         index = torch.tensor(rows, dtype=torch.long, device=layer.keys.device)
         return LayerKV(*(part[:, :, cut:].index_select(0, index) for part in (layer.keys, layer.values)))
 
     def add(self, rows: Sequence[Kept]) -> None:
-        """Add rollouts as further rows."""
+        """Add rollouts as further rows. Layers are emptied once they are copied, so that only one is held twice."""
         before, number = self.width, len(self.lengths)
         self.lengths += [kept[0].keys.size(1) for kept in rows]
-        width, layers = self.width, []
+        width, layers = self.width, self.cache.layers if number else [DynamicLayer() for _ in rows[0]]
         for i, first in enumerate(rows[0]):
             parts = [part.new_zeros(len(self.lengths), part.size(0), width + SPARE, part.size(2)) for part in first]
             if number:
-                there = self.cache.layers[i]
+                there = layers[i]
                 parts[0][:number, :, width - before : width] = there.keys
                 parts[1][:number, :, width - before : width] = there.values
             for row, kept in enumerate(rows, start=number):
                 for part, own in zip(parts, kept[i], strict=True):
                     part[row, :, width - own.size(1) : width] = own
-            layers.append(LayerKV(*parts))
-        self._put(layers, width)
-
-    def _put(self, layers: Sequence[LayerKV], width: int) -> None:
-        self.cache = Cache(layers=[RoomyLayer(layer, width) for layer in layers])
-        if not self.lengths:
-            self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+            layers[i] = RoomyLayer(LayerKV(*parts), width)
+            for kept in rows:
+                kept[i] = EMPTY
+        self.cache = Cache(layers=layers)

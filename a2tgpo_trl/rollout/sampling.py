@@ -1,7 +1,7 @@
 """requests for turns -> turns, by whichever engine TRL's trainer samples with, on one rank or on all together."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from trl.extras.profiling import profiling_context
 from trl.models.utils import unwrap_model_for_generation
 
-from ..models import base_model
+from ..models import base_model, uncompiled
 from ..precision import training_unit
 from ..resume.trainer import Resumable
 from .drawing import Sampling, sampling_of
@@ -82,15 +82,17 @@ class SamplingTrainer(Resumable):
             return f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
         return None
 
-    def _unwrapped_model(self) -> AbstractContextManager[nn.Module]:
-        """The model as the parent unwraps it to generate."""
-        return unwrap_model_for_generation(
+    @contextmanager
+    def _unwrapped_model(self) -> Iterator[nn.Module]:
+        """The model as the parent unwraps it to generate, not compiled: contexts have a new length at each token."""
+        with unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
             gather_deepspeed3_params=self.args.ds3_gather_for_generation,
             generation_kwargs=self.generation_kwargs,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
+        ) as model:
+            yield uncompiled(model)
 
     def _sampling_of(self, model: nn.Module) -> Sampling | str:
         return sampling_of(base_model(model), self.generation_config, self.eos_token_ids)

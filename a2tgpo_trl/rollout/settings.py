@@ -82,7 +82,9 @@ class ToolConfig(GRPOConfig):
         "('stop'), or goes on while calls fail ('continue').",
     )
     outage_patience: Annotated[float, Interval(0.0)] = setting(
-        300.0, "Seconds to wait for a tool that is down, or for calls that hang."
+        300.0,
+        "Seconds to wait for a tool that is down, or for calls that hang. Must be less than ddp_timeout, if there are "
+        "several processes: others may wait for the one that waits.",
     )
     sampling_batch_size: Annotated[int | None, Interval(1)] = setting(
         None,

@@ -34,6 +34,7 @@ from .checks import (
     check_best_metric,
     check_names,
     check_one_sequence,
+    check_patience,
     check_tools,
     checked_rollout_func,
     complete_args,
@@ -135,6 +136,7 @@ class ToolTrainer(SamplingTrainer):
                 "processor) as processing_class to train the text model alone."
             )
         check_launch(args, self.accelerator)
+        check_patience(args, self._ranks.number)
         if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):
             raise ValueError(
                 "use_transformers_continuous_batching casts the weights to sample with them, which cannot be undone "

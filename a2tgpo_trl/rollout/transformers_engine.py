@@ -283,9 +283,9 @@ class TransformersStream(Engine):
         found: list[tuple[_Turn, _Reading]] = []
         for chunk in _chunks([max(turns, key=lambda turn: turn.read) for turns in alike.values()]):
             for one, reading in zip(chunk, self._read(chunk), strict=True):
-                found += [(turn, reading) for turn in alike[one.identity]]
-        for turn, reading in found:
-            self._take(turn, reading)
+                for turn in alike[one.identity]:
+                    self._take(turn, reading)
+                    found.append((turn, reading))
         if found:
             live.add(found)
 
@@ -296,11 +296,12 @@ class TransformersStream(Engine):
 
     def _read(self, turns: Sequence[_Turn]) -> list["_Reading"]:
         """Read the unread tokens of these turns, and their tails, in one forward."""
+        read, unread, places = ([getattr(turn, name) for turn in turns] for name in ("read", "unread", "wanted"))
+        rows = [[*of_row, *turn.tail_ids[:-1]] for turn, of_row in zip(turns, unread, strict=True)]
         joined = JoinedKV()
         if turns[0].kept is not None:
             joined.add([turn.kept for turn in turns if turn.kept is not None])
-        width, read = joined.width, [turn.read for turn in turns]
-        rows = [[*turn.unread, *turn.tail_ids[:-1]] for turn in turns]
+        width = joined.width
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self._device)
         new = torch.arange(ids.size(1), device=self._device)
         sizes, before = (
@@ -309,7 +310,6 @@ class TransformersStream(Engine):
         mask = (new < sizes).long()
         if width:
             mask = torch.cat([joined.mask(self._device), mask], dim=1)
-        places = [turn.wanted for turn in turns]
         wanted = torch.zeros_like(ids).bool()
         for row, of_row in enumerate(places):
             wanted[row, of_row] = True
@@ -319,10 +319,9 @@ class TransformersStream(Engine):
         totals = self._totals(turns, logits)
         readings = []
         for row, turn in enumerate(turns):
-            end = width + len(turn.unread)
+            columns = slice(width - read[row], width + len(unread[row]))
             kept = [
-                LayerKV(*(part[row, :, width - turn.read : end].clone() for part in (layer.keys, layer.values)))
-                for layer in joined.cache.layers
+                LayerKV(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in joined.cache.layers
             ]
             score = None if turn.tail is None else TailScore(totals[row], sum(turn.tail.gold))
             readings.append(_Reading(kept, logits[row][0], score))

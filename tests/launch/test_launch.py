@@ -140,6 +140,7 @@ ON_CPUS, DEEPSPEED_ON_CPUS = {"ACCELERATE_USE_CPU": "true"}, {"DS_ACCELERATOR": 
     ("name", "processes", "gpus", "more", "variables"),
     [
         ("single_gpu", None, 1, [], {}),
+        ("single_gpu", None, 8, [], {"CUDA_VISIBLE_DEVICES": "0"}),
         ("multi_gpu", 2, 2, [], {}),
         ("zero2", None, 8, [], {}),
         ("fsdp2", 4, 8, [], {}),

@@ -12,6 +12,8 @@ from calls import becomes, requests, timed
 from tool_runs import args, one_call, spread
 from training import make
 
+from a2tgpo_trl.rollout.checks import check_patience
+from a2tgpo_trl.rollout.settings import ToolConfig
 from a2tgpo_trl.tools import tool
 
 
@@ -230,3 +232,12 @@ def test_a_run_goes_on_through_a_stall_shorter_than_its_patience(tmp_path, make_
     trainer.train()
     assert trainer.state.global_step == 3 and statuses == ["ok"] * 12
     assert time.monotonic() - start >= 1.0
+
+
+def test_patience_above_the_timeout_of_the_process_group_is_an_error(tmp_path):
+    patient = ToolConfig(str(tmp_path), bf16=False, outage_patience=3600.0)
+    check_patience(patient, processes=1)
+    with pytest.raises(ValueError, match=r"outage_patience \(3600 s\) is not below ddp_timeout \(1800 s\)"):
+        check_patience(patient, processes=2)
+    patient.ddp_timeout = 7200
+    check_patience(patient, processes=2)
