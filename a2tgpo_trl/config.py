@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from trl import GRPOConfig
 
 from .credit import DEFAULTS, METHODS, Method, Preset, Switches, find_method, preset_of
+from .credit.credit_pass import CreditSettings
 from .fields import Interval, check_number, documented, setting
 from .information_gain.probes import ANSWER_SLOT
 from .lookup import nearest, read_yaml
@@ -374,6 +375,21 @@ class A2TGPOConfig(ToolConfig):
     def credit_switches(self) -> Switches:
         """The settings that the method reads."""
         return Switches(**{switch.name: getattr(self, switch.name) for switch in fields(Switches)})
+
+    @property
+    def credit_settings(self) -> CreditSettings:
+        """How turns are credited."""
+        assert isinstance(self.turn_rewards, dict)  # it has been read
+        return CreditSettings(
+            name=self.credit,
+            method=self.credit_method,
+            switches=self.credit_switches,
+            turn_rewards=self.turn_rewards,
+            failure_shaping=self.failure_shaping,
+            shaping_embedding=self.shaping_embedding,
+            success_reward=self.success_reward,
+            state_likeness=self.state_likeness if self.reads_states else None,
+        )
 
     @property
     def trains_as_grpo(self) -> bool:

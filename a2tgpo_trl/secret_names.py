@@ -8,6 +8,7 @@ SECRET = re.compile(
     r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
 )
 OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
+TOKENS_OF_TEXT = re.compile(r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE)
 HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 SHORTEST_SECRET = 8  # characters: a shorter value may be any word
 
@@ -19,3 +20,8 @@ def names_secret(name: str) -> bool:
     """
     words = HUMP.sub("_", name).upper()
     return SECRET.search(OF_TOKENIZERS.sub("", words)) is not None
+
+
+def setting_is_secret(name: str) -> bool:
+    """Whether a setting's name suggests a secret. Example: "hub_token" -> True; "token_level" -> False"""
+    return names_secret(TOKENS_OF_TEXT.sub("", name))

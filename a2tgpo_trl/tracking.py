@@ -27,7 +27,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -46,7 +45,7 @@ from .report.metrics import GAIN_HISTOGRAM, TURN_TABLE
 from .report.provenance import provenance
 from .rollout.reading import Turn, cut, plain, question, turns_of
 from .rollout.records import Record
-from .secret_names import names_secret
+from .secret_names import setting_is_secret
 from .turns import LOGGED_TURNS
 
 
@@ -57,7 +56,6 @@ TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
 # As in token_level. In names of secrets the word is at the end.
-TOKENS_OF_TEXT = re.compile(r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE)
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -291,15 +289,11 @@ def without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
         # Everything below a secret's name is masked under that name.
         return {
-            str(key): without_secrets(inside, name if _is_secret(name) else str(key)) for key, inside in value.items()
+            str(key): without_secrets(inside, name if setting_is_secret(name) else str(key))
+            for key, inside in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [without_secrets(inside, name) for inside in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return f"<{name.upper()}>" if _is_secret(name) else without_url_passwords(str(value), "password")
-
-
-def _is_secret(name: str) -> bool:
-    """Whether a setting's name suggests a secret. Example: "hub_token" -> True; "token_level" -> False"""
-    return names_secret(TOKENS_OF_TEXT.sub("", name))
+    return f"<{name.upper()}>" if setting_is_secret(name) else without_url_passwords(str(value), "password")

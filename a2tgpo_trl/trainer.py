@@ -24,7 +24,7 @@ from trl.data_utils import is_conversational
 
 from .config import WITHOUT_CLIP_RANGE, A2TGPOConfig
 from .credit import GAIN_FLOOR, Evidence, preset_of
-from .credit.credit_pass import CreditPass, CreditSettings, ReadTurns
+from .credit.credit_pass import CreditPass, ReadTurns
 from .credit.methods import identity_of
 from .credit.metrics import floor_metrics
 from .credit.turn_rewards import TurnReward
@@ -205,20 +205,8 @@ class A2TGPOTrainer(ScoringTrainer):
         )
 
     def _make_credit_pass(self, own: Sequence[TurnReward] | Mapping[str, TurnReward]) -> CreditPass:
-        args = self.args
-        assert isinstance(args.turn_rewards, dict)  # `A2TGPOConfig` has parsed it
-        settings = CreditSettings(
-            name=args.credit,
-            method=args.credit_method,
-            switches=args.credit_switches,
-            turn_rewards=args.turn_rewards,
-            failure_shaping=args.failure_shaping,
-            shaping_embedding=args.shaping_embedding,
-            success_reward=args.success_reward,
-            state_likeness=args.state_likeness if args.reads_states else None,
-        )
         credit = CreditPass(
-            settings,
+            self.args.credit_settings,
             self.accelerator,
             own,
             self.environment_kinds,
@@ -226,7 +214,9 @@ class A2TGPOTrainer(ScoringTrainer):
             has_rollout_func=self.rollout_func is not None,
             splits_models=self._dist.is_zero3,
         )
-        args.shaping_embedding = credit.shaping_embedding  # the name behind "auto", so that a resumed run has the same
+        self.args.shaping_embedding = (
+            credit.shaping_embedding
+        )  # the name behind "auto", so that a resumed run has the same
         return credit
 
     @property

@@ -93,6 +93,22 @@ def test_the_recipe_that_it_trained_is_beside_it_as_one_file_that_says_the_same(
     assert (found.run, found.model, found.args.to_dict()) == (given.run, given.model, given.args.to_dict())
 
 
+def test_kept_recipe_leaves_out_secrets(tmp_path, monkeypatch):
+    for name in ("A2TGPO_TEST_KEY", "A2TGPO_TEST_KIND"):
+        monkeypatch.setenv(name, "")  # reading a recipe sets its variables; they are restored afterwards
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "base: quickstart\nenv: {A2TGPO_TEST_KEY: SECRET, A2TGPO_TEST_KIND: small}\nrecord_tokens: true\n"
+    )
+    words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--hub_token", "hf_SECRET"]
+    write_recipe(tmp_path, read_recipe(words))
+    text = (tmp_path / "whole_recipe.yaml").read_text()
+    assert "SECRET" not in text and "# left out, since these are secrets: env.A2TGPO_TEST_KEY, hub_token" in text
+    assert (
+        yaml.safe_load(text)["env"] == {"A2TGPO_TEST_KIND": "small"} and yaml.safe_load(text)["record_tokens"] is True
+    )
+
+
 def test_a_recipe_that_is_kept_says_nothing_of_the_run_before_it_and_one_that_goes_on_keeps_its_first(tmp_path):
     def write(*words: str) -> dict:
         recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *words])

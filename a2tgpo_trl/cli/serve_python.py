@@ -1,7 +1,8 @@
 """an address and limits -> a server that runs the code of policies that train elsewhere (`remote`)."""
 
 import argparse
-import ipaddress
+
+from ..loopback import port_number
 
 
 # option -> default and help, for the options of `PythonSession` that belong to the server
@@ -17,7 +18,9 @@ NUMBERS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
-    parser.add_argument("--port", type=int, default=8400, help="port to listen on (default 8400; 0: a free one)")
+    parser.add_argument(
+        "--port", type=port_number, default=8400, help="port to listen on (default 8400; 0: a free one)"
+    )
     parser.add_argument("--isolation", default="auto", help="auto, bubblewrap or process")
     for name, (default, text) in NUMBERS.items():
         option = f"--{name.replace('_', '-')}"
@@ -52,14 +55,10 @@ def run(args: argparse.Namespace) -> int:
         host, port = server.server_address[:2]
         limits = f"{args.timeout:g} s a call, {args.memory_mb} MiB, {args.disk_mb} MiB of files"
         print(f"http://{host!s}:{port} runs Python: level {settings.isolation}, {limits}", flush=True)
-        if not server.token and not _is_loopback(str(host)):
+        if not server.token and not server.is_loopback:
             print("Whoever reaches this address can run code here: set A2TGPO_PYTHON_TOKEN.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             return 130
     return 0
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback

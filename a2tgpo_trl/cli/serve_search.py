@@ -6,6 +6,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from ..loopback import port_number
+
 
 if TYPE_CHECKING:
     from ..search.retriever import Retriever
@@ -35,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faiss", choices=FAISS, help="how vectors are compared (default flat)")
     parser.add_argument("--build", action="store_true", help="build the index and do not serve")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0: a free one)")
+    parser.add_argument(
+        "--port", type=port_number, default=8000, help="port to listen on (default 8000; 0: a free one)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="concurrent searches (default: the cores)")
     parser.add_argument("--most-waiting", type=int, default=1024, help="requests at once (default 1024)")
     parser.epilog = "a2tgpo help search says more."

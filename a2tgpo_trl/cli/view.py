@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..loopback import port_number
+
 
 HOST, PORT, OUTPUT = "127.0.0.1", 8500, Path("view.html")
 
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--serve", action="store_true", help="show the page live as the runs go on, until Ctrl-C")
     parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
-    parser.add_argument("--port", type=int, help=f"port to listen on (default {PORT}; 0: a free one)")
+    parser.add_argument("--port", type=port_number, help=f"port to listen on (default {PORT}; 0: a free one)")
     parser.epilog = "What the page shows, and how to see it from another machine: a2tgpo help view"
     parser.set_defaults(run=run)
 

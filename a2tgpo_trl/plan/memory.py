@@ -108,7 +108,7 @@ def plan_memory(policy: Policy, setting: Setting, sharding: Sharding, device: De
         "loss": loss,
         "optimiser": {
             "gradients": gradients,
-            "optimiser's work": (update.peak - update.kept) / sharding.devices,
+            "optimiser's work": (update.peak - update.kept) / (sharding.devices if sharding.splits_optimizer else 1),
         },
     }
     if setting.gain_token_budget:

@@ -5,6 +5,9 @@ what it saw and, unless it passed, what to do. A check that needs a failed one i
 failed.
 
     answers             each row has an answer that can be scored, if gains are computed
+    rewards             each has a weight
+    credit              the method of credit has what it reads
+    tool settings       they are for tools that there are
     tool format         tools have schemas, and the template writes calls and results
     tools answer        with --call-tools: each tool was called once
     tool parser         calls in the template's form can be parsed
@@ -28,8 +31,9 @@ and turns.
 
     chat.py, loading.py        a made-up rollout; what a recipe names, loaded as training would load it
     data.py, lengths.py        answers and prompts; room
+    credit.py                  rewards and the method of credit
     template.py, sampling.py   what the template writes; log-probabilities
-    calls.py                   one call of each tool
+    calls.py                   settings of tools, and one call of each
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +41,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..recipe.recipe import Recipe
-from .calls import check_calls
+from .calls import check_calls, check_settings
 from .chat import Status, Verdict
+from .credit import check_credit, check_rewards
 from .data import check_answers, check_prompts
 from .lengths import check_fit, check_tool_turn
 from .loading import all_tools, environment_kinds, load_config, load_data, load_tokenizer, make_chat
@@ -113,6 +118,9 @@ def preflight(recipe: Recipe, call_tools: bool = False) -> list[Finding]:
     basics = ("tokenizer", "model config", "tools")
     kinds = found.load("environments", environment_kinds, recipe.task)
     found.add("answers", check_answers, data, args, tokenizer, kinds, needs=["tokenizer", "data", "environments"])
+    found.add("rewards", check_rewards, args, recipe.task)
+    found.add("credit", check_credit, recipe, kinds, needs=["environments"])
+    found.add("tool settings", check_settings, tools, args, needs=["tools"])
     found.add("tool format", check_tool_format, tokenizer, tools, needs=basics)
     found.add("tools answer", check_calls, tools, recipe.task, args, data, call_tools, needs=["tool format", "data"])
     found.add("tool parser", check_parser, tokenizer, tools, needs=[*basics, "tool format"])

@@ -9,6 +9,7 @@ from ..tasks import Task
 from ..tools.calls import Limits, Outcome, ToolCall
 from ..tools.results import describe
 from ..tools.runner import ToolRunner
+from ..tools.settings import check_tool_settings
 from .chat import Datasets, Verdict, tool_call
 from .data import first_row
 from .loading import factories, public_methods
@@ -30,6 +31,13 @@ OF_ANOTHER_THREAD = re.compile(
     r"|error: cannot switch to a different thread)",  # of greenlets
     re.IGNORECASE | re.DOTALL,
 )
+
+
+def check_settings(tools: list[Callable], args: A2TGPOConfig) -> Verdict:
+    """Check that the recipe's settings of tools are valid, and for tools that there are."""
+    assert not isinstance(args.tool_settings, str)  # it has been read
+    check_tool_settings(tools, args.tool_settings or {})
+    return "pass", ", ".join(args.tool_settings) if args.tool_settings else "none"
 
 
 def check_calls(tools: list[Callable], task: Task, args: A2TGPOConfig, data: Datasets, call: bool) -> Verdict:

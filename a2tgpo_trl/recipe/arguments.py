@@ -83,6 +83,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str] | None, lis
     parser.add_argument("--config")
     parser.add_argument("--base", nargs="+")
     named, others = parser.parse_known_args(words)
+    if sum(word == "--config" or word.startswith("--config=") for word in words) > 1:
+        raise RecipeError("--config names a second recipe. Name one; to build it on others, use --base.")
     if named.base is not None and named.config is None:
         raise RecipeError("--base would have no effect without a recipe to be built on it.")
     return named.config, named.base, others

@@ -24,6 +24,7 @@ from ..errors import RecipeError
 from ..information_gain.answers import is_empty
 from ..lookup import find_file, nearest
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
+from ..secret_names import setting_is_secret
 from ..tasks import Task, arithmetic, atlas, textworld
 from .arguments import RecipeArguments, RecipeParser, split_words
 from .recipe_file import Layer, check_keys, find_recipe, merge, read_layers
@@ -98,7 +99,7 @@ class Recipe:
             return A2TGPOTrainer(
                 args=self.args,
                 callbacks=list(callbacks),
-                turn_reward_funcs=self._own_turn_rewards,
+                turn_reward_funcs=self.own_turn_rewards,
                 **self.trainer_arguments(),
             )
         except (ValueError, OSError) as error:  # OSError: no such model
@@ -117,7 +118,7 @@ class Recipe:
         }
 
     @property
-    def _own_turn_rewards(self) -> dict[str, Any]:
+    def own_turn_rewards(self) -> dict[str, Any]:
         """The turn rewards that are named by import path, which may begin beside the recipe."""
         assert isinstance(self.args.turn_rewards, dict)  # `A2TGPOConfig` has read it
         folders = [*self.folders, Path.cwd()]
@@ -211,14 +212,33 @@ def whole_recipe(words: Sequence[str], without: Collection[str] = ()) -> str:
     """Return the text of one recipe that equals `--config FILE [--base FILE ...] --key value ...`.
 
     Names of files stay as they are: they are looked up beside the file that this text is written to. `without`: keys
-    to leave out.
+    to leave out. Secrets, such as `hub_token`, are left out too: runs are shared.
     """
     parser = RecipeParser()
     name, bases, words = split_words(words)
     layers = _checked_layers(name, bases, parser)
     content = {**merge(layers), **parser.parse_alone(words)}
-    kept = {key: value for key, value in content.items() if key not in without}
-    return "\n".join([*(f"# {layer.path}" for layer in layers), yaml.safe_dump(kept, sort_keys=False, width=119)])
+    secrets: list[str] = []
+    kept = _without_secrets({key: value for key, value in content.items() if key not in without}, secrets)
+    heads = [f"# {layer.path}" for layer in layers]
+    heads += [f"# left out, since these are secrets: {', '.join(secrets)}"] if secrets else []
+    return "\n".join([*heads, yaml.safe_dump(kept, sort_keys=False, width=119)])
+
+
+def _without_secrets(content: Mapping[str, Any], found: list[str], above: str = "") -> dict[str, Any]:
+    """The settings without texts whose names suggest secrets; their names are added to `found`.
+
+    Example: {"hub_token": "abc", "env": {"API_KEY": "x", "HOME": "y"}} -> {"env": {"HOME": "y"}}
+    """
+    kept = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            kept[key] = _without_secrets(value, found, f"{above}{key}.")
+        elif isinstance(value, str) and value and setting_is_secret(key):
+            found.append(f"{above}{key}")
+        else:
+            kept[key] = value
+    return kept
 
 
 def _checked_layers(name: str | None, bases: Sequence[str] | None, parser: RecipeParser) -> list[Layer]:

@@ -70,6 +70,7 @@ def _environment(run: RecipeArguments, name: str, folders: Sequence[Path]) -> An
 
 def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     assert run.dataset_name is not None
     file = find_file(run.dataset_name, folders)
@@ -81,7 +82,14 @@ def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
         kind = FILE_KINDS.get(file.suffix)
         if kind is None:
             raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
-        splits = load_dataset(kind, data_files=str(file))
+        try:
+            splits = load_dataset(kind, data_files=str(file))
+        except (DatasetsError, StopIteration) as error:  # a line that is no JSON, no line at all
+            why = error.__cause__ or error
+            raise ValueError(
+                f"dataset_name {file} could not be read: {str(why) or 'it has no rows'}. Each row must be one JSON "
+                "object or line, with the same columns."
+            ) from error
     train = _split(splits, run.dataset_train_split, run.dataset_name)
     test = _split(splits, run.dataset_test_split, run.dataset_name) if run.dataset_test_split else None
     return Task(train, test)

@@ -48,8 +48,8 @@ def check_patience(args: ToolConfig, processes: int) -> None:
     """Check that a process may wait for its tools without the others giving it up."""
     if processes > 1 and args.outage_patience >= args.ddp_timeout:
         raise ValueError(
-            f"outage_patience ({args.outage_patience:g} s) is not below ddp_timeout ({args.ddp_timeout} s): the other "
-            "processes would abort the run, without a checkpoint, while one waits for its tools. Raise ddp_timeout, or "
+            f"outage_patience ({args.outage_patience:g} s) is not below ddp_timeout ({args.ddp_timeout} s): while one "
+            "process waits for its tools, the others would abort the run, without a checkpoint. Raise ddp_timeout, or "
             "lower outage_patience."
         )
 

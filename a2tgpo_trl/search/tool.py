@@ -123,7 +123,9 @@ def _over_http(url: str, timeout: float) -> Search:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url must be an address like http://localhost:8000; got {url!r}.")
-    path = parts.path if parts.path not in ("", "/") else "/retrieve"
+    if parts.username is not None:
+        raise ValueError("url: names and passwords are not sent. Leave them out, and let a proxy add them.")
+    path = (parts.path if parts.path not in ("", "/") else "/retrieve") + (f"?{parts.query}" if parts.query else "")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
 
     def find(queries: Sequence[str], top_k: int) -> list[list[Passage]]:

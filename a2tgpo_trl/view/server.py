@@ -30,8 +30,9 @@ from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
+from ..loopback import is_loopback, is_of_this_machine
 from .html import make_live_page
 from .journal import Journal
 from .run import names_of
@@ -101,8 +102,6 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, folders: Sequence[Path]):
-        if not 0 <= port <= 65535:
-            raise ValueError(f"--port {port}: from 0 to 65535; 0 takes a free one.")
         self.runs = Runs(folders)
         self.page = make_live_page(self.runs.names)
         try:
@@ -113,7 +112,7 @@ class ViewServer(ThreadingHTTPServer):
             raise ValueError(f"--host {host}: {error.strerror}. Name an address of this machine.") from error
         except OSError as error:
             raise ValueError(_why_not(host, port, error)) from error
-        self.is_loopback = ipaddress.ip_address(str(self.server_address[0])).is_loopback
+        self.is_loopback = is_loopback(str(self.server_address[0]))
         self.token = None if self.is_loopback else secrets.token_urlsafe(32)
         self._free = threading.Semaphore(MOST_REQUESTS)
         self._ends: dict[Any, float] = {}  # connection -> its deadline
@@ -283,15 +282,3 @@ def _read_query(query: str) -> dict[str, str]:
         return {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
     except ValueError:  # more fields than any request of the page has
         return {}
-
-
-def is_of_this_machine(host: str) -> bool:
-    """Whether this host name, with or without a port, always means the machine that it is used on.
-
-    Example: "localhost:8500", "127.0.0.1" and "[::1]:8500" do; "runs.example.org" may lead anywhere, here as well
-    """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -197,6 +197,14 @@ def test_longer_rollouts_take_more_memory():
     assert longer > usual
 
 
+@pytest.mark.parametrize(("kind", "each"), [("ddp", 800.0), ("zero2", 100.0), ("fsdp2", 100.0)])
+def test_work_of_the_optimiser_is_divided_only_if_its_state_is(kind, each, monkeypatch):
+    found = policy()
+    monkeypatch.setattr(found, "update", lambda: SimpleNamespace(kept=1000, peak=1800))
+    stages = plan_memory(found, setting(), Sharding(kind, 8), H100, ROW).stages
+    assert stages["optimiser"]["optimiser's work"] == each
+
+
 def test_an_evaluation_holds_what_sampling_its_rows_holds_and_nothing_else():
     def stages(**changes) -> dict[str, dict[str, float]]:
         how = setting(reference="model", **changes)

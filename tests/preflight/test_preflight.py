@@ -545,6 +545,24 @@ def test_a_completion_too_short_for_a_call_is_a_warning(make):
     assert found["tool turn"].status == "warn" and "max_completion_length 16. Raise it" in found["tool turn"].message
 
 
+# ---- rewards and credit
+
+
+def test_rewards_and_weights_of_different_numbers_fail(make):
+    assert "2 weights, and there are 1 rewards (exact_match)" in failed(make(reward_weights=[1.0, 0.5]))["rewards"]
+
+
+def test_method_without_the_turn_rewards_that_it_reads_fails(make):
+    assert "credits turn rewards, and there are none" in failed(make(credit="mt_grpo"))["credit"]
+    assert "credit" not in failed(make(credit="mt_grpo", turn_rewards={"failed_call": -0.1}, turn_reward_weight=1.0))
+    unknown = failed(make(turn_rewards={"read_onl": 1.0}, turn_reward_weight=1.0))
+    assert "read_onl" in unknown["credit"]
+
+
+def test_settings_of_a_tool_that_there_is_not_fail(make):
+    assert "no tool 'serch'" in failed(make(tool_settings={"serch": {"timeout": 3}}))["tool settings"]
+
+
 # ---- log-probabilities
 
 
@@ -615,7 +633,7 @@ def test_a_policy_that_is_not_there_is_one_failure_and_the_rest_is_not_tried(mak
     recipe = replace(recipe, model=ModelConfig(model_name_or_path=str(tmp_path / "nowhere")))
     found = run(recipe)
     assert found["tokenizer"].status == "fail" and "nowhere" in found["tokenizer"].message
-    without_model = ("tokenizer", "model config", "clip range")
+    without_model = ("tokenizer", "model config", "rewards", "credit", "tool settings", "clip range")
     others = [finding for name, finding in found.items() if name not in without_model]
     assert (
         others

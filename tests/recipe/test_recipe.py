@@ -10,6 +10,7 @@ from qa_files import write_sets
 from recipe_files import SHIPPED, marks, write
 
 from a2tgpo_trl.config import A2TGPOConfig
+from a2tgpo_trl.errors import RecipeError
 from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
 from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder, shipped_recipes
 from a2tgpo_trl.rewards import exact_match
@@ -223,3 +224,26 @@ def test_each_key_of_each_group_is_checked_by_the_converter_of_its_option():
     written = {key: value for key, value in defaults.items() if value is not None and not callable(value)}
     check_keys(Path("defaults.yaml"), yaml.safe_load(yaml.safe_dump(written)), parser)
     assert len(written) > 100
+
+
+def test_second_config_is_an_error():
+    with pytest.raises(RecipeError, match="--config names a second recipe"):
+        read_recipe(["--config", "quickstart", "--config", "atlas_hard"])
+
+
+@pytest.mark.parametrize(("text", "why"), [("", "it has no rows"), ('{"prompt": "a"}\n{"prompt"\n', "JSON")])
+def test_unreadable_data_file_is_named(text, why, tmp_path):
+    (tmp_path / "data.jsonl").write_text(text)
+    recipe = write(tmp_path, "task: null\ndataset_name: data.jsonl")
+    with pytest.raises(RecipeError, match=rf"(?s)data.jsonl could not be read: .*{why}"):
+        read_recipe(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize(("kind", "spread"), [("NO", True), ("MULTI_GPU", False), ("DEEPSPEED", False)])
+def test_base_of_an_adapter_is_not_spread_over_gpus_if_processes_share_them(kind, spread, tmp_path, monkeypatch):
+    recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path)])
+    given = []
+    monkeypatch.setattr("a2tgpo_trl.recipe.recipe.create_model_from_path", lambda _, **kwargs: given.append(kwargs))
+    monkeypatch.setattr(recipe.args.distributed_state, "distributed_type", kind)
+    recipe.load_base()
+    assert ("device_map" not in given[0]) if spread else (given[0]["device_map"] is None)

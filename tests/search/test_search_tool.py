@@ -77,6 +77,10 @@ def test_a_query_brings_passages_and_several_go_in_one_request(stub):
     ]
     SearchTool(url=f"{stub.url}/other", top_k=1)("Velm")
     assert stub.asked[-1][0] == "/other" and stub.asked[-1][1]["topk"] == 1
+    SearchTool(url=f"{stub.url}?index=wiki")("Velm")
+    assert stub.asked[-1][0] == "/retrieve?index=wiki"
+    with pytest.raises(ValueError, match="names and passwords are not sent"):
+        SearchTool(url="http://me:secret@localhost:1")
 
 
 def test_the_policy_reads_what_a_query_may_be():

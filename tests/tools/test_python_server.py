@@ -1,6 +1,7 @@
 """A server that runs code of policies for trainers elsewhere, and sessions that use it."""
 
 import functools
+import http.client
 import json
 import logging
 import signal
@@ -211,12 +212,23 @@ def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
     ],
 )
 def test_requests_that_are_none_are_refused(method, path, body, code, server):
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
-    connection.request(method, path, body)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
     response = connection.getresponse()
     assert response.status == code and "error" in json.loads(response.read())
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"), [({"Host": "pages.example.org:8400"}, 403), ({"Content-Type": "text/plain"}, 415)]
+)
+def test_requests_that_a_web_page_could_send_run_no_code(headers, code, server):
+    port = server.server_address[1]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    body = json.dumps({"session": "a", "code": "1"})
+    connection.request("POST", "/run", body, {"Content-Type": "application/json", **headers})
+    response = connection.getresponse()
+    assert response.status == code and "error" in json.loads(response.read()) and not server.sessions
     connection.close()
 
 

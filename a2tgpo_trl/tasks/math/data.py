@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from ...rewards.text import last_boxed
 
@@ -36,7 +37,7 @@ def load_splits(path: str | Path | None, hub_name: str, config: str | None) -> M
 def _of_hub(name: str, config: str | None) -> Mapping[str, Dataset]:
     try:
         splits = load_dataset(name, config)
-    except (OSError, ValueError) as error:  # OSError: no connection; ValueError: offline, and not in the cache
+    except (OSError, ValueError, DatasetsError) as error:  # no connection; offline and not in the cache; bad files
         raise ValueError(
             f"The data set {name} could not be loaded from the hub: {error}\nWithout a connection, fetch it elsewhere "
             f"(hf download {name} --repo-type dataset --local-dir FOLDER), and name the folder: "

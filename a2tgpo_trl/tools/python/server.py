@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ...loopback import is_loopback, is_of_this_machine
 from .interpreter import NotStarted
 from .pool import Pool
 from .remote import TOKEN
@@ -47,6 +48,7 @@ class PythonServer(ThreadingHTTPServer):
         self._entries: dict[str, Entry] = {}
         self._guard = threading.Lock()
         self.token = os.environ.get(TOKEN, "")
+        self.is_loopback = is_loopback(str(self.server_address[0]))
 
     @property
     def sessions(self) -> int:
@@ -122,6 +124,12 @@ class Handler(BaseHTTPRequestHandler):
         expected, given = f"Bearer {self.server.token}", self.headers.get("Authorization", "")
         if self.server.token and not hmac.compare_digest(expected.encode(), given.encode()):
             raise Refused(401, f"the token is missing or another; set {TOKEN} where the trainer runs")
+        # A page in a browser on this machine can send requests here: by a name of its own that leads here, or of a
+        # kind for which browsers do not ask first.
+        if self.server.is_loopback and not is_of_this_machine(self.headers.get("Host", "")):
+            raise Refused(403, "the request names another machine as its host")
+        if method == "POST" and self.headers.get_content_type() != "application/json":
+            raise Refused(415, "a request must be of the type application/json")
         path, _, asking = self.path.partition("?session=")
         if (method, path) == ("GET", "/health"):
             self.server.pool.check()
