@@ -72,6 +72,10 @@ def _widened(used: Tensor, columns: int) -> Tensor:
     return room
 
 
+def _of_row(layer: DynamicLayer, row: int, length: int) -> LayerKV:
+    return LayerKV(layer.keys[row, :, -length:].clone(), layer.values[row, :, -length:].clone())
+
+
 class JoinedKV:
     """Keys and values of rollouts that are sampled together, with `lengths` tokens that end in the last column."""
 
@@ -96,20 +100,21 @@ class JoinedKV:
 
     def kept(self, row: int) -> Kept:
         """A copy of what the rollout in this row has."""
-        length = self.lengths[row]
-        return [
-            LayerKV(layer.keys[row, :, -length:].clone(), layer.values[row, :, -length:].clone())
-            for layer in self.cache.layers
-        ]
+        return [_of_row(layer, row, self.lengths[row]) for layer in self.cache.layers]
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows."""
-        before, self.lengths = self.width, [self.lengths[row] for row in rows]
+    def select(self, rows: Sequence[int], leaving: Sequence[int] = ()) -> list[Kept]:
+        """Keep only these rows. Returns what rollouts in the rows `leaving` have; only one layer is held twice."""
+        lengths, before = self.lengths, self.width
+        self.lengths = [lengths[row] for row in rows]
         width, layers = self.width, self.cache.layers
+        left: list[Kept] = [[] for _ in leaving]
         for i, layer in enumerate(layers):
+            for kept, row in zip(left, leaving, strict=True):
+                kept.append(_of_row(layer, row, lengths[row]))
             layers[i] = RoomyLayer(self._chosen(layer, rows, before - width), width)
         if not rows:
             self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        return left
 
     def _chosen(self, layer: DynamicLayer, rows: Sequence[int], cut: int) -> LayerKV:
         index = torch.tensor(rows, dtype=torch.long, device=layer.keys.device)

@@ -113,13 +113,14 @@ class _Live:
         self.logits_RV = logits_NV if self.logits_RV is None else torch.cat([self.logits_RV, logits_NV])
         self.joined.add([reading.kept for _, reading in rows])
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int], leaving: Sequence[int] = ()) -> list[Kept]:
+        """Keep only these rows. Returns what rollouts in the rows `leaving` have."""
         if len(rows) == len(self.turns):
-            return
+            return []
         assert self.logits_RV is not None
         self.turns = [self.turns[row] for row in rows]
         self.logits_RV = self.logits_RV[torch.tensor(rows, dtype=torch.long, device=self.logits_RV.device)]
-        self.joined.select(rows)
+        return self.joined.select(rows, leaving)
 
 
 class TransformersStream(Engine):
@@ -183,21 +184,23 @@ class TransformersStream(Engine):
     # ---- live rows: one token each
 
     def _sample(self) -> list[Sample]:
-        live, samples = self._live, []
+        live, ended = self._live, {}
         for row, token in zip(live.rows, self._draw(), strict=True):
             turn = live.turns[row]
             assert turn is not None
             turn.tokens.append(token)
             if token in self._sampling.end_ids or len(turn.tokens) - turn.start >= turn.limit:
-                samples.append(Sample(turn.key, turn.tokens[turn.start :], None))
-                self._parked[turn.key] = _Parked(turn.tokens[:-1], live.joined.kept(row))  # the last is unread
-                live.turns[row] = None
+                ended[row], live.turns[row] = turn, None
         if live.turns.count(None) >= LEAVE_AT * len(live.turns):
-            live.select(live.rows)
+            kept = live.select(live.rows, [*ended])
+        else:
+            kept = [live.joined.kept(row) for row in ended]
+        for turn, of_turn in zip(ended.values(), kept, strict=True):
+            self._parked[turn.key] = _Parked(turn.tokens[:-1], of_turn)  # the last is unread
         self._make_room(columns=len(live.turns))
         if live.rows:
             self._read_next(live)
-        return samples
+        return [Sample(turn.key, turn.tokens[turn.start :], None) for turn in ended.values()]
 
     def _draw(self) -> list[int]:
         """The next token of each live row."""
