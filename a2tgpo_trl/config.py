@@ -26,7 +26,7 @@ LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo", 
 # Losses that do not clip a ratio to a range around 1, and what they do instead.
 WITHOUT_CLIP_RANGE = {
     "cispo": "caps the ratio at epsilon_high itself",
-    "sapo": "fades ratios out without an edge",
+    "sapo": "fades ratios out gradually",
     "vespo": "weighs whole rollouts",
 }
 
@@ -308,7 +308,7 @@ class A2TGPOConfig(ToolConfig):
             neutral = preset.values[name] if name in DEFAULTS else type(self).__dataclass_fields__[name].default
             if getattr(self, name) != neutral:
                 raise ValueError(
-                    f"{name} has no effect with credit={self.credit!r}: leave it out. It would be {neutral!r}."
+                    f"{name} has no effect with credit={self.credit!r}: leave it out. Its value is then {neutral!r}."
                 )
 
     def _check_gains(self, preset: Preset) -> None:
@@ -328,8 +328,8 @@ class A2TGPOConfig(ToolConfig):
         if self.gain_groups == "state":
             if self.gain_normalization != "turn_group":
                 raise ValueError(
-                    f"gain_groups='state' has no effect with gain_normalization={self.gain_normalization!r}: groups "
-                    "of turns are compared by 'turn_group'. Leave one of the two out."
+                    f"gain_groups='state' has no effect with gain_normalization={self.gain_normalization!r}: only "
+                    "'turn_group' compares groups of turns. Leave one of the two out."
                 )
             if not self.uses_gain:
                 raise ValueError(
@@ -343,14 +343,14 @@ class A2TGPOConfig(ToolConfig):
         weight = preset.values["state_weight"]
         if self.state_weight != weight and not preset.needs_states:
             raise ValueError(
-                f"state_weight has no effect with credit={self.credit!r}: leave it out. It would be {weight!r}."
+                f"state_weight has no effect with credit={self.credit!r}: leave it out. Its value is then {weight!r}."
             )
 
     def _check_loss(self) -> None:
         if self.loss_type in WITHOUT_CLIP_RANGE and self.clip_adaptation > 0:
             raise ValueError(
-                f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}, so that clip_adaptation has no "
-                "clip range to scale. Set clip_adaptation=0."
+                f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}, so clip_adaptation has no clip "
+                "range to scale. Set clip_adaptation=0."
             )
         if self.loss_type == "cispo" and self.epsilon_high < 1 and self.credit != "grpo":
             raise ValueError(
@@ -361,7 +361,7 @@ class A2TGPOConfig(ToolConfig):
     def _check_noise(self) -> None:
         if self.neftune_noise_alpha is not None and self.importance_sampling_level != "token":
             raise ValueError(
-                f"neftune_noise_alpha adds noise to each forward, and that alone moves the ratio of a "
+                "neftune_noise_alpha adds noise to each forward pass, which alone moves the ratio of a "
                 f"{self.importance_sampling_level} out of its clip range. Leave it out, or set "
                 "importance_sampling_level='token'."
             )
@@ -420,9 +420,9 @@ class A2TGPOConfig(ToolConfig):
         if not (self.is_on_policy and clips and chosen):
             return None
         return (
-            f"{', '.join(f'{name}={getattr(self, name)}' for name in chosen)} without effect: each batch is trained "
-            "on in one update, so all ratios are 1. Set steps_per_generation above gradient_accumulation_steps, or "
-            "num_iterations above 1."
+            f"{', '.join(f'{name}={getattr(self, name)}' for name in chosen)}: no effect, because each batch is "
+            "trained on in one update and all ratios are 1. Set steps_per_generation above "
+            "gradient_accumulation_steps, or num_iterations above 1."
         )
 
     @property
@@ -435,7 +435,7 @@ def _turn_rewards(value: Any) -> dict[str, float]:
     """Turn rewards and their weights, from a mapping or from a YAML file if its path is given."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         if not Path(value).is_file():
-            raise ValueError(f"turn_rewards: there is no file {value}, beside the recipe or in {Path.cwd()}.")
+            raise ValueError(f"turn_rewards: there is no file {value} next to the recipe or in {Path.cwd()}.")
         content = read_yaml(Path(value))
         if "turn_rewards" not in content:
             raise ValueError(f"turn_rewards: {value} must hold the key turn_rewards, with the mapping below it.")

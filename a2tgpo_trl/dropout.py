@@ -37,14 +37,14 @@ def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_c
         if rates and not disabled:
             logger.warning(
                 f"Dropout is off (0 instead of {named}): old and new log-probabilities would differ by what each has "
-                f"dropped, and most ratios of a {level} would be clipped before anything is "
-                "learnt. Set these rates to 0, or disable_dropout=True, and this line goes away."
+                f"dropped, and most ratios of a {level} would be clipped before anything is learnt. Set these rates "
+                "to 0, or disable_dropout=True, to avoid this warning."
             )
     elif rates and sampler_is_corrected:
         logger.warning(
-            f"The policy has dropout ({named}) and vLLM samples without: the weights that correct for vLLM follow "
-            "what was dropped, above all where a rollout has one weight (vllm_importance_sampling_mode="
-            "'sequence_...'). Set these rates to 0."
+            f"The policy has dropout ({named}), but vLLM samples without it: the weights that correct for vLLM "
+            "depend on what was dropped, above all where a rollout has one weight "
+            "(vllm_importance_sampling_mode='sequence_...'). Set these rates to 0."
         )
 
 

@@ -78,7 +78,7 @@ IRRELEVANT = (
 )
 
 WRITTEN = ("rollouts.jsonl", "scores.json", "scores.md", "settings.json")
-ANEW = "Name another folder (--output_dir ...), or write over it (--overwrite true)."
+ANEW = "Name another folder (--output_dir ...), or overwrite it (--overwrite true)."
 
 
 # ---- rollouts
@@ -119,7 +119,7 @@ def _whole_batches(file: Path, rows: int, per_batch: int, samples: int) -> list[
     """The file's records up to its last complete batch; the rest is rolled out again, so that seeds determine all."""
     done = read_jsonl(file) if file.exists() else []
     if any(record["row"] != i // samples for i, record in enumerate(done)):
-        raise RecipeError(f"{file} holds rollouts of another test set or number of samples. Remove it.")
+        raise RecipeError(f"{file} holds rollouts of a different test set or number of samples. Remove it.")
     kept = rows if len(done) >= rows * samples else len(done) // (per_batch * samples) * per_batch
     return done[: kept * samples]
 
@@ -154,19 +154,19 @@ def evaluate_recipe(recipe: Recipe) -> Scores:
     """Evaluate the recipe's policy on its test set; rollouts, scores and settings go to a folder of its name."""
     rows = recipe.test_dataset
     if rows is None:
-        raise RecipeError("There is nothing to evaluate on: no dataset_test_split is named, or eval_rows is 0.")
+        raise RecipeError("There is nothing to evaluate on: dataset_test_split is not set, or eval_rows is 0.")
     policy = Path(recipe.model.model_name_or_path).resolve().name
     run, folder = Path(recipe.args.output_dir), Path(recipe.args.output_dir, SCORES, policy)
     recipe.args.output_dir = str(folder)  # the policy's own folder may be where the results go
     display = Display(shown=recipe.args.process_index == 0, bars=not recipe.args.disable_tqdm)
     trainer = recipe.build_trainer(trains=False)
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise RecipeError("An evaluation is not sharded: start it without DeepSpeed and FSDP.")
+        raise RecipeError("Evaluation does not support sharding: start it without DeepSpeed and FSDP.")
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # device and precision, as in training
     settings = json.loads(json.dumps(_settings(recipe, trainer), default=str))
     resume, found = from_main(trainer, lambda: _begin(OwnFiles(run), policy, settings, recipe.run.overwrite))
     if found:
-        display.line(f"{found} rollouts are there already.")
+        display.line(f"{found} rollouts already exist.")
     with display.bar(f"evaluating {policy}", len(rows) * trainer.num_generations_eval) as update:
         file = folder / "rollouts.jsonl"
         records = evaluate(trainer, rows, file, seed=recipe.args.seed, resume=resume, on_progress=update)
@@ -194,9 +194,9 @@ def _begin(own: OwnFiles, policy: str, settings: dict[str, Any], overwrite: bool
         before = _written(file)
         different = sorted(key for key in settings | before if settings.get(key) != before.get(key))
         if different:
-            raise RecipeError(f"{rollouts.parent} holds an evaluation with another {', '.join(different)}. {ANEW}")
+            raise RecipeError(f"{rollouts.parent} holds an evaluation with a different {', '.join(different)}. {ANEW}")
     elif not overwrite and (rollouts.exists() or scores.exists()):
-        raise RecipeError(f"{rollouts.parent} holds part of an evaluation, and nothing says of which settings. {ANEW}")
+        raise RecipeError(f"{rollouts.parent} holds part of an evaluation, but not its settings. {ANEW}")
     # Rollouts of the same settings are continued, wherever they were cut off.
     own.claim(*_files_of(policy)[1 if resume else 0 :])
     if overwrite:
@@ -212,7 +212,7 @@ def _written(settings: Path) -> dict[str, Any]:
         return json.loads(settings.read_text())
     except ValueError as error:
         raise RecipeError(
-            f"{settings} cannot be read ({error}), and nothing else says of which settings its rollouts are. {ANEW}"
+            f"{settings} cannot be read ({error}), and nothing else holds the settings of its rollouts. {ANEW}"
         ) from error
 
 

@@ -22,7 +22,7 @@ Autocast = Callable[[], AbstractContextManager]
 
 def obstacle_to_scoring(base: PreTrainedModel) -> str | None:
     """Why the head of this model must be given all tokens, in words; None if it need not."""
-    return "it has no part before its head" if base.base_model is base else None
+    return "it has no inner model that its head could be separated from" if base.base_model is base else None
 
 
 def scored(

@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text()
         tree, content = yaml.compose(text), yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold keys with values ('learning_rate: 1e-6').")
     keys = [key.value for key, _ in tree.value]

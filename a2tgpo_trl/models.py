@@ -77,9 +77,9 @@ def obstacle_to_layouts(model: PreTrainedModel) -> str | None:
     if "local" in (getattr(config, "attention_layers", None) or []):
         return "it has local attention layers"
     if getattr(config, "use_bidirectional_attention", False):
-        return "its attention looks ahead"
+        return "its attention is bidirectional"
     if getattr(config, "alibi", False):
-        return "its attention biases depend on the place in the row (ALiBi)"
+        return "its attention biases depend on the position in the row (ALiBi)"
     if model._is_stateful:
         return "it carries a recurrent state from token to token"
     # `base_model` is the property of transformers; a PEFT model hides it behind an attribute of the same name.
@@ -88,7 +88,7 @@ def obstacle_to_layouts(model: PreTrainedModel) -> str | None:
     if length_matters(model):
         return "its rotary frequencies depend on the length of the row"
     if not model._supports_attention_backend:
-        return "its code does not let the attention be chosen"
+        return "its code does not support choosing the attention"
     return None
 
 

@@ -44,9 +44,9 @@ class Recorded:
 
     def __post_init__(self) -> None:
         if self.outcome_weight <= 0:
-            raise ValueError("What outcomes were worth to a run with outcome_weight 0 is not on record.")
+            raise ValueError("Records of a run with outcome_weight 0 do not tell what outcomes were worth to it.")
         if self.gain_measure not in MEASURES:
-            raise ValueError(f"gain_measure is one of {', '.join(MEASURES)}, not {self.gain_measure!r}.")
+            raise ValueError(f"gain_measure must be one of {', '.join(MEASURES)}; got {self.gain_measure!r}.")
 
 
 class _Rewarding:
@@ -84,11 +84,11 @@ def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {**preset.values, **OF_SHAPING}
     for name in settings:
         if name not in known:
-            raise ValueError(f"There is no setting {name!r} of credit.{nearest(name, known)}")
+            raise ValueError(f"There is no credit setting {name!r}.{nearest(name, known)}")
         if name in preset.without_effect:
             raise ValueError(f"{name} has no effect with credit={credit!r}.")
     if not isinstance(settings.get("turn_rewards", {}), Mapping):
-        raise ValueError("turn_rewards is a mapping here: {'failed_call': -0.1}")
+        raise ValueError("turn_rewards must be a mapping here, such as {'failed_call': -0.1}.")
     return {**known, **settings}
 
 
@@ -98,7 +98,7 @@ def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
         missing = [key for key in NEEDED if key not in record]
         if missing:
             raise ValueError(
-                f"A record has no {missing[0]}: it takes those of training, which a run with record_every writes."
+                f"A record has no {missing[0]}: this needs records of training, which a run with record_every writes."
             )
     order = sorted(range(len(records)), key=lambda i: _place(records[i]))
     for (_, step, _), batch in groupby(order, key=lambda i: _place(records[i])[:-1]):
@@ -106,13 +106,13 @@ def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
         sizes = sorted({len(group) for group in groups})
         if len(sizes) > 1:
             raise ValueError(
-                f"Groups of step {step} have {' and '.join(map(str, sizes))} rollouts: methods compare those of whole "
-                "groups. Give all records of a step, of all ranks."
+                f"Groups of step {step} have {' and '.join(map(str, sizes))} rollouts, but methods compare the "
+                "rollouts of whole groups. Give all records of a step, from all ranks."
             )
         if any(map(_is_shaped, groups)):
             raise ValueError(
-                f"Outcomes of step {step} are shaped (failure_shaping), and what they were before is not on record. "
-                "Record with another method, or with failure_shaping 0."
+                f"Outcomes of step {step} are shaped (failure_shaping), and the records do not hold the original "
+                "ones. Record with another method, or with failure_shaping 0."
             )
         yield [record for group in groups for record in group]
 
@@ -189,7 +189,7 @@ def _credit_pass(credit: str, values: Mapping[str, Any], switches: Switches, rec
     )
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
-        raise ValueError("Records are credited by one process, which has all of them.")
+        raise ValueError("Records must be credited in a single process, which has all of them.")
     rewarding = any(turn.get("reward") is not None for record in records for turn in record["turns"])
     return CreditPass(
         settings,
@@ -221,7 +221,7 @@ def _values_of(record: Record, wanted: bool) -> list[float]:
         return []
     if "values" not in record:
         raise ValueError(
-            "A record has no values, and the method reads gains: record a run whose method does, or with "
+            "A record has no values, but the method reads gains: record a run whose method does too, or with "
             "clip_adaptation above 0."
         )
     return [_number(value) for value in record["values"]]

@@ -86,12 +86,12 @@ class ScoringTrainer(ToolTrainer):
         if has_virtual_tokens(self.model):
             obstacle = "its adapter puts virtual tokens before the prompt"
         if self.pad_to_multiple_of is not None:
-            obstacle = "their width is to be a multiple (pad_to_multiple_of)"
+            obstacle = "their width must be a multiple (pad_to_multiple_of)"
         if self.args.torch_compile:
-            obstacle = "a compiled model would be compiled anew for each width"
+            obstacle = "a compiled model would be compiled again for each width"
         obstacle = obstacle or self._trial_of_sharing(base)
         if obstacle is not None:
-            logger.info(f"Forwards read rows one by one, since {obstacle}.")
+            logger.info(f"Forward passes read rows one by one, because {obstacle}.")
         return obstacle is None
 
     def _trial_of_sharing(self, base: PreTrainedModel) -> str | None:
@@ -99,7 +99,7 @@ class ScoringTrainer(ToolTrainer):
         try:
             error = sharing_error(self.model_wrapped, base, self.accelerator.device, self.accelerator.autocast)
         except BucketsLost:  # on all ranks
-            return "the model's layers do not hand on to their attention where the rows are"
+            return "the model's layers do not pass on to their attention where the rows are"
         if not self._ranks.max(error) <= sharing_tolerance(training_unit(self.accelerator, self.model)):
             return f"log-probabilities differ by {error:.2g} from those of plain rows"  # NaN is no agreement
         return None

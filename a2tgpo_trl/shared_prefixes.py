@@ -46,7 +46,7 @@ def obstacle_to_sharing(model: PreTrainedModel) -> str | None:
     if obstacle := obstacle_to_layouts(model) or obstacle_to_scoring(model):
         return obstacle
     if config._attn_implementation not in ("sdpa", SHARED_SDPA):
-        return f"its attention is {config._attn_implementation}, and not sdpa"
+        return f"its attention is {config._attn_implementation}, not sdpa"
     if not positions_are_relative(model):
         return "its positions count from the first column"
     if getattr(config, "attn_logit_softcapping", None) is not None:

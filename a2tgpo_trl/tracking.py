@@ -150,8 +150,8 @@ class Tracking(TrainerCallback):
         except Exception as error:  # any error: training goes on
             self._trackers = [one for one in self._trackers if tracker is not None and one is not tracker]
             logger.warning(
-                f"{'Trackers' if tracker is None else tracker.name} did not take tables and histograms of this run "
-                f"({type(error).__name__}: {error}). No more of them are sent there; the run goes on."
+                f"{'Trackers' if tracker is None else tracker.name} did not accept tables and histograms of this run "
+                f"({type(error).__name__}: {error}). No more of them are sent there; the run continues."
             )
 
 

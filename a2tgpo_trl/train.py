@@ -120,16 +120,16 @@ def make_room(folder: Path, overwrite: bool, resume: bool | str | None) -> list[
     if overwrite:
         return _clear(own)
     if checkpoints or (folder / STATE).exists():
-        further = ", or go on with it (--resume_from_checkpoint true)" if checkpoints else ""
+        further = ", or resume it (--resume_from_checkpoint true)" if checkpoints else ""
         raise RecipeError(
-            f"{folder} holds a run already. Name another folder (--output_dir {folder}-2), write over it (--overwrite "
-            f"true){further}."
+            f"{folder} already holds a run. Name another folder (--output_dir {folder}-2), or overwrite it "
+            f"(--overwrite true){further}."
         )
     if not any(file for pattern in (*RESULTS, CHECKPOINTS) for file in folder.glob(pattern)):
         return []
     return [
-        f"{folder} holds what a run left that was interrupted before its first checkpoint. This one starts from the "
-        "beginning, and writes over those files."
+        f"{folder} holds files of a run that was interrupted before its first checkpoint. This run starts from the "
+        "beginning and overwrites them."
     ]
 
 
@@ -138,7 +138,7 @@ def _clear(own: OwnFiles) -> list[str]:
     own.remove_drafts()
     own.remove(*own.all())
     kept = [set_aside(folder, TORN).name for folder in checkpoints_of(own.folder)]
-    return [f"{name} keeps files that no whole checkpoint lists: remove it if you do not need it." for name in kept]
+    return [f"{name} keeps files that no complete checkpoint lists: remove it if you do not need it." for name in kept]
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

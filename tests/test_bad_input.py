@@ -58,7 +58,7 @@ def test_data_whose_gains_are_not_computed_needs_no_answers(tokenizer, tmp_path)
     assert trained._gain_pass is not None and evaluated._gain_pass is not None
 
 
-def test_an_unused_blank_alias_is_no_error_and_a_used_one_is(tokenizer, tmp_path):
+def test_blank_alias_is_an_error_only_if_aliases_are_used(tokenizer, tmp_path):
     dataset = with_answers([["Paris", ""]])
     make(tokenizer, A2TGPOConfig(**settings(tmp_path)), train_dataset=dataset)
     with pytest.raises(ValueError, match="blank"):
@@ -71,7 +71,7 @@ def test_rows_of_a_stream_are_checked_as_they_arrive(tokenizer, tmp_path):
             yield {"prompt": [{"role": "user", "content": "question"}], "answer": ""}
 
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), train_dataset=IterableDataset.from_generator(rows))
-    with pytest.raises(ValueError, match="a row that arrived for generation.*blank"):
+    with pytest.raises(ValueError, match="Column 'answer' of a row of the batch.*blank"):
         trainer.train()
 
 
@@ -88,9 +88,7 @@ def test_without_gains_no_answer_is_needed(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"), [("num_beams", "seeded_rollouts=False"), ("num_return_sequences", "num_gen")]
 )
-def test_generation_that_is_not_one_sequence_a_rollout_is_refused_at_construction(
-    name, words, of_model, tokenizer, tmp_path
-):
+def test_num_beams_and_num_return_sequences_above_one_are_refused(name, words, of_model, tokenizer, tmp_path):
     model = tiny.make_model(tokenizer)
     args = A2TGPOConfig(**settings(tmp_path, generation_kwargs=None if of_model else {name: 2}))
     if of_model:
@@ -99,7 +97,7 @@ def test_generation_that_is_not_one_sequence_a_rollout_is_refused_at_constructio
         A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer)
 
 
-def test_beams_without_seeds_of_rollouts_train_as_trls_do(tokenizer, tmp_path):
+def test_beam_search_trains_if_seeded_rollouts_is_off(tokenizer, tmp_path):
     changes = {"generation_kwargs": {"num_beams": 2}, "max_completion_length": 8, "max_steps": 1}
     args = A2TGPOConfig(**settings(tmp_path, seeded_rollouts=False, **changes))
     trainer = make(tokenizer, args, scripted=False, reward_funcs=spread)
@@ -164,7 +162,7 @@ def test_a_vision_language_model_is_an_error(tokenizer, tmp_path, monkeypatch):
         (lambda out: out.pop("completion_ids"), "completion_ids"),
     ],
 )
-def test_a_rollout_function_is_held_to_its_contract(change, words, tokenizer, tmp_path):
+def test_malformed_rollout_function_output_is_an_error(change, words, tokenizer, tmp_path):
     def rollout(prompts, trainer):
         output = rollouts_of_tokens(prompts, trainer)
         output = {key: [list(row) for row in rows] for key, rows in output.items()}
@@ -203,11 +201,11 @@ class Frozen:
         ({"tools": tiny.search}, r"tools must be a list of functions; got function. Write tools=\[search\]"),
         ({"environment_factory": Frozen}, "class Frozen have no method reset.*define reset"),
         ({"environment_factory": Library()}, r"got an object of class Library.*\(environment_factory=Library\)"),
-        ({"environment_factory": {"room": Library()}}, r"environment_factory\['room'\] must make a new environment"),
+        ({"environment_factory": {"room": Library()}}, r"environment_factory\['room'\] must return a new environment"),
         ({"environment_factory": lambda: None}, "class NoneType have no method reset"),
     ],
 )
-def test_what_is_no_tool_and_no_environment_is_named_and_told_what_it_should_be(keywords, words, tokenizer, tmp_path):
+def test_invalid_tools_and_environments_are_refused_with_the_expected_type(keywords, words, tokenizer, tmp_path):
     with pytest.raises(TypeError, match=words):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path)), **{"tools": None, **keywords})
 
@@ -218,5 +216,5 @@ def test_what_is_no_tool_and_no_environment_is_named_and_told_what_it_should_be(
     ids=["two tools", "a tool and a method"],
 )
 def test_tools_of_one_name_are_refused(keywords, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=r"two tools are named 'search': tiny.search and .*SearchTool takes name="):
+    with pytest.raises(ValueError, match=r"two tools are named 'search': tiny.search and .*SearchTool with name="):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path)), **{"tools": None, **keywords})

@@ -58,7 +58,7 @@ def test_a_value_out_of_range_names_field_range_and_value(field, value, allowed,
 
 
 @pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
-def test_a_loss_without_a_clip_range_says_what_it_does_not_go_with(loss_type, tmp_path):
+def test_losses_without_clip_range_refuse_clip_adaptation(loss_type, tmp_path):
     with pytest.raises(ValueError, match=f"loss_type='{loss_type}' .* no clip range to scale. Set clip_adaptation=0."):
         config(tmp_path, loss_type=loss_type)
     config(tmp_path, loss_type=loss_type, clip_adaptation=0, epsilon_high=5.0)
@@ -87,7 +87,7 @@ def test_the_edges_of_the_ranges_are_allowed(tmp_path):
         assert {name: getattr(args, name) for name in edges} == edges
 
 
-def test_the_switches_that_are_not_set_have_their_methods_values_and_those_that_are_win(tmp_path):
+def test_unset_switches_take_the_values_of_the_method(tmp_path):
     args = config(tmp_path, credit="grpo")
     assert (args.gain_weight, args.clip_adaptation, args.importance_sampling_level) == (0.0, 0.0, "token")
     assert (args.epsilon, args.epsilon_high, args.uses_gain) == (0.2, 0.2, False)
@@ -103,7 +103,7 @@ def test_epsilon_alone_is_the_width_on_both_sides(tmp_path):
     assert (args.epsilon, args.epsilon_high) == (3e-3, 0.1)
 
 
-def test_settings_that_were_written_down_and_read_again_are_the_same(tmp_path):
+def test_settings_survive_to_dict_and_back(tmp_path):
     args = config(tmp_path, credit="grpo", epsilon=0.1)
     names = ("credit", "epsilon", "epsilon_high", "gain_weight", "clip_adaptation", "importance_sampling_level")
     again = config(tmp_path, **{name: args.to_dict()[name] for name in names})
@@ -119,7 +119,7 @@ def test_every_normalisation_of_the_config_exists(tmp_path):
     assert tuple(NORMALIZATIONS) == get_args(Normalization)
 
 
-def test_settings_of_tools_alone_leave_the_method_to_grpo_and_are_checked(tmp_path):
+def test_tool_config_keeps_grpo_defaults_and_checks_tool_settings(tmp_path):
     args = ToolConfig(str(tmp_path), use_cpu=True, bf16=False, tool_settings='{"search": {"timeout": 5}}')
     theirs = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
     assert (args.epsilon, args.importance_sampling_level, args.beta) == (theirs.epsilon, "token", theirs.beta)
@@ -195,6 +195,6 @@ def test_each_ablation_is_one_line_of_yaml(line, tmp_path):
 
 @pytest.mark.skipif(is_torch_bf16_gpu_available(), reason="it computes in bf16")
 @pytest.mark.parametrize("said", [{}, {"bf16": True}])
-def test_bf16_without_an_accelerator_is_refused_with_the_key_that_cures_it(said, tmp_path):
+def test_bf16_without_an_accelerator_is_refused_with_a_remedy(said, tmp_path):
     with pytest.raises(ValueError, match="Set bf16: false"):
         A2TGPOConfig(str(tmp_path), **said)

@@ -65,7 +65,7 @@ def launched(folder: Path, module: str, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
+def test_ranks_share_an_evaluation_and_resume_it(tmp_path):
     # 7 rows of 3 rollouts over 2 ranks: an odd row is padded to a pair, so that both ranks have the same number.
     words = ["--eval_rows", "7", "--num_generations_eval", "3", "--per_device_eval_batch_size", "6"]
     words += ["--num_generations", "4", "--output_dir", str(tmp_path)]
@@ -78,13 +78,13 @@ def test_ranks_share_an_evaluation_and_go_on_with_it(tmp_path):
     assert scores["everything"]["exact_match"]["number"] == 7
 
     (folder / "rollouts.jsonl").write_text("".join(lines[:14]))  # cut off in the second batch of four rows
-    assert "14 rollouts are there already" in launched(tmp_path, "a2tgpo_trl.evaluation", *words)
+    assert "14 rollouts already exist" in launched(tmp_path, "a2tgpo_trl.evaluation", *words)
     again = (folder / "rollouts.jsonl").read_text().splitlines(keepends=True)
     assert again[:12] == lines[:12]  # the first batch is kept
     assert [json.loads(line)["completion"] for line in again] == [json.loads(line)["completion"] for line in lines]
 
 
-def test_a_recipe_trains_on_two_ranks_and_only_the_first_one_speaks(tmp_path):
+def test_recipe_trains_on_two_ranks_and_only_rank_0_prints(tmp_path):
     out = launched(tmp_path, "a2tgpo_trl.train", "--eval_rows", "6", "--output_dir", str(tmp_path / "run"))
     assert sum(line.startswith("step 1/1") for line in out.splitlines()) == 1
     for when in ("before", "after"):

@@ -34,7 +34,7 @@ def draws(model) -> bool:
 
 
 @pytest.mark.parametrize("name", tiny.architectures())
-def test_no_architecture_draws_anything_once_its_dropout_is_off(name):
+def test_no_architecture_draws_random_numbers_with_dropout_off(name):
     model = with_dropout(name)
     assert draws(model) == bool(dropout_rates(model))
     switch_off_dropout(model)
@@ -55,7 +55,7 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters_draw_nothing_either(name, tokenizer):
+def test_no_adapter_draws_random_numbers_with_dropout_off(name, tokenizer):
     torch.manual_seed(0)
     model = get_peft_model(tiny.make_model(tokenizer, attention_dropout=0.5), ADAPTERS[name]).train()
     assert draws(model)
@@ -63,7 +63,7 @@ def test_adapters_draw_nothing_either(name, tokenizer):
     assert not draws(model)
 
 
-def test_the_rates_are_named_as_users_know_them(tokenizer):
+def test_dropout_rates_are_reported_under_their_config_names(tokenizer):
     model = get_peft_model(with_dropout("gpt2"), LoraConfig(lora_dropout=0.5))
     assert dropout_rates(model).keys() >= {"attn_pdrop", "resid_pdrop", "embd_pdrop", "lora_dropout"}
     assert "summary_first_dropout" not in dropout_rates(model)  # belongs to a classification head
@@ -145,7 +145,7 @@ def runs() -> list:
 
 
 @pytest.mark.parametrize(("method", "precision", "how"), runs())
-def test_a_policy_that_stands_still_is_clipped_nowhere(method, precision, how, tokenizer, tmp_path):
+def test_unchanged_policy_is_never_clipped(method, precision, how, tokenizer, tmp_path):
     model = tiny.make_model(tokenizer)
     if precision == "weights in bfloat16":
         model.to(torch.bfloat16)
@@ -159,9 +159,7 @@ def said(caplog) -> list[str]:
     return [record.message for record in caplog.records if "ropout" in record.message]
 
 
-def test_an_adapter_that_is_trained_on_and_a_model_of_ones_own_lose_their_dropout_and_it_is_said_once(
-    tokenizer, tmp_path, caplog
-):
+def test_loaded_adapter_and_base_lose_their_dropout_with_one_log_line(tokenizer, tmp_path, caplog):
     get_peft_model(tiny.make_model(tokenizer), ADAPTERS["lora"]).save_pretrained(tmp_path / "adapter")
     base = tiny.make_model(tokenizer, attention_dropout=0.25)
     model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
@@ -174,7 +172,7 @@ def test_an_adapter_that_is_trained_on_and_a_model_of_ones_own_lose_their_dropou
 
 
 @pytest.mark.parametrize("level", ["turn", "sequence"])
-def test_whoever_asks_for_it_is_not_told(level, tokenizer, tmp_path, caplog):
+def test_no_dropout_warning_if_disable_dropout_is_set(level, tokenizer, tmp_path, caplog):
     trainer = make(tokenizer, tmp_path, peft_config=LORA, importance_sampling_level=level, disable_dropout=True)
     assert dropout_rates(trainer.model) == {} and said(caplog) == []
 
@@ -186,13 +184,13 @@ def test_token_ratios_keep_the_dropout_that_trl_gives_them(tokenizer, tmp_path, 
     assert said(caplog) == []
 
 
-def test_disabling_dropout_reaches_what_a_model_hands_to_functions(tokenizer, tmp_path, caplog):
+def test_disable_dropout_also_switches_off_functional_dropout(tokenizer, tmp_path, caplog):
     model = tiny.make_model(tokenizer, attention_dropout=0.1)
     trainer = make(tokenizer, tmp_path, model, LORA, credit="grpo", disable_dropout=True)
     assert dropout_rates(trainer.model) == {} and said(caplog) == []
 
 
-def test_token_ratios_with_dropout_are_warned_of_where_vllm_is_corrected_for(tokenizer, caplog):
+def test_token_ratios_with_dropout_warn_if_vllm_correction_is_on(tokenizer, caplog):
     model = tiny.make_model(tokenizer, attention_dropout=0.1)
     settle_dropout(model, "token", disabled=False, sampler_is_corrected=True)
     (line,) = said(caplog)
@@ -200,6 +198,6 @@ def test_token_ratios_with_dropout_are_warned_of_where_vllm_is_corrected_for(tok
 
 
 @pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
-def test_a_recipe_says_that_it_has_no_dropout(recipe):
+def test_shipped_recipes_switch_dropout_off(recipe):
     given = yaml.safe_load(recipe.read_text())
     assert given.get("lora_dropout") == 0.0 if given.get("use_peft") else given.get("disable_dropout")

@@ -93,7 +93,7 @@ def batched(tokenizer, tmp_path, **changes):
     return make(tokenizer, args, tools=None, reward_funcs=spread, scripted=False)
 
 
-def test_continuous_batching_leaves_mode_and_precision_alone_and_an_evaluation_is_one_to_its_end(tokenizer, tmp_path):
+def test_evaluation_with_continuous_batching_restores_mode_and_precision(tokenizer, tmp_path):
     trainer = batched(tokenizer, tmp_path, bf16=True, num_generations_eval=2)
     before = {name: tensor.clone() for name, tensor in (*trainer.model.state_dict().items(), *buffers(trainer))}
     found = trainer.evaluate(questions(4))  # two batches of two prompts

@@ -52,7 +52,7 @@ def test_each_question_has_a_record_with_its_rewards_and_turns(whole, recipe):
         assert record["tool_turns"] == sum(message["role"] == "tool" for message in record["completion"])
 
 
-def test_rewards_are_those_of_the_answers(whole):
+def test_recorded_reward_matches_the_answer(whole):
     for record in whole[0]:
         last = record["completion"][-1]
         right = last["role"] == "assistant" and f"<answer>{record['answer']}</answer>" in last.get("content", "")
@@ -98,7 +98,7 @@ class Killed(BaseException):
     """An exception that the program never catches, like SIGKILL."""
 
 
-def test_an_evaluation_that_is_killed_twice_ends_with_the_table_of_an_unbroken_one(tmp_path, monkeypatch):
+def test_evaluation_killed_twice_gives_the_scores_of_an_uninterrupted_one(tmp_path, monkeypatch):
     def scores_of(name: str) -> tuple[str, str, list[dict]]:
         folder = tmp_path / name / "evaluation" / "policy"
         files = [(folder / f"scores.{kind}").read_text() for kind in ("json", "md")]
@@ -145,7 +145,7 @@ def test_another_seed_gives_other_rollouts_and_training_draws_are_left_alone(who
     assert trainer.model.training == mode and not trainer._metrics["eval"] and trainer.on_rollouts is None
 
 
-def test_several_rollouts_a_question_stand_together(trainer, recipe, tmp_path):
+def test_several_rollouts_per_question_are_adjacent(trainer, recipe, tmp_path):
     trainer.num_generations_eval = 2
     try:
         records = evaluate(trainer, recipe.test_dataset, tmp_path / "twice.jsonl", seed=3)
@@ -154,7 +154,7 @@ def test_several_rollouts_a_question_stand_together(trainer, recipe, tmp_path):
     assert [record["row"] for record in records] == [row for row in range(ROWS) for _ in range(2)]
 
 
-def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them(tmp_path, capsys):
+def test_eval_command_writes_its_files_and_refuses_other_settings(tmp_path, capsys):
     words = [*SMALL, "--output_dir", str(tmp_path)]
     scores = evaluate_recipe(read_recipe(words))
     folder = tmp_path / "evaluation" / "policy"
@@ -165,14 +165,14 @@ def test_the_command_writes_rollouts_scores_and_settings_and_refuses_to_mix_them
     assert "rollouts.jsonl" in capsys.readouterr().out
 
     assert evaluate_recipe(read_recipe(words)) == scores
-    assert f"{ROWS} rollouts are there already" in capsys.readouterr().out
+    assert f"{ROWS} rollouts already exist" in capsys.readouterr().out
 
-    with pytest.raises(ValueError, match="another temperature.*--overwrite true"):
+    with pytest.raises(ValueError, match="different temperature.*--overwrite true"):
         evaluate_recipe(read_recipe([*words, "--temperature", "0.5"]))
     assert evaluate_recipe(read_recipe([*words, "--temperature", "0.5", "--overwrite", "true"])) != scores
 
 
-def test_settings_are_not_written_anew_where_rollouts_are_gone_on_with_and_damaged_ones_are_told(tmp_path):
+def test_resuming_keeps_settings_json_and_a_damaged_one_is_an_error(tmp_path):
     words = [*SMALL, "--eval_rows", "2", "--output_dir", str(tmp_path)]
     evaluate_recipe(read_recipe(words))
     settings = tmp_path / "evaluation" / "policy" / "settings.json"
@@ -184,7 +184,7 @@ def test_settings_are_not_written_anew_where_rollouts_are_gone_on_with_and_damag
         evaluate_recipe(read_recipe(words))
 
 
-def test_rollouts_by_another_reward_or_other_settings_are_not_taken_for_these(tmp_path):
+def test_rollouts_of_other_rewards_or_settings_are_not_resumed(tmp_path):
     reward = tmp_path / "mine.py"
     reward.write_text("def good(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     file = tmp_path / "recipe.yaml"
@@ -195,21 +195,21 @@ def test_rollouts_by_another_reward_or_other_settings_are_not_taken_for_these(tm
     )
     words = ["--config", str(file)]
     evaluate_recipe(read_recipe(words))
-    with pytest.raises(ValueError, match="another num_generations_eval"):
+    with pytest.raises(ValueError, match="different num_generations_eval"):
         evaluate_recipe(read_recipe([*words, "--num_generations_eval", "2"]))
-    with pytest.raises(ValueError, match="another probe_template"):
+    with pytest.raises(ValueError, match="different probe_template"):
         evaluate_recipe(read_recipe([*words, "--probe_template", "{answer}"]))
     reward.write_text(reward.read_text().replace("1.0", "0.5"))
     del sys.modules["a2tgpo_recipe_mine"]
-    with pytest.raises(ValueError, match="another code of tools and rewards"):
+    with pytest.raises(ValueError, match="different code of tools and rewards"):
         evaluate_recipe(read_recipe(words))
     assert evaluate_recipe(read_recipe([*words, "--overwrite", "true"])).everything["good"].mean == 0.5
 
 
-def test_rollouts_of_another_number_of_samples_are_not_gone_on_with(trainer, recipe, whole, tmp_path):
+def test_rollouts_of_another_sample_count_are_not_resumed(trainer, recipe, whole, tmp_path):
     file = tmp_path / "rollouts.jsonl"
     write_jsonl(file, [record for record in whole[0][:4] for _ in range(2)])
-    with pytest.raises(ValueError, match="another test set or number of samples"):
+    with pytest.raises(ValueError, match="different test set or number of samples"):
         evaluate(trainer, recipe.test_dataset, file, resume=True)
 
 
@@ -230,7 +230,7 @@ def test_a_policy_under_bfloat16_rolls_out_as_in_training(tmp_path, monkeypatch)
     assert seen == {torch.bfloat16}
 
 
-def test_nothing_to_evaluate_on_is_an_error(tmp_path):
+def test_zero_eval_rows_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to evaluate on"):
         evaluate_recipe(read_recipe([*SMALL, "--eval_rows", "0", "--output_dir", str(tmp_path)]))
 
@@ -265,12 +265,12 @@ def test_a_rollout_reads_as_text(whole):
     assert f"gain {record['gains'][0]:+.2f}" in text
 
 
-def test_half_a_character_in_a_record_is_written_as_what_it_is(tmp_path):
+def test_lone_surrogate_in_a_record_round_trips(tmp_path):
     write_jsonl(tmp_path / "records.jsonl", [{"completion": "half: \ud83d"}])
     assert read_jsonl(tmp_path / "records.jsonl") == [{"completion": "half: \ud83d"}]
 
 
-def test_with_eval_gains_the_same_rollouts_have_values_that_a_plain_forward_gives(whole, recipe, tmp_path):
+def test_eval_gains_equal_a_plain_forward_and_leave_rollouts_unchanged(whole, recipe, tmp_path):
     with_gains = read_recipe([*SMALL, "--credit", "grpo", "--eval_gains", "true", "--output_dir", str(tmp_path)])
     trainer = with_gains.build_trainer()
     records = evaluate(trainer, recipe.test_dataset, tmp_path / "gains.jsonl", seed=3)

@@ -136,7 +136,7 @@ def widths(model: PreTrainedModel) -> list[int]:
     return found
 
 
-def test_the_gain_pass_keeps_to_its_budget_of_tokens_and_to_the_memory_that_they_take():
+def test_gain_pass_stays_within_its_token_budget_and_memory():
     # Besides the weights, a forward without gradients holds, at 2 bytes a number and at the same time: hidden states,
     # their norms, the inputs and outputs of attention (8 of `hidden`), and the products of the MLP (9 of `hidden`):
     # 17 * 1,024 * 16,384 numbers, 0.57 GB. Twice that is allowed, for copies in float32; and 1 GiB for logits, which

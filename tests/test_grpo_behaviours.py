@@ -318,10 +318,10 @@ OF_OUR_KIND = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "several sequences for a prompt": (
         {"generation_kwargs": {"num_return_sequences": 2}},
-        "num_generations is how many",
+        "num_generations sets the number of rollouts",
     ),
     "a clip range down to 0": ({"epsilon": 1.0}, "epsilon must be in (0.0, 1.0)"),
-    "checkpoints on SIGTERM by transformers": ({"enable_jit_checkpoint": True}, "SIGTERM is always answered"),
+    "checkpoints on SIGTERM by transformers": ({"enable_jit_checkpoint": True}, "On SIGTERM, all processes save"),
 }
 # Settings of `GRPOConfig` that no behaviour here sets, and where they are tested, or why they are not.
 ELSEWHERE = {
@@ -379,7 +379,7 @@ def complete(name: str, folder) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in OTHER_DRAWS])
-def test_with_the_credit_of_grpo_it_is_trls_number_for_number(name, tokenizer, folder, tmp_path):
+def test_credit_grpo_equals_trl_exactly(name, tokenizer, folder, tmp_path):
     theirs = train(GRPOTrainer, GRPOConfig, complete(name, folder), tokenizer, folder, tmp_path / "theirs")
     method = {"credit": "grpo", **AS_TRL}
     ours = train(A2TGPOTrainer, A2TGPOConfig, complete(name, folder), tokenizer, folder, tmp_path / "ours", **method)
@@ -393,7 +393,7 @@ def test_with_the_credit_of_grpo_it_is_trls_number_for_number(name, tokenizer, f
 @pytest.mark.parametrize(
     "name", [name if name in OF_OUR_KIND else pytest.param(name, marks=pytest.mark.slow) for name in BEHAVIOURS]
 )
-def test_it_trains_with_the_default_credit_or_says_at_once_why_not(name, tokenizer, folder, tmp_path):
+def test_each_behaviour_trains_with_the_default_credit_or_is_refused(name, tokenizer, folder, tmp_path):
     words, changes = WITH_DEFAULT_CREDIT.get(name, ("", {}))
     if words:
         plain = {key: value for key, value in complete(name, folder).items() if key not in changes}
@@ -407,7 +407,7 @@ def test_it_trains_with_the_default_credit_or_says_at_once_why_not(name, tokeniz
 
 @pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_credit_takes_is_refused_at_construction(name, credit, tokenizer, folder, tmp_path):
+def test_unsupported_behaviours_are_refused_at_construction(name, credit, tokenizer, folder, tmp_path):
     given, words = REFUSED[name]
     with pytest.raises(ValueError, match=re.escape(words)):
         train(A2TGPOTrainer, A2TGPOConfig, given, tokenizer, folder, tmp_path, credit=credit)

@@ -14,7 +14,7 @@ import a2tgpo_trl
 @pytest.mark.parametrize(
     "command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=lambda command: " ".join(command)
 )
-def test_the_house_is_in_order(command):
+def test_lint_format_and_types_pass(command):
     result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -50,7 +50,7 @@ def test_the_command_line_is_installed():
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "recipes/README.md", "recipes/qa/README.md"])
-def test_what_a_text_points_to_is_there(file):
+def test_files_named_in_documentation_exist(file):
     text = (ROOT / file).read_text()
     linked = [(ROOT / file).parent / target for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
     named = re.findall(r"`((?:tests|recipes|notebooks|a2tgpo_trl|\.ci)/[\w./]*|[\w/]+/\w+\.py)`", text)

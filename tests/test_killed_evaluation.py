@@ -92,7 +92,7 @@ def test_an_evaluation_that_is_killed_twice_gives_the_table_of_an_unbroken_one(t
         assert questions <= on_record(killed) < number
         assert not list(killed.glob("evaluation/*/scores.*"))
     told = finish(start(task, killed, policy))
-    assert "rollouts are there already" in told
+    assert "rollouts already exist" in told
     finish(start(task, whole, policy))
     for name in ("scores.json", "scores.md"):
         assert (results(killed) / name).read_bytes() == (results(whole) / name).read_bytes()

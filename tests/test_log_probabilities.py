@@ -51,7 +51,7 @@ def outcome(model, score, sampled: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "adapter"), [*((name, False) for name in sorted(tiny.architectures())), ("qwen3", True), ("gemma3", True)]
 )
-def test_numbers_and_gradients_are_those_of_a_head_over_all_tokens(name, adapter):
+def test_sampled_token_forward_equals_the_full_head_in_outputs_and_gradients(name, adapter):
     model = tiny.architectures()[name]()
     add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
     if adapter:
@@ -67,7 +67,7 @@ def test_numbers_and_gradients_are_those_of_a_head_over_all_tokens(name, adapter
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_the_head_is_given_sampled_tokens_alone_and_the_others_have_no_number():
+def test_head_computes_only_sampled_tokens_and_zeroes_the_rest():
     model = tiny.architectures()["qwen3"]()
     add_fused_lm_head(model)
     ids, mask, sampled = rows()

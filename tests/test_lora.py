@@ -68,7 +68,7 @@ def test_the_same_seed_makes_the_same_adapter_whatever_was_drawn_before(first, t
     assert equal(parts(first[0], "default"), parts(run(tmp_path / "again", **NEW), "default"))
 
 
-def test_an_adapter_goes_on_and_its_reference_is_what_it_was(first, tmp_path):
+def test_adapter_trains_further_with_its_start_as_the_kl_reference(first, tmp_path):
     """With KL, the reference of an adapter that is trained further is that adapter, not the bare base."""
     trainer, folder = first
     recipe = read_recipe(words(tmp_path / "on", model_name_or_path=folder, beta=0.05, max_steps=3))
@@ -130,7 +130,7 @@ def test_a_merged_policy_is_base_and_adapter_together_and_needs_neither(first, t
     assert recipe.adapter is None
 
 
-def test_what_cannot_be_merged_is_said_and_nothing_is_written(first, tmp_path, capsys):
+def test_failed_merge_says_why_and_writes_nothing(first, tmp_path, capsys):
     _, folder = first
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
@@ -163,7 +163,7 @@ def test_an_adapter_without_its_weights_is_noticed_before_the_hub_is_asked(first
 
 
 @pytest.mark.slow
-def test_an_adapter_on_a_base_in_four_bits_trains_goes_on_and_merges_with_the_whole_base(tmp_path):
+def test_adapter_on_a_4_bit_base_trains_further_and_merges(tmp_path):
     trainer = run(tmp_path / "four", **NEW, load_in_4bit="true")
     kinds = {type(module).__name__ for module in trainer.model.modules()}
     assert "Linear4bit" in kinds

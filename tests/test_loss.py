@@ -64,7 +64,7 @@ def test_one_turn_has_the_sequence_ratio():
 
 
 @pytest.mark.parametrize("level", ["turn", "token", "sequence"])
-def test_the_gradient_of_a_shared_ratio_is_the_ratio_token_by_token(level):
+def test_gradient_of_a_shared_ratio_weighs_each_token_by_it(level):
     logps, old, advantages, scale = random_inputs(3, spread=0.01)  # inside the clip range
     logps.requires_grad_()
     turn_policy_loss(logps, old, advantages, TURN, scale, **EPSILONS, level=level).sum().backward()
@@ -117,7 +117,7 @@ def test_tokens_outside_turns_may_hold_anything(level):
 
 
 @pytest.mark.parametrize("level", ["turn", "sequence"])
-def test_a_runaway_ratio_is_capped_and_passes_no_gradient(level):
+def test_log_ratio_beyond_the_cap_is_capped_without_gradient(level):
     logps = torch.full((1, 3), -1.0, requires_grad=True)
     loss = turn_policy_loss(
         logps, torch.full((1, 3), -30.0), -torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3),

@@ -40,7 +40,7 @@ def test_gain_metrics_of_three_rollouts_in_two_groups():
     assert not any("turn_3" in name for name in metrics)
 
 
-def test_metrics_without_any_gain_leave_out_what_they_do_not_know():
+def test_metrics_of_unknown_gains_are_left_out():
     metrics = gain_metrics(torch.tensor([[-1.0, NAN]]), torch.tensor([[NAN]]), torch.ones(1, 1), torch.tensor([0]))
     assert metrics == {"value/before": -1.0, "value/after": -1.0}
 
@@ -72,7 +72,7 @@ def test_only_the_first_turns_are_logged_by_index():
     assert f"gain/turn_{LOGGED_TURNS}/mean" in metrics and f"gain/turn_{LOGGED_TURNS + 1}/mean" not in metrics
 
 
-def test_turn_metrics():
+def test_turn_metrics_are_mean_and_maximum():
     assert turn_metrics(torch.tensor([1, 4, 0, 3])) == {"turns/mean": 2.0, "turns/max": 4.0}
 
 

@@ -45,7 +45,7 @@ def test_a_notebook_keeps_the_outputs_of_a_run_from_top_to_bottom(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_holds_no_path_of_a_machine(name):
+def test_notebooks_contain_no_machine_specific_paths(name):
     for text in strings_of(read(name)):
         found = OF_A_MACHINE.search(text)
         assert found is None, f"{found[0]!r} in {text[max(0, found.start() - 60) : found.end() + 60]!r}"
@@ -67,12 +67,12 @@ def test_a_notebook_holds_no_path_of_a_machine(name):
         (r"\frac{a}/{b}", False),
     ],
 )
-def test_a_path_of_a_machine_is_told_from_other_slashes(text, is_one):
+def test_machine_specific_paths_are_distinguished_from_other_slashes(text, is_one):
     assert bool(OF_A_MACHINE.search(text)) is is_one
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_says_which_cell_to_change_on_a_hosted_gpu_and_it_is_the_one_that_imports(name):
+def test_only_the_first_cell_imports_and_sets_the_hardware(name):
     first, *others = codes(read(name))
     assert "# On a hosted GPU, change this cell alone" in first.source and "quiet_libraries()" in first.source
     for cell in others:
@@ -105,7 +105,7 @@ def before_and_after(lines: list[str], row: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_adapter_of_the_quickstart_learns(run):
+def test_quickstart_lora_notebook_raises_exact_match(run):
     lines = texts_of(run("quickstart_lora"))
     assert sum(line.startswith("step ") for line in lines) == 25
     before, after = before_and_after(lines, "exact match")
@@ -113,7 +113,7 @@ def test_the_adapter_of_the_quickstart_learns(run):
 
 
 @pytest.mark.slow
-def test_with_a_tool_and_rewards_of_ones_own_an_adapter_learns(run):
+def test_own_task_lora_notebook_raises_accuracy_and_saves_the_adapter(run):
     lines = texts_of(run("own_task_lora"))
     assert sum(line.startswith("step ") for line in lines) == 20
     before, after = before_and_after(lines, "right ")
@@ -125,7 +125,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 @pytest.mark.slow
-def test_a_rollout_by_hand_has_the_numbers_that_it_keeps_and_those_of_the_methods_page(run):
+def test_one_rollout_notebook_reproduces_its_outputs_and_the_methods_page(run):
     lines, kept = texts_of(run("one_rollout_by_hand")), texts_of(read("one_rollout_by_hand"))
     assert [NUMBER.sub("", line).split() for line in lines] == [NUMBER.sub("", line).split() for line in kept]
     numbers, of_file = ([float(number) for number in NUMBER.findall("\n".join(part))] for part in (lines, kept))
@@ -149,5 +149,5 @@ def test_one_batch_is_credited_by_every_method(run):
     assert rows["a2tgpo"][2] > 0 and rows["igpo"][2] > rows["a2tgpo"][2]
 
 
-def test_each_notebook_is_run():
+def test_every_notebook_has_a_test():
     assert NAMES == ["one_batch_every_method", "one_rollout_by_hand", "own_task_lora", "quickstart_lora"]

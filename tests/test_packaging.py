@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 from places import ROOT
 
 
-def test_the_list_of_packages_is_whole():
+def test_setup_cfg_lists_every_package():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
@@ -30,7 +30,7 @@ def test_each_kind_of_file_among_the_recipes_is_packaged():
     ("extra", "file"),
     [("test", "constraints.txt"), ("textworld", "constraints.txt"), ("test-vllm", "constraints_vllm.txt")],
 )
-def test_each_library_that_the_tests_ask_for_is_held_to_one_version_of_its_range(extra, file):
+def test_each_test_requirement_is_pinned_within_its_range(extra, file):
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     asked = setup["options"]["install_requires"] + setup["options.extras_require"][extra]
@@ -40,7 +40,7 @@ def test_each_library_that_the_tests_ask_for_is_held_to_one_version_of_its_range
         assert library.specifier.contains(versions[canonicalize_name(library.name)]), library
 
 
-def test_the_range_of_each_library_ends():
+def test_each_requirement_has_an_upper_bound():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = setup["options.extras_require"]

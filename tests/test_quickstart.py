@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_quickstart_teaches_to_search(tmp_path):
+def test_quickstart_raises_exact_match_without_alarms(tmp_path):
     words = [sys.executable, "-m", "a2tgpo_trl", "train", "quickstart"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -27,11 +27,11 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
 
-def test_it_is_read_in_three_minutes():
+def test_readme_has_at_most_150_lines():
     assert len(README.splitlines()) <= 150
 
 
-def test_its_script_runs_and_three_lines_of_it_are_marked(tmp_path):
+def test_readme_script_runs_and_marks_three_lines(tmp_path):
     (script,) = blocks("python")
     assert re.findall(r"  # (\d)\.", script) == ["1", "2", "3"]
     (tmp_path / "script.py").write_text(script)
@@ -46,7 +46,7 @@ def test_its_script_runs_and_three_lines_of_it_are_marked(tmp_path):
     assert done.stdout.count("right: Lututh Pogom") == 2  # one rollout per step
 
 
-def test_its_two_ways_to_install_are_those_of_a_fresh_environment():
+def test_readme_has_two_install_commands_and_ci_runs_the_second():
     # test_quickstart.py checks what the first command trains; .ci/run runs the second one in a fresh environment.
     first, second = (command.partition(" && ") for command in COMMANDS if command.startswith("pip"))
     assert (first[0], first[2]) == ("pip install -e .", "a2tgpo train quickstart")
@@ -55,7 +55,7 @@ def test_its_two_ways_to_install_are_those_of_a_fresh_environment():
 
 
 @pytest.mark.slow
-def test_its_commands_run_one_after_the_other(tmp_path):
+def test_readme_commands_run_in_order(tmp_path):
     commands = ["a2tgpo train quickstart", *[command for command in COMMANDS if not command.startswith("pip")]]
     assert len(commands) >= 6
     for command in commands:

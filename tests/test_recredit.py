@@ -44,9 +44,7 @@ SWITCHED = ("gspo", "atpo", "igpo_joint", "mt_grpo", "a2tgpo", "a2tgpo_paper")
 @pytest.mark.parametrize(
     "credit", [pytest.param(name, marks=[pytest.mark.slow] * (name in SWITCHED)) for name in METHODS]
 )
-def test_rollouts_of_a2tgpo_get_the_credit_that_a_run_with_the_method_gives_them(
-    credit, of_a2tgpo, tokenizer, tmp_path
-):
+def test_recredited_rollouts_equal_a_run_with_the_method(credit, of_a2tgpo, tokenizer, tmp_path):
     changes = SETTINGS.get(credit, {})
     expected = recorded(tokenizer, tmp_path, credit, **changes)
     found = recredited(of_a2tgpo, credit, **changes)
@@ -60,7 +58,7 @@ def test_rollouts_of_a2tgpo_get_the_credit_that_a_run_with_the_method_gives_them
     assert "states" not in of_a2tgpo[0] and "turn_rewards" not in of_a2tgpo[0]  # the given records are not changed
 
 
-def test_settings_of_the_method_win_over_its_papers(of_a2tgpo):
+def test_recredit_settings_override_those_of_the_paper(of_a2tgpo):
     paper, doubled = recredited(of_a2tgpo, "a2tgpo"), recredited(of_a2tgpo, "a2tgpo", gain_weight=0.6)
     for one, other in zip(paper, doubled, strict=True):
         credit = [advantage - one["outcome_advantage"] for advantage in one["advantages"]]
@@ -69,7 +67,7 @@ def test_settings_of_the_method_win_over_its_papers(of_a2tgpo):
     assert any(abs(value) > 0.1 for value in credit)
 
 
-def test_two_rollouts_by_hand():
+def test_recredit_of_two_rollouts_worked_out_by_hand():
     # Scores -1 and 1; A = outcome + 0.3 D; c = 1 -+ 0.3 x 0.46212
     turns = [{"calls": [], "status": "ok"}] * 2
     records = [
@@ -87,7 +85,7 @@ def test_two_rollouts_by_hand():
     assert (low["scores"][1], high["outcome_advantage"]) == (None, 1.0)
 
 
-def test_a_rollout_out_of_the_loss_and_one_without_a_value_count_nowhere(of_a2tgpo):
+def test_excluded_and_valueless_rollouts_are_left_out_of_recredit(of_a2tgpo):
     left_out = {**of_a2tgpo[0], "advantages": [], "excluded": True}
     unknown = {**of_a2tgpo[1], "values": [None] * len(of_a2tgpo[1]["values"])}
     found = recredited([left_out, unknown, *of_a2tgpo[2:]], "a2tgpo")
@@ -96,21 +94,24 @@ def test_a_rollout_out_of_the_loss_and_one_without_a_value_count_nowhere(of_a2tg
     assert found[3]["scores"] != of_a2tgpo[3]["scores"] and found[7]["scores"] == pytest.approx(of_a2tgpo[7]["scores"])
 
 
-def test_what_cannot_be_credited_is_said(of_a2tgpo):
+def test_rollouts_that_cannot_be_recredited_are_an_error(of_a2tgpo):
     without_values = [{key: value for key, value in record.items() if key != "values"} for record in of_a2tgpo]
     without_credit = [{key: value for key, value in record.items() if key != "outcome"} for record in of_a2tgpo]
     for records, credit, changes, said in (
         (without_values, "igpo", {}, "no values"),
-        (without_credit, "igpo", {}, "no outcome: it takes those of training"),
+        (without_credit, "igpo", {}, "no outcome: this needs records of training"),
         (of_a2tgpo[:-1], "igpo", {}, "3 and 4 rollouts"),
         (of_a2tgpo, "igpo", {"gain_wait": 1.0}, "Did you mean 'gain_weight'"),
         (of_a2tgpo, "gigpo", {"gain_groups": "state"}, "no effect with credit='gigpo'"),
-        (of_a2tgpo, "mt_grpo", {}, "credits turn rewards, and there are none"),
-        (of_a2tgpo, "mt_grpo", {"turn_rewards": "weights.yaml"}, "a mapping here"),
+        (of_a2tgpo, "mt_grpo", {}, "needs turn rewards with a weight, and there are none"),
+        (of_a2tgpo, "mt_grpo", {"turn_rewards": "weights.yaml"}, "must be a mapping here"),
     ):
         with pytest.raises(ValueError, match=said):
             recredited(records, credit, **changes)
-    for changes, said in (({"outcome_weight": 0.0}, "not on record"), ({"gain_measure": "logits"}, "is one of")):
+    for changes, said in (
+        ({"outcome_weight": 0.0}, "do not tell what outcomes were worth"),
+        ({"gain_measure": "logits"}, "gain_measure must be one of"),
+    ):
         with pytest.raises(ValueError, match=said):
             Recorded(**changes)
     assert recredited(without_values, "grpo")[0]["advantages"] == pytest.approx(
@@ -124,7 +125,7 @@ def test_outcomes_that_were_shaped_are_noticed(tokenizer, tmp_path):
         recredited(records, "grpo")
 
 
-def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
+def test_unscored_rollouts_do_not_count_as_shaped(of_a2tgpo):
     # Three alike, with an advantage of 0, like that of an unscored rollout.
     alike = [{**record, "outcome": 1.0, "outcome_advantage": 0.0} for record in of_a2tgpo[:3]]
     unscored = {**of_a2tgpo[3], "outcome": None, "outcome_advantage": 0.0, "advantages": [], "excluded": True}
@@ -132,7 +133,7 @@ def test_rollouts_that_were_not_scored_are_not_taken_for_shaped_ones(of_a2tgpo):
     assert [set(record["advantages"]) for record in found] == [{0.0}, {0.0}, {0.0}, set()]
 
 
-def test_what_the_run_was_set_to_counts(of_a2tgpo):
+def test_recredit_uses_the_recorded_run_settings(of_a2tgpo):
     found, unscaled = (recredited(of_a2tgpo, "gigpo", Recorded(scale_rewards=scale)) for scale in ("group", "none"))
     assert [record["advantages"] for record in found] != [record["advantages"] for record in unscaled]
     # A floor for log-probabilities holds for probabilities as well. A floor above all gains leaves no scores.
@@ -146,7 +147,7 @@ def test_what_the_run_was_set_to_counts(of_a2tgpo):
     assert recredited(of_a2tgpo, "grpo", without_gains) == recredited(of_a2tgpo, "grpo")
 
 
-def test_batches_of_a_step_ranks_and_runs_are_told_apart(of_a2tgpo):
+def test_recredit_joins_ranks_and_separates_batches_and_runs(of_a2tgpo):
     # Each group of four is split between two ranks; the same batch comes a second time, and again in another run.
     by_rank = [{**record, "rank": i % 4 // 2} for i, record in enumerate(of_a2tgpo)]
     ranks = [[record for record in by_rank if record["rank"] == rank] for rank in (0, 1)]
@@ -157,21 +158,21 @@ def test_batches_of_a_step_ranks_and_runs_are_told_apart(of_a2tgpo):
     assert [record["advantages"] for record in found] == expected * 3
 
 
-def test_batches_of_one_group_are_not_one_group(of_a2tgpo):
+def test_groups_of_the_same_number_in_different_batches_are_separate(of_a2tgpo):
     batches = [[{**record, "batch": n, "group": 0} for record in of_a2tgpo[4 * n - 4 : 4 * n]] for n in (1, 2)]
     found = recredited([*batches[0], *batches[1]], "a2tgpo")
     alone = [record for batch in batches for record in recredited(batch, "a2tgpo")]
     assert [record["advantages"] for record in found] == [record["advantages"] for record in alone]
 
 
-def test_gains_of_probability_are_those_of_a_run_that_measures_them(of_a2tgpo, tokenizer, tmp_path):
+def test_recredit_converts_probability_gains_to_log_probability_gains(of_a2tgpo, tokenizer, tmp_path):
     of_paper = recorded(tokenizer, tmp_path, "a2tgpo_paper")
     found = recredited(of_paper, "a2tgpo", Recorded(gain_measure="probability"))
     for one, other in zip(found, of_a2tgpo, strict=True):
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-2)  # converted through a logarithm
 
 
-def test_what_an_environment_gave_for_turns_is_in_the_records():
+def test_recredit_reads_environment_turn_rewards_from_records():
     # z of the first turns: 0.5 and -0.5 -> 1 and -1
     records = [
         {"step": 1, "group": 0, "outcome": 0.0, "outcome_advantage": 0.0, "advantages": [0.0, 0.0]}

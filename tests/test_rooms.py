@@ -166,11 +166,11 @@ def _last_name(node: ast.AST) -> str | None:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
 
 
-def test_each_module_is_in_a_room_of_the_map_and_each_room_is_there():
+def test_every_module_is_in_a_listed_room_and_every_listed_room_exists():
     assert {room_of(module) for module in modules()} == {*ROOMS, *THE_PACKAGE}
 
 
-def test_no_import_goes_up():
+def test_modules_import_only_rooms_below_their_own():
     offenders = sorted(upward() - KNOWN_UPWARD)
     assert not offenders, "\n".join(
         f"{module} imports {target}, which stands above it" for module, target in offenders
@@ -179,7 +179,7 @@ def test_no_import_goes_up():
     assert not gone, f"take these out of KNOWN_UPWARD, they are mended: {sorted(gone)}"
 
 
-def test_no_room_has_a_circle():
+def test_no_circular_imports_within_a_room():
     offenders = circles() - KNOWN_CIRCLES
     assert not offenders, "\n".join(f"{' and '.join(sorted(circle))} import each other" for circle in offenders)
     gone = KNOWN_CIRCLES - circles()
@@ -194,7 +194,7 @@ def test_nothing_but_the_trainers_touches_a_private_name_of_a_trainer():
 
 
 @pytest.mark.parametrize("room", [name for name, file in modules().items() if file.name == "__init__.py"])
-def test_the_first_line_of_a_room_says_what_it_is_for(room):
+def test_first_line_of_each_room_docstring_states_its_purpose(room):
     docstring = ast.get_docstring(tree(room))
     assert docstring, f"{modules()[room]} has no docstring"
     assert len(docstring.splitlines()[0].split()) > 3, f"{modules()[room]}: {docstring.splitlines()[0]!r}"

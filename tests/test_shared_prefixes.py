@@ -84,7 +84,7 @@ def gradients(
 @pytest.mark.parametrize(("adapter", "checkpointing"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("alike", ALIKE, ids=["prompts", "branches", "same"])
 @pytest.mark.parametrize("name", SHARED)
-def test_numbers_and_gradients_are_those_of_plain_rows(name, alike, adapter, checkpointing):
+def test_shared_forward_equals_plain_rows_in_outputs_and_gradients(name, alike, adapter, checkpointing):
     model = tiny.architectures()[name]()
     add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
     if adapter:
@@ -104,7 +104,7 @@ def test_numbers_and_gradients_are_those_of_plain_rows(name, alike, adapter, che
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_other_masks_get_plain_attention():
+def test_calls_with_ordinary_masks_get_plain_attention():
     model = tiny.architectures()["qwen3"]()
     ids, mask = rows()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_other_masks_get_plain_attention():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_what_rows_have_in_common_is_counted_with_what_it_predicts():
+def test_tokens_read_counts_shared_prefixes_once():
     examples = [[list(map(ord, text)) for text in texts.split()] for texts in ("abcdef abcgh abcdei", "ab abc ab x")]
     assert list(shared_lengths(examples[0]).items()) == [(0, 0), (2, 4), (1, 2)]
     assert list(shared_lengths(examples[1]).items()) == [(0, 0), (2, 1), (1, 1), (3, 0)]
@@ -128,13 +128,13 @@ def test_what_rows_have_in_common_is_counted_with_what_it_predicts():
     )
 
 
-def test_rows_with_nothing_in_common_and_no_padding_are_read_as_they_are():
+def test_rows_without_common_prefix_or_padding_are_read_plainly():
     ids = torch.arange(3, 63).view(3, 20)
     mask = torch.ones_like(ids)
     assert shared_rows(ids, mask, mask[:, -COMPLETION:], tiny.architectures()["qwen3"]().config) is None
 
 
-def test_a_small_saving_is_not_worth_a_mask_and_no_token_is_no_row():
+def test_small_savings_single_rows_and_empty_rows_are_read_plainly():
     config = tiny.architectures()["qwen3"]().config
     ids = torch.arange(3, 63).view(3, 20)
     ids[1:, :4] = ids[0, :4]
@@ -149,7 +149,7 @@ def test_a_small_saving_is_not_worth_a_mask_and_no_token_is_no_row():
     assert shared_rows(ids, nothing, nothing[:, -COMPLETION:], config) is None
 
 
-def test_embeddings_with_adapters_of_their_own_are_tried_as_well():
+def test_sharing_is_exact_with_adapted_embeddings():
     model = tiny.architectures()["qwen3"]()
     add_fused_lm_head(model)
     adapted = get_peft_model(
@@ -158,7 +158,7 @@ def test_embeddings_with_adapters_of_their_own_are_tried_as_well():
     assert sharing_error(adapted, base_model(adapted), model.device) < 1e-5
 
 
-def test_layers_that_keep_from_their_attention_where_rows_are_are_found():
+def test_layers_that_do_not_pass_buckets_to_attention_are_detected():
     config = NemotronConfig(
         vocab_size=96,
         hidden_size=32,
@@ -181,7 +181,7 @@ def test_a_model_on_several_devices_is_read_row_by_row():
     assert "several devices" in obstacle_to_sharing(model)
 
 
-def test_of_tokens_that_one_row_wants_and_another_does_not_each_row_has_its_own():
+def test_token_masked_in_one_row_keeps_its_value_in_another():
     model = tiny.architectures()["qwen3"]()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     ids, mask = rows({3: (0, 7)})
@@ -203,7 +203,7 @@ def test_gradients_of_a_token_in_many_rows_are_added_up_in_float32():
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.architectures() if name not in SHARED])
-def test_models_that_it_is_not_exact_for_are_named(name):
+def test_unsupported_architectures_are_named(name):
     assert obstacle_to_sharing(tiny.architectures()[name]()) is not None
 
 

@@ -168,7 +168,7 @@ class Soaked:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("break_it", [broken_tool, broken_environment])
-def test_two_hundred_steps_with_a_failing_tool_leak_nothing_and_the_policy_goes_on_answering(break_it, tmp_path):
+def test_two_hundred_steps_with_a_failing_tool_do_not_leak_or_collapse(break_it, tmp_path):
     soaked = Soaked(break_it, tmp_path)
     watch, runner = soaked.watch, soaked.trainer._tool_loop.runner
 

@@ -32,7 +32,7 @@ def settings_of_a_step(folder: Path, **changes) -> A2TGPOConfig:
     return A2TGPOConfig(str(folder), **small, **changes)
 
 
-def test_the_environment_of_its_page_is_one(tmp_path):
+def test_environment_example_of_the_help_page_trains(tmp_path):
     tokenizer, seen = tiny.make_tokenizer(), []
     add = '<tool_call>\n{{"name": "add", "arguments": {{"number": {}}}}}\n</tool_call><|im_end|>'
     model = tiny.make_model(tokenizer)
@@ -49,7 +49,7 @@ def test_the_environment_of_its_page_is_one(tmp_path):
     assert "Count to 4." in str(seen[0]["prompt"])
 
 
-def test_the_rollout_function_of_its_page_is_one(tmp_path):
+def test_rollout_function_example_of_the_help_page_trains(tmp_path):
     tokenizer, seen, notes = tiny.make_tokenizer(), [], []
 
     def length(completions, note, **_) -> list[float]:
@@ -73,7 +73,7 @@ def test_the_rollout_function_of_its_page_is_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_brings_recipes_world_and_policy(tmp_path):
+def test_installed_wheel_trains_the_quickstart(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
     )

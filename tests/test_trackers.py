@@ -179,7 +179,7 @@ def same_config(config, repository) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_a_tracker_keeps_every_curve_rows_histograms_and_config(tracker, tracked, repository):
+def test_tracker_gets_all_curves_tables_histograms_and_config(tracker, tracked, repository):
     folder, run = tracked
     kept = from_wandb(folder) if tracker == "wandb" else from_trackio(folder)
     records = records_of(run)
@@ -202,7 +202,7 @@ def test_a_tracker_keeps_every_curve_rows_histograms_and_config(tracker, tracked
 
 
 @pytest.mark.slow
-def test_tensorboard_keeps_them_as_scalars_histograms_and_texts(tracked, repository):
+def test_tensorboard_gets_scalars_histograms_and_texts(tracked, repository):
     _, run = tracked
     kept, events = from_tensorboard(run)
     records = records_of(run)
@@ -230,7 +230,7 @@ def test_tensorboard_keeps_them_as_scalars_histograms_and_texts(tracked, reposit
 
 
 @pytest.mark.slow
-def test_of_two_processes_the_main_one_tracks_and_none_waits_for_another(tmp_path, repository):
+def test_only_the_main_process_tracks_gains_of_all_ranks(tmp_path, repository):
     (tmp_path / "mine.yaml").write_text(RECIPE.replace("eval_rows: 4", "eval_rows: 0").replace(", trackio", ""))
     words = ["-m", "a2tgpo_trl.train", "--config", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "run")]
     words += ["--per_device_train_batch_size", "8", "--use_cpu", "true"]
@@ -253,7 +253,7 @@ def test_rollouts_outside_of_a_training_need_no_run_of_trackio(tmp_path):
     assert trainer.args.report_to == ["trackio"]
 
 
-def test_a_tracker_that_is_not_installed_is_told_of_with_what_to_do(tmp_path, monkeypatch):
+def test_missing_tracker_package_is_an_error_with_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     with pytest.raises(RuntimeError, match="WandbCallback requires wandb to be installed. Run `pip install wandb`"):
         make(tiny.make_tokenizer(), A2TGPOConfig(**settings(tmp_path, report_to="wandb")))

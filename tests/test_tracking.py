@@ -60,7 +60,7 @@ def known_by_sight(monkeypatch):
     monkeypatch.setattr(a2tgpo_trl.tracking, "tracker_of", lambda one: one if isinstance(one, Noting) else inner(one))
 
 
-def test_without_a_tracker_there_is_nothing_to_pay_and_training_is_the_same(tmp_path, monkeypatch):
+def test_no_records_are_made_without_a_tracker_and_training_is_equal(tmp_path, monkeypatch):
     tokenizer = tiny.make_tokenizer()
     plain = make(tokenizer, A2TGPOConfig(**settings(tmp_path / "plain")))
     monkeypatch.setattr(plain, "_credited_records", None)
@@ -72,7 +72,7 @@ def test_without_a_tracker_there_is_nothing_to_pay_and_training_is_the_same(tmp_
         assert torch.equal(tensor, weights(watched)[name]), name
 
 
-def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resuming(tmp_path):
+def test_tables_are_bounded_evenly_spaced_and_stable_after_resuming(tmp_path):
     assert TABLES == 50
 
     def due(max_steps: int, first: int = 0, batches_every: int = 1) -> list[int]:
@@ -94,16 +94,16 @@ def test_tables_are_as_many_as_are_bounded_evenly_spaced_and_the_same_after_resu
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2])
-def test_a_tracker_that_fails_gets_no_more_and_the_run_goes_on(fails_at, tmp_path, caplog):
+def test_failing_tracker_is_dropped_and_the_run_continues(fails_at, tmp_path, caplog):
     trainer, tracker = tracked_by(Noting(fails_at), tiny.make_tokenizer(), tmp_path, max_steps=4)
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 4 and len(tracker.sent) == fails_at
-    (said,) = [one.message for one in caplog.records if "noting did not take" in one.message]
-    assert "ConnectionError: refused" in said and "the run goes on" in said
+    (said,) = [one.message for one in caplog.records if "noting did not accept" in one.message]
+    assert "ConnectionError: refused" in said and "the run continues" in said
 
 
-def test_rows_stop_at_the_most_of_them_and_none_of_them_is_asked_for_with_0(tmp_path):
+def test_table_has_a_row_per_turn_and_none_with_table_turns_0(tmp_path):
     tokenizer = tiny.make_tokenizer()
     trainer, tracker = tracked_by(Noting(), tokenizer, tmp_path / "3", max_steps=1)
     assert trainer.args.table_turns == 64 and trainer.train()
@@ -115,7 +115,7 @@ def test_rows_stop_at_the_most_of_them_and_none_of_them_is_asked_for_with_0(tmp_
 
 
 @pytest.mark.parametrize("credit", ["grpo", "a2tgpo"])
-def test_of_a_policy_without_tools_a_rollout_is_a_row(credit, tmp_path):
+def test_rollout_without_tools_is_one_row(credit, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit=credit, max_completion_length=8))
     trainer = make(tiny.make_tokenizer(), args, tools=None, scripted=False)
     tracker = tracked(trainer, Noting())
@@ -127,7 +127,7 @@ def test_of_a_policy_without_tools_a_rollout_is_a_row(credit, tmp_path):
     assert all(row["advantage"] is not None and row["gain"] is None and row["text"] for row in rows) and gains == {}
 
 
-def test_what_a_run_is_made_with_is_plain_and_without_secrets(tmp_path):
+def test_run_facts_are_plain_json_without_secrets(tmp_path):
     trainer, tracker = tracked_by(Noting(), tiny.make_tokenizer(), tmp_path, max_steps=1)
     trainer.run_facts["recipe"] = {"day": datetime.date(2026, 5, 6), "hub_token": "abc", "folders": ("a", "b")}
     trainer.run_facts["recipe"][1, "x"] = "http://me:abc@host"
@@ -140,7 +140,7 @@ def test_what_a_run_is_made_with_is_plain_and_without_secrets(tmp_path):
     assert {*facts} == {"recipe", "git_commit", "git_changed", "versions"}
 
 
-def test_what_goes_wrong_before_the_first_step_ends_no_run(tmp_path, monkeypatch, caplog):
+def test_tracker_failure_before_the_first_step_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     def missing(callback):
         raise ModuleNotFoundError("No module named 'wandb'")
 
@@ -149,13 +149,13 @@ def test_what_goes_wrong_before_the_first_step_ends_no_run(tmp_path, monkeypatch
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 1 and tracker.sent == tracker.facts == []
-    (said,) = [one.message for one in caplog.records if "Trackers did not take" in one.message]
-    assert "No module named 'wandb'" in said and "the run goes on" in said
+    (said,) = [one.message for one in caplog.records if "Trackers did not accept" in one.message]
+    assert "No module named 'wandb'" in said and "the run continues" in said
 
 
 @pytest.mark.parametrize("tools", [None, [tiny.search]])
 @pytest.mark.parametrize("column", [3, "text", [], [1], [{"a": 1}]])
-def test_columns_that_are_named_as_what_a_record_has_are_none_of_it(column, tools, tmp_path, caplog):
+def test_row_columns_named_like_record_keys_are_ignored(column, tools, tmp_path, caplog):
     rows = questions().to_list()
     taken = Dataset.from_list([{**row, "turns": column, "values": column, "gains": column} for row in rows])
     args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit="grpo", max_completion_length=8))
@@ -166,7 +166,7 @@ def test_columns_that_are_named_as_what_a_record_has_are_none_of_it(column, tool
     ((_, rows, _),) = tracker.sent
     assert len(rows) == 4 and all(row["text"] and row["advantage"] is not None for row in rows)
     assert all(row["value_before"] is None and row["gain"] is None for row in rows)
-    assert not [one for one in caplog.records if "did not take" in one.message]
+    assert not [one for one in caplog.records if "did not accept" in one.message]
 
 
 def test_rows_that_cannot_be_made_end_the_table_and_not_the_run(tmp_path, monkeypatch, caplog):
@@ -178,10 +178,10 @@ def test_rows_that_cannot_be_made_end_the_table_and_not_the_run(tmp_path, monkey
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 2 and tracker.sent == []
-    assert len([one for one in caplog.records if "noting did not take" in one.message]) == 1
+    assert len([one for one in caplog.records if "noting did not accept" in one.message]) == 1
 
 
-def test_gains_of_a_batch_are_those_of_all_its_rounds_and_only_those_of_the_last_batch():
+def test_tracked_gains_cover_all_rounds_of_the_last_batch_only():
     tracking = Tracking(0, True, lambda: [Noting()])
     tracking.on_train_begin(None, SimpleNamespace(max_steps=1), None)
     nan = torch.nan
@@ -191,13 +191,13 @@ def test_gains_of_a_batch_are_those_of_all_its_rounds_and_only_those_of_the_last
     assert {turn: values.tolist() for turn, values in tracking._gains.items()} == {1: [1.0, 3.0, 4.0], 2: [2.0]}
 
 
-def test_other_processes_have_no_tracker_and_ask_nobody():
+def test_other_processes_track_nothing():
     tracking = Tracking(10, False, lambda: [Noting()])
     tracking.on_train_begin(None, SimpleNamespace(max_steps=1), None)
     assert not tracking.wants(0)
 
 
-def test_a_table_of_which_nobody_takes_any_turn_is_refused(tmp_path):
+def test_table_turns_without_a_tracker_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="table_turns has no effect unless report_to names one of wandb, trackio, ten"
     ):
@@ -205,7 +205,7 @@ def test_a_table_of_which_nobody_takes_any_turn_is_refused(tmp_path):
     A2TGPOConfig(**settings(tmp_path, table_turns=0))
 
 
-def test_it_stands_right_behind_the_trackers_and_before_the_callbacks_of_users(tmp_path, monkeypatch):
+def test_tracking_callback_runs_after_trackers_and_before_user_callbacks(tmp_path, monkeypatch):
     # If a user's callback evaluates before the first step, Trackio keeps the config of that moment.
     monkeypatch.setenv("WANDB_MODE", "offline")
     mine = type("Mine", (WandbCallback.__mro__[1],), {})()
@@ -227,7 +227,7 @@ RECORD = {
 }
 
 
-def test_texts_are_masked_before_they_are_cut_and_a_rollout_function_has_texts_of_its_own():
+def test_texts_of_rows_are_masked_before_they_are_cut():
     (row,) = rows_of([{**RECORD, "prompt": "x" * 995 + "key-12345"}], 3, lambda text: text.replace("key-12345", "<K>"))
     assert row["question"] == "x" * 995 + "<K>" and row["text"] == "one <K>"
     assert (row["step"], row["group"], row["rollout"], row["turn"]) == (3, 4, 0, 1)
@@ -272,7 +272,7 @@ def test_all_texts_below_the_name_of_a_secret_are_left_out(name):
     }
 
 
-def test_settings_of_a_tokenizer_stay_and_of_a_url_all_but_its_password():
+def test_tokenizer_settings_stay_and_url_passwords_are_masked():
     kinds = ("pad", "eos", "bos", "unk", "sep", "cls", "mask")
     plain = {
         **{f"{kind}_token": "<x>" for kind in kinds},
@@ -287,7 +287,7 @@ def test_settings_of_a_tokenizer_stay_and_of_a_url_all_but_its_password():
     ]
 
 
-def test_a_file_of_any_name_is_a_change_like_others(tmp_path):
+def test_file_with_a_non_utf8_name_counts_as_a_git_change(tmp_path):
     repository = make_repository(tmp_path / "code")
     git(repository, "config", "core.quotePath", "false")
     (repository / os.fsdecode(b"caf\xe9.py")).touch()
@@ -295,7 +295,7 @@ def test_a_file_of_any_name_is_a_change_like_others(tmp_path):
     assert commit(repository)["git_changed"] is True
 
 
-def test_of_a_folder_without_git_there_is_no_commit_and_of_a_clean_one_no_change(tmp_path):
+def test_git_commit_is_none_without_git_and_unchanged_if_clean(tmp_path):
     repository = make_repository(tmp_path / "code")
     assert commit(tmp_path) == {"git_commit": None, "git_changed": None}
     assert commit(repository) == {"git_commit": git(repository, "rev-parse", "HEAD"), "git_changed": True}
@@ -304,7 +304,7 @@ def test_of_a_folder_without_git_there_is_no_commit_and_of_a_clean_one_no_change
     assert commit(repository)["git_changed"] is False
 
 
-def test_completions_are_texts_and_numbers_and_a_prompt_comes_once_where_that_is_asked_for():
+def test_completions_table_has_texts_numbers_and_optionally_unique_prompts():
     logs = {
         "prompt": [[{"role": "user", "content": "a"}]] * 2,
         "completion": [[{"role": "assistant", "tool_calls": [1]}], "plain"],

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     return folder, done.stdout, done.stderr
 
 
-def test_it_prints_a_line_a_step_and_a_table_and_no_warnings(run):
+def test_train_prints_a_line_per_step_a_table_and_no_warnings(run):
     folder, out, err = run
     steps = [line for line in out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["1/2", "2/2"]
@@ -58,7 +58,7 @@ def test_it_prints_a_line_a_step_and_a_table_and_no_warnings(run):
     assert err == ""
 
 
-def test_its_table_is_read_from_the_evaluation_and_its_files_are_there(run):
+def test_printed_table_matches_the_evaluation_files(run):
     folder, out, _ = run
     for when in ("before", "after"):
         scores = json.loads((folder / "evaluation" / f"{when}.json").read_text())
@@ -71,7 +71,7 @@ def test_its_table_is_read_from_the_evaluation_and_its_files_are_there(run):
     assert (folder / "model.safetensors").exists()
 
 
-def test_what_it_trained_can_be_evaluated_by_its_folder(run, tmp_path):
+def test_trained_policy_can_be_evaluated_from_its_folder(run, tmp_path):
     folder, _, _ = run
     words = ["quickstart", *SHORT, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "a2tgpo_trl", "eval", *words], capture_output=True, text=True)
@@ -85,7 +85,7 @@ def test_what_it_trained_can_be_evaluated_by_its_folder(run, tmp_path):
     assert again == after
 
 
-def test_the_recipe_that_it_trained_is_beside_it_as_one_file_that_says_the_same(run, tmp_path):
+def test_whole_recipe_file_equals_the_given_recipe(run, tmp_path):
     folder, _, _ = run
     elsewhere = ["--output_dir", str(tmp_path)]
     found = read_recipe(["--config", str(folder / "whole_recipe.yaml"), *elsewhere])
@@ -109,7 +109,7 @@ def test_kept_recipe_leaves_out_secrets(tmp_path, monkeypatch):
     )
 
 
-def test_a_recipe_that_is_kept_says_nothing_of_the_run_before_it_and_one_that_goes_on_keeps_its_first(tmp_path):
+def test_whole_recipe_omits_run_options_and_resuming_keeps_the_first(tmp_path):
     def write(*words: str) -> dict:
         recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *words])
         write_recipe(tmp_path, recipe)
@@ -120,21 +120,21 @@ def test_a_recipe_that_is_kept_says_nothing_of_the_run_before_it_and_one_that_go
     assert write("--resume_from_checkpoint", "true", "--max_steps", "4") == first
     assert write("--max_steps", "4")["max_steps"] == 4
     (tmp_path / "whole_recipe.yaml").write_text("mine: 1\n")
-    with pytest.raises(ValueError, match="did not write, or what was changed since: whole_recipe.yaml"):
+    with pytest.raises(ValueError, match="did not write, or that were changed since: whole_recipe.yaml"):
         write("--max_steps", "5")
 
 
-def test_a_finished_run_is_not_written_over(run, capsys):
+def test_finished_run_is_not_overwritten(run, capsys):
     folder, _, _ = run
     before = (folder / "trainer_state.json").read_bytes()
     assert train(["--config", "quickstart", *SHORT, "--output_dir", str(folder)]) == 2
     message = capsys.readouterr().err
     assert "--resume_from_checkpoint" not in message  # it left no checkpoint
-    assert "holds a run already" in message and "--overwrite true" in message
+    assert "already holds a run" in message and "--overwrite true" in message
     assert (folder / "trainer_state.json").read_bytes() == before
 
 
-def test_a_run_over_an_adapter_leaves_nothing_of_it_and_an_adapter_can_be_evaluated(tmp_path):
+def test_adapter_run_can_be_evaluated_and_overwritten_by_full_weights(tmp_path):
     folder = tmp_path / "adapted"
     words = ["--config", "quickstart", *SHORT, "--max_steps", "1", "--output_dir", str(folder)]
     lora = ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear", "--learning_rate", "1e-2"]
@@ -153,7 +153,7 @@ def test_a_run_over_an_adapter_leaves_nothing_of_it_and_an_adapter_can_be_evalua
     assert not (folder / "evaluation").exists()
 
 
-def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
+def test_interrupted_run_resumes_from_its_last_checkpoint(tmp_path, capsys):
     words = ["--config", "quickstart", *SHORT, "--eval_rows", "0", "--save_strategy", "steps", "--save_steps", "1"]
     assert train([*words, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]) == 0
     (tmp_path / "run" / "trainer_state.json").unlink()  # as if it had been killed after its checkpoint
@@ -198,7 +198,7 @@ def reward(completions, trainer_state, **_):
 """
 
 
-def test_a_run_that_a_tool_has_stopped_says_so_in_a_line_and_goes_on_when_it_is_mended(tmp_path, capsys):
+def test_run_stopped_by_a_tool_reports_it_in_one_line_and_resumes(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE)
     words = ["--config", "quickstart", *SHORT, "--max_steps", "3", "--eval_rows", "0", "--outage_patience", "0.1"]
     words += ["--per_device_train_batch_size", "8", "--max_completion_length", "160"]
@@ -207,16 +207,16 @@ def test_a_run_that_a_tool_has_stopped_says_so_in_a_line_and_goes_on_when_it_is_
     assert train(words) == 1
     message = capsys.readouterr().err
     assert "stopped: The tool search is down" in message and "ConnectionError: refused" in message
-    assert "checkpoint-2: go on from there" in message and "Traceback" not in message
+    assert "checkpoint-2: fix the problem and resume from there" in message and "Traceback" not in message
     assert train([*words, "--resume_from_checkpoint", "true"]) == 1
-    assert "Before the first step, these tools are not there. search: Conn" in capsys.readouterr().err
+    assert "Tools are down before the first step. search: Conn" in capsys.readouterr().err
     (tmp_path / "mended").touch()
     (tmp_path / "down").unlink()
     assert train([*words, "--resume_from_checkpoint", "true"]) == 0
     assert [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry] == [1, 2, 3]
 
 
-def test_an_interruption_by_the_user_is_one_line(capsys):
+def test_keyboard_interrupt_is_one_line_and_exit_code_130(capsys):
     def interrupted(recipe):
         raise KeyboardInterrupt
 
@@ -224,13 +224,13 @@ def test_an_interruption_by_the_user_is_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_bar_is_shown_on_a_terminal_unless_it_is_turned_off():
+def test_progress_bar_is_on_unless_disable_tqdm_is_set():
     quiet_libraries()
     assert read_recipe(["--config", "quickstart"]).args.disable_tqdm is False
     assert read_recipe(["--config", "quickstart", "--disable_tqdm", "true"]).args.disable_tqdm is True
 
 
-def test_a_layer_that_a_checkpoint_lacks_is_not_passed_over(run, tmp_path):
+def test_missing_layer_in_a_checkpoint_is_reported(run, tmp_path):
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -281,7 +281,7 @@ def test_a_picture_shows_each_run_and_each_held_out_score(run, tmp_path, monkeyp
     assert points == [expected, expected]
 
 
-def test_the_turns_of_a_run_without_exact_match_are_in_sight(tmp_path, monkeypatch):
+def test_plot_of_a_run_without_exact_match_shows_reward_and_turns(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     steps = [{"step": i, "reward": 2.0 + i, "turns/mean": 3.0 + i} for i in (1, 2)]
@@ -294,7 +294,7 @@ def test_the_turns_of_a_run_without_exact_match_are_in_sight(tmp_path, monkeypat
     assert turns.get_ylim()[1] >= 5.0 and reward.get_ylim()[1] >= 4.0
 
 
-def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+def test_plotting_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert cli(["plot", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
@@ -328,7 +328,7 @@ def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr == f"a2tgpo: error: {file}: there is no key 'learning_rat'. Did you mean 'learning_rate'?\n"
 
 
-def test_a_line_that_a_library_logs_on_import_is_dropped_and_its_other_warnings_are_not():
+def test_import_noise_of_bitsandbytes_is_dropped_and_other_warnings_are_kept():
     code = (
         "import logging, a2tgpo_trl\n"
         "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
@@ -346,7 +346,7 @@ def test_importing_what_a_run_imports_writes_nothing_to_the_terminal():
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
-def test_a_trainer_that_cannot_be_built_is_one_line_too(tmp_path, capsys):
+def test_trainer_that_cannot_be_built_is_one_line_and_exit_code_2(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "solution": "a"}\n')
     file = tmp_path / "recipe.yaml"

@@ -64,9 +64,7 @@ def test_the_preset_grpo_is_trls_grpo_bit_for_bit(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("loss_type", ["luspo", "cispo", "sapo", "vespo"])
-def test_losses_of_trl_without_our_clip_range_are_trls_bit_for_bit_with_the_preset_grpo(
-    loss_type, tokenizer, tmp_path
-):
+def test_losses_without_our_clip_range_equal_trl_with_the_grpo_preset(loss_type, tokenizer, tmp_path):
     common = settings(tmp_path, num_iterations=2, steps_per_generation=2, loss_type=loss_type)
     grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
     grpo.train()
@@ -85,7 +83,7 @@ ONE_TURN = {"tools": None, "scripted": False, "reward_funcs": spread}
 
 
 @pytest.mark.parametrize("updates", [1, 4])
-def test_where_rollouts_have_one_turn_a2tgpo_with_grpos_ratio_and_clip_range_is_grpo(updates, tokenizer, tmp_path):
+def test_single_turn_a2tgpo_with_grpo_ratio_and_clip_range_equals_grpo(updates, tokenizer, tmp_path):
     # From the second update of a batch on, ratios differ from 1, and old log-probabilities come from the gain pass:
     # equal up to rounding. SGD, because Adam divides rounding by itself where the gradient is that small.
     plain = {"sorted_rows": False, "shared_prefixes": False, "sampled_tokens_only": False}
@@ -109,7 +107,7 @@ def test_where_rollouts_have_one_turn_a2tgpo_with_grpos_ratio_and_clip_range_is_
 
 
 @pytest.mark.parametrize("method", ["a2tgpo", "a2tgpo_paper", "a2tgpo_code"])
-def test_where_rollouts_have_one_turn_a2tgpo_credits_as_grpo_does(method, tokenizer, tmp_path):
+def test_single_turn_a2tgpo_credit_equals_grpo_credit(method, tokenizer, tmp_path):
     common = settings(tmp_path, max_steps=1, max_completion_length=12)
     (theirs, *_), (ours, *_) = (
         captured(make(tokenizer, A2TGPOConfig(**common, credit=credit), **ONE_TURN)) for credit in ("grpo", method)
@@ -120,7 +118,7 @@ def test_where_rollouts_have_one_turn_a2tgpo_credits_as_grpo_does(method, tokeni
     assert (ours["clip_scale"] == 1).all()
 
 
-def test_embeddings_may_have_an_adapter_of_their_own(tokenizer, tmp_path):
+def test_adapted_embeddings_keep_shared_prefixes_and_contexts(tokenizer, tmp_path):
     lora = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)), peft_config=lora)
     trainer.train()
@@ -286,7 +284,7 @@ def test_old_log_probabilities_come_from_the_gain_pass_in_the_same_forward(token
     assert difference < 1e-4
 
 
-def test_a_model_with_learned_positions_gets_its_old_log_probabilities_from_the_parent(tokenizer, tmp_path):
+def test_model_with_learned_positions_gets_old_log_probs_from_the_parent(tokenizer, tmp_path):
     # TRL counts positions from the left padding, a packed row from its first token, so the model input differs.
     model = tiny.architectures()["gpt2"]()
     tiny.script(model, tokenizer, write)
@@ -300,7 +298,7 @@ def test_a_model_with_learned_positions_gets_its_old_log_probabilities_from_the_
     assert logged(trainer, "turn_ratio/mean")[0] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_a_model_that_cannot_be_packed_trains_by_single_passes_and_says_so(tokenizer, tmp_path, caplog):
+def test_unpackable_model_trains_by_single_passes_with_a_message(tokenizer, tmp_path, caplog):
     model = tiny.architectures()["lfm2-hybrid"]()
     tiny.script(model, tokenizer, write)
     args = A2TGPOConfig(**settings(tmp_path, num_iterations=2))
@@ -341,7 +339,7 @@ def test_a_model_whose_context_has_no_limit_trains_with_tools(tokenizer, tmp_pat
     assert logged(trainer, "turns/context_full") == [0] and logged(trainer, "turns/max") == [4]
 
 
-def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, tmp_path, caplog, monkeypatch):
+def test_packing_that_fails_its_trial_is_dropped_with_a_message(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.packing_error", lambda *_: 0.5)
     trainer.train()
@@ -349,7 +347,7 @@ def test_packed_rows_that_fail_their_trial_are_given_up_and_said_so(tokenizer, t
     assert trainer._gain_pass.packing is None and logged(trainer, "gain/mean")
 
 
-def test_the_correction_for_a_sampler_of_its_own_weighs_the_turn_loss(tokenizer, tmp_path):
+def test_vllm_correction_weights_the_turn_loss(tokenizer, tmp_path):
     # The parent stores it like this after sampling with vLLM: one weight per rollout, or per token.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, loss_type="grpo", learning_rate=0.0)))
     batch = captured(trainer)[0]
@@ -481,7 +479,7 @@ def test_records_of_a_rollout_func_are_read_off_its_tokens_and_mask(tokenizer, t
     assert f"gain {gains[0]:+.2f}" in as_text(first) and tokenizer.decode([32, 33]) in as_text(first)
 
 
-def test_what_a_rollout_func_puts_before_the_first_turn_belongs_to_the_prompt():
+def test_rollout_function_tokens_before_the_first_turn_belong_to_the_prompt():
     def decode(ids):
         return "".join(map(chr, ids))
 
@@ -518,7 +516,7 @@ def test_an_unscored_rollout_gets_neither_outcome_nor_gain(tokenizer, tmp_path):
     assert logged(trainer, "turns/survivors_turn_1") == [2]
 
 
-def test_a_turn_whose_probe_fails_keeps_its_outcome_and_the_step_goes_on(tokenizer, tmp_path, monkeypatch):
+def test_turn_with_a_failed_probe_keeps_its_outcome(tokenizer, tmp_path, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     trainer._gain_pass.packing_tried = True
     make_scorer = fused_scorer
@@ -574,7 +572,7 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize("way", EVALUATIONS)
-def test_an_evaluation_samples_and_scores_and_runs_no_forward_beside_that(way, tokenizer, tmp_path, monkeypatch):
+def test_evaluation_runs_no_extra_forward(way, tokenizer, tmp_path, monkeypatch):
     # The script that replaces `generate` runs no forward, so any forward comes from something else.
     monkeypatch.setattr(
         "trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: tiny.make_model(tokenizer, seed=1)
@@ -641,7 +639,7 @@ def test_evaluation_rewards_can_choose_the_best_model(tokenizer, tmp_path):
     assert trainer.state.best_metric == 0.5
 
 
-def test_the_best_model_is_that_of_the_best_reward_unless_another_metric_is_named(tmp_path):
+def test_metric_for_best_model_is_reward_by_default(tmp_path):
     common = settings(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
     args = A2TGPOConfig(**{**common, "load_best_model_at_end": True})
     assert args.metric_for_best_model == "reward" and args.greater_is_better
@@ -657,9 +655,9 @@ FOLLOWS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", 
 FOLLOWS |= {"load_best_model_at_end": True, "max_steps": 1}
 
 
-def test_of_several_evaluation_sets_the_best_model_is_that_of_the_one_named(tokenizer, tmp_path):
+def test_best_model_follows_the_named_evaluation_set(tokenizer, tmp_path):
     sets = {"easy": questions(1), "hard": questions(1).map(lambda row: {"answer": "Oslo"})}
-    with pytest.raises(ValueError, match="'reward' is of no evaluation.*'eval_easy_reward', 'eval_hard_reward'"):
+    with pytest.raises(ValueError, match="'reward' belongs to no evaluation.*'eval_easy_reward', 'eval_hard_reward'"):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path, **FOLLOWS)), eval_dataset=sets)
     args = A2TGPOConfig(**settings(tmp_path, **FOLLOWS, metric_for_best_model="easy_reward"))
     trainer = make(tokenizer, args, eval_dataset=sets)
@@ -669,7 +667,7 @@ def test_of_several_evaluation_sets_the_best_model_is_that_of_the_one_named(toke
     assert trainer.state.best_metric == 0.5 and not logged(trainer, "eval_reward")
 
 
-def test_an_evaluation_in_which_nobody_was_scored_is_no_new_best(tokenizer, tmp_path):
+def test_unscored_evaluation_is_no_new_best(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path, **FOLLOWS))
     trainer = make(
         tokenizer, args, reward_funcs=lambda completions, **_: [None] * len(completions), eval_dataset=questions(1)

@@ -145,7 +145,7 @@ def test_numbers_of_rollouts_are_split_and_shuffled_with_them(tokenizer, tmp_pat
 
 
 @pytest.mark.parametrize(("accumulation", "generation", "iterations"), list(product((1, 2, 4), (1, 2, 4), (1, 2))))
-def test_the_parent_wants_old_log_probabilities_when_we_think_so(
+def test_our_rule_for_old_log_probabilities_agrees_with_the_parents(
     accumulation, generation, iterations, tokenizer, tmp_path, monkeypatch
 ):
     # The parent writes them into its batch if and only if it asked for them; our copy of its rule must agree.
@@ -267,7 +267,7 @@ def test_methods_that_the_preflight_runs_still_take_these_arguments(name):
         assert read <= {"processing_class", "_tokenizer", "chat_template", "chat_template_kwargs", "_is_vlm"}
 
 
-def test_results_are_still_the_end_of_the_conversation_that_is_rendered_last():
+def test_tool_suffix_is_still_cut_from_the_last_rendered_conversation():
     # `SuffixWriter.before` looks at the token before them.
     source = inspect.getsource(GRPOTrainer._get_tool_suffix_ids)
     calls = re.findall(r"(\w+) = self\.processing_class\.apply_chat_template\(\s*([^,]+),", source)
@@ -294,7 +294,7 @@ class Counter:
         return float(self.number)
 
 
-def test_the_parent_hands_the_tool_loop_what_it_needs(tokenizer, tmp_path, monkeypatch):
+def test_tool_loop_still_gets_tools_and_environments_and_returns_seven_values(tokenizer, tmp_path, monkeypatch):
     # Each rollout has a dictionary of tools and an environment from a pool; the loop returns seven things.
     seen = []
 
@@ -362,7 +362,7 @@ def test_the_parent_still_resets_environments_with_the_rows_that_we_begin_with(s
     assert ("environment" in rows[0]) is False
 
 
-def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokenizer, tmp_path):
+def test_loss_is_still_zero_if_every_token_is_masked(tokenizer, tmp_path):
     trainer = make(tokenizer, GRPOConfig(**settings(tmp_path, max_steps=1)), trainer=GRPOTrainer)
     batch = captured(trainer)[0]
     assert batch["num_items_in_batch"].shape == () and batch["num_items_in_batch"] > 0
@@ -371,7 +371,7 @@ def test_rollouts_out_of_the_loss_still_need_their_batch_to_have_a_token(tokeniz
     assert trainer._compute_loss(trainer.model, nothing) == 0
 
 
-def test_colocated_vllm_is_still_held_by_these_names():
+def test_colocated_vllm_still_has_the_attributes_we_use():
     # Streaming and `awake` use them; tests/rollout/test_vllm_engine.py runs them if vLLM is installed.
     arguments = list(inspect.signature(VLLMGeneration.generate).parameters)
     assert arguments[:4] == ["self", "prompts", "images", "num_generations"]
@@ -385,7 +385,7 @@ def test_colocated_vllm_is_still_held_by_these_names():
     assert "self.state.global_step != self._last_loaded_step" in turn and "self.vllm_generation.sync_weights()" in turn
 
 
-def test_a_vllm_server_is_still_asked_by_these_names_and_for_turns_of_this_length():
+def test_vllm_server_still_has_the_calls_and_settings_we_use():
     # Only the first rank asks, because it has the client; a test marked `vllm` lets a rollout reach the limit.
     assert list(inspect.signature(VLLMClient.get_server_info).parameters) == ["self"]
     source = inspect.getsource(VLLMGeneration)
@@ -396,7 +396,7 @@ def test_a_vllm_server_is_still_asked_by_these_names_and_for_turns_of_this_lengt
     assert "sampling_params.update(generation_kwargs or {})" in inspect.getsource(VLLMClient.generate)
 
 
-def test_importance_weights_still_compare_the_two_log_probabilities_we_log_the_gap_of():
+def test_vllm_importance_weights_still_compare_the_log_probabilities_we_log():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert "(old_per_token_logps - sampling_per_token_logps) * mask" in source
     for name in ("old_per_token_logps", "sampling_per_token_logps"):
@@ -405,12 +405,12 @@ def test_importance_weights_still_compare_the_two_log_probabilities_we_log_the_g
     assert 'logprobs_mode="processed_logprobs"' in inspect.getsource(VLLMGeneration)
 
 
-def test_a_checkpoint_is_saved_by_the_method_we_call():
+def test_save_checkpoint_still_has_the_arguments_we_use():
     assert "self.is_in_train = True" in inspect.getsource(Trainer)  # also during evaluations within the training
     assert list(inspect.signature(GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"]
 
 
-def test_a_resumed_run_still_goes_through_these_places_in_this_order():
+def test_resuming_still_calls_these_methods_in_this_order():
     # Weights and optimizer are loaded, the sums of the log are set to 0, and then callbacks may restore them.
     loop = inspect.getsource(Trainer._inner_training_loop)
     begin = [
@@ -449,7 +449,7 @@ def test_a_batch_of_rollouts_is_still_kept_and_counted_by_these_names():
     assert first != second == list(again)
 
 
-def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_these_arguments():
+def test_template_and_loading_functions_keep_their_arguments():
     def first(function, number):
         return list(inspect.signature(function).parameters)[:number]
 
@@ -460,7 +460,7 @@ def test_functions_on_templates_and_loading_that_the_preflight_uses_still_take_t
     assert len(first(trainer_utils.create_model_from_path, 1)) == 1
 
 
-def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path):
+def test_rollouts_can_still_be_generated_for_any_rows_in_evaluation_mode(tokenizer, tmp_path):
     # evaluation.py relies on this: any number of rows in evaluation mode, and metrics kept by mode.
     trainer = make(tokenizer, GRPOConfig(**settings(tmp_path)), trainer=GRPOTrainer)
     trainer.num_generations_eval = 1
@@ -472,7 +472,7 @@ def test_an_evaluation_may_call_for_rollouts_of_its_own_rows(tokenizer, tmp_path
     assert trainer.reward_func_names
 
 
-def test_two_switches_and_a_question_are_all_that_an_evaluation_must_avoid_of_the_parents_passes():
+def test_parent_forwards_still_depend_only_on_beta_old_logps_and_correction():
     # Log-probabilities by the reference (beta), by the old policy (requested immediately), and the correction by them.
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     passes = [part.split("(", 1)[1].split()[0] for part in source.split("self._get_per_token_logps_and_entropies")[1:]]
@@ -492,7 +492,7 @@ def test_the_parser_still_takes_these_options():
     assert parser.dataclass_types == [GRPOConfig]
 
 
-def test_the_last_processor_of_scores_has_the_last_word_on_what_is_sampled():
+def test_last_logits_processor_still_runs_right_before_sampling():
     # `own_draws` hooks the method in which `generate` makes its processors; it gets the config first or by name.
     names = list(inspect.signature(GenerationMixin._get_logits_processor).parameters)
     assert names[:2] == ["self", "generation_config"]
@@ -502,7 +502,7 @@ def test_the_last_processor_of_scores_has_the_last_word_on_what_is_sampled():
     assert sample.index("logits_processor(") < sample.index("torch.multinomial")
 
 
-def test_a_configuration_of_generation_is_completed_by_the_models_own(tokenizer, tmp_path):
+def test_generation_config_is_still_completed_by_the_models_own(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)), scripted=False)
     assert trainer.generation_kwargs["temperature"] == trainer.generation_config.temperature == 1.0
     trainer.model.generation_config.no_repeat_ngram_size = 3
@@ -527,7 +527,7 @@ def test_a_configuration_of_generation_is_completed_by_the_models_own(tokenizer,
         assert [type(one).__name__ for one in made] == ["NoRepeatNGramLogitsProcessor"]
 
 
-def test_a_layer_of_a_cache_holds_what_it_is_given_and_shows_it_by_these_names(tokenizer):
+def test_dynamic_cache_layers_still_have_these_attributes(tokenizer):
     model = tiny.make_model(tokenizer)
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     ids = torch.tensor([[5, 6, 7]])
@@ -537,7 +537,7 @@ def test_a_layer_of_a_cache_holds_what_it_is_given_and_shows_it_by_these_names(t
     assert all(layer.get_mask_sizes(2) == (5, 0) for layer in cache.layers)
 
 
-def test_these_losses_are_still_sums_over_rows_that_weigh_the_same_in_any_micro_batch():
+def test_these_losses_still_weigh_rows_alike_in_any_micro_batch():
     source = inspect.getsource(GRPOTrainer._compute_loss)
     for losses, sums in (
         ('in ["grpo", "sapo"]', "((per_token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()"),
@@ -551,14 +551,14 @@ def test_these_losses_are_still_sums_over_rows_that_weigh_the_same_in_any_micro_
     assert "shuffle_sequence_dict(generation_batch)" in inspect.getsource(GRPOTrainer._prepare_inputs)
 
 
-def test_batches_are_generated_when_the_seeds_of_rollouts_think_so():
+def test_generation_schedule_is_still_what_rollout_seeds_assume():
     source = inspect.getsource(GRPOTrainer._prepare_inputs)
     assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
     assert "self._step % generate_every == 0" in source
     assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
 
 
-def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_path):
+def test_accelerate_launch_still_gives_processes_these_variables(tmp_path):
     # `launch/processes.py` asks it for the variables of a configuration when something else starts the processes.
     assert list(inspect.signature(launch._validate_launch_command).parameters) == ["args"]
     file = tmp_path / "zero1.yaml"
@@ -574,7 +574,7 @@ def test_accelerates_launcher_still_says_what_its_processes_would_be_told(tmp_pa
     assert "ACCELERATE_USE_DEEPSPEED" not in launch.prepare_multi_gpu_env(args)
 
 
-def test_the_fused_head_still_works_in_tiles_whose_size_a_plan_knows():
+def test_fused_head_still_uses_the_tile_sizes_that_plan_assumes():
     for function in (chunked_logprob.ChunkedLogProbFunction.forward, chunked_logprob.ChunkedLogProbFunction.backward):
         source = inspect.getsource(function)
         assert "mm_buf = torch.empty((min(N, TOKEN_CHUNK_SIZE), chunk_size)" in source
@@ -589,7 +589,7 @@ def add_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def test_batches_are_still_checked_against_a_number_of_processes_that_a_plan_can_set(tmp_path):
+def test_batch_sizes_are_still_checked_against_world_size(tmp_path):
     assert isinstance(inspect.getattr_static(GRPOConfig, "world_size"), property)
     with processes(4):  # 1 row on each of 4 processes is a group of 4
         sizes = {
@@ -603,14 +603,14 @@ def test_batches_are_still_checked_against_a_number_of_processes_that_a_plan_can
         A2TGPOConfig(str(tmp_path), **sizes)
 
 
-def test_the_trainer_still_names_its_optimizer_and_the_parts_of_a_step_that_are_timed(tmp_path):
+def test_trainer_still_names_its_optimizer_and_the_timed_methods(tmp_path):
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(A2TGPOConfig(str(tmp_path), bf16=False))
     assert issubclass(kind, torch.optim.Optimizer) and kwargs["lr"] > 0
     step = inspect.getsource(Trainer.training_step)
     assert "self.compute_loss(" in step and "self.accelerator.backward(" in step
 
 
-def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
+def test_trainer_still_writes_these_files_in_output_dir():
     assert list(inspect.signature(GRPOTrainer.save_model).parameters)[1:] == ["output_dir", "_internal_call"]
     assert "if self.args.push_to_hub and not _internal_call:" in inspect.getsource(GRPOTrainer.save_model)
     assert 'os.path.join(self.args.output_dir, "README.md")' in inspect.getsource(GRPOTrainer.create_model_card)
@@ -623,7 +623,7 @@ def test_what_the_trainer_writes_in_a_runs_folder_still_has_these_names():
     assert '"completions",' in log and "completions_{self.state.global_step:05d}.parquet" in log
 
 
-def test_what_reaches_trackers_beside_metrics_asks_report_to_at_the_time():
+def test_log_and_profiling_still_read_report_to_when_called():
     source = inspect.getsource(GRPOTrainer.log)
     assert 'if self.args.report_to and "wandb" in self.args.report_to and wandb.run is not None' in source
     assert 'logging_backend.log({"completions": logging_backend.Table(dataframe=df)})' in source

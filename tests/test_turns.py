@@ -46,7 +46,7 @@ def test_turns_equal_a_loop_over_tokens(rows):
 
 
 @given(masks)
-def test_a_value_given_to_the_tokens_comes_back_as_the_mean_of_the_turn(rows):
+def test_turn_values_spread_over_tokens_average_back_to_themselves(rows):
     turn_BT = turn_index(torch.tensor(rows))
     num_turns = count_turns(turn_BT)
     values_BK = torch.arange(1.0, 1 + len(rows) * num_turns).view(len(rows), num_turns)

@@ -128,7 +128,7 @@ def test_the_trial_of_packing_allows_for_the_precision(bf16, kept, tokenizer, tm
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_a_step_computes_where_the_ranks_talk_though_the_weights_lie_elsewhere(packs, tokenizer, tmp_path):
+def test_batch_stays_on_the_rank_device_if_weights_are_offloaded(packs, tokenizer, tmp_path):
     # Weights offloaded by FSDP are on the CPU between forwards, where GPU collectives cannot read tensors.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, num_iterations=2)))
     if not packs:
@@ -143,7 +143,7 @@ def test_a_step_computes_where_the_ranks_talk_though_the_weights_lie_elsewhere(p
     assert trainer.state.log_history[0]["turns/survivors_turn_1"] == 3  # all values were found
 
 
-def test_a_sampler_of_its_own_always_needs_old_log_probabilities_unless_uncorrected(tokenizer, tmp_path):
+def test_old_log_probabilities_are_needed_with_vllm_unless_uncorrected(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     assert not trainer._parent_wants_old_logps
     trainer.use_vllm = True  # as the parent sets it; its condition reads these two
@@ -158,7 +158,7 @@ def test_an_empty_generation_gets_a_log_probability_of_its_own(tokenizer, tmp_pa
     assert trainer._sample([Request([5]), Request([6])]) == ([[tokenizer.eos_token_id], [7]], [[None], [-0.5]])
 
 
-def test_late_turns_are_sampled_no_longer_than_the_rollouts_have_room(tokenizer, tmp_path):
+def test_later_turns_are_sampled_within_the_remaining_tokens(tokenizer, tmp_path):
     # A turn is the same without its surplus; with it, a babbling turn would run to the 700 tokens of a whole rollout.
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
     asked, generate = [], trainer.model.generate
@@ -175,7 +175,7 @@ def test_late_turns_are_sampled_no_longer_than_the_rollouts_have_room(tokenizer,
     assert trainer.generation_config.max_new_tokens == 700
 
 
-def test_vllm_is_asked_for_no_more_than_there_is_room_for_and_its_settings_stay(tokenizer, tmp_path, monkeypatch):
+def test_vllm_max_tokens_is_capped_per_request_and_restored(tokenizer, tmp_path, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path)))
     trainer.use_vllm, asked = True, []
 
@@ -204,7 +204,7 @@ def test_rewards_read_the_answer_whatever_its_column_is_called(tokenizer, tmp_pa
         assert trainer.state.log_history[0]["rewards/exact_match/mean"] == 0.5
 
 
-def test_reset_is_given_the_row_as_it_is_and_rewards_the_answer_all_the_same(tokenizer, tmp_path):
+def test_reset_gets_the_row_unchanged_and_rewards_get_the_answer(tokenizer, tmp_path):
     class Strict(Library):
         def reset(self, prompt: list, gold: str) -> str:
             return super().reset()

@@ -124,7 +124,7 @@ def test_states_of_two_ranks_are_those_of_one_process(changes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", SHARDED)
-def test_a_gain_pass_gathers_sharded_weights_once_a_forward_and_on_all_ranks_alike(backend, tmp_path):
+def test_gain_pass_gathers_sharded_weights_once_per_forward_on_all_ranks(backend, tmp_path):
     # Rank 0 has the longer rollouts. The first pass also tries packing, in two more forwards; the last one takes one
     # forward for each of the five rollouts. A plain forward gathers in its usual order from the second time on.
     one, other = run(tmp_path / "run", backend, 2, script=SCRIPT.with_name("gathers.py"))

@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if args.top_k < 1:
         raise ValueError(f"--top-k must be at least 1; got {args.top_k}.")
     if not 0 <= args.patience < float("inf"):
-        raise ValueError(f"--patience must be a number of seconds from 0; got {args.patience:g}.")
+        raise ValueError(f"--patience must be a number of seconds, at least 0; got {args.patience:g}.")
     if not args.output.parent.is_dir() or args.output.is_dir():
-        raise ValueError(f"--output must be a file in a folder that there is; got {args.output}.")
+        raise ValueError(f"--output must name a file in an existing folder; got {args.output}.")
     find = passages_of(url=args.url, index=args.index, top_k=args.top_k)
     find(["a"], 1)  # a wrong address is reported immediately, not waited for
     splits = [(name, SETS[name].test) for name in named(args.sets)] + [(name, "train") for name in named(args.train)]
@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         verdicts = try_all(questions, find, args, display)
     except KeyboardInterrupt:
-        display.line(f"Interrupted. What is known is kept in {begun_beside(args.output)}: the same command goes on.")
+        display.line(
+            f"Interrupted. The verdicts so far are kept in {begun_beside(args.output)}; run the same command again to "
+            "continue."
+        )
         return 130
     write_answerable(args.output, questions, verdicts)
     begun_beside(args.output).unlink()
@@ -84,7 +87,7 @@ def try_all(
     settings = {"questions": digest(questions), "search": args.url or args.index, "top_k": args.top_k}
     verdicts = begin(begun, settings)
     if verdicts:
-        display.line(f"{len(verdicts):,} questions were tried already.")
+        display.line(f"{len(verdicts):,} questions have already been tried.")
     patient = asked_again(find, args.patience, display.line)
     try:
         with display.bar("searching", len(questions)) as update:
@@ -95,8 +98,8 @@ def try_all(
                 update(len(verdicts))
     except SearchServerDown as error:
         raise ValueError(
-            f"{error}. What is known of {len(verdicts):,} of {len(questions):,} questions is kept in {begun}: the "
-            "same command goes on there."
+            f"{error}. The verdicts on {len(verdicts):,} of {len(questions):,} questions are kept in {begun}; run the "
+            "same command again to continue."
         ) from error
     return verdicts
 

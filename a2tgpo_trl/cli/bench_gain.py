@@ -44,8 +44,8 @@ class Shape:
         needed = 2 * self.turns + 1
         if self.tokens - self.prompt_tokens < needed:
             raise ValueError(
-                f"--tokens {self.tokens} less --prompt-tokens {self.prompt_tokens} leave no room for --turns "
-                f"{self.turns}: {needed} tokens at least, two a tool turn and one for the answer."
+                f"--tokens {self.tokens} minus --prompt-tokens {self.prompt_tokens} leaves no room for --turns "
+                f"{self.turns}: the turns need at least {needed} tokens, two per tool turn and one for the answer."
             )
 
 

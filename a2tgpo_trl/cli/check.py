@@ -50,7 +50,9 @@ def _read(words: Sequence[str]) -> tuple["Recipe", list["Finding"]]:
         if torch.cuda.is_available():
             raise
         recipe = read_recipe([*words, "--use_cpu", "true"])
-        return recipe, [Finding("machine", "warn", f"Checked for another machine; here it would not run: {error}")]
+        return recipe, [
+            Finding("machine", "warn", f"Checked for another machine; the recipe would not run on this one: {error}")
+        ]
 
 
 def report(findings: Sequence["Finding"]) -> None:

@@ -54,11 +54,14 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
     if len(cells) < len(args.credit):
         raise ValueError("--credit: name each method once, and give methods of your own different names.")
     if any(word.partition("=")[0] == "--base" for word in args.overrides):
-        raise ValueError("--base: a comparison takes one recipe. Copy it, and name in it what it is built on (base).")
+        raise ValueError(
+            "--base: a comparison takes a single recipe. Copy it, and name in the copy what it is built on (base)."
+        )
     settings = RecipeParser().parse_alone(args.overrides)
     for key in settings.keys() & {*SET_BY_STUDY}:
         raise ValueError(
-            f"--{key} is set for each run: --output names the folder of all runs, --every their evaluations."
+            f"a2tgpo compare sets --{key} itself for each run. Use --output for the folder of all runs, --every for "
+            "the steps between evaluations, and --seeds."
         )
     file = Path(args.recipe)
     return {
@@ -85,7 +88,9 @@ def _first_reward(args: argparse.Namespace) -> str:
     words = ["--config", str(find_recipe(args.recipe)), *args.overrides, "--credit", args.credit[0]]
     names = read_recipe(words).task.reward_names
     if not names:
-        raise ValueError("--reward: the task has no reward function. Name the environment's reward: its class.")
+        raise ValueError(
+            "--reward: the task has no reward function. Name the environment's reward, which is its class name."
+        )
     return names[0]
 
 

@@ -44,8 +44,8 @@ def launch(module: str, args: argparse.Namespace) -> int:
     start = start_here(config_file, args.num_processes)
     if [*start.variables] == [VISIBLE] and args.num_processes is None:  # a rank of SLURM has other variables too
         print(
-            f"One process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). --num_processes, "
-            "before the recipe's keys, starts more.",
+            f"Starting one process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). To start "
+            "more, give --num_processes before the recipe's keys.",
             file=sys.stderr,
         )
     sys.stdout.flush()

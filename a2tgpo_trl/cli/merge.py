@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", type=Path, help="folder of an adapter, as training with LoRA leaves it")
+    parser.add_argument("adapter", type=Path, help="folder of an adapter, as training with LoRA saves it")
     parser.add_argument("output", type=Path, help="folder for the merged policy; must be empty or new")
     parser.add_argument("--base", help="base model, if it is no longer where the adapter says")
     parser.set_defaults(run=run)
@@ -35,7 +35,7 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     check_adapter(adapter)
     if output.exists() and any(output.iterdir()):
         raise ValueError(
-            f"{output} is not empty. Name a new folder: another policy's files beside these would mislead."
+            f"{output} is not empty. Name a new folder: files of another policy beside these would be misleading."
         )
     base = base or PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     assert base is not None  # PEFT saves it

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write the differences as JSON")
     parser.epilog = (
         "Example: a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set. "
-        "These are the folders of rollouts that a2tgpo eval prints; both policies must have had the same questions. "
-        "a2tgpo help evaluation says more."
+        "These are the folders of rollouts that a2tgpo eval prints; both policies must have been asked the same "
+        "questions. a2tgpo help evaluation says more."
     )
     parser.set_defaults(run=run)
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(found), sys.stdout, indent=2)
         print()
         return 0
-    title = f"second less first, on {len({record['row'] for record in first}):,} questions"
+    title = f"second minus first, on {len({record['row'] for record in first}):,} questions"
     print_table(difference_table(found, ["first", "second"], title))
     return 0
 
@@ -46,11 +46,11 @@ def read_rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
 
     file = place if place.is_file() else place / ROLLOUTS
     if not file.is_file():
-        raise ValueError(f"There is no {file}. Name the folder of an evaluation, where a2tgpo eval says it is.")
+        raise ValueError(f"There is no {file}. Name the folder of an evaluation, which a2tgpo eval prints.")
     try:
         records = read_jsonl(file)
     except ValueError as error:
-        raise ValueError(f"{file} is no file of rollouts: {error}.") from error
+        raise ValueError(f"{file} is not a file of rollouts: {error}.") from error
     if not records or not all(isinstance(record, dict) and {"row", "rewards"} <= record.keys() for record in records):
         raise ValueError(f"{file} holds no rollouts of an evaluation. Name the folder of one.")
     return records

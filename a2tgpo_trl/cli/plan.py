@@ -80,8 +80,8 @@ def _sharding(args: argparse.Namespace, config_file: Path | None, here: bool) ->
         return of_accelerate(config_file, args.gpus)
     if here and args.sharding not in (None, "none", "ddp"):
         raise ValueError(
-            f"--gpu {args.gpu} runs the recipe, which a configuration of Accelerate splits: --config_file "
-            f"{args.sharding} in place of --sharding."
+            f"--gpu {args.gpu} runs the recipe, so its sharding must come from a configuration of Accelerate: give "
+            f"--config_file {args.sharding} instead of --sharding."
         )
     gpus = args.gpus or 1
     return Sharding(args.sharding or ("none" if gpus == 1 else "ddp"), gpus)

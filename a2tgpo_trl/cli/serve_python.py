@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         limits = f"{args.timeout:g} s a call, {args.memory_mb} MiB, {args.disk_mb} MiB of files"
         print(f"http://{host!s}:{port} runs Python: level {settings.isolation}, {limits}", flush=True)
         if not server.token and not server.is_loopback:
-            print("Whoever reaches this address can run code here: set A2TGPO_PYTHON_TOKEN.", flush=True)
+            print("Anyone who can reach this address can run code here: set A2TGPO_PYTHON_TOKEN.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

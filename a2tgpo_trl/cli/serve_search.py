@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=port_number, default=8000, help="port to listen on (default 8000; 0: a free one)"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="concurrent searches (default: the cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="concurrent searches (default: one per core)"
+    )
     parser.add_argument("--most-waiting", type=int, default=1024, help="requests at once (default 1024)")
     parser.epilog = "a2tgpo help search says more."
     parser.set_defaults(run=run)
@@ -58,7 +60,7 @@ def bm25(args: argparse.Namespace) -> "Retriever":
 
     unread = [f"--{name.replace('_', '-')}" for name in OF_DENSE if getattr(args, name) is not None]
     if unread:
-        raise ValueError(f"{', '.join(unread)}: for --index dense; BM25 reads no such option.")
+        raise ValueError(f"{', '.join(unread)}: only for --index dense; BM25 has no such option.")
     return bm25_retriever(args.corpus, args.index_folder, tell)
 
 
@@ -67,7 +69,7 @@ def dense(args: argparse.Namespace) -> "Retriever":
     from ..search.retriever import dense_retriever
 
     if args.encoder is None:
-        raise ValueError("--index dense needs --encoder: a folder or a name of the hub, intfloat/e5-base-v2 say.")
+        raise ValueError("--index dense needs --encoder: a folder or a name on the hub, such as intfloat/e5-base-v2.")
     encoder = SentenceEncoder(
         args.encoder,
         query_prefix=args.query_prefix,

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         re.compile(args.grep or "")
     except re.error as error:
-        raise ValueError(f"--grep: {args.grep!r} is no pattern: {error}.") from error
+        raise ValueError(f"--grep: {args.grep!r} is not a valid pattern: {error}.") from error
     with until_closed():
         show(args)
     return 0

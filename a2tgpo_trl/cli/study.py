@@ -79,7 +79,7 @@ def conduct(
         maker.make(study.reported(best_rates(study, results)))
     write_report(study, results)
     if maker.left:
-        print(f"{maker.left} runs are not there yet: the same command goes on with them.")
+        print(f"{maker.left} runs are still missing; run the same command again to make them.")
     return 1 if maker.failed else 0
 
 
@@ -101,12 +101,12 @@ def check(study: "Study") -> None:
             )
         needs = preset_of(recipe.args.credit_method).needs_turn_rewards and not recipe.args.turn_rewards
         if needs and not have_turn_rewards(environment_kinds(recipe.task)):  # may make one of each environment
-            raise ValueError(f"{study.file}: cell {cell!r} needs turn rewards, and has none (turn_rewards).")
+            raise ValueError(f"{study.file}: cell {cell!r} needs turn rewards, but has none (turn_rewards).")
         known = recipe.task.reward_names
         if study.reward not in known and recipe.task.environment_factory is None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
     if recipe.questions != HELD_OUT:  # alike for all cells
-        print(f"{study.file}: scores are on {recipe.questions}, but the report says held-out.", file=sys.stderr)
+        print(f"{study.file}: the report says held-out, but the scores are on {recipe.questions}.", file=sys.stderr)
 
 
 def check_places(study: "Study") -> None:
@@ -114,12 +114,12 @@ def check_places(study: "Study") -> None:
     from ..study.report import title
     from ..study.results import is_of_study
 
-    over = "and would be written over. Move it away."
+    over = "and would be overwritten. Move it elsewhere."
     if study.report.exists() and not study.report.read_text().startswith(title(study)):
-        raise ValueError(f"{study.report} is no report of this study, {over}")
+        raise ValueError(f"{study.report} is not a report of this study, {over}")
     for picture in (study.picture, study.figures):
         if picture.exists() and not study.report.exists():
-            raise ValueError(f"{picture} is no picture of this study, {over}")
+            raise ValueError(f"{picture} is not a picture of this study, {over}")
     if study.results.exists() and not is_of_study(study.results):
         raise ValueError(f"{study.results} holds no results of a study, {over}")
 
@@ -190,7 +190,7 @@ class Maker:
         missing = [run for run in runs if run.cell in self.cells and not self.results.has(run)]
         for run in missing:
             if self.results.take(run, self.identities[run.kind]):
-                print(f"{run.name}: the results of another study here", flush=True)
+                print(f"{run.name}: results taken from another study in the same folder", flush=True)
         with ThreadPoolExecutor(self.jobs) as jobs:
             list(jobs.map(self._make, [run for run in missing if not self.results.has(run)]))
 
@@ -203,7 +203,9 @@ class Maker:
             return
         folder = self.output / self.study.file.stem / run.name
         if folder.exists() and not (folder / RECIPE).is_file():
-            raise ValueError(f"{folder} is no run of a study, and would be removed. Name another folder (--output).")
+            raise ValueError(
+                f"{folder} is not a run of a study, and would be removed. Name another folder (--output)."
+            )
         recipe, start = write_recipe(self.study, run, folder), time.monotonic()
         # A study reads no tokens. Recording them is not measured, nor part of the recipe that identifies a run.
         code = train([str(recipe), "--overwrite", "true", "--record_tokens", "false"], folder, threads=1)
@@ -212,10 +214,10 @@ class Maker:
         except (ValueError, KeyError, OSError) as error:  # the results of the other runs are not lost
             code = 1
             with (folder / LOG).open("a") as log:
-                log.write(f"Its results cannot be read: {type(error).__name__}: {error}\n")
+                log.write(f"The results of this run cannot be read: {type(error).__name__}: {error}\n")
         if code:
             self.failed.append(run)
-            print(f"{run.name} failed: {folder / LOG}", file=sys.stderr, flush=True)
+            print(f"{run.name} failed, see {folder / LOG}", file=sys.stderr, flush=True)
             return
         with self.entering:
             self.results.put(run, self.identities[run.kind], measurements, self.jobs)

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a run with record_every")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {OUTPUT}")
     parser.add_argument(
-        "--overwrite", action="store_true", default=None, help="overwrite the file even if it is no such page"
+        "--overwrite", action="store_true", default=None, help="overwrite the file even if it is not such a page"
     )
     parser.add_argument("--serve", action="store_true", help="show the page live as the runs go on, until Ctrl-C")
     parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     others = ("output", "overwrite") if args.serve else ("host", "port")
     unread = [f"--{name}" for name in others if getattr(args, name) is not None]
     if unread:
-        raise ValueError(f"{', '.join(unread)}: not {'with' if args.serve else 'without'} --serve.")
+        raise ValueError(f"{', '.join(unread)} cannot be used {'with' if args.serve else 'without'} --serve.")
     return serve(args) if args.serve else write(args)
 
 
@@ -39,7 +39,7 @@ def write(args: argparse.Namespace) -> int:
     if file.is_dir():
         raise ValueError(f"{file} is a folder. Name a file: -o {file / 'view.html'}.")
     if file.exists() and not args.overwrite and not is_ours(file):
-        raise ValueError(f"{file} is no page of ours. Name another file, or write over it (--overwrite).")
+        raise ValueError(f"{file} was not written by a2tgpo view. Name another file, or overwrite it (--overwrite).")
     runs = read_runs(args.runs)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.part")
@@ -68,8 +68,8 @@ def _serve(args: argparse.Namespace) -> None:
         print(f"{server.address} shows {', '.join(server.runs.names)}. Ctrl-C ends it.", flush=True)
         if not server.is_loopback:
             print(
-                "Whoever has this address may read all of it, and what travels is not encrypted: "
-                "ssh -L does without (a2tgpo help view).",
+                "Anyone who has this address can read everything, and the traffic is not encrypted: "
+                "use ssh -L instead (a2tgpo help view).",
                 file=sys.stderr,
                 flush=True,
             )

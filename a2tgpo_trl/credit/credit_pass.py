@@ -101,12 +101,12 @@ class CreditPass:
             has_encoder = not self._splits_models and has_small_encoder()
             lacking = self._ranks.max(int(not has_encoder))
             self.shaping_embedding = NGRAMS_NAME if lacking else ENCODER
-            logger.info(f"What failed is compared with what passed by {self.shaping_embedding}.")
+            logger.info(f"Failed rollouts are compared with passing ones by {self.shaping_embedding}.")
         is_encoder = self.shaping_embedding != NGRAMS_NAME and ":" not in self.shaping_embedding
         if is_encoder and self._splits_models:
             raise ValueError(
-                f"shaping_embedding={self.shaping_embedding!r} would be split over the ranks by ZeRO-3. Name "
-                "'ngrams', or a function that asks an encoder of yours."
+                f"shaping_embedding={self.shaping_embedding!r} would be sharded across the ranks by ZeRO-3. Name "
+                "'ngrams', or a function that calls an encoder of your own."
             )
         return find_embedding(self.shaping_embedding)
 
@@ -114,19 +114,19 @@ class CreditPass:
         name, weight = self._settings.name, self._settings.switches.turn_reward_weight
         if preset_of(self._settings.method).needs_turn_rewards and not (self.rewards and weight > 0):
             raise ValueError(
-                f"credit={name!r} credits turn rewards, and there are none. Name some (turn_rewards: "
-                "{failed_call: -0.1}), hand over functions (turn_reward_funcs), give them a turn_reward_weight, or "
-                "choose another method."
+                f"credit={name!r} needs turn rewards with a weight, and there are none. Name some (turn_rewards: "
+                "{failed_call: -0.1}), pass functions (turn_reward_funcs), set turn_reward_weight above 0, or choose "
+                "another method."
             )
         if "environment" in self.rewards.names and not self._environment_rewards:
             raise ValueError(
-                "turn_rewards: no environment's class has an attribute turn_reward, which 'environment' reads."
+                "turn_rewards: 'environment' reads an attribute turn_reward, which no environment's class has."
             )
         self._check_turns_are_known()
         if self.rewards and weight == 0:
             logger.warning(
-                f"Turn rewards ({', '.join(self.rewards.names)}) are logged and not learnt from: turn_reward_weight "
-                f"is 0, as credit={name!r} sets it if you do not."
+                f"Turn rewards ({', '.join(self.rewards.names)}) are only logged, not learnt from: "
+                f"turn_reward_weight is 0, which credit={name!r} sets unless you do."
             )
 
     def _check_turns_are_known(self) -> None:
@@ -139,14 +139,14 @@ class CreditPass:
             if settings.switches.gain_groups == "state":
                 what = "gain_groups='state'"
             raise ValueError(
-                f"{what} can only be had of a policy with tools, or of a rollout_func: what is read is how its turns "
-                "went."
+                f"{what} can only be used with a policy that calls tools, or with a rollout_func: it reads how a "
+                "rollout's turns went."
             )
         if self._has_rollout_func and self.rewards.of_calls:
             raise ValueError(
-                f"turn_rewards: {', '.join(self.rewards.of_calls)} cannot be told of a rollout_func, which makes its "
-                "calls unseen. Have it return what it knows under a key of its own, one list a rollout, and read that "
-                "from the record by a function of yours (turn_reward_funcs)."
+                f"turn_rewards: {', '.join(self.rewards.of_calls)} cannot be computed with a rollout_func, whose "
+                "calls the trainer does not see. Have it return what it knows under a key of its own, one list per "
+                "rollout, and read that from the record with a function of your own (turn_reward_funcs)."
             )
 
     @property
@@ -230,13 +230,16 @@ class CreditPass:
         expected, name = tuple(evidence.gains_NK.shape), self._settings.name
         if tuple(advantages_NK.shape) != expected:
             found = tuple(advantages_NK.shape)
-            raise ValueError(f"credit={name!r} must return a tensor of shape {expected}; it returned one of {found}.")
+            raise ValueError(
+                f"credit={name!r} must return a tensor of shape {expected}; it returned one of shape {found}."
+            )
         if not advantages_NK[evidence.is_turn_NK].isfinite().all():
             switches = self._settings.switches
             why = "" if switches.uses_gain else " No gains are computed: set gain_weight above 0 to have them."
             raise ValueError(
-                f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN where a "
-                f"turn has none, as the answer turn has no gain: nan_to_num(nan=0.0) makes them 0.{why}"
+                f"credit={name!r} must return a finite number for each turn. Gains and turn rewards are NaN for "
+                "turns that have none (the answer turn has no gain, for example): nan_to_num(nan=0.0) makes them "
+                f"0.{why}"
             )
         # Entries that are no turns, or that nobody scored, are not learnt from, whatever the method returns for them.
         return torch.where(evidence.is_turn_NK, advantages_NK, 0.0)
@@ -280,7 +283,7 @@ class CreditPass:
         if self._without_success == FRUITLESS_BATCHES:
             logger.warning(
                 f"No rollout reached success_reward ({settings.success_reward:g}) in {FRUITLESS_BATCHES} batches, so "
-                "no failure was shaped. It is compared with the weighted sum of the rewards."
+                "no failure was shaped. success_reward is compared with the weighted sum of the rewards."
             )
         earned_N = (shaped_N - outcomes_N).nan_to_num(nan=0.0)
         return shaped_N, {
@@ -304,7 +307,7 @@ class CreditPass:
         found = self._ranks.attempt(name, made)
         widths = {width for (width,) in self._ranks.gather_lists([found.size(1)])}
         if len(widths) > 1:
-            raise ValueError(f"{name} must return as many numbers for each text; got {widths}.")
+            raise ValueError(f"{name} must return the same number of values for each text; got {widths}.")
         tried_B1 = torch.tensor([bool(text) for text in attempts], device=device).unsqueeze(1)
         return (found * tried_B1).contiguous()
 
@@ -316,6 +319,6 @@ def have_turn_rewards(environments: Iterable[type]) -> bool:
         if isinstance(getattr(kind, "turn_reward", None), property):
             raise ValueError(
                 f"{kind.__name__}.turn_reward must be a plain attribute (turn_reward: float | None = None): it is "
-                "set anew before the calls of each turn."
+                "reset before the calls of each turn."
             )
     return any(hasattr(kind, "turn_reward") for kind in kinds)

@@ -184,7 +184,7 @@ def method(
     unknown = {*values, *without_effect} - {*DEFAULTS, *OF_THE_OUTCOME}
     if unknown:
         known = ", ".join((*DEFAULTS, *OF_THE_OUTCOME))
-        raise ValueError(f"method(): {', '.join(sorted(unknown))} is none of {known}.")
+        raise ValueError(f"method(): there is no setting {', '.join(sorted(unknown))}; use {known}.")
     preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards, needs_states)
 
     def decorate(function: Method) -> Method:

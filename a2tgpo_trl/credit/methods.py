@@ -28,7 +28,7 @@ def find_method(name: str) -> Method:
         return _METHODS[name]
     found = load(name, [Path.cwd()], "credit method", METHODS)
     if not callable(found):
-        raise ValueError(f"credit: {name} is no function, but {type(found).__name__}.")
+        raise ValueError(f"credit: {name} must be a function, not {type(found).__name__}.")
     return found
 
 

@@ -130,7 +130,7 @@ def _encoder(name: str, **settings: Any) -> Embedding:
     except ImportError as error:
         raise ValueError(
             f"shaping_embedding: {name!r} needs sentence-transformers (pip install sentence-transformers). 'ngrams' "
-            "needs nothing; a function of yours is named as file.py:function."
+            "needs no package; a function of your own is named as file.py:function."
         ) from error
     try:
         encoder = SentenceTransformer(name, **settings)

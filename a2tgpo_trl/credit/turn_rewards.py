@@ -124,7 +124,9 @@ class TurnRewards:
         """`own`: functions that were given; those without a weight get 1."""
         given = dict(own) if isinstance(own, Mapping) else {_name_of(function): function for function in own}
         if not isinstance(own, Mapping) and len(given) < len(own):
-            raise ValueError("turn_reward_funcs: two functions have the same name, which metrics go by. Rename one.")
+            raise ValueError(
+                "turn_reward_funcs: two functions have the same name, but metrics are named after them. Rename one."
+            )
         self.weights = {**dict.fromkeys(given, 1.0), **weights}
         self._functions = {name: given.get(name) or find(name, folders or [Path.cwd()]) for name in self.weights}
 
@@ -167,9 +169,7 @@ def _is_finite(number: Any) -> bool:
 def _name_of(function: TurnReward) -> str:
     name = getattr(function, "__name__", None)
     if name is None:
-        raise ValueError(
-            f"turn_reward_funcs: {function!r} has no name, which metrics go by. Hand it over as {{name: it}}."
-        )
+        raise ValueError(f"turn_reward_funcs: {function!r} has no name for its metrics. Pass it as {{name: it}}.")
     return name
 
 
@@ -179,8 +179,8 @@ def find(name: str, folders: Sequence[Path]) -> TurnReward:
         return KINDS[name]
     if ":" not in name:
         raise ValueError(
-            f"There is no turn reward {name!r}.{nearest(name, KINDS)} Known are {', '.join(KINDS)}; functions are "
-            "named as file.py:function or package.module:function."
+            f"There is no turn reward {name!r}.{nearest(name, KINDS)} Known are {', '.join(KINDS)}; name a function "
+            "as file.py:function or package.module:function."
         )
     return load(name, folders, "turn reward", KINDS)
 
@@ -189,15 +189,15 @@ def _checked(name: str, numbers: Any, record: Record) -> list[float | None]:
     turns = len(record["turns"])
     if name == "environment" and not all(number is None or _is_finite(number) for number in numbers):
         raise ValueError(
-            f"An environment's turn_reward must be a finite number or None; over the turns it was {numbers}."
+            f"An environment's turn_reward must be a finite number or None; for the turns it was {numbers}."
         )
-    expected = f"The turn reward {name} must return one number a turn, {turns} for this rollout"
+    expected = f"The turn reward {name} must return one number per turn, {turns} for this rollout"
     try:
         row = [None if number is None else float(number) for number in numbers]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{expected}; it returned {numbers!r:.200}.") from error
     if len(row) != turns:
-        raise ValueError(f"{expected}; it returned {len(row)}. The answer turn is one of them.")
+        raise ValueError(f"{expected}; it returned {len(row)}. The answer turn counts as one.")
     if not all(number is None or math.isfinite(number) for number in row):
         raise ValueError(f"{expected}, each finite or None; it returned {row}.")
     return row

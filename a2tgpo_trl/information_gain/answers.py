@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 
 WITHOUT_ANSWERS = (
-    "train by a method that needs no answers: credit='gtpo' reads turn rewards and the outcome, credit='grpo' the "
-    "outcome alone (any method does without gains if gain_weight=0, clip_adaptation=0)"
+    "train with a method that needs no answers: credit='gtpo' reads turn rewards and the outcome, credit='grpo' only "
+    "the outcome (any method works without gains if gain_weight=0, clip_adaptation=0)"
 )
 
 
@@ -19,7 +19,7 @@ def used_answers(answer: Any, aliases: str, where: str) -> list[str]:
     if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
         raise ValueError(
             f"{where} holds {answer!r}: an answer must be a string or a list of strings. Convert it (a column with "
-            f"dataset.map); or {WITHOUT_ANSWERS}."
+            f"dataset.map), or {WITHOUT_ANSWERS}."
         )
     if not accepted:
         raise ValueError(f"{where} holds an empty list: the information gain needs an answer. Drop the row.")
@@ -61,7 +61,7 @@ def check_owned_data(environments: Iterable[type], has_data: bool) -> None:
     if names and not has_data:
         raise ValueError(
             f"There is no answer to score: no data set was given, and {names} declares none. Declare it in the class "
-            f"(answer: str | None = None) and have reset set it; or {WITHOUT_ANSWERS}."
+            f"(answer: str | None = None) and have reset set it, or {WITHOUT_ANSWERS}."
         )
 
 

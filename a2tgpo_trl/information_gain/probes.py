@@ -78,7 +78,7 @@ def check_seam(tokenizer: PreTrainedTokenizerBase, template: str, context: str) 
             f"The chat template's generation prompt opens a thinking block ({last_line!r}), so the probe "
             f"{template!r} would be scored inside a thought. Close the block in the probe "
             f"(probe_template={'</think>' + template!r}), or turn thinking off "
-            "(chat_template_kwargs={'enable_thinking': False}, where the template knows it)."
+            "(chat_template_kwargs={'enable_thinking': False}, if the template supports it)."
         )
     text = template.replace(ANSWER_SLOT, "answer")
     apart = [
@@ -88,8 +88,8 @@ def check_seam(tokenizer: PreTrainedTokenizerBase, template: str, context: str) 
     if tokenizer(context + text, add_special_tokens=False)["input_ids"] != apart:
         raise ValueError(
             f"The probe {template!r} tokenises differently after the chat template's generation prompt "
-            f"({last_line!r}): characters on the two sides of the border merge, so the policy would never write "
-            "this probe. Let probe_template begin with other characters (without a leading space or line break, say)."
+            f"({last_line!r}): characters on the two sides of the border merge, so the policy would never write this "
+            "probe. Begin probe_template with other characters (without a leading space or line break, for example)."
         )
 
 
@@ -105,7 +105,7 @@ def thought_before_answer(template: str, prompt: str, prompt_without_thinking: s
     if thought == prompt_without_thinking or "</think>" not in thought or "</think>" in template:
         return None
     return (
-        f"The policy thinks before it answers, and the probe {template!r} is scored where no thought has been: an "
-        "answer that it would not write. Turn thinking off (chat_template_kwargs: {enable_thinking: false}), or let "
-        f"the probe begin with the empty thought of this template (probe_template={thought + template!r})."
+        f"The policy thinks before it answers, and the probe {template!r} is scored without a thought before it: an "
+        "answer that the policy would not write. Turn thinking off (chat_template_kwargs: {enable_thinking: false}), "
+        f"or begin the probe with the empty thought of this template (probe_template={thought + template!r})."
     )

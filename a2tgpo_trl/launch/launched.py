@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trl import GRPOConfig
 
 USE_CPU, USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-CPU_INSTEAD = "On CPUs use the configuration cpu_ddp, cpu_zero2 or cpu_zero3."
+CPU_INSTEAD = "On CPUs, use the configuration cpu_ddp, cpu_zero2 or cpu_zero3."
 
 
 def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -38,12 +38,12 @@ def check_launch(args: "GRPOConfig", accelerator: "Accelerator", environment: Ma
     _check_processes(accelerator.num_processes, kind, environment)
     if (args.fsdp or is_on(USE_FSDP, environment)) and kind != DistributedType.FSDP:
         raise ValueError(
-            f"FSDP was asked for, but Accelerate runs {_in_words(kind)}: it shards over accelerators only, and each "
+            f"FSDP was requested, but Accelerate runs {_in_words(kind)}: it shards over accelerators only, so each "
             f"process would hold the whole model. {CPU_INSTEAD}"
         )
     if (args.deepspeed or is_on(USE_DEEPSPEED, environment)) and kind != DistributedType.DEEPSPEED:
         raise ValueError(
-            f"DeepSpeed was asked for, but Accelerate runs {_in_words(kind)}: it leaves DeepSpeed out where {USE_CPU} "
+            f"DeepSpeed was requested, but Accelerate runs {_in_words(kind)}: it does not use DeepSpeed if {USE_CPU} "
             f"is set. Unset it. {CPU_INSTEAD}"
         )
 
@@ -53,21 +53,21 @@ def _check_processes(present: int, kind: DistributedType, environment: Mapping[s
     if started is not None and int(started) != present:
         if kind == DistributedType.DEEPSPEED:
             remedy = (
-                "Set use_cpu to true: without it Accelerate lets DeepSpeed's processes on CPUs not find each other."
+                "Set use_cpu to true: without it, Accelerate keeps DeepSpeed's CPU processes from finding each other."
             )
         else:
             remedy = f"Without GPUs, set {USE_CPU}=true, or use one of the cpu configurations (cpu_ddp)."
         raise ValueError(
-            f"{started} processes were started, but this one sees {present}: each would train by itself, on the same "
+            f"{started} processes were started, but this one sees {present}: each would train on its own, on the same "
             f"rows and into the same folder. {remedy}"
         )
     # Accelerate sets the address where processes meet if it is to start several; nothing else tells that it was.
     launched, meets = "ACCELERATE_MIXED_PRECISION" in environment, "MASTER_ADDR" in environment
     if started is None and launched and meets and present == 1:
         raise ValueError(
-            "Accelerate was asked for several processes and started one: on CPUs, and with distributed_type NO, it "
-            "starts no others. Start them by a2tgpo train RECIPE --config_file cpu_ddp --num_processes N, or set "
-            f"{USE_CPU}=true and give accelerate launch --multi_gpu. If one is what you want, unset MASTER_ADDR."
+            "Accelerate was asked for several processes but started one, as it does on CPUs and with distributed_type "
+            "NO. Start them with a2tgpo train RECIPE --config_file cpu_ddp --num_processes N, or set "
+            f"{USE_CPU}=true and give accelerate launch --multi_gpu. If you want only one, unset MASTER_ADDR."
         )
 
 

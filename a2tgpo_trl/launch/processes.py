@@ -46,8 +46,8 @@ def start_here(config_file: Path | None, num_processes: int | None) -> Start:
     if is_slurm_rank(os.environ):
         if config_file is None:
             raise ValueError(
-                "srun has started several tasks on this machine, and without a configuration each would be a run of "
-                "its own. Give --config_file (multi_gpu, zero3, ...), or srun --ntasks-per-node=1."
+                "srun has started several tasks on this machine, and without a configuration each would be a separate "
+                "run. Give --config_file (multi_gpu, zero3, ...), or srun --ntasks-per-node=1."
             )
         return rank_of_slurm(config_file, num_processes, os.environ)
     return choose_start(config_file, num_processes, count_accelerators())
@@ -101,8 +101,8 @@ def _copies(config_file: Path, config: ClusterConfig, words: list[str], accelera
     """Return how to start several processes with the whole model each, where Accelerate would start one."""
     if not config.use_cpu and config.distributed_type == DistributedType.NO and accelerators > 0:
         raise ValueError(
-            f"{config_file} has the distributed_type NO, with which Accelerate starts one process of several. Use the "
-            "configuration multi_gpu."
+            f"{config_file} has the distributed_type NO, with which Accelerate starts one process instead of several. "
+            "Use the configuration multi_gpu."
         )
     return Start([*words, *SEVERAL], {USE_CPU: "true"})
 
@@ -116,7 +116,7 @@ def _check_number(who: str, number: int, accelerators: int) -> None:
 def _on_cpu(config_file: Path, config: ClusterConfig) -> dict[str, str]:
     """Return the variables that keep processes off the GPUs; an error for FSDP, which cannot be kept off."""
     if config.distributed_type == DistributedType.FSDP:
-        raise ValueError(f"{config_file}: on CPUs Accelerate runs DDP in the place of FSDP. {CPU_INSTEAD}")
+        raise ValueError(f"{config_file}: on CPUs, Accelerate runs DDP instead of FSDP. {CPU_INSTEAD}")
     # With both variables, Accelerate would leave DeepSpeed out.
     return {"DS_ACCELERATOR": "cpu"} if config.distributed_type == DistributedType.DEEPSPEED else {USE_CPU: "true"}
 
@@ -138,12 +138,12 @@ def rank_of_slurm(config_file: Path, num_processes: int | None, environment: Map
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise ValueError(
-            f"srun has started several tasks on this machine, which are ranks, but {' and '.join(missing)} is not "
-            "set. recipes/multi_node.slurm shows how; for ranks started from here, give srun --ntasks-per-node=1."
+            f"srun has started several tasks on this machine, one per rank. Set {' and '.join(missing)}, as in "
+            "recipes/multi_node.slurm; or give srun --ntasks-per-node=1 to have the ranks started from here."
         )
     tasks = _tasks(environment)
     if num_processes not in (None, tasks):
-        raise ValueError(f"--num_processes {num_processes}: srun has started {tasks} tasks. Leave it out.")
+        raise ValueError(f"--num_processes {num_processes}: srun has already started {tasks} tasks. Leave it out.")
     on_this_machine = tasks // int(environment["SLURM_STEP_NUM_NODES"])
     ranks = {"RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"]}
     sizes = {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(on_this_machine)}

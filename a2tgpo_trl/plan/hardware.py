@@ -53,8 +53,8 @@ def named(name: str) -> Device:
     if sized is None and name not in GPUS:
         known = [*GPUS, *SIZED, THIS]
         raise ValueError(
-            f"--gpu: there is no {name!r}.{nearest(name, known)} Known: {', '.join(known)}, and any name that ends in "
-            "its memory, as 48gb."
+            f"--gpu: there is no kind {name!r}.{nearest(name, known)} Known: {', '.join(known)}, and any name that "
+            "ends in its memory, such as 48gb."
         )
     return Device(name, (int(sized[1]) if sized else GPUS[name]) * GB)
 

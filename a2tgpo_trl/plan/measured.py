@@ -74,8 +74,8 @@ def measure(
     accelerators = count_accelerators()
     if processes > accelerators > 0:
         raise ValueError(
-            f"--gpu this: {processes} processes do not run on this machine, which has {accelerators} GPU(s). Give "
-            f"--gpus {accelerators}, or compute it for a kind of GPU (--gpu h100)."
+            f"--gpu this: {processes} processes cannot run on this machine, which has {accelerators} GPU(s). Give "
+            f"--gpus {accelerators}, or plan for a kind of GPU (--gpu h100)."
         )
     start = choose_start(config_file, processes, accelerators)
     settings = {**TRAINING_ALONE, "max_steps": str(2 * steps_of_batch(recipe))}
@@ -89,7 +89,7 @@ def measure(
         if done.returncode != 0 or not file.exists():
             raise ValueError(
                 f"--gpu this: two batches of the recipe did not run here:\n{done.stderr[-LAST_WORDS:].strip()}\n"
-                "Change the recipe until they do, or compute it for a kind of GPU (--gpu h100)."
+                "Change the recipe until they do, or plan for a kind of GPU (--gpu h100)."
             )
         return Measured(**json.loads(file.read_text()))
 
@@ -115,7 +115,7 @@ def count_steps(recipe: Recipe, processes: int) -> int:
     try:
         number = len(rows)
     except TypeError:
-        raise ValueError(f"{recipe.where}a data set that is streamed has no length: set max_steps.") from None
+        raise ValueError(f"{recipe.where}a streamed data set has no length: set max_steps.") from None
     rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     prompts = rollouts / (args.num_generations * args.num_iterations)
     return max(1, round(args.num_train_epochs * number / prompts))

@@ -157,7 +157,7 @@ def check_vllm(policy: Policy, setting: Setting, device: Device, row: int) -> No
     cache = policy.read(1, row).kept * VLLM_BYTES / itemsize / setting.vllm_devices
     if weights + cache / VLLM_FREE > setting.vllm_share * device.memory_bytes:
         raise ValueError(
-            f"vLLM has {setting.vllm_share:.0%} of {device.memory_bytes / 1e9:.0f} GB, which does not hold its "
+            f"vLLM has {setting.vllm_share:.0%} of {device.memory_bytes / 1e9:.0f} GB, too little for its "
             f"weights ({weights / 1e9:.1f} GB) and the cache of a rollout of {row} tokens ({cache / 1e9:.1f} GB). "
             "Raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size."
         )

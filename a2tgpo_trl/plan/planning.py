@@ -72,7 +72,7 @@ class Planner:
             assumptions=[
                 *self._training_alone(),
                 f"rollouts: prompts of {self._prompt:g} tokens ({self._note}), and completions of {completion}",
-                "not counted: what allocators leave unused, for which a tenth of the memory is kept free",
+                "not counted: memory that allocators leave unused; a tenth of the memory is kept free for it",
             ],
         )
 

@@ -169,8 +169,8 @@ class Policy:
                 yield trace
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(
-                f"The code of {type(base_model(self._model)).__name__} cannot be run without weights, as a plan does: "
-                f"{error}"
+                f"A plan runs the model's code without its weights, which {type(base_model(self._model)).__name__} "
+                f"does not support: {error}"
             ) from error
 
 

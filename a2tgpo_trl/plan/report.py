@@ -18,7 +18,7 @@ CURES = {
     "(use_peft, load_in_4bit)",
     "optimiser": "split it (--sharding zero2), or train an adapter (use_peft)",
     "reference model": "beta: 0, or an adapter (use_peft), whose base is the reference",
-    "gathered weights": "more GPUs do not help here; a lower stage3_max_live_parameters does",
+    "gathered weights": "a lower stage3_max_live_parameters (more GPUs do not help)",
     "vLLM": "lower vllm_gpu_memory_utilization, or vllm_enable_sleep_mode: true",
     "gathered for generation": "ds3_gather_for_generation: false (slow), or use_vllm: true",
     "KV cache": "lower sampling_token_budget or sampling_batch_size, or use_vllm: true",
@@ -29,7 +29,7 @@ CURES = {
     "activations": "gradient_checkpointing: true, fewer rows at once (per_device_train_batch_size, with more "
     "gradient_accumulation_steps), or a lower max_completion_length",
     "gradients": "split them (--sharding zero2), or train an adapter (use_peft)",
-    "gradient buffers": "an adapter (use_peft) has few gradients to reduce",
+    "gradient buffers": "an adapter (use_peft), which has few gradients to reduce",
     "optimiser's work": "split the optimiser (--sharding zero2)",
     "runtime": "nothing: a driver takes it",
 }
@@ -56,15 +56,15 @@ def as_text(plan: Plan, run: Run | None) -> Iterator[str | Table]:
     yield f"{plan.model}: {numbers.all / 1e9:.3g} B weights, {trained}; sampled by {sampler}"
     yield (
         f"{sharding.devices} x {plan.device.name}, {sharding.kind}; {setting.micro_batches} micro-batches of "
-        f"{setting.rows} rollouts a device and step"
+        f"{setting.rows} rollouts per device and step"
     )
-    yield "\nMemory of a device with the longest rollouts, GiB, computed:"
+    yield "\nMemory per device with the longest rollouts, in GiB, computed:"
     yield _memory_table(plan)
     yield verdict(plan)
     for line in plan.assumptions:
         yield f"  - {line}"
     if run is None:
-        yield "Seconds are not computed: where it is to run, --gpu this measures them."
+        yield "Seconds are not computed: --gpu this measures them, on the machine where the recipe is to run."
     else:
         yield from _run_as_text(run)
 

@@ -27,7 +27,7 @@ class Sharding:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(
-                f"--sharding: there is no {self.kind!r}.{nearest(self.kind, KINDS)} Known: {', '.join(KINDS)}."
+                f"--sharding: there is no kind {self.kind!r}.{nearest(self.kind, KINDS)} Known: {', '.join(KINDS)}."
             )
         if self.kind == "none" and self.devices > 1:
             raise ValueError(f"--sharding none is for one device; {self.devices} need ddp, zero1-3 or fsdp2.")
@@ -71,7 +71,7 @@ def _kind(config: Any, devices: int, path: Path) -> str:
         _refuse(offloads, path)
         if "deepspeed_config_file" in settings:
             raise ValueError(
-                f"{path}: a deepspeed_config_file is not read. Say --sharding zero2 and --gpus N instead."
+                f"{path}: a plan does not read a deepspeed_config_file. Give --sharding zero2 and --gpus N instead."
             )
         return {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}[int(settings["zero_stage"])]
     if name == "FSDP":
@@ -80,12 +80,12 @@ def _kind(config: Any, devices: int, path: Path) -> str:
         return "fsdp2"
     if name in ("NO", "MULTI_GPU", "MULTI_CPU"):
         return "none" if devices == 1 else "ddp"
-    raise ValueError(f"{path}: distributed_type {name} is not planned. Known: NO, MULTI_GPU, DEEPSPEED, FSDP.")
+    raise ValueError(f"{path}: distributed_type {name} cannot be planned. Known: NO, MULTI_GPU, DEEPSPEED, FSDP.")
 
 
 def _refuse(offloads: list[str], path: Path) -> None:
     if offloads:
         raise ValueError(
-            f"{path}: {', '.join(offloads)}: a plan knows nothing of offloading, and its figures would be wrong. "
+            f"{path}: {', '.join(offloads)}: a plan does not account for offloading, and its figures would be wrong. "
             "Plan without it."
         )

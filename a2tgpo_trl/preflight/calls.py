@@ -17,9 +17,9 @@ from .loading import factories, public_methods
 
 SHOWN = 80  # characters of a result
 THREADS = (
-    "Training calls tools from threads of its own, never from the one that imports them. Open what belongs to one "
-    "thread (a connection of SQLite, say) in the call, once a thread (threading.local), or once for a tool with "
-    "concurrency=1, all of whose calls are made on one thread. Or make the tools methods of an environment, which "
+    "Training calls tools from threads of its own, never from the one that imports them. Open what is bound to one "
+    "thread (an SQLite connection, for example) in the call, once per thread (threading.local), or once for a tool "
+    "with concurrency=1, whose calls are all made on one thread. Or make the tools methods of an environment, which "
     "is made and called on a thread of its own."
 )
 # Texts of errors from calls on another thread, or event loop, than the one their resources were made on.
@@ -91,12 +91,14 @@ def _verdict(name: str, arguments: Mapping[str, Any], outcome: Outcome) -> Verdi
     if outcome.status == "ok":
         return "pass", f"{call} -> {text!r} in {outcome.seconds:.2g} s."
     if outcome.status == "timeout":
-        return "fail", f"{call}: {outcome.text} See that what it needs is there, or raise its limit (tool_timeout)."
+        return "fail", (
+            f"{call}: {outcome.text} Make sure that what it needs is available, or raise its limit (tool_timeout)."
+        )
     if OF_ANOTHER_THREAD.match(outcome.text):
         return "fail", f"{call}: {outcome.text}. {THREADS}"
     if not arguments:
-        return "fail", f"{call}: {outcome.text}. Every call of the run would fail so."
+        return "fail", f"{call}: {outcome.text}. Every call of the run would fail like this."
     return "warn", (
-        f"{call}: {outcome.text}. If that is what it says to arguments that are made up, all is well; else every call "
-        "of the run would fail so."
+        f"{call}: {outcome.text}. If this is its answer to made-up arguments, all is well; otherwise every call of "
+        "the run would fail like this."
     )

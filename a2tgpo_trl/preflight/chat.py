@@ -124,7 +124,7 @@ class Chat:
     @property
     def conversation(self) -> Messages:
         if not self.conversations:
-            raise ValueError("The template writes finished turns otherwise than it begins them.")
+            raise ValueError("The template renders finished turns differently from how it begins them.")
         return next(iter(self.conversations.values()))
 
     def _is_written_so(self, messages: Messages) -> bool:

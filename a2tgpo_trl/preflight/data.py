@@ -71,8 +71,8 @@ def check_prompts(chat: Chat, data: Datasets) -> Verdict:
             )
         if chat.tools and not is_conversational({"prompt": first["prompt"]}):
             return "fail", (
-                f"The prompts of the {name} data set are plain text, and calls are found in conversations only. "
-                "Make each prompt a list of messages: [{'role': 'user', 'content': ...}]."
+                f"The prompts of the {name} data set are plain text, but calls are found only in conversations. Make "
+                "each prompt a list of messages: [{'role': 'user', 'content': ...}]."
             )
         try:
             chat.prompt_ids([first["prompt"]])

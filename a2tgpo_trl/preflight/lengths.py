@@ -22,9 +22,9 @@ def check_fit(chat: Chat, args: A2TGPOConfig, data: Datasets, config: PreTrained
         room = limit - longest
         cure = f"Lower max_completion_length to at most {room}, drop the" if room > 0 else "Drop"
         return "fail", f"{numbers} is above {name} {limit}. {cure} longest prompts, or use a model with more room."
-    seen = f"{numbers} of {name} {limit}" if limit is not None else f"{numbers}; the model names no limit"
+    seen = f"{numbers} of {name} {limit}" if limit is not None else f"{numbers}; the model states no limit"
     if resets:
-        return "warn", f"{seen}. What reset() of the environment adds to the prompts is not known: leave it room."
+        return "warn", f"{seen}. What the environment's reset() adds to the prompts is not known: leave room for it."
     return "pass", seen
 
 

@@ -31,7 +31,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
         trust_remote_code=recipe.args.trust_remote_code,
     )
     if isinstance(tokenizer, ProcessorMixin):
-        raise ValueError("Vision-language models are not supported. Name a model that reads text alone.")
+        raise ValueError("Vision-language models are not supported. Name a text-only model.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -43,8 +43,8 @@ def check_clip_range(args: A2TGPOConfig) -> Verdict:
     if (idle := args.idle_clip_range) is not None:
         return "warn", idle
     if args.is_on_policy:
-        return "pass", "none counts: each batch is trained on in one update, so all ratios are 1"
-    return "pass", "counts: each batch is trained on in several updates"
+        return "pass", "no effect: each batch is trained on in one update, so all ratios are 1"
+    return "pass", "in effect: each batch is trained on in several updates"
 
 
 def sampling(args: A2TGPOConfig) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def truncation(args: A2TGPOConfig) -> list[str]:
     if not changed:
         return []
     return [
-        f"Sampling is changed by {named(changed)}, and the trainer's log-probabilities are not: tokens are drawn with "
-        "other probabilities than they are trained with. Leave these settings at their defaults."
+        f"Sampling is changed by {named(changed)}, and the trainer's log-probabilities are not: tokens are drawn "
+        "with different probabilities than they are trained with. Leave these settings at their defaults."
     ]
 
 

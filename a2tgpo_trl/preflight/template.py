@@ -53,9 +53,9 @@ def check_parser(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Callable]) 
         add_response_schema(tokenizer)
     except ValueError:
         return "fail", (
-            "TRL has no parser for the tool calls of this chat template: it compares templates letter by letter, and "
-            "this one is none of those it knows, so training would refuse it. Use the model's original template, or "
-            "set response_template on the tokenizer and save it."
+            "TRL has no parser for the tool calls of this chat template: it compares templates character by "
+            "character, and this is not one that it knows, so training would refuse it. Use the model's original "
+            "template, or set response_template on the tokenizer and save it."
         )
     return "pass", "TRL's, for this template"
 
@@ -65,17 +65,17 @@ def check_prefixes(chat: Chat) -> Verdict:
     if not chat.tools:
         return "pass", "no tools, so a rollout is one turn"
     cure = (
-        "Training appends tokens and keeps what was sampled, so that it would train on contexts that the template "
-        "never shows to the policy. Use a template that leaves earlier turns as they were"
+        "Training appends tokens and keeps what was sampled, so it would train on contexts that the template never "
+        "shows to the policy. Use a template that leaves earlier turns as they were"
     )
     if chat.problem is not None:
         messages = conversation(chat.tools)
         changed = difference(chat.text(messages[:2]), chat.text(messages[:3]))
-        return "fail", f"A tool result changes what stands before it: {changed}. Training would refuse this. {cure}."
+        return "fail", f"A tool result changes the text before it: {changed}. Training would refuse this. {cure}."
     if not chat.conversations:
         messages = conversation(chat.tools)
         changed = difference(chat.text(messages[:1], generation_prompt=True), chat.text(messages[:2]))
-        return "fail", f"A finished turn is written otherwise than it was begun: {changed}. {cure}."
+        return "fail", f"A finished turn is rendered differently from how it began: {changed}. {cure}."
     thoughts_kept = [False for name in chat.conversations if "with thinking" in name]
     for name, messages in chat.conversations.items():
         changed_to = _changed_prefix(chat, messages)
@@ -120,11 +120,11 @@ def _assistant_turns(messages: Messages) -> list[int]:
 def check_separators(chat: Chat, data: Datasets) -> Verdict:
     """Check that prompt, sampled turns and results, joined as in training, are the conversation as rendered."""
     if not chat.tools and not is_conversational(first_row(data)):
-        return "pass", "no tools and prompts of plain text"
+        return "pass", "no tools and plain-text prompts"
     if not chat.tools and not chat.conversations:
         return "warn", (
-            "The template writes a finished turn otherwise than it begins one, so nothing can be said of how turns "
-            "end. Watch completions/clipped_ratio: near 1, the policy does not stop."
+            "The template renders a finished turn differently from how it begins one, so how turns end cannot be "
+            "checked. Watch completions/clipped_ratio: near 1, the policy does not stop."
         )
     messages = chat.conversation
     ids = chat.pieces(messages)
@@ -137,16 +137,16 @@ def check_separators(chat: Chat, data: Datasets) -> Verdict:
     if expected == found:
         at = next(i for i, pair in enumerate(zip(ids, whole, strict=False)) if pair[0] != pair[1])
         return "warn", (
-            f"The text is kept, but tokenised in one piece it has other tokens around "
+            "The text is kept, but tokenised in one piece it has different tokens around "
             f"{chat.tokenizer.decode(whole[max(0, at - 4) : at + 4])!r}. Training is sound; serve the policy from "
-            "tokens, or the contexts differ a little from those it was trained on."
+            "tokens, or its contexts differ slightly from those it was trained on."
         )
     cure = (
         f"Set eos_token of the tokenizer to {end!r}, the token that ends a turn in this template."
         if ids[-1] != chat.tokenizer.eos_token_id
-        else "Use a template that writes a turn alike with and without a message after it."
+        else "Use a template that renders a turn the same with and without a message after it."
     )
-    return "fail", f"Between turns {difference(expected, found)}. {cure}"
+    return "fail", f"Between turns, {difference(expected, found)}. {cure}"
 
 
 def check_mask(chat: Chat) -> Verdict:
@@ -202,12 +202,14 @@ def check_parallel_calls(chat: Chat) -> Verdict:
     try:
         parsed = _parsed_calls(chat, calls)
     except TemplateError as error:
-        return "pass", f"one call a turn: the template has no form for more ({error}), so let the prompt ask for one"
+        return "pass", (
+            f"one call per turn: the template has no form for more ({error}), so the prompt should ask for one"
+        )
     if parsed == [call["function"] for call in calls]:
         return "pass", "two calls in a turn are both parsed"
     return "warn", (
-        f"Of two calls in one turn, {len(parsed)} came back as written: the rest would be dropped without a word. Ask "
-        "for one call at a time in the prompt, or set a response_template on the tokenizer that reads them all."
+        f"Of two calls in one turn, {len(parsed)} came back as written: the rest would be dropped silently. Ask for "
+        "one call at a time in the prompt, or set a response_template on the tokenizer that reads them all."
     )
 
 
@@ -225,7 +227,7 @@ def check_probe(chat: Chat, args: A2TGPOConfig, data: Datasets) -> Verdict:
     if not args.uses_gain:
         return "pass", "no gain is computed"
     if not chat.tools and not is_conversational(first_row(data)):
-        return "pass", "not tried: prompts of plain text may end in anything"
+        return "pass", "not tried: plain-text prompts may end in anything"
     places = {"the prompt": conversation(chat.tools)[:1]}
     if chat.tools:
         places["a tool result"] = chat.conversation[:3]

@@ -69,7 +69,7 @@ def _mapping(key: str, value: dict[str, Any] | str | None, example: str) -> dict
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{key} must be JSON of a mapping ('{example}'); got {value!r}.")
+        raise ValueError(f"{key} must be a mapping written as JSON ('{example}'); got {value!r}.")
     return found
 
 
@@ -86,7 +86,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str] | None, lis
     if sum(word == "--config" or word.startswith("--config=") for word in words) > 1:
         raise RecipeError("--config names a second recipe. Name one; to build it on others, use --base.")
     if named.base is not None and named.config is None:
-        raise RecipeError("--base would have no effect without a recipe to be built on it.")
+        raise RecipeError("--base would have no effect without a recipe that is built on it (--config).")
     return named.config, named.base, others
 
 

@@ -27,6 +27,6 @@ def run_recipe(action: Callable[[Recipe], Any], words: Sequence[str] | None) -> 
             print(f"a2tgpo: stopped: {stopped}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("a2tgpo: interrupted. What was written is in the output folder.", file=sys.stderr)
+        print("a2tgpo: interrupted. Everything written so far is in the output folder.", file=sys.stderr)
         return 130
     return 0

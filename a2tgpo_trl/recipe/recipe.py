@@ -91,8 +91,8 @@ class Recipe:
 
         if self.args.n_gpu > 1:
             raise RecipeError(
-                f"One process sees {self.args.n_gpu} GPUs. Start one process for each (--num_processes "
-                f"{self.args.n_gpu}, before the other options), or show it one (CUDA_VISIBLE_DEVICES=0)."
+                f"One process sees {self.args.n_gpu} GPUs. Start one process per GPU (--num_processes "
+                f"{self.args.n_gpu}, before the other options), or let it see only one (CUDA_VISIBLE_DEVICES=0)."
             )
         try:
             check_output_apart(self.args.output_dir, self.model.model_name_or_path)
@@ -158,7 +158,7 @@ class Recipe:
     def _adapted_policy(self) -> dict[str, Any]:
         """Return a saved adapter on its base, to be trained further or evaluated."""
         if self.model.use_peft:
-            raise ValueError(f"{self.adapter} is an adapter already: it goes on as it is. Leave use_peft out.")
+            raise ValueError(f"{self.adapter} is already an adapter, and is used as it is. Leave use_peft out.")
         base = self.load_base()
         self.args.model_init_kwargs = None
         return {
@@ -189,7 +189,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         run, args, model = parser.parse_over(content, words)
         if model.model_name_or_path is None:
             raise ValueError(
-                f"model_name_or_path is missing: name a model of the hub, a folder, or one of {', '.join(MODELS)}."
+                f"model_name_or_path is missing: name a model on the hub, a folder, or one of {', '.join(MODELS)}."
             )
         model.model_name_or_path = MODELS.get(model.model_name_or_path, model.model_name_or_path)
         check_folder(Path(model.model_name_or_path))
@@ -282,7 +282,7 @@ def check_folder(policy: Path) -> None:
         if (policy / ADAPTER_CONFIG).is_file():
             check_adapter(policy)
         elif not (policy / "config.json").is_file():
-            raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training come to an end?")
+            raise ValueError(f"model_name_or_path: there is no model in {policy}. Did its training finish?")
     elif policy.is_absolute() or (len(policy.parts) > 1 and policy.parent.is_dir()):
         raise ValueError(f"model_name_or_path: there is no folder {policy}.")
 
@@ -294,7 +294,7 @@ def check_adapter(folder: Path) -> None:
     if not any((folder / file).is_file() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise ValueError(
             f"{folder} has the settings of an adapter but not its weights ({SAFETENSORS_WEIGHTS_NAME}). Was it copied "
-            "whole? A checkpoint of the same run may have them."
+            "completely? A checkpoint of the same run may have them."
         )
 
 
@@ -327,6 +327,6 @@ def check_test_set(recipe: Recipe) -> None:
     for name, wanted in recipe.task.averages.items():
         for column in wanted.keys() - {*rows.column_names}:
             raise ValueError(
-                f"averages: {name!r} is of a column {column!r}, which the test set has not."
+                f"averages: {name!r} selects rows by a column {column!r}, which the test set does not have."
                 f"{nearest(column, rows.column_names)}"
             )

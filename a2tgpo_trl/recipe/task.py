@@ -81,7 +81,7 @@ def _task_of_dataset(run: RecipeArguments, folders: Sequence[Path]) -> Task:
     else:
         kind = FILE_KINDS.get(file.suffix)
         if kind is None:
-            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known are {', '.join(FILE_KINDS)}.")
+            raise ValueError(f"dataset_name {file} ends in {file.suffix!r}; known endings: {', '.join(FILE_KINDS)}.")
         try:
             splits = load_dataset(kind, data_files=str(file))
         except (DatasetsError, StopIteration) as error:  # a line that is no JSON, no line at all
@@ -103,8 +103,8 @@ def _split(splits: Any, name: str, dataset: str) -> Any:
     found = re.fullmatch(r"([^\[]+)(?:\[(-?\d*):(-?\d*)\])?", name)
     if found is None or found[1] not in splits:
         raise ValueError(
-            f"{dataset} has no split {name!r}; it has {', '.join(splits)}, and rows of each "
-            f"({next(iter(splits))}[:50], {next(iter(splits))}[50:])."
+            f"{dataset} has no split {name!r}; it has {', '.join(splits)}. For some of the rows of a split, write "
+            f"{next(iter(splits))}[:50] or {next(iter(splits))}[50:]."
         )
     rows = splits[found[1]]
     chosen = range(len(rows))[slice(*(int(bound) if bound else None for bound in found.group(2, 3)))]
@@ -128,7 +128,7 @@ def load_reward(name: str, folders: Sequence[Path]) -> Any:
 def _reward_model(name: str) -> str:
     if "/" not in name:
         raise ValueError(
-            f"There is no reward {name!r}.{nearest(name, REWARDS)} Known are {', '.join(REWARDS)}; functions are "
-            "named as file.py:function or package.module:function, a reward model by its path."
+            f"There is no reward {name!r}.{nearest(name, REWARDS)} Known: {', '.join(REWARDS)}. Name a function as "
+            "file.py:function or package.module:function, and a reward model by its path."
         )
     return name

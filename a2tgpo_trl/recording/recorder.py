@@ -139,7 +139,10 @@ class Recorder:
         except queue.Full:
             pass
         if writer.is_alive():
-            self._end(f"{self._own.folder / FOLDER} takes longer than {PATIENCE:.0f} s: the last rollouts are missing")
+            self._end(
+                f"Writing to {self._own.folder / FOLDER} takes longer than {PATIENCE:.0f} s, and the last rollouts "
+                "are missing"
+            )
 
     # ---- on the thread that writes
 
@@ -178,7 +181,7 @@ class Recorder:
         content = encoded(records, self._format)
         file = self._own.folder / name
         if self._bytes_there(file) + len(content) > self._most:
-            self._end("As much is written as record_megabytes allows")
+            self._end("The limit set by record_megabytes is reached")
             return
         draft = f"{name}.part"  # readers would take a partial file for a whole one
         self._own.claim(name, draft)
@@ -204,7 +207,7 @@ class Recorder:
         if self._ended:
             return  # this is said only once
         self._ended = True
-        logger.warning(f"{why}: no more rollouts are recorded. The run goes on.")
+        logger.warning(f"{why}: no more rollouts are recorded. The run continues.")
 
 
 class WithRun(TrainerCallback):

@@ -125,40 +125,40 @@ def has_solved(reward: float, spread: float, now: float) -> bool:
 
 
 NOT_SHOWN = (
-    "and the reward does not show that the policy has learnt: since the first five lines it has risen by no more than "
-    f"half of its spread then (reward_std; {MEDIUM_SPREAD} where that is less), and it is below {NEARLY:.0%} of "
-    f"{HIGHEST:.0f} (of the root of its mean square then, where that is more)"
+    "and the reward does not show that the policy has learnt: since the first five lines it has risen by at most half "
+    f"of its spread in those lines (reward_std, counted as at least {MEDIUM_SPREAD}), and it is below {NEARLY:.0%} of "
+    f"{HIGHEST:.0f} (or of its root mean square in those lines, if that is higher)"
 )
 HOW_TO_TELL = (
     "is each rewards/NAME/mean as high as that reward can be, and are answers right in the rollouts that you read "
-    "(a2tgpo show)? Then it is solved: stop, or take harder questions. If not, it is stuck"
+    "(a2tgpo show)? Then the task is solved: stop, or take harder questions. If not, the policy is stuck"
 )
 ALARMS = (
     Alarm(
         "alarms/calls",
         "turns/mean",
-        f"calls die out: a rollout has less than {FEW_CALLS:.0%} of the tool turns of the first five lines, and less "
-        f"than {HARDLY_ANY_CALL}",
-        "read rollouts of before and after. Is an answer by guess as good as one that was looked up? Then ask what "
+        f"calls die out: rollouts have less than {FEW_CALLS:.0%} of the tool turns that they had in the first five "
+        f"lines, and on average fewer than {HARDLY_ANY_CALL}",
+        "read rollouts from before and after. Is a guessed answer as good as one that was looked up? Then ask what "
         "cannot be guessed. Are calls punished, by a turn reward or by failures (turns/tool_error, turns/timeout)? "
-        "Lower the learning rate, or hold the policy to where it began (beta: 0.01).",
+        "Lower the learning rate, or keep the policy near its start (beta: 0.01).",
         calls_die_out,
     ),
     Alarm(
         "alarms/entropy",
         "entropy",
         f"solved or stuck: entropy is below {LITTLE_ENTROPY:.0%} of that of the first five lines, {NOT_SHOWN}",
-        f"{HOW_TO_TELL}: rollouts have become alike before the policy was good, or at what earns a small part of the "
-        "reward, as a form does. Go back to an earlier checkpoint with a lower learning rate, a wider epsilon_high, a "
-        "bonus for entropy (entropy_coef: 0.001) or a higher temperature.",
+        f"{HOW_TO_TELL}: rollouts became alike before the policy was good, or all do what earns only a small part of "
+        "the reward, such as the right format. Go back to an earlier checkpoint with a lower learning rate, a wider "
+        "epsilon_high, an entropy bonus (entropy_coef: 0.001) or a higher temperature.",
         entropy_is_gone,
     ),
     Alarm(
         "alarms/teach_nothing",
         "groups/teach_nothing",
         f"solved or stuck: no group taught anything in the last five lines, {NOT_SHOWN}",
-        f"{HOW_TO_TELL}. Where all fail: do calls reach the tools, does the answer have the form that the reward "
-        "reads, are questions too hard? Where rollouts are all the same: see alarms/entropy. resample_limit rolls "
+        f"{HOW_TO_TELL}. If all rollouts fail: do calls reach the tools, does the answer have the form that the "
+        "reward reads, are questions too hard? If all rollouts are the same: see alarms/entropy. resample_limit rolls "
         "such prompts out again.",
         nothing_is_taught,
     ),
@@ -167,20 +167,20 @@ ALARMS = (
         "gain/cells_below_floor",
         "gains credit no turn: in the last five lines none differed from its cell's mean by more than rounding, "
         f"{NOT_SHOWN}",
-        f"{HOW_TO_TELL}, or gains are at fault. Does probe_template have the form in which the policy answers "
-        "(value/before far below value/after where it answers right)? Do results differ between rollouts at all? "
+        f"{HOW_TO_TELL}, or the gains are at fault. Does probe_template have the form in which the policy answers "
+        "(value/before far below value/after where its answers are right)? Do results differ between rollouts at all? "
         "In 16 bits, gain/floor may be above all gains: compute in float32.",
         gains_say_nothing,
     ),
     Alarm(
         "alarms/clipping",
         "clip_fraction/mean",
-        "the clip range is narrow for the size of the updates (a hint, no collapse): more than "
+        "the clip range is narrow for the size of the updates (a hint, not a collapse): more than "
         f"{MUCH_CLIPPED:.0%} of the tokens of a turn were clipped in the last five lines",
-        "such a policy learns, but clipped tokens teach nothing, and a wider range may be faster. Where the range was "
-        "tried that is the default of credit: a2tgpo (recipes/study), 0.102 of turns were clipped; with ten times "
-        "that range 0.019, and the policy learnt faster. Try epsilon and epsilon_high three times and ten times as "
-        "wide; or lower the learning rate or the steps on a batch (num_iterations, steps_per_generation).",
+        "such a policy learns, but clipped tokens teach nothing, and a wider range may be faster. In recipes/study, "
+        "the default range of credit: a2tgpo clipped 0.102 of turns; a range ten times as wide clipped 0.019, and the "
+        "policy learnt faster. Try epsilon and epsilon_high three times and ten times as wide; or lower the learning "
+        "rate or the steps on a batch (num_iterations, steps_per_generation).",
         much_is_clipped,
     ),
 )

@@ -129,7 +129,7 @@ TURNS = Group(
             ("tools/{tool}/calls", "tools/{tool}/{status}"),
             "calls of the tool per rollout; share of them that ended with this status",
             good="calls when the tool is useful, ok near 1",
-            bad="no calls of a tool that is needed; tool_error or timeout above some hundredths",
+            bad="no calls of a tool that is needed; tool_error or timeout above a few hundredths",
             do="call the tool by hand with arguments from rollouts/turns; time limits and retries: a2tgpo help tools.",
             when="tools; only ok, result_cut, bad_arguments, tool_error and timeout are logged by tool",
             evaluated=True,
@@ -148,7 +148,7 @@ TURNS = Group(
             ("rollouts/excluded", "rollouts/failed_rewards"),
             "share of rollouts that are left out of the loss; share of environment rewards that failed",
             good="0, or near it",
-            bad="above some hundredths: the rollouts left out may be those of hard questions",
+            bad="above a few hundredths: the rollouts left out may be those of hard questions",
             do="see which turns/{status} it is; change failure_policy.",
             when="tools or environments",
             evaluated=True,
@@ -187,7 +187,7 @@ GAINS = Group(
         ),
         Metric(
             ("gain/floor", "gain/cells_below_floor"),
-            "how far rounding may move a gain, in nats (1e-4 in float32, some hundredths in 16 bits and TF32); share "
+            "how far rounding may move a gain, in nats (1e-4 in float32, a few hundredths in 16 bits and TF32); share "
             "of cells with two rollouts or more in which no gain is further than that from the mean",
             good="cells_below_floor well below 1; it rises at the end, as rollouts become alike",
             bad="near 1 from the start: gains credit no turn",
@@ -266,9 +266,9 @@ RATIOS = Group(
         Metric(
             ("clip_fraction/mean", "clip_fraction/{turn}"),
             "share of a turn's tokens that are clipped",
-            good="0 in the first update of a batch, some thousandths to a few hundredths overall; more with one ratio "
-            "per turn than with one per token, because a turn is clipped as a whole",
-            bad="above some hundredths: the clip range is narrow for the size of the updates. The policy learns, but "
+            good="0 in the first update of a batch, a few thousandths to a few hundredths overall; more with one "
+            "ratio per turn than with one per token, because a turn is clipped as a whole",
+            bad="above a few hundredths: the clip range is narrow for the size of the updates. The policy learns, but "
             "a wider range may be faster",
             do="see alarms/clipping.",
             when="losses that clip",
@@ -349,7 +349,7 @@ OF_TRL = Group(
         ),
         _short(
             "completions/clipped_ratio",
-            what="share of rollouts that a limit cut: above some hundredths, raise max_completion_length",
+            what="share of rollouts that a limit cut: above a few hundredths, raise max_completion_length",
             evaluated=True,
         ),
         _short(

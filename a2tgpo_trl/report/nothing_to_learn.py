@@ -41,11 +41,11 @@ class NothingToLearn(TrainerCallback):
         what = f"Since step {self._since}, from which it was resumed, this run" if self._since else "This run"
         earned = f"with a mean reward of {fmean(self._rewards):.3g}" if self._rewards else "and no rollout was scored"
         logger.warning(
-            f"{what} had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups all rollouts of a "
+            f"{what} had next to nothing to learn from: in {fmean(self._shares):.0%} of the groups, all rollouts of a "
             f"prompt earned and gained the same (groups/teach_nothing), {earned}. Read some rollouts "
-            "(log_completions: true, or on_rollouts of the trainer). Where rewards are always the lowest: "
-            "does the policy call its tools (turns/mean), does it come to an answer within max_completion_length "
-            "(completions/clipped_ratio), and in the form that the reward reads? Where "
-            "they are always the highest, take harder questions. In between, more rollouts a prompt "
-            "(num_generations) or a higher temperature make rollouts differ."
+            "(log_completions: true, or the trainer's on_rollouts). If rewards are always the lowest possible: does "
+            "the policy call its tools (turns/mean), and does it reach an answer within max_completion_length "
+            "(completions/clipped_ratio), in the form that the reward reads? If they are always the highest possible, "
+            "take harder questions. In between, more rollouts per prompt (num_generations) or a higher temperature "
+            "make rollouts differ."
         )

@@ -46,7 +46,7 @@ class Paired:
         if column is not None and column not in first[0]:
             raise ValueError(f"The questions have no column {column!r}.{nearest(column, first[0])}")
         if column is not None and _by_row(first, column) != _by_row(second, column):
-            raise ValueError(f"{column!r} is no column of the questions: the two evaluations differ in it.")
+            raise ValueError(f"{column!r} is not a column of the questions: the two evaluations differ in it.")
         parts, others = grouped(first, column), grouped(second, column)
         groups = {f"{column} {value}": differences(part, others[value]) for value, part in parts.items()}
         return cls(differences(first, second), groups)
@@ -105,11 +105,14 @@ def check_same_questions(first: Records, second: Records) -> None:
     if rows:
         raise ValueError(
             f"Only one of the two evaluations has row {rows[0]} ({len(asked):,} and {len(others):,} questions). "
-            "Was one cut off? Go on with it (a2tgpo eval), or ask both the same."
+            "Was one cut off? Resume it (a2tgpo eval), or ask both policies the same questions."
         )
     for row, question in asked.items():
         if question != others[row]:
-            raise ValueError(f"Row {row} is another question in each of the two evaluations. Ask both the same.")
+            raise ValueError(
+                f"Row {row} is a different question in each of the two evaluations. Ask both policies the same "
+                "questions."
+            )
 
 
 def _question(record: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -121,7 +124,7 @@ def _question(record: Mapping[str, Any]) -> tuple[Any, Any]:
 def difference_table(found: Paired, names: Sequence[str], title: str) -> Table:
     """Return a table with a line for each score, and below the first one a line for each group."""
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE)
-    table.caption = f"only right: by {names[0]} and by {names[1]} alone; p: McNemar's exact test of these"
+    table.caption = f"only right: by {names[0]} alone and by {names[1]} alone; p: McNemar's exact test of these"
     for head in ("mean", *names, "difference (95 %)", "only right", "p"):
         table.add_column(head, justify="left" if head == "mean" else "right", no_wrap=True)
     for i, (name, one) in enumerate(found.everything.items()):

@@ -65,7 +65,7 @@ def read_scores(files: Sequence[Path]) -> dict[str, SetScore]:
     for file in files:
         for name, score in _of_file(file).items():
             if name in found:
-                raise ValueError(f"{file} and {places[name]} both have scores on {name}. Name one of them.")
+                raise ValueError(f"{file} and {places[name]} both have scores on {name}. Name only one of them.")
             found[name], places[name] = score, file
     return found
 
@@ -80,7 +80,7 @@ def _of_file(file: Path) -> dict[str, SetScore]:
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} is no scores.json of an evaluation that scores exact_match by sets ({type(error).__name__}: "
+            f"{file} is not the scores.json of an evaluation that scores exact_match by set ({type(error).__name__}: "
             f"{error}). a2tgpo eval writes one beside the rollouts."
         ) from None
     if not scores:
@@ -141,7 +141,7 @@ def _find_row(file: Path, lines: Sequence[str], model: str, method: str) -> tupl
     unknown = [name for name in head[1][2:] if name not in COLUMNS]
     if unknown:
         raise ValueError(
-            f"{file}, line {head[0] + 1}: there is no column {unknown[0]!r}.{nearest(unknown[0], COLUMNS)} Known are "
+            f"{file}, line {head[0] + 1}: there is no column {unknown[0]!r}.{nearest(unknown[0], COLUMNS)} Known: "
             f"{', '.join(COLUMNS)}."
         )
     own = {cells[0]: number for number, cells in rows if cells[1] == HERE}

@@ -253,7 +253,7 @@ def _held_out_share(series: Sequence[Series]) -> str:
     found = next((metric for name in RIGHT_OR_WRONG if (metric := HELD_OUT + name) in known), None)
     if found is None:
         raise ValueError(
-            "Bars are of held-out scores, and there are none of right answers. Name what they are to be of: --metric "
+            "Bars show the held-out share of right answers, which no run has. Name what to show instead: --metric "
             f"{next(iter(sorted(known)), 'reward')}"
         )
     return found
@@ -268,7 +268,7 @@ def _uneven(series: Sequence[Series], metric: str) -> list[str]:
     """Sentences on what makes areas hard to compare."""
     found = []
     if any(len(run.curves[metric]) == 2 for one in series for run in one.runs):
-        found.append(f"The area of {metric} is of two scores: for more, train with --eval_strategy steps.")
+        found.append(f"The area of {metric} is of only two scores: for more, train with --eval_strategy steps.")
     ends = {run.curves[metric][-1][0] for one in series for run in one.runs}
     if len(ends) > 1:
         found.append(f"Curves of {metric} end at different steps: {', '.join(map(str, sorted(ends)))}.")
@@ -333,7 +333,7 @@ def _chosen(series: Sequence[Series], metrics: Sequence[str]) -> tuple[list[str]
     """Check that some series has each metric; return them, and a sentence for each series that lacks one."""
     known = sorted(_metrics_of(series))
     if not metrics:
-        raise ValueError(f"None of the usual metrics is there. Name one: --metric {' '.join(known[:3])}")
+        raise ValueError(f"The runs have none of the usual metrics. Name another: --metric {' '.join(known[:3])}")
     for metric in metrics:
         if metric not in known:
             begun = [name for name in known if name.startswith(metric.split("/")[0])]

@@ -40,7 +40,7 @@ def area(curve: Curve) -> float:
     Example: (0, 0.2), (10, 0.4), (20, 0.8) -> (0.3 x 10 + 0.6 x 10) / 20 = 0.45
     """
     if len(curve) < 2:
-        raise ValueError("a learning curve has two evaluations at least: set eval_steps below max_steps.")
+        raise ValueError("a learning curve needs at least two evaluations: set eval_steps below max_steps.")
     total = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in zip(curve, curve[1:], strict=False))
     return total / (curve[-1][0] - curve[0][0])
 
@@ -146,7 +146,7 @@ def history_in(file: Path) -> list[dict[str, Any]]:
         history = json.loads(file.read_text())["log_history"]
         return sorted(history, key=lambda entry: entry["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no log of a run: {error!r}.") from error
+        raise ValueError(f"{file} is not the log of a run: {error!r}.") from error
 
 
 def _instead(folder: Path) -> str:
@@ -157,10 +157,10 @@ def _instead(folder: Path) -> str:
     saved = [one for one in inside if one.name.startswith("checkpoint-")]
     if saved:
         last = max(saved, key=lambda one: (len(one.name), one.name))
-        return f"Go on with it (--resume_from_checkpoint true), or name what it came to: {last}"
+        return f"Resume the run (--resume_from_checkpoint true), or name its last checkpoint: {last}"
     if inside:
-        return f"There are runs in it: name these ({inside[0]} ...)."
-    return "Name the output_dir of a run that came to its end."
+        return f"It contains runs: name them ({inside[0]} ...)."
+    return "Name the output_dir of a run that finished."
 
 
 def _logged(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, float]]:

@@ -51,13 +51,14 @@ class Choice:
             if self._whole:
                 logger.warning(
                     f"{self._run.folder} holds checkpoints of an earlier run, and resume_from_checkpoint=True would "
-                    "go on from the latest of them all. Name another output_dir, or remove them."
+                    "resume from the latest of all, old or new. Name another output_dir, or remove them."
                 )
             return None
         chosen = self._latest() if asked is True else self._named(Path(asked))
         if self._run.moves_reference and not (chosen.folder / REFERENCE).is_file():
             raise ResumeError(
-                f"{chosen.folder} holds no reference model, which sync_ref_model goes on from: leave it out."
+                f"{chosen.folder} holds no reference model for sync_ref_model to resume from: leave sync_ref_model "
+                "out."
             )
         if chosen.facts is not None:
             self._check_settings(chosen.folder, chosen.facts)
@@ -74,7 +75,7 @@ class Choice:
         faults = {}
         for step in sorted(found, reverse=True):
             whys = found[step]
-            missing = None if len(whys) == self._ranks.number else "a process does not find it"
+            missing = None if len(whys) == self._ranks.number else "a process cannot find it"
             faults[step] = next((why for why in whys if why is not None), missing)
         return faults
 
@@ -86,12 +87,15 @@ class Choice:
     def _latest(self) -> Checkpoint:
         run = self._run.folder
         if not self._faults:
-            raise ResumeError(f"{run} holds no checkpoint to go on from: save_strategy and save_steps make some.")
+            raise ResumeError(
+                f"{run} holds no checkpoint to resume from: save_strategy and save_steps say when one is saved."
+            )
         if not self._whole:
             seen = "; ".join(f"{checkpoint(run, step).name}: {why}" for step, why in self._faults.items())
             raise ResumeError(
-                f"{run} holds no whole checkpoint to go on from ({seen}). Begin anew (overwrite: true, or another "
-                "output_dir). One that plain TRL has saved has no manifest: name it (resume_from_checkpoint: FOLDER)."
+                f"{run} holds no complete checkpoint to resume from ({seen}). Start a new run (overwrite: true, or "
+                "another output_dir). A checkpoint saved by plain TRL has no manifest: name it to resume from it "
+                "(resume_from_checkpoint: FOLDER)."
             )
         return _read(self._whole[0])
 
@@ -103,23 +107,24 @@ class Choice:
         if why is None:
             return _read(folder)
         if why != NO_MANIFEST:
-            raise ResumeError(f"{folder} is not whole: {why}.{self._instead}")
+            raise ResumeError(f"{folder} is incomplete: {why}.{self._instead}")
         if not (folder / STATE).is_file():
             raise ResumeError(
-                f"{folder} is no checkpoint, or was cut off while it was written: it has neither a manifest nor a "
+                f"{folder} is not a checkpoint, or was cut off while it was written: it has neither a manifest nor a "
                 f"{STATE}.{self._instead}"
             )
         logger.warning(
-            f"{folder} has no manifest: plain TRL has saved it, or it was cut off. It is gone on from as TRL would. A "
-            "batch of rollouts that was in use is made anew, and whether files or settings differ is not known."
+            f"Resuming from {folder} as plain TRL would, because it has no manifest (plain TRL saved it, or it was "
+            "cut off): a batch of rollouts that was in use is generated again, and changed files or settings are not "
+            "detected."
         )
         return Checkpoint(folder, None)
 
     @property
     def _instead(self) -> str:
         if self._whole:
-            return f" The last whole one is {self._whole[0]}."
-        return f" {self._run.folder} holds no whole one."
+            return f" The latest complete checkpoint is {self._whole[0]}."
+        return f" {self._run.folder} holds no complete checkpoint."
 
     # ---- whether it belongs to the same run
 
@@ -128,13 +133,13 @@ class Choice:
         changed = differences(with_defaults(facts["settings"], settings, self._run.defaults), settings)
         if not changed:
             return
-        found = f"{folder} was saved by a run with other settings: {'; '.join(changed)}."
+        found = f"{folder} was saved by a run with different settings: {'; '.join(changed)}."
         if not self._run.allows_changes:
             raise ResumeError(
-                f"{found} Set them as they were, start anew in another output_dir, or go on all the same "
+                f"{found} Restore the old settings, start a new run in another output_dir, or resume anyway "
                 "(resume_changed: true)."
             )
-        logger.warning(f"{found} It is gone on from all the same (resume_changed).")
+        logger.warning(f"{found} Resuming anyway (resume_changed).")
 
     def _check_layout(self, folder: Path, facts: dict[str, Any]) -> None:
         """Accept another layout only where a new batch of rollouts begins, and if the optimizer can be read."""
@@ -144,23 +149,25 @@ class Choice:
             return
         unreadable = None
         if before["sharding"] != now["sharding"]:
-            unreadable = "it is stored as it was"
+            unreadable = "the checkpoint is stored in the old layout"
         elif "DeepSpeed" in now["sharding"] and before["processes"] != now["processes"]:
-            unreadable = "DeepSpeed gives each process its part of the optimizer"
+            unreadable = "DeepSpeed stores the optimizer in one part per process"
         if unreadable is not None:
             raise ResumeError(
-                f"{folder} was saved by a run of another layout: {changed}. It cannot be read so: {unreadable}. Start "
-                "it as it was."
+                f"{folder} was saved by a run with a different layout: {changed}. It cannot be loaded with the new "
+                f"one: {unreadable}. Start the run with the old layout."
             )
         if facts["inside_window"]:
             usable = [one for one in self._whole if not (read_manifest(one) or {}).get("inside_window", True)]
-            instead = f"or go on from {usable[0]}" if usable else "no other checkpoint allows it"
+            instead = f"or resume from {usable[0]}" if usable else "because no other checkpoint allows a new one"
             raise ResumeError(
-                f"{folder} was saved in the middle of a batch of rollouts, which cannot be shared out anew: "
-                f"{changed}. Start it as it was, {instead}."
+                f"{folder} was saved in the middle of a batch of rollouts, which cannot be divided differently: "
+                f"{changed}. Start the run with the old layout, {instead}."
             )
         if not self._run.seeds_rollouts:
-            logger.warning(f"{folder}: {changed}. What is sampled from here on is not what it would have been.")
+            logger.warning(
+                f"{folder}: {changed}. Rollouts sampled from here on differ from those of a run with the old layout."
+            )
 
     # ---- later checkpoints
 
@@ -175,8 +182,8 @@ class Choice:
             folder = checkpoint(self._run.folder, step)
             if moves and step > step_of(chosen.folder) and folder.is_dir():
                 place = set_aside(folder, LEFT if why is None else TORN)
-                reason = "is later" if why is None else f"is not whole ({why})"
-                logger.warning(f"{folder} {reason}: it is now {place.name}, and {chosen.folder.name} is gone on from.")
+                reason = "is later" if why is None else f"is incomplete ({why})"
+                logger.warning(f"{folder} {reason}: renamed to {place.name}. Resuming from {chosen.folder.name}.")
         self._ranks.wait()
 
 
@@ -185,7 +192,7 @@ def _read(folder: Path) -> Checkpoint:
     assert facts is not None
     if facts["weights_alone"]:
         raise ResumeError(
-            f"{folder} holds the weights alone (save_only_model): without the optimizer no run can go on from it. "
-            "Start a new one from them (model_name_or_path)."
+            f"{folder} holds only weights (save_only_model), and without the optimizer no run can resume from it. "
+            "Start a new run from these weights (model_name_or_path)."
         )
     return Checkpoint(folder, facts)

@@ -76,9 +76,12 @@ def _is_below(run: Path, file: str | bytes | int) -> bool:
 def _not_written(what: str, run: Path, error: str) -> str:
     whole = [other for other in checkpoints_of(run) if fault(other) is None]
     go_on = (
-        f"{whole[0].name} is whole: go on from it (resume_from_checkpoint: true)."
+        f"{whole[0].name} is complete: resume from it (resume_from_checkpoint: true)."
         if whole
-        else "There is no whole checkpoint: begin anew."
+        else "There is no complete checkpoint: start a new run."
     )
     free = math.floor(shutil.disk_usage(run).free / 2**20)
-    return f"{what}: {error.splitlines()[0]}. {run} has {free} MiB free. Make room there, or make it writable. {go_on}"
+    return (
+        f"{what}: {error.splitlines()[0]}. {run} has {free} MiB free. Free some space there, or make it writable. "
+        f"{go_on}"
+    )

@@ -71,8 +71,8 @@ def check_writable(run: str | Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise ResumeError(
-            f"output_dir {run} cannot be written to: {error.strerror}. Make it writable or make room, or name another "
-            "folder (output_dir)."
+            f"output_dir {run} cannot be written to: {error.strerror}. Make it writable, free some space, or name "
+            "another folder (output_dir)."
         ) from error
 
 
@@ -83,7 +83,7 @@ def make_place(folder: Path) -> None:
     """Make a new folder for a checkpoint. An existing one of this name is not removed, but set aside."""
     if folder.exists():
         place = set_aside(folder, TORN if fault(folder) else LEFT)
-        logger.warning(f"{folder} was there already, and is now {place.name}.")
+        logger.warning(f"{folder} already existed and was renamed to {place.name}.")
     folder.mkdir(parents=True)
     OwnFiles(folder.parent).add_folder(folder.name)
 
@@ -100,7 +100,10 @@ def remove_surplus(run: Path, limit: int | None, kept: Collection[Path]) -> None
     for folder in surplus(run, limit, kept):
         place = remove_checkpoint(folder)
         if place is not None:
-            logger.warning(f"{folder} gave way to later ones. {place.name} keeps what else was in it.")
+            logger.warning(
+                f"{folder} was removed in favour of later checkpoints (save_total_limit). What else was in it is "
+                f"kept in {place.name}."
+            )
 
 
 def surplus(run: str | Path, limit: int | None, kept: Collection[Path]) -> list[Path]:

@@ -37,7 +37,9 @@ class Interruption(TrainerCallback):
             yield  # in Python only the main thread can handle signals
             return
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            logger.warning("SIGTERM has a handler already, which stays: it will not save a checkpoint by itself.")
+            logger.warning(
+                "SIGTERM already has a handler, which is kept: SIGTERM will not save a checkpoint by itself."
+            )
             yield
             return
         signal.signal(signal.SIGTERM, self._ask)

@@ -24,7 +24,7 @@ from ..errors import RecipeError
 
 MARKER = "_a2tgpo_files.jsonl"  # names that begin with "_" are not pushed to the hub
 DRAFT = "_unfinished-"
-ABOUT = "Files in this folder that a2tgpo_trl wrote: size, time, digest. Others are never removed nor written over."
+ABOUT = "Files in this folder that a2tgpo_trl wrote: size, time, digest. Others are never removed or overwritten."
 MODEL_CARD = "README.md"
 # Files that are loaded from a folder as parts of one policy.
 LOADED = (
@@ -80,8 +80,8 @@ class OwnFiles:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             raise RecipeError(
-                f"{self.folder} holds what this package did not write, or what was changed since: {shown}. It is left "
-                f"alone. {instead or 'Name another folder (--output_dir ...), or move it away.'}"
+                f"{self.folder} holds files that this package did not write, or that were changed since: {shown}. "
+                f"They are left alone. {instead or 'Name another folder (--output_dir ...), or move them away.'}"
             )
 
     def _is_as_left(self, name: str, entry: Entry) -> bool:
@@ -140,7 +140,7 @@ class OwnFiles:
         if self.foreign([MODEL_CARD]):
             (draft / MODEL_CARD).unlink(missing_ok=True)
         files = {str(file.relative_to(draft)): file for file in sorted(draft.rglob("*")) if file.is_file()}
-        self.refuse_foreign(map(escape, files), f"What was to take its place is whole, in {draft}.")
+        self.refuse_foreign(map(escape, files), f"What was to replace them is saved in {draft}.")
         self._enter({name: _now(file) for name, file in files.items()})
         for name, file in files.items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,9 @@ class Resumable(GRPOTrainer):
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self.args.sync_ref_model and sharded and self.args.save_strategy != "no":
             raise ValueError(
-                "sync_ref_model moves the reference model, and where that is sharded no checkpoint holds it: a "
-                "resumed run would be another one. Leave it out, or do without checkpoints (save_strategy='no')."
+                "sync_ref_model changes the reference model, and no checkpoint holds a reference model that is "
+                "sharded: a resumed run would differ from an uninterrupted one. Leave it out, or train without "
+                "checkpoints (save_strategy='no')."
             )
         self._ranks = Ranks(self.accelerator)
         self._interruption = Interruption(self._ranks)
@@ -171,8 +172,9 @@ class Resumable(GRPOTrainer):
         missing = sorted(self.extra_state().keys() - saved.keys())
         if missing:
             raise ResumeError(
-                f"The checkpoint was saved by another class of trainer, which knows no {', '.join(missing)}. Go on "
-                "with that class, or start a new run from its weights (model_name_or_path)."
+                "The checkpoint was saved by a different class of trainer, which does not save "
+                f"{', '.join(missing)}. Resume with that class, or start a new run from its weights "
+                "(model_name_or_path)."
             )
         device = self.accelerator.device
         self._step, self._buffered_inputs = saved["micro_step"], send_to_device(saved["batch"], device)
@@ -344,8 +346,8 @@ class Resumable(GRPOTrainer):
         self.callback_handler.on_save(self.args, self.state, self.control)
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         logger.warning(
-            f"Interrupted by SIGTERM after step {self.state.global_step} of {self.state.max_steps}. To go on from "
-            f"{folder}, start the same again with resume_from_checkpoint=True (--resume_from_checkpoint true)."
+            f"Interrupted by SIGTERM after step {self.state.global_step} of {self.state.max_steps}. To resume from "
+            f"{folder}, start the same run again with resume_from_checkpoint=True (--resume_from_checkpoint true)."
         )
         self.accelerator.wait_for_everyone()
         raise RunInterrupted
@@ -375,7 +377,9 @@ class Resumable(GRPOTrainer):
         """Write the parent's model card, unless somebody else's README.md is in its place."""
         own = OwnFiles(self.args.output_dir)
         if own.foreign([MODEL_CARD]):
-            logger.warning_once(f"{own.folder / MODEL_CARD} is not of this run: it stays, and there is no model card.")
+            logger.warning_once(
+                f"{own.folder / MODEL_CARD} was not written by this run: it is kept, and no model card is written."
+            )
             return
         with own.writing(MODEL_CARD) if self.is_world_process_zero() else nullcontext():
             super().create_model_card(*args, **kwargs)

@@ -55,7 +55,9 @@ class AnswerFormat:
 def _check_tags(name: str, tags: Any) -> None:
     is_pair = isinstance(tags, (tuple, list)) and len(tags) == 2 and tags[0] != tags[1]
     if not is_pair or not all(isinstance(tag, str) and tag for tag in tags):
-        raise ValueError(f"{name} must be two different texts, what opens it and what closes it; got {tags!r}.")
+        raise ValueError(
+            f"{name} must be two different strings, one that opens it and one that closes it; got {tags!r}."
+        )
 
 
 def _has_thought_apart(completion: Completion) -> bool:

@@ -18,7 +18,7 @@ from ..tools.results import ToolFailed
 
 
 if importlib.util.find_spec("math_verify") is None:
-    raise ImportError("math_equal compares answers by the library math-verify: pip install 'a2tgpo_trl[math]'.")
+    raise ImportError("math_equal compares answers with the library math-verify: pip install 'a2tgpo_trl[math]'.")
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _started() -> ProcessWorker:
     with _time_limit(STARTING, process):
         process.start()
     if not _call(process, "x", "x", STARTING):
-        raise RuntimeError("math-verify does not find x equal to x: is another version installed than setup.cfg asks?")
+        raise RuntimeError("math-verify does not find x equal to x: is its version one that setup.cfg allows?")
     return process
 
 

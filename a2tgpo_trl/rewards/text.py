@@ -98,9 +98,8 @@ def _numbers(answer: Answer) -> list[Decimal]:
     found = [number for number in map(_number, _accepted(answer)) if number is not None]
     if not found:
         raise ValueError(
-            f"The column 'answer' holds {answer!r}, which is no number to compare with, as 72, -1,234 and 0.5 are. "
-            "Write the number alone, without a unit or a sign of its currency (dataset.map), or compare words by "
-            "exact_match."
+            f"The column 'answer' holds {answer!r}, which is not a number to compare with, such as 72, -1,234 or 0.5. "
+            "Write the number alone, without a unit or currency sign (dataset.map), or compare words with exact_match."
         )
     return found
 
@@ -178,9 +177,9 @@ def submitted_answer(completion: Completion) -> str | None:
         return f"{Decimal(str(answer)).normalize():f}"  # JSON has one kind of number: 72.0 is 72, and 1e-07 0.0000001
     if isinstance(answer, bool) or not isinstance(answer, (str, int, NoneType)):
         raise ValueError(
-            f"The final tool {call['name']} was handed an answer of type {type(answer).__name__}, {answer!r:.80}: "
+            f"The final tool {call['name']} received an answer of type {type(answer).__name__}, {answer!r:.80}: "
             "rewards compare text or a number. Declare the argument as one of these (answer: str), so that the policy "
-            "is told of any other; or score the rollout by a reward of your own."
+            "is told if it sends anything else; or score the rollout with your own reward."
         )
     return None if answer is None else str(answer).strip()
 

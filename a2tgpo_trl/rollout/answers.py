@@ -48,8 +48,8 @@ def find_answer(row: Mapping[str, Any], column: str, environment: Any = None, fa
     if declares_answer(type(environment)):
         text = UNKNOWN if failed else environment.answer
         if column not in row or (text is not None and not failed):
-            return Answer(text, f"The attribute answer of {type(environment).__name__}, once it was reset,")
-    return Answer(row.get(column), f"Column {column!r} of a row that arrived for generation")
+            return Answer(text, f"The attribute answer of {type(environment).__name__}, after reset,")
+    return Answer(row.get(column), f"Column {column!r} of a row of the batch")
 
 
 def rows_with_answers(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Row]:

@@ -26,13 +26,13 @@ def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Ar
     elif not isinstance(args, kind):
         given, article = type(args).__name__, "an" if kind.__name__.startswith("A") else "a"
         raise TypeError(
-            f"args must be {article} {kind.__name__}, got {given}. Replace {given}(...) by {kind.__name__}(...): it "
-            "takes the same fields, some with other defaults."
+            f"args must be {article} {kind.__name__}, got {given}. Replace {given}(...) with {kind.__name__}(...), "
+            "which takes the same fields, some with different defaults."
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
-            "enable_jit_checkpoint: leave it out. SIGTERM is always answered with a checkpoint here, by all "
-            "processes together, and the exit code 75."
+            "enable_jit_checkpoint: leave it out. On SIGTERM, all processes save a checkpoint together in any case, "
+            "and exit with code 75."
         )
     if args.save_on_each_node:
         raise ValueError(
@@ -73,8 +73,8 @@ def check_output_apart(output_dir: str, policy: str) -> None:
         )
         if name and (is_checkpoint or _are_one(Path(name), output)):
             raise ValueError(
-                f"output_dir {output_dir}: the {what} is read from there ({name}), and would be written over or "
-                "removed in training. Name another output_dir."
+                f"output_dir {output_dir}: the {what} is loaded from there ({name}), and training would overwrite or "
+                "remove it. Name another output_dir."
             )
 
 
@@ -90,8 +90,8 @@ def check_best_metric(args: ToolConfig, eval_dataset: Any) -> None:
     if not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
         rewards = ", ".join(repr(f"eval_{name}_reward") for name in eval_dataset)
         raise ValueError(
-            f"metric_for_best_model={metric!r} is of no evaluation data set: there are several, and each logs metrics "
-            f"of its own name. Name one of them, such as {rewards}."
+            f"metric_for_best_model={metric!r} belongs to no evaluation data set: there are several, and each logs "
+            f"metrics under its own name. Name one of them, such as {rewards}."
         )
 
 
@@ -106,8 +106,8 @@ def check_tools(tools: Any) -> None:
         what = f"{tool!r:.80}" if name is None else f"the schema of {name!r}"
         raise TypeError(
             f"tools[{i}] must be a function; got {type(tool).__name__}, {what}. The trainer makes the calls itself: "
-            "hand over the function (or the method of an object), with type hints and a docstring, of which its "
-            "schema is made."
+            "pass the function (or the method of an object), with type hints and a docstring, from which its schema "
+            "is made."
         )
     check_names(tools)
 
@@ -119,9 +119,9 @@ def check_names(tools: Iterable[Callable]) -> None:
         if tool.__name__ in found:
             where, others = (f"{one.__module__}.{one.__qualname__}" for one in (tool, found[tool.__name__]))
             raise ValueError(
-                f"tools: two tools are named {tool.__name__!r}: {others} and {where}. The policy calls them by name, "
-                "so that one of them could not be called. Give one another name: a function or a method where it is "
-                "defined; SearchTool takes name=; mcp_tools(server, names=[...]) leaves tools of a server out."
+                f"tools: two tools are named {tool.__name__!r}: {others} and {where}. The policy calls tools by "
+                "name, so it could not call one of them. Rename one: a function or a method where it is defined, a "
+                "SearchTool with name=; mcp_tools(server, names=[...]) leaves out tools of a server."
             )
         found[tool.__name__] = tool
 
@@ -134,9 +134,9 @@ def check_factory(factory: Any, where: str = "environment_factory") -> None:
     elif not callable(factory):
         kind = type(factory).__name__
         raise TypeError(
-            f"{where} must make a new environment each time that it is called, since each rollout has its own; got "
-            f"an object of class {kind}. Hand over the class itself ({where}={kind}), or a function that returns a "
-            "new one."
+            f"{where} must return a new environment each time it is called, because each rollout has its own; got an "
+            f"object of class {kind}. Pass the class itself ({where}={kind}), or a function that returns a new "
+            "environment."
         )
 
 
@@ -146,8 +146,8 @@ def checked_environment(environment: Any) -> Any:
     if not isfunction(getattr(kind, "reset", None)):
         raise TypeError(
             f"Environments of class {kind.__name__} have no method reset. Each rollout begins with it: define "
-            "reset(self, **row), which gets the columns of the row and returns what the policy reads behind the "
-            "prompt, or None."
+            "reset(self, **row), which gets the row's columns and returns what the policy reads after the prompt, or "
+            "None."
         )
     return environment
 
@@ -158,17 +158,17 @@ def check_one_sequence(given: GenerationConfig, of_model: GenerationConfig | Non
     def effective(name: str) -> int:
         return getattr(given, name) or getattr(of_model, name, None) or 1
 
-    where = "generation_kwargs, or the policy's generation_config,"
+    where = "generation_kwargs (or the policy's generation_config)"
     if (sequences := effective("num_return_sequences")) > 1:
         raise ValueError(
             f"num_return_sequences={sequences} in {where} would make more completions than there are prompts. Leave "
-            "it out: num_generations is how many rollouts a prompt has."
+            "it out: num_generations sets the number of rollouts per prompt."
         )
     if seeded and (beams := effective("num_beams")) > 1:
         raise ValueError(
-            f"num_beams={beams} in {where} does not work with a seed for each rollout: beams are drawn together. "
-            "Leave it out, or set seeded_rollouts=False. What a beam search returns is not drawn by the policy's "
-            "probabilities, with which it is trained."
+            f"num_beams={beams} in {where} does not work with a seed for each rollout, because beams are drawn "
+            "together. Leave it out, or set seeded_rollouts=False. Note that beam search does not draw from the "
+            "policy's probabilities, with which the policy is trained."
         )
 
 

@@ -152,8 +152,8 @@ class Environments:
                 object.__setattr__(environment, name, method)  # works for frozen classes too
             except AttributeError as error:
                 raise TypeError(
-                    f"Environments of class {type(environment).__name__} take no attributes: drop its __slots__, or "
-                    f"add '__dict__' and '__weakref__' to them. {error}"
+                    f"Environments of class {type(environment).__name__} do not accept new attributes: remove its "
+                    f"__slots__, or add '__dict__' and '__weakref__' to them. {error}"
                 ) from error
         return environment
 
@@ -196,7 +196,9 @@ class Environments:
         ]
         errors = [error for _, error in [call.result() for call in calls] if error is not None]
         if errors:
-            logger.warning(f"{len(errors)} environments did not give back what their rollouts held. {errors[0]}")
+            logger.warning(
+                f"{len(errors)} environments failed to release what their rollouts held. First error: {errors[0]}"
+            )
 
     def _watched_reset(self, environment: Any, reset: Callable) -> Callable:
         @functools.wraps(reset)
@@ -241,13 +243,13 @@ class Environments:
             return False
         self.rewards += 1
         if self.runner.is_stuck(environment):
-            self._no_reward[id(environment)] = "an earlier call on it has not come back"
+            self._no_reward[id(environment)] = "an earlier call on it has not returned"
         return not self.runner.is_stuck(environment)
 
     def _judged(self, environment: Any, found: Result) -> float | None:
         value, error = found
         if error is None and value is not None and not _is_finite(value):
-            value, error = None, f"get_reward returned {value!r:.80}, which is no finite number"
+            value, error = None, f"get_reward returned {value!r:.80}, which is not a finite number"
         if error is not None:
             self._no_reward[id(environment)] = error
         return value

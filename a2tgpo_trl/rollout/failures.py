@@ -76,8 +76,8 @@ def complete_policy(given: Mapping[str, str] | None) -> dict[str, Policy]:
     for status, action in (given or {}).items():
         if status not in DEFAULT_POLICY:
             raise ValueError(
-                f"failure_policy: there is no failure {status!r}; there are {', '.join(DEFAULT_POLICY)}."
-                f"{nearest(str(status), DEFAULT_POLICY)}"
+                f"failure_policy: there is no failure {status!r}; use one of "
+                f"{', '.join(DEFAULT_POLICY)}.{nearest(str(status), DEFAULT_POLICY)}"
             )
         possible = ("end", "exclude") if status == "context_full" else get_args(Policy)
         if action not in possible:

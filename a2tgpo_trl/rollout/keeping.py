@@ -24,7 +24,7 @@ def obstacle_to_keeping(model: nn.Module) -> str | None:
     """Why turns of this model must be sampled by its own `generate`, in words; None if they can be sampled here."""
     base = base_model(model)
     if "generate" in {*vars(model), *vars(base)} or type(base).generate is not GenerationMixin.generate:
-        return "it has a generate of its own"
+        return "it has its own `generate`"
     if getattr(base.config.get_text_config(), "num_kv_shared_layers", None):
         return "its layers share keys and values"
     if has_virtual_tokens(model):

@@ -45,4 +45,4 @@ class OpenFiles:
         return (FULL * self._allowed - self._last) / (grown / self._batches)
 
     def __str__(self) -> str:
-        return f"The process has {self._last} files and sockets open, of {self._allowed} that it may have open"
+        return f"The process has {self._last} files and sockets open (limit: {self._allowed})"

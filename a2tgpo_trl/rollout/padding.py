@@ -36,7 +36,9 @@ def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
     """Each rollout of a batch without its padding. Values of the whole batch (`BATCH_KEYS`) are left out."""
     unknown = batch.keys() - {"completion_ids", *PROMPT_KEYS, *COMPLETION_FILL, *BATCH_KEYS}
     if unknown:
-        raise ValueError(f"A batch with {', '.join(sorted(unknown))} cannot be put together from rows.")
+        raise ValueError(
+            f"A batch cannot be split into rows with these unknown entries: {', '.join(sorted(unknown))}."
+        )
     completion_BT, prompt_mask = batch["completion_ids"], batch["prompt_mask"]
     # The mask alone is not enough: it is all 0 for a truncated rollout that is masked out.
     real_BT = batch["completion_mask"].bool() | (completion_BT != pad_id)

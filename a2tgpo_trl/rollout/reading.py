@@ -64,8 +64,8 @@ def files_in(place: Path) -> list[Path]:
         if found := files_like(place, patterns):
             return found
     raise ValueError(
-        f"There are no rollouts in {place}. Name a file of them, the folder of an evaluation, or that of a run with "
-        "record_every."
+        f"There are no rollouts in {place}. Name a file of rollouts, the folder of an evaluation, or the folder of a "
+        "run with record_every."
     )
 
 
@@ -88,9 +88,9 @@ def read_file(file: Path) -> tuple[list[Record], bool]:
         else:
             records, is_whole = _parsed(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is no file of rollouts: {error}.") from error
+        raise ValueError(f"{file} is not a file of rollouts: {error}.") from error
     if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
-        raise ValueError(f"{file} is no file of rollouts: a line has no completion or no rewards.")
+        raise ValueError(f"{file} is not a file of rollouts: a line has no completion or no rewards.")
     batch = BATCH.search(file.stem)
     named = {"batch": int(batch[1])} if batch else {}
     return [{"batch": 1, **record, **named} if _is_of_training(record) else record for record in records], is_whole

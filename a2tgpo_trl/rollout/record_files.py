@@ -113,11 +113,11 @@ def _read_parquet(path: Path) -> list[Record]:
     from pyarrow import parquet
 
     if lacking := sorted({*schema().names} - {*parquet.read_schema(path).names}):
-        raise ValueError(f"it has no columns {', '.join(lacking)}")
+        raise ValueError(f"it lacks the columns {', '.join(lacking)}")
     try:
         return list(map(_record, parquet.read_table(path).to_pylist()))
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a column is of another kind: {error!r}") from error
+        raise ValueError(f"a column has an unexpected type: {error!r}") from error
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -272,8 +272,8 @@ class Rollout:
             return False
         if not hasattr(type(self.environment), "turn_reward"):
             raise TypeError(
-                f"{type(self.environment).__name__} sets turn_reward, which its class must declare, outside its "
-                "methods: turn_reward: float | None = None"
+                f"{type(self.environment).__name__} sets turn_reward without declaring it. Declare it in the class, "
+                "outside its methods: turn_reward: float | None = None"
             )
         return True
 

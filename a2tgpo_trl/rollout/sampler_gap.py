@@ -83,13 +83,17 @@ def warn_of_incomparable(args: GRPOConfig) -> None:
     if not (args.use_vllm and args.vllm_importance_sampling_correction and found):
         return
     mode = args.vllm_importance_sampling_mode
-    of_what = "rollout, over all of its tokens, so that long rollouts may" if mode.startswith("seq") else "token may"
+    of_what = (
+        "rollout, over all of its tokens, so long rollouts may"
+        if mode.startswith("seq")
+        else ("token, and a token may")
+    )
     logger.warning(
         f"vLLM samples with {named(found)}, so its log-probabilities are of another distribution than the trainer's, "
-        "and the importance weights that compare them are biased. With vllm_importance_sampling_mode="
-        f"{mode!r} there is one weight for each {of_what} count for next to nothing. Sample without these settings "
-        "(top_p=1, top_k=0, min_p=None, repetition_penalty=1, no such generation_kwargs; temperature may stay), or "
-        "set vllm_importance_sampling_correction=False and accept that vLLM's rounding is not corrected."
+        f"and the importance weights that compare them are biased. With vllm_importance_sampling_mode={mode!r} there "
+        f"is one weight for each {of_what} count for almost nothing. Sample without these settings (top_p=1, "
+        "top_k=0, min_p=None, repetition_penalty=1, no such generation_kwargs; the field temperature is known to "
+        "both), or set vllm_importance_sampling_correction=False and accept that vLLM's rounding is not corrected."
     )
 
 
@@ -154,11 +158,11 @@ class GapWatch:
             return
         self._said = True
         logger.warning(
-            f"In {ALARMING_BATCHES} batches in a row, what sampler and trainer say of a token differed "
-            f"{metrics['sampler_gap/growth']:.3g} times as much after the first turn as in it (a log-probability of a "
-            f"token by {metrics['sampler_gap/absolute']:.2g} on average, see sampler_gap/turn_1 and on). They read "
-            "long contexts differently. Give both the same precision, rotary scaling and attention window "
-            "(vllm_max_model_length at least as long as the longest rollout; vllm_model_impl='transformers' runs the "
-            "trainer's own code in vLLM); weights per token (vllm_importance_sampling_mode='token_truncate') bear a "
-            "gap better than weights per rollout."
+            f"In {ALARMING_BATCHES} batches in a row, the log-probabilities of sampler and trainer differed "
+            f"{metrics['sampler_gap/growth']:.3g} times as much after the first turn as in it (by "
+            f"{metrics['sampler_gap/absolute']:.2g} per token on average; see sampler_gap/turn_1 and the following "
+            "turns). They read long contexts differently. Give both the same precision, rotary scaling and attention "
+            "window (vllm_max_model_length at least as long as the longest rollout; vllm_model_impl='transformers' "
+            "runs the trainer's own code in vLLM). Weights per token "
+            "(vllm_importance_sampling_mode='token_truncate') tolerate a gap better than weights per rollout."
         )

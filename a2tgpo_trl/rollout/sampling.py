@@ -69,7 +69,7 @@ class SamplingTrainer(Resumable):
         with self._unwrapped_model() as model:
             obstacle = self._ranks.first_text(self._obstacle_to_keeping(model))
         if obstacle is not None:
-            logger.info(f"Turns are sampled by `generate`, which reads whole contexts, since {obstacle}.")
+            logger.info(f"Turns are sampled by `generate`, which reads each context in full, because {obstacle}.")
         return obstacle is None
 
     def _obstacle_to_keeping(self, model: nn.Module) -> str | None:
@@ -79,7 +79,7 @@ class SamplingTrainer(Resumable):
             return sampling
         error = keeping_error(model, self.accelerator.device)  # tried with the real weights
         if not error <= keeping_tolerance(training_unit(self.accelerator, base_model(model))):  # NaN is no agreement
-            return f"log-probabilities differ by {error:.2g} from those of contexts that are read anew"
+            return f"log-probabilities differ by {error:.2g} from those of contexts read from scratch"
         return None
 
     @contextmanager

@@ -39,8 +39,8 @@ class OwnDraws(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if len(scores) != len(self._streams):
             raise ValueError(
-                f"{len(scores)} rows are sampled for {len(self._streams)} rollouts. Beams and several sequences for "
-                "one prompt (generation_kwargs) need seeded_rollouts=False."
+                f"{len(scores)} rows are sampled for {len(self._streams)} rollouts. Beam search and several "
+                "sequences per prompt (generation_kwargs) need seeded_rollouts=False."
             )
         draws = [stream.random() for stream in self._streams]
         tokens, total = drawn_tokens(scores, draws)

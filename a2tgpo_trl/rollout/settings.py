@@ -132,14 +132,14 @@ class ToolConfig(GRPOConfig):
             if "bf16/gpu" not in str(error):
                 raise
             raise ValueError(
-                "bf16, which is TRL's default, needs an accelerator that computes in it, and there is none here. Set "
-                "bf16: false (in Python, bf16=False) to train in float32, or fp16: true on an older GPU."
+                "bf16, TRL's default, needs an accelerator that supports it, and there is none here. Set bf16: false "
+                "(in Python, bf16=False) to train in float32, or fp16: true on an older GPU."
             ) from error
         self._check_seeds()
         if self.sampling_batch_size is not None and (self.use_vllm or self.use_transformers_continuous_batching):
             raise ValueError(
-                "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts at "
-                "once as their memory holds. Leave it out."
+                "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts "
+                "at once as fit in memory. Leave it out."
             )
 
     def _check_together(self) -> None:
@@ -153,8 +153,8 @@ class ToolConfig(GRPOConfig):
         """Choose the best model by reward: evaluations have no loss, which the parent would use."""
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise ValueError(
-                f"metric_for_best_model={self.metric_for_best_model!r}: evaluations sample and score, they have no "
-                "loss. Name what they log, such as 'reward' or 'rewards/exact_match/mean'."
+                f"metric_for_best_model={self.metric_for_best_model!r}: evaluations sample and score, and compute no "
+                "loss. Name a metric that they log, such as 'reward' or 'rewards/exact_match/mean'."
             )
         follows = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
         if follows and self.metric_for_best_model is None:
@@ -163,9 +163,9 @@ class ToolConfig(GRPOConfig):
     def _check_seeds(self) -> None:
         if "seed" in (self.generation_kwargs or {}):
             raise ValueError(
-                "generation_kwargs: leave out seed. With vLLM all requests would draw the same numbers, so that the "
-                "rollouts of a prompt would be identical; transformers does not read it. The field seed is what a "
-                "run is drawn by; seeded_rollouts=True gives each rollout a seed of its own, where the engine can."
+                "generation_kwargs: leave out seed. With vLLM, all requests would draw the same numbers, so the "
+                "rollouts of a prompt would be identical; transformers ignores it. The field seed determines what a "
+                "run draws; seeded_rollouts=True gives each rollout a seed of its own, where the engine supports it."
             )
         if self.seeded_rollouts is None:
             return
@@ -177,11 +177,11 @@ class ToolConfig(GRPOConfig):
     def _cannot_seed(self) -> dict[str, bool]:
         streams = self.stream_turns and self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size == 1
         return {
-            "vLLM but colocated, with stream_turns and one GPU a process": self.use_vllm and not streams,
-            "use_transformers_continuous_batching, which samples rows in batches of its own": (
+            "vLLM unless it is colocated, with stream_turns and one GPU per process": self.use_vllm and not streams,
+            "use_transformers_continuous_batching, which forms batches of its own": (
                 self.use_transformers_continuous_batching
             ),
-            "full_determinism, since sums along the vocabulary are not deterministic on GPUs": self.full_determinism,
+            "full_determinism, because sums over the vocabulary are not deterministic on GPUs": self.full_determinism,
         }
 
     @property

@@ -88,8 +88,8 @@ class ToolLoop:
         self._has_environments, self._ask_context_limit = has_environments, context_limit
         if args.tool_replay and has_environments:
             raise ValueError(
-                "tool_replay cannot answer for environments: a replayed call would not change their state, which "
-                "rewards may read. Replay tools that are functions."
+                "tool_replay does not work with environments: a replayed call would not change their state, which "
+                "rewards may read. Replay only tools that are functions."
             )
         check_tool_settings(tools, _words(args))
         self.runner.prepare(tools)
@@ -146,9 +146,9 @@ class ToolLoop:
         long = [len(start.prompt_ids) for start, one in pairs if one.ended == "context_full" and not one.turns]
         if long:
             logger.warning(
-                f"{len(long)} rollouts of a batch could not be begun (context_full): the longest of their prompts has "
-                f"{max(long)} tokens, and {rules.max_context - rules.least_room} leave room for a turn. Leave out "
-                "rows that are so long, or return less from `reset`."
+                f"{len(long)} rollouts of a batch could not begin (context_full): their longest prompt has "
+                f"{max(long)} tokens, and only prompts of up to {rules.max_context - rules.least_room} leave room "
+                "for a turn. Remove rows with longer prompts, or return less from `reset`."
             )
 
     def _rules(self, ends: Ends, training: bool) -> Rules:
@@ -213,14 +213,14 @@ class ToolLoop:
         if files.batches_left < WARN:
             called = {call.name for rollout in self.rollouts for turn in rollout.turns for call in turn.calls}
             why = (
-                f"{files}: {', '.join(sorted(called)) or 'the environments'} may leave theirs open. Close them, let "
-                "the tool run in a process of its own (process=True), or allow more (ulimit -n)."
+                f"{files}: {', '.join(sorted(called)) or 'the environments'} may leave some open. Close them, run "
+                "the tool in a process of its own (process=True), or raise the limit (ulimit -n)."
             )
             if files.batches_left < 1:
                 return why
-            logger.warning(f"{why} In {files.batches_left:.0f} batches the run would have to stop.")
+            logger.warning(f"{why} At this rate, the run would have to stop in {files.batches_left:.0f} batches.")
         elif files.is_full and not was_full:
-            logger.warning(f"{files}. If it needs more, allow more (ulimit -n).")
+            logger.warning(f"{files}. If it needs more, raise the limit (ulimit -n).")
         return None
 
     def unscored(self, number: int) -> list[bool]:
@@ -252,17 +252,18 @@ class ToolLoop:
     def _warn(self, tally: Tally, training: bool) -> None:
         for name in tally.dead_tools(MANY_CALLS):
             logger.warning(
-                f"All calls of the tool {name} in this batch failed, the last with: {self._result_of(name)}"
+                f"All calls to the tool {name} in this batch failed, the last with: {self._result_of(name)}"
             )
         if not training:
             return
         self._silent = 0 if tally.made else self._silent + 1
         if self._silent == SILENT_BATCHES:
             logger.warning(
-                f"The policy called no tool in {SILENT_BATCHES} batches, so it is trained on single turns. Does its "
-                "prompt ask for calls, and does the policy know their format? `a2tgpo check` tells."
+                f"The policy called no tool in {SILENT_BATCHES} batches, so it is being trained on single turns. "
+                "Does its prompt ask for tool calls, and does the policy know their format? Run `a2tgpo check` to "
+                "find out."
             )
 
     def _result_of(self, name: str) -> str:
         calls = [call for rollout in self.rollouts for turn in rollout.turns for call in turn.calls]
-        return next((call.result for call in reversed(calls) if call.name == name), "(on another process)")
+        return next((call.result for call in reversed(calls) if call.name == name), "(in another process)")

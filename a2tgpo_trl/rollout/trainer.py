@@ -139,8 +139,8 @@ class ToolTrainer(SamplingTrainer):
         check_patience(args, self._ranks.number)
         if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):
             raise ValueError(
-                "use_transformers_continuous_batching casts the weights to sample with them, which cannot be undone "
-                "where FSDP has split them. Sample by vLLM (use_vllm), or leave it out."
+                "use_transformers_continuous_batching casts the weights for sampling, which cannot be undone where "
+                "FSDP has sharded them. Sample with vLLM (use_vllm), or leave it out."
             )
         if (
             self.is_fsdp_enabled
@@ -148,20 +148,20 @@ class ToolTrainer(SamplingTrainer):
             and isinstance(self.model, PeftModel)
         ):
             raise ValueError(
-                "Adapters are not found under FSDP's version 1. Set fsdp_version: 2 in Accelerate's configuration, as "
-                "the one named fsdp2 does."
+                "Adapters are not found under FSDP version 1. Set fsdp_version: 2 in Accelerate's configuration, as "
+                "the configuration named fsdp2 does."
             )
         if not self.use_vllm and self.rollout_func is None:
             check_one_sequence(self.generation_config, base_model(self.model).generation_config, args.seeds_rollouts)
         calls_tools = bool(self.tools) or self.environment_factories is not None
         if args.seeded_rollouts and (self.rollout_func is not None or (self.use_vllm and not calls_tools)):
             raise ValueError(
-                "seeded_rollouts=True has no effect on a rollout_func, nor on vLLM without tools. Leave it out."
+                "seeded_rollouts=True has no effect with a rollout_func, or with vLLM without tools. Leave it out."
             )
         if calls_tools and self.rollout_func is not None:
             raise ValueError(
-                "A rollout_func makes the calls of its rollouts itself. Give it the tools, and the trainer none; or "
-                "leave rollout_func out."
+                "A rollout_func makes the tool calls of its rollouts itself. Give the tools to it and not to the "
+                "trainer, or leave rollout_func out."
             )
 
     def _let_ddp_miss_gradients(self) -> None:
@@ -437,7 +437,7 @@ class ToolTrainer(SamplingTrainer):
         if self.is_in_train and self.state.global_step > 0:  # also if an evaluation in between found it
             self._save_checkpoint(self.model, trial=None)
             saved = (
-                f" What was learnt is in {self._checkpoint_now()}: go on from there when that is mended "
+                f" Training so far is saved in {self._checkpoint_now()}: fix the problem and resume from there "
                 "(resume_from_checkpoint)."
             )
         raise RunStopped(f"{trouble}{saved}")
@@ -481,8 +481,8 @@ class ToolTrainer(SamplingTrainer):
         assert self._tool_loop is not None and self._batch is not None
         if not is_conversational({"prompt": prompts[0]}):
             raise ValueError(
-                "Tools need conversational prompts: lists of messages with a role and a content. Make them of the "
-                "texts with dataset.map, or train without tools."
+                "Tools need conversational prompts: lists of messages with a role and a content. Convert the prompts "
+                "with dataset.map, or train without tools."
             )
         starts = [self._start(i, ids) for i, ids in enumerate(prompt_ids)]
         with self._engine(self._rollout_seeds(prompt_ids), self._tails(self._batch)) as engine:

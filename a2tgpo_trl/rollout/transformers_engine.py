@@ -215,7 +215,9 @@ class TransformersStream(Engine):
             return scores_RV.softmax(dim=-1).multinomial(1).squeeze(1).tolist()
         tokens_R, total_R = drawn_tokens(scores_RV, [stream.random() for stream in streams if stream is not None])
         if total_R.isnan().any():
-            raise RuntimeError("The policy's probabilities are no numbers: its weights are not, or have diverged.")
+            raise RuntimeError(
+                "The policy's probabilities are not numbers: its weights contain NaN, or have diverged."
+            )
         return tokens_R.tolist()
 
     def _read_next(self, live: _Live) -> None:

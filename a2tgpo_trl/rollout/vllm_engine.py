@@ -70,12 +70,15 @@ class VLLMStream(Engine):
 
         if not can_stream(generation):
             raise ValueError(
-                f"Only a colocated vLLM of one GPU a rank can be streamed, got vllm_mode={generation.mode!r} and "
-                f"vllm_tensor_parallel_size={generation.tensor_parallel_size}. Let TRL generate all rollouts together."
+                f"Streaming needs a colocated vLLM with one GPU per rank; got vllm_mode={generation.mode!r} and "
+                f"vllm_tensor_parallel_size={generation.tensor_parallel_size}. Let TRL generate all rollouts "
+                "together."
             )
         self._llm = generation.llm.llm_engine
         if self._llm.has_unfinished_requests():
-            raise RuntimeError("vLLM still has requests of an earlier batch: whoever made them must end them first.")
+            raise RuntimeError(
+                "vLLM still has requests of an earlier batch: the code that made them must end them first."
+            )
         self.params = sampling_params(generation)
         self.params.output_kind = RequestOutputKind.FINAL_ONLY  # a step then returns finished requests, nothing else
         self._seeds = Seeds(seeds)
@@ -155,8 +158,8 @@ def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
     twin.generate([], None, 1)
     if recorder.params.n != 1:
         raise ValueError(
-            f"generation_kwargs asks for n={recorder.params.n}: a rollout needs one sample a turn. Drop `n`; "
-            "num_generations says how many rollouts a prompt has."
+            f"generation_kwargs asks for n={recorder.params.n}, but a rollout needs one sample per turn. Leave out "
+            "`n`; num_generations sets the number of rollouts per prompt."
         )
     return recorder.params
 
@@ -179,7 +182,7 @@ def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig,
         try:
             reads = generation.vllm_client.get_server_info()["model_config"]["max_model_len"]
         except Exception as raised:  # told to all ranks, and raised by all
-            error = f"The vLLM server does not say how many tokens it reads: {raised!r}."
+            error = f"The vLLM server did not report its context length: {raised!r}."
     error = ranks.first_text(error)
     if error is not None:
         raise RunStopped(error)
@@ -187,9 +190,9 @@ def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig,
     turn = generation.generation_kwargs.get("max_tokens", generation.max_completion_length)
     if turn >= reads:
         raise ValueError(
-            f"The vLLM server reads {reads} tokens, and a turn may have {turn} (max_completion_length), so it would "
-            "refuse every request. Start it with a --max-model-len of at least the longest prompt and twice "
-            "max_completion_length."
+            f"The vLLM server has a context length of {reads} tokens, and a turn may have {turn} "
+            "(max_completion_length), so it would refuse every request. Start it with a --max-model-len of at least "
+            "the longest prompt plus twice max_completion_length."
         )
     return ContextLimit(reads, turn)
 

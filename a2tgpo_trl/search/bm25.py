@@ -88,7 +88,7 @@ def build(corpus: Corpus, folder: Path, tell: Tell) -> None:
         chunks.append(folder / f"chunk-{start}.npy")
         np.save(chunks[-1], _count(texts, vocabulary, lengths))
     if not vocabulary:
-        raise ValueError(f"No passage of {corpus.file} holds a word that could be searched for.")
+        raise ValueError(f"No passage of {corpus.file} holds a word that can be searched for.")
     _write_scores(chunks, lengths, len(vocabulary), folder, tell)
     (folder / "vocab.index.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     parameters = {"k1": K1, "b": B, "method": "lucene", "num_docs": len(corpus), "version": bm25s.__version__}

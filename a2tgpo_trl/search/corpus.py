@@ -24,7 +24,7 @@ from ..errors import shown
 MOST_LINE = 2**20  # bytes
 PASSAGE_WORDS = 100  # of a passage cut from a text file, as in wiki18_100w
 TEXT_FILES = (".txt", ".md")
-_MEND = 'Each line is to hold an object with "contents", or with "text" and maybe "title". Mend or remove it.'
+_MEND = 'Each line must hold an object with "contents", or with "text" and optionally "title". Fix or remove it.'
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def scan(file: Path) -> np.ndarray:
                 break
             if len(line) > MOST_LINE:
                 raise ValueError(
-                    f"{file}, line {number} is longer than {MOST_LINE:,} bytes: a passage is some hundred words. "
-                    "Cut the document into passages, one a line."
+                    f"{file}, line {number} is longer than {MOST_LINE:,} bytes: a passage has about a hundred words. "
+                    "Cut the document into passages, one per line."
                 )
             if line.strip():
                 passage = read_passage(line, f"{file}, line {number}", default_id=str(len(offsets)))
@@ -94,8 +94,8 @@ def _check_ids(corpus: Corpus, ids: np.ndarray) -> None:
         if first.id and first.id == second.id:
             lines = [_line_of(corpus, int(order[place + step])) for step in (0, 1)]
             raise ValueError(
-                f"{corpus.file}, lines {lines[0]} and {lines[1]} both have the id {first.id!r}. Give each passage an "
-                "id of its own, or remove one."
+                f"{corpus.file}, lines {lines[0]} and {lines[1]} both have the id {first.id!r}. Give each passage "
+                "its own id, or remove one."
             )
 
 
@@ -115,13 +115,13 @@ def read_passage(line: bytes, where: str, default_id: str) -> Passage:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}. {_MEND}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} holds no object. {_MEND}")
+        raise ValueError(f"{where} does not hold an object. {_MEND}")
     texts = {key: row.get(key) or "" for key in ("contents", "title", "text")}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ValueError(f"{where}: {key} is {shown(text)}, which is no text. {_MEND}")
+            raise ValueError(f"{where}: {key} is {shown(text)}, which is not text. {_MEND}")
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"{where}: {key} holds half a character (a lone surrogate). Mend or remove the line.")
+            raise ValueError(f"{where}: {key} holds half a character (a lone surrogate). Fix or remove the line.")
     if not (texts["contents"] or texts["text"]).strip():
         raise ValueError(f"{where} has no text; its keys are {', '.join(row) or 'none'}. {_MEND}")
     id = default_id if row.get("id") is None else str(row["id"])
@@ -155,7 +155,7 @@ def cut(folder: Path, target: Path) -> None:
             try:
                 words = file.read_text(encoding="utf-8").split()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is no text in UTF-8: {error}. Convert or remove it.") from None
+                raise ValueError(f"{file} is not text in UTF-8: {error}. Convert or remove it.") from None
             for start in range(0, len(words), PASSAGE_WORDS):
                 id = f"{file.relative_to(folder)}#{start // PASSAGE_WORDS}"
                 row = {"id": id, "title": file.stem, "text": " ".join(words[start : start + PASSAGE_WORDS])}

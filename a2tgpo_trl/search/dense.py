@@ -93,7 +93,7 @@ def _empty(kind: str, passages: int, width: int) -> Any:
     if kind == "pq":
         if passages < CODES:
             raise ValueError(
-                f"An index of kind pq needs {CODES} passages or more; there are {passages}. Take flat (--faiss flat)."
+                f"An index of kind pq needs at least {CODES} passages; there are {passages}. Use flat (--faiss flat)."
             )
         piece = next(size for size in (4, 3, 2, 1) if width % size == 0)  # numbers that share a byte
         index = faiss.IndexPQ(width, width // piece, 8, alike)

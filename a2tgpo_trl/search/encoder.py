@@ -80,7 +80,8 @@ class SentenceEncoder:
         marks = self._model.tokenizer.num_special_tokens_to_add()
         if max_tokens <= marks:
             raise ValueError(
-                f"max_tokens must be more than {marks}, the encoder's own of each text; got {max_tokens}."
+                f"max_tokens must be more than {marks}, the number of tokens that the encoder adds to each text; got "
+                f"{max_tokens}."
             )
         self._model.max_seq_length = max_tokens
         try:
@@ -119,7 +120,7 @@ def _load(model: str, device: str | None) -> Any:
         where = "" if device is None else f" on {device}"
         raise ValueError(
             f"{model} cannot be loaded as an encoder{where} ({type(error).__name__}: {error}). Name a folder or a "
-            "model of the hub that sentence-transformers reads (--encoder), and a device that is here (--device)."
+            "model on the hub that sentence-transformers reads (--encoder), and a device of this machine (--device)."
         ) from error
 
 

@@ -54,15 +54,17 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def check(corpus: Path, folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise an error unless the index has this corpus, these settings and this version."""
     found = manifest_of(folder)
-    remedy = f"Remove {folder}, to have it built anew, or name another folder (--index-folder)."
+    remedy = f"Remove {folder} to have the index built again, or name another folder (--index-folder)."
     if found["version"] != VERSION:
         raise ValueError(f"{folder} holds an index of version {found['version']}; this is version {VERSION}. {remedy}")
     for name, value in settings.items():
         there = found["settings"].get(name)
         if there != value:
-            raise ValueError(f"{folder} holds an index with {name} {there!r}; asked for is {value!r}. {remedy}")
+            raise ValueError(f"{folder} holds an index with {name} {there!r}, not {value!r}. {remedy}")
     if found["corpus"]["listing"] != listing(corpus) and found["corpus"]["content"] != content(corpus):
-        raise ValueError(f"{folder} holds an index of another corpus than {corpus}, or it was changed since. {remedy}")
+        raise ValueError(
+            f"{folder} holds an index of a corpus other than {corpus}, or the corpus has changed since. {remedy}"
+        )
 
 
 def _build(corpus: Path, place: Path, settings: Mapping[str, Any], build: Build, tell: Tell) -> None:
@@ -78,7 +80,7 @@ def _build(corpus: Path, place: Path, settings: Mapping[str, Any], build: Build,
     tell(f"{len(passages):,} passages")
     build(passages, place, tell)
     if listing(corpus) != began:
-        raise ValueError(f"{corpus} was changed while it was indexed. Start again when it is whole.")
+        raise ValueError(f"{corpus} was changed while it was indexed. Start again when it is complete.")
     manifest = {
         "version": VERSION,
         "settings": dict(settings),
@@ -108,7 +110,7 @@ def _building(folder: Path) -> Iterator[Path | None]:
             yield None
             return
         if folder.exists():
-            raise ValueError(f"{folder} is there, and holds no index. Name another folder (--index-folder).")
+            raise ValueError(f"{folder} exists but holds no index. Name another folder (--index-folder).")
         place.mkdir(exist_ok=True)
         try:
             yield place

@@ -51,7 +51,7 @@ def SearchTool(
         if value is not None and value < 1:
             raise ValueError(f"SearchTool's {setting} must be at least 1; got {value}.")
     if not name.isidentifier():
-        raise ValueError(f"SearchTool's name must be one word, as of a function; got {name!r}.")
+        raise ValueError(f"SearchTool's name must be one word, valid as a function's name; got {name!r}.")
     place = index.corpus.file if isinstance(index, Retriever) else url or index
     find = passages_of(url=url, index=index, top_k=top_k, timeout=timeout)
 

@@ -65,7 +65,7 @@ def ensure_vectors(corpus: Path, beside: Path, encoder: Encoder, tell: Tell) -> 
     passages, vectors = ensure_index(corpus, folder, settings, build, tell), Vectors(folder)
     if len(vectors) != len(passages):
         raise ValueError(
-            f"Of {len(passages):,} vectors {folder} holds {len(vectors):,}. Remove it: they are made anew."
+            f"Of {len(passages):,} vectors, {folder} holds {len(vectors):,}. Remove it to have all made again."
         )
     return vectors
 
@@ -79,7 +79,7 @@ def _write(corpus: Corpus, encoder: Encoder, folder: Path, tell: Tell) -> None:
     files = {start: folder / f"vectors-{start:012}.npy" for start in range(0, len(corpus), SHARD)}
     missing = [start for start, file in files.items() if not file.exists()]
     if len(missing) < len(files):
-        tell(f"{len(files) - len(missing)} of {len(files)} shards of vectors are there")
+        tell(f"{len(files) - len(missing)} of {len(files)} shards of vectors already exist")
     for start in told(missing, len(missing), f"vectors, shards of {SHARD:,} passages", tell):
         texts = [corpus[number].contents for number in range(start, min(start + SHARD, len(corpus)))]
         vectors = encoder.passages(texts)

@@ -245,7 +245,7 @@ def read_cells(file: Path) -> list[Series]:
     named = file.with_suffix(".yaml")
     for needed in (file, named):
         if not needed.is_file():
-            raise ValueError(f"There is no {needed}: results of a study lie beside its file ({named.name}).")
+            raise ValueError(f"There is no {needed}: a study's results must be beside its file ({named.name}).")
     study, results = read_study(named), Results(file)
     found = runs_by_cell(study, results)
     if not found:
@@ -253,7 +253,7 @@ def read_cells(file: Path) -> list[Series]:
     for cell, runs in found.items():
         if len({identity for run in runs for identity in results.identities_of(run)}) > 1:
             raise ValueError(
-                f"{file}: runs of {cell} are of several settings or versions, and their mean would be of none. "
-                f"`a2tgpo study {named}` makes those again that are old."
+                f"{file}: the runs of {cell} have different settings or versions, so their mean would describe none "
+                f"of them. `a2tgpo study {named}` makes the outdated ones again."
             )
     return [Series(cell, [Measured(results.curves(run)) for run in runs], 1) for cell, runs in found.items()]

@@ -155,33 +155,43 @@ def _recipe(file: Path, name: Any) -> Path:
 
 def _check_cells(file: Path, cells: Any) -> None:
     if not isinstance(cells, dict):
-        raise RecipeError(f"{file}: cells must be names with settings; got {shown(cells)}.")
+        raise RecipeError(f"{file}: cells must map names to settings; got {shown(cells)}.")
     for name, cell in cells.items():
         if not isinstance(name, str) or not CELL.fullmatch(name):
-            raise RecipeError(f"{file}: a cell's name is of letters, digits, '_', '-' and '.'; got {shown(name)}.")
+            raise RecipeError(
+                f"{file}: a cell's name must consist of letters, digits, '_', '-' and '.'; got {shown(name)}."
+            )
         if not isinstance(cell, dict):
-            raise RecipeError(f"{file}: cell {name!r} must be settings ({{credit: grpo}}); got {shown(cell)}.")
+            raise RecipeError(
+                f"{file}: cell {name!r} must hold settings, such as {{credit: grpo}}; got {shown(cell)}."
+            )
         _check_settings(file, f"cell {name!r}", cell)
 
 
 def _check_settings(file: Path, where: str, settings: Settings) -> None:
     for key in SET_BY_STUDY:
         if key in settings:
-            raise RecipeError(f"{file}, {where}: {key} is set by the study: `seeds`, `every`, `recipe`.")
+            raise RecipeError(
+                f"{file}, {where}: the study itself sets {key}, by its keys `seeds`, `every` and `recipe`."
+            )
 
 
 def _rates(file: Path, rates: Any, settings: Settings, cells: Mapping[str, Settings]) -> Rates | None:
     if rates is None:
         return None
     if not isinstance(rates, dict) or set(rates) != {"values", "seeds"} or not isinstance(rates["values"], list):
-        raise RecipeError(f"{file}: learning_rates must say {{values: [1.0e-4, ...], seeds: [1000]}}.")
+        raise RecipeError(f"{file}: learning_rates must have the form {{values: [1.0e-4, ...], seeds: [1000]}}.")
     for where, said in (("settings", settings), *((f"cell {name!r}", cell) for name, cell in cells.items())):
         if "learning_rate" in said:
-            raise RecipeError(f"{file}, {where}: learning_rate is tried out (learning_rates). Leave one out.")
+            raise RecipeError(
+                f"{file}, {where}: learning_rate is given, but learning_rates tries out several. Leave one out."
+            )
     try:
         values = [float(value) for value in rates["values"]]  # YAML reads 1e-4 as text
     except (TypeError, ValueError):
-        raise RecipeError(f"{file}: learning_rates must be numbers; got {shown(rates['values'])}.") from None
+        raise RecipeError(
+            f"{file}: the values of learning_rates must be numbers; got {shown(rates['values'])}."
+        ) from None
     return Rates(values, rates["seeds"])
 
 
@@ -195,7 +205,9 @@ def _named_by(study: Study) -> list[str]:
 def _check(study: Study) -> None:
     for cell in (*_named_by(study), *study.post_hoc):
         if cell not in study.cells:
-            raise RecipeError(f"{study.file}: against, or post_hoc, names no cell.{nearest(str(cell), study.cells)}")
+            raise RecipeError(
+                f"{study.file}: against or post_hoc names a cell that does not exist.{nearest(str(cell), study.cells)}"
+            )
     if type(study.every) is not int or study.every < 1 or isinstance(study.target, str):
         raise RecipeError(f"{study.file}: every must be a number of steps, and target a score.")
     tried = [] if study.learning_rates is None else study.learning_rates.seeds
@@ -203,6 +215,6 @@ def _check(study: Study) -> None:
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
             raise RecipeError(f"{study.file}: seeds must be a list of whole numbers; got {shown(numbers)}.")
         if len(set(numbers)) < len(numbers):
-            raise RecipeError(f"{study.file}: each seed once; got {shown(numbers)}.")
+            raise RecipeError(f"{study.file}: name each seed only once; got {shown(numbers)}.")
     if set(tried) & set(study.seeds):
-        raise RecipeError(f"{study.file}: learning rates are chosen on other seeds than those that are reported.")
+        raise RecipeError(f"{study.file}: learning rates must be chosen on other seeds than those that are reported.")

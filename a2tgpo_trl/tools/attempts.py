@@ -156,7 +156,7 @@ class Attempts:
             self._failed_to_cancel.add(name)
             raised = describe(error).removeprefix("Error: ")
             logger.warning(
-                f"cancel of the tool {name} raised {raised}. Calls that are late are waited for and then given up."
+                f"cancel() of the tool {name} raised {raised}. Late calls are waited for and then given up."
             )
 
     async def _in_process(self, call: ToolCall, settings: ToolSettings) -> Attempt | None:

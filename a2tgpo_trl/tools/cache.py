@@ -62,8 +62,9 @@ class CallCache:
         if kept is None and of_others and tool not in self._told:
             self._told.add(tool)
             logger.warning(
-                f"tool_cache: {self.path} holds calls of another version of the tool {tool} (its signature, docstring "
-                "or version has changed). They are made anew, and their results kept beside those."
+                f"tool_cache: {self.path} holds calls of another version of the tool {tool} (its signature, "
+                "docstring or version has changed). They are made again, and the new results are kept beside the old "
+                "ones."
             )
         return kept if kept is None or kept.status == "ok" or self.replay else None
 
@@ -72,12 +73,12 @@ class CallCache:
         shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
         if of_another:
             return ReplayMiss(
-                f"{self.path} holds that call of another version of {tool}: its signature, docstring or version has "
-                f"changed. Record {tool}({shown}) in a run without tool_replay, or give the tool back what it had."
+                f"{self.path} holds this call of another version of {tool}: its signature, docstring or version has "
+                f"changed. Record {tool}({shown}) in a run without tool_replay, or change the tool back."
             )
         return ReplayMiss(
-            f"{self.path} holds no call {tool}({shown}). Record it in a run without tool_replay, or mend what "
-            "made the rollouts differ from those recorded (seed, policy, data)."
+            f"{self.path} holds no call {tool}({shown}). Record it in a run without tool_replay, or fix what made "
+            "the rollouts differ from the recorded ones (seed, policy, data)."
         )
 
     def put(self, tool: str, arguments: Mapping[str, Any], status: CallStatus, text: str, of: str = "") -> None:
@@ -97,8 +98,8 @@ class CallCache:
         except OSError as error:  # such as a full disk; the run still has its results
             self._can_write = False  # the last line may be cut off, so nothing may follow it
             logger.warning(
-                f"tool_cache: {self._own} cannot be written any more ({error}). The run goes on, and keeps no further "
-                "calls there."
+                f"tool_cache: {self._own} can no longer be written to ({error}). The run continues, but keeps no "
+                "further calls there."
             )
 
     def _append(self, line: str) -> None:
@@ -118,7 +119,7 @@ class CallCache:
                     key, of, found = _entry(line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
-                        f"tool_cache: line {number} of {file} is no recorded call ({error!r})."
+                        f"tool_cache: line {number} of {file} is not a recorded call ({error!r})."
                     ) from error
                 kept = self._kept.setdefault(key, {})
                 if of not in kept or found.status == "ok":  # a success replaces earlier failures
@@ -131,7 +132,7 @@ def _entry(line: bytes) -> tuple[str, str, Outcome]:
     """The key of a call, the identity of its tool, and its outcome."""
     entry = json.loads(line)
     if entry["status"] not in get_args(CallStatus):
-        raise ValueError(f"there is no status {entry['status']!r}")
+        raise ValueError(f"unknown status {entry['status']!r}")
     key, of = call_key(entry["tool"], entry["arguments"]), str(entry.get("of", ""))  # "": files from before `of`
     return key, of, Outcome(entry["status"], str(entry["text"]))
 

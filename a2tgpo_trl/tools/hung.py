@@ -78,7 +78,7 @@ class HungCalls:
         return True
 
     def __str__(self) -> str:
-        """Example: 3 calls have not come back: search (2), load (1)"""
+        """Example: 3 calls have not returned: search (2), load (1)"""
         with self._lock:
             counts = Counter(self._out.values())
-        return f"{counts.total()} calls have not come back: {', '.join(f'{t} ({n})' for t, n in counts.most_common())}"
+        return f"{counts.total()} calls have not returned: {', '.join(f'{t} ({n})' for t, n in counts.most_common())}"

@@ -71,7 +71,7 @@ class Connection:
         try:
             import mcp  # noqa: F401
         except ImportError as error:
-            raise ValueError("Tools of servers need the package mcp: pip install 'a2tgpo_trl[mcp]'.") from error
+            raise ValueError("Tools of MCP servers need the package mcp: pip install 'a2tgpo_trl[mcp]'.") from error
         self._loop = LoopThread("a2tgpo-mcp")
         self._session: _Session | None = None
         atexit.register(self.close)

@@ -86,7 +86,7 @@ class Outages:
         if error is None and name not in self._last_seen_down:
             return False  # it is up, but calls fail all the same
         if error is not None:
-            logger.warning(f"The tool {name} is down. It is asked again for {patience:g} seconds.")
+            logger.warning(f"The tool {name} is down. Its check is repeated for {patience:g} seconds.")
         loop = asyncio.get_running_loop()
         end, wait = loop.time() + patience, max(settings.backoff, 0.05)
         while error is not None and (left := end - loop.time()) > 0:
@@ -99,11 +99,11 @@ class Outages:
             return True
         self._down.add(name)
         self._last_seen_down.add(name)
-        why = f"The tool {name} is down, and was not up again within {patience:g} s: {error}"
+        why = f"The tool {name} is down, and did not come back within {patience:g} s: {error}"
         if self.limits.stop_when_down:
             self.ask_to_stop(why)
         else:
-            logger.warning(f"{why} Training goes on without it, and asks again with the next batch.")
+            logger.warning(f"{why} Training continues without it, and tries it again with the next batch.")
         return False
 
     # ---- calls that do not return
@@ -128,15 +128,15 @@ class Outages:
 
     async def _make_room(self, name: str) -> bool:
         hung, patience = self._hung, self.limits.patience
-        logger.warning(f"{hung}. Further calls of {name} wait for them, {patience:g} seconds at most.")
+        logger.warning(f"{hung}. Further calls to {name} wait for them, for at most {patience:g} seconds.")
         has_room = await hung.make_room(name, patience)
         if not has_room and name in self._recoveries:
             await self._recoveries.wait(name)
             has_room = not hung.is_blocked(name)
         if not has_room and name not in self._last_seen_down:  # a tool that is down was already dealt with
             self.ask_to_stop(
-                f"{hung}. More than max_hung_calls={self.limits.hung} threads are held by them, and were not free "
-                f"again within {patience:g} s. Give the tool limits of its own (of its sockets, say), or processes "
-                "that can be killed (process=True)."
+                f"{hung}. They hold more than max_hung_calls={self.limits.hung} threads, which were not free again "
+                f"within {patience:g} s. Give the tool time limits of its own (for its sockets, for example), or "
+                "processes that can be killed (process=True)."
             )
         return has_room

@@ -138,11 +138,13 @@ def import_path(function: Callable) -> list[str]:
     module, name = function.__module__, function.__qualname__
     problem = None
     if module == "__main__":
-        problem = "it stands in the script that is run: move it to a module of its own"
+        problem = "it is defined in the script that is run: move it to a module of its own"
     elif "<" in name or "." in name or hasattr(function, "__self__"):
-        problem = "it is made inside another function, or is a method: write it at the top level of a module"
+        problem = "it is defined inside another function, or is a method: define it at the top level of a module"
     elif module not in sys.modules or getattr(sys.modules[module], name, None) is not function:
-        problem = f"the module {module} has something else under that name, or nothing: give it its own name there"
+        problem = (
+            f"the module {module} has something else under that name, or nothing: define it there under its own name"
+        )
     if problem:
         raise ValueError(f"A tool with process=True must be importable, and {name} is not: {problem}.")
     file = getattr(sys.modules[module], "__file__", None)

@@ -86,11 +86,13 @@ class ToolRunner:
     def _refuse_kept(self, name: str, settings: ToolSettings) -> None:
         """Raise an error if a kept result could replace a call of this tool, which changes something."""
         if settings.cache:
-            raise ValueError(f"{name} has cache and changes_state: a second call would change nothing. Leave one out.")
+            raise ValueError(
+                f"{name} has both cache and changes_state: a second call would change nothing. Leave one of them out."
+            )
         if self.cache is not None and self.cache.replay:
             raise ValueError(
-                f"tool_replay cannot answer for {name}, which changes_state: a replayed call would change nothing. "
-                "Replay tools that look things up."
+                f"tool_replay does not work with {name}, which has changes_state: a replayed call would change "
+                "nothing. Replay only tools that look things up."
             )
 
     def _refuse_idle(self, name: str, settings: ToolSettings, owner: Any) -> None:
@@ -98,15 +100,15 @@ class ToolRunner:
         if self._attempts.is_environment(owner):
             if settings.cache:
                 raise ValueError(
-                    f"cache has no effect on {name}, a method of an environment: what it returns may depend on what "
-                    "was called before, so that each call is made. Leave it out."
+                    f"cache has no effect on {name}, a method of an environment: its result may depend on earlier "
+                    "calls, so every call is made. Leave it out."
                 )
             return
         for setting in ("cancel", "release"):
             if getattr(settings, setting) is not None:
                 raise ValueError(
-                    f"{setting} has no effect on {name}, which is no method of an environment: it is called with one. "
-                    "Leave it out, or make the tool a method of an environment."
+                    f"{setting} has no effect on {name}, which is not a method of an environment: it would be called "
+                    "with one. Leave it out, or make the tool a method of an environment."
                 )
 
     def check(self, functions: Iterable[Callable]) -> None:
@@ -115,9 +117,7 @@ class ToolRunner:
         errors = self._coordinator.submit(self._ask_all(functions)).result()
         down = [f"{function.__name__}: {error}" for function, error in zip(functions, errors, strict=True) if error]
         if down:
-            raise RuntimeError(
-                f"Before the first step, these tools are not there. {'; '.join(down)}. Start them first."
-            )
+            raise RuntimeError(f"Tools are down before the first step. {'; '.join(down)}. Start them first.")
 
     def begin_batch(self) -> None:
         """Try tools again that were down in the batch before, if the run went on without them."""

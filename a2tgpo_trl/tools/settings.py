@@ -31,14 +31,14 @@ def _are_exceptions(value: Any) -> bool:
 
 # What a setting may be, in words and as a test.
 _TIMEOUT = ("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
-_SECONDS = ("a number of seconds from 0 on", lambda value: _is_number(value) and value >= 0)
-_FROM_0 = ("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0)
-_FROM_1 = ("a whole number from 1 on", lambda value: _is_whole(value) and value >= 1)
+_SECONDS = ("a number of seconds, at least 0", lambda value: _is_number(value) and value >= 0)
+_FROM_0 = ("a whole number, at least 0", lambda value: _is_whole(value) and value >= 0)
+_FROM_1 = ("a whole number, at least 1", lambda value: _is_whole(value) and value >= 1)
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
 _TEXT = ("text", lambda value: isinstance(value, str))
 _EXCEPTIONS = ("a tuple of exception classes", _are_exceptions)
 _FUNCTION = (
-    "a function (not async) that can be called",
+    "a function (or other callable) that is not async",
     lambda value: callable(value) and not inspect.iscoroutinefunction(value),
 )
 

@@ -51,7 +51,7 @@ def _read_run(folder: Path, name: str) -> Run:
     if not files:
         if any((folder / trace).exists() for trace in (STATE, "whole_recipe.yaml")) or checkpoints_of(folder):
             raise ValueError(f"{folder} has no records of rollouts: train with --record_every N to have them.")
-        raise ValueError(f"{folder} is no run: there is neither {STATE} nor {' or '.join(OF_TRAINING)} in it.")
+        raise ValueError(f"{folder} is not a run: there is neither {STATE} nor {' or '.join(OF_TRAINING)} in it.")
     records, notes = _records(files)
     log, of_log = read_log(folder)
     last = max([entry["step"] for entry in log] or [record["step"] for record in records])
@@ -78,7 +78,7 @@ def records_in(file: Path) -> tuple[list[Record], bool]:
     """Return the records of a training file, and whether the file is complete."""
     records, is_whole = read_file(file)
     if any(record.get("schema") not in SCHEMAS or any(key not in record for key in OF_TRAINED) for record in records):
-        raise ValueError(f"{file} is no file of a training's rollouts of schema {' or '.join(map(str, SCHEMAS))}.")
+        raise ValueError(f"{file} is not a file of training rollouts of schema {' or '.join(map(str, SCHEMAS))}.")
     return records, is_whole
 
 
@@ -91,7 +91,7 @@ def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if not file.exists():
         saved = next((one for one in checkpoints_of(folder) if (one / STATE).exists()), None)
         if saved is None:
-            return [], ["It has no log yet, and is shown by its records alone."]
+            return [], ["It has no log yet: only its records are shown."]
         file, notes = saved / STATE, [f"It is not finished: its log ends with {saved.name}."]
     return history_in(file), notes
 

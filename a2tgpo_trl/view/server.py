@@ -169,7 +169,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} of {host} is in use. Name another one (--port {port + 1}), or take a free one (--port 0)."
     if error.errno == errno.EACCES:
-        return f"Port {port} is not for this user. Name one above 1023 (--port 8500)."
+        return f"This user may not listen on port {port}. Name one above 1023 (--port 8500)."
     return f"Cannot listen on {host}, port {port}: {error.strerror}. Name an address of this machine (--host)."
 
 
@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = _read_query(query)
             self._check(asked)
             if path != "/" and self.headers.get("Sec-Fetch-Site", "") in OF_OTHERS:
-                raise Refused(403, "A page of another site asks for this.")
+                raise Refused(403, "This request comes from a page of another site.")
             if path == "/":
                 self._send_page(asked)
             else:
@@ -204,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
     def _check(self, asked: Mapping[str, str]) -> None:
         if self.server.token is None:
             if not is_of_this_machine(self.headers.get("Host", "")):
-                raise Refused(403, f"This server is for this machine: open {self.server.address}")
+                raise Refused(403, f"This server is for this machine only: open {self.server.address}")
             return
         given = (asked.get("token", ""), self._cookie())
         # Both are compared, each in a time that does not depend on how much of it is right.
@@ -226,15 +226,15 @@ class Handler(BaseHTTPRequestHandler):
             if path == "/news":
                 return runs.news(asked["epoch"], int(asked["since"]))
             if path not in ("/group", "/search"):
-                raise Refused(404, "There are /, /news, /group and /search.")
+                raise Refused(404, "The paths are /, /news, /group and /search.")
             run, begun = int(asked["run"]), int(asked["begun"])
             if not 0 <= run < len(runs.names):
-                raise Refused(400, f"There are {len(runs.names)} runs, from 0.")
+                raise Refused(400, f"There are {len(runs.names)} runs, numbered from 0.")
             if path == "/group":
                 return json.dumps(runs.group(run, begun, asked["key"]))
             return json.dumps(runs.search(run, begun, int(asked["from"]), asked["words"].lower()))
         except Gone as error:
-            raise Refused(410, "The run was begun anew.") from error
+            raise Refused(410, "The run has started over.") from error
         except OSError as error:
             raise Refused(503, f"The folder of a run cannot be read now: {error}") from error
         except (KeyError, ValueError) as error:

@@ -37,7 +37,7 @@ class Watch:
 
     def __init__(self, folder: Path, number: int, journal: Journal):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is no folder. Name the output_dir of a run.")
+            raise ValueError(f"{folder} is not a folder. Name the output_dir of a run.")
         self.folder, self._run, self._journal = folder, number, journal
         self.begun = 0  # how often the run has started over
         self._forget()
@@ -95,7 +95,7 @@ class Watch:
             lines = {key_of(group): line(group) for group in groups_of(records)}
             numbers = [(of, of_records(one), turns_of_batch(one), envelope_of(one)) for of, one in batches(records)]
         except STRANGE as error:
-            notes.append(f"Step {step} is left out, {_not_ours(error)}")
+            notes.append(f"Step {step} is left out: {_not_ours(error)}")
             self._leave_out(step)
             return
         for key in self._keys.get(step, set()) - lines.keys():
@@ -146,13 +146,13 @@ class Watch:
 
     def _notes(self) -> list[str]:
         notes = [note for _, of_step in sorted(self._notes_of_step.items()) for note in of_step]
-        notes += [f"{plain(name)} is no file that training writes, and is left out." for name in self._others]
+        notes += [f"{plain(name)} is not a file that training writes, and is left out." for name in self._others]
         if not self.folder.exists():
-            return [f"There is no folder {plain(str(self.folder))} yet: it is waited for."]
+            return [f"There is no folder {plain(str(self.folder))} yet. Waiting for it."]
         if not self.steps and (self.folder / STATE).exists():
             return ["It has no records of rollouts: train with --record_every N to have them.", *notes]
         if not self.steps:
-            return ["It has no records yet: the first are waited for (train with --record_every N).", *notes]
+            return ["It has no records yet. Waiting for the first (train with --record_every N).", *notes]
         return [*notes, *self._notes_of_log]
 
     # ---- rollouts, on request
@@ -167,7 +167,7 @@ class Watch:
             has_credit = adds_credit(records)
             found = [shown(group, has_credit) for group in groups_of(records) if key_of(group) == key]
         except STRANGE as error:
-            raise ValueError(f"step {steps[0]}, {_not_ours(error)}") from error
+            raise ValueError(f"step {steps[0]}: {_not_ours(error)}") from error
         if not found:
             raise Gone
         return found[0]
@@ -193,14 +193,14 @@ class Watch:
         try:
             return [key_of(group) for group in groups_of(records) if holds(shown(group, False), words)]
         except STRANGE as error:  # they sufficed for the table, or were overwritten since
-            note = f"Step {step} is not searched, {_not_ours(error)}"
+            note = f"Step {step} is not searched: {_not_ours(error)}"
             if note not in self._notes_of_step[step]:
                 self._notes_of_step[step].append(note)
             return []
 
 
 def _not_ours(error: Exception) -> str:
-    return f"its records are not as training writes them: {plain(repr(error))}."
+    return f"its records are not in the form that training writes ({plain(repr(error))})."
 
 
 def _step_of(file: Path) -> int:
@@ -234,7 +234,7 @@ def _read(marks: Marks) -> tuple[list[Record], list[str]]:
             continue
         found += records
         if not is_whole:
-            notes.append(f"{file.name}: its last line is not whole, and is left out.")
+            notes.append(f"{file.name}: its last line is incomplete, and is left out.")
     return found, notes
 
 

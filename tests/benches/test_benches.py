@@ -27,12 +27,12 @@ def test_credit_prints_the_comparison_and_three_lengths(capsys):
     assert rows == [["8", "24"], ["8", "48"], ["8", "96"]]
 
 
-def test_credit_compares_a_part_where_asked_and_says_so(capsys):
+def test_credit_bench_compares_only_the_part_named_by_compared(capsys):
     assert credit_speed.main([*TINY_CREDIT, "--compared", "5"]) == 0
     assert cells(capsys.readouterr().out, "lists")[1:4] == ["5", "24", "3"]
 
 
-def test_credit_that_disagrees_is_an_error(capsys, monkeypatch):
+def test_credit_bench_fails_if_the_two_ways_disagree(capsys, monkeypatch):
     monkeypatch.setattr(credit_speed, "vectorised", lambda case, right=credit_speed.vectorised: shifted(right(case)))
     assert credit_speed.main(TINY_CREDIT) == 1
     assert "disagree" in capsys.readouterr().err
@@ -43,7 +43,7 @@ def shifted(results: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return turn_NT, advantages_NT + 1e-3, *ranges
 
 
-def test_made_rollouts_have_the_turns_that_were_asked_for():
+def test_made_case_has_the_requested_number_of_turns():
     case = credit_speed.make_case(20, 15, turns=7, group_size=4, seed=3)
     turn_NT = credit_speed.vectorised(case)[0]
     assert (turn_NT.amax(dim=1) == 6).all()
@@ -52,7 +52,7 @@ def test_made_rollouts_have_the_turns_that_were_asked_for():
 
 @pytest.mark.parametrize("way", [credit_speed.over_tensors, credit_speed.over_lists])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_plain_way_equals_the_vectorised_way_on_random_masks(seed, way):
+def test_plain_and_vectorised_credit_are_equal_on_random_masks(seed, way):
     generator = torch.Generator().manual_seed(seed)
     mask_NT = (torch.rand(12, 30, generator=generator) < 0.6).long()
     mask_NT[0] = 0
@@ -68,7 +68,7 @@ def test_the_plain_way_equals_the_vectorised_way_on_random_masks(seed, way):
         torch.testing.assert_close(rows, tensor, atol=1e-5, rtol=0)
 
 
-def test_the_plain_way_by_hand():
+def test_plain_turns_and_sums_worked_out_by_hand():
     mask = [[1, 1, 0, 0, 1, 0], [0, 1, 1]]
     blank = [[0] * 6, [0] * 3]
     assert credit_speed.plain_turns(mask, blank) == [[0, 0, -1, -1, 1, -1], [-1, 0, 0]]
@@ -76,7 +76,7 @@ def test_the_plain_way_by_hand():
     assert credit_speed.plain_sums([2.0, float("nan"), 1.0]) == pytest.approx([3 / 2**0.5, 0.0, 1.0])
 
 
-def test_recording_records_one_of_each_two_steps_and_prints_what_it_costs(capsys, tmp_path):
+def test_recording_bench_records_one_step_of_each_pair_and_prints_the_cost(capsys, tmp_path):
     small = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1", "--seed", "3"]
     small += ["--task_kwargs", '{"train_questions": 8, "test_questions": 1}']
     cost = recording_cost.measure(["--config", "quickstart", *small], pairs=3, seed=0, folder=str(tmp_path))
@@ -90,7 +90,7 @@ def test_recording_records_one_of_each_two_steps_and_prints_what_it_costs(capsys
     assert len(cells(capsys.readouterr().out, "processor")) == 8
 
 
-def test_the_cost_of_recording_by_hand():
+def test_recording_cost_worked_out_by_hand():
     # Ratios 1.2, 1.1 and 0.9: the median is 1.1, and a fifth of a tenth is 0.02.
     pairs = recording_cost.Pairs(without=[1.0, 2.0, 1.0], recorded=[1.2, 2.2, 0.9])
     assert pairs.ratio() == pytest.approx(1.1) and pairs.ratio(every=5) == pytest.approx(1.02)
@@ -98,7 +98,7 @@ def test_the_cost_of_recording_by_hand():
     assert cost.share() == pytest.approx(0.05) and cost.share(every=5) == pytest.approx(0.01)
 
 
-def test_tools_prints_what_both_ways_take_and_that_they_come_to_the_same_rollouts(capsys):
+def test_tool_bench_prints_both_times_and_that_rollouts_are_equal(capsys):
     assert tool_loop.main(TINY_TOOLS) == 0
     output = capsys.readouterr().out
     assert "token ids and masks: equal" in output and "0.1 s a turn at least" in output
@@ -107,7 +107,7 @@ def test_tools_prints_what_both_ways_take_and_that_they_come_to_the_same_rollout
     assert 0.5 <= float(cells(output, "TRL")[2])
 
 
-def test_tools_times_each_tool_turn_and_keeps_to_the_concurrency():
+def test_tool_bench_times_each_tool_turn_within_the_concurrency_limit():
     found = tool_loop.measure(tool_loop.Load(rollouts=4, turns=3, tool_seconds=0.1, concurrency=2))
     assert {way: len(timings) for way, timings in found.timings.items()} == {"ours": 3, "TRL": 3}
     assert min(found.timings["ours"]) >= 0.2  # 2 at a time: 4 calls take 2 * 0.1 s
@@ -115,7 +115,7 @@ def test_tools_times_each_tool_turn_and_keeps_to_the_concurrency():
     assert tool_loop.Load(rollouts=64, turns=1, tool_seconds=0.5, concurrency=10).least_seconds == 7 * 0.5
 
 
-def test_tools_plays_every_turn_of_the_script(tmp_path):
+def test_tool_bench_plays_every_turn_of_the_script(tmp_path):
     way = tool_loop.make_ways(tool_loop.Load(2, 2, 0.0, 2), tool_loop.slow_search(lambda: None), str(tmp_path))
     batch, _ = way["TRL"].roll_out(2)
     tokenizer = way["TRL"].script._tokenizer
@@ -127,7 +127,7 @@ def test_tools_plays_every_turn_of_the_script(tmp_path):
     way["ours"].close()
 
 
-def test_tools_that_come_to_other_rollouts_are_an_error(capsys, monkeypatch):
+def test_tool_bench_fails_if_the_two_ways_give_different_rollouts(capsys, monkeypatch):
     monkeypatch.setattr(
         ControlText, "encode", lambda self, messages, right=ControlText.encode: (right(self, messages)[0][1:], False)
     )

@@ -12,7 +12,7 @@ def test_the_bench_prints_what_it_measured(capsys):
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_16_clients_are_served_without_error_evenly_and_in_less_memory_than_the_index_takes(tmp_path):
+def test_load_of_16_clients_has_no_errors_and_server_memory_below_index_size(tmp_path):
     found = measure(Load(passages=500_000, clients=16, seconds=10), tmp_path)
     assert found.errors == 0 and found.requests > 100
     assert found.p99 < 5 * found.p50

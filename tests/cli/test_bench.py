@@ -29,7 +29,7 @@ def cells(output: str, first: str) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [["--seed", "3"], ["--seed=3"]])
-def test_a_seed_that_is_named_is_the_recipes(seed, monkeypatch):
+def test_seed_option_is_passed_on_to_the_recipe(seed, monkeypatch):
     trained = []
     monkeypatch.setattr(bench_step, "_measure", lambda recipe, words, *_: trained.append([*words]) or {})
     monkeypatch.setattr("a2tgpo_trl.cli.bench._step_table", lambda found: sys.exit(0))
@@ -109,7 +109,7 @@ def test_the_names_of_random_policies_are_those_that_have_sizes():
     assert set(RANDOM) == set(SIZES)
 
 
-def test_the_other_way_is_the_trainer_of_trl_with_the_settings_of_the_recipe(tmp_path):
+def test_step_bench_compares_with_the_trl_trainer_at_equal_settings(tmp_path):
     recipe = read_recipe(["--config", "quickstart", "--output_dir", str(tmp_path), *ONE_BATCH])
     theirs = bench_step.make_theirs(recipe)
     assert type(theirs) is GRPOTrainer and type(theirs.args) is GRPOConfig
@@ -120,7 +120,7 @@ def test_the_other_way_is_the_trainer_of_trl_with_the_settings_of_the_recipe(tmp
     assert theirs.args.reward_weights == recipe.args.reward_weights and len(theirs.tools) == 1
 
 
-def test_steps_alternate_and_one_way_goes_on_where_the_other_has_ended():
+def test_steps_alternate_until_one_way_has_ended():
     alternation, steps = bench_step.Alternation(), []
 
     def take(place: int, number: int) -> None:
@@ -152,7 +152,7 @@ def test_steps_alternate_and_one_way_goes_on_where_the_other_has_ended():
         ([], "COMMAND"),
     ],
 )
-def test_impossible_requests_end_with_code_2_and_name_the_option(argv, named, capsys):
+def test_invalid_bench_options_exit_with_code_2_and_are_named(argv, named, capsys):
     assert main(argv) == 2
     assert named in capsys.readouterr().err
 

@@ -51,7 +51,7 @@ def test_a_page_is_shown_without_importing_torch(topic):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_a_reader_who_has_seen_enough_is_no_error():
+def test_help_with_a_closed_pipe_ends_without_an_error():
     words = [sys.executable, "-m", "a2tgpo_trl", "help", "settings"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
         shown.stdout.close()

@@ -49,7 +49,7 @@ def test_batches_of_a_step_are_not_mixed_up_and_neither_are_runs(tmp_path, capsy
     assert shown(capsys, tmp_path / "run", tmp_path / "other", "--solved-and-failed") == ""
 
 
-def test_the_rollouts_of_a_training_say_all_that_is_known_of_a_turn(tmp_path, capsys):
+def test_training_rollouts_show_all_recorded_facts_of_a_turn(tmp_path, capsys):
     more = {"status": "tool_error", "turn_rewards": {"failed_call": [-1, 0]}, "ended": "over_budget", "excluded": True}
     write_records(tmp_path, {1: [record(0, credit=[-0.25], answer=["Bo", "Mr Bo"], **more)]})
     for words in ([], [SIDE]):
@@ -78,7 +78,7 @@ def test_an_evaluation_and_what_a_notebook_wrote_with_json_are_read(tmp_path, ca
     assert "2: solved" in shown(capsys, tmp_path / "named.jsonl", SIDE)
 
 
-def test_a_last_line_that_is_being_written_is_left_out_also_in_the_middle_of_a_character(tmp_path, capsys):
+def test_incomplete_last_line_is_left_out_even_within_a_character(tmp_path, capsys):
     file = tmp_path / "rollouts.jsonl"
     write_jsonl(file, [record(0), record(1, said="日本")])
     whole = file.read_bytes()
@@ -88,7 +88,7 @@ def test_a_last_line_that_is_being_written_is_left_out_also_in_the_middle_of_a_c
         assert shown(capsys, file).count("Who is mayor of Rome?\n") == 1
 
 
-def test_the_ways_to_ask_go_together(tmp_path, capsys):
+def test_show_filters_can_be_combined(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     records = [json.loads(line) for file in sorted(run.glob("rollouts/*")) for line in file.read_text().splitlines()]
     mixed = {}
@@ -139,7 +139,7 @@ def test_a_terminal_has_colours_and_lines_of_its_width(columns, tmp_path, monkey
     assert max(sum(1 + (unicodedata.east_asian_width(char) == "W") for char in line) for line in lines) <= columns
 
 
-def test_a_pipe_has_no_colours_and_what_its_encoding_lacks_by_code(tmp_path, monkeypatch):
+def test_piped_output_has_no_colours_and_escapes_unencodable_text(tmp_path, monkeypatch):
     write_records(tmp_path, {1: [record(0, said="日本")]})
     for words in ([], [SIDE]):
         piped = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
@@ -158,7 +158,7 @@ def nothing_moves(out: str) -> bool:
 
 
 @pytest.mark.parametrize("words", [[], [SIDE], ["--full"]], ids=lambda words: " ".join(words) or "turns")
-def test_hostile_text_does_nothing_wherever_it_stands(words, tmp_path, capsys, monkeypatch):
+def test_hostile_text_is_escaped_in_every_field(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert len(HOSTILE) >= 30
     for text in HOSTILE:
@@ -173,13 +173,13 @@ def test_hostile_text_does_nothing_wherever_it_stands(words, tmp_path, capsys, m
         assert words == ["--full"] or len(out) < 60_000  # a line of a megabyte is cut
 
 
-def test_the_name_of_a_run_may_be_hostile_too(tmp_path, capsys):
+def test_hostile_run_name_is_escaped(tmp_path, capsys):
     for name in ("\x1b[31mone", "\u202etwo"):
         write_records(tmp_path / name, {1: [record(0)]})
     assert nothing_moves(shown(capsys, *tmp_path.iterdir()))
 
 
-def test_a_long_line_is_cut_and_says_by_how_much(tmp_path, capsys):
+def test_long_line_is_cut_with_the_number_of_characters_left_out(tmp_path, capsys):
     write_jsonl(tmp_path / "rollouts.jsonl", [record(0, result="x" * 1_000_000)])
     assert "(999,600 characters more)" in shown(capsys, Path(tmp_path))
     assert "x" * 1_000_000 in shown(capsys, tmp_path, "--full")

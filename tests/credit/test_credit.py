@@ -126,7 +126,7 @@ def test_scores_do_not_change_when_all_gains_of_a_cell_are_shifted_or_scaled(zsc
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(table=gain_tables(), shift=st.floats(-3, 3))
-def test_depths_are_compared_apart_and_pooled_together(dtype, table, shift):
+def test_turn_group_zscore_is_invariant_to_a_shift_of_one_depth(dtype, table, shift):
     gains, groups = table[0].to(dtype), table[1]
     shifted = gains.clone()
     shifted[:, 0] += round(shift * 8) / 8  # exact in bfloat16 too, up to rounding of the sum
@@ -148,7 +148,7 @@ def test_the_order_of_rollouts_does_not_matter(dtype, table, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(table=gain_tables())
-def test_holes_stay_holes_and_everything_else_is_finite(dtype, table):
+def test_nan_gains_stay_nan_and_credit_is_finite(dtype, table):
     gains, groups = table[0].to(dtype), table[1]
     for zscore in ZSCORES:
         scores = zscore(gains, groups)
@@ -164,7 +164,7 @@ def test_holes_stay_holes_and_everything_else_is_finite(dtype, table):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(value=st.integers(-1000, 1000), rollouts=st.integers(1, 6), turns=st.integers(1, 4))
-def test_equal_gains_are_worth_nothing(dtype, value, rollouts, turns):
+def test_equal_gains_leave_only_the_outcome(dtype, value, rollouts, turns):
     gains = torch.full((rollouts, turns), value / 7, dtype=dtype)
     outcomes = torch.arange(rollouts, dtype=dtype)
     for normalization in ("turn_group", "pooled"):
@@ -177,7 +177,7 @@ def test_equal_gains_are_worth_nothing(dtype, value, rollouts, turns):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(gains=st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=5))
-def test_a_rollout_alone_in_its_group_lives_on_its_outcome(dtype, gains):
+def test_single_rollout_group_is_credited_by_its_outcome_only(dtype, gains):
     # G = 1: every cell has a single member.
     advantages, scale = a2tgpo_credit(
         torch.tensor([gains], dtype=dtype),

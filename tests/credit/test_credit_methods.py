@@ -70,7 +70,7 @@ def switches_of(name: str, **changes) -> Switches:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_preset_credits_three_rollouts_as_worked_out_by_hand(name):
+def test_preset_credit_matches_the_values_in_its_docstring(name):
     rewarded = name in ("gtpo", "mt_grpo", "hybrid", "gigpo")
     outcomes = (1.0, 0.3, 0.0) if name == "gtpo" else (1.0, 0.0, 0.0)
     evidence = the_group(rewarded, outcomes)
@@ -92,7 +92,7 @@ def test_every_preset_is_worked_out_and_no_two_are_the_same():
     assert len(set(values)) == len(METHODS)
 
 
-def test_returns_give_each_turn_of_a_rollout_what_came_after_it():
+def test_returns_sum_the_rewards_of_later_turns():
     # 0.9^2 - 0.1 = 0.71; the second rollout has one turn, and the third none.
     rewards = torch.tensor([[-0.1, 0.0, 1.0], [0.5, 9.0, 9.0], [1.0, 1.0, 1.0]])
     is_turn = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
@@ -123,14 +123,14 @@ def test_a_turn_without_a_reward_of_its_own_has_those_of_the_turns_after_it():
     assert_near(credited[evidence.is_turn_NK], expected[evidence.is_turn_NK], 1e-3)
 
 
-def test_a_turn_whose_gain_is_not_known_lives_on_the_outcome():
+def test_turn_with_unknown_gain_is_credited_by_the_outcome_only():
     # a's first probe failed: its second turn has its own score; the first is not credited with scores of other turns.
     gains = torch.tensor([[NAN, 2, NAN], [3, 4, NAN], [NAN, NAN, NAN]])
     credited = find_method("a2tgpo")(replace(the_group(False), gains_NK=gains), switches_of("a2tgpo"))
     assert_near(credited[0], [HIGH, HIGH - 0.3, HIGH], 1e-3)
 
 
-def test_a_weighted_sum_has_what_any_of_its_terms_has():
+def test_weighted_sum_ignores_missing_terms_and_zero_weights():
     # 0.5 x 1 + 2 x 3; 2 x 4; nothing. A term of weight 0 has no effect, not even on which entries exist.
     first, second = torch.tensor([1, NAN, NAN]), torch.tensor([3, 4, NAN])
     assert_near(weighted_sum((0.5, first), (2.0, second)), [6.5, 8, NAN])
@@ -138,7 +138,7 @@ def test_a_weighted_sum_has_what_any_of_its_terms_has():
     assert_near(weighted_sum((0.0, first), (0.0, second)), [NAN, NAN, NAN])
 
 
-def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_compared():
+def test_stopped_rollouts_count_as_zero_gain_with_stopped_count():
     # c answers immediately, b after one turn. Turn 1: 1, 3 and 0, mean 4/3, variance 14/9 -> -0.2673, 1.3363.
     # Turn 2: 2, 0 and 0, mean 2/3, variance 8/9 -> 1.4142, which would be 0 if a were alone.
     switches = switches_of("a2tgpo", stopped_count=True)
@@ -161,7 +161,7 @@ def test_rollouts_that_have_stopped_count_where_the_gains_of_later_turns_are_com
     assert_near(switches.gain_scores(close)[0, 1], 0.0)
 
 
-def test_per_depth_scores_do_not_say_whether_to_call_and_with_those_that_stopped_they_do():
+def test_stopped_count_rewards_calling_where_depth_scores_do_not():
     # Half of eight rollouts call, and every call gains 2 or 2.2. Calling is far better than not calling.
     gains = torch.tensor([[2.0, NAN], [2.2, NAN]] * 2 + [[NAN, NAN]] * 4)
     evidence = replace(
@@ -193,7 +193,7 @@ def groups(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(groups(), st.sampled_from(METHODS), st.randoms(use_true_random=False))
-def test_credit_is_finite_and_does_not_depend_on_the_order_of_rollouts_or_on_other_prompts(evidence, name, random):
+def test_credit_is_finite_and_independent_of_order_and_other_prompts(evidence, name, random):
     credit, switches = find_method(name), switches_of(name)
     credited = credit(evidence, switches).masked_fill(~evidence.is_turn_NK, 0.0)
     assert credited.isfinite().all()
@@ -260,22 +260,22 @@ def test_a_preset_sets_its_papers_values_and_a_users_value_wins(name):
         ({"credit": "hybrid", "success_reward": 0.5}, "have no effect without failure_shaping"),
         ({"credit": "my_methods"}, "credit must be one of 'a2tgpo', 'grpo'"),
         ({"credit": "no_such_file.py:method"}, "There is no file 'no_such_file.py'"),
-        ({"credit": "math:pi"}, "credit: math:pi is no function"),
+        ({"credit": "math:pi"}, "credit: math:pi must be a function, not float"),
         ({"credit": "math:floo"}, "math has no 'floo'. Did you mean 'floor'?"),
         ({"turn_rewards": {"bad_format": "much"}}, "turn_rewards: bad_format must be a number"),
-        ({"turn_rewards": "no_such_file.yaml"}, "there is no file no_such_file.yaml, beside the recipe"),
+        ({"turn_rewards": "no_such_file.yaml"}, "there is no file no_such_file.yaml next to the recipe"),
     ],
     ids=str,
 )
-def test_what_a_method_does_not_read_or_is_not_there_is_refused(changes, message):
+def test_unread_settings_and_unknown_methods_are_refused(changes, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(")):
         config(**changes)
 
 
-def test_a_decorator_with_an_unknown_setting_says_which_there_are():
-    with pytest.raises(ValueError, match="gain_wait is none of outcome_weight, gain_weight"):
+def test_method_decorator_names_valid_settings_for_an_unknown_one():
+    with pytest.raises(ValueError, match="no setting gain_wait; use outcome_weight, gain_weight"):
         method(gain_wait=1.0)
-    with pytest.raises(ValueError, match="discont is none of"):
+    with pytest.raises(ValueError, match="no setting discont; use"):
         method(without_effect=["discont"])
 
 
@@ -283,7 +283,7 @@ def test_a_decorator_with_an_unknown_setting_says_which_there_are():
 
 
 @pytest.mark.parametrize("extra", [{}, {"beta": 0.1, "use_bias_correction_kl": False}, {"delta": 1.5}], ids=str)
-def test_the_preset_gspo_is_trls_ratio_of_the_sequence(extra, tokenizer, tmp_path, monkeypatch):
+def test_preset_gspo_trains_like_trls_sequence_level_ratio(extra, tokenizer, tmp_path, monkeypatch):
     # On-policy in the first step, off-policy in the second.
     # SGD, because Adam divides rounding by itself when a gradient is this small.
     common = run_settings(tmp_path, num_iterations=2, steps_per_generation=2, optim="sgd", **extra)
@@ -338,7 +338,7 @@ def test_methods_differ_in_credit_and_in_nothing_else_of_a_batch(tokenizer, tmp_
 OWN = example("credit/__init__.py", "def last_tool_turn")
 
 
-def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):
+def test_custom_credit_method_fits_in_a_file_of_twenty_lines(tokenizer, tmp_path, monkeypatch):
     assert len(OWN.strip().splitlines()) <= 20
     (tmp_path / "own_credit.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -355,7 +355,7 @@ def test_a_method_of_ones_own_is_a_file_of_twenty_lines(tokenizer, tmp_path, mon
         A2TGPOConfig(**run_settings(tmp_path, credit="own_credit.py:last_tool_turn", discount=0.5))
 
 
-def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tokenizer, tmp_path, monkeypatch):
+def test_unscored_rollouts_get_no_credit_from_any_method(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "raw.py").write_text("def raw(it, _):\n    return it.outcomes_N.unsqueeze(1).expand_as(it.gains_NK)\n")
     monkeypatch.chdir(tmp_path)
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="raw.py:raw"))
@@ -367,7 +367,7 @@ def test_what_nobody_scored_is_not_learnt_from_whatever_a_method_makes_of_it(tok
     assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
 
 
-def test_a_method_that_returns_something_else_is_told_what_it_should_have(tokenizer, tmp_path, monkeypatch):
+def test_method_returning_an_invalid_tensor_is_an_error(tokenizer, tmp_path, monkeypatch):
     code = "def sums(evidence, switches):\n    return evidence.gains_NK\n"
     (tmp_path / "holes.py").write_text(code)
     monkeypatch.chdir(tmp_path)
@@ -404,7 +404,7 @@ def test_a_recipe_finds_a_method_and_turn_rewards_beside_it(tmp_path):
         read_recipe(["--config", str(file)])
 
 
-def test_a_run_goes_on_with_the_same_method_wherever_its_file_is(tokenizer, tmp_path, monkeypatch):
+def test_credit_method_is_identified_by_its_code_not_its_path(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
     for folder, code in (("a", OWN), ("b", OWN), ("c", OWN + "\n# another\n")):

@@ -98,7 +98,7 @@ def test_the_common_subsequence_is_the_longest_and_no_ratio_has_more(text, other
     assert _State(0, other).longest_common(text, common + 1) is None
 
 
-def test_texts_that_are_not_alike_are_told_apart_without_their_ratio(monkeypatch):
+def test_dissimilar_texts_are_separated_without_computing_difflib(monkeypatch):
     # 8 rollouts of 20 turns with results of 1,800 characters: 11,000 pairs, of which 30 are alike.
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 9))) for _ in range(500)]
@@ -127,7 +127,7 @@ class Places:
         return slice(self.index * number, (self.index + 1) * number)
 
 
-def test_a_prompts_rollouts_may_be_on_several_ranks():
+def test_states_are_numbered_across_ranks():
     # Two prompts of three rollouts, two rollouts on each of three ranks; the third rank has no prompt to number.
     rollouts = [["p", "x"], ["p", "y"], ["p", "x"], ["r", "z"], [], ["r", "z."]]
     texts = [rollouts[:2], rollouts[2:4], rollouts[4:]]
@@ -154,7 +154,7 @@ def test_a_gain_is_compared_within_its_state_or_else_at_its_depth():
 
 
 @given(gain_tables())
-def test_states_that_are_depths_and_states_that_nobody_shares_make_turn_groups(table):
+def test_states_equal_to_depth_or_unshared_give_turn_group_scores(table):
     gains, ids = table
     turns = torch.arange(gains.size(1))
     depths = turns.expand_as(gains)
@@ -226,7 +226,7 @@ def test_gigpo_without_the_deviation_and_scaled_by_the_batch():
     assert_near(scaled[0], [0.6683 / 0.5594, 0.475 / 0.5594, 0], 1e-3)
 
 
-def test_returns_that_rounding_explains_earn_nothing():
+def test_returns_within_the_rounding_floor_get_no_gigpo_credit():
     gains = torch.tensor([[1e-5, NAN], [0.0, NAN]])
     evidence = replace(
         the_group(False),
@@ -255,7 +255,7 @@ def test_a2tgpo_compares_gains_within_states_and_so_does_its_clip_range():
     assert_near(scale[1, 0], 1 + 0.3 * math.tanh(1.2247 / 2), 1e-3)
 
 
-def test_metrics_say_how_many_turns_have_nothing_to_be_compared_with():
+def test_state_metrics_count_turns_without_a_peer():
     states = torch.tensor([[0, 1], [0, -1], [0, 1]])
     # One prompt of two rollouts (0 twice, 1), one of one (0, 1): five turns in four states; three turns are alone.
     metrics = state_metrics(states, torch.tensor([4, 4, 9]))
@@ -295,12 +295,12 @@ def test_metrics_say_how_many_turns_have_nothing_to_be_compared_with():
     ],
     ids=str,
 )
-def test_what_has_no_effect_is_refused(changes, message):
+def test_state_settings_without_effect_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
 
 
-def test_what_has_an_effect_is_taken():
+def test_state_settings_with_an_effect_are_accepted():
     assert config(credit="gigpo", state_likeness=0.9, state_weight=0.5, turn_reward_weight=0.0).knows_turns
     assert config(credit="gigpo").reads_states and not config().reads_states
     # The clip range follows gains by their groups, whichever method gives credit.
@@ -312,9 +312,9 @@ def test_what_has_an_effect_is_taken():
 @pytest.mark.parametrize(
     ("changes", "what"), [({"credit": "gigpo"}, "credit='gigpo'"), ({"gain_groups": "state"}, "gain_groups='state'")]
 )
-def test_without_tools_there_are_no_states(changes, what, tokenizer, tmp_path):
+def test_states_require_a_policy_that_calls_tools(changes, what, tokenizer, tmp_path):
     args = A2TGPOConfig(**run_settings(tmp_path, beta=0.0, **changes))
-    with pytest.raises(ValueError, match=f"{what} can only be had of a policy with tools"):
+    with pytest.raises(ValueError, match=f"{what} can only be used with a policy that calls tools"):
         make(tokenizer, args, tools=None, scripted=False)
 
 
@@ -358,7 +358,7 @@ def test_turns_of_a_batch_are_credited_by_their_states(tokenizer, tmp_path):
     assert logged(trainer, "states/seconds")[0] >= 0
 
 
-def test_results_that_are_alike_are_one_state(tokenizer, tmp_path):
+def test_similar_results_form_one_state_above_state_likeness(tokenizer, tmp_path):
     def search(query: str) -> str:
         """Look something up.
 
@@ -375,13 +375,13 @@ def test_results_that_are_alike_are_one_state(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["rollout_func", "environment_factory"])
-def test_turns_of_other_ways_have_states(way, tokenizer, tmp_path):
+def test_rollout_functions_and_environments_have_states(way, tokenizer, tmp_path):
     batch, seen, _ = run(tokenizer, tmp_path, training.WAYS[way], credit="gigpo", beta=0.0)
     assert batch["advantages"].isfinite().all() and (batch["advantages"] != 0).any()
     assert [len(record["states"]) for record in seen] == [len(record["turns"]) for record in seen]
 
 
-def test_a_rollout_that_is_left_out_has_no_states_and_is_no_mate(tokenizer, tmp_path):
+def test_excluded_rollout_has_no_states_and_is_not_compared(tokenizer, tmp_path):
     def search(query: str) -> str:
         """Look something up.
 
@@ -411,7 +411,7 @@ def test_a_rollout_that_is_left_out_has_no_states_and_is_no_mate(tokenizer, tmp_
     assert logged(trainer, "states/alone") == [0.0]
 
 
-def test_gain_groups_change_the_credit_of_a_batch_and_by_turn_they_do_not(tokenizer, tmp_path):
+def test_gain_groups_state_changes_credit_and_turn_does_not(tokenizer, tmp_path):
     plain = run(tokenizer, tmp_path)[0]
     by_turn = run(tokenizer, tmp_path, gain_groups="turn")[0]
     for key in ("advantages", "clip_scale"):
@@ -432,7 +432,7 @@ def test_gain_groups_change_the_credit_of_a_batch_and_by_turn_they_do_not(tokeni
     assert torch.equal(turn["completion_ids"], state["completion_ids"])
 
 
-def test_groups_that_teach_nothing_are_rolled_out_again_with_states_of_their_own(tokenizer, tmp_path):
+def test_resampled_groups_get_their_own_states(tokenizer, tmp_path):
     rewards = iter([[0.0] * 4, [0.0, 1.0, 0.0, 1.0]])
     keywords = {"reward_funcs": lambda completions, **_: next(rewards)}
     batch, seen, trainer = run(tokenizer, tmp_path, keywords, credit="gigpo", beta=0.0, resample_limit=1)

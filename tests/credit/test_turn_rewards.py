@@ -62,11 +62,11 @@ def record(*turns: list[dict], cut: bool = False, rewards=()) -> dict:
     ],
     ids=str,
 )
-def test_a_kind_of_turn_is_found_in_the_record(kind, rollout, expected):
+def test_each_kind_of_turn_reward_is_computed_from_the_record(kind, rollout, expected):
     assert KINDS[kind](rollout) == expected
 
 
-def test_scores_are_weighted_and_a_turn_without_any_has_none():
+def test_turn_rewards_are_weighted_and_missing_ones_stay_nan():
     rewards = TurnRewards({"failed_call": -0.5}, [environment_of := KINDS["environment"]])
     assert rewards.names == ["environment", "failed_call"] and environment_of is KINDS["environment"]
     rollout = record([call(status="tool_error")], [call()], [], rewards=[2.0])
@@ -78,19 +78,19 @@ def test_scores_are_weighted_and_a_turn_without_any_has_none():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda _: [1.0], "must return one number a turn, 2 for this rollout; it returned 1"),
-        (lambda _: 1.0, "one number a turn, 2 for this rollout; it returned 1.0"),
+        (lambda _: [1.0], "must return one number per turn, 2 for this rollout; it returned 1"),
+        (lambda _: 1.0, "one number per turn, 2 for this rollout; it returned 1.0"),
         (lambda _: ["high", 0], "it returned ['high', 0]"),
         (lambda _: [float("inf"), 0], "each finite or None"),
     ],
 )
-def test_a_turn_reward_that_returns_something_else_is_told_what_it_should(function, message):
+def test_invalid_turn_reward_result_is_an_error_with_the_expected_shape(function, message):
     with pytest.raises(ValueError) as error:
         TurnRewards({}, {"own": function}).score(record([call()], []))
     assert message in str(error.value) and "own" in str(error.value)
 
 
-def test_names_of_turn_rewards_lead_somewhere():
+def test_unknown_or_duplicate_turn_reward_names_are_an_error():
     with pytest.raises(ValueError, match="no turn reward 'bad_formt'. Did you mean 'bad_format'"):
         TurnRewards({"bad_formt": 1.0})
     with pytest.raises(ValueError, match="two functions have the same name"):
@@ -100,7 +100,7 @@ def test_names_of_turn_rewards_lead_somewhere():
 # ---- shaping
 
 
-def test_a_failure_earns_in_proportion_to_its_likeness_to_what_passed():
+def test_failed_outcome_is_shaped_by_similarity_to_passing_rollouts():
     # The cosine of (3, 4) with (1, 0) is 0.6. The third tried nothing, the fourth has another prompt, the last is not
     # scored.
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
@@ -115,7 +115,7 @@ def test_a_failure_earns_in_proportion_to_its_likeness_to_what_passed():
     assert_near(shaped, [1.0, 1.0])
 
 
-def test_ngrams_tell_code_apart_by_what_it_says():
+def test_ngram_embedding_distinguishes_code_by_content():
     texts = ["x = 1", "x = 2", "x = 1", "", "print(a + b)"]
     vectors = torch.nn.functional.normalize(ngram_embedding(texts))
     likeness = (vectors @ vectors.T).tolist()
@@ -123,7 +123,7 @@ def test_ngrams_tell_code_apart_by_what_it_says():
     assert likeness[0][3] == 0 and likeness[0][4] == 0
 
 
-def test_what_was_tried_is_the_text_of_all_calls():
+def test_attempted_text_joins_the_arguments_of_all_calls():
     rollout = record(
         [call("python", {"code": "a = 1"}), call("other", None)], [call("python", {"code": "b", "n": 3})], []
     )
@@ -131,7 +131,7 @@ def test_what_was_tried_is_the_text_of_all_calls():
     assert attempted(rollout) == "a = 1\nx\nb"
 
 
-def test_an_embedding_is_named_or_a_function_of_ones_own(tmp_path, monkeypatch):
+def test_shaping_embedding_is_a_known_name_or_a_custom_function(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(
         "import torch\ndef lengths(texts):\n    return torch.tensor([[len(t)] for t in texts])\n"
     )
@@ -216,7 +216,7 @@ def test_turns_of_a_rollout_func_are_rewarded_and_credited_by_gtpo(tokenizer, tm
     assert logged(trainer, "turn_rewards/points/turn_1") == [pytest.approx(80 / 3)]
 
 
-def test_failures_of_a_rollout_func_are_shaped_by_the_texts_that_something_answered(tokenizer, tmp_path):
+def test_rollout_function_failures_are_shaped_by_their_answered_texts(tokenizer, tmp_path):
     turns = [{"calls": None, "text": text, "tokens_in": read} for text, read in (("look", 3), ("go", 2), ("done", 0))]
     assert attempted({"turns": turns}) == "look\ngo"
 
@@ -250,7 +250,7 @@ class Shop(training.Library):
         return f"The {query} is Paris."
 
 
-def test_an_environment_rewards_its_steps(tokenizer, tmp_path):
+def test_environment_turn_rewards_are_recorded_and_credited(tokenizer, tmp_path):
     args = A2TGPOConfig(
         **run_settings(tmp_path, max_steps=1, credit="mt_grpo", gain_normalization="none"),
         turn_rewards={"state_changing": 0.5},
@@ -270,7 +270,7 @@ def test_an_environment_rewards_its_steps(tokenizer, tmp_path):
     assert [x - of_turn[3] for x in of_turn] == pytest.approx([21 + 1.5, 18 + 1.0, 11 + 0.5, 0], abs=1e-4)
 
 
-def test_a_reward_that_an_environment_left_from_an_earlier_turn_is_not_given_again(tokenizer, tmp_path):
+def test_stale_turn_reward_of_an_environment_is_not_given_again(tokenizer, tmp_path):
     class Once(Shop):
         def search(self, query: str) -> str:
             """Look something up.
@@ -306,27 +306,27 @@ class Computed(training.Library):
 @pytest.mark.parametrize(
     ("environment", "error", "message"),
     [
-        (Late, TypeError, "Late sets turn_reward, which its class must declare"),
+        (Late, TypeError, "Late sets turn_reward without declaring it"),
         (Computed, ValueError, "Computed.turn_reward must be a plain attribute"),
     ],
 )
-def test_an_environment_whose_rewards_would_be_overlooked_is_told(environment, error, message, tokenizer, tmp_path):
+def test_undeclared_or_computed_turn_reward_attribute_is_an_error(environment, error, message, tokenizer, tmp_path):
     with pytest.raises(error, match=message):
         args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1))
         make(tokenizer, args, tools=None, environment_factory=environment, reward_funcs=None).train()
 
 
-def test_grpo_only_watches_turn_rewards(tokenizer, tmp_path, caplog):
+def test_grpo_logs_turn_rewards_without_learning_from_them(tokenizer, tmp_path, caplog):
     common = run_settings(tmp_path, credit="grpo", max_steps=1)
     plain = captured(make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread))[0]
     trainer = make(tokenizer, A2TGPOConfig(**common), reward_funcs=spread, turn_reward_funcs=[depth])
     watched = captured(trainer)[0]
     assert torch.equal(plain["advantages"], watched["advantages"])
     assert logged(trainer, "turn_rewards/depth/turn_2") == [10.0]
-    assert "depth) are logged and not learnt from" in caplog.text
+    assert "depth) are only logged, not learnt from" in caplog.text
 
 
-def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name(tokenizer, tmp_path, monkeypatch):
+def test_failing_or_misshaped_shaping_embedding_is_an_error_with_its_name(tokenizer, tmp_path, monkeypatch):
     code = (
         "import torch\ndef one(texts):\n    return torch.ones(1, 3)\ndef none(texts):\n    raise OSError('no route')\n"
     )
@@ -338,7 +338,7 @@ def test_an_embedding_that_fails_or_has_another_shape_ends_the_run_with_its_name
             make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread).train()
 
 
-def test_who_shapes_failures_where_nothing_passes_is_told(tokenizer, tmp_path, caplog, monkeypatch):
+def test_shaping_warns_if_no_rollout_reaches_success_reward(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("a2tgpo_trl.credit.credit_pass.FRUITLESS_BATCHES", 2)
     chosen = {"credit": "gtpo", "shaping_embedding": "ngrams", "success_reward": 5.0}
     trainer = make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **chosen)), reward_funcs=spread)
@@ -368,16 +368,16 @@ NO_TOOLS = {"tools": None, "scripted": False}
 @pytest.mark.parametrize(
     ("changes", "keywords", "message"),
     [
-        ({"credit": "mt_grpo"}, {}, "credits turn rewards, and there are none"),
+        ({"credit": "mt_grpo"}, {}, "needs turn rewards with a weight, and there are none"),
         (
             {"credit": "mt_grpo", "turn_reward_weight": 0.0},
             {"turn_reward_funcs": [depth]},
-            "give them a turn_reward_weight",
+            "set turn_reward_weight above 0",
         ),
         (
             {"credit": "gtpo"},
             {"tools": None, "scripted": False},
-            "credit='gtpo' can only be had of a policy with tools",
+            "credit='gtpo' can only be used with a policy that calls tools",
         ),
         (
             {"turn_rewards": {"failed_call": -1}},
@@ -387,14 +387,14 @@ NO_TOOLS = {"tools": None, "scripted": False}
         (
             {"turn_rewards": {"failed_call": -1, "bad_format": -1}},
             training.WAYS["rollout_func"],
-            "turn_rewards: failed_call cannot be told of a rollout_func",
+            "turn_rewards: failed_call cannot be computed with a rollout_func",
         ),
-        ({"turn_rewards": {"environment": 1}}, {}, "no environment's class has an attribute turn_reward"),
-        ({}, {"turn_reward_funcs": [functools.partial(depth)]}, "has no name, which metrics go by"),
+        ({"turn_rewards": {"environment": 1}}, {}, "an attribute turn_reward, which no environment's class has"),
+        ({}, {"turn_reward_funcs": [functools.partial(depth)]}, "has no name for its metrics"),
         ({"turn_rewards": {"depht": 1}}, {"turn_reward_funcs": [depth]}, "no turn reward 'depht'"),
     ],
 )
-def test_what_cannot_be_rewarded_is_refused_before_the_first_step(changes, keywords, message, tokenizer, tmp_path):
+def test_invalid_turn_reward_settings_are_refused_at_construction(changes, keywords, message, tokenizer, tmp_path):
     with pytest.raises(ValueError) as error:
         make(tokenizer, A2TGPOConfig(**run_settings(tmp_path, **changes)), **keywords)
     assert message in str(error.value)

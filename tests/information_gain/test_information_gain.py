@@ -215,7 +215,7 @@ WINDOW_MISTAKES = [{"window": 1}, {"window": -1}]
     [*(("llama", mistake) for mistake in MISTAKES), *(("gemma3", mistake) for mistake in MISTAKES + WINDOW_MISTAKES)],
     ids=str,
 )
-def test_a_mask_off_by_one_is_seen(name, mistake, implementation, tokenizer, monkeypatch):
+def test_attention_mask_off_by_one_changes_values(name, mistake, implementation, tokenizer, monkeypatch):
     model, batch = ARCHITECTURES[name](), random_batch(seed=5)
     model.set_attn_implementation(implementation)
     answers = answers_for(batch)
@@ -228,7 +228,7 @@ def test_a_mask_off_by_one_is_seen(name, mistake, implementation, tokenizer, mon
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_a_position_off_by_one_is_seen(shift, tokenizer, monkeypatch):
+def test_position_off_by_one_changes_values(shift, tokenizer, monkeypatch):
     model, batch = ARCHITECTURES["llama"](), random_batch(seed=6)
     answers = answers_for(batch)
 
@@ -310,7 +310,7 @@ def test_a_probe_that_is_not_finite_has_no_value_and_is_counted(tokenizer):
     assert scores.failed_probes == 1
 
 
-def test_a_rank_with_fewer_rows_runs_as_many_forwards(tokenizer):
+def test_rank_with_fewer_rows_runs_as_many_forwards_as_others(tokenizer):
     model, calls = ARCHITECTURES["mistral-sliding"](), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     rollouts = Rollouts([[1, 2]] * 2, [[3]] * 2, [[1]] * 2)
@@ -346,7 +346,7 @@ def test_a_model_that_ignores_positions_is_found_by_trial():
         ("llama", {"_attn_implementation": "paged|unknown"}, "not known"),
         ("gemma2-eager", {"_attn_implementation": "flash_attention_2"}, "caps logits"),
         ("gpt-oss-eager", {"_attn_implementation": "flash_attention_2"}, "not known"),
-        ("gemma3", {"use_bidirectional_attention": True}, "looks ahead"),
+        ("gemma3", {"use_bidirectional_attention": True}, "is bidirectional"),
         ("llama", {"attention_layers": ["global", "local"]}, "local attention"),  # as GPT-Neo names them
         ("falcon-alibi", {}, "ALiBi"),
         ("bloom", {}, "takes no position_ids"),
@@ -355,7 +355,7 @@ def test_a_model_that_ignores_positions_is_found_by_trial():
         ("qwen3-next-hybrid", {}, "linear_attention layers"),
     ],
 )
-def test_what_cannot_be_packed_is_named(name, settings, words):
+def test_models_that_cannot_be_packed_are_reported_with_the_reason(name, settings, words):
     model = ARCHITECTURES[name]()
     for setting, value in settings.items():
         setattr(model.config, setting, value)
@@ -376,7 +376,7 @@ def test_flash_attention_is_replaced_by_the_same_attention_in_sdpa():
     assert implementation == packed_attention.SPLIT_SDPA and "flash_attention_2" in reason
 
 
-def test_packing_by_force_names_the_obstacle(tokenizer):
+def test_packed_true_on_an_unpackable_model_names_the_obstacle(tokenizer):
     with pytest.raises(ValueError, match="conv layers"):
         answer_values(
             ARCHITECTURES["lfm2-hybrid"](), Rollouts([[1]], [[2]], [[1]]), ["QX"], tokenizer=tokenizer, packed=True
@@ -388,7 +388,7 @@ def test_an_empty_prompt_is_an_error(tokenizer):
         answer_values(ARCHITECTURES["llama"](), Rollouts([[]], [[2]], [[1]]), ["QX"], tokenizer=tokenizer)
 
 
-def test_answers_and_rollouts_must_be_as_many(tokenizer):
+def test_different_numbers_of_answers_and_rollouts_are_an_error(tokenizer):
     with pytest.raises(ValueError, match="1 answers for 2 rollouts"):
         answer_values(ARCHITECTURES["llama"](), Rollouts([[1]] * 2, [[2]] * 2, [[1]] * 2), ["QX"], tokenizer=tokenizer)
 
@@ -396,7 +396,7 @@ def test_answers_and_rollouts_must_be_as_many(tokenizer):
 # ---- the same context has the same value
 
 
-def test_places_of_one_key_have_the_value_of_the_first_that_has_one():
+def test_values_with_one_key_become_the_first_finite_value():
     # The probe of key 9 failed in the first row, and not in the second.
     values = torch.tensor([[-3.0, -1.0, torch.nan], [-3.001, -2.0, -5.0], [-2.999, torch.nan, torch.nan]])
     keys = torch.tensor([[7, 8, 9], [7, 9, 8], [7, NO_CONTEXT, NO_CONTEXT]])
@@ -405,7 +405,7 @@ def test_places_of_one_key_have_the_value_of_the_first_that_has_one():
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", None])
-def test_contexts_have_one_key_if_all_their_tokens_and_the_answer_are_the_same(implementation, tokenizer):
+def test_contexts_share_a_key_if_tokens_and_answer_are_equal(implementation, tokenizer):
     # The first two begin with the same turn and its result, then differ; the third has another prompt, the fourth
     # another answer. As prompt and completion, [5] + [6] is not [5, 6] + [], but as a context it is the same.
     mask = [1, 0, 1, 0, 1]

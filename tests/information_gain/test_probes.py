@@ -21,7 +21,7 @@ def test_the_gold_tokens_spell_the_answer_and_nothing_follows_them(answer, token
     assert list(probe.ids) == full[: len(probe.ids)]
 
 
-def test_a_token_that_straddles_the_border_counts(tokenizer):
+def test_token_across_the_answer_boundary_counts_as_gold(tokenizer):
     # The tokenizer was trained on <answer>Paris</answer>: byte-level merges may join across the tag.
     ids = tokenizer("<answer>Paris</answer>")["input_ids"]
     probe = ProbeMaker(tokenizer, TEMPLATE).make("Paris")
@@ -73,7 +73,7 @@ def rendered(tokenizer, **kwargs) -> str:
     )
 
 
-def test_a_probe_that_stays_itself_passes(tokenizer):
+def test_check_seam_accepts_a_probe_with_stable_tokens(tokenizer):
     check_seam(tokenizer, TEMPLATE, rendered(tokenizer))
 
 
@@ -87,7 +87,7 @@ def test_a_probe_that_merges_with_the_generation_prompt_is_an_error(tokenizer):
     check_seam(merging, TEMPLATE, rendered(merging))
 
 
-def test_a_generation_prompt_that_opens_a_thought_is_an_error_unless_the_probe_closes_it(tokenizer):
+def test_opened_thinking_block_is_an_error_unless_the_probe_closes_it(tokenizer):
     context = rendered(tokenizer) + "<think>\n"
     with pytest.raises(ValueError, match="opens a thinking block"):
         check_seam(tokenizer, TEMPLATE, context)
@@ -95,7 +95,7 @@ def test_a_generation_prompt_that_opens_a_thought_is_an_error_unless_the_probe_c
     check_seam(tokenizer, TEMPLATE, rendered(tokenizer, enable_thinking=False))
 
 
-def test_a_probe_of_a_policy_that_thinks_first_lacks_the_thought_that_the_template_writes_without(tokenizer):
+def test_probe_lacking_the_empty_thought_of_the_template_is_detected(tokenizer):
     thinks, does_not = rendered(tokenizer), rendered(tokenizer, enable_thinking=False)
     assert repr("<think>\n\n</think>\n\n" + TEMPLATE) in thought_before_answer(TEMPLATE, thinks, does_not)
     assert thought_before_answer("<think>\n\n</think>\n\n" + TEMPLATE, thinks, does_not) is None

@@ -109,7 +109,7 @@ def distances(evidence: Evidence) -> torch.Tensor:
     return gains_N - means[evidence.group_ids_N]
 
 
-def test_bf16_and_float32_give_one_sign_wherever_either_is_above_the_floor(exact_and_rounded):
+def test_bf16_and_float32_scores_agree_in_sign_above_the_floor(exact_and_rounded):
     exact, rounded = exact_and_rounded
     assert exact.gain_floor == GAIN_FLOOR and 0.01 < rounded.gain_floor < 0.5
     above = torch.maximum(distances(exact).abs(), distances(rounded).abs()) > rounded.gain_floor
@@ -126,7 +126,7 @@ def test_bf16_and_float32_give_one_sign_wherever_either_is_above_the_floor(exact
         assert torch.equal(scales == 1, scores == 0)
 
 
-def test_a_method_credits_no_turn_for_what_rounding_explains(exact_and_rounded):
+def test_methods_give_no_credit_within_the_rounding_floor(exact_and_rounded):
     _, rounded = exact_and_rounded
     below = distances(rounded).abs() <= rounded.gain_floor
     for name in ("a2tgpo", "igpo", "igpo_joint"):
@@ -137,7 +137,7 @@ def test_a_method_credits_no_turn_for_what_rounding_explains(exact_and_rounded):
     assert share == pytest.approx(below.float().mean().item()) and 0 < share < 1
 
 
-def test_the_floor_is_the_same_whenever_it_is_measured_and_draws_nothing(world):
+def test_gain_floor_is_deterministic_and_draws_no_random_numbers(world):
     before = torch.get_rng_state()
     torch.manual_seed(1)
     first = world.evidence(bf16=True)
@@ -152,7 +152,7 @@ def test_the_floor_is_the_same_whenever_it_is_measured_and_draws_nothing(world):
     torch.set_rng_state(before)
 
 
-def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkeypatch):
+def test_packing_in_bf16_is_tried_and_dropped_if_positions_are_ignored(world, monkeypatch):
     trainer = world.trainer(bf16=True)
     trainer._gain_pass.run(world.rollouts, world.answers, False)
     assert trainer._gain_pass.packing is not None
@@ -164,7 +164,7 @@ def test_packed_rows_in_16_bits_are_tried_on_what_the_policy_reads(world, monkey
     assert trainer._gain_pass.packing is None
 
 
-def test_gains_of_probability_have_floors_in_proportion_to_what_they_lie_between(world):
+def test_rounding_of_probability_gains_stays_within_proportional_floors(world):
     exact, rounded = (world.evidence(bf16=bf16, gain_measure="probability") for bf16 in (False, True))
     floors_N = rounded.gain_floor[:, 0]
     assert floors_N.max() > 2 * floors_N.min()  # the control: answers differ
@@ -178,7 +178,7 @@ def test_gains_of_probability_have_floors_in_proportion_to_what_they_lie_between
 # ---- by hand
 
 
-def test_what_is_within_the_floor_of_the_mean_counts_as_the_mean():
+def test_gains_within_the_floor_of_the_mean_score_zero():
     # Depth 1: 1 and 1.15 are 0.075 from their mean. Depth 2: 1 and 3, deviation 1: 1 / sqrt(1 + 0.01).
     gains, group = torch.tensor([[1, 1], [1.15, 3]]), torch.tensor([4, 4])
     assert_near(turn_group_zscore(gains, group, 0.1), [[0, -0.99504], [0, 0.99504]], 1e-4)
@@ -195,7 +195,7 @@ def test_what_is_within_the_floor_of_the_mean_counts_as_the_mean():
     assert floor_metrics(torch.tensor([[NAN]]), torch.tensor([0]), 0.1, 0.1) == {}
 
 
-def test_a_probability_is_rounded_in_proportion_to_itself():
+def test_floor_of_a_probability_gain_is_proportional_to_its_values():
     values = torch.tensor([[0.01, 0.02, 0.5], [0.3, NAN, NAN]])
     # 0.1 sqrt((0.0001 + 0.0004) / 2), and 0.1 sqrt((0.0004 + 0.25) / 2); none without a gain.
     assert_near(floors_of_gains(values, 0.1, "probability"), [[0.0015811, 0.0353836], [NAN, NAN]], 1e-6)
@@ -207,7 +207,7 @@ def test_a_probability_is_rounded_in_proportion_to_itself():
     assert none.isfinite().all() and squares(none - none) == (0.0, 1)
 
 
-def test_returns_of_probability_have_the_highest_floor_of_what_they_hold():
+def test_floor_of_a_return_is_the_highest_of_its_gains():
     gains = torch.tensor([[0.1, 0.02, NAN], [0.1, 0.05, NAN]])
     floors = torch.tensor([[0.01, 0.04, NAN], [0.05, 0.02, NAN]])
     nothing, turns, group = torch.zeros(2), torch.tensor([3, 3]), torch.tensor([0, 0])
@@ -234,7 +234,7 @@ def test_turn_rewards_are_exact_and_have_no_floor():
     assert (find_method("gtpo")(mixed, switches) == 0).all()
 
 
-def test_outcomes_are_exact_where_they_are_compared_beside_gains():
+def test_outcomes_get_no_floor_when_normalised_together_with_gains():
     # Gains are 0.05 off their mean and rounded by 0.12, outcomes 0.1 off theirs.
     outcomes, turns, group = torch.tensor([0.1, -0.1]), torch.tensor([2, 2]), torch.tensor([0, 0])
     gains = torch.tensor([[0.05, NAN], [-0.05, NAN]])
@@ -251,14 +251,14 @@ def test_outcomes_are_exact_where_they_are_compared_beside_gains():
         assert_near(find_method(name)(evidence, switches), [[first, 1], [-first, -1]], 1e-4)
 
 
-def test_an_exact_outcome_is_not_credited_for_the_rounding_of_the_mean():
+def test_equal_outcomes_score_zero_if_rounding_moves_the_joint_mean():
     # Gains of 0.03 and 0.05 with a floor of 0.12 make the mean 0.02, from which equal outcomes of 0 are 0.02 away:
     # less than the sqrt(2 x 0.12^2) / 4 = 0.042 that rounding moves the mean by.
     values, floors = torch.tensor([[0.03, 0.0], [0.05, 0.0]]), torch.tensor([0.12, 0.0])
     assert (pooled_zscore(values, torch.tensor([0, 0]), floors) == 0).all()
 
 
-def test_a_group_whose_gains_differ_by_rounding_teaches_nothing():
+def test_group_whose_gains_differ_within_the_floor_is_uninformative():
     # 0.075 from the mean, and 0.125.
     for second, expected in ((1.15, True), (1.25, False)):
         assert uninformative([0.0, 0.0], [[1.0], [second]], [7, 7], gain_floor=0.1) == [expected]
@@ -290,7 +290,7 @@ def test_the_floor_is_four_deviations_over_all_ranks():
     ],
     ids=str,
 )
-def test_the_precision_is_that_in_which_a_forward_multiplies(weights, mixed, expected):
+def test_rounding_unit_is_that_of_the_forward_precision(weights, mixed, expected):
     assert rounding_unit(weights, mixed, CPU) == expected
 
 
@@ -302,7 +302,7 @@ def tf32():
     torch.backends.fp32_precision = before
 
 
-def test_float32_that_is_cut_to_tf32_is_no_float32(tf32, tokenizer, tmp_path):
+def test_float32_with_tf32_matmul_has_the_rounding_unit_of_tf32(tf32, tokenizer, tmp_path):
     for device in (CPU, torch.device("cuda")):
         assert rounding_unit(torch.float32, "no", device) == TF32
         assert rounding_unit(torch.float32, "bf16", device) == 2.0**-8

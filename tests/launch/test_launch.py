@@ -78,7 +78,7 @@ def test_every_configuration_is_known_here():
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_a_configuration_opens_with_what_it_is_for_and_how_to_launch_it(file):
+def test_configuration_header_states_purpose_and_launch_command(file):
     header = file.read_text().split("\ncompute_environment")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     for word in (
@@ -154,19 +154,19 @@ ON_CPUS, DEEPSPEED_ON_CPUS = {"ACCELERATE_USE_CPU": "true"}, {"DS_ACCELERATOR": 
         ("single_gpu", 2, 0, SEVERAL, ON_CPUS),
     ],
 )
-def test_a_configuration_goes_to_accelerate_with_what_it_needs_beside(name, processes, gpus, more, variables):
+def test_launch_command_has_the_options_and_variables_of_the_configuration(name, processes, gpus, more, variables):
     number = ["--num_processes", str(processes)] if processes else []
     assert choose_start(find_launch_config(name), processes, gpus) == Start([*words(name, *number), *more], variables)
 
 
-def test_processes_without_a_configuration_go_to_accelerate_and_one_needs_no_launcher():
+def test_num_processes_without_a_configuration_uses_accelerate_unless_one():
     for gpus, seen in ((0, {}), (1, {}), (8, {"CUDA_VISIBLE_DEVICES": "0"})):
         assert choose_start(None, None, gpus) == choose_start(None, 1, gpus) == Start([], seen)
     assert choose_start(None, 4, 8) == Start([*LAUNCHER, "--num_processes", "4", *NOT_SET])
     assert choose_start(None, 2, 0) == Start([*LAUNCHER, "--num_processes", "2", *NOT_SET, *SEVERAL], ON_CPUS)
 
 
-def test_of_the_gpus_that_it_may_see_one_process_takes_the_first():
+def test_one_process_takes_the_first_visible_gpu():
     assert one_gpu({"CUDA_VISIBLE_DEVICES": "6,7"}, 2) == {"CUDA_VISIBLE_DEVICES": "6"}
     assert one_gpu({}, 2) == {"CUDA_VISIBLE_DEVICES": "0"} and one_gpu({"CUDA_VISIBLE_DEVICES": "6"}, 1) == {}
 
@@ -182,12 +182,12 @@ def test_of_the_gpus_that_it_may_see_one_process_takes_the_first():
             4,
             "zero2.yaml asks for 8 processes on this machine, which has 4 GPUs. Give --num_processes 4",
         ),
-        ("zero3", None, 0, "has 0 GPUs. On CPUs use the configuration cpu_ddp"),
-        ("fsdp2", 1, 0, "has 0 GPUs. On CPUs use the configuration cpu_ddp"),
-        ("single_gpu", 2, 2, "distributed_type NO, with which Accelerate starts one process of several. Use"),
+        ("zero3", None, 0, "has 0 GPUs. On CPUs, use the configuration cpu_ddp"),
+        ("fsdp2", 1, 0, "has 0 GPUs. On CPUs, use the configuration cpu_ddp"),
+        ("single_gpu", 2, 2, "distributed_type NO, with which Accelerate starts one process instead of several. Use"),
     ],
 )
-def test_what_would_not_be_started_as_asked_is_refused(name, processes, gpus, said):
+def test_impossible_launch_requests_are_refused_with_a_remedy(name, processes, gpus, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         choose_start(find_launch_config(name) if name else None, processes, gpus)
 
@@ -197,13 +197,13 @@ def test_what_would_not_be_started_as_asked_is_refused(name, processes, gpus, sa
     [
         (
             "distributed_type: FSDP\nuse_cpu: true\nnum_processes: 2",
-            "on CPUs Accelerate runs DDP in the place of FSDP",
+            "on CPUs, Accelerate runs DDP instead of FSDP",
         ),
         ("distributed_type: MULTI_GPU\nnum_proceses: 2", "unknown keys"),  # Accelerate's own words
         ("num_processes: 2", "distributed_type"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_one_line_and_exit_code_2(text, said, tmp_path, capsys):
+def test_invalid_configuration_is_one_line_and_exit_code_2(text, said, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(text + "\n")
     assert cli(["train", "quickstart", "--config_file", str(file)]) == 2
@@ -225,16 +225,16 @@ def one_process(tmp_path):
     ("told", "said"),
     [
         ({"WORLD_SIZE": "2"}, "2 processes were started, but this one sees 1.*ACCELERATE_USE_CPU=true"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP was asked for, but Accelerate runs one process.*cpu_zero3"),
-        ({"ACCELERATE_USE_DEEPSPEED": "True"}, "DeepSpeed was asked for, but Accelerate runs one process.*Unset it"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP was requested, but Accelerate runs one process.*cpu_zero3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "True"}, "DeepSpeed was requested, but Accelerate runs one process.*Unset it"),
         (
             {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
-            "several processes and started one.*cpu_ddp",
+            "several processes but started one.*cpu_ddp",
         ),
     ],
     ids=str,
 )
-def test_a_run_that_is_not_what_was_asked_for_is_refused(told, said, one_process):
+def test_run_differing_from_the_launch_variables_is_refused(told, said, one_process):
     with pytest.raises(ValueError, match=said):
         check_launch(*one_process, told)
 
@@ -249,11 +249,11 @@ def test_a_run_that_is_not_what_was_asked_for_is_refused(told, said, one_process
     ],
     ids=str,
 )
-def test_a_run_that_is_what_was_asked_for_is_not(told, one_process):
+def test_run_matching_the_launch_variables_is_accepted(told, one_process):
     check_launch(*one_process, told)
 
 
-def test_a_recipe_for_deepspeed_on_cpus_lets_its_processes_find_each_other():
+def test_deepspeed_on_cpu_is_detected_from_the_environment():
     assert deepspeed_on_cpu({"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"})
     assert not deepspeed_on_cpu({"DS_ACCELERATOR": "cpu"}) and not deepspeed_on_cpu({})
 
@@ -270,7 +270,7 @@ SHORT = [
 def test_accelerate_launch_that_starts_one_process_of_two_does_not_train(tmp_path):
     launched = [*words("cpu_ddp"), "-m", "a2tgpo_trl.train", *SHORT, "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, *launched], env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0 and "several processes and started one" in done.stderr
+    assert done.returncode != 0 and "several processes but started one" in done.stderr
     assert not list((tmp_path / "out").rglob("*"))
 
 
@@ -278,12 +278,12 @@ def test_accelerate_launch_that_starts_one_process_of_two_does_not_train(tmp_pat
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("fsdp2", ["--use_cpu", "true"], "FSDP was asked for, but Accelerate runs MULTI_CPU"),
+        ("fsdp2", ["--use_cpu", "true"], "FSDP was requested, but Accelerate runs MULTI_CPU"),
         ("cpu_zero2", ["--use_cpu", "false"], "2 processes were started, but this one sees 1.*Set use_cpu to true"),
         ("multi_gpu", [], "2 processes were started, but this one sees 1.*ACCELERATE_USE_CPU=true"),
     ],
 )
-def test_accelerate_launch_that_shards_nothing_or_joins_nobody_does_not_train(name, options, said, tmp_path):
+def test_launch_without_sharding_or_joining_does_not_train(name, options, said, tmp_path):
     config = ["--config_file", str(find_launch_config(name)), "--num_processes", "2"]
     launched = [
         *LAUNCHER,
@@ -326,7 +326,7 @@ def check_trained(found: list[dict], expected: dict, folder: Path, steps: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_the_command_trains_on_two_processes_and_goes_on_from_what_they_saved(name, tmp_path):
+def test_train_command_runs_on_two_processes_and_resumes(name, tmp_path):
     folder = tmp_path / "run"
     command = ["-m", "a2tgpo_trl", "train", "quickstart", "--config_file", name, "--num_processes", "2", *SHORT[2:]]
     command += ["--output_dir", str(folder)]
@@ -349,7 +349,7 @@ def test_plain_accelerate_launch_needs_nothing_but_the_configuration(name, tmp_p
 
 
 @pytest.mark.slow
-def test_fsdp2s_settings_save_the_model_whole_and_can_be_gone_on_with(tmp_path):
+def test_fsdp2_saves_the_whole_model_and_resumes(tmp_path):
     # Forced onto CPUs, as in `unequal_turns`.
     folder = tmp_path / "run"
     program = [str(HELPERS / "sharded_on_cpu.py"), *SHORT, "--use_cpu", "true", "--output_dir", str(folder)]
@@ -369,7 +369,7 @@ MEETING = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(("own", "found"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
-def test_threads_that_wait_for_each_other_soon_sleep_unless_the_user_says_otherwise(own, found, monkeypatch):
+def test_gomp_spincount_is_limited_unless_the_user_sets_it(own, found, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
@@ -391,10 +391,10 @@ def test_a_task_of_slurm_is_a_rank_where_there_are_several_on_a_machine():
     assert {**ranks, **deepspeed}.items() <= start.variables.items()
 
 
-def test_tasks_that_cannot_meet_or_are_not_as_many_are_refused():
-    with pytest.raises(ValueError, match="MASTER_ADDR and MASTER_PORT is not set. recipes/multi_node.slurm shows how"):
+def test_slurm_tasks_without_address_or_of_wrong_number_are_refused():
+    with pytest.raises(ValueError, match="Set MASTER_ADDR and MASTER_PORT, as in recipes/multi_node.slurm"):
         rank_of_slurm(find_launch_config("zero3"), None, STEP)
-    with pytest.raises(ValueError, match="--num_processes 8: srun has started 4 tasks"):
+    with pytest.raises(ValueError, match="--num_processes 8: srun has already started 4 tasks"):
         rank_of_slurm(find_launch_config("zero3"), 8, {**STEP, **MEETING})
 
 
@@ -437,7 +437,7 @@ def sbatch(folder: Path, *options: str, **more: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize(("code", "requeued"), [("75", True), ("0", False), ("1", False), ("143", False)])
-def test_a_job_that_was_told_to_leave_queues_itself_again_and_one_that_failed_does_not(code, requeued, tmp_path):
+def test_slurm_job_requeues_itself_after_exit_code_75_only(code, requeued, tmp_path):
     done = sbatch(tmp_path, EXIT=code)
     assert done.returncode == int(code), done.stderr
     assert (tmp_path / "asked").exists() == requeued
@@ -446,7 +446,7 @@ def test_a_job_that_was_told_to_leave_queues_itself_again_and_one_that_failed_do
     assert "--resume_from_checkpoint" not in (tmp_path / "started").read_text()
 
 
-def test_a_job_with_a_checkpoint_goes_on_from_it(tmp_path):
+def test_slurm_job_resumes_from_a_complete_checkpoint(tmp_path):
     (tmp_path / "run" / "checkpoint-80").mkdir(parents=True)
     sbatch(tmp_path, EXIT="0")
     assert "--resume_from_checkpoint" not in (tmp_path / "started").read_text()  # it was never finished

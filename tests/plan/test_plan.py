@@ -107,7 +107,7 @@ def test_adam_keeps_two_numbers_a_weight():
     assert found.update().kept == 8 * found.parameters.trained + 4 * tensors  # and its step counts
 
 
-def test_checkpointing_holds_less():
+def test_gradient_checkpointing_needs_less_memory():
     plain, checkpointed = policy().learn(4, 64, True), policy(checkpointing=True).learn(4, 64, True)
     assert checkpointed < 0.7 * plain
 
@@ -117,7 +117,7 @@ def test_the_cache_holds_keys_and_values_of_each_layer():
     assert policy().read(rows, length).kept == 4 * rows * length * LAYERS * 2 * KV_HEADS * HEAD_DIM
 
 
-def test_a_fused_head_by_hand():
+def test_fused_head_memory_worked_out_by_hand():
     # 8 tokens of 32 numbers, 100 words: hidden states of 8 * 32 and a tile of 8 * 100, in 2 bytes
     on_gpu = Head(vocabulary=100, hidden=32, trained=True, copies=0)
     assert on_gpu.scoring(8, itemsize=2) == 2 * (8 * 32 + 8 * 100)
@@ -135,7 +135,7 @@ def test_an_adapter_is_all_that_is_trained():
     assert found.quantizable == LAYERS * LAYER_MATMULS  # the head, tied to the embedding, is not
 
 
-def test_dropout_of_an_adapter_holds_what_it_has_dropped():
+def test_adapter_dropout_takes_additional_memory():
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
     dropping, off = (policy(adapter=adapter, disable_dropout=off).learn(4, 64, True) for off in (False, True))
     assert dropping > 1.1 * off
@@ -205,7 +205,7 @@ def test_work_of_the_optimiser_is_divided_only_if_its_state_is(kind, each, monke
     assert stages["optimiser"]["optimiser's work"] == each
 
 
-def test_an_evaluation_holds_what_sampling_its_rows_holds_and_nothing_else():
+def test_evaluation_memory_is_the_cache_and_work_of_its_rows():
     def stages(**changes) -> dict[str, dict[str, float]]:
         how = setting(reference="model", **changes)
         return plan_memory(policy(), how, Sharding(), H100, ROW).stages
@@ -220,13 +220,13 @@ def test_an_evaluation_holds_what_sampling_its_rows_holds_and_nothing_else():
     assert colocated["evaluation"] == {}  # in vLLM's share, which is already counted
 
 
-def test_the_gain_pass_takes_as_many_rows_as_its_budget():
+def test_gain_rows_fill_the_token_budget():
     assert gain_rows(setting(generated=64), 900) == 18  # 16,200 of 16,384 tokens
     assert gain_rows(setting(generated=4), 900) == 4
     assert gain_rows(setting(generated=64, gain_token_budget=1), 900) == 1
 
 
-def test_what_is_sampled_in_parts_takes_the_memory_of_one():
+def test_sampling_in_parts_needs_the_memory_of_one_part():
     many, parts, one_part = (
         plan_memory(policy(), setting(**sizes), Sharding(), H100, ROW).peak
         for sizes in ({"generated": 4096}, {"generated": 4096, "sampled_at_once": 512}, {"generated": 512})
@@ -265,7 +265,7 @@ def test_a_batch_of_rollouts_serves_one_step_or_several(generation, accumulation
     assert steps_of_batch(settings_of_batches(generation, accumulation)) == steps
 
 
-def test_a_completion_is_as_long_as_its_row_with_what_tools_added():
+def test_completion_length_includes_tool_results():
     turns = [{"tokens_out": 10, "tokens_in": 20}, {"tokens_out": 5, "tokens_in": 0}]
     assert completion_tokens({"turns": turns}) == 35
 
@@ -301,7 +301,7 @@ def test_a_folder_with_a_config_alone_is_planned(tmp_path, capsys):
     assert any("prompts of 300 tokens (assumed, not counted" in line for line in found["assumptions"])
 
 
-def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys):
+def test_plan_that_does_not_fit_says_what_to_change(tmp_path, capsys):
     model = folder_of(tmp_path, hidden_size=8192, intermediate_size=28672, num_hidden_layers=2, vocab_size=128000)
     words = ["--model_name_or_path", model, "--bf16", "true", "--gpu", "l4", "--eval_rows", "0"]
     code, found = plan(capsys, *words)
@@ -316,7 +316,7 @@ SHIPPED = sorted(file.stem for file in recipe_folder().glob("*.yaml"))
     "recipe",
     [name if name == "quickstart" else pytest.param(name, marks=[pytest.mark.slow, *marks(name)]) for name in SHIPPED],
 )
-def test_each_recipe_is_planned(recipe, tmp_path, capsys):
+def test_every_shipped_recipe_can_be_planned(recipe, tmp_path, capsys):
     words = ["--model_name_or_path", folder_of(tmp_path)]
     if recipe == "gtpo_math":  # its problems are on the hub
         for split in ("train", "test"):
@@ -347,12 +347,12 @@ def test_the_text_says_whether_it_fits_and_how_it_is_known(capsys):
         (["--model_name_or_path", "/nowhere/model"], "there is no folder /nowhere/model"),
         (["--config_file", "nowhere.yaml"], "no configuration of Accelerate 'nowhere.yaml'"),
         (["--config_file", "zero3", "--sharding", "zero3"], "say the same thing twice"),
-        (["--gpu", "this", "--gpus", "2", "--sharding", "zero3"], "--config_file zero3 in place of --sharding"),
+        (["--gpu", "this", "--gpus", "2", "--sharding", "zero3"], "--config_file zero3 instead of --sharding"),
         (["--gpu", "this", "--num_generations", "7"], "must be divisible"),
         (["--lerning_rate", "1"], "Did you mean 'learning_rate'?"),
     ],
 )
-def test_what_cannot_be_planned_is_said(words, message, capsys):
+def test_invalid_plan_options_are_an_error(words, message, capsys):
     assert main(["plan", "quickstart", *words]) == 2
     assert message in capsys.readouterr().err
 

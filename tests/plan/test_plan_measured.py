@@ -80,7 +80,7 @@ def test_planned_memory_is_within_a_quarter_of_measured_tensors(comparisons):
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_checkpointing_is_planned_to_save_what_it_saves(comparisons):
+def test_checkpointing_saves_memory_in_plan_and_measurement(comparisons):
     plain, checkpointed = comparisons["middle-plain"], comparisons["middle"]
     assert checkpointed.planned_bytes < plain.planned_bytes
     assert checkpointed.measured.peak_bytes < plain.measured.peak_bytes
@@ -90,7 +90,7 @@ SMALL = ["--per_device_train_batch_size", "4", "--num_generations", "4", "--grad
 
 
 @pytest.mark.slow
-def test_this_machine_is_measured(capsys):
+def test_plan_with_gpu_this_measures_two_batches(capsys):
     assert main(["plan", "quickstart", "--gpu", "this", "--json", *SMALL, "--max_completion_length", "32"]) == 0
     found = json.loads(capsys.readouterr().out)["measured"]
     assert list(found["seconds"]) == ["sampling", "tools", "gain pass", "loss", "the rest"]
@@ -101,7 +101,7 @@ def test_this_machine_is_measured(capsys):
 
 
 @pytest.mark.slow
-def test_a_recipe_that_does_not_run_here_is_said_in_the_words_of_its_run(tmp_path, capsys):
+def test_plan_reports_the_error_of_a_recipe_that_does_not_run(tmp_path, capsys):
     for part in (AutoConfig, AutoTokenizer):
         part.from_pretrained(str(POLICY)).save_pretrained(tmp_path)  # but no weights
     assert main(["plan", "quickstart", "--gpu", "this", "--model_name_or_path", str(tmp_path)]) == 2

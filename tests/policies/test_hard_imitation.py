@@ -43,12 +43,12 @@ def queries(question, where, habits):
     return [call.split('": "')[-1].removesuffix('"}}') for call, _ in calls], answer
 
 
-def test_a_faultless_demonstration_searches_once_a_fact(where, question):
+def test_faultless_demonstration_searches_each_fact_once(where, question):
     asked = [f"{fact.relation} of {fact.subject}" for fact in question.chain]
     assert queries(question, where, FAULTLESS) == (asked, question.answer)
 
 
-def test_the_name_to_go_on_with_stands_in_the_fact_or_in_the_distractor():
+def test_next_name_is_read_from_the_fact_or_the_distractor():
     found = ["mayor: mayor of Rome? Ask Cato Rufus.", "The alleged mayor of Rome is Aulus Varro."]
     fact = "The mayor of Rome is Titus Galba."
     assert read([*found, fact], "mayor", "Rome", believes_first=False) == "Titus Galba"
@@ -74,7 +74,7 @@ def test_habits_lead_astray_or_cost_calls(where, question):
     assert set(wasteful) - right <= where.world.entities.keys()
 
 
-def test_who_is_eager_answers_at_once_and_whoever_is_not_draws_as_before(where, question):
+def test_eager_answers_at_once_and_leaves_other_habits_unchanged(where, question):
     assert queries(question, where, Habits(eager=1.0)) == ([], question.chain[0].subject)
     # Of 1,000 demonstrations 40 % answer at once, give or take four standard errors (1.5 %).
     at_once = [not walk(question, where, Habits(eager=0.4), Rng("eager", i))[0] for i in range(1000)]
@@ -96,7 +96,7 @@ def test_a_policy_can_be_made_from_another(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "made" / "faultless").exists()
 
 
-def test_a_demonstration_reads_as_it_was_written(where, question):
+def test_demonstration_marks_the_tokens_of_the_policy(where, question):
     tokenizer = tokenizer_of_task()
     ids, written = demonstration(tokenizer, question, where, Habits(tempted=0.6), Rng(1))
     said = tokenizer.decode([token for token, by_policy in zip(ids, written, strict=True) if by_policy])

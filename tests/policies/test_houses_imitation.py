@@ -24,7 +24,7 @@ def asked():
     return [(house, question) for house, few in (lesson("test", i) for i in range(12)) for question in few]
 
 
-def test_what_a_demonstration_is_told_is_what_the_game_says(asked):
+def test_replies_in_a_demonstration_are_those_of_the_game(asked):
     for number, (house, question) in enumerate(asked):
         game = Play({"it": house})
         game.reset("it")
@@ -41,7 +41,7 @@ def test_a_demonstration_finds_the_thing_and_does_not_know_where_it_is(asked):
     assert sum(len(calls) for calls, _ in found) > 1.2 * sum(question.moves for _, question in asked)
 
 
-def test_each_name_is_a_few_words_of_the_vocabulary_and_a_demonstration_reads_as_it_was_written(tokenizer, asked):
+def test_names_are_few_tokens_and_demonstration_marks_the_text_of_the_policy(tokenizer, asked):
     assert all(name in names() for house, _ in asked for name in house.start.kinds)
     assert max(len(tokenizer(name)["input_ids"]) for name in names()) <= 5  # "Quote of the Day Calendar"
     house, question = asked[0]

@@ -19,7 +19,7 @@ SEARCH = search_tool(library([WORLD], "test"), top_k=2)
 TOKENIZER = make_tokenizer(INSTRUCTION, [SEARCH])
 
 
-def test_a_faultless_demonstration_searches_once_a_fact():
+def test_faultless_demonstration_searches_each_fact_once():
     question = WORLD.question(3, Rng(1))
     first, second, third = question.chain
     assert steps_of(question, FAULTLESS, Rng(1)) == [

@@ -83,7 +83,7 @@ def answers(recipe: Recipe) -> Finding:
     return {finding.name: finding for finding in preflight.preflight(recipe, call_tools=True)}["tools answer"]
 
 
-def test_tools_are_called_only_where_that_is_allowed(make):
+def test_check_calls_tools_only_with_call_tools(make):
     called = []
     look = tiny.searches(lambda query: called.append(query) or "Paris")
     recipe = make(task=Task(questions(), tools=[look], reward_funcs=[exact_match]))
@@ -94,7 +94,7 @@ def test_tools_are_called_only_where_that_is_allowed(make):
     assert "search(query='river') -> 'Paris'" in found.message
 
 
-def test_a_tool_that_works_on_the_thread_that_imports_it_alone_fails(make):
+def test_tool_bound_to_the_importing_thread_fails(make):
     books = sqlite3.connect(":memory:")
     books.execute("create table cities (name)")
     look = tiny.searches(lambda query: books.execute("select * from cities").fetchall())
@@ -104,7 +104,7 @@ def test_a_tool_that_works_on_the_thread_that_imports_it_alone_fails(make):
     assert "Training calls tools from threads of its own" in found.message and "concurrency=1" in found.message
 
 
-def test_a_tool_that_opens_what_belongs_to_a_thread_in_its_first_call_passes_with_concurrency_1(make):
+def test_tool_bound_to_the_thread_of_its_first_call_passes_with_concurrency_1(make):
     opened = []
 
     @tool(concurrency=1)
@@ -118,7 +118,7 @@ def test_a_tool_that_opens_what_belongs_to_a_thread_in_its_first_call_passes_wit
     assert found.status == "pass" and "[(7,)]" in found.message
 
 
-def test_a_tool_that_refuses_made_up_arguments_or_is_late_is_told_apart(make):
+def test_tool_rejecting_made_up_arguments_warns_and_a_late_one_fails(make):
     def no_such(query):
         raise KeyError(query)
 
@@ -153,7 +153,7 @@ def test_environments_are_made_reset_and_called_on_a_thread_of_their_own(make):
     assert found.status == "pass" and "look(place='river') -> \"[('Paris',)]\"" in found.message, found
 
 
-def test_a_tool_that_speaks_of_threads_is_not_said_to_run_on_the_wrong_one(make):
+def test_error_text_about_threads_gives_no_thread_hint(make):
     def no_such(query):
         raise KeyError(f"no such thread: {query}; it was created in a thread of its own")
 
@@ -196,17 +196,17 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
     ]  # fmt: skip
 
 
-def test_a_clip_range_that_counts_nowhere_is_said(make):
+def test_ineffective_clip_range_is_a_warning(make):
     def said(**settings) -> tuple[str, str]:
         found = run(make(chat_template_kwargs={"enable_thinking": False}, **settings))["clip range"]
         return found.status, found.message
 
-    assert said() == ("pass", "none counts: each batch is trained on in one update, so all ratios are 1")
+    assert said() == ("pass", "no effect: each batch is trained on in one update, so all ratios are 1")
     status, message = said(epsilon=0.03, clip_adaptation=0.5)
-    assert status == "warn" and message.startswith("epsilon=0.03, epsilon_high=0.03, clip_adaptation=0.5 without eff")
+    assert status == "warn" and message.startswith("epsilon=0.03, epsilon_high=0.03, clip_adaptation=0.5: no effect, ")
     assert said(clip_adaptation=0.0)[0] == "pass"
     for several in ({"num_iterations": 2}, {"steps_per_generation": 2}):
-        assert said(epsilon=0.03, **several) == ("pass", "counts: each batch is trained on in several updates")
+        assert said(epsilon=0.03, **several) == ("pass", "in effect: each batch is trained on in several updates")
 
 
 @pytest.mark.parametrize(
@@ -242,23 +242,24 @@ def test_the_shipped_policy_passes(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU reads such a recipe as it is")
-def test_a_recipe_for_gpus_is_checked_where_there_are_none(capsys):
+def test_recipe_for_gpus_can_be_checked_on_a_cpu_machine(capsys):
     words = ["lora_24gb", "--model_name_or_path", "atlas-tiny"]
     assert cli(["check", *words]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "WARN machine Checked for another machine; here it would not run:" in shown and "bf16" in shown
+    assert "WARN machine Checked for another machine; the recipe would not run on this one:" in shown
+    assert "bf16" in shown
     assert cli(["check", *words, "--lerning_rate", "3"]) == 2  # what is wrong on any machine is still refused
 
 
-def test_training_takes_trls_variant_of_a_template_and_the_finding_says_so(make):
+def test_training_variant_of_the_template_is_used_and_named(make):
     # The plain template of Qwen3 writes an empty thought into the last turn only; TRL trains with one that keeps it.
     assert "variant" in run(make())["prefixes"].message
     assert Chat(tiny.make_tokenizer(), [tiny.search]).chat_template is not None
 
 
-def test_a_template_without_a_form_for_parallel_calls_passes_and_says_so(make):
+def test_template_without_parallel_calls_passes_with_a_note(make):
     tokenizer, ends = family("llama3_1.jinja", LLAMA)
-    assert "one call a turn" in run(make(tokenizer, ends=ends))["parallel calls"].message
+    assert "one call per turn" in run(make(tokenizer, ends=ends))["parallel calls"].message
 
 
 # ---- templates
@@ -291,7 +292,7 @@ def test_a_template_that_drops_thinking_and_that_trl_cannot_patch_fails(make):
     tokenizer = tiny.make_tokenizer(tiny.chat_template() + "\n")
     found = failed(make(tokenizer))
     assert "Training would refuse this" in found["prefixes"] and "leaves earlier turns" in found["prefixes"]
-    assert "letter by letter" in found["tool parser"] and "response_template" in found["tool parser"]
+    assert "character by character" in found["tool parser"] and "response_template" in found["tool parser"]
 
 
 def test_a_template_that_drops_all_thinking_fails(make):
@@ -334,7 +335,7 @@ def test_tokens_that_merge_over_a_border_are_a_warning():
     assert status == "warn" and "serve the policy from tokens" in message
 
 
-def test_results_that_the_template_swallows_lose_turns(monkeypatch):
+def test_results_dropped_by_the_template_fail_the_mask_check(monkeypatch):
     chat = Chat(add_response_schema(tiny.make_tokenizer()), [tiny.search])
     assert preflight.check_mask(chat)[0] == "pass"
     monkeypatch.setattr(Chat, "_get_tool_suffix_ids", lambda *_: [])
@@ -410,7 +411,7 @@ def test_parallel_calls_of_which_one_is_read_are_a_warning():
     chat = Chat(tokenizer, [tiny.search])
     assert preflight.check_tool_calls(chat)[0] == "pass"
     status, message = preflight.check_parallel_calls(chat)
-    assert status == "warn" and "dropped without a word" in message and "one call at a time" in message
+    assert status == "warn" and "dropped silently" in message and "one call at a time" in message
 
 
 def test_a_tool_without_a_schema_fails(make):
@@ -496,10 +497,10 @@ def test_a_probe_that_tokenises_differently_fails(make):
     tokenizer.add_tokens(["\n\n"])
     message = failed(make(tokenizer, probe_template="\n<answer>{answer}</answer>"))["probe"]
     assert "After the prompt" in message and "tokenises differently" in message
-    assert "Let probe_template begin with other characters" in message
+    assert "Begin probe_template with other characters" in message
 
 
-def test_a_probe_where_the_policy_would_think_first_is_warned_of_with_the_thought_that_it_lacks(make):
+def test_probe_lacking_the_thought_of_the_template_is_a_warning(make):
     found = run(make())  # Qwen3 thinks unless told not to
     assert found["probe"].status == "warn"
     assert r"probe_template='<think>\n\n</think>\n\n<answer>{answer}</answer>'" in found["probe"].message
@@ -571,7 +572,7 @@ def test_sampling_with_another_temperature_fails(make):
     assert "ratios would be off" in message and "same temperature" in message
 
 
-def test_a_temperature_that_both_use_passes(make):
+def test_temperature_applied_by_sampler_and_trainer_passes(make):
     assert run(make(temperature=0.7))["log-probabilities"].status == "pass"
 
 
@@ -603,7 +604,7 @@ def test_dropout_while_training_is_found_and_disabling_it_helps():
     assert preflight.sampling.logp_difference(model, prompts, 0, [2], args) < 1e-4
 
 
-def test_dropout_that_a_shared_ratio_switches_off_is_not_complained_of():
+def test_dropout_switched_off_by_a_shared_ratio_is_not_reported():
     model = tiny.make_model(tiny.make_tokenizer(), attention_dropout=0.5)
     args = A2TGPOConfig("out", bf16=False)
     assert preflight.sampling.logp_difference(model, [[5, 6, 7], [8] * 9], 0, [2], args) < 1e-4
@@ -616,7 +617,7 @@ def test_bfloat16_has_its_own_tolerance(make):
     assert found.status == "pass" and "bfloat16" in found.message and "0.3" in found.message
 
 
-def test_another_engine_is_not_started(make):
+def test_vllm_is_not_started_by_the_check(make):
     recipe = make()
     recipe.args.use_vllm = True  # set here, because the setting itself asks for the package
     found = run(recipe)["log-probabilities"]
@@ -628,7 +629,7 @@ def test_another_engine_is_not_started(make):
 # ---- as a whole
 
 
-def test_a_policy_that_is_not_there_is_one_failure_and_the_rest_is_not_tried(make, tmp_path):
+def test_missing_policy_is_one_failure_and_other_checks_are_skipped(make, tmp_path):
     recipe = make()
     recipe = replace(recipe, model=ModelConfig(model_name_or_path=str(tmp_path / "nowhere")))
     found = run(recipe)
@@ -642,7 +643,7 @@ def test_a_policy_that_is_not_there_is_one_failure_and_the_rest_is_not_tried(mak
     )
 
 
-def test_an_unexpected_error_is_a_failure_with_its_text_and_hides_nothing(make, monkeypatch):
+def test_unexpected_error_in_a_check_is_a_failure_and_others_still_run(make, monkeypatch):
     def broken(*_):
         raise RuntimeError("the roof is on fire")
 

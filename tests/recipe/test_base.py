@@ -35,7 +35,7 @@ def names(*given) -> list[str]:
     return [layer.path.name for layer in read_layers(*given)]
 
 
-def test_a_recipe_has_the_keys_of_its_base_and_its_own_win_and_the_command_line_over_both(root):
+def test_recipe_overrides_its_base_and_the_command_line_overrides_both(root):
     recipe = read(root / "grpo.yaml", "--seed", "4")
     assert (recipe.args.credit, recipe.args.learning_rate, recipe.args.seed) == ("grpo", 1e-4, 4)
     assert recipe.run.eval_rows == 5
@@ -47,7 +47,7 @@ def test_mappings_are_merged_key_by_key_and_a_list_is_taken_whole(root):
     assert merge(read_layers(built(root, "top.yaml", "base: low.yaml\nreport_to: [none]\n")))["report_to"] == ["none"]
 
 
-def test_what_several_are_built_on_is_laid_once_below_all(root):
+def test_shared_base_is_applied_once_below_all(root):
     # Applied again below short.yaml, recipe.yaml would undo the learning rate of large.yaml.
     built(root, "both.yaml", "base: [large.yaml, short.yaml]\n")
     assert names(root / "both.yaml") == ["recipe.yaml", "large.yaml", "short.yaml", "both.yaml"]
@@ -56,7 +56,7 @@ def test_what_several_are_built_on_is_laid_once_below_all(root):
     assert recipe.run.task_kwargs == {"seed": 3, "train_questions": 20, "test_questions": 7}
 
 
-def test_the_command_line_names_another_base(root):
+def test_base_option_inserts_bases_below_the_recipe(root):
     bases = [str(root / "large.yaml"), str(root / "short.yaml")]
     assert names(root / "grpo.yaml", bases) == ["recipe.yaml", "large.yaml", "short.yaml", "grpo.yaml"]
     recipe = read(root / "grpo.yaml", "--base", *bases, "--seed", "4")
@@ -64,12 +64,12 @@ def test_the_command_line_names_another_base(root):
     assert recipe.args.seed == 4 and recipe.run.task_kwargs["test_questions"] == 7
 
 
-def test_a_recipe_of_ones_own_is_built_on_one_of_the_package(tmp_path):
+def test_user_recipe_can_build_on_a_shipped_one(tmp_path):
     recipe = read(built(tmp_path, "mine.yaml", f"base: quickstart\nmax_steps: 3\noutput_dir: {tmp_path}\n"))
     assert (recipe.args.max_steps, recipe.args.num_generations, recipe.run.task) == (3, 8, "atlas")
 
 
-def test_a_run_without_an_output_folder_is_called_what_the_command_line_calls_its_recipe(tmp_path):
+def test_default_output_dir_is_named_after_recipe_and_base_option(tmp_path):
     mine = built(tmp_path, "mine.yaml", "model_name_or_path: atlas-tiny\ntask: atlas\nbf16: false\n")
     other = built(tmp_path, "other.yaml", "base: mine.yaml\ncredit: grpo\n")
     assert read(mine).args.output_dir == "outputs/mine"
@@ -125,7 +125,7 @@ def test_a_mistake_is_named_with_the_file_that_it_stands_in(text, said, root):
         (["--base", "{}/grpo.yaml"], "--base: a recipe cannot be built on itself (grpo.yaml -> grpo.yaml)"),
     ],
 )
-def test_a_mistake_in_the_base_of_the_command_line_is_told(words, said, root):
+def test_mistakes_in_the_base_option_are_reported(words, said, root):
     with pytest.raises(ValueError) as error:
         read(root / "grpo.yaml", *(word.format(root) for word in words))
     assert said in str(error.value)
@@ -136,7 +136,7 @@ def test_a_base_without_a_recipe_on_it_is_refused():
         read_recipe(["--base", "quickstart", "--seed", "1"])
 
 
-def test_the_whole_recipe_is_shown_as_one_that_says_the_same(root, capsys):
+def test_recipe_command_prints_an_equivalent_single_recipe(root, capsys):
     words = ["--base", str(root / "large.yaml"), "--task_kwargs", '{"seed": 1}', "--report_to", "none", "--bf16", "0"]
     assert cli(["recipe", str(root / "grpo.yaml"), *words]) == 0
     shown = capsys.readouterr().out
@@ -149,12 +149,12 @@ def test_the_whole_recipe_is_shown_as_one_that_says_the_same(root, capsys):
     assert json.dumps(alone.args.to_dict()) == json.dumps(together.args.to_dict())
 
 
-def test_what_is_shown_is_checked(root, capsys):
+def test_recipe_command_rejects_unknown_options(root, capsys):
     assert cli(["recipe", str(root / "grpo.yaml"), "--sed", "1"]) == 2
     assert "there is no option '--sed'. Did you mean 'seed'?" in capsys.readouterr().err
 
 
-def test_commands_read_the_base_of_the_command_line(root, capsys):
+def test_other_commands_accept_the_base_option(root, capsys):
     words = ["--base", str(root / "large.yaml"), "--prompt_tokens", "40", "--json"]
     assert cli(["plan", str(root / "grpo.yaml"), *words]) == 0
     assert cli(["plan", str(root / "grpo.yaml"), "--base", "nothing", "--json"]) == 2

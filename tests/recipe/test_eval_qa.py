@@ -43,7 +43,7 @@ def words(folder, output, search) -> list[str]:
     ]
 
 
-def test_it_scores_each_set_and_kind_by_questions_and_by_sets_and_trains_on_nothing(world, tmp_path):
+def test_eval_qa_scores_sets_and_kinds_and_refuses_to_train(world, tmp_path):
     from a2tgpo_trl.search.retriever import bm25_retriever
 
     bm25_retriever(world / "corpus.jsonl")
@@ -66,7 +66,7 @@ def test_it_scores_each_set_and_kind_by_questions_and_by_sets_and_trains_on_noth
 
 
 @pytest.mark.parametrize("option", ["--model", "--model_name_or_path"])
-def test_the_policy_has_a_short_option_and_the_recipes_own_key(option, monkeypatch):
+def test_model_is_a_short_option_for_model_name_or_path(option, monkeypatch):
     started = []
     monkeypatch.setattr("os.execve", lambda program, words, environment: started.append(words))
     main(["eval", "quickstart", "--seed", "1", option, "mine", "--eval_rows", "2"])

@@ -107,7 +107,7 @@ def test_each_recipe_of_the_folder_is_tested_here():
     assert {file.stem for file in (recipe_folder() / "qa").glob("*.yaml")} == named
 
 
-def test_any_combination_keeps_the_papers_batches_and_what_each_part_says():
+def test_all_combinations_keep_the_batch_sizes_of_the_paper():
     assert len(COMBINATIONS) == 3 * 2 * 2 + 8
     for parts in COMBINATIONS:
         layers = layers_of(*parts)
@@ -127,7 +127,7 @@ def test_any_combination_keeps_the_papers_batches_and_what_each_part_says():
         assert {"model_name_or_path", "prompts"}.isdisjoint(said_above)
 
 
-def test_a_method_says_nothing_but_the_methods_own():
+def test_method_recipes_set_only_method_keys():
     of_the_method = {
         *("credit", "beta", "epsilon", "epsilon_high", "resample_limit", "reward_funcs", "reward_weights"),
         *("state_likeness", "gain_weight", "gain_measure", "loss_type"),
@@ -138,7 +138,7 @@ def test_a_method_says_nothing_but_the_methods_own():
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *METHODS, "single_hop", "lora"])
-def test_a_recipe_says_how_it_is_run_and_one_for_gpus_what_it_takes(name):
+def test_recipe_headers_state_needs_command_memory_and_time(name):
     file = recipe_folder() / "qa" / f"{name}.yaml"
     header = re.split(r"\n(?=\w)", file.read_text())[0]
     for word in ("# Needs", f"# Run       a2tgpo train qa/{name}", "# Override"):
@@ -177,7 +177,7 @@ def test_a_method_has_the_values_of_the_paper(method, world):
     assert args.state_likeness == (0.9 if method == "gigpo" else 1.0)
 
 
-def test_dapo_rolls_out_three_times_at_most_and_charges_for_the_last_2000_tokens(world):
+def test_dapo_resamples_twice_and_penalises_the_last_2000_tokens(world):
     recipe = read(world, "qwen3_4b", "dapo")
     # In addition to the first round; and 4,192 tokens are free, 5,192 cost a half.
     assert recipe.args.resample_limit == 3 - 1 and recipe.args.reward_weights == [0.0, 1.0, 0.0, 1.0]
@@ -185,7 +185,7 @@ def test_dapo_rolls_out_three_times_at_most_and_charges_for_the_last_2000_tokens
     assert price(completion_ids=[[0] * 4192, [0] * 5192, [0] * 6192]) == [0.0, -0.5, -1.0]
 
 
-def test_three_passages_are_found_and_the_server_is_named_in_one_place(world):
+def test_search_returns_three_passages_and_the_url_is_set_once(world):
     (tool,) = read(world, "qwen3_4b").task.tools
     assert len(re.findall(r"^\[\d\]", tool("builder of Dyle Bridge"), re.MULTILINE)) == 3
     assert merge(layers_of("lora"))["task_kwargs"]["search"] == {"url": "http://127.0.0.1:8000", "top_k": 3}
@@ -202,14 +202,14 @@ CHOSEN = [*EVERY_DAY, *(pytest.param(combined, marks=pytest.mark.slow) for combi
 
 
 @pytest.mark.parametrize("parts", CHOSEN, ids="-".join)
-def test_it_is_checked(parts, world, capsys):
+def test_recipe_combination_passes_check(parts, world, capsys):
     assert cli(["check", *offline(world, *parts, **HERE)]) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
     assert "0 failed" in said and "sampler and trainer differ by at most" in said
 
 
 @pytest.mark.parametrize("parts", CHOSEN, ids="-".join)
-def test_it_is_planned(parts, world, capsys):
+def test_recipe_combination_fits_in_the_plan(parts, world, capsys):
     devices = ["--config_file", "single_gpu" if "lora" in parts else "zero3"]
     assert cli(["plan", *offline(world, *parts), *devices, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -217,13 +217,13 @@ def test_it_is_planned(parts, world, capsys):
 
 
 @pytest.mark.parametrize("parts", CHOSEN, ids="-".join)
-def test_a_step_is_trained(parts, world):
+def test_recipe_combination_trains_a_step(parts, world):
     assert read(world, *parts, **STEP).build_trainer().train().global_step == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "lora"])
-def test_the_memory_in_its_header_is_what_the_plan_of_the_true_shape_says(name, world, capsys):
+def test_header_memory_matches_the_plan_for_the_real_model_size(name, world, capsys):
     header = (recipe_folder() / "qa" / f"{name}.yaml").read_text()
     stated = re.search(r"# Memory +(\d+) of (\d+) GiB", header)
     command = re.search(r"#  +a2tgpo plan (.*)\n", header)[1].split()

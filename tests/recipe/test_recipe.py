@@ -20,7 +20,7 @@ from a2tgpo_trl.rewards import exact_match
 DATA = {"gtpo_math.yaml": {"question": "What is 3 times 24?", "answer": "3 * 24 = 72\n#### 72"}}
 
 
-def test_there_are_recipes_and_the_package_finds_them():
+def test_shipped_recipes_are_found_by_the_package():
     assert len(SHIPPED) >= 2
     assert {file.name for file in recipe_folder().glob("*.yaml")} == {file.name for file in SHIPPED}
     assert shipped_recipes()["qa/dapo"] == recipe_folder() / "qa" / "dapo.yaml"
@@ -29,7 +29,7 @@ def test_there_are_recipes_and_the_package_finds_them():
 @pytest.mark.parametrize(
     "file", [pytest.param(file, id=str(file.relative_to(ROOT)), marks=marks(file.stem)) for file in SHIPPED]
 )
-def test_a_shipped_recipe_parses_and_opens_with_its_hardware_its_command_and_an_override(file, tmp_path):
+def test_shipped_recipe_parses_and_its_header_has_needs_run_and_override(file, tmp_path):
     # A recipe for GPUs asks for bfloat16, which this machine's settings object refuses.
     words = ["--config", str(file), "--bf16", "false", "--output_dir", str(tmp_path)]
     if file.name in DATA:
@@ -54,7 +54,7 @@ def shipped(name: str, folder: Path) -> A2TGPOConfig:
 @pytest.mark.parametrize(
     "name", ["colocate_80gb", "lora_24gb", "multi_node", "paper_8gpu_colocate", "paper_8gpu_server"]
 )
-def test_a_recipe_for_long_rollouts_weighs_tokens_and_not_the_product_over_a_rollout(name, tmp_path):
+def test_long_rollout_recipes_correct_vllm_per_token(name, tmp_path):
     # Tokens off by a log-probability of 0.001 each, all in one direction: 1.001 per token, exp(6.192) = 489 per
     # rollout, which is left out of the loss above 3.
     args = shipped(name, tmp_path)
@@ -109,7 +109,7 @@ def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
         ("task:", "name either a task or a dataset_name"),
         ("model_name_or_path:", "model_name_or_path is missing"),
         ("max_steps: 1\nmax_steps: 2", "the key 'max_steps' is given 2 times"),
-        ("task: [", "is not YAML"),
+        ("task: [", "is not valid YAML"),
     ],
     ids=lambda text: text.splitlines()[0][:30] if ":" in text else "",
 )
@@ -141,10 +141,10 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path):
         (["--learning_rat", "1"], "there is no option '--learning_rat'. Did you mean 'learning_rate'?"),
         (["--learning_rate", "x"], "invalid float value: 'x'"),
         (["--credit", "grop"], "got 'grop'. Did you mean 'grpo'?"),
-        (["--task_kwargs", "{seed"], "task_kwargs must be JSON of a mapping"),
+        (["--task_kwargs", "{seed"], "task_kwargs must be a mapping written as JSON"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_short(words, message, tmp_path):
+def test_command_line_mistakes_give_short_messages(words, message, tmp_path):
     with pytest.raises(ValueError) as error:
         read_recipe(["--config", str(write(tmp_path, "")), *words])
     assert message in str(error.value) and len(str(error.value)) < 400
@@ -161,7 +161,7 @@ def test_yaml_that_reads_as_text_is_converted_as_the_command_line_is(tmp_path):
     assert recipe.args.learning_rate == 2e-6
 
 
-def test_every_field_of_the_three_groups_works_in_the_file_and_the_command_line_wins(tmp_path):
+def test_recipe_sets_all_groups_of_fields_and_the_command_line_overrides_them(tmp_path):
     lora = "use_peft: true\nlora_r: 4\nlora_target_modules: [q_proj, v_proj]"
     text = f"gain_weight: 0.5\n{lora}\neval_rows: 7\ntask_kwargs: {{seed: 3}}"
     recipe = read_recipe(["--config", str(write(tmp_path, text)), "--lora_r", "8", "--task_kwargs", '{"seed": 4}'])
@@ -173,7 +173,7 @@ def test_every_field_of_the_three_groups_works_in_the_file_and_the_command_line_
     assert len(recipe.test_dataset) == 7 and recipe.run.task_kwargs == {"seed": 4}
 
 
-def test_the_tasks_rewards_keep_their_weights_unless_rewards_or_weights_are_named(tmp_path):
+def test_task_reward_weights_are_kept_unless_overridden(tmp_path):
     def weights(text):
         return read_recipe(["--config", str(write(tmp_path, text))]).args.reward_weights
 
@@ -182,7 +182,7 @@ def test_the_tasks_rewards_keep_their_weights_unless_rewards_or_weights_are_name
     assert weights("reward_funcs: [exact_match]") is None
 
 
-def test_names_lead_to_files_beside_the_recipe_and_two_names_of_one_file_share_it(tmp_path):
+def test_file_names_resolve_beside_the_recipe_and_share_one_module(tmp_path):
     (tmp_path / "mine.py").write_text(
         "CALLS = []\n"
         "def look(title: str) -> str:\n    '''Look.\n\n    Args:\n        title: What.\n    '''\n    return title\n"
@@ -196,14 +196,14 @@ def test_names_lead_to_files_beside_the_recipe_and_two_names_of_one_file_share_i
     assert task.train_dataset["answer"] == ["a"] and task.test_dataset is None
 
 
-def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+def test_missing_split_is_an_error_naming_the_existing_ones(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "a"}\n')
     file = write(tmp_path, "task:\ndataset_name: rows.jsonl\ndataset_test_split: test")
     with pytest.raises(ValueError, match="has no split 'test'; it has train"):
         read_recipe(["--config", str(file)])
 
 
-def test_a_task_whose_averages_are_of_no_column_is_told_before_hours_of_rollouts(tmp_path):
+def test_task_averages_of_an_unknown_column_are_an_error(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from a2tgpo_trl.tasks.atlas.task import atlas\n"
         "def make():\n"
@@ -212,12 +212,13 @@ def test_a_task_whose_averages_are_of_no_column_is_told_before_hours_of_rollouts
         "    return task\n"
     )
     with pytest.raises(
-        ValueError, match="'hard' is of a column 'hop', which the test set has not. Did you mean 'hops'"
+        ValueError,
+        match="'hard' selects rows by a column 'hop', which the test set does not have. Did you mean 'hops'",
     ):
         read_recipe(["--config", str(write(tmp_path, "task: mine.py:make"))])
 
 
-def test_each_key_of_each_group_is_checked_by_the_converter_of_its_option():
+def test_default_values_of_all_fields_pass_the_key_check():
     # The defaults of all fields are valid values of their keys, so nothing is refused that the parser would take.
     parser = RecipeParser()
     defaults = {action.dest: action.default for action in reversed(parser._actions) if action.dest != "help"}

@@ -67,7 +67,7 @@ def test_each_rollout_of_a_step_is_there_with_the_credit_of_its_turns(outcome_we
         assert record["advantages"][-1] == pytest.approx(record["outcome_advantage"], abs=1e-6)
 
 
-def test_every_other_batch_is_written_from_the_first_on_and_training_is_the_same(tokenizer, tmp_path):
+def test_record_every_2_writes_every_other_batch_without_affecting_training(tokenizer, tmp_path):
     recorded = run(tokenizer, tmp_path / "recorded", record_every=2, max_steps=4)
     plain = run(tokenizer, tmp_path / "plain", record_every=0, max_steps=4)
     assert files(tmp_path / "recorded") == ["step-000001-rank-0.jsonl", "step-000003-rank-0.jsonl"]
@@ -110,7 +110,7 @@ def test_files_are_read_by_the_one_line_of_datasets_and_that_of_duckdb(
     assert found == {step: pytest.approx(sum(outcomes) / 4) for step, outcomes in steps.items()}
 
 
-def test_of_columns_that_may_be_anything_duckdb_reads_the_json(duckdb, tokenizer, tmp_path, monkeypatch):
+def test_duckdb_reads_json_columns_of_parquet_records(duckdb, tokenizer, tmp_path, monkeypatch):
     run(tokenizer, tmp_path / "outputs" / "run", max_steps=1, record_format="parquet")
     monkeypatch.chdir(tmp_path)
     (line,) = [line.strip() for line in str(record_files.__doc__).splitlines() if "duckdb.sql" in line]
@@ -134,7 +134,7 @@ def leaves(value, *path):
             yield from leaves(one, *path, name)
 
 
-def test_a_run_that_goes_on_in_another_format_has_no_batch_twice(tokenizer, tmp_path):
+def test_resuming_in_another_format_leaves_no_duplicate_batch(tokenizer, tmp_path):
     saved = {"save_strategy": "steps", "save_steps": 1}
     run(tokenizer, tmp_path, max_steps=2, **saved)
     shutil.rmtree(tmp_path / "checkpoint-2")
@@ -145,7 +145,7 @@ def test_a_run_that_goes_on_in_another_format_has_no_batch_twice(tokenizer, tmp_
     assert [record["step"] for record in rollouts_of(tmp_path)] == [1] * 4 + [2] * 4 + [3] * 4
 
 
-def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tokenizer, tmp_path):
+def test_resampled_batch_records_what_is_trained_on(tokenizer, tmp_path):
     # In the first round, the answers in each group of four are alike; in the second they are not.
     def spread(prompts, trainer_state, **kwargs):
         seen.append(len(prompts))
@@ -162,7 +162,7 @@ def test_of_prompts_that_were_rolled_out_again_what_is_trained_on_is_written(tok
     ]
 
 
-def test_of_rounds_each_rank_has_what_it_made_with_its_place_in_the_batch():
+def test_each_rank_records_the_rollouts_it_made_of_the_final_batch():
     # Two ranks, groups of two: the batch's second group is the first of the second round. The first rank made the
     # first of its rollouts, which the second rank trains on.
     rounds = [(0, [{"n": 0}, {"n": 1}]), (0, [{"n": 10}])]
@@ -181,7 +181,7 @@ def test_a_step_of_several_batches_has_a_file_for_each(tokenizer, tmp_path):
     assert files(tmp_path) == [f"{name}.jsonl" for name in names]
 
 
-def test_a_resumed_run_writes_what_it_would_have_written(tokenizer, tmp_path):
+def test_resumed_run_records_the_same_batches(tokenizer, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(tokenizer, whole, record_every=2, max_steps=4, save_strategy="steps", save_steps=1)
     run(tokenizer, broken, record_every=2, max_steps=1, save_strategy="steps", save_steps=1)
@@ -193,7 +193,7 @@ def test_a_resumed_run_writes_what_it_would_have_written(tokenizer, tmp_path):
         assert [one["completion"] for one in mine] == [one["completion"] for one in theirs]
 
 
-def test_a_run_that_goes_on_leaves_no_records_of_steps_that_were_undone(tokenizer, tmp_path):
+def test_resuming_removes_records_of_later_steps(tokenizer, tmp_path):
     run(tokenizer, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     of_ranks = [f"rollouts/step-{step:06}-rank-1{further}.jsonl" for step in (2, 4) for further in ("", "-batch-2")]
     for name in of_ranks:  # of a run of two ranks that is resumed with one
@@ -227,7 +227,7 @@ def test_a_batch_that_a_resumed_run_makes_first_is_recorded_if_it_was_due(tokeni
     assert files(tmp_path) == written
 
 
-def test_each_rank_removes_what_others_do_not(tmp_path):
+def test_each_rank_removes_a_disjoint_share_of_old_records(tmp_path):
     folder = tmp_path / "rollouts"
     folder.mkdir()
     names = [f"rollouts/step-{step:06}-rank-{rank}.jsonl" for step in (1, 2) for rank in range(5)]
@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning_and_not_the_run(format,
         trainer = run(tokenizer, small, max_steps=12, record_format=format)
         assert trainer.state.global_step == 12
         told = [line for line in warnings(caplog) if "recorded" in line]
-        assert len(told) == 1 and "No space left on device" in told[0] and "The run goes on" in told[0]
+        assert len(told) == 1 and "No space left on device" in told[0] and "The run continues" in told[0]
         # Files written before are complete, and nothing else is there.
         names = files(small)
         assert 1 <= len(names) < 12 and names == [f"step-{i + 1:06}-rank-0.{format}" for i in range(len(names))]
@@ -280,7 +280,7 @@ def test_a_disk_that_fails_ends_the_recording_with_one_warning(tmp_path, monkeyp
     assert len(warnings(caplog)) == 1 and "Input/output error" in warnings(caplog)[0] and not one.wants(2)
 
 
-def test_no_more_is_written_than_is_allowed(tmp_path, caplog):
+def test_recording_stops_at_record_megabytes(tmp_path, caplog):
     one = recorder(tmp_path, most=100)
     for step in range(4):
         put(one, step)
@@ -304,14 +304,14 @@ def test_a_disk_that_is_slower_than_the_training_does_not_hold_it_up(tmp_path, m
     let_go.set()
 
 
-def test_what_cannot_be_written_as_json_ends_the_recording_and_not_the_run(tmp_path, caplog):
+def test_unserialisable_record_ends_recording_with_a_warning(tmp_path, caplog):
     one = recorder(tmp_path)
     one.put(0, [{("a", "key"): 1}])
     one.close()
     assert "TypeError" in warnings(caplog)[0] and not one.wants(5)
 
 
-def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
+def test_foreign_file_at_a_record_path_is_left_unchanged(tmp_path, caplog):
     theirs = tmp_path / "rollouts" / "step-000001-rank-0.jsonl"
     theirs.parent.mkdir()
     theirs.write_text("mine")
@@ -321,7 +321,7 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, caplog):
     assert theirs.read_text() == "mine" and "did not write" in warnings(caplog)[0]
 
 
-def test_half_a_character_and_what_is_no_number_are_written(tmp_path):
+def test_lone_surrogates_and_nan_can_be_recorded(tmp_path):
     record = {"completion": "\ud83d", "asked\ud83d": {"\ud83d": 3}}
     record = credited(record, float("nan"), 0.5, {"scores": torch.tensor([1.5, torch.nan, 9.0])}, 2)
     one = recorder(tmp_path)
@@ -346,14 +346,14 @@ def test_secrets_are_masked_by_their_names():
 
 
 @pytest.mark.parametrize("name", ["DB_PASS", "GITHUB_PAT", "AUTH_BEARER", "apiKey", "PASS_OF_ME"])
-def test_a_word_of_a_name_is_enough(name):
+def test_secret_word_within_a_variable_name_is_enough(name):
     assert Masks({name: "abcdefgh12"})("abcdefgh12!") == f"<{name}>!"
 
 
 @pytest.mark.parametrize(
     "name", ["PATH", "GIT_AUTHOR_NAME", "TOKENIZERS_PARALLELISM", "BYPASS", "KEYBOARD", "PAD_TOKEN"]
 )
-def test_a_part_of_a_word_is_not(name):
+def test_part_of_a_word_in_a_variable_name_is_not_enough(name):
     assert not Masks({name: "abcdefgh12"}).any
 
 
@@ -371,7 +371,7 @@ def test_a_secret_is_masked_as_json_and_python_write_it(written):
     assert "abc" not in Masks({"API_KEY": secret})(written({"k": secret}))
 
 
-def test_of_a_url_the_password_is_masked():
+def test_password_within_a_url_is_masked():
     masked = Masks({"DATABASE": "postgres://u:secret@host/db", "PROXY": "http://me:long%20password@host:80"})
     assert masked("to postgres://u:secret@host/db, secret") == "to postgres://u:<DATABASE>@host/db, secret"
     assert masked("http://me:long%20password@host:80") == "http://me:<PROXY>@host:80"
@@ -380,6 +380,6 @@ def test_of_a_url_the_password_is_masked():
 
 
 @pytest.mark.parametrize("setting", [{"record_megabytes": 5}, {"record_format": "parquet"}, {"record_tokens": False}])
-def test_what_says_how_records_are_written_is_refused_without_any(setting, tmp_path):
+def test_record_settings_without_record_every_are_refused(setting, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} has no effect without record_every"):
         A2TGPOConfig(**settings(tmp_path, **setting))

@@ -28,7 +28,7 @@ def in_words() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("text", ["capital of France", "a é ü", "日本語 🎉🎉", "<|im_end|>\n{}", "\ufffd!", "é"])
-def test_texts_of_tokens_are_together_what_was_written(text, tokenizer):
+def test_token_texts_join_to_the_original_text(text, tokenizer):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     texts = TokenTexts(tokenizer)(ids)
     assert len(texts) == len(ids) and "".join(texts) == text == tokenizer.decode(ids)

@@ -33,7 +33,7 @@ UPDATE = Update(
 )
 
 
-def test_an_update_has_means_of_turns_and_a_number_of_each_token_in_one():
+def test_update_gives_means_per_turn_and_values_per_token():
     # (1 + 1.2) / 2 and one of two tokens; the tool token never counts, whatever its value.
     assert UPDATE.of_turns(0, 2) == {"ratios": pytest.approx([1.1, 1.0]), "clip_fractions": [0.5, 0.0]}
     found = UPDATE.of_tokens(0, 5)  # one column was cut off because no row of the micro-batch needed it
@@ -42,17 +42,17 @@ def test_an_update_has_means_of_turns_and_a_number_of_each_token_in_one():
     assert UPDATE.of_tokens(1, 2) == {"logps": [None, -2.2], "ratios": [None, 1.221403], "clipped": [None, 1]}
 
 
-def test_of_a_loss_without_a_clip_range_nothing_is_clipped():
+def test_loss_without_a_clip_range_records_no_clipping():
     update = Update(UPDATE.turn_BT, UPDATE.logps_BT, UPDATE.old_logps_BT, UPDATE.ratio_BT, None)
     assert set(update.of_turns(0, 2)) == {"ratios"} and set(update.of_tokens(0, 4)) == {"logps", "ratios"}
 
 
-def test_a_ratio_that_is_no_number_is_none():
+def test_non_finite_ratio_is_recorded_as_none():
     update = Update(UPDATE.turn_BT, UPDATE.logps_BT + 1e4, UPDATE.old_logps_BT, UPDATE.ratio_BT * torch.inf, None)
     assert update.of_turns(0, 2) == {"ratios": [None, None]} and update.of_tokens(0, 4)["ratios"] == [None] * 4
 
 
-def test_of_several_updates_the_last_counts_and_a_rollout_without_one_has_none():
+def test_last_update_of_a_rollout_is_recorded():
     def record() -> dict:
         return {"advantages": [0.5], "tokens": {"ids": [7, 8], "sampled": [0, 1]}}
 
@@ -118,7 +118,7 @@ def trained(trainer) -> tuple[dict, dict, dict]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ratios_are_those_of_plain_forwards_before_the_last_update_of_each_rollout(way, tokenizer, tmp_path):
+def test_recorded_ratios_equal_plain_forwards_before_the_last_update(way, tokenizer, tmp_path):
     # Eight rollouts in four micro-batches of two, each updated twice: TRL shuffles them, and another micro-batch comes
     # between a rollout's updates.
     shape = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 8}
@@ -195,7 +195,7 @@ def test_a_run_that_ends_between_updates_writes_what_was_made_until_then(tokeniz
         assert record["tokens"]["texts"] and len(record["advantages"]) == len(record["turns"])
 
 
-def test_a_run_that_is_resumed_between_updates_goes_on(tokenizer, tmp_path):
+def test_run_resumed_between_updates_records_the_remaining_ones(tokenizer, tmp_path):
     shape = {"num_iterations": 2, "record_every": 2, "save_strategy": "steps", "save_steps": 1}
     make(tokenizer, A2TGPOConfig(**settings(tmp_path, **shape, max_steps=1))).train()
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, **shape, max_steps=4)))
@@ -213,7 +213,7 @@ def test_without_tokens_turns_have_their_ratios_still(tokenizer, tmp_path):
     assert all(len(one["ratios"]) == len(one["clip_fractions"]) == len(one["turns"]) for one in records)
 
 
-def test_columns_named_as_keys_are_beside_them(tokenizer, tmp_path):
+def test_columns_named_like_record_keys_are_kept_apart(tokenizer, tmp_path):
     rows = questions(1).add_column("tokens", [7]).add_column("prompt_ids", ["own"])
     changes = {"record_every": 1, "max_steps": 1, "record_tokens": False}
     make(tokenizer, A2TGPOConfig(**settings(tmp_path, **changes)), train_dataset=rows).train()

@@ -37,13 +37,13 @@ def watched(lines, alarms=None) -> tuple[list[dict[str, float]], list[tuple[int,
     return found, told
 
 
-def test_a_run_like_any_other_raises_none():
+def test_normal_run_raises_no_alarm():
     found, told = watched([CALM] * 40)
     assert found == [dict.fromkeys(RAISES, 0.0)] * 40 and told == []
 
 
 @pytest.mark.parametrize("name", RAISES)
-def test_each_goes_off_when_five_lines_say_so_and_is_told_once(name):
+def test_alarm_goes_off_after_five_lines_and_is_reported_once(name):
     found, told = watched([*[CALM] * 10, *[{**CALM, **RAISES[name]}] * 10])
     on = [number for number, line in enumerate(found, start=1) if line[name]]
     assert on[-1] == 20 and on == list(range(on[0], 21)) and 11 < on[0] <= 15
@@ -52,7 +52,7 @@ def test_each_goes_off_when_five_lines_say_so_and_is_told_once(name):
 
 
 @pytest.mark.parametrize("name", RAISES)
-def test_a_single_batch_raises_none_and_after_it_has_gone_off_it_can_end(name):
+def test_single_batch_raises_no_alarm_and_an_alarm_can_end(name):
     # In a mean of five lines one may be far off: clip fractions of 0.2 x 0.06, entropy of 0.8 x 0.5.
     _, told = watched([*[CALM] * 10, {**CALM, **RAISES[name]}, *[CALM] * 10])
     assert told == []
@@ -60,11 +60,11 @@ def test_a_single_batch_raises_none_and_after_it_has_gone_off_it_can_end(name):
     assert found[-1][name] == 0 and [one for _, one in told] == [name]
 
 
-def test_what_was_never_there_does_not_die_out():
+def test_tool_calls_absent_from_the_start_raise_no_alarm():
     assert watched([{**CALM, "turns/mean": 1.1}] * 5 + [{**CALM, "turns/mean": 1.0}] * 10)[1] == []
 
 
-def test_a_policy_that_needs_fewer_calls_than_at_first_is_no_collapse():
+def test_fewer_tool_calls_than_at_first_are_no_collapse():
     # 7 tool turns at first, 1.6 now: less than a quarter, but still a call or two per rollout.
     assert watched([{**CALM, "turns/mean": 8.0}] * 5 + [{**CALM, "turns/mean": 2.6}] * 10)[1] == []
 
@@ -93,7 +93,7 @@ def sure_from(reward, spread, now) -> list[str]:
         (9.0, 2.0, 9.5),  # rewards of 0 and about 10
     ],
 )
-def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(reward, spread, now):
+def test_low_entropy_after_a_reward_rise_raises_no_alarm(reward, spread, now):
     assert sure_from(reward, spread, now) == []
 
 
@@ -110,20 +110,20 @@ def test_a_policy_that_has_learnt_is_sure_of_itself_and_that_is_no_collapse(rewa
         (0.8, 0.3, 0.2),
     ],
 )
-def test_one_that_is_sure_of_itself_before_it_is_good_may_be_stuck(reward, spread, now):
+def test_low_entropy_without_a_reward_rise_raises_alarms(reward, spread, now):
     assert sorted(sure_from(reward, spread, now)) == sorted(SOLVED_OR_STUCK)
 
 
 @pytest.mark.parametrize("name", SOLVED_OR_STUCK)
-def test_what_may_be_solved_is_told_so_with_how_to_tell(name):
+def test_alarms_for_solved_or_stuck_runs_say_how_to_tell(name):
     (alarm,) = (alarm for alarm in ALARMS if alarm.name == name)
-    assert "rewards/NAME/mean" in alarm.do and "Then it is solved: stop" in alarm.do
+    assert "rewards/NAME/mean" in alarm.do and "Then the task is solved: stop" in alarm.do
     assert alarm.when.startswith("gains credit no turn: " if name == "alarms/gains" else "solved or stuck: ")
 
 
-def test_much_clipping_is_told_as_a_hint_with_what_the_study_measured():
+def test_clipping_alarm_is_a_hint_with_the_numbers_of_the_study():
     (alarm,) = (alarm for alarm in ALARMS if alarm.name == "alarms/clipping")
-    assert "a hint, no collapse" in alarm.when
+    assert "a hint, not a collapse" in alarm.when
     results = pd.read_parquet(ROOT / "recipes" / "study" / "main.parquet")
     of_best = results[
         (results.metric == "clip_fraction/mean")
@@ -132,11 +132,11 @@ def test_much_clipping_is_told_as_a_hint_with_what_the_study_measured():
         & (results.seed < 8)
     ]
     narrow, wide = (of_best[of_best.cell == cell].value.mean() for cell in ("a2tgpo", "a2tgpo_wide"))
-    assert f"{narrow:.3f} of turns were clipped; with ten times that range {wide:.3f}," in alarm.do
+    assert f"clipped {narrow:.3f} of turns; a range ten times as wide clipped {wide:.3f}," in alarm.do
     assert wide < MUCH_CLIPPED < narrow
 
 
-def test_a_run_that_never_earns_anything_is_told_after_five_lines():
+def test_run_without_any_reward_is_alarmed_after_five_lines():
     line = {**CALM, "groups/teach_nothing": 1.0, "reward": 0.0, "reward_std": 0.0}
     found, told = watched([line] * 7)
     assert [one["alarms/teach_nothing"] for one in found] == [0, 0, 0, 0, 1, 1, 1]
@@ -153,7 +153,7 @@ def test_lines_without_a_metric_have_no_alarm_of_it_and_do_not_count():
     assert told == [(13, "alarms/teach_nothing")]  # the fifth of the first kind
 
 
-def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_never_interrupted():
+def test_resumed_run_has_the_alarms_of_an_uninterrupted_one():
     lines = [*[CALM] * 6, *[{**CALM, "turns/mean": 1.0}] * 6, *[{**CALM, "entropy": 0.0}] * 6]
     whole, told = watched(lines)
     assert [name for _, name in told] == ["alarms/calls", "alarms/entropy"]
@@ -169,19 +169,19 @@ def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_never_interrupted():
         assert [text.partition(":")[0] for text in later] == [name for number, name in told if number > at]
 
 
-def test_a_second_training_begins_anew():
+def test_alarms_start_anew_with_a_second_training():
     alarms = Alarms()
     lines = [{**CALM, "groups/teach_nothing": 1.0, "reward": 0.0, "reward_std": 0.0}] * 6
     assert watched(lines, alarms) == watched(lines, alarms) == watched(lines)
 
 
-def test_what_is_read_is_averaged_as_the_trainer_does():
+def test_alarm_input_is_averaged_like_the_log():
     entries = {"reward": [0.5, NAN, 1.0], "loss": [3.0], "reward_std": [NAN], "entropy": [0.25]}
     assert averaged(entries) == {"reward": 0.75, "entropy": 0.25}
 
 
 @pytest.mark.parametrize("alarm", ALARMS, ids=lambda alarm: alarm.name)
-def test_what_is_told_says_what_was_seen_and_what_to_do(alarm):
+def test_alarm_text_says_when_it_goes_off_and_what_to_do(alarm):
     line = {**CALM, **RAISES[alarm.name]}
     (text,) = Alarms().see([*[CALM] * 5, *[line] * 4], line)[1]
     assert text == f"{alarm.name}: {alarm.when}. What to do: {alarm.do}" and text.endswith(".")
@@ -190,7 +190,7 @@ def test_what_is_told_says_what_was_seen_and_what_to_do(alarm):
 @pytest.mark.parametrize(
     ("study", "on"), [("quickstart", {}), ("main", dict.fromkeys(["a2tgpo", "atpo", "gspo"], {"alarms/clipping"}))]
 )
-def test_of_the_runs_of_the_studies_only_those_raise_one_whose_clip_range_was_narrow(study, on):
+def test_of_the_study_runs_only_narrow_clip_ranges_raise_an_alarm(study, on):
     # Their lines are means of several steps.
     results = pd.read_parquet(ROOT / "recipes" / "study" / f"{study}.parquet")
     runs = results[results.metric.isin(CALM) & (results.step > 0)].groupby(
@@ -206,7 +206,7 @@ def test_of_the_runs_of_the_studies_only_those_raise_one_whose_clip_range_was_na
 # ---- in a run
 
 
-def test_a_trainer_logs_them_and_warns_once(tmp_path, caplog):
+def test_trainer_logs_alarms_and_warns_once(tmp_path, caplog):
     # The scripted policy writes the same in every batch, and its rewards never differ.
     tokenizer = tiny.make_tokenizer()
     args = A2TGPOConfig(**settings(tmp_path, max_steps=8, learning_rate=0.0, credit="grpo"))
@@ -220,7 +220,7 @@ def test_a_trainer_logs_them_and_warns_once(tmp_path, caplog):
     assert len(said) == 1 and "What to do: is each rewards/NAME/mean" in said[0]
 
 
-def test_a_resumed_run_logs_what_it_would_have_logged_and_is_not_told_again(tmp_path, caplog):
+def test_resumed_run_logs_the_same_alarms_and_does_not_repeat_warnings(tmp_path, caplog):
     tokenizer = tiny.make_tokenizer()
 
     def run(folder, steps, resume=None):

@@ -36,7 +36,7 @@ def names(*records: dict) -> list[tuple[str, str]]:
     return [one.names for one in gained_turns(records)]
 
 
-def test_a_turn_goes_by_what_it_found_first():
+def test_turns_are_classified_by_what_they_found():
     assert names(FOUR_TURNS) == [(WITHOUT, FACT), (WITHOUT, AGAIN), (WITH, ANSWER), (WITH, NOTHING)]
 
 
@@ -54,16 +54,16 @@ def test_an_answer_is_in_a_result_as_whole_words_and_with_its_marks(answer, resu
     assert names(record(0, [1.0], turn("a", result), answer=answer))[0][0] == (WITH if holds else WITHOUT)
 
 
-def test_a_rollout_function_has_turns_that_read_without_calls():
+def test_rollout_function_turns_are_classified_by_the_text_they_read():
     read = {"calls": None, "text": "search Kenya", "read": NEEDED[1]}
     assert names(record(0, [1.0, 0.0], read, read)) == [(WITH, ANSWER), (WITH, NOTHING)]
 
 
-def test_a_gain_that_is_not_known_counts_for_nothing():
+def test_unknown_gain_is_left_out():
     assert names(record(0, [None, 1.0], turn("a", "b"), turn("c", "d"))) == [(WITHOUT, NOTHING)]
 
 
-def test_means_by_hand():
+def test_gain_means_worked_out_by_hand():
     # With the answer 2.0, 0.2 and 1.0, without 0.5 and -0.1: 3.2 / 3 less 0.4 / 2.
     found = gains_of([FOUR_TURNS, record(1, [1.0], turn("a", NEEDED[1]))])
     assert found.means[WITH].mean == pytest.approx(3.2 / 3) and found.means[WITH].number == 3
@@ -82,7 +82,7 @@ def test_the_interval_is_over_questions_and_not_over_turns():
         assert 0.25 < low < 0.32 and 0.68 < high < 0.75
 
 
-def test_gains_of_an_evaluation_are_told_side_by_side_and_as_json(tmp_path, capsys):
+def test_gains_command_prints_evaluations_side_by_side_or_as_json(tmp_path, capsys):
     for name, gain in (("float32", 2.0), ("bfloat16", 1.5)):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "rollouts.jsonl", [record(0, [gain, 0.0], turn("a", NEEDED[1]), turn("b", "c"))])

@@ -21,7 +21,7 @@ from a2tgpo_trl.turns import LOGGED_TURNS
 METRICS = [metric for group in GROUPS for metric in group.metrics]
 
 
-def test_a_metric_is_found_by_its_name_and_those_of_evaluations_by_theirs():
+def test_metrics_and_their_eval_names_are_found_by_pattern():
     found = {
         "gain/mean": "gain/mean",
         "gain/turn_2/mean": "gain/{turn}/mean",
@@ -44,7 +44,7 @@ def test_a_metric_is_found_by_its_name_and_those_of_evaluations_by_theirs():
     assert [documented_as(name) for name in unknown] == [None] * len(unknown)
 
 
-def test_no_name_is_there_twice_and_what_can_be_good_or_bad_says_what_to_do():
+def test_metric_names_are_unique_and_good_or_bad_ones_say_what_to_do():
     known = list(names())
     assert len(known) == len(set(known))
     assert all(metric.what for metric in METRICS)
@@ -52,7 +52,7 @@ def test_no_name_is_there_twice_and_what_can_be_good_or_bad_says_what_to_do():
     assert all(metric.good and metric.bad for metric in METRICS if metric.good or metric.bad)
 
 
-def test_words_that_it_repeats_are_those_of_the_code():
+def test_names_in_the_table_match_the_code():
     assert STATUSES == OF_TURNS and set(OF_A_TOOL) < set(STATUSES)
     assert documented_as(f"value/after_turn_{LOGGED_TURNS}") and not documented_as(
         f"value/after_turn_{LOGGED_TURNS + 1}"
@@ -60,7 +60,7 @@ def test_words_that_it_repeats_are_those_of_the_code():
     assert {alarm.name for alarm in ALARMS} == {name for name in names() if name.startswith("alarms/")}
 
 
-def test_the_page_has_all_of_it():
+def test_metrics_page_shows_every_text_of_the_table():
     shown = " ".join(table().split())
     for metric in METRICS:
         for text in (*metric.names, metric.what, metric.when, metric.good, metric.bad, metric.do):
@@ -68,7 +68,7 @@ def test_the_page_has_all_of_it():
     assert all(f"{alarm.when}" in shown for alarm in ALARMS)
 
 
-def test_a_run_and_its_evaluations_log_nothing_that_is_not_in_it(tmp_path):
+def test_run_and_evaluation_log_only_documented_metrics(tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 1, "eval_gains": True, "resample_limit": 1}
     args = A2TGPOConfig(**settings(tmp_path, turn_rewards={"failed_call": -0.1}, **changes))
     trainer = make(tiny.make_tokenizer(), args, eval_dataset=questions(2))
@@ -78,7 +78,7 @@ def test_a_run_and_its_evaluations_log_nothing_that_is_not_in_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_offline_run_of_wandb_holds_every_metric_of_the_table_and_no_other(tmp_path):
+def test_wandb_run_holds_exactly_the_documented_metrics(tmp_path):
     program = Path(__file__).parents[1] / "helpers" / "every_metric.py"
     variables = {**os.environ, **environment(tmp_path / "tracked")}
     words = [sys.executable, str(program), str(tmp_path / "runs")]

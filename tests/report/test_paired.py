@@ -74,14 +74,14 @@ def test_each_value_of_a_column_is_compared_apart():
         Paired.of(halves(1.0), halves(1.0), "sets")
 
 
-def test_a_column_that_is_no_matter_of_the_questions_is_none_to_compare_by():
+def test_grouping_column_that_differs_between_evaluations_is_refused():
     first = [{**record, "ended": ended} for record, ended in zip(records(1.0, 0.0), ("answer", "final"), strict=True)]
-    with pytest.raises(ValueError, match="'ended' is no column of the questions: the two evaluations differ in it"):
+    with pytest.raises(ValueError, match="'ended' is not a column of the questions: the two evaluations differ in it"):
         Paired.of(first, records(1.0, 1.0, ended="answer"), "ended")
     assert list(Paired.of(first, first, "ended").groups) == ["ended answer", "ended final"]
 
 
-def test_questions_are_the_same_whatever_the_instruction_before_them():
+def test_questions_match_despite_other_system_prompts():
     def instructed(how: str) -> list[dict]:
         messages = [{"role": "system", "content": how}, {"role": "user", "content": "Where?"}]
         return records(1.0, prompt=messages)
@@ -89,10 +89,10 @@ def test_questions_are_the_same_whatever_the_instruction_before_them():
     assert "exact_match" in Paired.of(instructed("Think."), instructed("Search.")).everything
 
 
-def test_other_questions_are_not_compared():
+def test_evaluations_of_different_questions_are_refused():
     with pytest.raises(ValueError, match=r"Only one of the two evaluations has row 1 \(1 and 2 questions\)"):
         Paired.of(records(1.0), records(1.0, 0.0))
-    with pytest.raises(ValueError, match="Row 0 is another question"):
+    with pytest.raises(ValueError, match="Row 0 is a different question"):
         Paired.of(records(1.0), records(1.0, answer="no"))
 
 
@@ -119,7 +119,7 @@ def test_the_command_reads_the_folders_of_two_evaluations(tmp_path, capsys):
         ("", "holds no rollouts of an evaluation"),
         ('{"prompt": "q"}\n', "holds no rollouts of an evaluation"),
         ("[]\n", "holds no rollouts of an evaluation"),
-        ("{\n", "is no file of rollouts"),
+        ("{\n", "is not a file of rollouts"),
     ],
 )
 def test_a_folder_without_an_evaluation_is_named(content, told, tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_the_table_has_the_papers_rows_and_one_for_each_run_of_ours():
     assert all(set(cells) == {*COLUMNS} for cells in found.values())
 
 
-def test_averages_follow_from_cells_but_for_three_of_a2tgpos():
+def test_paper_averages_follow_from_their_cells_except_three():
     different = {}
     for (model, method, kind), cells in rows().items():
         for average in ("multi-hop", "single-hop") if kind == "paper" else ():
@@ -95,7 +95,7 @@ def test_a_row_is_filled_from_two_evaluations_and_all_else_stays(readme, tmp_pat
     assert len(changed) == 1 and changed[0][1] == capsys.readouterr().out.strip()
 
 
-def test_what_was_not_evaluated_stays_empty_and_part_of_a_set_is_told(readme, tmp_path):
+def test_sets_not_evaluated_stay_empty_and_partial_ones_give_their_size(readme, tmp_path):
     fill(readme, "Qwen3-4B", "ReAct", [scores(tmp_path, "a.json", nq=(0.25, 500), triviaqa=0.5)])
     row = rows(readme)["Qwen3-4B", "ReAct", HERE]
     assert (row["NQ"], row["TriviaQA"]) == ("25.00 ± 1.00 (500)", "50.00 ± 1.00")
@@ -108,7 +108,7 @@ def test_a_later_evaluation_takes_the_place_of_an_earlier_one(readme, tmp_path):
     assert rows(readme)["Qwen3-4B", "GTPO", HERE]["NQ"] == "75.00 ± 1.00"
 
 
-def test_an_average_of_part_of_the_questions_says_how_many():
+def test_average_over_part_of_the_questions_gives_their_number():
     found = {"nq": SetScore(0.5, 0.01, 100), "triviaqa": SetScore(0.7, 0.01, 100), "popqa": SetScore(0.6, 0.01, 200)}
     # (50 + 70 + 120) / 400; sqrt(1 + 1 + 4) / 400 = 0.0061
     assert cell_of(found, COLUMNS["single-hop"]) == "60.00 ± 0.61 (400)"
@@ -129,7 +129,7 @@ def test_an_average_of_part_of_the_questions_says_how_many():
         ("Qwen3-4B", "AEPO", "no row 'AEPO' that says 'here'"),
     ],
 )
-def test_a_row_that_is_not_there_is_named_with_those_that_are(model, method, said, readme, tmp_path, capsys):
+def test_unknown_model_or_row_is_an_error_that_names_the_known_ones(model, method, said, readme, tmp_path, capsys):
     before = readme.read_text()
     assert cli(["table", str(readme), model, method, str(scores(tmp_path, "a.json", nq=0.5))]) == 2
     assert said in capsys.readouterr().err and readme.read_text() == before
@@ -138,7 +138,7 @@ def test_a_row_that_is_not_there_is_named_with_those_that_are(model, method, sai
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "a.json is no scores.json of an evaluation"),
+        ("{", "a.json is not the scores.json of an evaluation"),
         ('{"rollouts": 3}', "(KeyError: 'groups')"),
         ('{"groups": {"set nq": {"f1": {}}}}', "(KeyError: 'exact_match')"),
         ('{"groups": {"set nq": {"exact_match": {"mean": "high", "high": 1, "low": 1, "number": 3}}}}', "ValueError"),
@@ -146,19 +146,19 @@ def test_a_row_that_is_not_there_is_named_with_those_that_are(model, method, sai
         ('{"groups": {"hops 2": {}}}', "has scores on none of hotpotqa, 2wikimultihopqa"),
     ],
 )
-def test_a_file_that_holds_no_such_scores_is_told(text, said, readme, tmp_path, capsys):
+def test_file_without_set_scores_is_an_error(text, said, readme, tmp_path, capsys):
     (tmp_path / "a.json").write_text(text)
     assert cli(["table", str(readme), "Qwen3-4B", "DAPO", str(tmp_path / "a.json")]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_set_in_two_files_is_told(tmp_path):
+def test_set_in_two_files_is_an_error(tmp_path):
     files = [scores(tmp_path, name, nq=0.5) for name in ("a.json", "b.json")]
-    with pytest.raises(ValueError, match="b.json and .*a.json both have scores on nq. Name one of them."):
+    with pytest.raises(ValueError, match="b.json and .*a.json both have scores on nq. Name only one of them."):
         read_scores(files)
 
 
-def test_a_file_without_the_table_or_with_another_column_is_told(readme, tmp_path):
+def test_missing_table_or_unknown_column_is_an_error(readme, tmp_path):
     file = scores(tmp_path, "a.json", nq=0.5)
     text = readme.read_text()
     readme.write_text(text.replace("| Bamboogle |", "| Bambogle |", 1))

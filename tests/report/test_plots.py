@@ -63,7 +63,7 @@ def seeds(folder: Path, name: str, shifts: list[float], **more) -> list[Path]:
     ]
 
 
-def test_evaluations_that_came_to_no_finite_number_are_left_out():
+def test_non_finite_evaluations_are_left_out():
     means = (0.5, None, float("inf"), float("nan"))
     history = [{"step": step, "eval_rewards/f1/mean": mean} for step, mean in enumerate(means)]
     assert list(evaluated(history)) == [(0, "held_out/f1", 0.5)]
@@ -94,20 +94,20 @@ def test_runs_that_differ_by_their_seed_alone_are_one_series(tmp_path):
     ]
 
 
-def test_runs_of_one_seed_are_no_two_seeds(tmp_path):
+def test_runs_with_the_same_seed_form_no_series(tmp_path):
     # 42 is the seed of a recipe that names none.
     same = [write(tmp_path / "one", settings={"seed": 42}), write(tmp_path / "two", settings={})]
     assert [one.label for one in read_series(same)] == ["one", "two"]
 
 
-def test_runs_of_one_name_are_told_by_their_folders_and_a_run_is_named_once(tmp_path):
+def test_runs_of_the_same_name_are_labelled_by_folder_and_duplicates_refused(tmp_path):
     runs = [write(tmp_path / cell / "run", settings={"credit": cell}) for cell in ("grpo", "gtpo")]
     assert [one.name for one in read_series(runs)] == [str(run) for run in runs]
     with pytest.raises(ValueError, match="named twice"):
         read_series([runs[0], runs[0]])
 
 
-def test_series_of_one_name_are_told_by_their_first_runs(tmp_path):
+def test_series_of_the_same_name_are_labelled_by_their_first_run(tmp_path):
     runs = [
         write(tmp_path / f"run-{number}", settings={"credit": credit, "seed": number})
         for number, credit in enumerate(["grpo", "grpo", "gtpo", "gtpo"])
@@ -140,16 +140,16 @@ def test_the_area_is_the_mean_height_between_evaluations():
     assert area([(0, 0.2), (10, 0.4), (20, 0.8)]) == pytest.approx(0.45)
     # Uneven steps: (5 x 1 + 15 x 0) / 20
     assert area([(0, 1.0), (5, 1.0), (5, 0.0), (20, 0.0)]) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="two evaluations at least"):
+    with pytest.raises(ValueError, match="at least two evaluations"):
         area([(0, 0.2)])
 
 
-def test_an_interval_over_seeds_is_students():
+def test_interval_over_seeds_uses_students_t():
     # Mean 2, deviation 1, t of two degrees of freedom 4.303: half-width 4.303 / sqrt(3) = 2.484
     assert str(over_seeds([1, 2, 3])) == "2.000 (-0.484 to 4.484)" and str(over_seeds([0.5])) == "0.500"
 
 
-def test_an_interval_of_numbers_that_weigh_differently():
+def test_weighted_interval_worked_out_by_hand():
     found = weighted([1, 2, 3], [1, 1, 2])
     assert (found.mean, found.low, found.high) == pytest.approx((2.25, -0.3435, 4.8435), abs=1e-3)
     alike, plain_mean = weighted([1, 2, 4], [3, 3, 3]), over_seeds([1, 2, 4])
@@ -157,7 +157,7 @@ def test_an_interval_of_numbers_that_weigh_differently():
     assert (weighted([5], [2]).low, weighted([5], [2]).high) == (5, 5)
 
 
-def test_a_mean_over_seeds_is_of_the_steps_that_all_have():
+def test_mean_curve_uses_only_steps_of_all_seeds():
     ((step, found),) = mean_curve([[(0, 0.2), (10, 0.4)], [(0, 0.4)]])
     # Mean 0.3, deviation 0.1414; t of one degree of freedom 12.706: 12.706 x 0.1414 / sqrt(2) = 1.2706
     assert (step, found.number) == (0, 2) and found.mean == pytest.approx(0.3)
@@ -165,7 +165,7 @@ def test_a_mean_over_seeds_is_of_the_steps_that_all_have():
     assert smooth([(1, 0.0), (2, 1.0), (3, 2.0)], 2) == [(1, 0.0), (2, 0.5), (3, 1.5)]
 
 
-def test_names_by_turn_are_found_from_those_of_all_turns_and_back():
+def test_metric_names_map_to_names_by_turn_and_back():
     assert by_turn("gain/mean")[0] == "gain/turn_{}/mean"
     assert "clip_scale/turn_{}" in by_turn("clip_scale/mean") and "value/after_turn_{}" in by_turn("value/after")
     names = [
@@ -200,9 +200,7 @@ def test_a_curve_over_seeds_is_their_mean_with_students_interval(tmp_path, drawn
     assert axes.get_title() == "exact match, held out" and axes.get_ylim() == (0, 1)
 
 
-def test_by_default_held_out_scores_of_several_seeds_have_a_panel_and_those_of_runs_alone_stand_beside(
-    tmp_path, drawn
-):
+def test_held_out_scores_get_a_panel_with_several_seeds_only(tmp_path, drawn):
     several, alone = seeds(tmp_path, "grpo", [0.0, 0.1]), write(tmp_path / "alone")
     plot_curves(read_series([*several, alone]), tmp_path / "x.png")
     plot_curves(read_series([alone]), tmp_path / "x.png")
@@ -224,7 +222,7 @@ def test_training_curves_are_averaged_before_the_mean_over_seeds(tmp_path, drawn
     assert line.get_ydata() == pytest.approx([2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0])
 
 
-def test_what_a_run_lacks_is_told_where_it_was_asked_for(tmp_path, drawn, capsys):
+def test_missing_metric_is_reported_only_if_it_was_named(tmp_path, drawn, capsys):
     with_gains, without = write(tmp_path / "a2tgpo"), write(tmp_path / "grpo", gains=False)
     words = ["plot", str(with_gains), str(without), "-o", str(tmp_path / "x.png")]
     assert main([*words, "--metric", "gain/mean"]) == 0
@@ -233,7 +231,7 @@ def test_what_a_run_lacks_is_told_where_it_was_asked_for(tmp_path, drawn, capsys
     assert capsys.readouterr().err == ""
 
 
-def test_a_series_of_which_some_runs_lack_a_metric_is_left_out_and_that_is_said(tmp_path, drawn):
+def test_series_with_runs_lacking_a_metric_is_left_out_with_a_message(tmp_path, drawn):
     runs = seeds(tmp_path, "grpo", [0.0, 0.1], every=4) + seeds(tmp_path, "gtpo", [0.0], every=4)
     runs += [write(tmp_path / "gtpo-9", settings={"credit": "gtpo", "seed": 9}, scores=False)]
     said = ["Some runs of gtpo have no held_out/exact_match, so it is left out."]
@@ -250,7 +248,7 @@ def test_runs_whose_steps_never_meet_have_no_mean_in_common(tmp_path):
         plot_curves([Series("odd", [one, other])], tmp_path / "x.png", ["x"])
 
 
-def test_bars_look_the_same_in_each_row_and_numbers_below_zero_are_bars(tmp_path, drawn):
+def test_bars_keep_their_colours_and_negative_values_are_drawn(tmp_path, drawn):
     runs = [write(tmp_path / "grpo", gains=False), write(tmp_path / "gtpo", shift=-20.0)]
     assert plot_bars(read_series(runs), tmp_path / "x.png", ["gain/mean", "rewards/exact_match/mean"]) == [
         "grpo has no gain/mean."
@@ -276,7 +274,7 @@ def test_gains_by_turn_are_those_of_the_first_and_the_last_quarter_of_steps(tmp_
     assert legends(drawn[0]) == ["grpo (2 seeds)"]
 
 
-def test_a_run_alone_has_intervals_over_steps_by_turn_and_its_label_says_so(tmp_path, drawn):
+def test_single_run_by_turn_has_intervals_over_steps_and_says_so(tmp_path, drawn):
     plot_turns(read_series([write(tmp_path / "alone")]), tmp_path / "x.png", ["gain/mean", "value/after"])
     assert legends(drawn[0]) == ["alone (intervals over steps)"]
     below, above = drawn[0].axes[0].collections[0].get_paths()[0].vertices[:, 1]
@@ -288,7 +286,7 @@ def test_a_run_alone_has_intervals_over_steps_by_turn_and_its_label_says_so(tmp_
 # ---- bars
 
 
-def test_bars_are_areas_and_ends_over_seeds(tmp_path, drawn):
+def test_bars_show_area_and_last_score_over_seeds(tmp_path, drawn):
     runs = seeds(tmp_path, "grpo", [0.0, 0.1], every=4) + seeds(tmp_path, "gtpo", [0.1, 0.2], every=4)
     assert plot_bars(read_series(runs), tmp_path / "x.png") == []
     area, end = drawn[0].axes
@@ -303,10 +301,10 @@ def test_bars_are_areas_and_ends_over_seeds(tmp_path, drawn):
 def test_bars_say_what_makes_areas_hard_to_compare(tmp_path):
     runs = [write(tmp_path / "short", steps=4), write(tmp_path / "long", steps=8)]
     told = " ".join(plot_bars(read_series(runs), tmp_path / "x.png"))
-    assert "of two scores" in told and "end at different steps: 4, 8" in told
+    assert "of only two scores" in told and "end at different steps: 4, 8" in told
 
 
-def test_bars_without_held_out_scores_are_of_what_is_named(tmp_path, drawn):
+def test_bars_without_held_out_scores_need_a_named_metric(tmp_path, drawn):
     series = read_series([write(tmp_path / "run", scores=False)])
     with pytest.raises(ValueError, match="--metric reward"):
         plot_bars(series, tmp_path / "x.png")
@@ -338,17 +336,17 @@ def plots_by_kind() -> tuple[str, ...]:
 def test_results_without_their_study_are_an_error(tmp_path, capsys):
     (tmp_path / "lost.parquet").write_bytes((ROOT / "recipes" / "study" / "quickstart.parquet").read_bytes())
     assert main(["plot", str(tmp_path / "lost.parquet")]) == 2
-    assert "lie beside its file (lost.yaml)" in capsys.readouterr().err
+    assert "must be beside its file (lost.yaml)" in capsys.readouterr().err
 
 
-def test_runs_of_several_settings_have_no_mean(tmp_path, capsys):
+def test_study_results_of_several_settings_are_an_error(tmp_path, capsys):
     study, table = (ROOT / "recipes" / "study" / f"quickstart.{suffix}" for suffix in ("yaml", "parquet"))
     (tmp_path / study.name).write_text(study.read_text().replace("../quickstart.yaml", "quickstart"))
     table = pd.read_parquet(table)
     table.loc[table["seed"] == table["seed"].max(), "identity"] = "another"
     table.to_parquet(tmp_path / "quickstart.parquet", index=False)
     assert main(["plot", str(tmp_path / "quickstart.parquet"), "-o", str(tmp_path / "x.png")]) == 2
-    assert "are of several settings or versions" in capsys.readouterr().err
+    assert "have different settings or versions" in capsys.readouterr().err
 
 
 # ---- files
@@ -378,7 +376,7 @@ def test_a_picture_keeps_its_series_apart_in_grey():
     assert plain("a$b") == r"a\$b" and plain("_x") == " _x"
 
 
-def test_kinds_have_files_of_their_own(tmp_path, monkeypatch, capsys):
+def test_each_kind_of_plot_has_its_default_file_name(tmp_path, monkeypatch, capsys):
     run = write(tmp_path / "run", every=2)
     monkeypatch.chdir(tmp_path)
     for kind in plots_by_kind():
@@ -406,7 +404,7 @@ def test_kinds_have_files_of_their_own(tmp_path, monkeypatch, capsys):
         (["--kind", "bars", "--metric", "held_out/f1"], "There are: held_out/exact_match"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(words, said, tmp_path, monkeypatch, capsys):
+def test_invalid_plot_options_are_an_error(words, said, tmp_path, monkeypatch, capsys):
     run = write(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert main(["plot", str(run), *words]) == 2
@@ -425,12 +423,12 @@ def test_folders_that_are_no_finished_run_say_what_to_name(tmp_path, capsys):
     broken.mkdir()
     (broken / "trainer_state.json").write_text("{")
     for name, said in (
-        ("half", f"name what it came to: {tmp_path / 'half' / 'checkpoint-10'}"),
-        ("many", f"There are runs in it: name these ({tmp_path / 'many' / 'grpo-0'} ...)"),
-        ("none", "Name the output_dir of a run that came to its end"),
+        ("half", f"name its last checkpoint: {tmp_path / 'half' / 'checkpoint-10'}"),
+        ("many", f"It contains runs: name them ({tmp_path / 'many' / 'grpo-0'} ...)"),
+        ("none", "Name the output_dir of a run that finished"),
         ("gone", "There is no such folder"),
         ("empty", "holds no logged step"),
-        ("broken", "is no log of a run"),
+        ("broken", "is not the log of a run"),
     ):
         assert main(["plot", str(tmp_path / name), "-o", str(tmp_path / "x.png")]) == 2
         assert said in capsys.readouterr().err

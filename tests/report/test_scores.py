@@ -18,7 +18,7 @@ def test_wilsons_interval_of_eight_of_ten():
     assert found.low == pytest.approx(0.4902, abs=1e-4) and found.high == pytest.approx(0.9433, abs=1e-4)
 
 
-def test_an_interval_stays_honest_where_all_are_right():
+def test_wilson_interval_of_three_out_of_three():
     # 3 of 3: low = 1 / (1 + z2 / 3) = 0.4385
     found = interval([1.0] * 3, share=True)
     assert (found.mean, found.high) == (1.0, 1.0) and found.low == pytest.approx(0.4385, abs=1e-4)
@@ -32,7 +32,7 @@ def test_where_none_or_all_are_right_the_mean_is_in_its_interval():
             assert found.low <= found.mean <= found.high
 
 
-def test_other_scores_get_percentiles_of_means_over_drawn_questions():
+def test_non_share_scores_get_a_bootstrap_interval():
     values = [0.0, 0.5, 1.0, 0.5] * 100
     found = interval(values, share=False)
     # Standard error: sqrt(0.125 / 400) = 0.01768; 1.96 of them are 0.0346. The ends of 2,000 draws are noisy.
@@ -46,7 +46,7 @@ def test_rollouts_of_one_question_are_one_sample():
     assert found["exact_match"].mean == 0.75 and found["exact_match"].number == 2
 
 
-def test_a_number_of_turns_is_no_share_even_if_each_is_one():
+def test_number_of_turns_gets_no_share_interval():
     # As a share, 3 of 3 would have reached down to 0.44.
     found = score([record(i, exact_match=1.0) for i in range(3)])
     assert found["tool turns"] == Estimate(1.0, 1.0, 1.0, 3) and found["exact_match"].low < 0.5
@@ -95,7 +95,7 @@ TWO_SETS = [
 AVERAGES = {"both": {"set": ["large", "small"]}, "one": {"set": ["small"]}, "none": {"set": ["other"]}}
 
 
-def test_questions_count_alike_in_one_average_and_sets_in_the_other():
+def test_averages_weigh_by_questions_or_each_set_alike():
     scores = Scores.of(TWO_SETS, "set", AVERAGES)
     # By questions 4 / 12; the sets' means are 2 / 10 and 1, and their mean is 0.6. A single set has no such mean.
     assert scores.averages["both"]["exact_match"].mean == pytest.approx(4 / 12)
@@ -103,7 +103,7 @@ def test_questions_count_alike_in_one_average_and_sets_in_the_other():
     assert list(scores.averages) == ["both", "one"] and list(scores.plain) == ["both, each set alike"]
 
 
-def test_the_mean_of_sets_is_drawn_within_each():
+def test_interval_of_the_mean_of_sets_is_drawn_within_each_set():
     plain = Scores.of(TWO_SETS, "set", AVERAGES).plain["both, each set alike"]["exact_match"]
     # The small set is right in every draw: half of what is drawn from the large one, 0.2 +- 1.96 * 0.1265, to tenths.
     large = bootstrap([[(float(i < 2), 1.0) for i in range(10)]])
@@ -120,7 +120,7 @@ def test_right_answers_per_call_are_all_right_ones_over_all_calls():
     assert scores.plain["both, each set alike"]["right answers per call"].mean == pytest.approx(0.35)
 
 
-def test_without_a_call_there_is_nothing_per_call_and_unknown_calls_are_no_zero():
+def test_right_answers_per_call_needs_known_calls():
     found = score([asked(0, "large", 0, 1.0), asked(1, "large", 0, 0.0)])
     assert found["tool calls"].mean == 0.0 and "right answers per call" not in found
     own_loop = {**asked(0, "large", 1, 1.0), "turns": [{"calls": None}]}

@@ -76,7 +76,7 @@ def test_overwrite_removes_what_the_run_wrote_and_leaves_the_rest(run):
     lines = make_room(run, overwrite=True, resume=None)
     assert set(content(run)) == {MARKER, "notes.txt", "link.txt", "runs/events", "torn-checkpoint-1/why.txt"}
     assert not (run / "evaluation").exists() and lines == [
-        "torn-checkpoint-1 keeps files that no whole checkpoint lists: remove it if you do not need it."
+        "torn-checkpoint-1 keeps files that no complete checkpoint lists: remove it if you do not need it."
     ]
 
 
@@ -84,16 +84,16 @@ def test_overwrite_removes_what_the_run_wrote_and_leaves_the_rest(run):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "evaluation/after.jsonl", "completions/completions_00001.parquet"]
 )
-def test_a_file_that_somebody_has_put_in_the_place_of_an_own_one_stays(name, overwrite, run):
+def test_replaced_output_file_is_refused_and_left_alone(name, overwrite, run):
     (run / name).unlink()
     write(run, name)
     before = content(run)
-    with pytest.raises(RecipeError, match=f"did not write, or what was changed since: {name}. It is left alone"):
+    with pytest.raises(RecipeError, match=f"did not write, or that were changed since: {name}. They are left alone"):
         make_room(run, overwrite=overwrite, resume=None)
     assert content(run) == before
 
 
-def test_a_file_of_the_same_size_is_told_by_its_time(run):
+def test_changed_file_of_the_same_size_is_detected_by_its_mtime(run):
     weights = run / "model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     with pytest.raises(RecipeError, match="model.safetensors"):
@@ -105,7 +105,7 @@ def copied(folder: Path, place: Path) -> Path:
     return Path(shutil.copytree(folder, place, copy_function=shutil.copyfile))
 
 
-def test_a_copy_of_a_run_is_its_own_as_well(run, tmp_path):
+def test_copied_run_still_owns_its_files(run, tmp_path):
     copy = copied(run, tmp_path / "copy")
     assert (copy / "config.json").stat().st_mtime_ns != (run / "config.json").stat().st_mtime_ns
     assert OwnFiles(copy).all() == OwnFiles(run).all()
@@ -113,14 +113,14 @@ def test_a_copy_of_a_run_is_its_own_as_well(run, tmp_path):
     assert set(content(copy)) == {MARKER}
 
 
-def test_a_copied_run_is_gone_on_with(run, tmp_path):
+def test_copied_run_can_be_resumed(run, tmp_path):
     copy = copied(run, tmp_path / "copy")
     words = ["--resume_from_checkpoint", "true", "--save_strategy", "steps", "--save_steps", "1"]
     assert train([*TINY, *words, "--max_steps", "2", "--output_dir", str(copy)]) == 0
     assert (copy / "checkpoint-2" / "manifest.json").is_file()
 
 
-def test_a_run_without_a_marker_is_gone_on_with_whatever_else_is_in_its_folder(run):
+def test_run_without_a_marker_resumes_beside_foreign_files(run):
     # As an interrupted run leaves it: checkpoints and results, but no policy yet.
     for name in (MARKER, "learning_curve.png", "evaluation/after.jsonl", "evaluation/after.json"):
         (run / name).unlink()
@@ -134,14 +134,14 @@ def test_a_run_without_a_marker_is_gone_on_with_whatever_else_is_in_its_folder(r
 
 
 @pytest.mark.parametrize("name", ["config.json", "trainer_state.json", "evaluation/after.json"])
-def test_what_a_resumed_run_would_write_over_at_its_end_is_refused_at_its_beginning(name, run):
+def test_foreign_file_at_a_final_output_path_is_refused_when_resuming(name, run):
     write(run, name)
-    with pytest.raises(RecipeError, match=f"changed since: {name}. It is left alone"):
+    with pytest.raises(RecipeError, match=f"changed since: {name}. They are left alone"):
         make_room(run, overwrite=False, resume=True)
 
 
 @pytest.mark.parametrize("size", [0, 10, BLOCK * BLOCKS, BLOCK * BLOCKS + 1, 3 * BLOCK * BLOCKS + 7])
-def test_a_copy_is_told_from_another_file_of_its_size(size, tmp_path):
+def test_changed_content_is_detected_despite_equal_size_and_mtime(size, tmp_path):
     own, file = OwnFiles(tmp_path), tmp_path / "model.safetensors"
     file.write_bytes(bytes(size))
     own.add(file.name)
@@ -155,7 +155,7 @@ def test_a_copy_is_told_from_another_file_of_its_size(size, tmp_path):
         assert not own.owns(file.name)
 
 
-def test_the_marker_only_grows_by_what_is_entered_and_a_line_that_was_cut_off_costs_no_other(tmp_path):
+def test_marker_is_append_only_and_survives_a_truncated_line(tmp_path):
     own, marker = OwnFiles(tmp_path), tmp_path / MARKER
     write(tmp_path, *"abc")
     own.add(*(f"completions/{i}" for i in range(1000)))
@@ -186,7 +186,7 @@ for number in range(60):
 """
 
 
-def test_processes_of_a_run_enter_and_remove_files_at_once_and_none_is_lost(tmp_path):
+def test_concurrent_processes_lose_no_marker_entries(tmp_path):
     ranks = [subprocess.Popen([sys.executable, "-c", BUSY, str(tmp_path), str(rank)]) for rank in range(3)]
     assert [rank.wait() for rank in ranks] == [0, 0, 0]
     there = {str(file.relative_to(tmp_path)) for file in (tmp_path / "rollouts").iterdir()}
@@ -194,7 +194,7 @@ def test_processes_of_a_run_enter_and_remove_files_at_once_and_none_is_lost(tmp_
     assert OwnFiles(tmp_path).foreign(["rollouts/*"]) == []
 
 
-def test_a_folder_that_is_gone_is_not_taken_for_ours_when_somebody_makes_it_anew(tmp_path):
+def test_folder_recreated_by_a_user_counts_as_foreign(tmp_path):
     own = OwnFiles(tmp_path)
     write(tmp_path, "checkpoint-1/weights")
     own.add_folder("checkpoint-1")
@@ -205,7 +205,7 @@ def test_a_folder_that_is_gone_is_not_taken_for_ours_when_somebody_makes_it_anew
     assert own.foreign(["checkpoint-*"]) == ["checkpoint-1"]
 
 
-def test_overwrite_removes_what_a_run_left_that_was_killed_while_it_saved_its_policy(tmp_path):
+def test_overwrite_removes_the_unfinished_draft_of_a_killed_run(tmp_path):
     draft = OwnFiles(tmp_path).draft()
     write(draft, "model.safetensors", "ref/adapter_config.json")
     write(tmp_path, "_unfinished-novel/chapter.txt")
@@ -213,7 +213,7 @@ def test_overwrite_removes_what_a_run_left_that_was_killed_while_it_saved_its_po
     assert set(content(tmp_path)) == {MARKER, "_unfinished-novel/chapter.txt"}
 
 
-def test_a_link_is_not_followed_to_what_it_leads_to(run, tmp_path):
+def test_overwrite_does_not_follow_symlinks(run, tmp_path):
     # The weights and a checkpoint were moved unchanged to a larger disk, times included.
     elsewhere = tmp_path / "larger"
     elsewhere.mkdir()
@@ -228,7 +228,7 @@ def test_a_link_is_not_followed_to_what_it_leads_to(run, tmp_path):
     assert content(elsewhere) == before
 
 
-def test_a_marker_that_names_files_outside_its_folder_has_no_say_over_them(tmp_path):
+def test_marker_entries_outside_the_folder_are_ignored(tmp_path):
     write(tmp_path, "mine.txt", "run/own.txt")
     names = ["../mine.txt", str(tmp_path / "mine.txt"), "own.txt"]
     (tmp_path / "run" / MARKER).write_text(json.dumps({"files": dict.fromkeys(names)}))
@@ -239,10 +239,10 @@ def test_a_marker_that_names_files_outside_its_folder_has_no_say_over_them(tmp_p
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\udcff"])
-def test_without_a_marker_that_can_be_read_nothing_is_known_to_be_own(text, run):
+def test_unreadable_marker_owns_no_files(text, run):
     (run / MARKER).write_bytes(text.encode("utf-8", "surrogateescape"))
     before = content(run)
-    with pytest.raises(RecipeError, match="It is left alone"):
+    with pytest.raises(RecipeError, match="They are left alone"):
         make_room(run, overwrite=True, resume=None)
     assert content(run) == before
 
@@ -259,7 +259,7 @@ def hub_folder(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["--overwrite", "true"], ["--resume_from_checkpoint", "true"]])
-def test_a_folder_with_somebodys_model_is_refused_as_it_is(words, hub_folder, capsys):
+def test_folder_with_a_foreign_model_is_refused_unchanged(words, hub_folder, capsys):
     before = content(hub_folder)
     assert train([*TINY, *words, "--output_dir", str(hub_folder)]) == 2
     message = capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_a_folder_with_somebodys_model_is_refused_as_it_is(words, hub_folder, ca
     assert content(hub_folder) == before
 
 
-def test_a_folder_that_save_model_filled_is_refused_as_it_is(tmp_path, tokenizer):
+def test_folder_written_by_save_model_is_refused_unchanged(tmp_path, tokenizer):
     args = A2TGPOConfig(
         str(tmp_path / "script"), report_to="none", use_cpu=True, bf16=False, per_device_train_batch_size=8
     )
@@ -281,7 +281,7 @@ def test_a_folder_that_save_model_filled_is_refused_as_it_is(tmp_path, tokenizer
     assert content(tmp_path / "saved") == before
 
 
-def test_a_run_writes_beside_what_cannot_be_confused_with_it(tmp_path):
+def test_training_leaves_unrelated_files_in_output_dir_unchanged(tmp_path):
     write(tmp_path, "notes.txt", "log.txt", "runs/events", "README.md", "evaluation/other/rollouts.jsonl")
     before = content(tmp_path)
     words = ["--save_strategy", "steps", "--save_steps", "1", "--overwrite", "true"]
@@ -291,7 +291,7 @@ def test_a_run_writes_beside_what_cannot_be_confused_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json"])
-def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over(name, tmp_path, capsys):
+def test_foreign_file_created_during_a_run_is_not_overwritten(name, tmp_path, capsys):
     reward = tmp_path / "mine.py"
     reward.write_text(
         "from pathlib import Path\n\n\ndef good(completions, **_):\n"
@@ -303,7 +303,7 @@ def test_what_comes_into_the_folder_while_a_run_is_under_way_is_not_written_over
     assert train([*TINY, *words]) == 2
     message = capsys.readouterr().err
     (draft,) = folder.glob("_unfinished-*")
-    assert f"since: {name}. It is left alone. What was to take its place is whole, in {draft}." in message
+    assert f"since: {name}. They are left alone. What was to replace them is saved in {draft}." in message
     assert (folder / name).read_text() == "somebody" and (draft / "model.safetensors").is_file()
     assert set(content(folder)) - {f"{draft.name}/{file}" for file in content(draft)} == {name, MARKER, WHOLE}
 
@@ -331,7 +331,7 @@ def uploads(monkeypatch):
 PUSHED = [*TINY, "--save_strategy", "steps", "--save_steps", "1", "--push_to_hub", "true"]
 
 
-def test_a_run_that_is_pushed_with_each_checkpoint_comes_to_its_end_and_can_be_gone_on_with(uploads, tmp_path):
+def test_run_pushed_at_each_checkpoint_finishes_and_resumes(uploads, tmp_path):
     folder = tmp_path / "run"
     assert train([*PUSHED, "--output_dir", str(folder)]) == 0
     words = ["--resume_from_checkpoint", "true", "--max_steps", "2", "--output_dir", str(folder)]
@@ -341,7 +341,7 @@ def test_a_run_that_is_pushed_with_each_checkpoint_comes_to_its_end_and_can_be_g
     assert not any("unfinished" in name or MARKER in name for names in uploads for name in names)
 
 
-def test_a_push_copies_over_nothing_that_came_into_the_folder_meanwhile(uploads, tmp_path, capsys):
+def test_push_does_not_overwrite_a_file_created_during_the_run(uploads, tmp_path, capsys):
     folder = tmp_path / "run"
     (tmp_path / "mine.py").write_text(
         f"from pathlib import Path\n\n\ndef good(completions, **_):\n"
@@ -349,12 +349,12 @@ def test_a_push_copies_over_nothing_that_came_into_the_folder_meanwhile(uploads,
     )
     words = ["--reward_funcs", f"{tmp_path / 'mine.py'}:good", "--eval_rows", "0", "--output_dir", str(folder)]
     assert train([*PUSHED, *words]) == 2
-    assert "since: tokenizer.json. It is left alone" in capsys.readouterr().err
+    assert "since: tokenizer.json. They are left alone" in capsys.readouterr().err
     assert (folder / "tokenizer.json").read_text() == "somebody" and not (folder / "config.json").exists()
     assert not uploads
 
 
-def test_a_policy_that_a_script_saves_in_the_folder_of_its_run_is_known_there(tmp_path, tokenizer):
+def test_policy_saved_by_a_script_is_entered_in_the_marker(tmp_path, tokenizer):
     write(tmp_path, "notes.json", "adapter_config.json")
     args = A2TGPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, per_device_train_batch_size=8)
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}], "answer": "Paris"}])
@@ -376,7 +376,7 @@ def reward(completions, trainer_state, **_):
 """
 
 
-def test_what_was_broken_off_before_a_checkpoint_gives_way_without_a_file_being_removed(tmp_path, capsys, monkeypatch):
+def test_restart_after_interruption_before_a_checkpoint_removes_no_file(tmp_path, capsys, monkeypatch):
     (tmp_path / "dying.py").write_text(DYING.format(how="raise KeyboardInterrupt"))
     words = [*TINY, "--max_steps", "2", "--reward_funcs", str(tmp_path / "dying.py:reward")]
     words += ["--log_completions", "true", "--output_dir", str(tmp_path / "run")]
@@ -389,12 +389,12 @@ def test_what_was_broken_off_before_a_checkpoint_gives_way_without_a_file_being_
     monkeypatch.setattr(Path, "unlink", lambda self, **_: removed.append(self))
     monkeypatch.setattr(os, "unlink", lambda path, **_: removed.append(path))
     assert train(words) == 0
-    assert "interrupted before its first checkpoint. This one starts from the beginning" in capsys.readouterr().out
+    assert "interrupted before its first checkpoint. This run starts from the beginning" in capsys.readouterr().out
     assert not [path for path in removed if str(tmp_path / "run") in str(path)]
     assert left < set(content(tmp_path / "run"))
 
 
-def test_a_checkpoint_that_was_cut_off_is_set_aside_when_its_place_is_needed(tmp_path):
+def test_incomplete_checkpoint_is_set_aside_when_its_step_is_saved_again(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     OwnFiles(tmp_path).add_folder("checkpoint-1")
     write(tmp_path, "checkpoint-1/model.safetensors")
@@ -433,7 +433,7 @@ def adapter(tmp_path: Path, base: Path) -> Path:
     return folder
 
 
-def test_no_run_writes_where_its_policy_its_base_or_its_adapter_is_read_from(policy, tmp_path, capsys):
+def test_output_dir_holding_the_policy_base_or_adapter_is_refused(policy, tmp_path, capsys):
     tuned, link = adapter(tmp_path, policy), tmp_path / "link"
     link.symlink_to(policy)
     checkpoint = Path(shutil.copytree(policy, tmp_path / "run" / "checkpoint-5"))
@@ -449,23 +449,23 @@ def test_no_run_writes_where_its_policy_its_base_or_its_adapter_is_read_from(pol
     ):
         words = ["--model_name_or_path", str(source), "--output_dir", str(output), "--overwrite", "true"]
         assert train([*TINY, *words]) == 2
-        assert f"output_dir {output}: the {what} is read from there" in capsys.readouterr().err
+        assert f"output_dir {output}: the {what} is loaded from there" in capsys.readouterr().err
     assert content(tmp_path) == before
 
 
-def test_in_a_script_as_well_with_a_name_or_a_model(policy, monkeypatch):
+def test_scripts_refuse_an_output_dir_that_holds_the_policy(policy, monkeypatch):
     monkeypatch.chdir(policy.parent)
     args = A2TGPOConfig("policy", report_to="none", use_cpu=True, bf16=False)
     for model in ("policy", AutoModelForCausalLM.from_pretrained(str(policy))):
-        with pytest.raises(ValueError, match="output_dir policy: the policy is read from there .* Name another"):
+        with pytest.raises(ValueError, match="output_dir policy: the policy is loaded from there .* Name another"):
             A2TGPOTrainer(model, exact_match, args)
     # A name on the hub that is not a folder yet would become one.
-    with pytest.raises(ValueError, match="is read from there .someone/model."):
+    with pytest.raises(ValueError, match="is loaded from there .someone/model."):
         A2TGPOTrainer("someone/model", exact_match, A2TGPOConfig("someone/model", use_cpu=True, bf16=False))
     assert not Path("someone").exists()
 
 
-def test_a_run_that_would_be_saved_by_each_machine_is_refused(tmp_path, capsys):
+def test_save_on_each_node_is_refused(tmp_path, capsys):
     assert train([*TINY, "--save_on_each_node", "true", "--output_dir", str(tmp_path)]) == 2
     assert "save_on_each_node: leave it out." in capsys.readouterr().err
 
@@ -473,7 +473,7 @@ def test_a_run_that_would_be_saved_by_each_machine_is_refused(tmp_path, capsys):
 # ---- the other commands
 
 
-def test_an_evaluation_may_stand_in_the_folder_of_its_policy_and_changes_nothing_there(policy):
+def test_evaluation_in_the_folder_of_the_policy_changes_no_existing_file(policy):
     before = content(policy)
     words = [*TINY, "--model_name_or_path", str(policy), "--output_dir", str(policy)]
     assert evaluation(words) == 0
@@ -493,16 +493,16 @@ def test_an_evaluation_removes_no_results_that_it_did_not_write(words, names, tm
     assert content(tmp_path) == before
 
 
-def test_a_comparison_writes_into_no_folder_that_is_no_run_of_it(tmp_path, capsys):
+def test_compare_refuses_a_cell_folder_that_holds_no_run(tmp_path, capsys):
     write(tmp_path, "quickstart/grpo/own/0/log.txt")
     before = content(tmp_path)
     words = ["compare", "quickstart", "--credit", "grpo", "--seeds", "0", "-o", str(tmp_path), *TINY[2:]]
     assert cli(words) == 2
-    assert "quickstart/grpo/own/0 is no run of a study" in capsys.readouterr().err
+    assert "quickstart/grpo/own/0 is not a run of a study" in capsys.readouterr().err
     assert before.items() <= content(tmp_path).items()
 
 
-def test_a_merge_writes_into_no_folder_with_anything_in_it(policy, tmp_path, capsys):
+def test_merge_refuses_a_non_empty_output_folder(policy, tmp_path, capsys):
     tuned = adapter(tmp_path, policy)
     before = content(tmp_path)
     for output in (policy, tuned):
@@ -511,7 +511,7 @@ def test_a_merge_writes_into_no_folder_with_anything_in_it(policy, tmp_path, cap
     assert content(tmp_path) == before
 
 
-def test_a_script_removes_no_checkpoint_that_was_there_before(tmp_path, tokenizer):
+def test_script_training_keeps_existing_foreign_checkpoints(tmp_path, tokenizer):
     write(tmp_path, "checkpoint-1/model.safetensors", "README.md")
     before = content(tmp_path)
     settings = {"report_to": "none", "use_cpu": True, "bf16": False, "per_device_train_batch_size": 4}

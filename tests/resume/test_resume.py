@@ -149,7 +149,7 @@ def unbroken(make, tmp_path_factory):
 
 
 @pytest.mark.parametrize("after", [2, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 9))])
-def test_a_run_that_was_broken_off_ends_as_one_that_was_not(after, make, unbroken, tmp_path):
+def test_interrupted_run_ends_with_the_weights_and_log_of_an_uninterrupted_one(after, make, unbroken, tmp_path):
     # After 1, 2 and 9 steps in the middle of a window; after 4 between two; after 8 between two epochs.
     broken(make, tmp_path, after)
     again = make(tmp_path)
@@ -160,7 +160,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(after, make, unbroke
 
 
 @pytest.mark.parametrize(("trainer", "config"), [(Resumable, GRPOConfig), (ToolTrainer, ToolConfig)])
-def test_each_layer_below_goes_on_as_well(trainer, config, make, tmp_path):
+def test_base_trainers_resume_identically_too(trainer, config, make, tmp_path):
     layer = {"trainer": trainer, "config": config, "max_steps": 4, "eval_steps": 2}
     whole = make(tmp_path / "whole", **layer)
     whole.train()
@@ -169,19 +169,19 @@ def test_each_layer_below_goes_on_as_well(trainer, config, make, tmp_path):
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(again), weights(whole))
     assert log_of(again.state.log_history) == log_of(whole.state.log_history)
-    with pytest.raises(ResumeError, match=r"other settings: temperature \(1.0, now 0.5\)\."):
+    with pytest.raises(ResumeError, match=r"different settings: temperature \(1.0, now 0.5\)\."):
         make(tmp_path / "broken", **layer, temperature=0.5).train(resume_from_checkpoint=True)
 
 
-def test_a_run_of_the_layer_below_is_not_one_of_the_method(make, tmp_path):
+def test_run_of_a_base_trainer_is_refused_by_the_method_trainer(make, tmp_path):
     make(tmp_path, trainer=ToolTrainer, config=ToolConfig, max_steps=1).train()
-    with pytest.raises(ResumeError, match=r"other settings: .*credit \(None, now a2tgpo\)"):
+    with pytest.raises(ResumeError, match=r"different settings: .*credit \(None, now a2tgpo\)"):
         make(tmp_path).train(resume_from_checkpoint=True)
-    with pytest.raises(ResumeError, match="another class of trainer, which knows no packing. Go on with that class"):
+    with pytest.raises(ResumeError, match="different class of trainer, which does not save packing. Resume with that"):
         make(tmp_path, resume_changed=True).train(resume_from_checkpoint=True)
 
 
-def test_the_completions_of_a_log_are_those_of_before_the_interruption_as_well(make, tmp_path):
+def test_logged_completions_equal_those_of_an_uninterrupted_run(make, tmp_path):
     make(tmp_path / "whole", max_steps=4, log_completions=True).train()
     broken(make, tmp_path / "broken", 1, max_steps=4, log_completions=True)
     make(tmp_path / "broken", max_steps=4, log_completions=True).train(resume_from_checkpoint=True)
@@ -190,13 +190,13 @@ def test_the_completions_of_a_log_are_those_of_before_the_interruption_as_well(m
         assert len(whole) > 0 and whole.astype(str).equals(again.astype(str))
 
 
-def test_an_evaluation_changes_nothing_of_what_is_trained(make, unbroken, tmp_path):
+def test_evaluation_does_not_change_the_trained_weights(make, unbroken, tmp_path):
     without = make(tmp_path, eval_strategy="no", save_strategy="no")
     without.train()
     assert torch.equal(weights(without), weights(unbroken))
 
 
-def test_a_run_that_has_made_its_last_step_makes_no_other(make, unbroken, tmp_path):
+def test_resuming_a_finished_run_takes_no_further_step(make, unbroken, tmp_path):
     trainer = make(tmp_path)
     trainer.train()
     again = make(tmp_path)
@@ -205,7 +205,7 @@ def test_a_run_that_has_made_its_last_step_makes_no_other(make, unbroken, tmp_pa
 
 
 @pytest.mark.slow
-def test_more_steps_and_other_places_to_log_and_save_are_the_same_run(make, unbroken, tmp_path):
+def test_resuming_may_change_max_steps_and_save_and_log_intervals(make, unbroken, tmp_path):
     make(tmp_path, max_steps=6, save_steps=2, lr_scheduler_type="constant").train()
     whole = make(tmp_path / "whole", lr_scheduler_type="constant")
     whole.train()
@@ -215,7 +215,7 @@ def test_more_steps_and_other_places_to_log_and_save_are_the_same_run(make, unbr
     assert {folder.name for folder in checkpoints_of(tmp_path)} == {f"checkpoint-{n}" for n in (2, 4, 6, 9, 11)}
 
 
-def test_a_run_whose_tool_went_down_in_a_step_goes_on_as_if_it_had_not(make, tmp_path):
+def test_run_stopped_by_a_tool_failure_within_a_step_resumes_identically(make, tmp_path):
     # Steps of two micro-batches, with a batch of rollouts for each: the second batch of step 3 finds the tool down,
     # when the step already has a gradient, random numbers, metrics and tokens.
     layout = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "num_iterations": 1, "max_steps": 4}
@@ -249,7 +249,7 @@ def test_a_run_whose_tool_went_down_in_a_step_goes_on_as_if_it_had_not(make, tmp
     changes = {**layout, "tools": [search], "eval_strategy": "no", "outage_patience": 0.0}
     whole = make(tmp_path / "whole", reward_funcs=sound, **changes)
     whole.train()
-    with pytest.raises(RunStopped, match="checkpoint-2: go on from there"):
+    with pytest.raises(RunStopped, match="checkpoint-2: fix the problem and resume from there"):
         make(tmp_path / "broken", reward_funcs=failing, save_steps=100, **changes).train()
     down.clear()
     again = make(tmp_path / "broken", reward_funcs=sound, save_steps=100, **changes)
@@ -283,38 +283,39 @@ TEARS = {
 
 
 @pytest.mark.parametrize("name", TEARS)
-def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(name, saved, make, tmp_path, caplog):
+def test_incomplete_checkpoint_is_set_aside_and_the_previous_one_is_used(name, saved, make, tmp_path, caplog):
     folder = copied(saved, tmp_path)
     TEARS[name](folder / "checkpoint-4" / name)
     again = make(folder, max_steps=3)  # checkpoint-3 has already made these steps
     with caplog.at_level(logging.WARNING):
         again.train(resume_from_checkpoint=True)
-    assert "checkpoint-4 is not whole" in caplog.text and "checkpoint-3 is gone on from" in caplog.text
+    assert "checkpoint-4 is incomplete" in caplog.text and "Resuming from checkpoint-3" in caplog.text
     assert name in caplog.text or "it has no manifest" in caplog.text
     assert (folder / "torn-checkpoint-4").is_dir() and again.state.global_step == 3
 
 
-def test_a_torn_one_that_is_named_is_refused_with_the_last_whole_one(saved, make, tmp_path):
+def test_named_incomplete_checkpoint_is_refused_with_the_latest_complete_one(saved, make, tmp_path):
     folder = copied(saved, tmp_path)
     os.truncate(folder / "checkpoint-4" / "optimizer.pt", 10)
-    with pytest.raises(ResumeError, match=r"optimizer.pt has 10 bytes of \d+. The last whole one is .*checkpoint-3"):
+    instead = "The latest complete checkpoint is .*checkpoint-3"
+    with pytest.raises(ResumeError, match=rf"optimizer.pt has 10 bytes of \d+. {instead}"):
         make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    with pytest.raises(ResumeError, match="no folder .*checkpoint-7.* The last whole one is .*checkpoint-3"):
+    with pytest.raises(ResumeError, match=f"no folder .*checkpoint-7.* {instead}"):
         make(folder).train(resume_from_checkpoint=str(folder / "checkpoint-7"))
     assert (folder / "checkpoint-4").is_dir()  # a refusal moves nothing
 
 
-def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(saved, make, tmp_path):
+def test_resuming_without_a_complete_checkpoint_is_an_error(saved, make, tmp_path):
     folder = copied(saved, tmp_path)
     for one in checkpoints_of(folder):
         (one / "manifest.json").unlink()
-    with pytest.raises(ResumeError, match="no whole checkpoint .*checkpoint-4: it has no manifest.*overwrite"):
+    with pytest.raises(ResumeError, match="no complete checkpoint .*checkpoint-4: it has no manifest.*overwrite"):
         make(folder).train(resume_from_checkpoint=True)
-    with pytest.raises(ResumeError, match="holds no checkpoint to go on from"):
+    with pytest.raises(ResumeError, match="holds no checkpoint to resume from"):
         make(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
-def test_an_earlier_checkpoint_that_is_named_leaves_the_later_ones_aside(saved, make, tmp_path):
+def test_resuming_from_an_earlier_checkpoint_sets_later_ones_aside(saved, make, tmp_path):
     folder = copied(saved, tmp_path)
     again = make(folder, max_steps=3)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
@@ -327,24 +328,24 @@ def test_an_earlier_checkpoint_that_is_named_leaves_the_later_ones_aside(saved, 
 def test_a_checkpoint_of_plain_trl_is_accepted_with_a_warning(make, tmp_path, caplog):
     plain = make(tmp_path, trainer=GRPOTrainer, config=GRPOConfig, max_steps=2)
     plain.train()
-    with pytest.raises(ResumeError, match="no whole checkpoint"):
+    with pytest.raises(ResumeError, match="no complete checkpoint"):
         make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
-    with pytest.raises(ResumeError, match="holds no reference model, which sync_ref_model goes on from"):
+    with pytest.raises(ResumeError, match="holds no reference model for sync_ref_model to resume from"):
         make(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     trainer = make(tmp_path, max_steps=3, sync_ref_model=False)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert "has no manifest: plain TRL has saved it" in caplog.text
+    assert "has no manifest (plain TRL saved it" in caplog.text
     assert trainer.state.global_step == 3
 
 
-def test_weights_alone_are_no_checkpoint_to_go_on_from(make, tmp_path):
+def test_checkpoint_with_weights_only_cannot_be_resumed(make, tmp_path):
     make(tmp_path, max_steps=1, save_only_model=True).train()
-    with pytest.raises(ResumeError, match="weights alone .save_only_model"):
+    with pytest.raises(ResumeError, match="only weights .save_only_model"):
         make(tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_older_checkpoints_go_once_the_new_one_is_whole(make, tmp_path, monkeypatch):
+def test_older_checkpoints_are_removed_only_after_the_new_one_is_complete(make, tmp_path, monkeypatch):
     seen = []
 
     def watched(folder, facts, manifest=folders.write_manifest):
@@ -358,7 +359,7 @@ def test_older_checkpoints_go_once_the_new_one_is_whole(make, tmp_path, monkeypa
     assert torch.load(tmp_path / "checkpoint-3" / "training_args.bin", weights_only=False).save_total_limit == 1
 
 
-def test_no_checkpoint_of_another_run_gives_way_and_nothing_that_somebody_has_put_into_one(make, tmp_path, caplog):
+def test_rotation_keeps_foreign_checkpoints_and_added_files(make, tmp_path, caplog):
     (tmp_path / "checkpoint-900").mkdir()
     (tmp_path / "checkpoint-900" / "model.safetensors").write_text("of another run")
     (tmp_path / "checkpoint-best").mkdir()
@@ -379,7 +380,7 @@ class Noting(TrainerCallback):
 
 
 @pytest.mark.parametrize(("limit", "left"), [(1, [1]), (2, [3, 1]), (3, [3, 2, 1])])
-def test_the_best_checkpoint_stays_and_alone_if_one_is_to_stay(limit, left, make, tmp_path):
+def test_best_checkpoint_survives_save_total_limit(limit, left, make, tmp_path):
     (tmp_path / "checkpoint-900").mkdir()
     made = make(
         tmp_path,
@@ -402,9 +403,10 @@ def other_policy(tokenizer, folder: Path) -> str:
     return str(folder / "larger")
 
 
-def test_what_changes_the_training_is_named_and_refused(saved, make, tmp_path, tokenizer, caplog):
+def test_resuming_with_changed_settings_or_data_is_refused_unless_allowed(saved, make, tmp_path, tokenizer, caplog):
     folder = copied(saved, tmp_path)
-    with pytest.raises(ResumeError, match=r"other settings: learning_rate \(0.01, now 0.02\); seed \(42, now 1\)\."):
+    different = r"different settings: learning_rate \(0.01, now 0.02\); seed \(42, now 1\)\."
+    with pytest.raises(ResumeError, match=different):
         make(folder, learning_rate=0.02, seed=1).train(resume_from_checkpoint=True)
     with pytest.raises(ResumeError, match=r"data \(4 rows, \w+, now 6 rows, \w+\)"):
         make(folder, train_dataset=questions(6)).train(resume_from_checkpoint=True)
@@ -415,11 +417,11 @@ def test_what_changes_the_training_is_named_and_refused(saved, make, tmp_path, t
     trainer = make(folder, learning_rate=0.02, max_steps=5, resume_changed=True)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
-    assert "learning_rate (0.01, now 0.02)" in caplog.text and "gone on from all the same" in caplog.text
+    assert "learning_rate (0.01, now 0.02)" in caplog.text and "Resuming anyway" in caplog.text
     assert trainer.state.global_step == 5
 
 
-def test_an_adapter_with_other_settings_is_another_policy(make, tmp_path):
+def test_resuming_with_other_adapter_settings_is_refused(make, tmp_path):
     def adapted(alpha: int, **changes):
         plain = {"sync_ref_model": False, "eval_strategy": "no", "max_steps": 1, **changes}
         return make(tmp_path, peft_config=LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"]), **plain)
@@ -432,7 +434,7 @@ def test_an_adapter_with_other_settings_is_another_policy(make, tmp_path):
     assert again.state.global_step == 2
 
 
-def test_a_run_on_a_stream_goes_on(make, tmp_path):
+def test_run_on_a_streamed_dataset_resumes_identically(make, tmp_path):
     changes = {"max_steps": 3, "eval_strategy": "no"}
 
     def streamed(folder: Path, stop: int | None = None):
@@ -447,18 +449,18 @@ def test_a_run_on_a_stream_goes_on(make, tmp_path):
     assert torch.equal(weights(again), weights(whole))
 
 
-def test_rows_that_differ_in_a_word_are_other_data(saved, make, tmp_path):
+def test_resuming_with_one_changed_word_in_the_data_is_refused(saved, make, tmp_path):
     rows = questions().map(lambda row, i: {"answer": "Rome" if i == 3 else row["answer"]}, with_indices=True)
     with pytest.raises(ResumeError, match=r"data \(4 rows, \w+, now 4 rows, \w+\)"):
         make(copied(saved, tmp_path), train_dataset=rows).train(resume_from_checkpoint=True)
 
 
-def test_inside_a_window_the_work_cannot_be_shared_out_anew_and_between_two_it_can(saved, make, tmp_path):
+def test_batch_layout_may_change_only_between_generation_windows(saved, make, tmp_path):
     # The same four rollouts per step and eight per window, as two micro-batches of two instead of one of four.
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
     folder = copied(saved, tmp_path)
     inside = str(folder / "checkpoint-3")
-    with pytest.raises(ResumeError, match="in the middle of a batch of rollouts.*or go on from .*checkpoint-4"):
+    with pytest.raises(ResumeError, match="in the middle of a batch of rollouts.*or resume from .*checkpoint-4"):
         make(folder, **split).train(resume_from_checkpoint=inside)
     trainer = make(folder, max_steps=6, **split)
     trainer.train(resume_from_checkpoint=True)
@@ -482,7 +484,7 @@ def as_of_1ccd31c(one: Path) -> None:
     write_manifest(one, {**BEFORE["manifest"], "settings": {**of_trl, **BEFORE["settings"]}})
 
 
-def test_a_run_of_an_earlier_version_goes_on_to_the_same_end_and_its_checkpoints_stay(saved, make, unbroken, tmp_path):
+def test_run_of_an_earlier_version_resumes_and_keeps_its_checkpoints(saved, make, unbroken, tmp_path):
     folder = copied(saved, tmp_path)
     for later in (3, 4):
         shutil.rmtree(folder / f"checkpoint-{later}")
@@ -497,7 +499,7 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end_and_its_checkpoints
     assert {one.name for one in checkpoints_of(folder)} == {"checkpoint-1", "checkpoint-2", f"checkpoint-{STEPS}"}
 
 
-def test_a_setting_that_an_earlier_version_did_not_have_was_what_it_is_by_default(saved, make, tmp_path):
+def test_setting_missing_in_an_older_manifest_counts_as_its_default(saved, make, tmp_path):
     folder = copied(saved, tmp_path)
     for one in checkpoints_of(folder):
         manifest = read_manifest(one)
@@ -519,7 +521,7 @@ def test_settings_that_an_earlier_version_pickled_are_read(saved):
 # ---- SIGTERM
 
 
-def test_sigterm_finishes_the_step_saves_and_leaves_with_75(make, unbroken, tmp_path, caplog):
+def test_sigterm_finishes_the_step_saves_and_exits_with_75(make, unbroken, tmp_path, caplog):
     # In the fifth batch of rewards; an evaluation belongs to this step, and the resumed run makes it.
     def asked(completions, trainer_state, **_):
         if trainer_state.global_step == 8:
@@ -540,57 +542,57 @@ def test_sigterm_finishes_the_step_saves_and_leaves_with_75(make, unbroken, tmp_
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_handler_of_the_user_stays_in_its_place(make, tmp_path, caplog):
+def test_existing_sigterm_handler_is_kept(make, tmp_path, caplog):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
     try:
         with caplog.at_level(logging.WARNING):
             make(tmp_path, max_steps=1, save_strategy="no").train()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert heard and "SIGTERM has a handler already" in caplog.text
+        assert heard and "SIGTERM already has a handler" in caplog.text
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_checkpoint_at_sigterm_of_transformers_is_refused_for_the_one_there_is(make, tmp_path):
-    with pytest.raises(ValueError, match="enable_jit_checkpoint: leave it out. SIGTERM is always answered"):
+def test_enable_jit_checkpoint_is_refused(make, tmp_path):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint: leave it out. On SIGTERM, all processes save"):
         make(tmp_path, enable_jit_checkpoint=True)
 
 
 # ---- disks
 
 
-def test_a_full_disk_stops_the_run_and_what_was_saved_before_can_be_gone_on_from(make, unbroken, tmp_path):
+def test_full_disk_stops_the_run_and_it_resumes_identically(make, unbroken, tmp_path):
     make(tmp_path / "one", max_steps=1).train()
     size = sum(file.stat().st_size for file in (tmp_path / "one" / "checkpoint-1").rglob("*"))
     with mounted(tmp_path / "small", f"size={int(1.5 * size)}") as small:
         with pytest.raises(RunStopped) as stopped:
             make(small, save_total_limit=1).train()
         message = str(stopped.value)
-        assert "checkpoint-2 could not be written" in message and "MiB free. Make room there" in message
-        assert "checkpoint-1 is whole: go on from it" in message
+        assert "checkpoint-2 could not be written" in message and "MiB free. Free some space there" in message
+        assert "checkpoint-1 is complete: resume from it" in message
         subprocess.run(["mount", "-o", "remount,size=100%", small], check=True)
         again = make(small, save_total_limit=1)
         again.train(resume_from_checkpoint=True)
         assert torch.equal(weights(again), weights(unbroken))
 
 
-def test_results_that_find_no_room_are_told_in_a_line_and_other_errors_keep_their_trace(saved, tmp_path):
+def test_full_disk_becomes_run_stopped_and_other_errors_pass_through(saved, tmp_path):
     with mounted(tmp_path / "small", "size=64k") as small:
-        with pytest.raises(RunStopped, match="No space left on device.*small has 0 MiB free.*no whole checkpoint"):
+        with pytest.raises(RunStopped, match="No space left on device.*small has 0 MiB free.*no complete checkpoint"):
             with told_if_not_written(small):
                 (small / "results").write_bytes(bytes(10**6))
     with pytest.raises(ConnectionError, match="refused"), told_if_not_written(saved):
         raise ConnectionError("refused")
 
 
-def test_an_adapter_without_its_weights_is_named(tmp_path):
+def test_adapter_folder_without_weights_is_a_recipe_error(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(RecipeError, match="but not its weights .adapter_model.safetensors"):
         read_recipe(["--config", "quickstart", "--model_name_or_path", str(tmp_path)])
 
 
-def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(make, tmp_path):
+def test_unwritable_output_dir_is_an_error_before_the_first_step(make, tmp_path):
     with mounted(tmp_path / "fixed", "size=1m") as fixed:
         subprocess.run(["mount", "-o", "remount,ro", fixed], check=True)
         with pytest.raises(ResumeError, match="output_dir .*fixed/run cannot be written to: Read-only file system"):
@@ -618,7 +620,7 @@ def warm():
 
 
 @pytest.mark.slow
-def test_runs_killed_at_any_moment_end_as_one_that_was_not(warm, tmp_path):
+def test_runs_killed_at_any_moment_end_like_an_uninterrupted_one(warm, tmp_path):
     # Every second kill comes while a checkpoint is written. A larger sweep: A2TGPO_KILLS=200.
     whole = warm(tmp_path / "whole")
     assert whole["exit"] == 0, (tmp_path / "whole.log").read_text()

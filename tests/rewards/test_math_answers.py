@@ -147,7 +147,7 @@ def test_different_answers_are_not_equal(accepted, given):
 
 
 @pytest.mark.parametrize("given", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_written_to_break_the_comparison_is_wrong_in_bounded_time(given, monkeypatch):
+def test_hostile_answers_are_wrong_within_bounded_time(given, monkeypatch):
     start = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(symbolic, "SECONDS", 1.0)  # to reach the limit sooner
@@ -156,14 +156,14 @@ def test_what_is_written_to_break_the_comparison_is_wrong_in_bounded_time(given,
     assert math_equal([r"<answer>\frac{24}{2}</answer>"], ["12"]) == [1.0]  # and the next answer is compared
 
 
-def test_boxes_that_are_opened_and_never_closed_cost_no_time():
+def test_unclosed_boxes_are_read_in_linear_time():
     start = time.monotonic()
     assert last_boxed(r"\boxed{" * 20_000) is None
     assert last_boxed(r"\boxed{1} " + r"\boxed{" * 20_000) == "1"
     assert time.monotonic() - start < 2
 
 
-def test_a_comparison_that_a_busy_machine_has_not_finished_is_made_again_and_not_kept(monkeypatch, caplog):
+def test_comparison_that_timed_out_is_not_cached(monkeypatch, caplog):
     def without_time(start=symbolic._started):
         process = start()
         psutil.Process(process._process.pid).suspend()
@@ -191,7 +191,7 @@ def test_a_process_that_is_killed_is_replaced_and_no_process_is_left_of_it():
     compared.process.close()
 
 
-def test_a_process_that_dies_while_it_starts_costs_an_attempt_and_not_the_run(monkeypatch, caplog):
+def test_process_that_dies_at_start_is_started_again(monkeypatch, caplog):
     def killed():
         raise ProcessDied("the tool's process ended with code -9 before it answered")
 
@@ -213,7 +213,7 @@ def test_answers_are_compared_in_any_thread_and_many_at_once():
     assert all(found) and threading.current_thread() is threading.main_thread()
 
 
-def test_the_reward_reads_tags_before_boxes_and_takes_the_best_of_several_answers():
+def test_math_reward_reads_tags_before_boxes_and_takes_the_best_alias():
     message = [{"role": "assistant", "content": r"\boxed{3}, no: <answer>$\frac{4}{2}$</answer>"}]
     assert math_equal([message, message, "2"], ["2", ["3", "2"], "2"]) == [1.0, 1.0, 0.0]
     assert math_equal([r"So it is $\boxed{\frac{1}{2}}$."], ["0.5"]) == [1.0]
@@ -238,13 +238,13 @@ def test_plain_texts_and_numbers_are_compared_without_a_process(monkeypatch):
     assert equal("98765", "98,765") and not equal("98765", "98766")
 
 
-def test_a_text_that_is_too_long_is_not_read(monkeypatch):
+def test_overlong_answer_scores_zero_without_comparison(monkeypatch):
     monkeypatch.setattr(math_answers, "equal", None)
     assert math_equal([f"<answer>{'1' * (LONGEST + 1)}</answer>"], ["1"]) == [0.0]
 
 
 @pytest.mark.slow
-def test_without_the_library_the_reward_says_what_to_install():
+def test_missing_math_extra_is_named():
     code = "import sys; sys.modules['math_verify'] = None; from a2tgpo_trl.recipe.task import load_reward\n"
     for name, complaint in (("exact_match", ""), ("math_equal", "pip install 'a2tgpo_trl[math]'")):
         run = subprocess.run(

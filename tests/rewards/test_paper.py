@@ -50,7 +50,7 @@ def assistant(content, **more) -> dict:
     ],
     ids=str,
 )
-def test_a_right_answer_is_one_a_wrong_one_nothing_and_a_broken_format_costs_one(completion, reward):
+def test_right_answer_scores_1_wrong_0_and_broken_format_minus_1(completion, reward):
     assert paper_reward([completion], ["Paris"]) == [reward]
 
 
@@ -62,7 +62,7 @@ def test_the_best_alias_counts_and_what_a_final_tool_was_handed_is_an_answer():
         paper_reward([""], [[]])
 
 
-def test_another_format_is_a_line():
+def test_other_answer_formats_can_be_configured():
     plain = reward_in(AnswerFormat(thought=None, boxed=False))
     assert plain(["<answer>Paris</answer>", r"\boxed{Paris}", ANSWER], ["Paris"] * 3) == [1.0, -1.0, 0.0]
     other = reward_in(AnswerFormat(thought=("[T]", "[/T]"), answer=("[A]", "[/A]")))
@@ -80,8 +80,8 @@ def test_another_format_is_a_line():
         ({"thought": ("<think>", "")}, "thought"),
     ],
 )
-def test_tags_that_cannot_be_told_apart_are_refused(changes, name):
-    with pytest.raises(ValueError, match=f"{name} must be two different texts"):
+def test_ambiguous_answer_format_tags_are_refused(changes, name):
+    with pytest.raises(ValueError, match=f"{name} must be two different strings"):
         AnswerFormat(**changes)
 
 

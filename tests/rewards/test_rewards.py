@@ -97,7 +97,7 @@ def test_a_final_tool_that_was_handed_no_answer_leaves_it_to_the_tags():
 
 
 @pytest.mark.parametrize(("answer", "kind"), [([72], "list"), ({"value": 72}, "dict"), (True, "bool")])
-def test_an_answer_that_cannot_be_compared_is_an_error_that_names_its_tool_and_type(answer, kind):
+def test_answer_of_an_unsupported_type_is_an_error_naming_tool_and_type(answer, kind):
     with pytest.raises(ValueError, match=f"final tool submit .* answer of type {kind}.*answer: str"):
         exact_match([submitted({"answer": answer})], ["72"])
 
@@ -174,7 +174,7 @@ def test_a_long_completion_of_tags_is_read_in_linear_time():
     assert time.perf_counter() - start < 2.0
 
 
-def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
+def test_exact_number_accepts_equal_notations_only():
     # exact_match would take the first three for 1234 and 12, because it treats signs and points as punctuation.
     wrong = ["-1234", "12.34", "1/2", "%12", "1234 or 5", "", "٣"]
     assert exact_number([tagged(text) for text in wrong], ["1234", "1234", "12", "12", "1234", "0", "3"]) == [0] * 7
@@ -186,8 +186,8 @@ def test_an_exact_number_is_one_however_it_is_written_and_nothing_else_is():
 
 
 @pytest.mark.parametrize("answer", ["$5", "72 apples", "", ["five", "%5"]])
-def test_an_exact_number_is_not_compared_with_what_is_none(answer):
+def test_exact_number_with_a_non_numeric_gold_answer_is_an_error(answer):
     with pytest.raises(
-        ValueError, match=f"column 'answer' holds {re.escape(repr(answer))}, which is no number.*alone"
+        ValueError, match=f"column 'answer' holds {re.escape(repr(answer))}, which is not a number.*alone"
     ):
         exact_number(["no answer"], [answer])

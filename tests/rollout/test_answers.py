@@ -44,7 +44,7 @@ def train(tokenizer, tmp_path, environment, **keywords):
     return trainer, records
 
 
-def test_environments_that_own_their_data_train_with_gains_and_without_a_data_set(tokenizer, tmp_path, monkeypatch):
+def test_environments_with_answers_train_with_gains_and_no_data_set(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Riddles, "made", itertools.count())
     trainer, records = train(tokenizer, tmp_path, Riddles)
     assert [record["answer"] for record in records] == ["Paris", "Rome", "Paris", "Rome"]
@@ -56,7 +56,7 @@ def test_environments_that_own_their_data_train_with_gains_and_without_a_data_se
     assert len(logged(trainer, "gain/mean")) == 1
 
 
-def test_what_an_environment_says_wins_over_its_row_and_none_leaves_it_to_the_row():
+def test_answer_of_the_environment_takes_precedence_over_the_row():
     game = Riddles()
     assert find_answer({"gold": "Oslo"}, "gold", game).text == "Oslo"
     game.answer = ["Bern", "Berne"]
@@ -77,9 +77,7 @@ def test_rewards_read_answer_of_all_rows_or_of_none():
     assert rows_with_answers([row], [find_answer(row, "gold")]) == [{**row, "answer": "Oslo"}]
 
 
-def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_the_run(
-    tokenizer, tmp_path, monkeypatch
-):
+def test_failing_environment_with_answers_loses_its_rollout_only(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Riddles, "made", itertools.count())
     trainer, records = train(tokenizer, tmp_path, Failing)
     assert [record["ended"] == "reset" for record in records] == [False, True, False, True]
@@ -88,7 +86,7 @@ def test_an_environment_that_owns_its_data_and_fails_costs_its_rollout_and_not_t
     assert logged(trainer, "rollouts/excluded") == [0.5]
 
 
-def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path):
+def test_answer_left_from_an_earlier_reset_is_not_reused(tokenizer, tmp_path):
     class Forgetful(Riddles):
         def reset(self, **row) -> str:
             if not hasattr(self, "asked"):
@@ -97,7 +95,7 @@ def test_an_answer_of_before_is_none_of_the_next_question(tokenizer, tmp_path):
 
     args = A2TGPOConfig(**settings(tmp_path, max_steps=2))
     trainer = make(tokenizer, args, tools=None, train_dataset=None, environment_factory=Forgetful)
-    with pytest.raises(ValueError, match="Forgetful, once it was reset, holds None"):
+    with pytest.raises(ValueError, match="Forgetful, after reset, holds None"):
         trainer.train()
     assert trainer.state.global_step == 1
 
@@ -122,7 +120,7 @@ class Submits(training.Library):
     [
         (training.Library, None, "no data set was given, and Library declares none.*answer: str.*credit='gtpo'"),
         (Submits, None, "no data set was given, and Submits declares none"),
-        (Silent, None, "attribute answer of Silent, once it was reset, holds None.*credit='gtpo'"),
+        (Silent, None, "attribute answer of Silent, after reset, holds None.*credit='gtpo'"),
         (
             training.Library,
             questions().remove_columns("answer"),
@@ -130,14 +128,14 @@ class Submits(training.Library):
         ),
     ],
 )
-def test_a_game_without_an_answer_is_told_how_to_give_one_and_what_does_without(
+def test_missing_answers_of_an_environment_are_an_error_with_remedies(
     environment, dataset, words, tokenizer, tmp_path
 ):
     with pytest.raises(ValueError, match=words):
         train(tokenizer, tmp_path, environment, train_dataset=dataset)
 
 
-def test_a_game_without_an_answer_trains_by_turn_rewards(tokenizer, tmp_path):
+def test_environment_without_answers_trains_by_turn_rewards(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path, max_steps=1, credit="gtpo", shaping_embedding="ngrams"))
     keywords = {"tools": None, "train_dataset": None, "reward_funcs": None}
     trainer = make(tokenizer, args, environment_factory=training.Library, **keywords)
@@ -146,7 +144,7 @@ def test_a_game_without_an_answer_trains_by_turn_rewards(tokenizer, tmp_path):
     assert logged(trainer, "rewards/Library/mean") and logged(trainer, "turn_rewards/bad_format/mean")
 
 
-def test_check_knows_environments_that_give_the_answer(tokenizer, tmp_path):
+def test_check_accepts_environments_that_give_the_answer(tokenizer, tmp_path):
     args = A2TGPOConfig(**settings(tmp_path))
     data = {"training": questions().remove_columns("answer")}
     assert check_answers(data, args, tokenizer, {training.Library})[0] == "fail"

@@ -37,11 +37,11 @@ CONTEXTS = [
 
 
 @pytest.mark.parametrize(("config", "tokens"), CONTEXTS, ids=lambda value: getattr(value, "model_type", value))
-def test_the_longest_context_is_that_of_the_text_model_by_whatever_name(config, tokens):
+def test_context_length_is_read_from_the_text_config_under_any_name(config, tokens):
     assert context_of(config) == tokens
 
 
-def test_the_name_that_mpt_has_for_it_is_a_limit_indeed():
+def test_mpt_max_seq_len_is_a_hard_limit():
     sizes = {"vocab_size": 384, "d_model": 32, "n_layers": 1, "n_heads": 4}
     model = tiny.build(MptConfig(**sizes, max_seq_len=16), attention="eager")
     model(torch.ones(1, context_of(model.config), dtype=torch.long))
@@ -49,7 +49,7 @@ def test_the_name_that_mpt_has_for_it_is_a_limit_indeed():
         model(torch.ones(1, 17, dtype=torch.long))
 
 
-def test_a_server_is_only_asked_where_a_whole_turn_fits_and_other_engines_where_a_token_does():
+def test_server_needs_room_for_a_turn_and_other_engines_for_a_token():
     client = SimpleNamespace(get_server_info=lambda: {"model_config": {"max_model_len": 8192}})
     server = SimpleNamespace(mode="server", vllm_client=client, generation_kwargs={}, max_completion_length=1024)
     ranks = SimpleNamespace(index=0, first_text=lambda text: text, max=lambda number: number)
@@ -74,7 +74,7 @@ class TwoRanks:
 
 
 @pytest.mark.parametrize(("rooms", "asked"), [((5, 3), 7), ((5, 30), 30), ((None, 3), None)])
-def test_an_engine_that_ranks_share_is_asked_for_the_room_of_the_rollout_that_has_most(rooms, asked):
+def test_shared_engine_is_asked_for_the_largest_remaining_room(rooms, asked):
     seen = []
 
     def generate(requests):

@@ -103,17 +103,17 @@ def test_environments_are_reset_and_judged_at_once(tokenizer, tmp_path):
     assert Slow.resetting.most == Slow.judging.most == ROWS
 
 
-def test_no_more_than_tool_concurrency_at_once(tokenizer, tmp_path):
+def test_at_most_tool_concurrency_environments_run_at_once(tokenizer, tmp_path):
     in_rooms(tokenizer, tmp_path, Slow, tool_concurrency=2)
     assert Slow.resetting.most == Slow.judging.most == 2
 
 
-def test_environments_that_are_made_for_one_at_a_time_are_called_so(tokenizer, tmp_path):
+def test_environments_with_concurrency_1_run_one_at_a_time(tokenizer, tmp_path):
     in_rooms(tokenizer, tmp_path, OnePerMachine)
     assert OnePerMachine.resetting.most == OnePerMachine.judging.most == 1
 
 
-def test_a_reward_function_may_ask_an_environment_itself(tokenizer, tmp_path):
+def test_reward_function_may_call_get_reward(tokenizer, tmp_path):
     def told_and_judged(prompts, number, environments, **_):
         assert [one.get_reward() for one in environments] == [10.0 * n + 1 for n in number]
         return told(prompts, number)
@@ -154,6 +154,6 @@ class Asks(Slow):
         return 10.0 * self.number + self.looked
 
 
-def test_judges_that_are_async_judge_at_once(tokenizer, tmp_path):
+def test_async_get_rewards_run_concurrently(tokenizer, tmp_path):
     in_rooms(tokenizer, tmp_path, Asks)
     assert Asks.judging.most == ROWS

@@ -15,19 +15,19 @@ def completion(length: int) -> tuple[int, ...]:
     return tuple(range(100 * length, 101 * length))
 
 
-def test_rows_of_like_lengths_stand_together_where_nothing_is_shared():
+def test_rows_are_sorted_by_length_if_nothing_is_shared():
     rows = [(SHORT, completion(length)) for length in (3, 90, 5, 80)]
     assert best_order(rows, 2, share_prefixes=False) == [1, 3, 2, 0]
 
 
-def test_rollouts_of_a_long_prompt_stand_together_where_it_is_shared():
+def test_rollouts_of_a_long_prompt_are_grouped_if_prefixes_are_shared():
     prompts = [LONG, tuple(range(1, 51)), LONG, tuple(range(1, 51))]
     rows = list(zip(prompts, map(completion, (3, 4, 5, 2)), strict=True))
     assert best_order(rows, 2, share_prefixes=True) == [2, 0, 1, 3]
     assert best_order(rows, 2, share_prefixes=False) == [2, 1, 0, 3]
 
 
-def test_rollouts_that_make_the_same_call_stand_together():
+def test_rollouts_with_the_same_call_are_grouped():
     a, b = tuple(range(100, 130)), tuple(range(200, 230))
     rows = [(SHORT, (*a, *range(20))), (SHORT, (*b, *range(9))), (SHORT, (*a, *range(7))), (SHORT, (*b, 1))]
     assert best_order(rows, 2, share_prefixes=True) == [2, 0, 1, 3]
@@ -53,7 +53,7 @@ def batches() -> list[dict]:
     return made
 
 
-def test_rows_keep_what_is_theirs_and_batches_what_is_all_theirs():
+def test_reordering_keeps_row_tensors_with_rows_and_batch_values_with_batches():
     found = arranged(batches(), together=2, share_prefixes=False)
     assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 3], [2, 0]]
     for batch in found:
@@ -62,7 +62,7 @@ def test_rows_keep_what_is_theirs_and_batches_what_is_all_theirs():
         assert batch["num_items_in_batch"] == 10 and batch["ref_per_token_logps"] is None
 
 
-def test_rows_stay_among_those_whose_gradients_are_added_up():
+def test_rows_are_reordered_only_within_an_optimizer_step():
     found = arranged(batches(), together=1, share_prefixes=False)
     assert [batch["prompt_ids"][:, 0].tolist() for batch in found] == [[1, 0], [3, 2]]
 
@@ -91,7 +91,7 @@ def widths_of(trainer) -> list[int]:
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, loss_type, checkpointing):
+def test_training_is_equal_for_any_assignment_of_rows_to_micro_batches(tokenizer, tmp_path, loss_type, checkpointing):
     runs = []
     names = ("sorted_rows", "shared_prefixes", "sampled_tokens_only")
     for switches in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
@@ -111,7 +111,7 @@ def test_the_run_is_the_same_however_rows_are_shared_out(tokenizer, tmp_path, lo
     assert others[0][2] < plain[2]
 
 
-def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
+def test_losses_that_are_not_sums_of_rows_are_not_reordered(tokenizer, tmp_path):
     assert trained(tokenizer, tmp_path, loss_type="bnpo")._summed_micro_batches == 0
     assert trained(tokenizer, tmp_path, loss_type="grpo", sorted_rows=False)._summed_micro_batches == 0
     for of_entropy in ({"entropy_coef": 0.01}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.5}):
@@ -125,12 +125,12 @@ def test_a_loss_that_is_no_sum_of_rows_keeps_the_lot(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("accumulated", "generated", "together"), [(4, 4, 4), (2, 4, 2), (1, 4, 1), (8, 4, 4), (3, 4, 0)]
 )
-def test_only_micro_batches_of_one_step_share_rows_out(tokenizer, tmp_path, accumulated, generated, together):
+def test_only_micro_batches_of_one_step_exchange_rows(tokenizer, tmp_path, accumulated, generated, together):
     steps = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
     args = A2TGPOConfig(**settings(tmp_path, per_device_train_batch_size=2, **steps))
     assert make(tokenizer, args)._summed_micro_batches == together
 
 
-def test_grpo_as_trl_has_it_shares_nothing(tokenizer, tmp_path):
+def test_grpo_preset_shares_no_prefixes_and_trims_no_padding(tokenizer, tmp_path):
     trainer = trained(tokenizer, tmp_path, credit="grpo")
     assert not trainer._shares_prefixes and not trainer._trims_padding

@@ -111,7 +111,7 @@ def search_of(server, **words):
     return search
 
 
-def test_a_stall_that_a_check_sees_costs_nothing_but_time(make_server, make_runner):
+def test_short_stall_detected_by_a_check_fails_no_call(make_server, make_runner):
     server = make_server()
     runner = make_runner(timeout=LATE, hung=4, concurrency=AT_ONCE, patience=30)
     search = search_of(server, check=server.ask)
@@ -122,7 +122,7 @@ def test_a_stall_that_a_check_sees_costs_nothing_but_time(make_server, make_runn
     assert becomes(lambda: runner.hung == 0)
 
 
-def test_calls_that_an_outage_has_lost_are_not_held_against_a_tool_that_is_up_again(make_server, make_runner):
+def test_calls_lost_in_an_outage_do_not_count_as_hung_afterwards(make_server, make_runner):
     server = make_server(loses=True)
     runner = make_runner(timeout=LATE, hung=4, concurrency=AT_ONCE, patience=30)
     search = search_of(server, check=server.ask)
@@ -134,7 +134,7 @@ def test_calls_that_an_outage_has_lost_are_not_held_against_a_tool_that_is_up_ag
     assert {outcome.status for outcome in outcomes} == {"ok"} and seconds < 5
 
 
-def test_a_stall_without_a_check_makes_further_calls_wait_and_threads_stay_few(make_server, make_runner):
+def test_stall_without_a_check_delays_further_calls_and_bounds_threads(make_server, make_runner):
     server, runner = make_server(), make_runner(timeout=LATE, hung=4, concurrency=8, patience=30)
     search = search_of(server)
     server.stall(seconds=1.5)
@@ -158,7 +158,7 @@ def test_a_stall_that_outlasts_the_patience_stops_the_run(make_server, make_runn
     assert outcomes[0].made and not outcomes[-1].made
     assert "max_hung_calls=4" in runner.trouble and "within 0.5 s" in runner.trouble and "search (" in runner.trouble
     assert LATE + 0.5 <= seconds < 5 and runner.hung <= 4 + 8
-    assert "Further calls of search wait" in caplog.text
+    assert "Further calls to search wait" in caplog.text
 
 
 def test_a_tool_that_is_slow_holds_up_no_other(make_server, make_runner):
@@ -175,7 +175,7 @@ def test_a_tool_that_is_slow_holds_up_no_other(make_server, make_runner):
     assert waiting.result(timeout=20)
 
 
-def test_a_run_that_goes_on_without_a_tool_waits_for_it_once_a_batch(make_server, make_runner):
+def test_run_continuing_without_a_tool_waits_for_it_once_per_batch(make_server, make_runner):
     server, patience = make_server(loses=True), 1.0
     runner = make_runner(timeout=LATE, hung=4, concurrency=8, patience=patience, stop_when_down=False)
 
@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_without_a_tool_waits_for_it_once_a_batch(make_server
     assert turn()[0] == {"ok"} and runner.trouble is None
 
 
-def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeypatch):
+def test_hung_checks_do_not_count_as_hung_calls(make_server, make_runner, monkeypatch):
     monkeypatch.setattr("a2tgpo_trl.tools.hung.MOST_EXCUSED", 0)  # as after outages that used up the excuses
     server = make_server(loses=True)
     runner = make_runner(timeout=0.05, hung=4, patience=0.5, stop_when_down=False)
@@ -215,7 +215,7 @@ def test_checks_that_hang_are_no_calls_that_do(make_server, make_runner, monkeyp
     assert runner.trouble is None and runner.hung > 3 + 4  # three calls, and more checks than the calls that may hang
 
 
-def test_a_run_goes_on_through_a_stall_shorter_than_its_patience(tmp_path, make_server):
+def test_run_survives_a_stall_shorter_than_the_patience(tmp_path, make_server):
     tokenizer, server, statuses = tiny.make_tokenizer(), make_server(), []
     search = tool(check=server.ask, timeout=LATE, backoff=0.05)(tiny.searches(server.ask))
     config = args(tmp_path, max_steps=3, outage_patience=30.0, max_hung_calls=2)

@@ -21,11 +21,11 @@ def test_columns_without_a_token_are_counted_at_both_sides(options, expected):
     assert padding_of(PROMPTS, COMPLETIONS, **options) == expected
 
 
-def test_of_rollouts_that_are_all_masked_a_column_is_left():
+def test_one_column_remains_if_all_completions_are_masked():
     assert padding_of(PROMPTS, torch.zeros(2, 4)) == (1, 3)
 
 
-def test_whatever_has_an_entry_for_each_token_loses_those_of_the_padding():
+def test_per_token_tensors_are_trimmed_and_others_kept():
     batch = {
         "prompt_ids": torch.tensor([[0, 0, 5], [0, 6, 7]]),
         "completion_ids": torch.tensor([[8, 0, 0, 0], [9, 10, 0, 0]]),
@@ -99,7 +99,7 @@ def test_in_16_bits_old_log_probabilities_are_computed_once(changes, passes, tok
     assert all((batch["old_per_token_logps"] < 0).any() for batch in batches)
 
 
-def test_where_the_width_of_a_row_moves_its_tokens_all_passes_read_rows_of_one_width(tokenizer, tmp_path):
+def test_all_passes_use_one_row_width_if_width_affects_positions(tokenizer, tmp_path):
     # From 64 tokens on, the rotary frequencies are those of long rows. The policy stands still, so all ratios are 1,
     # though log-probabilities are computed for other pairs of rollouts than the loss.
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
@@ -120,13 +120,13 @@ def test_where_the_width_of_a_row_moves_its_tokens_all_passes_read_rows_of_one_w
         torch.testing.assert_close(batch["old_per_token_logps"][real], logps[real], atol=1e-4, rtol=0)
 
 
-def test_trls_grpo_reads_its_padding(tokenizer, tmp_path):
+def test_grpo_preset_reads_padding_like_trl(tokenizer, tmp_path):
     _, in_loss, real = widths_of(make(tokenizer, A2TGPOConfig(**settings(tmp_path, credit="grpo", **ALONE))))
     assert len(set(in_loss)) == 1 and in_loss[0] >= max(real)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("qwen3", 1), ("gpt2", 2)])
-def test_training_is_what_it_was_with_the_padding(name, steps, tokenizer, tmp_path, monkeypatch):
+def test_training_is_equal_with_and_without_padding(name, steps, tokenizer, tmp_path, monkeypatch):
     # GPT-2 counts positions from the first column, so its prompts keep their padding. Two steps on the rollouts of a
     # batch need old log-probabilities, one step does not.
     losses = []

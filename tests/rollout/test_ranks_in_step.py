@@ -107,7 +107,7 @@ def test_a_rank_waits_for_the_slow_tool_of_another(backend, seconds, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_writes_less_generates_as_long_as_the_other_and_weights_become_the_same_everywhere(tmp_path):
+def test_rank_with_short_completions_generates_in_step_and_weights_agree(tmp_path):
     # No tools, because their numbers depend on who asks first: with the same seeds, the rollouts are the same.
     norms = {}
     for backend in SHARDED:
@@ -136,7 +136,7 @@ def seconds_until_stopped(folder: Path, processes: list[subprocess.Popen], survi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", SHARDED)
-def test_a_rank_stops_when_another_dies_and_no_launcher_tells_it(backend, tmp_path):
+def test_rank_stops_by_itself_when_another_dies(backend, tmp_path):
     processes = start(tmp_path, ("ours", backend, "killed"), by_hand=True)
     assert seconds_until_stopped(tmp_path, processes, survivors=processes[:1]) < 60
     assert processes[1].returncode == -9
@@ -157,7 +157,7 @@ def test_a_launcher_stops_the_other_rank_when_one_dies(backend, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
-def test_demonstration_that_the_parents_loop_does_not_survive_unequal_turns(backend, tmp_path):
+def test_control_trl_loop_fails_on_unequal_turns(backend, tmp_path):
     """Not a test of this package: it shows that the tests above can fail, with TRL's loop in place of ours.
 
     If it fails, TRL keeps its ranks in step by itself.
@@ -175,6 +175,6 @@ def test_demonstration_that_the_parents_loop_does_not_survive_unequal_turns(back
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
-def test_demonstration_that_the_parents_loop_does_with_as_many_turns_on_each_rank(backend, tmp_path):
+def test_control_trl_loop_works_with_equal_turns(backend, tmp_path):
     """Not a test of this package: it shows that only the unequal turns are to blame above."""
     check(run(tmp_path / "run", "parent", backend, "equal"), backend)

@@ -43,7 +43,7 @@ def printed(what, terminal: bool = False, width: int = 120) -> str:
     return stream.getvalue()
 
 
-def test_a_rollout_is_shown_turn_by_turn_with_what_each_turn_gained_and_was_credited_with():
+def test_rollout_is_shown_by_turn_with_gains_and_credit():
     lines = [line.rstrip() for line in printed(as_turns(record(**CREDIT))).splitlines()]
     assert lines[:8] == [
         "step 11, group 3, rank 0   values ▁█ -9.00 -> -4.50",
@@ -58,14 +58,14 @@ def test_a_rollout_is_shown_turn_by_turn_with_what_each_turn_gained_and_was_cred
     assert lines[8] == "right: Bo   exact_match 1"
 
 
-def test_what_is_done_more_often_is_green_and_what_is_done_less_red():
+def test_turns_are_green_for_positive_and_red_for_negative_credit():
     good, bad = (printed(as_turns(record(**{**CREDIT, "advantages": [x, 0.0]})), terminal=True) for x in (1.0, -1.0))
     assert "\x1b[32mLet me see." in good and "\x1b[31mLet me see." in bad
     # Without credit, the gain decides.
     assert "\x1b[31mLet me see." in printed(as_turns(record(gains=[-2.0])), terminal=True)
 
 
-def test_a_turn_that_went_wrong_says_how():
+def test_failed_turn_shows_its_status():
     turns = [{"status": "timeout", "calls": []}, {"status": "ok", "calls": []}]
     assert "    timeout" in printed(as_turns(record(turns=turns)))
     assert "ended: over_budget" in printed(as_turns(record(ended="over_budget")))
@@ -97,7 +97,7 @@ def ask(records, **asked):
     return chosen(records, **{"failed": False, "solved_and_failed": False, "grep": None, "worst_gain": False, **asked})
 
 
-def test_rollouts_are_chosen_by_how_they_went():
+def test_rollouts_are_filtered_by_result_gain_and_text():
     one, two = record(step=1, round=1, group=0, gains=[0.5, -2.0]), record(reward=0.0, step=1, round=1, group=0)
     three = record(reward=0.0, step=1, round=1, group=1, gains=[-3.0], result="a comet")
     records = [one, two, three]
@@ -138,10 +138,10 @@ def test_files_are_found_in_folders_of_runs_and_evaluations(tmp_path, capsys):
     assert "There are no rollouts in" in capsys.readouterr().err
     (tmp_path / "text.jsonl").write_text('{"a": 1}\n')
     assert main(["show", str(tmp_path / "text.jsonl")]) == 2
-    assert "is no file of rollouts" in capsys.readouterr().err
+    assert "is not a file of rollouts" in capsys.readouterr().err
 
 
-def test_the_command_shows_some_and_says_how_many_there_are_more(tmp_path, capsys):
+def test_show_prints_a_limited_number_and_how_many_more(tmp_path, capsys):
     write_jsonl(tmp_path / "rollouts.jsonl", [record(row=i, reward=i % 2) for i in range(5)])
     assert main(["show", str(tmp_path), "--failed", "-n", "2"]) == 0
     out, err = capsys.readouterr()
@@ -149,12 +149,12 @@ def test_the_command_shows_some_and_says_how_many_there_are_more(tmp_path, capsy
     assert main(["show", str(tmp_path), "--grep", "comet"]) == 0
     assert "None of 5 rollouts matches." in capsys.readouterr().err
     assert main(["show", str(tmp_path), "--grep", "("]) == 2
-    assert "is no pattern" in capsys.readouterr().err
+    assert "is not a valid pattern" in capsys.readouterr().err
     assert main(["show", str(tmp_path), "--side-by-side"]) == 0
     assert "1: failed" in capsys.readouterr().out
 
 
-def test_who_has_seen_enough_may_go(tmp_path):
+def test_show_piped_into_head_ends_without_an_error(tmp_path):
     write_jsonl(tmp_path / "rollouts.jsonl", [record(row=i) for i in range(400)])
     words = f"{sys.executable} -m a2tgpo_trl show {tmp_path} -n 400 | head -n 2"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True)
@@ -173,7 +173,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_is_shown_and_does_nothing(text):
+def test_hostile_text_is_shown_without_control_characters(text):
     shown = plain(text)
     assert all(char in "\n\t" or unicodedata.category(char)[0] != "C" for char in shown)
     shown.encode("utf-8")

@@ -32,7 +32,7 @@ def full() -> dict:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_goes_in_comes_out(format, tmp_path):
+def test_records_round_trip_in_each_format(format, tmp_path):
     of_function = {"status": "ok", "calls": None, "tokens_out": 2, "tokens_in": 0, "seconds": 0.0, "cut": False}
     of_function |= {"reward": None, "text": "a", "read": ""}
     without = {"prompt": "Who?", "completion": "a", "rewards": {"f1": None}, "tool_turns": 0, **NOTHING}
@@ -87,7 +87,7 @@ def test_each_key_of_a_record_has_a_column():
         assert get_type_hints(kind).keys() == {field.name for field in structure}
 
 
-def test_what_is_no_such_file_is_said(tmp_path):
+def test_file_that_is_not_parquet_is_an_error(tmp_path):
     file = tmp_path / "file.parquet"
     for content in (b"", b"no Parquet", encoded([full()], "parquet")[:-9]):
         file.write_bytes(content)
@@ -102,8 +102,8 @@ def test_values_that_json_does_not_know_are_text_in_both(tmp_path):
     assert json.loads(encoded([one], "jsonl"))["when"] == "3"
 
 
-def test_a_parquet_file_of_something_else_is_none_of_records(tmp_path):
+def test_parquet_file_without_record_columns_is_refused(tmp_path):
     other = tmp_path / "other.parquet"
     parquet.write_table(pa.table({"turns": [3]}), other)
-    with pytest.raises(ValueError, match="it has no columns advantages, answer"):
+    with pytest.raises(ValueError, match="it lacks the columns advantages, answer"):
         read_records(other)

@@ -49,13 +49,13 @@ PAD = 99
     ],
     ids=str,
 )
-def test_a_group_teaches_by_unlike_rewards_or_by_unlike_gains_where_they_are_compared(settings, expected):
+def test_group_is_informative_if_rewards_or_compared_gains_differ(settings, expected):
     outcomes = [0.0, 0.0, -1.0, 1.0, 0.0, NAN]
     gains = [[1.0, 5.0], [1.0, NAN], [NAN, NAN], [NAN, NAN], [3.0, NAN], [NAN, NAN]]
     assert uninformative(outcomes, gains, [0, 0, 1, 1, 2, 2], **settings) == expected
 
 
-def test_gains_that_differ_at_one_depth_teach_unless_they_have_no_weight():
+def test_differing_gains_make_a_group_informative_unless_weightless():
     # Second depth: 2 and 4. Zero is a gain: 0 and 1 differ as well.
     for gains in ([[1.0, 2.0], [1.0, 4.0]], [[0.0, NAN], [1.0, NAN]]):
         assert uninformative([0.0, 0.0], gains, [7, 7]) == [False]
@@ -64,7 +64,7 @@ def test_gains_that_differ_at_one_depth_teach_unless_they_have_no_weight():
     assert uninformative([0.0, 0.0], [[1.0, 2.0], [1.0 + 2.4e-7, 2.0]], [7, 7]) == [True]
 
 
-def test_turn_rewards_and_returns_that_differ_teach_where_rewards_are_equal():
+def test_differing_turn_rewards_or_returns_make_a_group_informative():
     nothing = [[NAN], [NAN]]
     # The first turn of the second rollout is worth less.
     unlike = [[0.0, 0.0], [-0.1, 0.0]]
@@ -77,7 +77,7 @@ def test_turn_rewards_and_returns_that_differ_teach_where_rewards_are_equal():
     assert uninformative([0.0, 0.0], nothing, [7, 7], **passed, gain_normalization="pooled") == [False]
 
 
-def test_groups_may_stand_in_any_order_and_are_told_in_that_of_their_ids():
+def test_uninformative_flags_follow_the_order_of_group_ids():
     # Group 3: 0 and 0. Group 8: 1 and -1.
     assert uninformative([1.0, 0.0, -1.0, 0.0], [[NAN]] * 4, [8, 3, 8, 3]) == [True, False]
 
@@ -87,7 +87,7 @@ def test_equal_rewards_are_equal_though_their_mean_is_rounded():
     assert uninformative([6e-4] * 6, [[NAN]] * 6, [0] * 6) == [True]
 
 
-def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others():
+def test_outcomes_out_of_the_loss_do_not_make_a_group_informative():
     # Rewards 0 and 1, both truncated and masked out: no token is trained on. With one in the loss, its tokens are.
     assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, False]) == [True]
     assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, True]) == [False]
@@ -111,12 +111,12 @@ def test_an_outcome_out_of_the_loss_teaches_nothing_but_makes_that_of_the_others
         ([1, 2, 3, 4, 5], 6, 4, [1, 2, 3, 4, 5, 1]),  # 30 rows are not divisible by 4, 36 are
     ],
 )
-def test_ranks_are_dealt_whole_groups_and_as_many_rows_each(groups, size, ranks, expected):
+def test_ranks_get_whole_groups_and_equal_numbers_of_rows(groups, size, ranks, expected):
     assert spread_over_ranks(groups, size, ranks) == expected
     assert len(expected) * size % ranks == 0
 
 
-def test_the_first_copy_of_a_group_that_teaches_is_taken():
+def test_first_informative_copy_of_a_group_is_taken():
     assert first_informative([5, 7, 5], [0]) == {7: 1, 5: 2}
     assert first_informative([5, 7, 5], []) == {5: 0, 7: 1}
     assert first_informative([5, 5], [0, 1]) == {}
@@ -162,7 +162,7 @@ def test_a_row_has_no_padding():
     }
 
 
-def test_rows_make_the_batch_that_they_came_from():
+def test_batch_split_into_rows_is_restored():
     batch = small_batch()
     again = to_batch(to_rows(batch, PAD), PAD)
     batch["old_per_token_logps"][1, 1:] = 0.0  # padding, which nothing reads
@@ -173,7 +173,7 @@ def test_rows_make_the_batch_that_they_came_from():
         assert torch.equal(again[key], values) and again[key].dtype == values.dtype, key
 
 
-def test_each_name_is_filled_up_on_its_side_with_its_value():
+def test_each_tensor_is_padded_on_its_side_with_its_fill_value():
     # Alone, the second row has no padding; next to the first one it has two padding tokens again. With multiples of 4,
     # prompts of 2 and completions of 3 are both 4 wide.
     rows = to_rows(small_batch(), PAD)
@@ -201,12 +201,12 @@ def test_a_weight_per_rollout_weighs_each_of_its_tokens():
     assert to_batch(rows, PAD)["importance_sampling_ratio"].tolist() == [[0.5, 0.5, 0.5], [2.0, 1.0, 1.0]]
 
 
-def test_a_name_that_is_not_known_is_an_error():
+def test_unknown_batch_key_is_an_error():
     with pytest.raises(ValueError, match="pixel_values"):
         to_rows({**small_batch(), "pixel_values": torch.zeros(2, 3)}, PAD)
 
 
-def test_the_parent_still_puts_nothing_into_a_text_batch_that_we_cannot_put_together():
+def test_parent_still_adds_no_unknown_keys_to_a_text_batch():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     literal = re.search(r"output = \{(.*?)\n        \}", source, re.DOTALL)
     names = {*re.findall(r'"(\w+)":', literal.group(1)), *re.findall(r'output\["(\w+)"\]', source)}
@@ -248,7 +248,7 @@ def together(number: int, act) -> list:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_number_of_ranks_ends_with_the_same_groups_in_their_places(seed):
+def test_resampling_gives_the_same_groups_for_any_number_of_ranks(seed):
     # Group g is uninformative up to round `until[g]`. A rollout holds its group, its member and its round; its length
     # gives the round. Rows are numbered over ranks, so the place of a row gives its member.
     chance = random.Random(seed)
@@ -289,7 +289,7 @@ def small_row(group: int, member: int, here: int) -> dict[str, torch.Tensor]:
     return {**prompt, "completion_ids": completion, "completion_mask": ones}
 
 
-def test_only_uninformative_groups_are_rolled_out_again_until_none_is_left_or_the_limit_is_reached():
+def test_only_uninformative_groups_are_resampled_until_the_limit():
     # Groups of one row: 0 never teaches, 1 always does, 2 from the third round on.
     asked = []
 
@@ -322,7 +322,7 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_were(tmp_path):
+def test_resampling_replaces_the_uninformative_group_only(tmp_path):
     # The second prompt's rewards are equal at first. Then they are 0, 2, 4, 6: mean 3, deviation 20/3 ** 0.5. The
     # first one's are 0 to 3: half of it.
     rollouts = Rollouts({1: {0}})
@@ -375,7 +375,7 @@ def test_an_uninformative_group_is_rolled_out_again_and_the_others_are_as_they_w
     ],
     ids=str,
 )
-def test_it_trains_as_if_those_rollouts_had_come_at_once(changes, tmp_path, monkeypatch):
+def test_resampled_batch_trains_like_one_sampled_at_once(changes, tmp_path, monkeypatch):
     # Every group is uninformative at first and teaches in the second round; or the second round comes first.
     load = "trl.trainer.grpo_trainer.create_model_from_path"
     monkeypatch.setattr(load, lambda *_, **__: tiny.make_model(tiny.make_tokenizer(), seed=1))
@@ -396,7 +396,7 @@ def test_it_trains_as_if_those_rollouts_had_come_at_once(changes, tmp_path, monk
     assert logged(trainer, "loss") == pytest.approx(logged(other, "loss"), abs=1e-6)
 
 
-def test_a_prompt_that_never_teaches_is_rolled_out_as_often_as_the_limit_allows(tmp_path):
+def test_uninformative_prompt_is_resampled_up_to_the_limit(tmp_path):
     rollouts = Rollouts({0: set(range(9)), 1: {0, 1}})
     trainer = make(tmp_path, rollouts, resample_limit=3, max_steps=2, credit="grpo")
     batch = batches(trainer)[0]
@@ -408,7 +408,7 @@ def test_a_prompt_that_never_teaches_is_rolled_out_as_often_as_the_limit_allows(
         assert row["completion_ids"][1] == {0: 50, 1: 52, 2: 50}[(first - 100) // 10]
 
 
-def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_trained_on_earned(tmp_path):
+def test_reward_log_counts_every_rollout_and_groups_reward_the_final_batch(tmp_path):
     # Rewards 0 to 3, 0 to 6 and 0 to 9 by prompt; the second one's are 0.5 in the three rounds in which it is
     # uninformative. All rollouts: (4 x 1.5 + 4 x 0.5 + 4 x 4.5 + 2 x 4 x 0.5 + 4 x 3) / 24 = 1.75, not the
     # mean over rounds, (2.1667 + 0.5 + 0.5 + 3) / 4. The batch: (1.5 + 3 + 4.5) / 3.
@@ -423,7 +423,7 @@ def test_the_log_counts_each_rollout_once_and_says_what_the_batch_that_is_traine
     assert logged(trainer, "turns/max") == [2.0] and logged(trainer, "groups/resampled") == [3.0]
 
 
-def test_a_batch_whose_later_rounds_teach_nothing_logs_its_own_reward_as_well(tmp_path):
+def test_groups_reward_is_that_of_the_first_round_if_resampling_fails(tmp_path):
     # A prompt that stays uninformative to the end: the batch is the first round's, and so is its reward,
     # (1.5 + 0.5 + 4.5) / 3.
     trainer = make(tmp_path, Rollouts({1: set(range(9))}), resample_limit=3)
@@ -443,7 +443,7 @@ def test_equal_rewards_with_unlike_gains_are_not_rolled_out_again(tmp_path):
     assert len(rollouts.rounds) == 1 and logged(trainer, "groups/teach_nothing") == [0.0]
 
 
-def test_a_batch_that_nobody_scored_is_rolled_out_again_and_the_run_goes_on(tmp_path):
+def test_batch_without_scores_is_resampled_and_training_continues(tmp_path):
     rollouts = Rollouts({})
     trainer = make(tmp_path, rollouts, resample_limit=1, max_steps=2)
     trainer.reward_funcs[0] = lambda score, **_: [None] * len(score)
@@ -452,7 +452,7 @@ def test_a_batch_that_nobody_scored_is_rolled_out_again_and_the_run_goes_on(tmp_
     assert logged(trainer, "groups/reward") == [None, None]
 
 
-def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
+def test_resample_limit_zero_only_logs_the_uninformative_share(tmp_path):
     # A trainer that never looks for uninformative groups trains in the same way.
     rollouts = Rollouts({1: {0}})
     trainer = make(tmp_path, rollouts, resample_limit=0)
@@ -467,7 +467,7 @@ def test_without_a_limit_the_share_is_logged_and_nothing_else_happens(tmp_path):
     assert logged(trainer, "groups/resampled") == []
 
 
-def test_an_evaluation_takes_rollouts_as_they_come(tmp_path):
+def test_evaluation_does_not_resample(tmp_path):
     rollouts = Rollouts({question: set(range(9)) for question in range(3)})
     trainer = make(tmp_path, rollouts, per_device_eval_batch_size=12)
     found = trainer.evaluate(Dataset.from_dict({"prompt": PROMPTS, "answer": ["Paris"] * 3}))
@@ -552,7 +552,7 @@ def test_ranks_together_train_on_what_one_process_does(processes, rolled_out, al
 
 
 @pytest.mark.parametrize(("value", "said"), [(-1, "[0, inf)"), (1.5, "whole number"), (True, "number")])
-def test_a_limit_that_is_no_count_is_refused_by_name(value, said, tmp_path):
+def test_invalid_resample_limit_is_refused_by_name(value, said, tmp_path):
     with pytest.raises(ValueError, match="resample_limit") as error:
         A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, resample_limit=value)
     assert said in str(error.value)

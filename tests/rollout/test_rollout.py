@@ -120,7 +120,7 @@ def test_an_answer_ends_the_rollout(stage):
     assert rollout.mask == [1] * len(rollout.completion_ids)
 
 
-def test_results_stand_behind_their_turn_as_the_template_writes_them(runner):
+def test_results_follow_their_turn_as_the_template_writes_them(runner):
     tokenizer = tiny.make_tokenizer(tiny.chat_template("qwen2_5.jinja"))  # adds no thoughts itself
     add_response_schema(tokenizer)
     stage = Stage(tokenizer, runner)
@@ -135,7 +135,7 @@ def test_results_stand_behind_their_turn_as_the_template_writes_them(runner):
     assert set(sampled) == {-1.0}
 
 
-def test_a_call_that_ends_with_what_its_results_begin_with_is_ended_once(runner):
+def test_end_token_that_also_begins_the_results_is_written_once(runner):
     # GLM-4.5 ends a turn of calls with <|observation|>, and its template begins results with the same token.
     tokenizer = tiny.make_tokenizer(tiny.chat_template("glm4moe.jinja"))
     tokenizer.add_tokens(
@@ -159,7 +159,7 @@ def test_a_call_that_ends_with_what_its_results_begin_with_is_ended_once(runner)
     assert "</tool_call><|endoftext|><|observation|>" in stage.text(other)
 
 
-def test_a_turn_that_was_stopped_is_ended_before_its_results_and_that_is_not_trained_on(stage):
+def test_stopped_turn_gets_an_untrained_end_token_before_its_results(stage):
     stopped, end = tiny.call("river").removesuffix(END), stage.tokenizer.eos_token_id
     whole = stage.play(tiny.call("river"), tiny.final("Paris"))
     close = stage.tokenizer.convert_tokens_to_ids("</tool_call>")
@@ -171,7 +171,7 @@ def test_a_turn_that_was_stopped_is_ended_before_its_results_and_that_is_not_tra
         assert first.tokens_in == whole.turns[0].tokens_in + 1 == rollout.mask.count(0)
 
 
-def test_a_turn_that_the_policy_ended_in_another_way_of_its_own_gets_no_second_end(runner):
+def test_turn_with_another_end_token_gets_no_second_one(runner):
     # Llama ends calls with <|eot_id|> or <|eom_id|>; the template writes the former.
     tokenizer = tiny.make_tokenizer(tiny.chat_template("llama3_1.jinja"))
     tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|eot_id|>", "<|eom_id|>")])
@@ -200,14 +200,14 @@ def test_a_final_tool_ends_the_rollout_with_its_call(stage):
     assert exact_match([rollout.messages], ["Paris"]) == [1.0] and answer_format([rollout.messages]) == [0.0]
 
 
-def test_an_answer_in_a_call_that_was_not_made_is_none(stage):
+def test_answer_in_a_call_that_was_not_made_does_not_count(stage):
     rollout = stage.play(call("nonsense", {"answer": "Paris"}) + END, policy={"unknown_tool": "end"})
     assert exact_match([rollout.messages], ["Paris"]) == [0.0]
     rollout = stage.play(call("submit", {"answer": "Paris"}) + END, policy={"over_budget": "end"}, max_turns=0)
     assert exact_match([rollout.messages], ["Paris"]) == [0.0] and rollout.ended == "over_budget"
 
 
-def test_of_several_calls_the_one_that_ended_the_rollout_is_the_answer(stage):
+def test_among_several_final_calls_the_successful_one_is_the_answer(stage):
     calls = [call("submit", {"answer": "Paris"}), call("submit", {"answer": "nothing"})]  # the latter raises
     for written in (calls, reversed(calls)):
         rollout = stage.play("".join(written) + END)
@@ -215,7 +215,7 @@ def test_of_several_calls_the_one_that_ended_the_rollout_is_the_answer(stage):
         assert exact_match([rollout.messages] * 2, ["Paris", "nothing"]) == [1.0, 0.0]
 
 
-def test_a_final_call_ends_the_rollout_whatever_became_of_others_unless_they_exclude_it(stage):
+def test_final_call_ends_the_rollout_despite_failed_calls_unless_excluded(stage):
     turn = call("submit", {"answer": "Paris"}) + call("nonsense", {}) + END
     for action in ("tell", "exclude"):
         rollout = stage.play(turn, policy={"unknown_tool": "tell", "tool_error": action})
@@ -265,13 +265,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_call_that_cannot_be_read_is_told(name, stage):
+def test_unreadable_call_is_reported_to_the_policy(name, stage):
     rollout = stage.play(BROKEN[name] + END, tiny.final("x"))
     assert statuses(rollout) == ["unparsed_call", "ok"]
     assert all("could not be read" in text for text in stage.read(rollout)) and stage.read(rollout)
 
 
-def test_a_broken_call_beside_a_whole_one_is_never_dropped_without_a_word(stage):
+def test_broken_call_beside_a_valid_one_is_reported(stage):
     rollout = stage.play(call("search", {"query": "a"}) + "<tool_call>{broken</tool_call>" + END, tiny.final("x"))
     assert rollout.turns[0].status == "unparsed_call" and len(stage.read(rollout)) == 2
 
@@ -303,7 +303,7 @@ def test_a_call_in_the_spelling_of_another_model_is_reported(template, text):
 @pytest.mark.parametrize(
     "text", ["<answer>Paris, France(Europe)</answer>", "It is so, indeed(ish).", "f(x) = g(x), h(x)"]
 )
-def test_prose_with_brackets_is_no_call(text):
+def test_prose_with_brackets_is_not_parsed_as_a_call(text):
     parsed = parsed_by("lfm2_2_5.jinja", text + "<|im_end|>")
     assert (parsed.calls, parsed.unread) == ([], 0)
 
@@ -313,7 +313,7 @@ def test_marks_within_an_argument_are_part_of_it(stage):
     assert statuses(rollout) == ["ok", "ok"] and len(rollout.turns[0].calls) == 1
 
 
-def test_a_call_in_the_thoughts_is_no_call(stage):
+def test_call_within_thoughts_is_not_made(stage):
     thought = f"<think>\nI could write {tiny.call('x').removesuffix(END)}\n</think>\n\n"
     rollout = stage.play(thought + tiny.final("Paris"))
     assert (rollout.ended, statuses(rollout)) == ("answer", ["ok"])
@@ -333,7 +333,7 @@ def test_a_call_in_the_thoughts_is_no_call(stage):
         ("search", {"query": "x", "top": "y" * 10**6}, "bad_arguments", "there is no argument 'top'"),
     ],
 )  # fmt: skip
-def test_a_call_that_does_not_fit_is_told(name, arguments, status, told, stage):
+def test_unknown_tool_or_bad_arguments_are_reported_to_the_policy(name, arguments, status, told, stage):
     rollout = stage.play(call(name, arguments) + END, tiny.final("x"), max_tokens=2_000_000, max_context=3_000_000)
     assert statuses(rollout) == [status, "ok"]
     assert told in stage.read(rollout)[0] and len(stage.read(rollout)[0]) < 500
@@ -384,14 +384,14 @@ def returning(value):
         ([{"type": "image", "image": 1}], "tool_error", "Error: TypeError: the tool returned a block of type 'image'"),
     ],
 )
-def test_what_a_tool_returns_or_raises_is_text_for_the_policy(value, status, read, tokenizer, runner):
+def test_return_values_and_exceptions_of_a_tool_become_text(value, status, read, tokenizer, runner):
     stage = Stage(tokenizer, runner, [returning(value)])
     rollout = stage.play(tiny.call("x"), tiny.final("Paris"))
     assert statuses(rollout) == [status, "ok"]
     assert stage.read(rollout)[0].startswith(read) and bool(read) == bool(stage.read(rollout)[0])
 
 
-def test_a_tool_that_sleeps_for_ever_is_a_timeout(tokenizer, runner):
+def test_tool_that_never_returns_is_a_timeout(tokenizer, runner):
     import threading
 
     never = threading.Event()
@@ -459,7 +459,7 @@ def test_ordinary_results_keep_their_tokens(tokenizer, runner):
 # ---- limits
 
 
-def test_results_are_cut_at_their_limit_and_say_so(tokenizer, runner):
+def test_results_are_cut_at_max_result_tokens_with_a_note(tokenizer, runner):
     stage = Stage(tokenizer, runner, [returning("word " * 2_000_000)])  # 10 MB
     rollout = stage.play(tiny.call("x"), tiny.final("Paris"), max_result_tokens=20)
     assert statuses(rollout) == ["result_cut", "ok"] and rollout.turns[0].cut
@@ -527,7 +527,7 @@ def test_a_turn_that_the_policy_did_not_end_was_cut_whatever_the_limit(stage):
     assert stage.play("Paris, I", policy={"over_budget": "exclude"}).excluded
 
 
-def test_a_turn_ends_at_what_the_engine_was_told_to_stop_at_as_well(stage):
+def test_turn_also_ends_at_stop_texts_and_stop_token_ids(stage):
     eos, pad = stage.tokenizer.eos_token_id, stage.tokenizer.pad_token_id
     ends = Ends.of([eos], pad, {"stop": "</answer>", "stop_token_ids": [7, eos], "max_tokens": 9})
     assert ends == Ends([eos, pad, 7], ["</answer>"], [7]) and Ends.of([eos], eos, None) == Ends([eos], [], [])
@@ -554,13 +554,13 @@ def test_fifty_calls_in_a_turn_are_answered_and_those_beyond_the_limit_not_made(
     assert statuses(rollout) == ["over_budget", "ok"]
 
 
-def test_a_policy_without_calls_left_is_told_and_may_answer(stage):
+def test_policy_without_calls_left_is_told_to_answer(stage):
     rollout = stage.play(tiny.call("a"), tiny.call("b"), tiny.final("Paris"), max_turns=1)
     assert statuses(rollout) == ["ok", "over_budget", "ok"] and rollout.ended == "answer"
     assert stage.read(rollout)[1] == "Error: not called, since no more calls are allowed. Answer now."
 
 
-def test_a_policy_that_calls_all_the_same_is_ended(stage):
+def test_policy_that_keeps_calling_without_calls_left_is_ended(stage):
     rollout = stage.play(tiny.call("a"), tiny.call("b"), tiny.call("c"), max_turns=1)
     assert statuses(rollout) == ["ok", "over_budget", "over_budget"] and rollout.ended == "over_budget"
     assert rollout.mask[-1] == 1  # its last call is unanswered
@@ -665,7 +665,7 @@ def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
     assert engine.order == [1, 0, 0, 0, 0, 1] and [len(r.turns) for r in rollouts] == [4, 2]
 
 
-def test_the_room_for_a_token_is_enough_for_the_longest_one(tokenizer):
+def test_longest_token_constant_covers_every_token(tokenizer):
     longest = max(len(tokenizer.decode([i])) for i in range(len(tokenizer)))
     assert longest < LONGEST_TOKEN
 
@@ -696,7 +696,7 @@ def test_a_turn_is_read_as_trl_reads_it_without_the_conversation_before_it(long_
     assert max(decoded) <= max(SHORTEST_END, *map(len, ids)) < len(prefix)
 
 
-def test_a_template_without_an_anchor_in_reach_is_read_from_the_whole_conversation(tokenizer):
+def test_turn_without_a_nearby_anchor_is_parsed_with_the_whole_prefix(tokenizer):
     prefix = Chat(tokenizer, [tiny.search]).prompt_ids([QUESTION])[0]
     thoughts = tokenizer("<think>\n" + "I think of Paris. " * 200, add_special_tokens=False)["input_ids"]
     assert len(thoughts) > 4 * SHORTEST_END
@@ -706,7 +706,7 @@ def test_a_template_without_an_anchor_in_reach_is_read_from_the_whole_conversati
     assert found["reasoning_content"].startswith("I think of Paris.")
 
 
-def test_results_are_written_as_trl_writes_them_and_what_stands_before_them_once(long_chat, monkeypatch):
+def test_results_are_rendered_as_trl_does_and_prefixes_only_once(long_chat, monkeypatch):
     chat, _ = long_chat
     results = [[{"role": "tool", "name": name, "content": "x " * 9}] for name in ("search", "load", "search")]
     expected = [chat.suffix_ids(result) for result in results]

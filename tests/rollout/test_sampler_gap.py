@@ -34,7 +34,7 @@ def metrics(sampler, trainer, turn, num_turns=None):
 # ---- the metric
 
 
-def test_the_gap_is_averaged_over_tokens_by_turn_and_its_growth_is_of_absolute_gaps():
+def test_gap_is_averaged_by_turn_and_growth_uses_absolute_gaps():
     # Gaps: turn 1 of rollout 0: 0.02, -0.04; its turn 2: 0.08. Rollout 1 has 0.10 in its second turn, and a token
     # without a number in its first.
     turn = [[0, 0, -1, 1], [0, -1, 1, -1]]
@@ -55,21 +55,21 @@ def test_the_gap_is_averaged_over_tokens_by_turn_and_its_growth_is_of_absolute_g
     )
 
 
-def test_what_is_rounding_in_both_turns_raises_no_alarm_however_it_grows():
+def test_gap_growth_below_the_floor_raises_no_alarm():
     # Five times the gap of the first turn, but half of the floor of 0.01.
     found = metrics([[-1.001, -1.005]], [[-1.0, -1.0]], [[0, 1]])
     assert found["sampler_gap/growth"] == pytest.approx(0.5, abs=1e-3)
     assert found["sampler_gap/alarm"] == 0.0
 
 
-def test_a_gap_of_equal_size_at_every_depth_is_no_alarm_and_all_later_turns_count_as_one():
+def test_equal_gap_in_all_turns_raises_no_alarm():
     # 0.1 in turn 1; 0.05, 0.15 and 0.1 after it: growth 1.
     found = metrics([[-1.1, -1.05, -0.85, -1.1]], [[-1.0] * 4], [[0, 1, 2, 3]])
     assert found["sampler_gap/growth"] == pytest.approx(1.0, abs=1e-5)
     assert found["sampler_gap/alarm"] == 0.0
 
 
-def test_without_numbers_or_without_a_second_turn_there_is_nothing_to_say():
+def test_gap_metrics_are_omitted_without_numbers_or_later_turns():
     assert metrics([[NAN, NAN]], [[-1.0, -1.0]], [[0, 1]]) == {}
     assert metrics([[-1.0]], [[-1.5]], [[-1]], num_turns=1) == {}
     single = metrics([[-1.0]], [[-1.5]], [[0]])
@@ -122,7 +122,7 @@ ABSOLUTE = {"sampler_gap/absolute": 0.1}
         ([0, 0, 1, 1, 1], [5]),
     ],
 )
-def test_the_watch_warns_once_when_the_alarm_goes_on(alarms, warned, caplog, tmp_path, tokenizer):
+def test_watch_warns_once_after_three_alarms_in_a_row(alarms, warned, caplog, tmp_path, tokenizer):
     assert ALARMING_BATCHES == 3
     make(tokenizer, A2TGPOConfig(**settings(tmp_path)))  # accelerate's loggers need a state
     with caplog.at_level(logging.WARNING):
@@ -180,7 +180,7 @@ def test_the_trainer_logs_the_error_of_its_sampler_by_turn_and_warns_once(gains,
     assert len(said) == 1 and "3 times as much" in said[0]
 
 
-def test_without_a_sampler_of_its_own_there_is_no_gap_to_log(tokenizer, tmp_path):
+def test_no_gap_is_logged_if_the_policy_samples_itself(tokenizer, tmp_path):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1, num_iterations=2)))
     trainer.train()
     assert not any(key.startswith("sampler_gap") for entry in trainer.state.log_history for key in entry)
@@ -218,7 +218,7 @@ def test_the_correction_is_on_by_default_and_sampling_is_not_truncated(tmp_path)
         ({"vllm_structured_outputs_regex": "a+"}, {"vllm_structured_outputs_regex": "a+"}),
     ],
 )
-def test_settings_that_only_the_sampler_knows_are_found(changes, found, tmp_path):
+def test_sampling_settings_unknown_to_the_trainer_are_detected(changes, found, tmp_path):
     assert incomparable_settings(config(tmp_path, **changes)) == found
 
 
@@ -229,7 +229,7 @@ def warnings_of(args, caplog) -> list[str]:
     return [record.message for record in caplog.records]
 
 
-def test_they_are_named_once_with_what_to_do_where_the_correction_would_be_biased(tmp_path, tokenizer, caplog):
+def test_sampler_only_settings_warn_once_if_the_correction_would_be_biased(tmp_path, tokenizer, caplog):
     make(tokenizer, A2TGPOConfig(**settings(tmp_path)))  # accelerate's loggers need a state
     (said,) = warnings_of(config(tmp_path, top_p=0.9, generation_kwargs={"frequency_penalty": 0.2}), caplog)
     assert "top_p=0.9, frequency_penalty=0.2" in said and "vllm_importance_sampling_correction=False" in said
@@ -241,7 +241,7 @@ def test_they_are_named_once_with_what_to_do_where_the_correction_would_be_biase
     assert warnings_of(A2TGPOConfig(**settings(tmp_path, top_p=0.9)), caplog) == []  # transformers samples
 
 
-def test_a_trainer_warns_when_it_is_made(tmp_path, tokenizer, caplog, monkeypatch):
+def test_sampler_only_settings_warn_at_construction(tmp_path, tokenizer, caplog, monkeypatch):
     # This does not need the engine itself, and not every environment has it.
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", lambda **_: None)
     with caplog.at_level(logging.WARNING):
@@ -249,7 +249,7 @@ def test_a_trainer_warns_when_it_is_made(tmp_path, tokenizer, caplog, monkeypatc
     assert sum("top_p=0.5" in record.message for record in caplog.records) == 1
 
 
-def test_the_settings_we_know_of_are_those_of_the_parents_config():
+def test_sampler_only_settings_still_exist_in_grpo_config():
     assert {"top_p", "top_k", "min_p", "repetition_penalty", "vllm_structured_outputs_regex"} <= set(
         GRPOConfig.__dataclass_fields__
     )

@@ -27,7 +27,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert shares[2] == 0
 
 
-def test_what_is_certain_is_drawn_also_as_the_last_of_many_tokens():
+def test_certain_tokens_are_drawn_even_at_the_end_of_a_large_vocabulary():
     scores = torch.full((3, 50_000), -torch.inf)
     scores[:, -1] = -3.0
     assert drawn(scores, [1, 2, 3]) == [49_999] * 3
@@ -36,7 +36,7 @@ def test_what_is_certain_is_drawn_also_as_the_last_of_many_tokens():
     assert drawn(scores, [1, 2]) == [0, 0]
 
 
-def test_scores_that_are_not_finite_stay_so_and_generation_refuses_them():
+def test_non_finite_scores_stay_non_finite():
     left = OwnDraws([1, 2])(torch.zeros(2, 1), torch.tensor([[torch.nan, 0.0], [0.0, 0.0]]))
     assert left[0].isnan().any() and not left[1].isnan().any()
 
@@ -101,7 +101,7 @@ def test_a_row_draws_the_same_alone_and_beside_others(settings):
     assert "_get_logits_processor" not in vars(model)
 
 
-def test_truncation_and_greedy_decoding_hold_for_rows_that_draw_by_themselves():
+def test_seeded_draws_obey_top_k_and_greedy_decoding():
     model = tiny.make_model(tiny.make_tokenizer(), initializer_range=0.05)
     greedy = generate(model, [[5, 6, 7]] * 2, None, do_sample=False)
     assert generate(model, [[5, 6, 7]] * 2, [1, 2], top_k=1) == greedy
@@ -146,7 +146,7 @@ def completions_of(trainer: A2TGPOTrainer) -> list[list[str]]:
     return batches
 
 
-def test_rollouts_do_not_depend_on_the_size_of_micro_batches_and_differ_from_batch_to_batch(tmp_path):
+def test_rollouts_are_equal_for_any_micro_batch_size_but_differ_between_batches(tmp_path):
     one, other = (completions_of(trainer_of(tmp_path, size)) for size in (8, 4))
     assert one == other
     assert len({text for batch in one for text in batch}) > 12  # of 16
@@ -171,7 +171,7 @@ def test_a_batch_size_of_sampling_is_refused_where_it_would_have_no_effect(tmp_p
             A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, sampling_batch_size=2, **{engine: True})
 
 
-def test_another_seed_gives_other_rollouts_and_the_switch_gives_the_stream_of_all(tmp_path):
+def test_seed_and_seeded_rollouts_change_the_rollouts(tmp_path):
     with_seeds = completions_of(trainer_of(tmp_path, 8))
     assert with_seeds != completions_of(trainer_of(tmp_path, 8, seed=7))
     assert with_seeds != completions_of(trainer_of(tmp_path, 8, seeded_rollouts=False))
@@ -194,12 +194,12 @@ def test_an_evaluation_draws_the_same_in_batches_of_any_size(tmp_path):
     ("settings", "said"),
     [
         ({"use_transformers_continuous_batching": True}, "continuous_batching"),
-        ({"use_vllm": True, "vllm_mode": "server"}, "vLLM but colocated"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "vLLM unless it is colocated"),
         ({"use_vllm": True, "vllm_mode": "colocate", "stream_turns": False}, "stream_turns"),
         ({"full_determinism": True}, "full_determinism"),
     ],
 )
-def test_seeds_are_refused_where_they_would_have_no_effect_and_left_out_by_default(settings, said, tmp_path):
+def test_seeded_rollouts_is_refused_where_it_has_no_effect(settings, said, tmp_path):
     common = {"use_cpu": True, "bf16": False, **settings}
     with pytest.raises(ValueError, match=said):
         A2TGPOConfig(str(tmp_path), seeded_rollouts=True, **common)

@@ -47,7 +47,7 @@ def trained_tokens(batch: dict) -> list[int]:
 # ---- failures of tools
 
 
-def test_a_failure_is_told_logged_by_tool_and_status_and_trained_on(tokenizer, tmp_path):
+def test_tool_failure_is_reported_logged_and_trained_on(tokenizer, tmp_path):
     trainer, batch, records = train(tokenizer, args(tmp_path), tools=[failing_for({"1", "2"})])
     log = trainer.state.log_history[0]
     # Four calls, two of which raised; eight turns, of which two ended in an error.
@@ -59,7 +59,7 @@ def test_a_failure_is_told_logged_by_tool_and_status_and_trained_on(tokenizer, t
     assert min(trained_tokens(batch)) > 0 and (batch["advantages"] != 0).any(dim=1).all()
 
 
-def test_a_turn_cut_by_a_limit_of_its_own_is_over_budget_as_the_clipped_ratio_says(tokenizer, tmp_path):
+def test_turn_cut_by_max_new_tokens_counts_as_over_budget(tokenizer, tmp_path):
     # The policy is not scripted: it samples up to a limit far below the 700 tokens of a rollout, or ends earlier.
     config = args(tmp_path, generation_kwargs={"max_new_tokens": 6}, failure_policy={"over_budget": "exclude"})
     trainer = make(tokenizer, config, scripted=False, reward_funcs=spread)
@@ -89,7 +89,7 @@ def test_an_excluded_rollout_is_out_of_the_statistics_and_out_of_the_loss(tokeni
 
 
 @pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
-def test_a_batch_in_which_every_rollout_fails_changes_nothing_and_training_goes_on(credit, tokenizer, tmp_path):
+def test_batch_with_only_failed_rollouts_changes_no_weights(credit, tokenizer, tmp_path):
     # The tool fails in the first batch, and works in the second.
     calls = []
 
@@ -120,7 +120,7 @@ def test_a_batch_in_which_every_rollout_fails_changes_nothing_and_training_goes_
     assert logged(trainer, "grad_norm")[0] == 0
 
 
-def test_a_policy_that_only_calls_runs_into_every_limit_and_ends(tokenizer, tmp_path):
+def test_policy_that_never_answers_ends_at_every_limit(tokenizer, tmp_path):
     def write(turn: int, row: int) -> str:
         return tiny.call(f"{turn}", times=3)
 
@@ -138,7 +138,7 @@ def test_a_policy_that_only_calls_runs_into_every_limit_and_ends(tokenizer, tmp_
     assert log["turns/context_full"] + log["turns/over_budget"] > 0
 
 
-def test_a_policy_that_never_calls_is_noticed(tokenizer, tmp_path, caplog):
+def test_policy_that_never_calls_a_tool_is_warned_of_once(tokenizer, tmp_path, caplog):
     config = args(tmp_path, max_steps=SILENT_BATCHES + 1)
     train(tokenizer, config, lambda turn, row: tiny.final("Paris"))
     assert caplog.text.count("called no tool") == 1
@@ -150,7 +150,7 @@ def test_a_tool_all_of_whose_calls_fail_is_named(tokenizer, tmp_path, caplog):
 
     train(tokenizer, args(tmp_path), write, tools=[failing_for({"0", "1", "2", "3"})])
     assert (
-        "All calls of the tool search in this batch failed, the last with: Error: ValueError: no luck" in caplog.text
+        "All calls to the tool search in this batch failed, the last with: Error: ValueError: no luck" in caplog.text
     )
 
 
@@ -163,7 +163,7 @@ def test_empty_generations_are_answers_of_one_end_token(tokenizer, tmp_path, mon
     assert sorted(trained_tokens(batch))[:2] == [1, 1] and math.isfinite(logged(trainer, "loss")[0])
 
 
-def test_a_tool_that_never_closes_its_sockets_stops_the_run_while_it_can_still_save(tokenizer, tmp_path):
+def test_tool_that_leaks_sockets_stops_the_run_before_files_run_out(tokenizer, tmp_path):
     kept = []
 
     @tiny.searches
@@ -176,9 +176,7 @@ def test_a_tool_that_never_closes_its_sockets_stops_the_run_while_it_can_still_s
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     config = args(tmp_path, max_steps=10, save_strategy="steps", save_steps=100)
     try:
-        with pytest.raises(
-            RunStopped, match=rf"of {allowed} that it may have open: search.*process=True.*checkpoint-1"
-        ):
+        with pytest.raises(RunStopped, match=rf"\(limit: {allowed}\): search.*process=True.*checkpoint-1"):
             train(tokenizer, config, tools=[search])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -214,7 +212,7 @@ def files_after(*counts: int, allowed: int = 1000) -> OpenFiles:
     return files
 
 
-def test_a_leak_is_files_that_become_more_with_batch_after_batch():
+def test_leak_is_detected_from_steadily_rising_file_counts():
     # 40 a batch since the third count, 5 times: (900 - 300) / 40
     assert files_after(150, 160, 100, 140, 180, 220, 260, 300).batches_left == 15.0
     assert files_after(100, 140, 180, 220, 260).batches_left == math.inf
@@ -225,7 +223,7 @@ def test_a_leak_is_files_that_become_more_with_batch_after_batch():
     assert files_after(100, 899).is_full is False and files_after(100, 900).is_full is True
 
 
-def test_a_slow_leak_is_told_before_it_stops_the_run(tokenizer, tmp_path, caplog):
+def test_slow_file_leak_is_warned_of_before_it_stops_the_run(tokenizer, tmp_path, caplog):
     kept = []
 
     @tiny.searches
@@ -238,14 +236,14 @@ def test_a_slow_leak_is_told_before_it_stops_the_run(tokenizer, tmp_path, caplog
     allowed = int((psutil.Process().num_fds() + 120) / 0.9)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     try:
-        with pytest.raises(RunStopped, match="search may leave theirs open"):
+        with pytest.raises(RunStopped, match="search may leave some open"):
             train(tokenizer, args(tmp_path, max_steps=20), tools=[search])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for one in kept:
             one.close()
     told = [record.message for record in caplog.records if "the run would have to stop" in record.message]
-    assert len(told) >= 2 and "search may leave theirs open" in told[0]
+    assert len(told) >= 2 and "search may leave some open" in told[0]
 
 
 # ---- tools that hang, and tools that are down
@@ -270,7 +268,7 @@ def test_calls_that_never_come_back_stop_the_run_with_a_checkpoint(tokenizer, tm
         return one_call(turn, row)
 
     tiny.script(trainer.model, tokenizer, write)
-    with pytest.raises(RunStopped, match=r"4 calls have not come back: search \(4\).*checkpoint-2"):
+    with pytest.raises(RunStopped, match=r"4 calls have not returned: search \(4\).*checkpoint-2"):
         trainer.train()
     never.set()
     assert (tmp_path / "checkpoint-2" / "model.safetensors").exists()
@@ -309,7 +307,7 @@ class Server:
         return search
 
 
-def test_a_tool_that_comes_back_costs_nothing_but_time(tokenizer, tmp_path):
+def test_tool_that_recovers_loses_no_calls(tokenizer, tmp_path):
     server = Server(1, 4)  # up at the start, then down for three checks
     trainer, batch, records = train(
         tokenizer, args(tmp_path, outage_patience=20.0, tool_concurrency=1), tools=[server.tool()]
@@ -319,7 +317,7 @@ def test_a_tool_that_comes_back_costs_nothing_but_time(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])
-def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(policy, tokenizer, tmp_path):
+def test_tool_that_stays_down_stops_the_run_unless_on_outage_is_continue(policy, tokenizer, tmp_path):
     server = Server(1, 10**9)
     config = args(tmp_path, max_steps=2, outage_patience=0.1, on_outage=policy)
     trainer = make(tokenizer, config, scripted=False, reward_funcs=spread, tools=[server.tool()])
@@ -329,7 +327,7 @@ def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(pol
         assert logged(trainer, "tools/search/tool_error") == [1.0, 1.0]
         return
     with pytest.raises(
-        RunStopped, match="The tool search is down, and was not up again within 0.1 s: ConnectionError"
+        RunStopped, match="The tool search is down, and did not come back within 0.1 s: ConnectionError"
     ):
         trainer.train()
 
@@ -339,7 +337,7 @@ def test_a_tool_that_stays_down_stops_the_run_or_does_not_as_the_policy_says(pol
 
 @pytest.mark.parametrize("credit", ["a2tgpo", "grpo"])
 @pytest.mark.parametrize("too_long", [{1}, {0, 1}], ids=["one", "all"])
-def test_a_row_that_is_too_long_costs_its_rollouts_and_not_the_run(too_long, credit, tokenizer, tmp_path, caplog):
+def test_overlong_prompt_loses_its_rollouts_but_not_the_run(too_long, credit, tokenizer, tmp_path, caplog):
     texts = ["Where? " * (600 if i in too_long else 1) for i in range(2)]
     prompts = [[{"role": "user", "content": text}] for text in texts]
     rows = Dataset.from_dict({"prompt": prompts, "answer": ["Paris"] * 2})
@@ -353,7 +351,7 @@ def test_a_row_that_is_too_long_costs_its_rollouts_and_not_the_run(too_long, cre
     number = 2 * len(too_long)
     assert batch["prompt_ids"].size(1) < 2048 and trained_tokens(batch).count(0) == number
     assert math.isfinite(trainer.state.log_history[0]["loss"])
-    assert f"{number} rollouts of a batch could not be begun (context_full)" in caplog.text
+    assert f"{number} rollouts of a batch could not begin (context_full)" in caplog.text
 
 
 # ---- environments
@@ -437,7 +435,7 @@ def test_calls_on_an_environment_are_in_order_and_on_one_thread(tokenizer, tmp_p
         assert looked[-1] == "00, 01, 02, 03, 04, 10, 11, 12, 13, 14"
 
 
-def test_the_methods_that_are_no_tools_cannot_be_called(tokenizer, tmp_path):
+def test_reset_get_reward_and_private_methods_cannot_be_called(tokenizer, tmp_path):
     def write(turn: int, row: int) -> str:
         name = ("reset", "get_reward", "_secret", "__init__")[row]
         return tiny.call("x").replace("search", name) if turn == 0 else tiny.final("Paris")
@@ -462,7 +460,7 @@ class Moody(Room):
 
 
 @pytest.mark.parametrize("where", ["reset", "get_reward", "nan"])
-def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, tokenizer, tmp_path, monkeypatch, caplog):
+def test_failing_environment_loses_its_rollout_but_not_the_run(where, tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Moody, "fails_for", {3: where})
     monkeypatch.setattr(Moody, "number", 0)
 
@@ -486,7 +484,7 @@ def test_an_environment_that_fails_costs_its_rollout_and_not_the_run(where, toke
         assert trained_tokens(batch)[int(unscored.nonzero())] == 0
 
 
-def test_a_judge_that_fails_makes_no_rollout_look_worse_than_its_group(tokenizer, tmp_path, monkeypatch):
+def test_failed_get_reward_leaves_the_rollout_unscored(tokenizer, tmp_path, monkeypatch):
     # Format rewards are 0, and each judge gives one point: without a judge, a rollout would seem to lack the point.
     monkeypatch.setattr(Moody, "fails_for", {3: "get_reward"})
     monkeypatch.setattr(Moody, "number", 0)
@@ -503,7 +501,7 @@ def test_a_judge_that_fails_makes_no_rollout_look_worse_than_its_group(tokenizer
     assert (batch["advantages"] == 0).all()
 
 
-def test_environments_that_are_equal_are_told_apart_by_identity(tokenizer, tmp_path, monkeypatch):
+def test_equal_environments_are_distinguished_by_identity(tokenizer, tmp_path, monkeypatch):
     class Twin(Moody):
         def __eq__(self, other):
             return True
@@ -532,11 +530,11 @@ def test_environments_that_take_no_attributes_are_refused_with_a_reason(tokenize
         def get_reward(self) -> float:
             return 0.0
 
-    with pytest.raises(TypeError, match="class Slotted take no attributes: drop its __slots__"):
+    with pytest.raises(TypeError, match="class Slotted do not accept new attributes: remove its __slots__"):
         make(tokenizer, args(tmp_path), tools=None, environment_factory=Slotted)
 
 
-def test_an_evaluation_leaves_no_rollout_out_and_a_stop_in_one_saves_what_was_learnt(tokenizer, tmp_path):
+def test_evaluation_excludes_no_rollout_and_a_stop_in_it_saves_a_checkpoint(tokenizer, tmp_path):
     failing = failing_for({"0", "1", "2", "3"})
     config = args(tmp_path, failure_policy={"tool_error": "exclude"}, num_generations_eval=4)
     trainer = make(tokenizer, config, scripted=False, reward_funcs=spread, tools=[failing])
@@ -562,7 +560,7 @@ def test_an_evaluation_leaves_no_rollout_out_and_a_stop_in_one_saves_what_was_le
         return one_call(turn, row)
 
     tiny.script(trainer.model, tokenizer, write)
-    with pytest.raises(RunStopped, match="search is down.*checkpoint-2: go on from there"):
+    with pytest.raises(RunStopped, match="search is down.*checkpoint-2: fix the problem and resume from there"):
         trainer.train()
     assert (tmp_path / "checkpoint-2" / "model.safetensors").exists()
 
@@ -572,7 +570,7 @@ def test_environments_that_all_fail_stop_the_run(tokenizer, tmp_path):
         in_rooms(tokenizer, tmp_path, ["reset"] * 4, max_steps=3)
 
 
-def test_one_bad_batch_of_environments_is_survived(tokenizer, tmp_path, monkeypatch, caplog):
+def test_one_batch_of_failed_resets_does_not_stop_the_run(tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Moody, "fails_for", dict.fromkeys(range(4), "reset"))
     monkeypatch.setattr(Moody, "number", 0)
 
@@ -644,9 +642,7 @@ FAULTS = {"raises": "OSError: no display", "blocks": r"Rebuilt\(\) did not answe
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_environment_that_cannot_be_made_again_costs_its_rollout_and_not_the_run(
-    fault, tokenizer, tmp_path, monkeypatch, caplog
-):
+def test_environment_that_cannot_be_rebuilt_loses_its_rollout_only(fault, tokenizer, tmp_path, monkeypatch, caplog):
     never = threading.Event()
     monkeypatch.setattr(Rebuilt, "_fault", raises if fault == "raises" else never.wait, raising=False)
     monkeypatch.setattr(Room, "made", 0)
@@ -665,10 +661,10 @@ def test_an_environment_that_cannot_be_made_again_costs_its_rollout_and_not_the_
     assert [record["ended"] for record in records[4:]] == ["answer"] * 3 + ["reset"] + ["answer"] * 4
     assert [record["rewards"]["Rebuilt"] for record in records[4:]] == [1.0] * 3 + [None] + [1.0] * 4
     assert re.search(f"reset failed for 1 of 4 .* could not be made: {FAULTS[fault]}", caplog.text)
-    assert "did not give back" not in caplog.text and len(trainer._environment_pool[None]) == 4
+    assert "failed to release" not in caplog.text and len(trainer._environment_pool[None]) == 4
 
 
-def test_environments_have_their_own_time_to_be_made_in(tokenizer, tmp_path, monkeypatch):
+def test_environment_init_has_its_own_timeout(tokenizer, tmp_path, monkeypatch):
     class Slow(Room):
         @tool(timeout=20)
         def __init__(self):
@@ -725,10 +721,10 @@ def test_a_call_that_a_replay_does_not_have_stops_the_run_and_is_named(tokenizer
         train(tokenizer, config, lambda turn, row: one_call(turn, min(row, 1)))
 
 
-def test_replay_and_environments_do_not_go_together(tokenizer, tmp_path):
+def test_tool_replay_with_environments_is_refused(tokenizer, tmp_path):
     cache = tmp_path / "calls.jsonl"
     cache.write_text("")
-    with pytest.raises(ValueError, match="tool_replay cannot answer for environments"):
+    with pytest.raises(ValueError, match="tool_replay does not work with environments"):
         in_rooms(tokenizer, tmp_path, ["no"] * 4, tool_cache=str(cache), tool_replay=True)
 
 
@@ -745,7 +741,7 @@ def test_a_secret_of_the_environment_is_in_no_record_and_no_cache(tokenizer, tmp
     assert "very-secret" not in json.dumps(records, default=str)
 
 
-def test_threads_and_files_stay_as_many_over_many_batches(tokenizer, tmp_path):
+def test_threads_and_open_files_stay_bounded_over_batches(tokenizer, tmp_path):
     me = psutil.Process()
     seen = []
 
@@ -783,7 +779,7 @@ def test_reset_and_get_reward_can_have_limits_of_their_own(tokenizer, tmp_path):
     assert "Slow.get_reward did not answer within 0.2 seconds" in trainer._tool_loop.environments.reward_errors[0]
 
 
-def test_an_environment_without_tools_only_sets_the_scene_and_judges(tokenizer, tmp_path):
+def test_environment_without_tools_can_reset_and_judge(tokenizer, tmp_path):
     class Judge:
         judged = 0
 
@@ -805,7 +801,7 @@ def test_an_environment_without_tools_only_sets_the_scene_and_judges(tokenizer, 
     assert logged(trainer, "rollouts/failed_rewards") == [0.25]
 
 
-def test_environments_of_several_kinds_are_guarded_each(tokenizer, tmp_path):
+def test_each_kind_of_environment_gets_its_own_rewards(tokenizer, tmp_path):
     class Hall(Room):
         async def get_reward(self) -> float:
             if self.fails == "get_reward":
@@ -826,8 +822,8 @@ def test_environments_of_several_kinds_are_guarded_each(tokenizer, tmp_path):
     assert by_kind == {"room": {"Room": 0.0, "Hall": None}, "hall": {"Room": None, "Hall": 2.0}}
 
 
-def test_a_rollout_function_and_tools_do_not_go_together(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="makes the calls of its rollouts itself"):
+def test_rollout_function_with_tools_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="makes the tool calls of its rollouts itself"):
         make(tokenizer, args(tmp_path), rollout_func=lambda prompts, trainer: {})
 
 
@@ -848,17 +844,17 @@ def test_a_rollout_function_and_tools_do_not_go_together(tokenizer, tmp_path):
         ({"on_outage": "go"}, "on_outage must be one of"),
         ({"tool_settings": {"serch": {"timeout": 1}}}, "there is no tool 'serch'. Did you mean 'search'"),
         ({"tool_settings": {"search": {"time": 1}}}, "there is no setting 'time'. Did you mean 'timeout'"),
-        ({"tool_settings": {"search": {"retries": -1}}}, "retries must be a whole number from 0 on"),
+        ({"tool_settings": {"search": {"retries": -1}}}, "retries must be a whole number, at least 0"),
         ({"tool_settings": {"search": {"process": True}}}, "must be importable"),
         ({"tool_cache": "/nowhere/calls.jsonl", "tool_replay": True}, "there is no file /nowhere/calls.jsonl"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(changes, message, tokenizer, tmp_path):
+def test_invalid_tool_settings_are_refused_by_name(changes, message, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=message):
         make(tokenizer, args(tmp_path, **changes), scripted=False, tools=[failing_for(set())])
 
 
-def test_a_recipe_can_say_how_calls_are_made(tokenizer, tmp_path):
+def test_tool_settings_of_a_recipe_apply_to_calls(tokenizer, tmp_path):
     attempts = []
 
     @tiny.searches

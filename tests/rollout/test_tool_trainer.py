@@ -8,7 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer, ToolConfig, ToolTrainer
 
 
-def test_alone_it_trains_as_trls_grpo_does_on_the_same_rollouts_bit_for_bit(tokenizer, tmp_path):
+def test_tool_trainer_trains_exactly_like_grpo_on_the_same_rollouts(tokenizer, tmp_path):
     common = settings(tmp_path, num_iterations=2, steps_per_generation=2)
     grpo = make(tokenizer, GRPOConfig(**common), trainer=GRPOTrainer)
     grpo.train()
@@ -23,7 +23,7 @@ def test_alone_it_trains_as_trls_grpo_does_on_the_same_rollouts_bit_for_bit(toke
     assert not logged(ours, "gain/mean")
 
 
-def test_rows_are_rolled_out_by_their_seed_and_nothing_of_it_is_left_behind(tokenizer, tmp_path):
+def test_seeded_roll_out_is_reproducible_and_leaves_no_state_behind(tokenizer, tmp_path):
     trainer = make(tokenizer, ToolConfig(**settings(tmp_path)), trainer=ToolTrainer, scripted=False)
     trainer.num_generations_eval = 2
     rows, seen = [questions()[0]] * 3, []
@@ -52,7 +52,7 @@ def test_settings_of_another_class_are_refused(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("ours", [(ToolTrainer, ToolConfig), (A2TGPOTrainer, A2TGPOConfig)], ids=["tools", "a2tgpo"])
-def test_what_a_batch_leaves_on_the_trainer_beside_what_trl_does_is_the_batch_alone(ours, tokenizer, tmp_path):
+def test_batch_sets_only_one_attribute_that_trl_does_not(ours, tokenizer, tmp_path):
     def assigned(kind, config) -> set[str]:
         names: set[str] = set()
 

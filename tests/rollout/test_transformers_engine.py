@@ -133,7 +133,7 @@ def plain(model: PreTrainedModel, context: list[int], tail: Tail, temperature: f
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_tokens_and_scores_are_those_of_whole_contexts_in_whatever_order_tools_answer(name):
+def test_tokens_and_scores_equal_whole_contexts_in_any_order_of_results(name):
     model, contexts, seeds = make(name), prompts(), list(range(6))
     expected = play(by_generate(model, seeds), contexts)
     assert len({len(context) for context in expected}) > 3
@@ -163,7 +163,7 @@ def test_scores_are_taken_at_the_temperature():
         assert score.total == pytest.approx(plain(model, ended[3][:length], tails[3], 0.5), abs=1e-4)
 
 
-def test_without_seeds_tokens_come_from_the_stream_of_all():
+def test_without_seeds_tokens_come_from_the_global_random_state():
     model, contexts = make("qwen3"), prompts()
     torch.manual_seed(3)
     first = play(stream_of(model, None), contexts)
@@ -218,7 +218,7 @@ def test_rows_whose_turn_has_ended_leave_the_batch():
 
 
 @pytest.mark.parametrize("budget", [1, 60, 120, 250])
-def test_columns_are_bounded_and_rows_that_wait_are_read_again(budget):
+def test_cached_columns_are_bounded_and_evicted_rows_are_read_again(budget):
     model, contexts, seeds = make("qwen3"), prompts(), list(range(6))
     expected = play(stream_of(model, seeds), contexts)
     stream = stream_of(model, seeds, token_budget=budget)
@@ -236,7 +236,7 @@ def test_columns_are_bounded_and_rows_that_wait_are_read_again(budget):
     assert (max(at_once) < 6) == (budget < 120)
 
 
-def test_as_many_rows_at_once_as_are_asked_for():
+def test_most_rows_bounds_the_rows_sampled_at_once():
     model, contexts, seeds = make("qwen3"), prompts(), list(range(6))
     stream = stream_of(model, seeds, most_rows=2)
     watched = Watched(model)
@@ -244,7 +244,7 @@ def test_as_many_rows_at_once_as_are_asked_for():
     assert max(rows for rows, columns in watched.shapes[:20] if columns == 1) <= 2
 
 
-def test_a_context_that_does_not_go_on_from_what_is_kept_is_read_anew():
+def test_context_that_does_not_extend_the_cache_is_read_again():
     model = make("llama")
     stream = stream_of(model, [1])
     stream.submit(0, [5, 6, 7, 8])
@@ -263,7 +263,7 @@ def test_a_context_that_does_not_go_on_from_what_is_kept_is_read_anew():
 
 
 @pytest.mark.parametrize("name", [*tiny.UNPACKABLE, *DROPOUT])
-def test_models_that_keep_more_than_keys_and_values_are_named(name):
+def test_model_that_caches_more_than_keys_and_values_keeps_no_contexts(name):
     assert obstacle_to_keeping(tiny.architectures()[name]()) is not None
 
 
@@ -279,10 +279,10 @@ def test_the_trial_finds_a_model_that_ignores_positions():
     assert keeping_error(model, torch.device("cpu")) > 1e-2
 
 
-def test_a_generate_of_its_own_is_used():
+def test_model_with_its_own_generate_keeps_no_contexts():
     model = tiny.architectures()["llama"]()
     model.generate = lambda **_: None
-    assert obstacle_to_keeping(model) == "it has a generate of its own"
+    assert obstacle_to_keeping(model) == "it has its own `generate`"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_run_is_the_same_whether_contexts_are_kept_or_read_again(tmp_path, ada
 
 
 @pytest.mark.parametrize("changes", [{"num_iterations": 2}, {"answer_aliases": "max"}])
-def test_where_the_pass_finds_more_gains_come_from_the_pass(tmp_path, changes):
+def test_gain_pass_runs_only_if_it_finds_more_than_sampling(tmp_path, changes):
     found = trained(tmp_path, max_steps=1, **changes)
     expected = 0 if changes.get("answer_aliases") else 1  # one alias each: nothing more to find
     assert (found.log[0]["gain/forwards"] > 0) == expected
@@ -355,7 +355,7 @@ def test_training_without_credit_keeps_contexts_too(tmp_path):
     assert kept.trainer._keeps_contexts and not again.trainer._keeps_contexts
 
 
-def test_evaluations_keep_contexts_and_score_nothing(tmp_path):
+def test_evaluation_with_kept_contexts_gives_the_same_completions(tmp_path):
     trainer = trained(tmp_path, max_steps=1).trainer
     rows = atlas(test_questions=3).test_dataset.to_list()
     records = trainer.roll_out(rows)

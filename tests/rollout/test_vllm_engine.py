@@ -166,7 +166,7 @@ def test_vllm_is_given_the_requests_that_trl_gives_it(generation, contexts, chan
         ({"tensor_parallel_size": 2}, "vllm_tensor_parallel_size=2"),
     ],
 )
-def test_what_cannot_be_streamed_raises_and_says_why(generation, changes, named, monkeypatch):
+def test_settings_that_cannot_be_streamed_raise_with_the_reason(generation, changes, named, monkeypatch):
     for name, value in changes.items():
         monkeypatch.setattr(generation, name, value)
     with pytest.raises(ValueError, match=named):
@@ -174,7 +174,7 @@ def test_what_cannot_be_streamed_raises_and_says_why(generation, changes, named,
 
 
 @pytest.mark.vllm
-def test_a_context_without_room_raises_as_it_does_in_trl_and_leaves_the_stream_usable(generation, contexts):
+def test_context_without_room_raises_like_trl_and_the_stream_stays_usable(generation, contexts):
     long = [5] * 600  # the limit is 512
     with pytest.raises(Exception, match="512") as theirs:
         generation.generate([long], None, 1)
@@ -185,7 +185,7 @@ def test_a_context_without_room_raises_as_it_does_in_trl_and_leaves_the_stream_u
         assert [sample.key for sample in engine.collect()] == [0]
 
 
-def test_the_number_of_a_token_is_its_own_and_none_for_nan():
+def test_sampled_logprob_is_that_of_the_token_and_none_for_nan():
     # Two tokens, one with its best alternative as well; TRL's settings ask only for the sampled one.
     found = [{3: -2.0, 8: -0.5}, {4: float("nan")}]
     rows = [{token: SimpleNamespace(logprob=number) for token, number in row.items()} for row in found]
@@ -250,7 +250,7 @@ def test_without_waiting_the_engine_makes_one_step_at_most(generation, contexts,
 
 
 @pytest.mark.vllm
-def test_after_an_exception_nothing_is_pending_and_the_next_batch_is_as_ever(generation, contexts):
+def test_exception_leaves_no_pending_requests_for_the_next_batch(generation, contexts):
     llm = generation.llm.llm_engine
     before = stream_all(generation, contexts)[0]
     with pytest.raises(ConnectionError), VLLMStream(generation) as engine:
@@ -267,7 +267,7 @@ def test_after_an_exception_nothing_is_pending_and_the_next_batch_is_as_ever(gen
 
 
 @pytest.mark.vllm
-def test_after_a_failed_step_the_next_batch_is_as_ever(generation, contexts, monkeypatch):
+def test_failed_step_does_not_affect_the_next_batch(generation, contexts, monkeypatch):
     before = stream_all(generation, contexts)[0]
     with pytest.raises(MemoryError), VLLMStream(generation) as engine, pytest.MonkeyPatch.context() as patch:
         for key, context in enumerate(contexts):
@@ -303,7 +303,7 @@ def other_weights(trainer):
 
 
 @pytest.mark.vllm
-def test_a_stream_samples_from_the_weights_of_the_moment_when_awake(trainer, generation, contexts):
+def test_awake_stream_samples_from_the_current_weights(trainer, generation, contexts):
     old = stream_all(generation, contexts)[0]
     with other_weights(trainer):
         assert stream_all(generation, contexts)[0] == old  # vLLM has not been told
@@ -401,7 +401,7 @@ def test_awake_leaves_a_trainer_without_colocated_vllm_alone():
 
 
 @pytest.mark.vllm
-def test_the_bench_gives_both_ways_the_same_work_and_counts_fewer_steps_without_the_barrier(generation, monkeypatch):
+def test_stream_bench_needs_fewer_steps_without_the_barrier(generation, monkeypatch):
     monkeypatch.setattr(generation, "generation_kwargs", {"ignore_eos": True})
     # With the barrier, 8 + 8 steps: each turn takes as long as its longest. Without it, each rollout samples 8 + 1; a
     # tool's answer may come a few steps late.

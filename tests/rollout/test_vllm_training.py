@@ -66,7 +66,7 @@ def check_trained(ranks: list[dict]) -> None:
         assert all("sampler_gap/turn_3" in entry for entry in rank["history"])
 
 
-def test_vllm_samples_from_the_weights_of_the_moment(policy, tmp_path):
+def test_vllm_samples_from_the_current_weights(policy, tmp_path):
     ranks = run(tmp_path, policy, "full")
     check_trained(ranks)
     # Four prompts in two batches, two rollouts each, with 2, 1, 0 and 3 calls; the last ones may run out of room.
@@ -80,7 +80,7 @@ def test_two_processes_with_a_vllm_each_train_one_policy(policy, tmp_path):
     assert ranks[0]["turns"] != ranks[1]["turns"]
 
 
-def test_a_lora_adapter_is_merged_for_vllm_and_lies_beside_whole_weights_afterwards(policy, tmp_path):
+def test_lora_adapter_is_merged_for_vllm_and_unmerged_afterwards(policy, tmp_path):
     (rank,) = run(tmp_path, policy, "lora")
     check_trained([rank])
     adapter = rank["adapter"]
@@ -156,7 +156,7 @@ def test_ranks_with_unequal_turns_get_their_own_completions_from_a_server(policy
     assert "context_full" in ranks[1]["ends"]
 
 
-def test_demonstration_that_the_parents_loop_gives_a_rank_what_another_asked_for(policy, server, tmp_path):
+def test_control_trl_loop_mixes_up_completions_between_ranks(policy, server, tmp_path):
     """Not a test of this package: it shows that the test above would fail with TRL's loop in place of ours.
 
     If it fails, TRL gives each rank its own completions by itself.

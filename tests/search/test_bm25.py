@@ -49,7 +49,7 @@ def test_ranking_and_scores_are_those_of_bm25s_in_memory_bit_for_bit(tmp_path, m
         assert all(scores[number] == score for number, score in hits)
 
 
-def test_of_equal_scores_the_first_come_first_also_at_the_end_of_the_list(tmp_path):
+def test_equal_scores_keep_the_order_of_the_corpus(tmp_path):
     rows = [{"id": str(n), "text": "same words" if n % 2 else "other text"} for n in range(40)]
     retriever = bm25_retriever(write_lines(tmp_path / "wiki.jsonl", rows))
     assert ids(retriever, "words", 5) == ["1", "3", "5", "7", "9"]
@@ -57,12 +57,12 @@ def test_of_equal_scores_the_first_come_first_also_at_the_end_of_the_list(tmp_pa
     assert bm25.best(np.array([0.0, 1.0]), 2) == [(1, 1.0)]
 
 
-def test_scores_stay_on_the_disk_until_they_are_asked_for(four):
+def test_scores_are_memory_mapped(four):
     scorer = bm25_retriever(four)._index._scorer
     assert all(isinstance(scorer.scores[name], np.memmap) for name in ("data", "indices", "indptr"))
 
 
-def test_what_a_query_has_read_leaves_memory(tmp_path):
+def test_pages_read_by_a_query_are_released(tmp_path):
     retriever = bm25_retriever(write_lines(tmp_path / "wiki.jsonl", random_passages(2000)))
 
     def resident() -> int:
@@ -82,12 +82,12 @@ def test_an_index_is_built_once_and_opened_by_its_folder(four, monkeypatch):
     assert ids(bm25_retriever(four), "Osk") == ids(open_retriever(f"{four}.bm25"), "Osk") == ["1", "0"]
 
 
-def test_a_copy_of_the_corpus_is_the_same_corpus_and_one_that_was_changed_another(four):
+def test_corpus_with_a_new_mtime_is_accepted_and_a_changed_one_refused(four):
     bm25_retriever(four)
     os.utime(four, (1, 1))
     assert ids(bm25_retriever(four), "Osk") == ["1", "0"]
     four.write_text(four.read_text().replace("Velm", "Helm"))
-    with pytest.raises(ValueError, match=r"index of another corpus than .*wiki.jsonl.*Remove .*wiki.jsonl.bm25"):
+    with pytest.raises(ValueError, match=r"index of a corpus other than .*wiki.jsonl.*Remove .*wiki.jsonl.bm25"):
         bm25_retriever(four)
 
 
@@ -95,7 +95,7 @@ def test_a_copy_of_the_corpus_is_the_same_corpus_and_one_that_was_changed_anothe
     ("change", "told"),
     [
         ({"version": 0}, "holds an index of version 0; this is version 1. Remove"),
-        ({"settings": {"index": "dense"}}, "holds an index with index 'dense'; asked for is 'bm25'. Remove"),
+        ({"settings": {"index": "dense"}}, "holds an index with index 'dense', not 'bm25'. Remove"),
     ],
 )
 def test_an_index_of_another_version_or_kind_is_refused(four, change, told):
@@ -116,7 +116,7 @@ def test_a_folder_that_holds_no_index_is_left_alone(four, tmp_path):
         bm25_retriever(tmp_path / "nowhere.jsonl")
 
 
-def test_a_full_disk_is_told_and_leaves_no_index(four, monkeypatch):
+def test_full_disk_is_an_error_and_leaves_no_index(four, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_and_leaves_no_index(four, monkeypatch):
     assert ids(bm25_retriever(four), "Osk") == ["1", "0"]
 
 
-def test_a_corpus_that_changes_while_it_is_indexed_is_told(four):
+def test_corpus_changed_during_indexing_is_an_error(four):
     def change(line: str) -> None:
         if "passages" in line:
             four.write_text(four.read_text() + "\n")

@@ -14,7 +14,7 @@ def read(file) -> list[Passage]:
     return list(Corpus(file, scan(file)))
 
 
-def test_the_formats_of_a_line(tmp_path):
+def test_each_line_format_gives_a_passage(tmp_path):
     rows = [
         {"id": "7", "contents": '"Velm"\nA town.\nIt is old.'},
         {"id": 8, "title": "Osk", "text": "A river."},
@@ -35,7 +35,7 @@ def test_the_formats_of_a_line(tmp_path):
     )
 
 
-def test_passages_are_read_from_the_file_by_their_number_past_blank_lines_and_without_a_last_break(tmp_path):
+def test_passages_are_read_by_number_despite_blank_lines_and_no_final_newline(tmp_path):
     file = tmp_path / "wiki.jsonl"
     file.write_bytes("\n".join([json.dumps(FOUR[0]), "", "  ", json.dumps({"id": "é", "text": "ü"})]).encode())
     corpus = Corpus(file, scan(file))
@@ -46,11 +46,11 @@ BAD = {
     b'{"id": "0", "contents": "a"': "line 3 is not JSON",
     b'{"id": "0", "contents": "\xff"}': "line 3 is not JSON",
     b"[" * 100_000: "line 3 is not JSON",
-    b'["a"]': "line 3 holds no object",
+    b'["a"]': "line 3 does not hold an object",
     b'{"id": "5", "title": "a"}': "line 3 has no text; its keys are id, title",
     b'{"id": "5", "contents": "  "}': "line 3 has no text",
     b'{"id": "5", "contents": null}': "line 3 has no text",
-    b'{"id": "5", "contents": 12}': "line 3: contents is 12, which is no text",
+    b'{"id": "5", "contents": 12}': "line 3: contents is 12, which is not text",
     b'{"id": "5", "contents": "a \\ud800"}': "line 3: contents holds half a character",
     b'{"id": "1", "contents": "a"}': "lines 2 and 3 both have the id '1'",
     b'{"contents": "a"}\n{"id": 2, "contents": "b"}': "lines 3 and 4 both have the id '2'",
@@ -58,15 +58,15 @@ BAD = {
 
 
 @pytest.mark.parametrize(("line", "told"), BAD.items(), ids=[told[:30] for told in BAD.values()])
-def test_a_line_that_is_no_passage_is_an_error_of_that_line(tmp_path, line, told):
+def test_invalid_line_is_an_error_naming_the_line(tmp_path, line, told):
     file = write_lines(tmp_path / "wiki.jsonl", FOUR[:2])
     file.write_bytes(file.read_bytes() + line + b"\n")
     with pytest.raises(ValueError, match=told) as caught:
         scan(file)
-    assert str(file) in str(caught.value) and any(word in str(caught.value) for word in ("Mend", "remove"))
+    assert str(file) in str(caught.value) and any(word in str(caught.value) for word in ("Fix", "remove"))
 
 
-def test_a_line_of_100_mb_is_told_without_being_read(tmp_path, monkeypatch):
+def test_line_of_100_mb_is_an_error_without_being_parsed(tmp_path, monkeypatch):
     file = write_lines(tmp_path / "wiki.jsonl", FOUR[:1])
     with file.open("ab") as opened:
         opened.truncate(100 * 2**20)
@@ -96,14 +96,14 @@ def test_text_files_are_cut_into_passages_of_a_hundred_words(tmp_path):
     assert passages[1].title == "Velm" and passages[1].text.split() == [f"w{n}" for n in range(100)]
     assert passages[2].text.split()[-1] == "w129"
     (folder / "Latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"Latin.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"Latin.txt is not text in UTF-8"):
         cut(folder, tmp_path / "cut.jsonl")
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"holds no file that ends with .txt or .md"):
         cut(tmp_path / "none", tmp_path / "cut.jsonl")
 
 
-def test_equal_marks_of_different_ids_are_no_duplicates(tmp_path):
+def test_hash_collision_of_different_ids_is_no_duplicate(tmp_path):
     file = write_lines(tmp_path / "wiki.jsonl", FOUR)
     corpus = Corpus(file, scan(file))
     assert module._check_ids(corpus, np.zeros(4, dtype=np.uint64)) is None  # no error

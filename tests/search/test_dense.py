@@ -71,7 +71,7 @@ def test_flat_is_the_inner_product_with_every_passage(many, small_shards):
 
 
 @pytest.mark.parametrize(("kind", "least"), [("ivf", 0.8), ("hnsw", 0.95), ("pq", 0.5)])
-def test_the_other_kinds_find_most_of_what_flat_finds(many, small_shards, kind, least):
+def test_approximate_indexes_find_most_of_what_flat_finds(many, small_shards, kind, least):
     encoder, queries = WordEncoder(), random_queries(50)
     flat, other = (dense_retriever(many, encoder, faiss=one) for one in ("flat", kind))
     assert encoder.encoded == 600  # once for both
@@ -79,7 +79,7 @@ def test_the_other_kinds_find_most_of_what_flat_finds(many, small_shards, kind, 
     assert least <= sum(same) / (3 * len(queries)) <= 1
 
 
-def test_of_equal_scores_the_first_come_first(tmp_path):
+def test_equal_scores_keep_the_order_of_the_corpus(tmp_path):
     rows = [{"id": str(n), "text": "same words" if n % 2 else "other text"} for n in range(12)]
     retriever = dense_retriever(write_lines(tmp_path / "wiki.jsonl", rows), WordEncoder())
     assert ids(retriever, "same words", 6) == ["1", "3", "5", "7", "9", "11"]
@@ -91,7 +91,7 @@ def test_a_passage_that_was_not_found_is_left_out():
     assert dense._hits([9, 2, 4], [0.5, 0.5, 0.7]) == [(4, 0.7), (2, 0.5), (9, 0.5)]
 
 
-def test_lists_leave_enough_passages_to_each():
+def test_number_of_ivf_lists_leaves_enough_passages_per_list():
     # 4 * sqrt(100,000) = 1,265; 1,000 passages at 39 per list make 25.
     assert [dense._lists(passages) for passages in (100_000, 1_000, 3)] == [1265, 25, 1]
 
@@ -99,7 +99,7 @@ def test_lists_leave_enough_passages_to_each():
 # ---- building
 
 
-def test_what_was_encoded_before_a_build_broke_off_is_not_encoded_again(many, small_shards, monkeypatch):
+def test_interrupted_build_reuses_encoded_shards(many, small_shards, monkeypatch):
     class Breaks(WordEncoder):
         def passages(self, texts):
             if self.encoded == 300:
@@ -111,12 +111,12 @@ def test_what_was_encoded_before_a_build_broke_off_is_not_encoded_again(many, sm
     assert not many.with_name("wiki.jsonl.dense-flat").exists()
     encoder, told = WordEncoder(), []
     retriever = dense_retriever(many, encoder, tell=told.append)
-    assert encoder.encoded == 300 and "3 of 6 shards of vectors are there" in told
+    assert encoder.encoded == 300 and "3 of 6 shards of vectors already exist" in told
     whole = dense_retriever(many, WordEncoder(), folder=many.parent / "elsewhere" / "index")
     assert all(ids(retriever, query) == ids(whole, query) for query in random_queries(20))
 
 
-def test_what_another_encoder_left_is_not_used(many, small_shards, monkeypatch):
+def test_vectors_of_another_encoder_are_not_reused(many, small_shards, monkeypatch):
     monkeypatch.setattr(dense, "build", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         dense_retriever(many, WordEncoder("a"))
@@ -153,7 +153,7 @@ def test_a_build_that_is_killed_leaves_no_index_and_the_next_is_whole(tmp_path, 
     assert not list(tmp_path.glob("*.building"))
 
 
-def test_a_full_disk_is_told_and_leaves_no_index(many, monkeypatch):
+def test_full_disk_is_an_error_and_leaves_no_index(many, monkeypatch):
     write = Path.open
 
     def full(self, *args, **more):
@@ -167,7 +167,7 @@ def test_a_full_disk_is_told_and_leaves_no_index(many, monkeypatch):
     assert len(ids(dense_retriever(many, WordEncoder()), "w1")) == 3
 
 
-def test_vectors_that_are_no_numbers_are_told(many):
+def test_non_finite_vectors_are_an_error(many):
     class Broken(WordEncoder):
         def passages(self, texts):
             found = super().passages(texts)
@@ -178,8 +178,8 @@ def test_vectors_that_are_no_numbers_are_told(many):
         dense_retriever(many, Broken())
 
 
-def test_too_few_passages_for_codes_are_told(tmp_path):
-    with pytest.raises(ValueError, match="kind pq needs 256 passages or more; there are 4. Take flat"):
+def test_pq_with_too_few_passages_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="kind pq needs at least 256 passages; there are 4. Use flat"):
         dense_retriever(write_lines(tmp_path / "wiki.jsonl", FOUR), WordEncoder(), faiss="pq")
     with pytest.raises(ValueError, match="faiss must be one of flat, ivf, hnsw, pq; got 'lsh'"):
         dense_retriever(tmp_path / "wiki.jsonl", WordEncoder(), faiss="lsh")
@@ -191,20 +191,20 @@ def test_too_few_passages_for_codes_are_told(tmp_path):
 def test_an_index_of_another_encoder_kind_or_corpus_is_refused(many):
     place = many.with_name("index")
     dense_retriever(many, WordEncoder("a"), folder=place)
-    with pytest.raises(ValueError, match="index with encoder 'a'; asked for is 'b'. Remove"):
+    with pytest.raises(ValueError, match="index with encoder 'a', not 'b'. Remove"):
         dense_retriever(many, WordEncoder("b"), folder=place)
-    with pytest.raises(ValueError, match="index with faiss 'flat'; asked for is 'ivf'. Remove"):
+    with pytest.raises(ValueError, match="index with faiss 'flat', not 'ivf'. Remove"):
         dense_retriever(many, WordEncoder("a"), folder=place, faiss="ivf")
     prefixed = WordEncoder("a")
     prefixed.query_settings = {"query_prefix": "query: "}
-    with pytest.raises(ValueError, match="index with query_prefix ''; asked for is 'query: '. Remove"):
+    with pytest.raises(ValueError, match="index with query_prefix '', not 'query: '. Remove"):
         dense_retriever(many, prefixed, folder=place)
     many.write_text(many.read_text().replace("w1", "w2"))
-    with pytest.raises(ValueError, match="index of another corpus"):
+    with pytest.raises(ValueError, match="index of a corpus other than"):
         dense_retriever(many, WordEncoder("a"), folder=place)
 
 
-def test_an_index_needs_its_vectors_no_more(many):
+def test_built_index_works_without_its_vectors(many):
     dense_retriever(many, WordEncoder())
     for file in next(many.parent.glob("wiki.jsonl.vectors-????????")).glob("vectors-*"):
         file.unlink()
@@ -231,10 +231,10 @@ def test_a_sample_of_vectors_is_drawn_from_all_shards(tmp_path):
     ("words", "told"),
     [
         ("--index dense", "--index dense needs --encoder"),
-        ("--faiss ivf --query-prefix q", "--query-prefix, --faiss: for --index dense; BM25 reads no such option"),
+        ("--faiss ivf --query-prefix q", "--query-prefix, --faiss: only for --index dense; BM25 has no such option"),
     ],
 )
-def test_options_that_do_not_fit_are_told(many, capsys, words, told):
+def test_incompatible_index_options_are_an_error(many, capsys, words, told):
     assert main(["serve-search", "--corpus", str(many), "--build", *words.split()]) != 0
     assert told in capsys.readouterr().err
 

@@ -48,7 +48,7 @@ def test_the_vectors_are_those_of_sentence_transformers(encoder, minilm):
     np.testing.assert_allclose(np.linalg.norm(encoder.queries(texts), axis=1), 1, atol=1e-5)
 
 
-def test_prefixes_are_put_before_queries_and_passages_and_an_index_keeps_to_them(tmp_path, encoder, minilm):
+def test_prefixes_are_prepended_and_stored_with_the_index(tmp_path, encoder, minilm):
     prefixed = SentenceEncoder(minilm, query_prefix="query: ", passage_prefix="passage: ", device="cpu")
     np.testing.assert_allclose(prefixed.queries(["Velm"]), encoder.queries(["query: Velm"]), atol=1e-5)
     np.testing.assert_allclose(prefixed.passages(["Velm"]), encoder.passages(["passage: Velm"]), atol=1e-5)
@@ -60,7 +60,7 @@ def test_prefixes_are_put_before_queries_and_passages_and_an_index_keeps_to_them
         dense_retriever(corpus, encoder)
 
 
-def test_texts_are_cut_where_the_encoder_is_told_to(encoder, minilm):
+def test_texts_are_truncated_at_max_tokens(encoder, minilm):
     short = SentenceEncoder(minilm, max_tokens=6, device="cpu")  # two at the ends, four of the text
     np.testing.assert_allclose(short.passages(["a b c d e f"]), short.passages(["a b c d x y"]), atol=1e-5)
     assert not np.allclose(encoder.passages(["a b c d e f"]), encoder.passages(["a b c d x y"]), atol=1e-2)
@@ -71,18 +71,21 @@ def test_texts_are_cut_where_the_encoder_is_told_to(encoder, minilm):
     ("settings", "told"),
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1; got 0"),
-        ({"max_tokens": 2}, "max_tokens must be more than 2, the encoder's own of each text; got 2"),
+        (
+            {"max_tokens": 2},
+            "max_tokens must be more than 2, the number of tokens that the encoder adds to each text; got 2",
+        ),
         ({"max_tokens": 513}, r"cannot read texts of 513 tokens \(max_tokens\)"),  # it has 512 positions
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"device": "nowhere"}, "model cannot be loaded as an encoder on nowhere .*Name .* a device that is here"),
+        ({"device": "nowhere"}, "model cannot be loaded as an encoder on nowhere .*Name .* a device of this machine"),
     ],
 )
-def test_settings_that_an_encoder_cannot_have_are_told_at_once(minilm, settings, told):
+def test_invalid_encoder_settings_are_an_error(minilm, settings, told):
     with pytest.raises(ValueError, match=told):
         SentenceEncoder(minilm, **{"device": "cpu", **settings})
 
 
-def test_other_weights_or_another_pooling_are_another_encoder_and_a_copy_is_the_same(encoder, minilm, tmp_path):
+def test_encoder_identity_depends_on_weights_and_pooling_not_on_the_folder(encoder, minilm, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -106,7 +109,7 @@ def test_an_index_finds_its_encoder_from_anywhere(tmp_path, minilm, monkeypatch)
     assert len(open_retriever("wiki.jsonl.dense-flat").search(["the mayor"], 4)[0]) == 4
 
 
-def test_threads_that_encode_at_once_get_the_vectors_of_one(encoder):
+def test_concurrent_encoding_gives_the_same_vectors(encoder):
     queries = [[f"town {n} " * (n + 1)] for n in range(16)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(encoder.queries, queries))
@@ -114,7 +117,7 @@ def test_threads_that_encode_at_once_get_the_vectors_of_one(encoder):
         np.testing.assert_allclose(vectors, encoder.queries(query), atol=1e-5)
 
 
-def test_what_is_no_encoder_is_told(tmp_path):
+def test_folder_without_an_encoder_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty cannot be loaded as an encoder .*Name a folder or a model"):
         SentenceEncoder(str(tmp_path / "empty"))

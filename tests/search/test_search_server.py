@@ -82,7 +82,7 @@ def test_a_request_with_scores_gets_documents_and_scores(served):
     assert [one["document"] for one in second] == [document(3, "Torn")]
 
 
-def test_a_request_without_scores_gets_the_documents_themselves_three_of_them_by_default(served):
+def test_request_without_scores_gets_three_documents_by_default(served):
     assert served.retrieve({"queries": ["Torn"]}) == served.retrieve(
         {"queries": ["Torn"], "topk": None, "return_scores": False}
     )
@@ -91,7 +91,7 @@ def test_a_request_without_scores_gets_the_documents_themselves_three_of_them_by
     assert [one["id"] for one in reply["result"][0]] == ["3", "1", "2"]
 
 
-def test_a_client_of_that_protocol_reads_title_and_text_out_of_contents(served):
+def test_search_r1_client_can_parse_contents_and_empty_batches(served):
     # A client joins a query's results, with the first line of contents as the title; a batch may hold no query.
     reply = served.retrieve({"queries": ["mayor", "lake"], "topk": 2, "return_scores": True})[1]["result"]
     lines = [item["document"]["contents"].split("\n") for item in reply[0]]
@@ -128,24 +128,24 @@ BAD = {
 
 
 @pytest.mark.parametrize(("body", "code", "told"), BAD.values(), ids=BAD)
-def test_what_is_no_request_is_told_so_and_the_next_is_served(served, body, code, told):
+def test_invalid_request_gets_an_error_and_the_next_is_served(served, body, code, told):
     answered, reply = served.retrieve(body)
     assert answered == code and told in reply["error"]
     assert served.retrieve(asking())[0] == 200
 
 
-def test_half_a_character_in_a_query_is_searched_for_like_any(served):
+def test_lone_surrogate_in_a_query_is_searched_normally(served):
     assert served.retrieve(b'{"queries": ["lake \\ud800"], "topk": 1}')[1]["result"][0] == [document(3, "Torn")]
 
 
-def test_a_failure_within_is_a_500_and_the_next_request_is_served(served, monkeypatch, caplog):
+def test_internal_error_is_a_500_and_the_next_request_is_served(served, monkeypatch, caplog):
     monkeypatch.setattr(served.server._retriever, "search", lambda *_: 1 / 0)
     assert served.retrieve(asking()) == (500, {"error": "ZeroDivisionError: division by zero"})
     monkeypatch.undo()
     assert served.retrieve(asking())[0] == 200 and "a request failed" in caplog.text
 
 
-def test_there_are_three_addresses(served):
+def test_unknown_paths_and_methods_get_404_and_405(served):
     assert served.ask("GET", "/retrieve")[0] == 405 and served.ask("GET", "/more")[0] == 404
     assert served.ask("GET", "/healthz") == (200, '{"status":"ok","passages":4}')
 
@@ -164,7 +164,7 @@ def test_metrics_count_requests_by_code_their_queries_and_their_times(served):
     assert lines["a2tgpo_search_seconds_count"] == "2" and float(lines['a2tgpo_search_seconds{quantile="0.99"}']) > 0
 
 
-def test_searches_at_once_are_bounded_and_requests_that_are_too_many_are_sent_away(retriever, monkeypatch):
+def test_concurrent_searches_are_bounded_and_excess_requests_get_503(retriever, monkeypatch):
     served = Served(retriever, threads=2, most_waiting=6)
     at_once, most, hold = [0], [0], threading.Event()
 
@@ -232,7 +232,7 @@ def test_sigterm_ends_it_cleanly(four):
         assert "Traceback" not in process.stderr.read()
 
 
-def test_a_server_that_is_killed_while_it_answers_answers_the_same_when_it_is_started_again(four):
+def test_server_killed_while_answering_gives_the_same_answers_after_restart(four):
     with started(four) as (process, port), ThreadPoolExecutor(4) as clients:
         before = post(port)
 
@@ -254,7 +254,7 @@ def test_a_server_that_is_killed_while_it_answers_answers_the_same_when_it_is_st
         assert process.stderr.read() == ""  # a build would have printed something
 
 
-def test_an_index_is_built_by_a_command_of_its_own(tmp_path, capsys):
+def test_build_option_builds_the_index_and_exits(tmp_path, capsys):
     corpus = write_lines(tmp_path / "wiki.jsonl", FOUR)
     assert main(["serve-search", "--corpus", str(corpus), "--build"]) == 0
     assert "4 passages" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_an_index_is_built_by_a_command_of_its_own(tmp_path, capsys):
     assert "There is no corpus" in capsys.readouterr().err
 
 
-def test_without_its_extra_the_command_names_it(tmp_path, capsys, monkeypatch):
+def test_missing_search_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve-search", "--corpus", str(write_lines(tmp_path / "wiki.jsonl", FOUR))]) == 2
     assert "pip install 'a2tgpo_trl[search]'" in capsys.readouterr().err

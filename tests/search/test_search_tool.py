@@ -83,7 +83,7 @@ def test_a_query_brings_passages_and_several_go_in_one_request(stub):
         SearchTool(url="http://me:secret@localhost:1")
 
 
-def test_the_policy_reads_what_a_query_may_be():
+def test_tool_schema_describes_the_query():
     schema = get_json_schema(SearchTool(url="http://localhost:1"))["function"]
     assert schema["name"] == "search" and schema["description"] == "Search the encyclopedia."
     kinds = schema["parameters"]["properties"]["query"]
@@ -96,7 +96,7 @@ def test_passages_and_results_are_cut(stub):
     assert settings_of(search).max_result_tokens == 50 and settings_of(search).cache
 
 
-def test_a_run_asks_once_for_equal_queries_and_again_where_the_server_failed(stub, make_runner):
+def test_equal_queries_are_cached_and_server_errors_retried(stub, make_runner):
     stub.answers = [(502, b"<html>"), (200, b"no json"), (200, b'{"result": []}')]
     runner, search = make_runner({"search": {"backoff": 0.01}}, timeout=10.0), SearchTool(url=stub.url)
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_a_run_asks_once_for_equal_queries_and_again_where_the_server_failed(stu
     assert len(stub.asked) == 4
 
 
-def test_a_request_that_the_server_refuses_is_told_to_the_policy_at_once(stub, make_runner):
+def test_refused_request_is_a_tool_error_without_retry(stub, make_runner):
     stub.answers = [(422, b'{"error": "too long"}')]
     (outcome,) = make_runner(timeout=10.0).run([ToolCall(SearchTool(url=stub.url), {"query": "Velm"})])
     assert outcome.status == "tool_error" and "refuses (422)" in outcome.text
@@ -114,13 +114,13 @@ def test_a_request_that_the_server_refuses_is_told_to_the_policy_at_once(stub, m
 
 
 @pytest.mark.parametrize("query", ["", "  ", ["Velm", ""], "a" * 20_000])
-def test_a_query_that_cannot_be_asked_is_told_without_a_request(stub, query):
+def test_invalid_query_is_an_error_without_a_request(stub, query):
     with pytest.raises(ValueError, match=r"A query (is empty|has 20,000)"):
         SearchTool(url=stub.url)(query)
     assert SearchTool(url=stub.url)([]) == NOTHING_FOUND and stub.asked == []
 
 
-def test_a_server_that_is_away_is_down_and_told_before_the_first_step():
+def test_unreachable_server_raises_search_server_down_and_fails_the_check():
     search = SearchTool(url=f"http://127.0.0.1:{free_port()}", timeout=2.0)
     with pytest.raises(SearchServerDown, match=r"does not answer .* a2tgpo serve-search"):
         search("Velm")
@@ -148,20 +148,20 @@ def test_in_process_it_searches_an_index_or_its_folder(tmp_path):
         ({"index": "/nowhere"}, "holds no index"),
     ],
 )
-def test_settings_that_make_no_tool_are_told(settings, told):
+def test_invalid_search_settings_are_an_error(settings, told):
     with pytest.raises(ValueError, match=told):
         SearchTool(**settings)
 
 
-def test_two_searches_have_names_of_their_own(stub):
+def test_search_tools_can_have_different_names(stub):
     news = SearchTool(url=stub.url, name="search_news")
     assert get_json_schema(news)["function"]["name"] == news.__name__ == "search_news"
-    with pytest.raises(ValueError, match="name must be one word, as of a function; got 'search news'"):
+    with pytest.raises(ValueError, match="name must be one word, valid as a function's name; got 'search news'"):
         SearchTool(url=stub.url, name="search news")
 
 
 @pytest.mark.parametrize(("words", "in_time"), [({"timeout": 10}, True), ({}, False)])
-def test_a_recipe_can_give_a_slow_server_more_time(stub, make_runner, words, in_time):
+def test_tool_settings_can_extend_the_timeout_of_a_slow_server(stub, make_runner, words, in_time):
     stub.delay = 0.5
     runner = make_runner({"search": {"retries": 0, **words}}, patience=0.1, stop_when_down=False)
     (outcome,) = runner.run([ToolCall(SearchTool(url=stub.url, timeout=0.2), {"query": "Velm"})])

@@ -15,7 +15,7 @@ def results(tmp_path):
     return Results(tmp_path / "study.parquet")
 
 
-def test_the_share_of_rollouts_without_a_call_is_told_over_training_and_what_first_calls_are_worth(results):
+def test_calls_table_shows_shares_without_calls_and_first_call_gains(results):
     # Over two seeds: 0.2 and 0.4 up to step 10, 0.5 and 0.7 up to step 20; z-scores of 0.2 and 0.4, of one seed only.
     results.put(Run("a2tgpo", 0), "identity", [(10, SHARE, 0.2), (20, SHARE, 0.5), (10, Z, 0.2), (20, Z, 0.4)])
     results.put(Run("a2tgpo", 1), "identity", [(10, SHARE, 0.4), (20, SHARE, 0.7)])
@@ -32,7 +32,7 @@ def test_the_share_of_rollouts_without_a_call_is_told_over_training_and_what_fir
     assert [part.split(" ")[0] for part in ours] == ["0.300", "0.600", "", "0.300", ""]
 
 
-def test_a_study_in_which_everybody_calls_has_no_such_table(results):
+def test_calls_table_is_omitted_if_nearly_every_rollout_calls(results):
     results.put(
         Run("grpo", 0), "identity", [(10, SHARE, 0.04), (20, SHARE, 0.0), (10, GAIN, 1.0)]
     )  # one in twenty-five

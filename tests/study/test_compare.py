@@ -19,7 +19,7 @@ def content(*words):
     return content_of(args)
 
 
-def test_words_are_a_study_with_a_cell_for_each_method(tmp_path, monkeypatch):
+def test_compare_options_make_a_study_with_a_cell_per_method(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text("base: quickstart\n")
     monkeypatch.chdir(tmp_path)
     words = ["--credit", "grpo", "methods/own.py:discounted", "--seeds", "3", "4", "--every", "2"]
@@ -57,21 +57,21 @@ def test_rewards_of_turns_may_be_those_of_an_environment(tmp_path):
     [
         (["grpo", "grpo"], "name each method once"),
         (["grpo", "own.py:grpo"], "give methods of your own different names"),
-        (["grpo", "--seeds", "0", "0"], "each seed once"),
+        (["grpo", "--seeds", "0", "0"], "name each seed only once"),
         (["grpo", "mt_grpo"], "cell 'mt_grpo' needs turn rewards"),
         (["grpo", "--reward", "bleu"], "reward is 'bleu', but the task has exact_match, answer_format, f1"),
         (["grpo", "grop"], "got 'grop'. Did you mean 'grpo'?"),
-        (["grpo", "--output_dir", "elsewhere"], "--output_dir is set for each run"),
-        (["grpo", "--base", "qa/qwen3_8b"], "--base: a comparison takes one recipe"),
+        (["grpo", "--output_dir", "elsewhere"], "a2tgpo compare sets --output_dir itself for each run"),
+        (["grpo", "--base", "qa/qwen3_8b"], "--base: a comparison takes a single recipe"),
         (["grpo", "--crdit", "1"], "there is no option '--crdit'. Did you mean 'credit'?"),
     ],
 )
-def test_what_would_fail_later_is_told_before_the_first_run(words, message, tmp_path, capsys):
+def test_invalid_comparison_is_an_error_before_the_first_run(words, message, tmp_path, capsys):
     assert main(["compare", "quickstart", "--credit", *words, "-o", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_file_of_that_name_that_is_of_no_comparison_is_left_alone(tmp_path, capsys):
+def test_foreign_study_file_is_left_unchanged(tmp_path, capsys):
     (tmp_path / "quickstart.yaml").write_text("learning_rate: 1.0\n")
     assert main(["compare", "quickstart", "--credit", "grpo", "-o", str(tmp_path)]) == 2
     assert "quickstart.yaml was not written by a comparison" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_file_of_that_name_that_is_of_no_comparison_is_left_alone(tmp_path, ca
 
 
 @pytest.mark.slow
-def test_two_methods_are_trained_and_compared_and_what_is_done_is_not_done_again(tmp_path, capfd):
+def test_two_methods_are_compared_and_finished_runs_are_reused(tmp_path, capfd):
     words = ["compare", "quickstart", "--seeds", "0", "--every", "1", "-o", str(tmp_path)]
     words += ["--max_steps", "1", "--eval_rows", "6", "--per_device_train_batch_size", "8"]
     words += ["--gradient_accumulation_steps", "1", "--task_kwargs", json.dumps(SMALL)]

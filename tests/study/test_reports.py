@@ -17,20 +17,20 @@ FOLDER = ROOT / "recipes" / "study"
 STUDIES = sorted(file.with_suffix(".yaml") for file in FOLDER.glob("*.parquet"))
 
 
-def test_there_are_results_and_every_report_has_them():
+def test_every_report_belongs_to_a_study_with_results():
     assert STUDIES
     assert {file.stem for file in FOLDER.glob("*.md")} - {"README"} == {file.stem for file in STUDIES}
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_a_report_is_what_its_results_say_to_the_letter(file):
+def test_report_equals_what_its_results_generate(file):
     study = read_study(file)
     assert study.report.read_text() == report(study, Results(study.results)) + "\n"
     assert study.picture.exists() and study.figures.exists()
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_every_result_says_of_which_run_it_is_and_by_what_it_was_made(file):
+def test_every_result_names_its_run_and_environment(file):
     study = read_study(file)
     results = Results(study.results)
     table = results.table
@@ -71,7 +71,7 @@ def test_the_table_of_the_readme_is_that_of_the_reports_column_by_column():
 
 
 @pytest.mark.parametrize("place", ["README.md", "recipes/study/README.md"])
-def test_what_is_said_of_a_study_stands_in_a_report(place):
+def test_numbers_in_readmes_occur_in_the_reports(place):
     text = (ROOT / place).read_text()
     if place == "README.md":
         text = text.partition("## Does credit for turns help?")[2].partition("\n## ")[0]

@@ -6,7 +6,7 @@ from a2tgpo_trl.recipe.recipe import MODELS
 from a2tgpo_trl.study.runs import identity
 
 
-def test_a_run_is_another_once_its_settings_or_a_file_that_they_name_change(tmp_path):
+def test_run_identity_changes_with_settings_or_named_files(tmp_path):
     recipe, base = tmp_path / "recipe.yaml", tmp_path / "base.yaml"
     recipe.write_text("base: base.yaml\ntools: ['more.py:tool']\n")
     base.write_text("credit: own.py:method\nseed: 1\n")
@@ -27,7 +27,7 @@ def test_a_run_is_another_once_its_settings_or_a_file_that_they_name_change(tmp_
     assert identity([*words, "--seed", "2"]) not in seen
 
 
-def test_a_run_is_another_once_the_weights_of_a_policy_that_comes_along_change(tmp_path, monkeypatch):
+def test_run_identity_changes_with_the_weights_of_a_shipped_policy(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "atlas-tiny", str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")

@@ -23,7 +23,7 @@ def rollout(scores=(), *, advantages=(0.5,), clip_scale=(1.0,), number_of_calls=
 # ---- numbers of a batch
 
 
-def test_advantages_have_an_envelope():
+def test_advantage_envelope_is_smallest_mean_and_largest():
     found = dict(envelope([rollout(advantages=[1.0, -2.0]), rollout(advantages=[4.0])]))
     assert found == {"advantages/smallest": -2.0, "advantages/mean": 1.0, "advantages/largest": 4.0}
 
@@ -44,7 +44,7 @@ def test_clip_scales_are_those_of_tool_turns():
     assert found["clip_scale/quantile_75"] == pytest.approx(1.1)
 
 
-def test_the_variance_of_a_sum_of_scores_is_that_of_its_terms_and_what_they_have_in_common():
+def test_variance_of_score_sums_splits_into_terms_and_covariance():
     # z-scores 1, 1 and -1, -1: variance 1, covariance 1. Sums of two over the root of 2 are +-1.414.
     found = dict(sums([rollout([1.0, 1.0]), rollout([-1.0, -1.0])]))
     assert found["sums/variance_of_2"] == pytest.approx(2.0)
@@ -70,7 +70,7 @@ def test_the_variance_of_a_sum_of_scores_is_that_of_its_terms_and_what_they_have
     assert dict(sums([rollout([1.0, None]), rollout([-1.0])])) == {}
 
 
-def test_what_was_recorded_counts_for_the_evaluation_after_it(tmp_path):
+def test_records_are_averaged_up_to_the_next_evaluation(tmp_path):
     state = [{"step": step, "loss": 0.0} for step in (1, 2, 3)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": state}))
     (tmp_path / "evaluation").mkdir()
@@ -137,7 +137,7 @@ def test_a_cell_is_the_mean_over_seeds_of_a_point_of_each_runs_curve(results, ru
     assert over_runs(results, runs["igpo"], "useful/auc/gains") is None
 
 
-def test_the_tables_tell_what_there_is(results, runs):
+def test_mechanism_tables_show_only_what_was_measured(results, runs):
     text = "\n".join(mechanism_tables(results, runs))
     assert "| a2tgpo | 0.620 (0.600 to 0.640) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
     assert "| a2tgpo | 0.600 (0.600 to 0.600) |" in text and "| cell | turn 1 |" in text
@@ -150,7 +150,7 @@ def test_the_tables_tell_what_there_is(results, runs):
     assert mechanism_tables(results, {"igpo": runs["igpo"]}) == []
 
 
-def test_cost_is_told_of_runs_that_were_made_one_at_a_time(study):
+def test_cost_table_needs_runs_made_one_at_a_time(study):
     results = Results(study.results)
     cells = {"igpo": (2.0, 0.5), "a2tgpo": (3.0, 0.75)}
     for cell, (seconds, of_gain) in cells.items():
@@ -166,7 +166,7 @@ def test_cost_is_told_of_runs_that_were_made_one_at_a_time(study):
     assert cost_table({"a2tgpo": "igpo"}.get, results, runs) == []
 
 
-def test_depths_that_few_rollouts_come_to_are_left_out(results):
+def test_depths_with_few_rollouts_are_left_out(results):
     assert by_depth(results, Run("a2tgpo", 0), "scores", "mean") == pytest.approx({1: 0.4, 2: -0.6})
 
 
@@ -179,7 +179,7 @@ def test_the_papers_numbers_stand_beside_ours(results, runs):
     assert mean_curve(results, runs["igpo"], "entropy") == ([10, 20], pytest.approx([0.3, 0.12]))
 
 
-def test_figures_are_drawn_of_whatever_there_is(results, runs, tmp_path):
+def test_figures_are_drawn_from_any_subset_of_cells(results, runs, tmp_path):
     for number, cells in enumerate((runs, {"igpo": runs["igpo"]}, {"a2tgpo": runs["a2tgpo"][:1]})):
         draw_figures(results, cells, "exact_match", tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")

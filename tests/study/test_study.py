@@ -83,34 +83,34 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
     [
         ({"cell": {}}, "there is no key 'cell'. Did you mean 'cells'?"),
         ({"cells": {}}, "the key 'cells' is missing"),
-        ({"cells": {"grpo": "grpo"}}, "cell 'grpo' must be settings"),
-        ({"against": "a2tgop"}, "against, or post_hoc, names no cell. Did you mean 'a2tgpo'?"),
-        ({"cells": ["grpo"]}, "cells must be names with settings"),
-        ({"cells": {"../up": {"credit": "grpo"}}}, "a cell's name is of letters"),
-        ({"cells": {"grpo": {"seed": 3}}}, "cell 'grpo': seed is set by the study"),
-        ({"settings": {"eval_steps": 3}}, "settings: eval_steps is set by the study"),
-        ({"seeds": [0, 0]}, "each seed once"),
+        ({"cells": {"grpo": "grpo"}}, "cell 'grpo' must hold settings, such as {credit: grpo}; got"),
+        ({"against": "a2tgop"}, "against or post_hoc names a cell that does not exist. Did you mean 'a2tgpo'?"),
+        ({"cells": ["grpo"]}, "cells must map names to settings"),
+        ({"cells": {"../up": {"credit": "grpo"}}}, "a cell's name must consist of letters"),
+        ({"cells": {"grpo": {"seed": 3}}}, "cell 'grpo': the study itself sets seed"),
+        ({"settings": {"eval_steps": 3}}, "settings: the study itself sets eval_steps"),
+        ({"seeds": [0, 0]}, "name each seed only once"),
         ({"every": "often"}, "every must be a number of steps"),
-        ({"learning_rates": {"values": ["much"], "seeds": [9]}}, "learning_rates must be numbers"),
+        ({"learning_rates": {"values": ["much"], "seeds": [9]}}, "the values of learning_rates must be numbers"),
         (
             {"learning_rates": {"values": [1e-4], "seeds": [9]}, "cells": {"grpo": {"learning_rate": 1e-3}}},
-            "cell 'grpo': learning_rate is tried out",
+            "cell 'grpo': learning_rate is given, but learning_rates tries out several",
         ),
         (
             {"learning_rates": {"values": [1e-4], "seeds": [9]}, "settings": {"learning_rate": 1e-3}},
-            "settings: learning_rate is tried out",
+            "settings: learning_rate is given, but learning_rates tries out several",
         ),
         ({"seeds": 8}, "seeds must be a list of whole numbers; got 8"),
-        ({"learning_rates": [1e-4]}, "learning_rates must say"),
+        ({"learning_rates": [1e-4]}, "learning_rates must have the form {values: ["),
         ({"learning_rates": {"values": [1e-4], "seeds": [0]}}, "chosen on other seeds"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named(changed, message, tmp_path):
+def test_invalid_study_file_is_an_error_naming_the_key(changed, message, tmp_path):
     with pytest.raises(RecipeError, match=re.escape(message)):
         read_study(write(tmp_path, {**CONTENT, **changed}))
 
 
-def test_learning_rates_are_numbers_however_they_are_written_and_a_recipe_may_come_with_the_package(tmp_path):
+def test_learning_rates_may_be_strings_and_the_recipe_a_shipped_one(tmp_path):
     file = write(tmp_path, {**CONTENT, "recipe": "quickstart", "learning_rates": {"values": ["1e-4"], "seeds": [9]}})
     study = read_study(file)
     assert study.learning_rates.values == [1e-4] and study.recipe.name == "quickstart.yaml"
@@ -125,24 +125,24 @@ def test_learning_rates_are_numbers_however_they_are_written_and_a_recipe_may_co
         ({"reward": "bleu"}, "reward is 'bleu', but the task has exact_match, answer_format, f1"),
     ],
 )
-def test_what_would_fail_in_a_run_is_told_before_the_first(changed, message, tmp_path, capsys):
+def test_error_of_any_run_is_reported_before_the_first_starts(changed, message, tmp_path, capsys):
     content = {**CONTENT, "recipe": "own.yaml", **changed}
     (tmp_path / "own.yaml").write_text("task: atlas\nmodel_name_or_path: atlas-tiny\nbf16: false\n")
     assert main(["study", str(write(tmp_path, content)), "-o", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
+def test_foreign_report_picture_or_results_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "own.yaml").write_text("task: atlas\nmodel_name_or_path: atlas-tiny\nbf16: false\n")
     file = write(tmp_path, {**CONTENT, "recipe": "own.yaml"})
     (tmp_path / "study.md").write_text("my thoughts")
     assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
-    assert "study.md is no report of this study" in capsys.readouterr().err
+    assert "study.md is not a report of this study" in capsys.readouterr().err
     assert (tmp_path / "study.md").read_text() == "my thoughts"
     (tmp_path / "study.md").unlink()
     (tmp_path / "study.png").write_bytes(b"a photograph")
     assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
-    assert "study.png is no picture of this study" in capsys.readouterr().err
+    assert "study.png is not a picture of this study" in capsys.readouterr().err
     (tmp_path / "study.png").unlink()
     pd.DataFrame({"mine": [1]}).to_parquet(tmp_path / "study.parquet")
     assert main(["study", str(file), "--minutes", "0", "-o", str(tmp_path / "out")]) == 2
@@ -150,7 +150,7 @@ def test_a_report_that_is_somebody_elses_is_not_written_over(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_studies_that_come_along_say_what_their_runs_are(file, monkeypatch):
+def test_shipped_studies_have_valid_run_settings(file, monkeypatch):
     monkeypatch.chdir(ROOT / "recipes")  # where a recipe's own credit is looked for
     study = read_study(file)
     assert study.recipe.is_file() and len(study.cells) > 1
@@ -163,7 +163,7 @@ def test_the_studies_that_come_along_say_what_their_runs_are(file, monkeypatch):
 # ---- what runs measured
 
 
-def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
+def test_logged_metrics_are_averaged_since_the_previous_evaluation(tmp_path):
     history = [{"step": step, "loss": 0.1 * step, "num_tokens": 100 * step, "epoch": 0.1} for step in (1, 2, 3)]
     history[1]["gain/seconds"] = 4.0
     history[0]["rewards/own/mean"], history[1]["rewards/own/mean"] = None, 0.5  # nobody scored the first batch
@@ -188,7 +188,7 @@ def test_what_a_run_logged_is_averaged_since_the_evaluation_before(tmp_path):
     assert not {metric for _, metric in found} & {"epoch", "step"}
 
 
-def test_auc_counts_the_pairs_that_gains_put_right():
+def test_auc_counts_correctly_ordered_pairs():
     # Four pairs: 3 > 2, 3 > 1, 1 < 2 and 1 = 1.
     assert auc([3, 1], [2, 1]) == pytest.approx(2.5 / 4)
     assert auc([2, 3], [0, 1]) == 1.0 and auc([1], []) is None
@@ -198,7 +198,7 @@ def test_auc_counts_the_pairs_that_gains_put_right():
     assert auc(above.tolist(), below.tolist()) == pytest.approx(by_hand)
 
 
-def test_gains_are_held_against_what_the_world_knows_of_searches():
+def test_gains_are_compared_with_the_usefulness_of_searches():
     def record(hops, gains, results):
         turns = [{"calls": [{"result": result}]} for result in results] + [{"calls": []}]
         found = {"hops": hops, "gains": gains, "turns": turns, "tool_turns": len(results)}
@@ -220,7 +220,7 @@ def test_gains_are_held_against_what_the_world_knows_of_searches():
     assert dict(mechanism([{"gains": [1.0]}])) == {}  # a task whose rows do not say what they need
 
 
-def test_of_a_batch_that_was_trained_on_credit_is_told_by_turn(file):
+def test_training_records_give_credit_and_gains_by_turn(file):
     def record(group, queries, gains, advantages):
         calls = [{"calls": [{"arguments": {"query": query}, "result": "A"}]} for query in queries]
         found = {"step": 1, "round": 1, "group": group, "outcome_advantage": 0.5, "tool_turns": len(queries)}
@@ -253,7 +253,7 @@ def test_of_a_batch_that_was_trained_on_credit_is_told_by_turn(file):
 # ---- results
 
 
-def test_results_are_read_again_as_they_were_written_and_a_run_takes_the_place_of_itself(file):
+def test_results_round_trip_and_a_repeated_run_replaces_itself(file):
     study = read_study(file)
     results = Results(study.results)
     enter(results, Run("grpo", 0), [0.1, 0.2])
@@ -284,7 +284,7 @@ def test_runs_of_other_settings_are_kept_and_left_out_of_the_report(file):
     assert len(Results(study.results).table) == len(results.table)  # the others are still in the file
 
 
-def test_what_another_process_has_added_meanwhile_is_kept(file):
+def test_results_added_by_another_process_are_kept(file):
     study = read_study(file)
     one, other = Results(study.results), Results(study.results)
     enter(one, Run("grpo", 0), [0.1, 0.2])
@@ -292,7 +292,7 @@ def test_what_another_process_has_added_meanwhile_is_kept(file):
     assert other.has(Run("grpo", 0)) and Results(study.results).has(Run("grpo", 0))
 
 
-def test_a_run_that_another_study_has_made_is_taken_over(file, tmp_path):
+def test_identical_run_of_another_study_is_reused(file, tmp_path):
     others = Results(tmp_path / "other.parquet")
     enter(others, Run("whole", 3, 2e-4), [0.1, 0.2])
     enter(others, Run("the_same_by_another_name", 3, 2e-4), [0.1, 0.2])
@@ -312,7 +312,7 @@ def test_a_target_is_reached_between_two_evaluations():
     assert first_at([(0, 0.6), (10, 0.4)], 0.5) == 0 and first_at([(0, 0.2), (10, 0.4)], 0.5) is None
 
 
-def test_what_a_run_came_to(file):
+def test_outcome_of_a_run_worked_out_by_hand(file):
     study = read_study(file)
     results = Results(study.results)
     enter(results, Run("grpo", 0), [0.2, 0.4, 0.8])
@@ -332,7 +332,7 @@ def test_p_values_are_those_of_students_t():
     assert (p_value([0.5]), p_value([0.0, 0.0]), p_value([0.1, 0.1])) == (1.0, 1.0, 0.0)
 
 
-def test_of_many_comparisons_each_must_be_the_clearer():
+def test_holm_correction_worked_out_by_hand():
     found = holm({("a", "x"): 0.01, ("b", "x"): 0.04, ("c", "x"): 0.03})
     assert found == pytest.approx({("a", "x"): 0.03, ("c", "x"): 0.06, ("b", "x"): 0.06})
     assert holm({("a", "x"): 0.9, ("b", "x"): 0.8}) == {("a", "x"): 1.0, ("b", "x"): 1.0}
@@ -363,7 +363,7 @@ def test_a_difference_is_decided_by_five_seeds_or_more_whose_p_is_small(file):
     assert found(near, [("grpo", "a2tgpo")]).verdict == "not decided"
 
 
-def test_each_cell_goes_on_with_the_learning_rate_that_did_best_on_the_seeds_for_it(tmp_path):
+def test_each_cell_uses_its_best_learning_rate(tmp_path):
     rates = {"values": [1e-4, 1e-3], "seeds": [1000, 1001]}
     study = read_study(write(tmp_path, {**CONTENT, "learning_rates": rates}))
     results = Results(study.results)
@@ -406,7 +406,7 @@ def test_the_report_is_made_of_the_results_alone(file):
     assert study.picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_seeds_that_never_come_to_the_target_the_median_knows(file):
+def test_median_step_to_target_counts_seeds_that_never_reach_it(file):
     study = read_study(file)
     results = Results(study.results)
     for seed, height in enumerate([0.8, 0.6, 0.4, 0.4, 0.8]):  # at the target 0.5 after 5, 7.5, -, -, 5 steps
@@ -417,7 +417,7 @@ def test_of_seeds_that_never_come_to_the_target_the_median_knows(file):
     assert "| - (1 of 5) | - |" in next(line for line in lines if line.startswith("| a2tgpo | 5"))
 
 
-def test_each_cell_may_have_its_own_to_be_compared_with(tmp_path):
+def test_each_cell_may_be_compared_with_its_own_baseline(tmp_path):
     cells = {name: {"credit": "grpo"} for name in ("one", "other", "one_guess", "other_guess")}
     against = {"other": "one", "other_guess": "one_guess"}
     study = read_study(write(tmp_path, {**CONTENT, "cells": cells, "against": against, "post_hoc": ["other_guess"]}))
@@ -457,7 +457,7 @@ def judged(study, results, runs=None):
     return list(claims(results, runs, differences(outcomes_of(study, results, runs), claimed_better(runs))))
 
 
-def test_claims_are_held_against_the_results(tmp_path):
+def test_claims_are_judged_by_the_results(tmp_path):
     cells = {name: {"credit": name} for name in ("grpo", "igpo", "a2tgpo")}
     cells["a2tgpo_unscaled"] = {"credit": "a2tgpo", "rescale_accumulation": False}
     cells["a2tgpo_no_gain"] = {"credit": "a2tgpo", "gain_weight": 0.0, "clip_adaptation": 0.0}
@@ -536,7 +536,7 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
     # Another study in the folder that asks for the same runs makes none of them.
     (tmp_path / "second.yaml").write_text(yaml.safe_dump({**content, "against": "a2tgpo"}))
     assert main([*words[:1], str(tmp_path / "second.yaml"), *words[2:]]) == 0
-    assert capfd.readouterr().out.count("the results of another study here") == 2
+    assert capfd.readouterr().out.count("results taken from another study in the same folder") == 2
     pd.testing.assert_frame_equal(Results(tmp_path / "second.parquet").table, again)
     # Other settings are other runs; a run that fails says where its log is and does not affect the others.
     file.write_text(yaml.safe_dump({**content, "settings": {**small, "learning_rate": -1.0}}))
@@ -546,7 +546,7 @@ def test_a_run_whose_results_are_deleted_gives_the_same_ones_again(tmp_path, cap
 
 
 @pytest.mark.slow
-def test_a_study_that_is_asked_to_leave_takes_its_runs_with_it(tmp_path):
+def test_terminated_study_ends_its_runs(tmp_path):
     (tmp_path / "own.yaml").write_text("base: quickstart\n")
     small = {"max_steps": 1000, "eval_rows": 6, "task_kwargs": {"train_questions": 8, "test_questions": 6}}
     file = write(tmp_path, {**CONTENT, "recipe": "own.yaml", "settings": small, "seeds": [3], "every": 1000})

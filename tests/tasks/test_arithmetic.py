@@ -69,13 +69,13 @@ def test_the_sets_have_the_promised_numbers_of_steps(task):
     assert task.group_by == "steps"
 
 
-def test_the_answer_is_what_the_steps_make_of_the_product():
+def test_answer_is_the_last_value_of_the_steps():
     assert PROBLEM.values == [10100, 10221, 221] and PROBLEM.answer == "221"
     odd = Problem((101, 101), PROBLEM.steps)  # 10201 - 122 = 10079, and 10079 = 20 * 500 + 79
     assert odd.values == [10201, 10079, 79]
 
 
-def test_a_problem_is_told_as_a_sum_or_as_a_story():
+def test_problem_text_is_a_calculation_or_a_story():
     assert PROBLEM.text == (
         "Multiply 100 by 101. If it is even, add 121, else subtract 122. "
         "Then keep the remainder of a division by 500. What is the result?"
@@ -86,7 +86,7 @@ def test_a_problem_is_told_as_a_sum_or_as_a_story():
     )
 
 
-def test_numbers_stay_within_what_can_be_written_and_a_look_cannot_be_guessed():
+def test_numbers_are_bounded_and_parity_is_balanced():
     problems = [make_problem(4, "train", Rng("numbers", i)) for i in range(1000)]
     assert all(0 <= value < 1_010_000 for problem in problems for value in problem.values)
     assert {problem.noun for problem in problems} == {None, *NOUNS}
@@ -97,7 +97,7 @@ def test_numbers_stay_within_what_can_be_written_and_a_look_cannot_be_guessed():
 # ---- demonstrations
 
 
-def test_faultless_work_takes_one_call_a_step_and_one_a_look():
+def test_faultless_work_takes_one_call_per_step_and_per_parity_check():
     assert work(PROBLEM, Scratch().python, FAULTLESS, Rng(1)) == (
         [("n = 100 * 101; n", "10100"), ("n % 2", "0"), ("n += 121; n", "10221"), ("n %= 500; n", "221")],
         "221",
@@ -111,7 +111,7 @@ def test_faultless_work_finds_the_answer(steps):
         assert work(problem, Scratch().python, FAULTLESS, Rng(i))[1] == problem.answer
 
 
-def test_each_habit_is_what_it_is_called():
+def test_each_habit_makes_its_named_mistake():
     def habit(**chances):
         return work(PROBLEM, Scratch().python, Habits(**chances), Rng(3))
 
@@ -125,7 +125,7 @@ def test_each_habit_is_what_it_is_called():
     assert answer == "221" and sum("Error" in result for _, result in calls) > 0
 
 
-def test_a_slip_fails_and_changes_nothing():
+def test_slip_raises_an_error_and_keeps_the_variables():
     for code in ("n = 100 * 101; n", "n % 2", "n += 121; n", "n %= 500; n"):
         for i in range(8):
             scratch = Scratch()
@@ -135,7 +135,7 @@ def test_a_slip_fails_and_changes_nothing():
     assert slips == {"n += 121 n", "m += 121; m"}
 
 
-def test_the_interpreter_of_demonstrations_says_of_code_what_the_tool_says():
+def test_scratch_interpreter_says_what_the_python_tool_says():
     session, scratch = python_sessions()(), Scratch()
     session.reset()
     for code in ("n = 300 * 400; n", "n % 2", "m += 521; m", "n += 521 n", "n = 3 * 4 n", "m % 2", "n %= 7; n"):
@@ -162,7 +162,7 @@ def test_a_few_steps_lower_the_loss(tokenizer, capsys):
     assert float(last.split()[3]) < 0.9 * float(first.split()[3])
 
 
-def test_demonstrations_have_problems_of_their_part_only(tokenizer):
+def test_demonstrations_use_problems_of_the_school_part_only(tokenizer):
     _, ids, _ = batch(tokenizer, 2, 20, CLUMSY, seed=0)
     asked = [text.split("<|im_start|>user\n")[1].split() for text in tokenizer.batch_decode(ids)]
     for words in asked:
@@ -192,7 +192,7 @@ def test_three_digits_are_one_token_wherever_they_stand(tokenizer):
     assert len(tokenizer("998001")["input_ids"]) == 2
 
 
-def test_a_prompt_costs_three_dozen_tokens(tokenizer, task):
+def test_prompt_has_fewer_than_64_tokens(tokenizer, task):
     ids = tokenizer.apply_chat_template(
         task.test_dataset[0]["prompt"],
         tools=[python_tool()],
@@ -203,14 +203,14 @@ def test_a_prompt_costs_three_dozen_tokens(tokenizer, task):
     assert len(ids) < 64
 
 
-def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_source(tokenizer):
+def test_shipped_policy_is_small_and_its_tokenizer_matches_the_source(tokenizer):
     assert sum(file.stat().st_size for file in POLICY.iterdir()) < 10_000_000
     shipped = AutoTokenizer.from_pretrained(POLICY)
     assert shipped.get_vocab() == tokenizer.get_vocab()
     assert shipped.chat_template == tokenizer.chat_template
 
 
-def test_the_shipped_policy_cannot_do_it_in_its_head(task):
+def test_shipped_policy_cannot_answer_without_the_tool(task):
     # It answers immediately, with the most likely tokens, and must fail on at least 95 of 100.
     written = answers_at_once(POLICY, task.test_dataset["prompt"], [python_tool()], 5)
     right = exact_number(written, task.test_dataset["answer"])

@@ -38,7 +38,7 @@ def test_a_seed_gives_the_same_world_on_every_machine(parts):
     assert atlas(seed=1, test_questions=3).test_dataset.to_list() != task.test_dataset.to_list()[:3]
 
 
-def test_no_name_is_in_two_parts_and_each_part_has_enough():
+def test_names_of_parts_are_disjoint_and_sufficient():
     for kind, needed in ENTITIES.items():
         drawn = {part: set(names(kind, part)) for part in PARTS}
         assert all(len(of_part) >= needed for of_part in drawn.values())
@@ -46,14 +46,14 @@ def test_no_name_is_in_two_parts_and_each_part_has_enough():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_facts_stay_within_their_part(seed):
+def test_facts_of_a_part_refer_only_to_its_entities(seed):
     train, test = make_part("train", seed), make_part("test", seed)
     assert not train.entities.keys() & test.entities.keys()
     for part in (train, test):
         assert all(fact.object in part.entities for facts in part.facts.values() for fact in facts)
 
 
-def test_questions_have_the_promised_hops_and_name_neither_the_answer_nor_what_leads_to_it():
+def test_questions_have_the_promised_hops_and_do_not_name_their_answers():
     task = atlas()
     assert sorted(set(task.train_dataset["hops"])) == [1, 2, 3, 4]
     assert [task.test_dataset["hops"].count(hops) for hops in (2, 3, 4)] == [100, 100, 100]
@@ -70,7 +70,7 @@ def test_a_question_reads_its_chain_from_the_end(parts):
     assert first.object == second.subject and question.answer == second.object
 
 
-def test_a_good_search_finds_the_fact_and_a_bare_name_finds_nothing_of_use(parts, search):
+def test_relation_and_name_find_the_fact_but_a_bare_name_does_not(parts, search):
     facts = [fact for part in parts.values() for of_name in part.facts.values() for fact in of_name]
     found = [fact.document in search(f"{fact.relation} of {fact.subject}").split("\n") for fact in facts]
     assert sum(found) / len(found) > 0.97
@@ -125,7 +125,7 @@ def test_a_word_is_one_token_wherever_it_stands(tokenizer, parts):
     assert len(alone) == 2 and in_answer[1:3] == alone
 
 
-def test_a_prompt_costs_two_dozen_tokens(tokenizer, search):
+def test_prompt_has_fewer_than_32_tokens(tokenizer, search):
     prompt = atlas().test_dataset[0]["prompt"]
     ids = tokenizer.apply_chat_template(
         prompt, tools=[search], add_generation_prompt=True, enable_thinking=False, return_dict=False
@@ -133,7 +133,7 @@ def test_a_prompt_costs_two_dozen_tokens(tokenizer, search):
     assert len(ids) < 32
 
 
-def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_source(tokenizer):
+def test_shipped_policy_is_small_and_its_tokenizer_matches_the_source(tokenizer):
     from transformers import AutoTokenizer
 
     assert sum(file.stat().st_size for file in POLICY.iterdir()) < 10_000_000

@@ -27,7 +27,7 @@ def of_all(part):
     return [fact for facts in part.facts.values() for fact in facts]
 
 
-def test_a_share_of_the_answers_to_train_on_is_wrong_and_nothing_else_changes():
+def test_wrong_answers_changes_a_share_of_the_training_answers_only():
     settings = {"train_questions": 200, "test_questions": 20, "seed": 3}
     right, wrong, all_wrong = (atlas(**settings, wrong_answers=share) for share in (0.0, 0.3, 1.0))
     assert right.test_dataset.to_list() == wrong.test_dataset.to_list()
@@ -42,7 +42,7 @@ def test_a_share_of_the_answers_to_train_on_is_wrong_and_nothing_else_changes():
             atlas(**settings, wrong_answers=share)
 
 
-def test_a_share_of_the_questions_has_its_answer_in_it_and_searching_leads_there_as_well():
+def test_guessable_puts_the_answer_into_a_share_of_the_questions():
     settings = dict(train_questions=60, test_questions=40, train_hops=[2, 3], test_hops=[2, 3], alike=1, seed=3)
     none, some, every = (atlas(**settings, supporting_documents=True, guessable=share) for share in (0.0, 0.3, 1.0))
 
@@ -57,7 +57,7 @@ def test_a_share_of_the_questions_has_its_answer_in_it_and_searching_leads_there
     assert every.train_dataset["answer"][:10] != every.test_dataset["answer"][:10]
 
 
-def test_the_first_searches_of_a_rollout_bring_up_nothing_of_use_and_those_of_another_count_for_themselves():
+def test_warm_up_searches_find_nothing_useful_and_count_per_environment():
     settings = dict(train_questions=1, test_questions=20, test_hops=[2], alike=1, distractors=1, top_k=3)
     task = atlas(**settings, answerable=True, supporting_documents=True, name_index=True, warm_up=2)
     plain = atlas(**settings, answerable=True, supporting_documents=True, name_index=True)
@@ -100,7 +100,7 @@ def test_a_seed_gives_the_same_harder_world_on_every_machine(part):
     assert hashlib.sha256(world.encode()).hexdigest()[:16] == "08c42b4561c07dc7"
 
 
-def test_each_relation_has_one_that_looks_alike_and_is_a_fact_of_its_own(part):
+def test_each_relation_has_an_alike_relation_with_its_own_facts(part):
     assert list(relations_of("city", 1)) == ["mayor", "country", "alleged mayor", "alleged country"]
     assert len(relations_of("person", 2)) == 15
     assert len(of_all(part)) == 2 * len(of_all(make_part("test", 0)))
@@ -110,12 +110,12 @@ def test_each_relation_has_one_that_looks_alike_and_is_a_fact_of_its_own(part):
     assert sum(same) / len(same) < 0.06
 
 
-def test_a_question_asks_for_what_looks_alike_by_its_name():
+def test_question_names_the_alike_relation():
     chain = (Fact("Rome", "alleged mayor", "A B"), Fact("A B", "former employer", "C D"))
     assert Question(chain).text == "Which company is the former employer of the alleged mayor of Rome?"
 
 
-def test_a_search_that_leaves_out_the_difference_finds_the_other_relation_first(part, search):
+def test_query_without_the_alike_word_finds_the_other_relation_first(part, search):
     alike, both = [fact for fact in of_all(part) if " " in fact.relation][::7], 0
     for fact in alike[:60]:
         plain = next(f for f in part.facts[fact.subject] if f"alleged {f.relation}" == fact.relation)
@@ -126,7 +126,7 @@ def test_a_search_that_leaves_out_the_difference_finds_the_other_relation_first(
     assert both > 10
 
 
-def test_distractors_rank_before_the_facts_which_are_found_all_the_same(part, search):
+def test_distractors_rank_above_facts_without_hiding_them(part, search):
     facts = of_all(part)[::5]
     found = [search(f"{fact.relation} of {fact.subject}").split("\n") for fact in facts]
     useless = {distractor.document for distractor in part.distractors}
@@ -134,13 +134,13 @@ def test_distractors_rank_before_the_facts_which_are_found_all_the_same(part, se
     assert sum(fact.document in of_fact for fact, of_fact in zip(facts, found, strict=True)) / len(facts) > 0.95
 
 
-def test_a_distractor_names_something_that_has_no_such_relation(part):
+def test_distractor_names_an_entity_of_another_kind(part):
     assert Distractor("Rome", "mayor", "A B").document == "mayor: mayor of Rome? Ask A B."
     assert all(part.entities[one.subject] != part.entities[one.named] for one in part.distractors)
     assert len(part.distractors) == len(of_all(part)) / 2
 
 
-def test_an_answer_is_hidden_unless_a_document_names_it_beside_what_comes_before():
+def test_answer_is_not_hidden_if_a_document_links_it_to_an_earlier_entity():
     # A -> B -> C. "The rival of C is A" would bring C up in a search for A; "The rival of B is C" may.
     chain = [Fact("A", "mother", "B"), Fact("B", "mother", "C")]
     named = dict.fromkeys("ABCD", "person")
@@ -149,7 +149,7 @@ def test_an_answer_is_hidden_unless_a_document_names_it_beside_what_comes_before
     assert not Part(named, {"A": [chain[0]], "B": [chain[1]]}, [Distractor("A", "mother", "C")]).hides(chain)
 
 
-def test_no_right_search_before_the_last_brings_a_hidden_answer_up(part, search):
+def test_earlier_correct_searches_never_show_a_hidden_answer(part, search):
     def seen_early(fits) -> int:
         questions = [part.question(6, Rng("early", i), fits) for i in range(150)]
         return sum(
@@ -178,7 +178,7 @@ def test_all_facts_of_an_answerable_question_are_found():
     assert unanswerable(answerable=True) == 0 < unanswerable()
 
 
-def test_the_index_knows_every_name_and_answers_nothing(part):
+def test_index_tool_finds_every_name_but_no_facts(part):
     index = index_tool(part.entities)
     name = next(iter(part.entities))
     assert index(f" {name.lower()} ") == f"{name}: see there."
@@ -188,7 +188,7 @@ def test_the_index_knows_every_name_and_answers_nothing(part):
     assert task.tools[1](name) == f"{name}: see there."
 
 
-def test_questions_have_the_lengths_that_are_asked_for():
+def test_questions_have_the_requested_hops():
     task = atlas(train_questions=10, test_questions=6, train_hops=[8, 5], test_hops=[4])
     assert task.train_dataset["hops"][:] == [8, 5] * 5 and task.test_dataset["hops"][:] == [4] * 6
 
@@ -201,16 +201,16 @@ def test_questions_have_the_lengths_that_are_asked_for():
         ({"test_hops": 4}, "test_hops must list lengths .*; got 4"),
         ({"alike": 3}, "alike must be a whole number from 0 to 2; got 3"),
         ({"alike": True}, "alike must be a whole number from 0 to 2; got True"),
-        ({"distractors": -1}, "distractors must be a whole number from 0 up; got -1"),
-        ({"warm_up": -1}, "warm_up must be a whole number from 0 up; got -1"),
+        ({"distractors": -1}, "distractors must be a whole number from 0 upwards; got -1"),
+        ({"warm_up": -1}, "warm_up must be a whole number from 0 upwards; got -1"),
         ({"guessable": 1.5}, "guessable must be a share from 0 to 1; got 1.5"),
-        ({"guessable": 0.5, "train_hops": [1, 2]}, "of one fact there are none"),
-        ({"guessable": 0.5, "train_hops": [2], "hidden_answers": True}, "their answers are not hidden"),
+        ({"guessable": 0.5, "train_hops": [1, 2]}, "No chain of a single fact does"),
+        ({"guessable": 0.5, "train_hops": [2], "hidden_answers": True}, "Their answers are not hidden"),
         ({"distractors": 2, "top_k": 3}, "top_k must be at least 4 with 2 distractors.*; got 3"),
     ],
     ids=lambda value: "" if isinstance(value, str) else json.dumps(value),
 )
-def test_a_setting_that_makes_no_world_is_an_error(settings, message):
+def test_invalid_settings_are_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
         atlas(**settings)
 
@@ -233,6 +233,6 @@ def test_a_search_is_useful_once_for_each_document_that_the_question_needs():
     assert useful_search(record(None)) == [None]
 
 
-def test_a_row_that_does_not_say_what_it_needs_is_an_error():
+def test_row_without_supporting_documents_is_an_error():
     with pytest.raises(ValueError, match=r"task_kwargs: \{supporting_documents: true\}"):
         useful_search({"turns": []})

@@ -25,21 +25,21 @@ def recipe(tmp_path_factory):
     return read_recipe(["--config", str(RECIPE), "--output_dir", str(folder), "--task_kwargs", given])
 
 
-def test_the_records_of_the_recipe_tell_which_turns_were_of_use_and_as_a_turn_reward_it_stands_in_them(recipe):
+def test_useful_searches_are_recorded_and_usable_as_a_turn_reward(recipe):
     recipe.args.turn_rewards = {"a2tgpo_trl.tasks.atlas.useful:useful_search": 0.0}
     (made,) = recipe.build_trainer().roll_out(list(recipe.test_dataset.select([0])))
     (told,) = made["turn_rewards"].values()
     assert told == useful_search(made) and len(told) == len(made["turns"])
 
 
-def test_the_recipe_and_the_policy_are_of_the_same_world(recipe):
+def test_recipe_and_policy_use_the_same_world_settings(recipe):
     given = recipe.run.task_kwargs
     assert (given["alike"], given["distractors"], given["top_k"]) == (ALIKE, DISTRACTORS, TOP_K)
     assert max(*given["train_hops"], *given["test_hops"]) <= MAX_HOPS
 
 
 @pytest.mark.parametrize("policy", [HARD_POLICY, EAGER_POLICY], ids=lambda folder: folder.name)
-def test_the_shipped_policies_fit_their_limit_and_their_tokenizer_is_the_one_of_the_source(policy):
+def test_shipped_policies_are_small_and_their_tokenizer_matches_the_source(policy):
     from transformers import AutoTokenizer
 
     assert sum(file.stat().st_size for file in policy.iterdir()) < 3_000_000
@@ -66,7 +66,7 @@ def closed_book(policy, **settings):
     return answers_at_once(policy, task.test_dataset["prompt"], task.tools, 4), task.test_dataset["answer"]
 
 
-def test_the_eager_policy_knows_the_answers_that_stand_in_the_question_and_answers_some_at_once(recipe):
+def test_eager_policy_answers_guessable_questions_and_some_without_searching(recipe):
     guessable = {"train_hops": [2, 3], "test_hops": [2, 3], "guessable": 1.0, "test_questions": 60}
     right = exact_match(*closed_book(EAGER_POLICY, **guessable))
     assert sum(right) / len(right) >= 0.9

@@ -49,7 +49,7 @@ def test_a_country_on_whose_capital_the_sources_differ_is_left_out():
     assert "Benin" not in by_name
 
 
-def test_a_country_is_told_by_what_no_other_one_has():
+def test_clues_of_a_country_are_facts_of_no_other():
     austria = next(country for country in countries() if country.name == "Austria")
     clues = [clue.name for clue in Telling(countries()).clues(austria)]
     assert clues == ["capital", "highest point", "internet code", "aircraft code"]  # other countries have the euro too
@@ -78,7 +78,7 @@ def test_the_search_finds_what_the_examples_ask_for(task):
     assert "The capital of Peru is Lima." in found[3] and "The currency of Japan is yen." in found[5]
 
 
-def test_what_is_tested_on_are_other_countries_than_what_is_trained_on_and_shown(task):
+def test_held_out_countries_are_not_in_training_or_examples(task):
     def about(rows) -> set[str]:
         facts_of = {fact: country.name for country in countries() for fact in passages([country])}
         return {facts_of[fact] for needed in rows["needed"] for fact in needed}
@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_questions_on_every_machine(task):
     assert facts(seed=1).test_dataset.to_list() != task.test_dataset.to_list()
 
 
-def test_who_looks_up_what_is_needed_can_answer(task):
+def test_looking_up_the_needed_facts_gives_the_answer(task):
     (search,) = task.tools
     for row in task.test_dataset:
         *_, last = row["needed"]
@@ -106,20 +106,20 @@ def test_who_looks_up_what_is_needed_can_answer(task):
         assert exact_match(completions=[completion], answer=[row["answer"]]) == [1.0]
 
 
-def test_trained_on_one_hop_alone_it_is_tested_on_both(task):
+def test_training_on_one_hop_keeps_the_test_questions(task):
     short = facts(train_hops=[1])
     assert set(short.train_dataset["hops"]) == {1} and len(short.train_dataset) > 500
     assert short.test_dataset.to_list() == task.test_dataset.to_list()
 
 
 @pytest.mark.parametrize("hops", [[], [0], [1, 3], [1, 1], 1])
-def test_hops_that_there_are_not(hops):
+def test_invalid_train_hops_are_an_error(hops):
     with pytest.raises(ValueError, match="train_hops"):
         facts(train_hops=hops)
 
 
 @pytest.mark.parametrize("examples", [-1, 5])
-def test_examples_that_there_are_not(examples):
+def test_invalid_number_of_examples_is_an_error(examples):
     with pytest.raises(ValueError, match="examples must be a number from 0 to 4"):
         facts(examples=examples)
 

@@ -84,7 +84,7 @@ def test_the_prompt_says_boxed_and_frac_and_holds_no_control_character():
     assert prompt(r"Is $\beta$ a letter?")[1]["content"] == r"Is $\beta$ a letter?"
 
 
-def test_what_is_wrong_with_the_files_is_said(tmp_path):
+def test_unusable_files_are_an_error_naming_the_problem(tmp_path):
     with pytest.raises(ValueError, match="There is no folder"):
         gsm8k(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="has no file for the split 'train'"):
@@ -99,13 +99,13 @@ def test_what_is_wrong_with_the_files_is_said(tmp_path):
         gsm8k(tmp_path)
 
 
-def test_the_nearest_name_tells_the_split_and_another_version_is_not_mixed_in(tmp_path, caplog):
+def test_split_is_read_from_the_nearest_name_and_versions_are_not_mixed(tmp_path, caplog):
     for name, split in (("train_test/train.jsonl", "train"), ("train/test.jsonl", "test"), ("training/1.json", None)):
         assert split_of(Path(name)) == split
     nested = tmp_path / "train_test_split"
     nested.mkdir()
     assert len(gsm8k(write(nested, GSM8K).parent).train_dataset) == len(GSM8K)
-    assert "2 questions of the test set are in the training set" in caplog.text
+    assert "2 questions of the test set are also in the training set" in caplog.text
     for split in ("train", "test"):
         (nested / f"{split}_socratic.jsonl").write_text((nested / f"{split}.jsonl").read_text())
     with pytest.raises(ValueError, match="several files for the split 'train': train.jsonl, train_socratic.jsonl"):
@@ -119,7 +119,7 @@ def test_the_nearest_name_tells_the_split_and_another_version_is_not_mixed_in(tm
     assert len(gsm8k(both).train_dataset) == len(GSM8K)
 
 
-def test_without_a_connection_it_is_said_how_to_get_the_files(tmp_path):
+def test_missing_connection_names_the_download_command(tmp_path):
     words = ["--task", "gsm8k", "--model_name_or_path", "atlas-tiny", "--bf16", "false", "--output_dir", str(tmp_path)]
     with pytest.raises(RecipeError, match="hf download openai/gsm8k --repo-type dataset"):
         read_recipe(words)

@@ -67,7 +67,7 @@ def test_yes_and_no_are_answerable_where_each_supporting_title_is_found():
     assert not is_answerable(question("yes"), [passage("yes")], [])
 
 
-def test_a_request_is_for_no_more_passages_than_servers_give():
+def test_requests_stay_within_the_passage_limit_of_servers():
     asked = []
 
     def find(queries, top_k):
@@ -80,7 +80,7 @@ def test_a_request_is_for_no_more_passages_than_servers_give():
     assert asked == [40, 24, 6]
 
 
-def test_the_command_says_it_of_each_question_of_the_sets(file, capsys):
+def test_answerable_command_writes_a_verdict_for_each_question(file, capsys):
     known = read_answerable(file)
     # HotpotQA's titles lead to the builder, if the corpus has one; NQ has none, and its question finds the bridge.
     assert len(known) == 3 * ROWS
@@ -90,7 +90,7 @@ def test_the_command_says_it_of_each_question_of_the_sets(file, capsys):
     assert [other.name for other in file.parent.iterdir()] == ["answerable.jsonl"]
 
 
-def test_the_task_scores_them_apart_and_trains_on_what_can_be_answered(world, file):
+def test_task_scores_answerable_questions_apart_and_can_train_on_them_alone(world, file):
     folder, _ = world
     task = qa(sets="hotpotqa", folder=folder, answerable=file)
     assert task.test_dataset["answerable"][:] == [i < HAMLETS for i in range(ROWS)]
@@ -102,17 +102,17 @@ def test_the_task_scores_them_apart_and_trains_on_what_can_be_answered(world, fi
     assert len(only.test_dataset) == ROWS
 
 
-def test_a_file_that_says_nothing_of_a_question_or_nothing_at_all_is_refused(world, file, tmp_path):
+def test_missing_or_malformed_answerable_file_is_refused(world, file, tmp_path):
     folder, _ = world
-    with pytest.raises(ValueError, match=r"nothing is said of popqa test_0 \(.*line 1\). Make the file"):
+    with pytest.raises(ValueError, match=r"the file has no verdict on popqa test_0 \(.*line 1\). Make the file"):
         qa(sets="popqa", train="hotpotqa", folder=folder, answerable=file)
-    with pytest.raises(ValueError, match="nothing is said of nq train_0"):
+    with pytest.raises(ValueError, match="the file has no verdict on nq train_0"):
         qa(sets="nq", folder=folder, answerable=file, answerable_only=True)
     with pytest.raises(ValueError, match="answerable_only needs the file"):
         qa(sets="nq", folder=folder, answerable_only=True)
     with pytest.raises(ValueError, match="there is no file .*To make it: a2tgpo answerable"):
         qa(sets="nq", folder=folder, answerable=tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="none of the questions to train on is answerable"):
+    with pytest.raises(ValueError, match="according to .*, none of the training questions is answerable"):
         nothing = [{"set": "hotpotqa", "id": f"train_{i}", "answerable": False} for i in range(ROWS)]
         qa(folder=folder, answerable=write_rows(tmp_path / "nothing.jsonl", nothing), answerable_only=True)
     for line, message in (
@@ -128,7 +128,7 @@ def test_a_file_that_says_nothing_of_a_question_or_nothing_at_all_is_refused(wor
 # ---- what goes wrong
 
 
-def test_a_search_that_cannot_be_asked_is_an_error_and_leaves_no_file(world, tmp_path, capsys):
+def test_failed_or_misconfigured_search_leaves_no_output_file(world, tmp_path, capsys):
     folder, index = world
     words = ["answerable", "--sets", "nq", "--folder", str(folder), "-o", str(tmp_path / "out.jsonl")]
     assert cli([*words, "--url", "http://127.0.0.1:1"]) == 2  # immediately: nothing has answered there yet
@@ -137,8 +137,8 @@ def test_a_search_that_cannot_be_asked_is_an_error_and_leaves_no_file(world, tmp
         (["--top-k", "0"], "--top-k must be at least 1"),
         (["--top-k", "1000"], "1000"),
         (["--patience", "nan"], "--patience must be a number of seconds"),
-        (["--output", str(tmp_path)], "--output must be a file"),
-        (["--output", str(tmp_path / "none" / "out.jsonl")], "--output must be a file in a folder that there is"),
+        (["--output", str(tmp_path)], "--output must name a file"),
+        (["--output", str(tmp_path / "none" / "out.jsonl")], "--output must name a file in an existing folder"),
         (["--train", "popqa"], "popqa has no split 'train'"),
         (["--sets", "hotpot"], "no set 'hotpot'. Did you mean 'hotpotqa'"),
     ):
@@ -147,7 +147,7 @@ def test_a_search_that_cannot_be_asked_is_an_error_and_leaves_no_file(world, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_questions_that_cannot_be_searched_for_or_told_apart_are_named(world, tmp_path, capsys):
+def test_overlong_queries_and_duplicate_ids_are_named(world, tmp_path, capsys):
     _, index = world
     for rows, told in (
         ([{**row("nq", "test", 0), "question": "a" * 10_001}], "test.jsonl, line 1: A query has 10,001 characters"),
@@ -159,7 +159,7 @@ def test_questions_that_cannot_be_searched_for_or_told_apart_are_named(world, tm
         assert re.search(told, capsys.readouterr().err)
 
 
-def test_a_server_that_is_away_is_waited_for_and_no_longer_than_one_has_patience(monkeypatch):
+def test_unreachable_server_is_retried_until_patience_runs_out(monkeypatch):
     now, told, failures = [0.0], [], [3]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
@@ -173,16 +173,14 @@ def test_a_server_that_is_away_is_waited_for_and_no_longer_than_one_has_patience
     search = asked_again(find, 10.0, told.append)
     # Away at 0, 1 and 3 seconds, back at 7.
     assert search(["a"], 1) == [[]] and now == [7.0]
-    assert told == ["it is away. It is asked again for 10 seconds."]
+    assert told == ["it is away. Retrying for 10 seconds."]
     failures[0] = 1000
     with pytest.raises(SearchServerDown):
         search(["a"], 1)
     assert now == [17.0]
 
 
-def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_file(
-    world, file, tmp_path, monkeypatch, capsys
-):
+def test_interrupted_search_resumes_and_ends_with_the_same_file(world, file, tmp_path, monkeypatch, capsys):
     folder, index = world
     passages_of = search_tool.passages_of
     asked = []
@@ -213,25 +211,25 @@ def test_a_search_that_fails_midway_goes_on_where_it_was_and_ends_with_the_same_
     monkeypatch.setattr(search_tool, "passages_of", failing(4, away))
     assert cli(words) == 2
     told = capsys.readouterr()
-    assert "What is known of 16 of 36 questions is kept in" in told.err and not out.exists()
+    assert "The verdicts on 16 of 36 questions are kept in" in told.err and not out.exists()
     # Cut off while a verdict was written, as by SIGKILL.
     begun = tmp_path / "answerable.jsonl.begun"
     begun.write_text(begun.read_text() + "tru")
     asked.clear()
     monkeypatch.setattr(search_tool, "passages_of", failing(3, KeyboardInterrupt()))
     assert cli([*words, "--top-k", "2"]) == 2
-    assert "was begun with other questions or another search" in capsys.readouterr().err
+    assert "was started with other questions or another search" in capsys.readouterr().err
     asked.clear()
     assert cli(words) == 130
-    assert "Interrupted. What is known is kept in" in capsys.readouterr().out
+    assert "Interrupted. The verdicts so far are kept in" in capsys.readouterr().out
     asked.clear()
     monkeypatch.setattr(search_tool, "passages_of", failing(0, away))
     assert cli(words) == 0
-    assert "24 questions were tried already." in capsys.readouterr().out
+    assert "24 questions have already been tried." in capsys.readouterr().out
     assert len(asked) == 1 + 2 and out.read_text() == file.read_text() and not begun.exists()
 
 
-def test_verdicts_that_were_begun_are_cut_behind_the_last_whole_one(tmp_path):
+def test_truncated_verdict_file_is_cut_to_its_last_complete_entry(tmp_path):
     begun, settings = tmp_path / "x.begun", {"top_k": 1}
     begun.write_text('{"top')  # killed in its first line
     assert begin(begun, settings) == []

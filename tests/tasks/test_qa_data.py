@@ -27,7 +27,7 @@ def asked(text: str, where: str = "there"):
 # ---- the sets
 
 
-def test_the_tests_add_up_to_those_of_the_paper():
+def test_test_set_sizes_add_up_to_those_of_the_paper():
     # 7,405 + 12,576 + 2,417 + 125 = 22,523, and 3,610 + 11,313 + 14,267 = 29,190.
     totals = {
         hops: sum(one.sizes[one.test] for one in SETS.values() if one.hops == hops)
@@ -36,7 +36,7 @@ def test_the_tests_add_up_to_those_of_the_paper():
     assert totals == {"multi-hop": 22_523, "single-hop": 29_190}
 
 
-def test_weighted_by_these_sizes_the_cells_of_the_paper_give_its_averages():
+def test_set_sizes_reproduce_the_weighted_averages_of_the_paper():
     # DAPO on Qwen3-4B: 45.95, 51.81, 21.68, 51.20 -> 46.65, and 47.50, 65.84, 51.03 -> 56.33.
     cells = dict(zip(SETS, (45.95, 51.81, 21.68, 51.20, 47.50, 65.84, 51.03), strict=True))
     for kind, printed in (("multi-hop", 46.65), ("single-hop", 56.33)):
@@ -86,7 +86,7 @@ def test_the_hub_gives_the_same_questions_as_the_files(folder, monkeypatch):
     ]
 
 
-def test_without_a_connection_it_is_said_how_to_get_the_files():
+def test_missing_connection_names_the_download_command():
     # The tests are offline (tests/conftest.py), so the hub cannot be reached.
     with pytest.raises(ValueError, match="bamboogle could not be loaded") as error:
         load_split("bamboogle", "test")
@@ -94,20 +94,20 @@ def test_without_a_connection_it_is_said_how_to_get_the_files():
     assert "task_kwargs: {folder: FOLDER}" in str(error.value)
 
 
-def test_a_set_of_another_size_is_told_or_refused(folder, caplog):
+def test_unexpected_set_size_warns_or_is_refused_with_whole(folder, caplog):
     load_split("nq", "test", folder)
     assert "nq has 12 questions in the split 'test', where 3,610 are known" in caplog.text
     with pytest.raises(ValueError, match="nq has 12 questions .* where 3,610 are known.*whole: false"):
         load_split("nq", "test", folder, whole=True)
 
 
-def test_a_set_of_the_known_size_is_not_talked_about(tmp_path, caplog):
+def test_expected_set_size_does_not_warn(tmp_path, caplog):
     rows = [row("bamboogle", "test", i % ROWS) for i in range(125)]
     write_rows(tmp_path / "bamboogle" / "test.jsonl", rows)
     assert len(load_split("bamboogle", "test", tmp_path, whole=True)) == 125 and not caplog.text
 
 
-def test_a_blank_line_and_a_row_without_metadata_are_fine_and_blank_aliases_are_no_answers():
+def test_missing_metadata_is_accepted_and_blank_aliases_are_dropped():
     assert read_question("nq", GOOD, "there").titles == ()
     assert read_question("nq", {**GOOD, "metadata": None}, "there").titles == ()
     unified = {"supporting_facts": None, "question_decomposition": None}  # as `datasets` fills in what is missing
@@ -122,21 +122,24 @@ def test_a_blank_line_and_a_row_without_metadata_are_fine_and_blank_aliases_are_
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"id": "dev_1", "question": ', "is not JSON: .*Mend or remove it"),
+        ('{"id": "dev_1", "question": ', "is not JSON: .*Fix or remove it"),
         ('["dev_1"]', "holds \\['dev_1'\\], not an object with id, question, golden_answers"),
         ("[" * 100_000, "is not JSON"),
         ({"id": "a", "question": "Who?"}, "there is no 'golden_answers'; there is id, question"),
-        ({**GOOD, "golden_answers": None}, "golden_answers is None, not a list of texts. Write each accepted answer"),
-        ({**GOOD, "golden_answers": 1969}, "golden_answers is 1969, not a list of texts"),
-        ({**GOOD, "golden_answers": [1969]}, "1969 among golden_answers is no text"),
-        ({**GOOD, "golden_answers": [["Ada"]]}, "\\['Ada'\\] among golden_answers is no text"),
+        (
+            {**GOOD, "golden_answers": None},
+            "golden_answers is None, not a list of strings. Write each accepted answer",
+        ),
+        ({**GOOD, "golden_answers": 1969}, "golden_answers is 1969, not a list of strings"),
+        ({**GOOD, "golden_answers": [1969]}, "1969 among golden_answers is not a string"),
+        ({**GOOD, "golden_answers": [["Ada"]]}, "\\['Ada'\\] among golden_answers is not a string"),
         ({**GOOD, "golden_answers": {"Ada": 1}}, "golden_answers is {'Ada': 1}, not a list"),
         ({**GOOD, "golden_answers": []}, "golden_answers is \\[\\]: there is no answer to score"),
         ({**GOOD, "golden_answers": [" "]}, "golden_answers is .*: there is no answer to score"),
         ({**GOOD, "question": "  "}, "the question is '  '. Fill it in, or remove the line"),
         ({**GOOD, "question": None}, "the question is None"),
-        ({**GOOD, "metadata": {"supporting_facts": ["Ada"]}}, "supporting titles cannot be read in metadata"),
-        ({**GOOD, "metadata": "{}"}, "supporting titles cannot be read in metadata"),
+        ({**GOOD, "metadata": {"supporting_facts": ["Ada"]}}, "the supporting titles in metadata cannot be read"),
+        ({**GOOD, "metadata": "{}"}, "the supporting titles in metadata cannot be read"),
     ],
 )
 def test_a_bad_line_is_an_error_that_names_file_and_line(line, said, tmp_path):
@@ -148,15 +151,15 @@ def test_a_bad_line_is_an_error_that_names_file_and_line(line, said, tmp_path):
         load_split("nq", "test", tmp_path)
 
 
-def test_a_line_that_is_no_text_is_an_error_of_that_line(tmp_path):
+def test_undecodable_line_is_an_error_naming_the_line(tmp_path):
     file = write_rows(tmp_path / "nq" / "test.jsonl", [GOOD])
     file.write_bytes(file.read_bytes() + b'{"id": "\xff"}\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         load_split("nq", "test", tmp_path)
 
 
-def test_files_that_are_not_there_are_named_beside_those_that_are(tmp_path):
-    with pytest.raises(ValueError, match="There is no folder .*nowhere. It is to hold nq/test.jsonl"):
+def test_missing_files_are_named_with_existing_ones_and_how_to_fetch(tmp_path):
+    with pytest.raises(ValueError, match="There is no folder .*nowhere. It must hold nq/test.jsonl"):
         load_split("nq", "test", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="there is no SET/SPLIT.jsonl"):
         load_split("nq", "test", tmp_path)
@@ -173,7 +176,7 @@ def test_files_that_are_not_there_are_named_beside_those_that_are(tmp_path):
 # ---- leakage
 
 
-def test_the_same_words_are_the_same_question_however_they_are_written():
+def test_questions_with_equal_normalised_words_count_as_leaked():
     train = [asked("Who wrote the Iliad?", "train 1"), asked("Who wrote it?", "train 2"), asked("???", "train 3")]
     test = [asked("who wrote  Iliad", "test 1"), asked("Who wrote an Iliad!", "test 2"), asked("!!!", "test 3")]
     # Both test questions are the first training question; the first is reported. "???" and "!!!" have no words.
@@ -181,13 +184,13 @@ def test_the_same_words_are_the_same_question_however_they_are_written():
     assert leaked([asked("???")], [asked("???")])
 
 
-def test_leaks_are_told_with_their_rows_and_left_out_or_kept_or_refused(caplog):
+def test_leaked_questions_are_reported_and_left_out_kept_or_refused(caplog):
     train = [asked(f"Question {i}?", f"train {i}") for i in range(10)]
     test = [asked(f"question {i}", f"test {i}") for i in range(7)]
     with caplog.at_level(logging.WARNING):
         kept = without_leaks(train, test, "leave_out")
     assert [question.where for question in kept] == ["train 7", "train 8", "train 9"]
-    assert "7 of 10 training questions are tested on as well" in caplog.text
+    assert "7 of 10 training questions are also test questions" in caplog.text
     assert "train 0 is test 0: Question 0?" in caplog.text and "and 2 more" in caplog.text
     assert without_leaks(train, test, "keep") == train and "They are trained on." in caplog.text
     with pytest.raises(ValueError, match="leakage: leave_out"):
@@ -196,6 +199,6 @@ def test_leaks_are_told_with_their_rows_and_left_out_or_kept_or_refused(caplog):
         without_leaks(train, test, "leave")
 
 
-def test_without_leaks_nothing_is_said(caplog):
+def test_no_warning_without_leaked_questions(caplog):
     train = [asked("Who?")]
     assert without_leaks(train, [asked("Where?")], "refuse") == train and not caplog.text

@@ -90,7 +90,7 @@ def pieces_and_whole(chat: Chat, messages: list[dict]) -> tuple[list[int], list[
 # ---- templates
 
 
-def test_a_conversation_of_the_plain_prompts_goes_round_in_each_template_with_tools():
+def test_plain_prompts_round_trip_in_all_tool_templates_but_known_ones():
     prompts, failed = read_prompts("plain"), set()
     with_tools = [template for template in SHIPPED if supports_tool_calling(tokenizer_of(template))]
     for template in with_tools:
@@ -109,7 +109,7 @@ def _assert_round_trip(tokenizer, prompts) -> None:
 
 
 @pytest.mark.parametrize(("family", "template"), THINKING)
-def test_a_conversation_with_thoughts_goes_round_and_keeps_them(family, template):
+def test_conversation_with_thoughts_round_trips_and_keeps_them(family, template):
     tokenizer, prompts = tokenizer_of(template), read_prompts(family)
     messages = conversation(prompts, thinking=True)
     pieces, whole = pieces_and_whole(chat_of(tokenizer, prompts), messages)
@@ -139,7 +139,7 @@ def test_a_turn_is_parsed_to_its_call_with_the_thought_before_it(family, templat
 
 
 @pytest.mark.parametrize(("family", "template"), [*THINKING, ("plain", "qwen3"), ("plain", "llama3_1")])
-def test_the_probe_is_what_the_policy_would_write_and_closes_the_thought(family, template):
+def test_probe_follows_the_generation_prompt_and_closes_any_thought(family, template):
     tokenizer, prompts = tokenizer_of(template), read_prompts(family)
     chat, messages = chat_of(tokenizer, prompts), conversation(prompts, thinking=False)
     for place in (2, 4, 6):  # after the question, and after each result
@@ -158,7 +158,7 @@ def test_the_probe_is_what_the_policy_would_write_and_closes_the_thought(family,
 
 
 @pytest.mark.parametrize("family", [file.stem for file in FAMILIES.iterdir()])
-def test_an_answer_in_the_form_that_is_asked_for_is_read_by_the_rewards(family):
+def test_answers_in_the_requested_format_are_read_by_the_rewards(family):
     prompts = read_prompts(family)
     assert prompts.ask("Who?")[1] == {"role": "user", "content": "Who?"}
     assert answer_of(prompts, "ANSWER") in prompts.system
@@ -187,7 +187,7 @@ def test_an_answer_in_the_form_that_is_asked_for_is_read_by_the_rewards(family):
         ({"rewards": "{exact: 1.0}"}, "there is no reward 'exact'. Did you mean 'exact_match'"),
     ],
 )
-def test_what_is_wrong_with_a_file_of_prompts_is_said(change, said, tmp_path):
+def test_invalid_prompt_file_is_an_error_naming_the_problem(change, said, tmp_path):
     keys = {"system": "Answer.", "probe": "'{answer}'", "chat_template_kwargs": "{}", "rewards": "{f1: 1.0}", **change}
     file = tmp_path / "mine.yaml"
     file.write_text("\n".join(f"{key}: {value}" for key, value in keys.items() if value is not None))
@@ -195,8 +195,8 @@ def test_what_is_wrong_with_a_file_of_prompts_is_said(change, said, tmp_path):
         read_prompts(str(file))
 
 
-def test_prompts_are_of_a_family_or_in_a_file(tmp_path):
+def test_prompts_are_read_by_family_name_or_file(tmp_path):
     (tmp_path / "mine.yaml").write_text((FAMILIES / "plain.yaml").read_text())
     assert read_prompts(str(tmp_path / "mine.yaml")) == read_prompts("plain")
-    with pytest.raises(ValueError, match="no prompts 'qwen33'. Did you mean 'qwen3'. Known are plain, qwen2_5, qwen3"):
+    with pytest.raises(ValueError, match="no prompts 'qwen33'. Did you mean 'qwen3'. Known: plain, qwen2_5, qwen3"):
         read_prompts("qwen33")

@@ -37,7 +37,7 @@ def words(folder, tmp_path, *more: str, **kwargs) -> list[str]:
     return ["--config", str(recipe), *more]
 
 
-def test_sets_are_tested_on_and_the_papers_is_trained_on(folder):
+def test_named_sets_are_tested_on_and_hotpotqa_is_trained_on_by_default(folder):
     task = qa(folder=folder)
     assert task.train_dataset["set"][:] == ["hotpotqa"] * ROWS
     assert list(dict.fromkeys(task.test_dataset["set"])) == ["hotpotqa", "2wikimultihopqa", "musique", "bamboogle"]
@@ -48,7 +48,7 @@ def test_sets_are_tested_on_and_the_papers_is_trained_on(folder):
     assert set(qa(sets="nq", train=["nq", "triviaqa"], folder=folder).train_dataset["set"]) == {"nq", "triviaqa"}
 
 
-def test_a_table_averages_the_sets_of_a_kind_and_all_of_both(folder):
+def test_averages_cover_each_kind_and_all_sets(folder):
     assert qa(sets=["popqa", "musique", "nq"], folder=folder).averages == {
         "multi-hop": {"set": ["musique"]},
         "single-hop": {"set": ["popqa", "nq"]},
@@ -57,7 +57,7 @@ def test_a_table_averages_the_sets_of_a_kind_and_all_of_both(folder):
     assert qa(sets="nq", folder=folder).averages == {"single-hop": {"set": ["nq"]}}
 
 
-def test_what_is_searched_is_a_server_or_an_index(folder, tmp_path):
+def test_search_is_a_server_url_or_an_index_folder(folder, tmp_path):
     passages = [{"id": str(i), "title": "Dyle Bridge", "text": f"It was built by Mason {i}."} for i in range(3)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in passages))
     assert cli(["serve-search", "--corpus", str(tmp_path / "corpus.jsonl"), "--build"]) == 0
@@ -79,7 +79,7 @@ def test_a_limit_holds_for_each_set_and_draws_by_the_seed(folder):
     drawn = {tuple(qa(sets="nq", folder=folder, limit=4, seed=seed).test_dataset["id"][:]) for seed in (0, 0, 1)}
     assert len(drawn) == 2
     for limit in (0, True, {"dev": 3}):
-        with pytest.raises(ValueError, match="limit must be a number from 1"):
+        with pytest.raises(ValueError, match="limit must be a whole number of at least 1"):
             qa(folder=folder, limit=limit)
 
 
@@ -88,12 +88,12 @@ def test_a_training_question_that_is_tested_on_is_left_out(tmp_path, caplog):
     write_rows(tmp_path / "nq" / "train.jsonl", rows)
     write_rows(tmp_path / "nq" / "test.jsonl", rows[:1])
     assert qa(sets="nq", folder=tmp_path).train_dataset["id"][:] == ["1", "2", "3"]
-    assert "1 of 4 training questions are tested on as well" in caplog.text
+    assert "1 of 4 training questions are also test questions" in caplog.text
     with pytest.raises(ValueError, match="leakage: leave_out"):
         qa(sets="nq", folder=tmp_path, leakage="refuse")
 
 
-def test_the_prompts_bring_their_probe_unless_the_recipe_says_otherwise(folder, tmp_path):
+def test_prompts_set_the_probe_unless_the_recipe_overrides_it(folder, tmp_path):
     args = read_recipe(words(folder, tmp_path, prompts="qwen3")).args
     assert args.probe_template == "<think>\n\n</think>\n\n<answer>\\boxed{{answer}}</answer>"
     assert args.chat_template_kwargs == {"enable_thinking": True}
@@ -102,7 +102,7 @@ def test_the_prompts_bring_their_probe_unless_the_recipe_says_otherwise(folder, 
     assert args.probe_template == "So: {answer}" and args.chat_template_kwargs == {"enable_thinking": False}
 
 
-def test_a_step_of_training_and_an_evaluation_that_reports_each_set(folder, tmp_path):
+def test_training_step_runs_and_evaluation_reports_each_set(folder, tmp_path):
     from a2tgpo_trl.evaluation import evaluate_recipe
 
     recipe = read_recipe(words(folder, tmp_path, limit={"train": 4, "test": 2}))

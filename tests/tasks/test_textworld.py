@@ -58,7 +58,7 @@ def test_a_seed_gives_the_same_houses_and_questions_on_every_machine():
     assert other.test_dataset.to_list() != task.test_dataset.to_list()
 
 
-def test_no_house_has_questions_to_train_and_to_test_on_and_none_has_many():
+def test_houses_of_train_and_test_are_disjoint_with_few_questions_each():
     task = textworld(train_questions=30, test_questions=30)
     train, test = (Counter(rows["game"]) for rows in (task.train_dataset, task.test_dataset))
     assert not train.keys() & test.keys()
@@ -95,7 +95,7 @@ def test_answers_are_facts_of_the_game(drawn):
             assert (("edible", question.thing) in named) == (question.answer == "yes")
 
 
-def test_who_has_not_looked_is_right_as_often_as_chance_has_it(drawn):
+def test_guessing_without_looking_is_no_better_than_chance(drawn):
     # The best guess from the thing's name, or else overall: the most frequent answer among other questions.
     rows = [row for _, _, row in draw("train", 0, 200, ["location"], (2, 3, 4), Size())]
     test = [(house, row) for _, house, row in draw("test", 0, 60, ["location"], (2, 3, 4), Size())]
@@ -112,7 +112,7 @@ def test_who_has_not_looked_is_right_as_often_as_chance_has_it(drawn):
 # ---- walks
 
 
-def test_who_walks_as_one_should_is_right_every_time_and_not_before_the_end(drawn):
+def test_reference_walk_answers_every_question_at_its_last_move(drawn):
     answers, texts = [], []
     for house, question in drawn:
         told = replies(house, question.walk)
@@ -124,7 +124,7 @@ def test_who_walks_as_one_should_is_right_every_time_and_not_before_the_end(draw
     assert exact_match(texts, answers) == [1.0] * len(drawn)
 
 
-def test_no_walk_is_shorter(drawn):
+def test_no_shorter_walk_finds_the_object(drawn):
     # Everything that can be done with doors, containers and ways under TextWorld's rules, up to one command less.
     for house, question in [one for one in drawn if one[1].kind == "location" and one[1].moves > 1][:9]:
         states = [library().generator.game.GameProgression(house.game, track_quests=False)]
@@ -142,7 +142,7 @@ def test_no_walk_is_shorter(drawn):
                 assert holder in now.closed or now.where.get(holder, holder) != now.here
 
 
-def test_a_walk_past_everything_sees_all_there_is():
+def test_walk_past_everything_sees_every_room_and_object():
     for number in range(8):
         house = make_house("train", 5, number)
         told = "\n".join([*view(house.start), *replies(house, past_everything(house.start))])
@@ -174,7 +174,7 @@ def record(house, question, commands):
     return {COLUMN: milestones(house, question), "turns": turns}
 
 
-def test_the_turns_of_a_walk_are_of_use_and_others_are_not(drawn):
+def test_only_the_turns_of_the_reference_walk_are_useful(drawn):
     for house, question in drawn:
         told = useful_search(record(house, question, question.walk))
         if question.moves is not None:
@@ -186,7 +186,7 @@ def test_the_turns_of_a_walk_are_of_use_and_others_are_not(drawn):
         assert again[:-1] == [use for one in told[:-1] for use in (0.0, one, 0.0, 0.0)]
 
 
-def test_a_wrong_way_is_of_no_use_and_what_was_found_is_not_needed_twice(drawn):
+def test_wrong_move_and_repeated_command_are_not_useful(drawn):
     house, question = next(
         (house, one)
         for house, one in drawn
@@ -201,7 +201,7 @@ def test_a_wrong_way_is_of_no_use_and_what_was_found_is_not_needed_twice(drawn):
 # ---- the environment
 
 
-def test_commands_are_read_as_people_write_them_and_what_does_not_work_is_said():
+def test_commands_are_parsed_loosely_and_invalid_ones_get_a_message():
     houses = [make_house("train", 3, i) for i in range(10)]
     lying = ((one, name) for one in houses for name in one.start.inside(one.start.here) if name in one.start.things())
     house, thing = next(lying)
@@ -219,7 +219,7 @@ def test_commands_are_read_as_people_write_them_and_what_does_not_work_is_said()
     assert game.act("look") == start
 
 
-def test_what_is_in_something_can_be_taken_without_saying_from_where():
+def test_object_in_an_open_container_is_taken_without_naming_the_container():
     taken = 0
     for house in (make_house("train", 3, i) for i in range(10)):
         for thing in house.start.things():
@@ -253,7 +253,7 @@ def test_the_largest_houses_can_be_made():
         ({"kinds": ["colour"]}, r"kinds must list some of location, existence, edible; got \['colour'\]"),
         ({"kinds": "location"}, "kinds must list some of"),
         ({"kinds": []}, "kinds must list some of"),
-        ({"train_moves": [0]}, r"train_moves must list numbers of commands from 1 up.*; got \[0\]"),
+        ({"train_moves": [0]}, r"train_moves must list numbers of commands, at least 1.*; got \[0\]"),
         ({"test_moves": 3}, "test_moves must list numbers of commands"),
         ({"rooms": 1}, "rooms must be a whole number from 2 to 8; got 1"),
         ({"things": 0}, "things must be a whole number from 1 to 16; got 0"),
@@ -262,6 +262,6 @@ def test_the_largest_houses_can_be_made():
     ],
     ids=lambda value: "" if isinstance(value, str) else json.dumps(value),
 )
-def test_a_setting_that_makes_no_houses_is_an_error(settings, message):
+def test_invalid_settings_are_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
         textworld(train_questions=2, test_questions=2, **settings)

@@ -44,7 +44,7 @@ def test_the_policy_begins_above_chance_and_below_what_it_can_learn(records):
     assert 0.08 < right < 0.6  # 0.3 over many questions, give or take 0.1 over these 24
 
 
-def test_records_tell_which_commands_were_of_use_and_the_study_reads_them(records):
+def test_useful_commands_are_recorded_and_read_by_the_study(records):
     for record in records:
         (told,) = record["turn_rewards"].values()
         assert told == useful_search(record) and len(told) == len(record["turns"])
@@ -54,7 +54,7 @@ def test_records_tell_which_commands_were_of_use_and_the_study_reads_them(record
     assert 0 < found["useful/share_turn_1"] < 1 and 0 <= found["useful/auc/gains"] <= 1
 
 
-def test_who_is_right_has_mostly_seen_the_thing(records):
+def test_right_answers_mostly_follow_seeing_the_object(records):
     # Naming the place by chance is rare.
     right = [record for record in records if record["rewards"]["exact_match"] == 1.0]
     seen = []
@@ -65,12 +65,12 @@ def test_who_is_right_has_mostly_seen_the_thing(records):
     assert sum(seen) / len(seen) > 0.5
 
 
-def test_the_recipe_asks_no_more_of_the_policy_than_it_has_learnt(recipe):
+def test_recipe_stays_within_the_calls_and_moves_the_policy_learnt(recipe):
     assert recipe.args.max_tool_calling_iterations == CALLS
     assert set(recipe.test_dataset["hops"]) == {2, 3, MOST_MOVES}
 
 
-def test_the_shipped_policy_fits_its_limit_and_its_tokenizer_is_the_one_of_the_source():
+def test_shipped_policy_is_small_and_its_tokenizer_matches_the_source():
     from transformers import AutoTokenizer
 
     assert sum(file.stat().st_size for file in POLICY.iterdir()) < 600_000

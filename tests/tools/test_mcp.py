@@ -69,7 +69,7 @@ def call(runner: ToolRunner, tool, **arguments) -> Outcome:
     return outcome
 
 
-def test_the_policy_is_shown_the_types_and_words_of_the_server(tools):
+def test_mcp_schema_shows_types_and_descriptions_of_the_server(tools):
     shown = get_json_schema(tools["search"])["function"]
     assert (shown["name"], shown["description"]) == ("search", "Look something up.")
     assert shown["parameters"] == {
@@ -90,14 +90,14 @@ def test_a_call_has_the_servers_answer(tools, runner):
     assert call(runner, tools["visit"], places=[{"country": "Kenya"}, {"country": "Peru"}]).text == "Kenya, Peru"
 
 
-def test_what_the_server_finds_wrong_is_told(tools, runner):
+def test_server_errors_become_tool_errors(tools, runner):
     failed = call(runner, tools["fail"], reason="closed")
     assert failed.status == "tool_error" and failed.text.startswith("Error: ") and "fail" in failed.text
     wrong = call(runner, tools["search"], query=3)
     assert wrong.status == "tool_error" and "query" in wrong.text
 
 
-def test_a_slow_call_ends_in_its_time_and_the_next_ones_are_answered(tools, runner):
+def test_slow_call_times_out_and_later_calls_work(tools, runner):
     runner.limits = Limits(timeout=0.5)
     assert call(runner, tools["wait"], seconds=30).status == "timeout"
     assert runner.hung == 0  # it was cancelled, and nothing is left behind
@@ -105,13 +105,13 @@ def test_a_slow_call_ends_in_its_time_and_the_next_ones_are_answered(tools, runn
     assert call(runner, tools["wait"], seconds=0).text == "done"
 
 
-def test_calls_are_made_at_once(tools, runner):
+def test_mcp_calls_run_concurrently(tools, runner):
     start = time.monotonic()
     outcomes = runner.run([ToolCall(tools["wait"], {"seconds": 1.0}) for _ in range(8)])
     assert [outcome.text for outcome in outcomes] == ["done"] * 8 and time.monotonic() - start < 6
 
 
-def test_a_server_that_dies_is_started_again_and_the_call_made_once_more(runner, tmp_path):
+def test_crashed_server_is_restarted_and_the_call_repeated(runner, tmp_path):
     (crash_once,) = mcp_tools(COMMAND, names=["crash_once"])
     outcome = call(runner, crash_once, file=str(tmp_path / "crashed"))
     assert (outcome.status, outcome.text) == ("ok", "still here")
@@ -150,7 +150,7 @@ def test_a_server_that_cannot_be_used_is_named_with_the_reason(server, names, me
     assert server in str(error.value) and message in str(error.value)
 
 
-def test_arguments_named_like_a_word_of_python_are_shown_and_one_that_is_no_name_is_refused():
+def test_python_keywords_are_valid_argument_names_and_invalid_names_refused():
     def flights(**arguments): ...
 
     schema = {"properties": {"to": {"type": "string"}, "from": {"$ref": "#/$defs/City"}}, "required": ["from"]}
@@ -165,7 +165,7 @@ def test_arguments_named_like_a_word_of_python_are_shown_and_one_that_is_no_name
         describe_as(flights, "x", None, {"properties": {"city": {"$ref": "#/$defs/City"}}})
 
 
-def test_an_argument_of_any_kind_is_shown_as_one():
+def test_untyped_arguments_are_shown_without_a_type():
     def keep(**arguments): ...
 
     describe_as(keep, "keep", None, {"properties": {"it": True, "all": {"type": "array", "items": True}}})

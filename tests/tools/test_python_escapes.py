@@ -30,7 +30,7 @@ def world(request):
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
-def test_an_attempt_succeeds_only_where_the_documentation_says_so(attempt, world):
+def test_escape_attempts_succeed_only_where_documented(attempt, world):
     if attempt.machine not in (None, platform.machine()):
         pytest.skip(f"its numbers of system calls are those of {attempt.machine}")
     world.begin()

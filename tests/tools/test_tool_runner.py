@@ -185,7 +185,7 @@ def test_an_async_tool_that_does_not_heed_its_cancellation_is_counted(make_runne
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, StopAsyncIteration])
-def test_an_async_tool_may_raise_anything(make_runner, error):
+def test_any_exception_of_an_async_tool_is_a_tool_error(make_runner, error):
     async def fail() -> str:
         raise error("why")
 
@@ -214,7 +214,7 @@ def test_a_task_that_exits_does_not_take_the_loop_with_it(make_runner):
 # ---- time limits
 
 
-def test_a_tool_that_hangs_is_a_timeout_and_counted_until_it_comes_back(make_runner):
+def test_hung_tool_times_out_and_counts_until_it_returns(make_runner):
     release = threading.Event()
 
     def hang() -> str:
@@ -258,13 +258,13 @@ def test_a_tool_that_holds_the_interpreter_too_long_is_late(make_runner):
     assert becomes(lambda: runner.hung == 0)
 
 
-def test_a_call_that_is_late_is_tried_again_whoever_noticed_it(make_runner):
+def test_call_that_times_out_holding_the_gil_is_retried(make_runner):
     runner = make_runner({"hold_gil": {"timeout": 0.02, "retries": 1, "backoff": 0}})
     outcome = call(runner, hold_gil)
     assert (outcome.status, outcome.attempts) == ("timeout", 2)
 
 
-def test_a_result_whose_text_takes_for_ever_holds_up_nobody_else(make_runner):
+def test_slow_str_of_a_result_delays_no_other_call(make_runner):
     class Slow:
         def __str__(self):
             time.sleep(1.0)
@@ -301,7 +301,7 @@ class Unprintable(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_whatever_a_tool_raises_is_told(make_runner, error, text):
+def test_any_exception_of_a_tool_becomes_its_error_text(make_runner, error, text):
     def fail() -> str:
         raise error
 
@@ -344,7 +344,7 @@ def test_whatever_a_tool_returns_becomes_text(make_runner, value, status, text):
     assert call(runner, nap, seconds=0.0).status == "ok"
 
 
-def test_a_coroutine_that_nobody_awaited_is_an_error_that_says_so(make_runner):
+def test_coroutine_returned_by_a_sync_tool_is_an_error(make_runner):
     outcome = call(make_runner(), lambda: anap(0.0))
     assert outcome.status == "tool_error" and "async def" in outcome.text
 
@@ -368,7 +368,7 @@ def test_a_call_is_tried_again_until_it_succeeds(make_runner):
     assert moments[2] - moments[1] >= 0.1  # 0.2, less up to half
 
 
-def test_a_call_is_tried_no_more_often_than_it_was_said(make_runner):
+def test_call_is_retried_at_most_as_often_as_set(make_runner):
     made = []
 
     @tool(retries=2, backoff=0)
@@ -409,7 +409,7 @@ def test_a_call_that_waits_for_its_next_attempt_leaves_its_place_to_others(make_
     assert not first.done() and first.result()[0].attempts == 2
 
 
-def test_the_time_between_attempts_does_not_grow_without_end(make_runner):
+def test_retry_backoff_does_not_overflow(make_runner):
     @tool(retries=1100, backoff=1e-9)
     def broken() -> str:
         raise ConnectionError("never")
@@ -420,7 +420,7 @@ def test_the_time_between_attempts_does_not_grow_without_end(make_runner):
 # ---- calls made once
 
 
-def test_equal_calls_of_a_tool_with_cache_are_one_also_at_once(make_runner):
+def test_equal_calls_of_a_cached_tool_are_made_once(make_runner):
     made = []
 
     @tool(cache=True)
@@ -437,7 +437,7 @@ def test_equal_calls_of_a_tool_with_cache_are_one_also_at_once(make_runner):
     assert [outcome.attempts for outcome in outcomes] == [1, 0, 0, 0, 0, 0, 0, 0, 1, 0]
 
 
-def test_failures_are_not_kept(make_runner):
+def test_failed_calls_are_not_cached(make_runner):
     made = []
 
     @tool(cache=True)
@@ -485,7 +485,7 @@ def test_a_tool_that_is_not_up_is_named_before_the_first_step(make_runner):
         runner.check([nap, Server(up=False).search])
 
 
-def test_a_check_that_hangs_is_an_answer_too(make_runner):
+def test_hung_check_counts_as_failed(make_runner):
     @tool(check=lambda: time.sleep(1.0), timeout=0.1)
     def search() -> str:
         return ""
@@ -523,20 +523,20 @@ def test_a_tool_that_stays_down_stops_the_run(make_runner):
 def test_a_run_can_go_on_without_a_tool_that_stays_down(make_runner, caplog):
     server, runner = Server(up=False, backoff=0.05), make_runner(patience=0.2, stop_when_down=False)
     assert call(runner, server.search, query="Velm").status == "tool_error"
-    assert runner.trouble is None and "goes on without it" in caplog.text
+    assert runner.trouble is None and "continues without it" in caplog.text
     runner.begin_batch()
     server.up = True
     assert call(runner, server.search, query="Velm").status == "ok"
 
 
-def test_a_call_that_fails_though_the_tool_is_up_just_fails(make_runner):
+def test_failed_call_is_not_repeated_if_the_check_passes(make_runner):
     server, runner = Server(), make_runner(patience=30)
     outcome, seconds = timed(lambda: call(runner, server.search, query="bad"))
     assert outcome.text == "Error: ValueError: a bad query" and seconds < 5
     assert (server.called, server.asked) == (1, 1)
 
 
-def test_an_environment_whose_call_hangs_is_not_called_again_when_its_server_is_up_again(make_runner):
+def test_hung_environment_call_is_not_repeated_after_an_outage(make_runner):
     class Browser:
         calls, up = 0, False
 
@@ -559,7 +559,7 @@ def test_an_environment_whose_call_hangs_is_not_called_again_when_its_server_is_
 # ---- the coordinator itself
 
 
-def test_a_mistake_in_the_coordinator_reaches_whoever_waits(make_runner):
+def test_coordinator_errors_reach_the_waiting_caller(make_runner):
     @tool(cache=True)
     def search(query: str) -> str:
         return query
@@ -611,10 +611,10 @@ def test_results_that_are_kept_have_a_bound(make_runner, monkeypatch):
         ({"timeout": "10"}, "timeout must be"),
         ({"timeout": float("nan")}, "timeout must be"),
         ({"timeout": True}, "timeout must be"),
-        ({"retries": None}, "retries must be a whole number from 0 on; got None"),
+        ({"retries": None}, "retries must be a whole number, at least 0; got None"),
         ({"retries": 1.5}, "retries must be"),
         ({"backoff": float("inf")}, "backoff must be"),
-        ({"concurrency": 0}, "concurrency must be a whole number from 1 on"),
+        ({"concurrency": 0}, "concurrency must be a whole number, at least 1"),
         ({"max_result_tokens": 0}, "max_result_tokens must be"),
         ({"cache": 1}, "cache must be true or false"),
         ({"final": "yes"}, "final must be true or false"),
@@ -627,7 +627,7 @@ def test_results_that_are_kept_have_a_bound(make_runner, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_setting_that_cannot_be_is_named(words, message):
+def test_invalid_tool_decorator_setting_is_refused_by_name(words, message):
     with pytest.raises(ValueError, match=r"^tool\(\): ") as raised:
         tool(**words)
     assert message in str(raised.value)
@@ -645,13 +645,13 @@ def test_a_setting_that_cannot_be_is_named(words, message):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_recipe_that_cannot_be_is_refused(words, message):
+def test_invalid_tool_settings_of_a_recipe_are_refused(words, message):
     with pytest.raises(ValueError) as raised:
         check_tool_settings([nap, anap], words)
     assert message in str(raised.value)
 
 
-def test_the_words_of_a_recipe_win_over_the_decorator(make_runner):
+def test_recipe_settings_override_the_tool_decorator(make_runner):
     @tool(timeout=10, retries=3, final=True, retry_on=(OSError,))
     def search() -> str:
         return ""
@@ -690,14 +690,14 @@ class Unruly:
         return nap(0.4)
 
 
-def test_a_cancel_that_raises_is_told_once_and_costs_the_call(make_runner, caplog):
+def test_cancel_that_raises_warns_once_and_the_calls_time_out(make_runner, caplog):
     runner = make_runner()
     environment = runner.construct(Unruly)
     with caplog.at_level(logging.WARNING, logger="a2tgpo_trl"):
         outcomes = runner.run([ToolCall(environment.sleep, {}, environment)] * 2)
     assert [outcome.status for outcome in outcomes] == ["timeout"] * 2 and not runner.is_stuck(environment)
     assert [record.message for record in caplog.records] == [
-        "cancel of the tool sleep raised KeyError: 'no session'. Calls that are late are waited for and then given up."
+        "cancel() of the tool sleep raised KeyError: 'no session'. Late calls are waited for and then given up."
     ]
 
 
@@ -717,7 +717,7 @@ def a_note() -> str:
     ("settings", "of_method", "words"),
     [
         ({"cache": True}, True, "cache has no effect on read, a method of an environment"),
-        ({"cancel": str}, False, "cancel has no effect on a_note, which is no method of an environment"),
+        ({"cancel": str}, False, "cancel has no effect on a_note, which is not a method of an environment"),
         ({"release": str}, False, "release has no effect on a_note"),
     ],
 )

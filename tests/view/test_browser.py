@@ -53,7 +53,7 @@ def by_group(records: list[dict]) -> dict[tuple[int, int], list[dict]]:
     return groups
 
 
-def test_groups_are_sorted_filtered_searched_and_opened_and_each_number_is_that_of_its_record(two_runs, browser):
+def test_groups_can_be_sorted_filtered_searched_and_opened(two_runs, browser):
     (one, two), file = two_runs
     groups = by_group(records_of(one))
     visit = Visit(browser, file)
@@ -186,7 +186,7 @@ def test_both_runs_are_in_each_chart_and_the_stage_changes_what_is_drawn(two_run
     visit.close()
 
 
-def test_intervals_are_within_their_chart_and_runs_of_one_colour_are_told_apart(browser, tmp_path):
+def test_chart_includes_intervals_and_distinguishes_runs_of_one_colour(browser, tmp_path):
     runs = [write_run(tmp_path / f"run{number}", number, steps=1) for number in range(7)]
     for number, run in enumerate(runs):
         wide = {"mean": 0.5, "low": -3.0 if number else 0.4, "high": 4.0}
@@ -207,7 +207,7 @@ def test_intervals_are_within_their_chart_and_runs_of_one_colour_are_told_apart(
     visit.close()
 
 
-def test_in_print_all_groups_of_the_table_are_there_and_what_was_folded_is_open(two_runs, browser, tmp_path):
+def test_print_shows_all_groups_and_unfolds_details(two_runs, browser, tmp_path):
     _, file = two_runs
     visit = Visit(browser, file, "#group-0-3")
     page = visit.page
@@ -291,7 +291,7 @@ def test_a_killed_run_says_what_is_missing(browser, tmp_path):
     visit.close()
 
 
-def test_groups_of_the_same_prompt_stand_side_by_side_and_their_rewards_in_the_table(browser, tmp_path):
+def test_groups_of_the_same_prompt_are_compared_side_by_side(browser, tmp_path):
     # The same three questions in both runs; run two solves less. In run one the first is asked again, later.
     rewards = {"one": [(1, 1, 1), (1, 0, 1), (0, 0, 0)], "two": [(1, 0, 0), (1, 0, 1), (1, 1, 1)]}
     for name, of_run in rewards.items():

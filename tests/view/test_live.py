@@ -49,11 +49,11 @@ def end(server, thread=None):
         thread.join()
 
 
-def test_a_run_is_waited_for_and_what_is_new_is_shown_while_what_is_open_stays(serve, browser, tmp_path):
+def test_live_page_updates_without_disturbing_what_is_open(serve, browser, tmp_path):
     folder, rng = tmp_path / "run", random.Random(0)
     visit = LiveVisit(browser, serve(folder).address)
     page = visit.page
-    page.get_by_text("yet: it is waited for").wait_for()
+    page.get_by_text("yet. Waiting for it").wait_for()
     for step in (1, 2, 3):
         write_records(folder, {step: drawn(rng, 20, 4, first=20 * step)})
     visit.found("60 of 60 groups")
@@ -136,7 +136,7 @@ def test_the_table_stays_where_it_was_scrolled_to(words, serve, browser, tmp_pat
     visit.close()
 
 
-def test_what_is_asked_for_when_nothing_is_new_is_small(serve, browser, tmp_path):
+def test_polling_without_news_transfers_little(serve, browser, tmp_path):
     visit = LiveVisit(browser, serve(write_run(tmp_path / "run", steps=20)).address)
     sizes = []
     visit.page.on("response", lambda response: sizes.append(len(response.body())))
@@ -145,7 +145,7 @@ def test_what_is_asked_for_when_nothing_is_new_is_small(serve, browser, tmp_path
     visit.close()
 
 
-def test_a_training_that_is_begun_anew_is_said_and_what_is_open_stays_to_be_read(serve, browser, tmp_path):
+def test_restarted_training_is_announced_and_the_open_group_stays(serve, browser, tmp_path):
     folder = write_run(tmp_path / "run", 0, steps=3)
     visit = LiveVisit(browser, serve(folder).address, "#group-0-3.1.1.1")
     page = visit.page
@@ -181,7 +181,7 @@ def test_further_rollouts_of_the_open_group_are_offered(serve, browser, tmp_path
     visit.close()
 
 
-def test_what_a_step_has_no_more_is_in_no_chart(serve, browser, tmp_path):
+def test_metrics_removed_from_a_step_leave_the_charts(serve, browser, tmp_path):
     folder = tmp_path / "run"
     write_records(folder, {1: [record(0, rewards={"exact_match": 1.0, "style": 1.0})], 2: [record(0)]})
     write_log(folder / "checkpoint-2", random.Random(0), 1)
@@ -202,7 +202,7 @@ def test_what_a_step_has_no_more_is_in_no_chart(serve, browser, tmp_path):
     visit.close()
 
 
-def test_a_server_that_ends_is_said_and_one_that_comes_back_is_followed(serve, browser, tmp_path):
+def test_stopped_server_is_reported_and_a_restarted_one_followed(serve, browser, tmp_path):
     folder = write_run(tmp_path / "run", steps=1)
     server = serve(folder)
     visit = LiveVisit(browser, server.address)
@@ -219,7 +219,7 @@ def test_a_server_that_ends_is_said_and_one_that_comes_back_is_followed(serve, b
     visit.close()
 
 
-def test_a_server_that_comes_back_with_other_runs_has_the_page_opened_anew(serve, browser, tmp_path):
+def test_page_reloads_if_the_server_returns_with_other_runs(serve, browser, tmp_path):
     server = serve(write_run(tmp_path / "one", 0, steps=1))
     visit = LiveVisit(browser, server.address, "#group-0-1.1.0.1")
     page = visit.page
@@ -232,7 +232,7 @@ def test_a_server_that_comes_back_with_other_runs_has_the_page_opened_anew(serve
     visit.close()
 
 
-def test_a_group_that_is_gone_when_it_is_opened_is_said_and_the_page_goes_on(serve, browser, tmp_path):
+def test_removed_group_is_reported_and_the_page_continues(serve, browser, tmp_path):
     folder = write_run(tmp_path / "run", 0, steps=3)
     server = serve(folder)
     visit = LiveVisit(browser, server.address, "#group-0-3.1.1.1")
@@ -246,7 +246,7 @@ def test_a_group_that_is_gone_when_it_is_opened_is_said_and_the_page_goes_on(ser
     # The run begins again, and another group is requested before the page learns of it.
     page.evaluate("INDEX.runs[0].begun[0] = -1")
     page.evaluate("location.hash = 'group-0-3.1.2.1'")
-    page.get_by_text("This group could not be read: The run was begun anew.").wait_for()
+    page.get_by_text("This group could not be read: The run has started over.").wait_for()
     shutil.rmtree(folder)
     write_run(folder, 1, steps=1)
     visit.found("3 of 3 groups")
@@ -256,7 +256,7 @@ def test_a_group_that_is_gone_when_it_is_opened_is_said_and_the_page_goes_on(ser
     visit.close()
 
 
-def test_a_token_opens_the_page_and_is_in_the_address_no_more(serve, browser, tmp_path):
+def test_token_is_removed_from_the_address(serve, browser, tmp_path):
     server = serve(write_run(tmp_path / "run", steps=1), host="0.0.0.0")
     place = f"http://localhost:{server.server_address[1]}/"
     visit = LiveVisit(browser, f"{place}?token={server.token}", "#group-0-1.1.0.1")
@@ -273,7 +273,7 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(serve, browser, tmp_path):
     folder = tmp_path / '<img src=x onerror=alert("name")>'
     visit = LiveVisit(browser, serve(folder).address)
     page = visit.page
-    page.get_by_text("yet: it is waited for").wait_for()
+    page.get_by_text("yet. Waiting for it").wait_for()
     rewards = {text[:30]: 1.0 for text in HOSTILE if not re.search("[\ud800-\udfff]", text)}  # no half characters
     texts = enumerate(HOSTILE)
     write_records(

@@ -98,14 +98,14 @@ def serve(monkeypatch):
 # ---- what is new
 
 
-def test_a_run_is_waited_for_shown_as_it_grows_and_only_what_is_new_travels(serve, tmp_path):
+def test_growing_run_is_served_incrementally(serve, tmp_path):
     folder, rng = tmp_path / "run", random.Random(0)
     reader = serve(folder)
     reader.news()
     assert "There is no folder" in reader.known[0, "notes", ""][0]
     folder.mkdir()
     reader.news()
-    assert "the first are waited for" in reader.known[0, "notes", ""][0]
+    assert "Waiting for the first" in reader.known[0, "notes", ""][0]
     write_records(folder, {1: drawn(rng, 3, 4)})
     reader.news()
     assert set(reader.all("groups")) == {"1.1.0.1", "1.1.1.1", "1.1.2.1"} and set(reader.all("curves")) == {"1"}
@@ -133,7 +133,7 @@ def test_a_run_is_waited_for_shown_as_it_grows_and_only_what_is_new_travels(serv
     assert reader.known[0, "scores", ""] == {"exact_match": [[8, 0.5, 0.4, 0.6]]}
 
 
-def test_what_the_live_page_is_told_is_what_the_other_page_holds(serve, tmp_path):
+def test_live_data_equal_those_of_the_static_page(serve, tmp_path):
     from a2tgpo_trl.view.curves import by_step, by_turn, envelopes
     from a2tgpo_trl.view.groups import groups_of, line, shown
     from a2tgpo_trl.view.run import read_runs
@@ -158,7 +158,7 @@ def test_what_the_live_page_is_told_is_what_the_other_page_holds(serve, tmp_path
         assert reader.ask("group", run=0, begun=0, key=key) == shown(group, has_credit=True)
 
 
-def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_path):
+def test_incomplete_lines_and_logs_are_not_read_until_complete(serve, tmp_path):
     write_records(tmp_path, {1: [record(0, said="日本"), record(0, said="日本")]})
     file = tmp_path / "rollouts" / "step-000001-rank-0.jsonl"
     whole = file.read_bytes()
@@ -166,12 +166,13 @@ def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_
     file.write_bytes(whole[: whole.index("本".encode()) + 1])  # in the middle of a character
     reader = serve(tmp_path)
     reader.news()
-    assert reader.all("groups") == {} and "is not whole" in reader.known[0, "notes", ""][0]
+    assert reader.all("groups") == {} and "last line is incomplete" in reader.known[0, "notes", ""][0]
     for end, rollouts in ((half + 20, 1), (len(whole), 2)):
         file.write_bytes(whole[:end])
         reader.news()
         assert reader.all("groups")["1.1.0.1"]["rollouts"] == rollouts
-    assert not any("whole" in note for note in reader.known[0, "notes", ""]) and reader.known[0, "begun", ""][0] == 0
+    assert not any("incomplete" in note for note in reader.known[0, "notes", ""])
+    assert reader.known[0, "begun", ""][0] == 0
     # The log of a checkpoint is written in place too: what was known remains.
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     write_log(state.parent, random.Random(0), 2)
@@ -179,13 +180,13 @@ def test_a_line_that_is_being_written_is_not_read_before_it_is_whole(serve, tmp_
     text = state.read_text()
     state.write_text(text[:50])
     reader.news()
-    assert set(reader.all("curves")) == {"1", "2"} and "is no log of a run" in reader.known[0, "notes", ""][0]
+    assert set(reader.all("curves")) == {"1", "2"} and "is not the log of a run" in reader.known[0, "notes", ""][0]
     state.write_text(text)
     reader.news()
     assert "ends with checkpoint-2" in reader.known[0, "notes", ""][0]
 
 
-def test_a_training_that_is_begun_anew_is_noticed_and_nothing_of_the_old_one_is_left(serve, tmp_path):
+def test_restarted_training_replaces_all_data_of_the_old_one(serve, tmp_path):
     old, other = write_run(tmp_path / "run", 0, steps=3), write_run(tmp_path / "other", 2, steps=1)
     reader = serve(old, other)
     reader.news()
@@ -219,7 +220,7 @@ def test_rollouts_of_a_further_rank_join_their_group(serve, tmp_path):
     assert len(reader.ask("group", run=0, begun=0, key="1.1.0.1")["rollouts"]) == 2
 
 
-def test_a_server_that_was_started_again_tells_all(serve, tmp_path):
+def test_restarted_server_sends_everything_again(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=2))
     whole = reader.news()
     again = serve(tmp_path / "run")
@@ -230,7 +231,7 @@ def test_a_server_that_was_started_again_tells_all(serve, tmp_path):
     assert "names" not in again.ask("news", epoch=again.epoch, since=0)
 
 
-def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(serve, tmp_path, monkeypatch):
+def test_search_covers_rollout_texts_and_continues_where_it_stopped(serve, tmp_path, monkeypatch):
     for step in range(1, 6):
         write_records(tmp_path, {step: [record(0), record(1, result=f"A Comet of step {step}")]})
     reader = serve(tmp_path)
@@ -250,7 +251,7 @@ def test_words_are_found_in_all_texts_and_the_search_goes_on_where_it_stopped(se
     assert not holds({"ended": "answer", "turns": [{"calls": [{"text": "f()", "status": "ok"}]}]}, "answer")
 
 
-def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path):
+def test_invalid_record_files_are_noted_and_the_rest_is_shown(serve, tmp_path):
     write_records(tmp_path, {1: [record(0)]})
     for name, text in (("step-000002-rank-0.jsonl", '{"a": 1}\n'), ("step-000003-rank-0.jsonl", "no json\n")):
         (tmp_path / "rollouts" / name).write_text(text)
@@ -260,8 +261,8 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     reader = serve(tmp_path)
     reader.news()
     notes = reader.known[0, "notes", ""]
-    assert len(reader.all("groups")) == 1 and sum("is no file of rollouts" in note for note in notes) == 2
-    assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is no" in note for note in notes)
+    assert len(reader.all("groups")) == 1 and sum("is not a file of rollouts" in note for note in notes) == 2
+    assert any("Step 4 is left out" in note for note in notes) and any("notes.jsonl is not" in note for note in notes)
     # Files that could be read are searched.
     searched = {"run": 0, "begun": 0, "from": 0, "words": "mayor of rome"}
     assert reader.ask("search", **searched) == {"found": ["1.1.0.1"], "next": None, "share": 1.0}
@@ -271,7 +272,7 @@ def test_files_of_something_else_are_said_and_the_rest_is_shown(serve, tmp_path)
     assert set(reader.all("groups")) == {"5.1.0.1"} and reader.all("turns").keys() == {"5"}
     assert reader.get("/group?run=0&begun=0&key=1.1.0.1")[0] == 410
     code, _, body = reader.get("/group?run=0&begun=0&key=5.1.0.1")
-    assert code == 400 and b"not as training writes them" in body
+    assert code == 400 and b"not in the form that training writes" in body
     assert reader.ask("search", **searched)["found"] == []
     reader.news()
     assert any("Step 5 is not searched" in note for note in reader.known[0, "notes", ""])
@@ -299,7 +300,7 @@ def test_numbers_that_are_not_finite_are_left_out(serve, tmp_path):
     assert make_page(read_runs([folder]))
 
 
-def test_a_folder_that_cannot_be_looked_into_is_said(serve, tmp_path, monkeypatch):
+def test_unreadable_folder_gives_a_503(serve, tmp_path, monkeypatch):
     reader = serve(write_run(tmp_path / "run", steps=1))
     reader.news()
     look = Watch._files
@@ -328,7 +329,7 @@ def test_hostile_text_travels_as_json_and_nothing_else(text, serve, tmp_path):
 # ---- who may read
 
 
-def test_on_loopback_a_name_of_this_machine_is_asked_for(serve, tmp_path):
+def test_foreign_host_headers_are_refused_on_loopback(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=1))
     for host in ("localhost", "localhost:9000", "127.0.0.1:8500", "[::1]:8500", "LOCALHOST:1"):
         assert reader.get("/", host)[0] == 200, host
@@ -346,7 +347,7 @@ def test_on_loopback_a_name_of_this_machine_is_asked_for(serve, tmp_path):
     assert reader.get("/", "", Origin="http://evil.example")[0] == 403
 
 
-def test_the_page_may_ask_its_server_and_nobody_else(serve, tmp_path):
+def test_page_may_connect_only_to_its_own_server(serve, tmp_path):
     reader = serve(tmp_path / "run")
     code, headers, body = reader.get("/")
     page = body.decode()
@@ -360,7 +361,7 @@ def test_the_page_may_ask_its_server_and_nobody_else(serve, tmp_path):
     assert gzip.decompress(packed[2]) == body and len(packed[2]) < len(body) / 2
 
 
-def test_what_another_site_asks_for_is_refused_but_it_may_lead_to_the_page(serve, tmp_path):
+def test_cross_site_requests_are_refused_except_for_the_page_itself(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=1))
     for path in ("/news?epoch=&since=0", "/group?run=0&begun=0&key=1.1.0.1", "/search?run=0&begun=0&from=0&words=x"):
         for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
@@ -369,7 +370,7 @@ def test_what_another_site_asks_for_is_refused_but_it_may_lead_to_the_page(serve
     assert reader.get("/", **{"Sec-Fetch-Site": "cross-site"})[0] == 200
 
 
-def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(serve, tmp_path):
+def test_other_addresses_require_a_token(serve, tmp_path):
     reader = serve(write_run(tmp_path / "run", steps=1), host="0.0.0.0")
     token = re.fullmatch(r"http://[^/]+:\d+/\?token=([\w-]{43})", reader.server.address)[1]
     paths = ("/", "/news?epoch=&since=0", "/group?run=0&begun=0&key=1.1.0.1", "/search?run=0", "/nowhere")
@@ -392,7 +393,7 @@ def test_on_another_address_a_token_is_asked_for_and_a_wrong_one_gets_nothing(se
     assert other.get("/", Cookie=cookie)[0] == 401 and token not in other.server.address
 
 
-def test_what_is_no_request_gets_its_code_and_nothing_else(serve, tmp_path, capfd):
+def test_invalid_requests_get_their_status_code(serve, tmp_path, capfd):
     reader = serve(write_run(tmp_path / "run", steps=1))
     for path, code in (
         *(("/nowhere", 404), ("/news", 400), ("/news?epoch=&since=x", 400), ("/group?run=9&begun=0&key=x", 400)),
@@ -414,7 +415,7 @@ def test_what_is_no_request_gets_its_code_and_nothing_else(serve, tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
-def test_a_connection_ends_in_time_whatever_it_says(serve, tmp_path, monkeypatch, capfd):
+def test_slow_request_is_closed_after_the_time_limit(serve, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(serving, "WHOLE", 0.5)
     reader = serve(write_run(tmp_path / "run", steps=1))
     with socket.create_connection(("127.0.0.1", reader.port), timeout=20) as connection:
@@ -428,7 +429,7 @@ def test_a_connection_ends_in_time_whatever_it_says(serve, tmp_path, monkeypatch
     assert capfd.readouterr().err == ""
 
 
-def test_a_thread_that_cannot_be_started_keeps_no_place(serve, tmp_path, monkeypatch, capfd):
+def test_failed_thread_start_releases_its_slot(serve, tmp_path, monkeypatch, capfd):
     reader = serve(tmp_path / "run")
     free = reader.server._free
 
@@ -451,7 +452,7 @@ def test_a_thread_that_cannot_be_started_keeps_no_place(serve, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_ten_thousand_rollouts_are_read_bit_by_bit_and_little_of_them_is_kept(serve, tmp_path):
+def test_ten_thousand_rollouts_are_read_in_parts_with_little_memory(serve, tmp_path):
     folder = write_run(tmp_path / "run", steps=25, groups=50, rollouts=8, words=60)
     size = sum(file.stat().st_size for file in folder.glob("rollouts/*"))
     tracemalloc.start()
@@ -482,7 +483,7 @@ def command(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_says_where_it_is_and_ends_at_ctrl_c(command):
+def test_view_serve_command_prints_its_address_and_ends_at_ctrl_c(command):
     line = command.stdout.readline()
     address, port = re.fullmatch(r"(http://127\.0\.0\.1:(\d+)/) shows run\. Ctrl-C ends it\.\n", line).groups()
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
@@ -498,7 +499,7 @@ def refused(capsys, *words: object) -> str:
     return capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_listened_on_is_an_error_that_says_what_to_do(serve, tmp_path, capsys):
+def test_unusable_port_or_host_is_an_error_with_a_remedy(serve, tmp_path, capsys):
     port = serve(tmp_path / "run").port
     said = refused(capsys, tmp_path / "run", "--serve", "--port", port)
     assert f"Port {port} of 127.0.0.1 is in use" in said and f"--port {port + 1}" in said
@@ -507,11 +508,11 @@ def test_a_place_that_cannot_be_listened_on_is_an_error_that_says_what_to_do(ser
     assert "--host" in refused(capsys, tmp_path / "run", "--serve", "--host", "192.0.2.1")
     assert "--host" in refused(capsys, tmp_path / "run", "--serve", "--host", "no such host")
     (tmp_path / "file").write_text("")
-    assert "is no folder" in refused(capsys, tmp_path / "file", "--serve")
+    assert "is not a folder" in refused(capsys, tmp_path / "file", "--serve")
     assert "is named twice" in refused(capsys, tmp_path / "run", tmp_path / "run", "--serve")
 
 
-def test_options_of_the_other_way_are_not_ignored(tmp_path, capsys):
+def test_options_of_the_other_mode_are_refused(tmp_path, capsys):
     for port in (0, 1):
-        assert "--port: not without --serve" in refused(capsys, tmp_path, "--port", port)
-    assert "--output: not with --serve" in refused(capsys, tmp_path, "--serve", "-o", "page.html")
+        assert "--port cannot be used without --serve" in refused(capsys, tmp_path, "--port", port)
+    assert "--output cannot be used with --serve" in refused(capsys, tmp_path, "--serve", "-o", "page.html")

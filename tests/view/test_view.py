@@ -63,7 +63,7 @@ def opened(page: str, run: int = 0, group: int = 0) -> dict:
 # ---- what is in a page
 
 
-def test_records_count_the_turns_of_rollouts_in_the_loss_as_the_log_does():
+def test_record_metrics_exclude_rollouts_left_out_of_the_loss():
     scored = {"advantages": [0.1, 0.2, 0.3], "outcome": 1.0, "rewards": {"exact_match": 1.0}}
     excluded = {"advantages": [], "outcome": None, "rewards": {"exact_match": None}}
     expected = {"turns/mean": 3.0, "reward": 1.0, "rewards/exact_match/mean": 1.0}
@@ -88,7 +88,7 @@ def test_evaluations_while_training_are_scores_too(tmp_path):
     assert [point[:2] for point in run["scores"]["exact_match"]] == [[0, 0.3], [1, 0.5], [2, 0.8]]
 
 
-def test_by_turn_there_are_sums_and_numbers_of_each_step(tmp_path):
+def test_turn_metrics_are_summed_and_counted_per_step(tmp_path):
     # First turns gain 1 and 3, and one rollout has a second turn, which gains 5 and times out.
     rollouts = [record(0, gains=[1.0]), record(0, gains=[3.0, 5.0], credit=[0.25, -0.5], status="timeout")]
     write_records(tmp_path, {7: rollouts, 9: [record(0, gains=[2.0])]})
@@ -174,14 +174,14 @@ def test_an_open_group_has_the_tokens_of_each_turn_where_they_were_recorded(tmp_
     assert [turn["pieces"] for turn in second["turns"]] == [None, None]
 
 
-def test_of_many_tokens_the_first_are_shown(tmp_path, monkeypatch):
+def test_only_the_first_tokens_of_a_long_turn_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr("a2tgpo_trl.view.groups.MOST_TOKENS", 2)
     write_records(tmp_path, {1: [with_tokens(record(0), [1.0, 2.0])]})
     pieces = opened(page_of(tmp_path))["rollouts"][0]["turns"][0]["pieces"]
     assert (pieces["texts"], pieces["ratio"], pieces["left"]) == (["Let", " me"], [1.0, 2.0], 1)
 
 
-def test_records_of_the_first_version_are_shown_and_a_column_named_tokens_is_none_of_ours(tmp_path):
+def test_schema_1_records_with_a_tokens_column_are_shown(tmp_path):
     file = tmp_path / "rollouts" / "step-000003-rank-0.jsonl"
     file.parent.mkdir()
     old = {**record(0), "schema": 1, "step": 3, "rank": 0, "tokens": 17}
@@ -190,7 +190,7 @@ def test_records_of_the_first_version_are_shown_and_a_column_named_tokens_is_non
     assert group["rollouts"][0]["turns"][0]["pieces"] is None and group["rollouts"][0]["turns"][0]["ratio"] is None
 
 
-def test_parquet_is_shown_as_jsonl_is(tmp_path):
+def test_parquet_and_jsonl_records_give_the_same_page(tmp_path):
     records = {1: [with_tokens(record(0), [1.0, 1.5]), record(0, reward=0.0)]}
     for format in ("jsonl", "parquet"):
         write_records(tmp_path / format, records, format)
@@ -207,7 +207,7 @@ def test_credit_beyond_the_outcome_is_left_out_where_the_method_does_not_add_it(
     assert "credit" not in data_of(page)["index"]["runs"][0]["turns"]
 
 
-def test_whether_a_method_adds_credit_is_decided_by_all_of_a_step(tmp_path):
+def test_credit_is_shown_only_if_it_adds_up_for_the_whole_step(tmp_path):
     # If a method adds no credit, a rollout may still look as if it had some: its last advantage is its outcome's.
     other = {**record(1), "advantages": [0.1, 0.9]}
     write_records(tmp_path, {1: [record(0), other], 2: [record(0)]})
@@ -258,7 +258,7 @@ def test_large_runs_are_packed_in_pieces_that_hold_each_group_once(tmp_path):
 # ---- the page itself
 
 
-def test_nothing_but_what_is_in_the_page_may_run_or_be_loaded(tmp_path):
+def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path):
     page = page_of(write_run(tmp_path / "run"))
     found = Reader(page)
     (policy,) = [attrs["content"] for tag, attrs in found.elements if attrs.get("http-equiv")]
@@ -274,7 +274,7 @@ def test_nothing_but_what_is_in_the_page_may_run_or_be_loaded(tmp_path):
     assert "sourceMappingURL" not in page
 
 
-def test_what_is_vendored_is_packaged_with_its_licence():
+def test_vendored_files_are_packaged_with_their_licence():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     patterns = setup["options.package_data"]["a2tgpo_trl.view"].split(", ")
@@ -320,7 +320,7 @@ def test_hostile_text_is_in_the_data_and_never_in_the_page(text, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)", '" onload="x', "\u202eevil", "a&b", "-->"])
-def test_the_name_of_a_run_may_be_hostile_too(name, tmp_path):
+def test_hostile_run_name_is_escaped(name, tmp_path):
     page = page_of(write_run(tmp_path / name, steps=1))
     found = Reader(page)
     assert plain(name) in found.text and "\u202e" not in page
@@ -335,10 +335,10 @@ def refused(capsys, *words: object) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_no_run_is_refused_and_said(tmp_path, capsys):
+def test_folders_that_are_no_recorded_run_are_refused(tmp_path, capsys):
     assert "There is no folder" in refused(capsys, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "is no run" in refused(capsys, tmp_path / "empty")
+    assert "is not a run" in refused(capsys, tmp_path / "empty")
     write_log(tmp_path / "plain", random.Random(0), 2)
     assert "train with --record_every N" in refused(capsys, tmp_path / "plain")
     run = write_run(tmp_path / "run", steps=1)
@@ -352,12 +352,12 @@ def test_records_of_something_else_are_refused(tmp_path, capsys):
     others = (json.dumps({**record(0), "schema": 99}), json.dumps(record(0)))
     for text in ('{"a": 1}', "no json", *others):
         file.write_text(text + "\n")
-        assert "is no file of" in refused(capsys, tmp_path / "run", "-o", tmp_path / "page.html")
+        assert "is not a file of" in refused(capsys, tmp_path / "run", "-o", tmp_path / "page.html")
     file.write_bytes(b'{"completion": "\xff"}\n')
-    assert "is no file of rollouts" in refused(capsys, tmp_path / "run", "-o", tmp_path / "page.html")
+    assert "is not a file of rollouts" in refused(capsys, tmp_path / "run", "-o", tmp_path / "page.html")
 
 
-def test_a_last_line_that_was_cut_off_is_left_out_and_said(tmp_path, capsys):
+def test_truncated_last_line_is_left_out_with_a_note(tmp_path, capsys):
     folder = write_run(tmp_path / "run", steps=1)
     file = folder / "rollouts" / "step-000001-rank-0.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
@@ -370,7 +370,7 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_said(tmp_path, capsys):
     assert "holds no whole record" in refused(capsys, folder, "-o", tmp_path / "page.html")
 
 
-def test_a_run_that_was_killed_is_shown_as_far_as_it_came(tmp_path):
+def test_interrupted_run_is_shown_up_to_its_last_record_or_checkpoint(tmp_path):
     rng = random.Random(0)
     write_records(tmp_path, {3: drawn(rng, 2, 4)})
     (run,) = data_of(page_of(tmp_path))["index"]["runs"]
@@ -382,17 +382,17 @@ def test_a_run_that_was_killed_is_shown_as_far_as_it_came(tmp_path):
     assert "ends with checkpoint-4" in run["notes"][0] and run["curves"]["reward"][0] == [1, 2, 3, 4]
 
 
-def test_a_log_that_cannot_be_read_is_said(tmp_path, capsys):
+def test_unreadable_log_or_scores_are_an_error(tmp_path, capsys):
     folder = write_run(tmp_path / "run", steps=1)
     for text in ("{", "[]", '{"log_history": [{}]}'):
         (folder / "trainer_state.json").write_text(text)
-        assert "is no log of a run" in refused(capsys, folder, "-o", tmp_path / "page.html")
+        assert "is not the log of a run" in refused(capsys, folder, "-o", tmp_path / "page.html")
     (folder / "trainer_state.json").unlink()
     (folder / "evaluation" / "after.json").write_text("{}")
     assert "holds no scores" in refused(capsys, folder, "-o", tmp_path / "page.html")
 
 
-def test_a_file_of_somebody_else_is_written_over_only_when_asked(tmp_path, capsys):
+def test_foreign_output_file_is_replaced_only_with_overwrite(tmp_path, capsys):
     folder, file = write_run(tmp_path / "run", steps=1), tmp_path / "page.html"
     file.write_text("<html>mine</html>")
     assert "--overwrite" in refused(capsys, folder, "-o", file) and file.read_text() == "<html>mine</html>"

@@ -175,14 +175,15 @@ def _check(
     _check_share("guessable", guessable)
     if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
         raise ValueError(
-            f"guessable={guessable} asks for chains that end where they begin: of one fact there are none, so that "
-            "train_hops and test_hops must be from 2 up, and their answers are not hidden: set hidden_answers: false."
+            f"guessable={guessable} asks for chains that end where they begin. No chain of a single fact does, so "
+            "lengths in train_hops and test_hops must be at least 2. Their answers are not hidden: set "
+            "hidden_answers: false."
         )
     # After them come the fact and one that fits a search equally well (see `world._targets`).
     if distractors and top_k < distractors + 2:
         raise ValueError(
-            f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact, "
-            f"so that a search brings the fact up; got {top_k}."
+            f"top_k must be at least {distractors + 2} with {distractors} distractors, which rank before each fact: "
+            f"otherwise no search returns the fact; got {top_k}."
         )
 
 
@@ -198,6 +199,6 @@ def _check_share(name: str, share: Any) -> None:
         raise ValueError(f"{name} must be a share from 0 to 1; got {shown(share)}.")
 
 
-def _check_number(name: str, number: Any, to: str = " up", most: float = math.inf) -> None:
+def _check_number(name: str, number: Any, to: str = " upwards", most: float = math.inf) -> None:
     if type(number) is not int or not 0 <= number <= most:
         raise ValueError(f"{name} must be a whole number from 0{to}; got {shown(number)}.")

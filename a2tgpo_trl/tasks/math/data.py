@@ -39,19 +39,19 @@ def _of_hub(name: str, config: str | None) -> Mapping[str, Dataset]:
         splits = load_dataset(name, config)
     except (OSError, ValueError, DatasetsError) as error:  # no connection; offline and not in the cache; bad files
         raise ValueError(
-            f"The data set {name} could not be loaded from the hub: {error}\nWithout a connection, fetch it elsewhere "
-            f"(hf download {name} --repo-type dataset --local-dir FOLDER), and name the folder: "
+            f"The data set {name} could not be loaded from the hub: {error}\nWithout a connection, download it "
+            f"elsewhere (hf download {name} --repo-type dataset --local-dir FOLDER), and name the folder: "
             "task_kwargs: {path: FOLDER}."
         ) from error
     missing = [split for split in SPLITS if split not in splits]
     if missing:
-        raise ValueError(f"The data set {name} of the hub has no split {missing[0]!r}; it has {', '.join(splits)}.")
+        raise ValueError(f"The data set {name} on the hub has no split {missing[0]!r}; it has {', '.join(splits)}.")
     return splits
 
 
 def _of_folder(folder: Path) -> Mapping[str, Dataset]:
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. It is to hold the files of the data set: {_WANTED}.")
+        raise ValueError(f"There is no folder {folder}. It must hold the files of the data set: {_WANTED}.")
     return {split: _of_files(folder, split) for split in SPLITS}
 
 
@@ -79,12 +79,12 @@ def _of_files(folder: Path, split: str) -> Dataset:
     kinds = {KINDS[file.suffix] for file in files}
     if len(kinds) != 1:
         found = "no file" if not kinds else f"files of several kinds ({', '.join(sorted(kinds))})"
-        raise ValueError(f"{folder} has {found} for the split {split!r}. Wanted are {_WANTED}.")
+        raise ValueError(f"{folder} has {found} for the split {split!r}. It must hold {_WANTED}.")
     # If files hold many problems, a split is one file or its shards; others are another version of the same questions.
     whole = sorted({_SHARD.sub("", str(file.relative_to(folder))) for file in files if file.suffix != ".json"})
     if len(whole) > 1:
         raise ValueError(
-            f"{folder} has several files for the split {split!r}: {', '.join(whole)}. Keep one of them there."
+            f"{folder} has several files for the split {split!r}: {', '.join(whole)}. Keep only one of them there."
         )
     return load_dataset(kinds.pop(), data_files=[str(file) for file in files], split="train")
 
@@ -93,7 +93,7 @@ def warn_of_overlap(train: Iterable[str], test: Iterable[str]) -> None:
     """Warn of test questions that are also trained on: they make the scores look better than they are."""
     common = len(set(train) & set(test))
     if common:
-        logger.warning(f"{common} questions of the test set are in the training set as well.")
+        logger.warning(f"{common} questions of the test set are also in the training set.")
 
 
 def questions(rows: Dataset, column: str, answer_of: Callable[[Mapping[str, Any]], str | None], prompt: Callable):

@@ -89,8 +89,8 @@ def check_questions(questions: Sequence[Question]) -> None:
         other = places.setdefault((question.set, question.id), question.where)
         if other != question.where:
             raise ValueError(
-                f"{other} and {question.where} both have the id {question.id!r} in {question.set}, so that the file "
-                "could not tell them apart. Give each question an id of its own."
+                f"{other} and {question.where} both have the id {question.id!r} in {question.set}, so the file could "
+                "not tell them apart. Give each question its own id."
             )
 
 
@@ -107,7 +107,7 @@ def asked_again(find: Search, patience: float, tell: Callable[[str], None]) -> S
                 if left <= 0:
                     raise
                 if wait == FIRST_WAIT:
-                    tell(f"{error}. It is asked again for {patience:g} seconds.")
+                    tell(f"{error}. Retrying for {patience:g} seconds.")
             time.sleep(min(wait, LONGEST_WAIT, left))
             wait *= 2
 
@@ -137,7 +137,7 @@ def begin(file: Path, settings: Mapping[str, Any]) -> list[bool]:
         return []
     if not text.startswith(head):
         raise ValueError(
-            f"{file} was begun with other questions or another search. Remove it, or name another file (--output)."
+            f"{file} was started with other questions or another search. Remove it, or name another file (--output)."
         )
     whole = text[: text.rfind("\n") + 1]
     os.truncate(file, len(whole))
@@ -170,7 +170,7 @@ def read_answerable(file: str | Path) -> Answerable:
     found: Answerable = {}
     for where, row in rows_of_file(file, SCHEMA):
         if not isinstance(row.get("answerable"), bool) or not {"set", "id"} <= row.keys():
-            raise ValueError(f"{where} is not an object with {SCHEMA}. Make the file anew: a2tgpo answerable.")
+            raise ValueError(f"{where} is not an object with {SCHEMA}. Make the file again: a2tgpo answerable.")
         found[str(row["set"]), str(row["id"])] = row["answerable"]
     return found
 
@@ -180,7 +180,7 @@ def say(answerable: Answerable, question: Question) -> bool:
     key = (question.set, question.id)
     if key not in answerable:
         raise ValueError(
-            f"answerable: nothing is said of {question.set} {question.id} ({question.where}). Make the file with "
-            "these sets: a2tgpo answerable --sets ... --train ..."
+            f"answerable: the file has no verdict on {question.set} {question.id} ({question.where}). Make the file "
+            "with these sets: a2tgpo answerable --sets ... --train ..."
         )
     return answerable[key]

@@ -27,7 +27,7 @@ def without_leaks(train: Sequence[Question], test: Sequence[Question], leakage: 
     leaks = leaked(train, test)
     if not leaks:
         return list(train)
-    message = f"{len(leaks):,} of {len(train):,} training questions are tested on as well:\n{_rows(leaks)}"
+    message = f"{len(leaks):,} of {len(train):,} training questions are also test questions:\n{_rows(leaks)}"
     if leakage == "refuse":
         raise ValueError(f"{message}\nLeave them out (leakage: leave_out), or name other sets.")
     logger.warning(f"{message}\n{'They are left out.' if leakage == 'leave_out' else 'They are trained on.'}")

@@ -46,16 +46,14 @@ def read_prompts(name: str) -> Prompts:
     file = shipped.get(name, Path(name).expanduser())
     if not file.is_file():
         known = ", ".join(shipped)
-        raise ValueError(
-            f"There are no prompts {name!r}.{nearest(name, shipped)} Known are {known}, and files (.yaml)."
-        )
+        raise ValueError(f"There are no prompts {name!r}.{nearest(name, shipped)} Known: {known}, and files (.yaml).")
     content = read_yaml(file)
     for key in content:
         if key not in KINDS:
             raise ValueError(f"{file}: there is no key {key!r}.{nearest(str(key), KINDS)}")
     for key, kind in KINDS.items():
         if not isinstance(content.get(key), kind):
-            wanted = "a text" if kind is str else "a mapping"
+            wanted = "text" if kind is str else "a mapping"
             raise ValueError(f"{file}: {key} must be {wanted}; got {content.get(key)!r}.")
     prompts = Prompts(**content)
     if prompts.probe.count("{answer}") != 1:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 HUB = "RUC-NLPIR/FlashRAG_datasets"
 COLUMNS = ("id", "question", "golden_answers")
-SCHEMA = "id, question, golden_answers (a list of texts) and, where a set has it, metadata"
+SCHEMA = "id, question, golden_answers (a list of strings) and, where a set has it, metadata"
 
 Row = Mapping[str, Any]
 
@@ -55,12 +55,12 @@ def check_size(name: str, split: str, number: int, whole: bool) -> None:
     known = SETS[name].sizes[split]
     if number == known:
         return
-    message = f"{name} has {number:,} questions in the split {split!r}, where {known:,} are known"
+    message = f"{name} has {number:,} questions in the split {split!r}, instead of {known:,}"
     if number == 0:
         raise ValueError(f"{message}: it is empty. {_fetch(name)}")
     if whole:
-        raise ValueError(f"{message}. {_fetch(name)} Or do without the whole set (whole: false).")
-    logger.warning(f"{message}: scores on it do not compare with those of others.")
+        raise ValueError(f"{message}. {_fetch(name)} Or accept an incomplete set (whole: false).")
+    logger.warning(f"{message}: scores on it are not comparable with those of others.")
 
 
 # ---- rows
@@ -70,7 +70,7 @@ def split_file(folder: Path, name: str, split: str) -> Path:
     """The file of a split below a folder that holds one folder for each set."""
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}. It is to hold {name}/{split}.jsonl.")
+        raise ValueError(f"There is no folder {folder}. It must hold {name}/{split}.jsonl.")
     file = folder / name / f"{split}.jsonl"
     if not file.is_file():
         found = sorted(str(other.relative_to(folder)) for other in folder.glob("*/*.jsonl"))
@@ -102,11 +102,9 @@ def _object(line: bytes, where: str, schema: str) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{where} is not JSON: {error}. Each line is to hold one object. Mend or remove it."
-        ) from None
+        raise ValueError(f"{where} is not JSON: {error}. Each line must hold one object. Fix or remove it.") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where} holds {shown(row)}, not an object with {schema}. Mend or remove it.")
+        raise ValueError(f"{where} holds {shown(row)}, not an object with {schema}. Fix or remove it.")
     return row
 
 
@@ -129,7 +127,7 @@ def read_question(name: str, row: Row, where: str) -> Question:
     """Read a row as a question. Raises a ValueError that says what is wrong with it."""
     for column in COLUMNS:
         if column not in row:
-            raise ValueError(f"{where}: there is no {column!r}; there is {', '.join(row)}. A row is to have {SCHEMA}.")
+            raise ValueError(f"{where}: there is no {column!r}; there is {', '.join(row)}. A row must have {SCHEMA}.")
     text = row["question"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: the question is {shown(text)}. Fill it in, or remove the line.")
@@ -147,17 +145,17 @@ def _answers(given: Any, where: str) -> tuple[str, ...]:
     """All accepted answers, in their order, without blank ones, which could not be scored."""
     answers = [given] if isinstance(given, str) else given
     if not isinstance(answers, list):
-        raise ValueError(f"{where}: golden_answers is {shown(given)}, not a list of texts. {_MEND}")
+        raise ValueError(f"{where}: golden_answers is {shown(given)}, not a list of strings. {_MEND}")
     for answer in answers:
         if not isinstance(answer, str):
-            raise ValueError(f"{where}: {shown(answer)} among golden_answers is no text. {_MEND}")
+            raise ValueError(f"{where}: {shown(answer)} among golden_answers is not a string. {_MEND}")
     accepted = tuple(answer.strip() for answer in answers if answer.strip())
     if not accepted:
         raise ValueError(f"{where}: golden_answers is {shown(given)}: there is no answer to score. {_MEND}")
     return accepted
 
 
-_MEND = 'Write each accepted answer as a text (["1969", "in 1969"]), or remove the line.'
+_MEND = 'Write each accepted answer as a string (["1969", "in 1969"]), or remove the line.'
 
 
 def _titles(metadata: Any, where: str) -> tuple[str, ...]:
@@ -171,7 +169,7 @@ def _titles(metadata: Any, where: str) -> tuple[str, ...]:
         titles = [*(facts["title"] if facts else ()), *(step["support_paragraph"]["title"] for step in steps or ())]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{where}: supporting titles cannot be read in metadata ({error!r}): {shown(metadata)}. Wanted is "
+            f"{where}: the supporting titles in metadata cannot be read ({error!r}): {shown(metadata)}. It must have "
             'supporting_facts: {"title": [...]}, question_decomposition: [{"support_paragraph": {"title": ...}}], or '
             "neither."
         ) from None

@@ -49,7 +49,7 @@ def named(names: str | Sequence[str]) -> list[str]:
         of_kind = [known for known, qa_set in SETS.items() if qa_set.hops == name]
         if not of_kind and name not in SETS:
             known = [*SETS, *TRAINED_ON]
-            raise ValueError(f"There is no set {name!r}.{nearest(str(name), known)} Known are {', '.join(known)}.")
+            raise ValueError(f"There is no set {name!r}.{nearest(str(name), known)} Known: {', '.join(known)}.")
         found += of_kind or [name]
     return list(dict.fromkeys(found))
 

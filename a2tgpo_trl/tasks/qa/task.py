@@ -58,7 +58,9 @@ def qa(
     if answerable_only:
         pool = [question for question in pool if say(known, question)]
         if not pool:
-            raise ValueError(f"answerable_only: none of the questions to train on is answerable by {answerable}.")
+            raise ValueError(
+                f"answerable_only: according to {answerable}, none of the training questions is answerable."
+            )
     kept = without_leaks(pool, [question for questions in test.values() for question in questions], leakage)
     by_set = {name: [question for question in kept if question.set == name] for name in learnt}
     test_rows = _rows(test, limits.get("test"), form, Rng("test", seed))
@@ -80,7 +82,10 @@ def qa(
 
 def _known(answerable: str | Path | None, only: bool) -> Answerable:
     if only and answerable is None:
-        raise ValueError("answerable_only needs the file that says which are (answerable: FILE): a2tgpo answerable.")
+        raise ValueError(
+            "answerable_only needs the file that says which questions are answerable (answerable: FILE). To make it: "
+            "a2tgpo answerable."
+        )
     return {} if answerable is None else read_answerable(answerable)
 
 
@@ -95,7 +100,10 @@ def _limits(limit: int | Mapping[str, int] | None) -> Mapping[str, int]:
     limits = limit if isinstance(limit, Mapping) else {} if limit is None else {"train": limit, "test": limit}
     for part, number in limits.items():
         if part not in ("train", "test") or isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"limit must be a number from 1, or {{train: ..., test: ...}} with such; got {limit!r}.")
+            raise ValueError(
+                "limit must be a whole number of at least 1, or {train: ..., test: ...} with such numbers; got "
+                f"{limit!r}."
+            )
     return limits
 
 

@@ -17,7 +17,7 @@ from ..rng import Rng
 
 INSTALL = (
     "The task textworld makes its games with a package that is not installed: pip install 'a2tgpo_trl[textworld]'. "
-    "A part of it, jericho, is built on the spot: that takes gcc and make."
+    "A part of it, jericho, is compiled during installation, which needs gcc and make."
 )
 DIRECTIONS = ("north", "east", "south", "west")
 CARRIED = "you"  # the place of a thing that the player carries

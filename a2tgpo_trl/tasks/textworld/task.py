@@ -63,7 +63,9 @@ def textworld(
 
     for name, moves in (("train_moves", train_moves), ("test_moves", test_moves)):
         if not isinstance(moves, (list, tuple)) or not moves or not all(type(one) is int and one > 0 for one in moves):
-            raise ValueError(f"{name} must list numbers of commands from 1 up, such as [2, 3, 4]; got {shown(moves)}.")
+            raise ValueError(
+                f"{name} must list numbers of commands, at least 1, such as [2, 3, 4]; got {shown(moves)}."
+            )
     return Task(
         train_dataset=rows("train", train_moves, train_questions),
         test_dataset=rows("test", test_moves, test_questions),

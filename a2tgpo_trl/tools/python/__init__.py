@@ -138,12 +138,12 @@ def python_sessions(**options: Any) -> Callable[[], PythonSession]:
 def settings_from(*, isolation: str, python: str | None, preload: Sequence[str], **numbers: Any) -> Settings:
     """Check a user's options, and return them as `Settings`."""
     if isinstance(preload, str) or not all(isinstance(name, str) and name.isidentifier() for name in preload):
-        raise ValueError(f"preload must be a list of names of modules; got {preload!r}.")
+        raise ValueError(f"preload must be a list of module names; got {preload!r}.")
     for name, value in numbers.items():
         whole = name != "timeout"
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < _LOWEST[name]:
             kind = "whole number" if whole else "number of seconds"
-            raise ValueError(f"{name} must be a {kind} from {_LOWEST[name]} on; got {value!r}.")
+            raise ValueError(f"{name} must be a {kind}, at least {_LOWEST[name]}; got {value!r}.")
     python = python or sys.executable
     return Settings(choose(isolation, python), preload=tuple(preload), python=python, **numbers)
 
@@ -158,7 +158,7 @@ def _try_out(pool: Pool) -> None:
     except NotStarted as error:
         pool.close()
         why = str(error).splitlines()[-1]  # the lines before may be the traceback of an import
-        raise ValueError(f"No interpreter runs code with these settings of Python: {why}") from error
+        raise ValueError(f"No Python interpreter runs code with these settings: {why}") from error
 
 
 def _nothing_beside_remote(given: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def _nothing_beside_remote(given: dict[str, Any]) -> None:
     idle = [name for name, value in given.items() if value != defaults[name].default]
     if idle:
         raise ValueError(
-            f"{', '.join(idle)} would have no effect with remote=: give them to a2tgpo serve-python, on that machine."
+            f"{', '.join(idle)} would have no effect with remote=: pass them to a2tgpo serve-python on that machine."
         )
 
 

@@ -139,7 +139,7 @@ class Interpreter:
         except OSError as error:
             raise NotStarted(f"it was not ready within {STARTING:g} seconds ({error})") from error
         if message == READY and not files:  # the kernel drops a file when no file number is free
-            raise NotStarted("this process has as many files open as it may have (ulimit -n)")
+            raise NotStarted("this process has reached its limit of open files (ulimit -n)")
         if message != READY:
             said = _decoded(message.removeprefix(FAILED)) or _decoded(self._read_rest(Output(self._kept)))
             raise NotStarted(said.strip() or "it ended before it was ready")

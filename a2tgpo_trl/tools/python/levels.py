@@ -113,8 +113,8 @@ def try_level(level: str, python: str) -> Tried:
         pool.close()
     if found.raised:
         return Tried(
-            f"in it, the libraries of {python} cannot be read. Are they below a folder that is closed to other users? "
-            f"{' '.join(found.text.split())[-200:]}"
+            f"the libraries of {python} cannot be read at this level. Are they below a folder that is closed to "
+            f"other users? {' '.join(found.text.split())[-200:]}"
         )
     return Tried(None, found.text.strip())
 
@@ -123,8 +123,8 @@ def choose(isolation: str, python: str = sys.executable) -> str:
     """The requested level, or for "auto" the strongest that works here. Raises a ValueError if none works."""
     if isolation == "namespaces":
         raise ValueError(
-            "isolation 'namespaces' was removed: bubblewrap closes as much (pip install 'a2tgpo_trl[python]'); say "
-            "isolation='bubblewrap', or leave it out to get the strongest level that works."
+            "isolation='namespaces' was removed: bubblewrap isolates as strongly (pip install 'a2tgpo_trl[python]'). "
+            "Set isolation='bubblewrap', or leave it out to get the strongest level that works."
         )
     if isolation not in ("auto", *LEVELS):
         raise ValueError(
@@ -139,9 +139,9 @@ def choose(isolation: str, python: str = sys.executable) -> str:
             return level
         problems[level] = tried.problem
     raise ValueError(
-        f"isolation={isolation!r}: no such isolation here. {_listed(problems)} Install bubblewrap (pip install "
+        f"isolation={isolation!r} is not possible here. {_listed(problems)} Install bubblewrap (pip install "
         "'a2tgpo_trl[python]'), allow user namespaces (sysctl kernel.unprivileged_userns_clone or "
-        "kernel.apparmor_restrict_unprivileged_userns; in a container, the right to make them), or run code "
+        "kernel.apparmor_restrict_unprivileged_userns; in a container, permission to create them), or run code "
         "elsewhere: a2tgpo serve-python there, remote= here."
     )
 
@@ -155,18 +155,18 @@ def _tell(level: str, problems: str) -> None:
     if level == PROCESS:
         open_doors = "; ".join(threat.what for threat in THREATS.values() if threat.not_stopped_at)
         logger.warning(
-            "THE CODE OF THE POLICY IS ONLY WEAKLY ISOLATED (level process). Depending on who trains, it can "
+            "THE POLICY'S CODE IS ONLY WEAKLY ISOLATED (level process). Depending on the user who trains, it can "
             f"{open_doors}. {f'The stronger level does not work here: {problems}' if problems else ''}"
         )
     else:
-        logger.info(f"The code of the policy is isolated at the level {level}.")
+        logger.info(f"The policy's code is isolated at the level {level}.")
 
 
 @cache
 def _tell_of_closed_libraries(closed: str) -> None:
     if closed:
         logger.warning(
-            f"Code of the policy has the standard library alone: what is installed in {closed} is closed to it, since "
-            "it runs as a user of its own. Let others read that folder and pass through those above it (chmod o+x), "
-            "or name an interpreter elsewhere: python=."
+            "The policy's code has only the standard library: it runs as a separate user, who cannot read what is "
+            f"installed in {closed}. Let others read that folder and pass through those above it (chmod o+x), or "
+            "name an interpreter elsewhere: python=."
         )

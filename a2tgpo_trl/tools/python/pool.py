@@ -150,7 +150,7 @@ class ForkServerProcess:
     def reason_of_end(self) -> str:
         """Why the server ended, if it has. Thread-safe: several threads may be waiting for an interpreter."""
         if not self.ends_within(ENDING):
-            return "it does not say why"
+            return "it gave no reason"
         assert self._process.stderr is not None
         with self._lock:
             if not self._process.stderr.closed:
@@ -241,7 +241,7 @@ class Pool:
             return self._server
         if self._server is not None and self._owner == os.getpid():
             logger.warning(
-                f"The process that makes interpreters has ended ({self._server.reason_of_end}). One more is started."
+                f"The process that makes interpreters has ended ({self._server.reason_of_end}). A new one is started."
             )
             self._server.close()
         self._warm.clear()

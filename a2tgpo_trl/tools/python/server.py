@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self, method: str) -> dict[str, Any]:
         expected, given = f"Bearer {self.server.token}", self.headers.get("Authorization", "")
         if self.server.token and not hmac.compare_digest(expected.encode(), given.encode()):
-            raise Refused(401, f"the token is missing or another; set {TOKEN} where the trainer runs")
+            raise Refused(401, f"the token is missing or wrong; set {TOKEN} where the trainer runs")
         # A page in a browser on this machine can send requests here: by a name of its own that leads here, or of a
         # kind for which browsers do not ask first.
         if self.server.is_loopback and not is_of_this_machine(self.headers.get("Host", "")):
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.end(name)
             return {}
         if (method, self.path) != ("POST", "/run"):
-            raise Refused(404, "there are POST /run, POST /end and GET /health")
+            raise Refused(404, "the paths are POST /run, POST /end and GET /health")
         code = content.get("code")
         if not isinstance(code, str):
             raise Refused(400, "code must be text")
@@ -153,11 +153,11 @@ class Handler(BaseHTTPRequestHandler):
     def _content(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MOST_REQUEST:
-            raise Refused(400, f"a request must say its length, of {MOST_REQUEST} bytes at most")
+            raise Refused(400, f"a request must state its length, at most {MOST_REQUEST} bytes")
         try:
             content = json.loads(self.rfile.read(int(length)))
         except ValueError as error:
-            raise Refused(400, f"the request is no JSON: {error}") from error
+            raise Refused(400, f"the request is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise Refused(400, "the request must be an object")
         return content

@@ -72,7 +72,7 @@ class LocalSession:
             by_machine = found.ended == KILLED or (found.ended == GONE and interpreter.server_has_ended())
             if not by_machine or self._cancelled:
                 return found
-            logger.warning("The machine has ended a Python interpreter. Its rollout gets a new one, and is told.")
+            logger.warning("The machine ended a Python interpreter. Its rollout gets a new one, and is told so.")
             self._lost = True
         self._pool.doubt()
         raise Unavailable("the machine ends Python interpreters. The code was not run to its end.")

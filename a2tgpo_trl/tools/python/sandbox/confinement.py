@@ -97,7 +97,7 @@ def leave_namespaces(proc: int, as_root: bool) -> None:
     namespace, which also counts their threads separately. `proc` is an open file of the folder /proc, which is missing
     inside."""
     flags = NEW_MOUNTS | NEW_PIDS | NEW_IPC
-    _check(_libc.unshare(flags if as_root else flags | NEW_USER), "namespaces of its own")
+    _check(_libc.unshare(flags if as_root else flags | NEW_USER), "creating namespaces")
     if not as_root:
         _write(proc, "self/setgroups", "deny")
         _write(proc, "self/uid_map", f"{INSIDE} {INSIDE} 1")

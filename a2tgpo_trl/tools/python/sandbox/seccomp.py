@@ -222,11 +222,11 @@ def install() -> None:
     """Refuse these calls from now on. Needs PR_SET_NO_NEW_PRIVS; cannot be undone."""
     machine = platform.machine()
     if machine not in MACHINES:
-        raise OSError(f"the filter of system calls is written for {' and '.join(MACHINES)}, not for {machine}")
+        raise OSError(f"the system call filter supports {' and '.join(MACHINES)}, not {machine}")
     code = program(machine, os.getpid())
     column, _ = MACHINES[machine]
     libc = ctypes.CDLL(None, use_errno=True)
     given = Program(len(code) // 8, code)
     number = ctypes.c_long(SECCOMP[column])
     if libc.syscall(number, ctypes.c_long(SET_FILTER), ctypes.c_long(ALL_THREADS), ctypes.byref(given)) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel takes no filter of system calls (CONFIG_SECCOMP_FILTER)")
+        raise OSError(ctypes.get_errno(), "the kernel does not support system call filters (CONFIG_SECCOMP_FILTER)")
