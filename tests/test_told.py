@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main as cli
+from a2tgpo_trl.cli.pipe import print_table
 from a2tgpo_trl.cli.study import check
 from a2tgpo_trl.recipe.recipe import HELD_OUT, RecipeError, read_recipe
 from a2tgpo_trl.report.nothing_to_learn import NothingToLearn
-from a2tgpo_trl.report.progress import OncePerPlace, quiet_libraries
+from a2tgpo_trl.report.progress import Display, OncePerPlace, quiet_libraries
+from a2tgpo_trl.report.scores import Scores, score_table
 from a2tgpo_trl.study.study import make_study
 from a2tgpo_trl.train import main as train
 
@@ -192,3 +194,21 @@ def test_where_no_gpu_computes_in_bfloat16_the_key_to_set_is_named(tmp_path, mon
     assert train([*ATLAS, "--model_name_or_path", "atlas-tiny", "--output_dir", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert "bf16: false" in message and "bf16/gpu" not in message and "Traceback" not in message
+
+
+# ---- text of data, and names of folders
+
+
+def test_text_in_brackets_is_shown_as_it_is(capsys):
+    names = ("[easy]", "[/b]", "[link=http://x]l[/link]", ":smile:")
+    records = [{"row": i, "set": name, "tool_turns": 0, "rewards": {"f1": 1.0}} for i, name in enumerate(names)]
+    table = score_table({"[red]run": Scores.of(records, "set")}, "4 [bold]questions")
+    display = Display()
+    display.line(table)
+    display.line("Written to outputs/run[lr=1e-4]")
+    with display.bar("evaluating run[/b]", 1):
+        pass
+    print_table(table)
+    *tables, line = capsys.readouterr().out.partition("Written to outputs/run[lr=1e-4]")[::2]
+    for told in (*tables, line):
+        assert all(f"set {name} " in told for name in names) and "[red]run" in told and "4 [bold]questions" in told

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .bench import at_least
+
 
 if TYPE_CHECKING:
     from ..study.study import Study
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--every", type=int, default=5, help="steps from one evaluation to the next; default: 5")
     parser.add_argument("--reward", help="held-out score; default: the task's first reward")
-    parser.add_argument("--jobs", type=int, default=1, help="concurrent runs, one thread each; default: 1")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="concurrent runs, one thread each; default: 1")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/comparison"), help="default: %(default)s")
     parser.set_defaults(run=run, overrides=[], base=None)
     parser.epilog = (

@@ -32,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
         json.dump({name: asdict(gains) for name, gains in found.items()}, sys.stdout, indent=2)
         print()
         return 0
-    Console().print(gains_table(found, "Information gain of tool turns"), highlight=False)
+    console = Console(markup=False, emoji=False)
+    console.print(gains_table(found, "Information gain of tool turns"), highlight=False)
     return 0

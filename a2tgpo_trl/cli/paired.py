@@ -12,6 +12,7 @@ from .pipe import print_table
 
 
 ROLLOUTS = "rollouts.jsonl"
+OF_AN_EVALUATION = ("row", "rewards")  # keys of its records that all readers need
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..report.paired import Paired, difference_table
 
-    first, second = (read_rollouts(folder) for folder in (args.first, args.second))
+    needed = (*OF_AN_EVALUATION, "prompt", "tool_turns")
+    first, second = (read_rollouts(folder, needed) for folder in (args.first, args.second))
     found = Paired.of(first, second, args.by)
     if args.json:
         json.dump(asdict(found), sys.stdout, indent=2)
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
+def read_rollouts(place: Path, needed: Sequence[str] = OF_AN_EVALUATION) -> Sequence[Mapping[str, Any]]:
+    """Return the records of an evaluation; raise an error if one lacks a key that is needed."""
     from ..rollout.records import read_jsonl
 
     file = place if place.is_file() else place / ROLLOUTS
@@ -51,6 +54,12 @@ def read_rollouts(place: Path) -> Sequence[Mapping[str, Any]]:
         records = read_jsonl(file)
     except ValueError as error:
         raise ValueError(f"{file} is not a file of rollouts: {error}.") from error
-    if not records or not all(isinstance(record, dict) and {"row", "rewards"} <= record.keys() for record in records):
+    if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{file} holds no rollouts of an evaluation. Name the folder of one.")
+    for line, record in enumerate(records, start=1):
+        missing = ", ".join(key for key in needed if key not in record)
+        if missing:
+            raise ValueError(
+                f"{file} holds no rollouts of an evaluation: line {line} has no {missing}. Name the folder of one."
+            )
     return records

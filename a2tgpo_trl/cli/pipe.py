@@ -17,7 +17,8 @@ def print_table(table: "Table") -> None:
     """Print a table wider than a narrow terminal if need be: the terminal wraps lines; the table would cut numbers."""
     from rich.console import Console
 
-    Console(width=max(Console().width, WIDEST)).print(table, highlight=False)
+    console = Console(width=max(Console().width, WIDEST), markup=False, emoji=False)
+    console.print(table, highlight=False)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(plan, run_here), indent=2))
     else:
         for part in as_text(plan, run_here):
-            Console(highlight=False, soft_wrap=isinstance(part, str)).print(part)
+            Console(highlight=False, markup=False, emoji=False, soft_wrap=isinstance(part, str)).print(part)
     return 0 if plan.fits else 1
 
 

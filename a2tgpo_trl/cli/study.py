@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ..errors import RecipeError
 from ..lookup import nearest
+from .bench import at_least
 from .pipe import print_table
 
 
 if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
     from ..study.results import Kind, Results
     from ..study.study import Run, Study
 
@@ -30,7 +33,7 @@ RECIPE = "recipe.yaml"  # of a run, in its folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="file of the study (`a2tgpo help studies`)")
-    parser.add_argument("--jobs", type=int, default=1, help="concurrent runs, one thread each; default: 1")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="concurrent runs, one thread each; default: 1")
     parser.add_argument("--minutes", type=float, help="start no run after this many minutes; 0: only write the report")
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="run only these cells; default: all")
     parser.add_argument(
@@ -88,13 +91,12 @@ def check(study: "Study") -> None:
     from ..credit import preset_of
     from ..credit.credit_pass import have_turn_rewards
     from ..preflight.loading import environment_kinds
-    from ..recipe.recipe import HELD_OUT, read_recipe
+    from ..recipe.recipe import HELD_OUT
     from ..report.progress import quiet_libraries
 
     quiet_libraries()
     for cell in study.cells:
-        with TemporaryDirectory() as folder:
-            recipe = read_recipe(["--config", str(write_recipe(study, study.first_of(cell), Path(folder)))])
+        recipe = _recipe_of(study, cell)
         if recipe.test_dataset is None:
             raise ValueError(
                 f"{study.file}: {study.recipe} has no questions to compare on: name a dataset_test_split (train[:50])."
@@ -107,6 +109,23 @@ def check(study: "Study") -> None:
             raise ValueError(f"{study.file}: reward is {study.reward!r}, but the task has {', '.join(known)}.")
     if recipe.questions != HELD_OUT:  # alike for all cells
         print(f"{study.file}: the report says held-out, but the scores are on {recipe.questions}.", file=sys.stderr)
+
+
+def _recipe_of(study: "Study", cell: str) -> "Recipe":
+    """Read the recipe of a cell's runs. An error names the study and the cell: the recipe's file is then removed."""
+    from ..recipe.recipe import read_recipe
+
+    with TemporaryDirectory() as folder:
+        file = write_recipe(study, study.first_of(cell), Path(folder))
+        try:
+            recipe = read_recipe(["--config", str(file)])
+        except RecipeError as error:
+            raise RecipeError(str(error).replace(str(file), f"{study.file}, cell {cell!r}")) from error
+    try:
+        _ = recipe.own_turn_rewards  # otherwise a run would be the first to look for them
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"{study.file}, cell {cell!r}, turn_rewards: {error}") from error
+    return recipe
 
 
 def check_places(study: "Study") -> None:
@@ -132,10 +151,14 @@ def _identity(study: "Study", run: "Run") -> str:
 
 
 def write_recipe(study: "Study", run: "Run", folder: Path) -> Path:
-    """Write the recipe of a run, which is built on the study's recipe, and return its path."""
+    """Write the recipe of a run, which is built on the study's recipe, and return its path.
+
+    Files that it names are looked up beside the study's file, before those beside the study's recipe.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     output = {"output_dir": str((folder / "run").resolve())}
-    content = {"base": str(study.recipe.resolve()), **study.settings_of(run), **output}
+    places = {"base": str(study.recipe.resolve()), "files_in": str(study.file.resolve().parent)}
+    content = {**places, **study.settings_of(run), **output}
     file = folder / RECIPE
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file

@@ -11,7 +11,8 @@ whose recipe sets no `output_dir` goes to outputs/NAME.
 A recipe can be built on another one, or on several: a file beside it, or one that comes with the package. It takes
 their keys, and its own keys win; mappings such as `task_kwargs` are merged key by key. A later base in the list wins
 over earlier ones. A base that several of them share is applied once, below all of them. Files that any of them names
-are looked up beside the recipe first, then beside its bases.
+are looked up beside the recipe first, then beside its bases. (`files_in` names a folder in place of the recipe's own:
+studies write it into the recipes of their runs.)
 
     base: quickstart                        base: [../large.yaml, short.yaml]
     credit: grpo

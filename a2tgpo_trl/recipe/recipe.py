@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import AutoTokenizer, PreTrainedModel
@@ -20,9 +21,10 @@ from trl.trainer.utils import create_model_from_path
 
 from ..config import A2TGPOConfig
 from ..credit.turn_rewards import find as find_turn_reward
-from ..errors import RecipeError
+from ..errors import RecipeError, shown
 from ..information_gain.answers import is_empty
 from ..lookup import find_file, nearest
+from ..report.scores import has_lines
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
 from ..secret_names import setting_is_secret
 from ..tasks import Task, arithmetic, atlas, textworld
@@ -181,11 +183,13 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     name, bases, words = split_words(given)
     layers = _checked_layers(name, bases, parser)
     content = merge(layers)
-    where, folders = _where(layers, words), [layer.path.parent for layer in reversed(layers)]
-    said = {*content, *(word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))}
-    # The command line comes last, and wins.
-    words = [*_default_folder(name, bases, said), *_files_beside(folders, content), *words]
+    where, folders = _where(layers, words), [layer.folder for layer in reversed(layers)]
+    told = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    said = {*content, *told}
     try:
+        # The command line comes last, and wins.
+        beside = _files_beside(folders, {key: value for key, value in content.items() if key not in told})
+        words = [*_default_folder(name, bases, said), *beside, *words]
         run, args, model = parser.parse_over(content, words)
         if model.model_name_or_path is None:
             raise ValueError(
@@ -271,6 +275,8 @@ def _files_beside(folders: Sequence[Path], content: Mapping[str, Any]) -> list[s
         value = content.get(key)
         place, colon, attribute = value.partition(":") if isinstance(value, str) else ("", "", "")
         file = find_file(place, folders) if place.endswith((".py", ".yaml", ".yml")) else None
+        if file is None and place.endswith(".py") and find_file(place, [Path.cwd()]) is None:
+            raise ValueError(f"{key}: there is no file {place!r} in {' or '.join(map(str, [*folders, Path.cwd()]))}.")
         if file is not None:
             options += [f"--{key}", f"{file}{colon}{attribute}"]
     return options
@@ -314,7 +320,7 @@ def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
 
 
 def check_test_set(recipe: Recipe) -> None:
-    """Raise an error if the test set is empty, or lacks a column that it is grouped or averaged by."""
+    """Raise an error if the test set is empty, or cannot be grouped or averaged by the columns that are named."""
     if recipe.run.eval_rows is not None and recipe.run.eval_rows < 0:
         raise ValueError(f"eval_rows must be at least 0; got {recipe.run.eval_rows}.")
     rows, column = recipe.task.test_dataset, recipe.task.group_by
@@ -322,11 +328,23 @@ def check_test_set(recipe: Recipe) -> None:
         return
     if len(rows) == 0:
         raise ValueError("the test set is empty. Name another dataset_test_split, or none.")
-    if column is not None and column not in rows.column_names:
-        raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
+    if column is not None:
+        check_groups(rows, column)
     for name, wanted in recipe.task.averages.items():
         for column in wanted.keys() - {*rows.column_names}:
             raise ValueError(
                 f"averages: {name!r} selects rows by a column {column!r}, which the test set does not have."
                 f"{nearest(column, rows.column_names)}"
+            )
+
+
+def check_groups(rows: Dataset, column: str) -> None:
+    """Raise an error if the test set lacks a column, or if a table cannot have a line for a value in it."""
+    if column not in rows.column_names:
+        raise ValueError(f"group_by: the test set has no column {column!r}.{nearest(column, rows.column_names)}")
+    for i, value in enumerate(rows[column]):
+        if not has_lines(value):
+            raise ValueError(
+                f"group_by: row {i} of the test set holds {shown(value)} in column {column!r}, but a table has lines "
+                "for text and numbers only. Name another column, or add one with text or numbers (dataset.map)."
             )

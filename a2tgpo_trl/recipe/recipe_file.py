@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the command line looks for a recipe before slow imports
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 LAUNCH, STUDIES = "accelerate", "study"  # folders whose files are not recipes
-BASE = "base"
+BASE, FILES_IN = "base", "files_in"
 
 
 def find_recipe(name: str) -> Path:
@@ -66,6 +66,7 @@ class Layer:
 
     path: Path
     keys: dict[str, Any]
+    folder: Path  # where files that it names are looked up
 
 
 def read_layers(path: Path, bases: Sequence[str] | None = None) -> list[Layer]:
@@ -85,14 +86,23 @@ def read_layers(path: Path, bases: Sequence[str] | None = None) -> list[Layer]:
 
 def _layers(path: Path, below: Sequence[Path] | None, above: Sequence[Path]) -> Iterator[Layer]:
     keys = read_yaml(path)
-    own, trail = keys.pop(BASE, None), [*above, path]
+    own, folder, trail = keys.pop(BASE, None), _folder(path, keys.pop(FILES_IN, None)), [*above, path]
     for base in _bases(path, own) if below is None else below:
         if any(base.resolve() == file.resolve() for file in trail):
             where = "--base" if below is not None else _place_of_base(path)
             circle = " -> ".join(file.name for file in [*trail, base])
             raise RecipeError(f"{where}: a recipe cannot be built on itself ({circle}). Name another one, or none.")
         yield from _layers(base, None, trail)
-    yield Layer(path, keys)
+    yield Layer(path, keys, folder)
+
+
+def _folder(path: Path, value: Any) -> Path:
+    """Return the folder that `files_in` names, or that of the recipe."""
+    if value is None:
+        return path.parent
+    if not isinstance(value, str):
+        raise RecipeError(f"{path}: {FILES_IN} must be a folder, where files are looked up; got {shown(value)}.")
+    return path.parent / value
 
 
 def _bases(path: Path, value: Any) -> list[Path]:

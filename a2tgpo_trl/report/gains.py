@@ -5,16 +5,17 @@ A turn found the answer if its results contain an accepted answer and no earlier
 of these that no earlier results contained.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from ..errors import shown
 from ..lookup import nearest
 from ..rewards.text import whole_words
-from .scores import Estimate, drawn_again, estimate, ratios
+from .scores import Estimate, columns_of, drawn_again, estimate, ratios
 
 
 WITH, WITHOUT = "the result holds the answer", "it does not"
@@ -57,9 +58,10 @@ def gained_turns(records: Iterable[Record], column: str = "answer") -> Iterator[
     for record in records:
         if "gains" not in record:
             raise ValueError("These rollouts have no gains. Evaluate with --eval_gains true, into another folder.")
-        if column not in record:
+        columns = columns_of(record)
+        if column not in columns:
             raise ValueError(
-                f"These rollouts have no column {column!r} with answers.{nearest(column, record)} Name it: --answer."
+                f"These rollouts have no column {column!r} with answers.{nearest(column, columns)} Name it: --answer."
             )
         names = _names_of_turns(record, column)
         for gain, of_turn in zip(record["gains"], names, strict=False):  # the answer turn has no gain
@@ -68,8 +70,7 @@ def gained_turns(records: Iterable[Record], column: str = "answer") -> Iterator[
 
 
 def _names_of_turns(record: Record, column: str) -> Iterator[tuple[str, str]]:
-    accepted = [record[column]] if isinstance(record[column], str) else record[column]
-    answers, needed = [whole_words(answer) for answer in accepted], set(record.get("needed") or ())
+    answers, needed = [whole_words(text) for text in _accepted(record, column)], set(record.get("needed") or ())
     known, made = False, set[str]()
     for turn in record.get("turns", ()):  # absent without tools
         read, calls = _read(turn), {f"{call['name']} {call['arguments']}" for call in turn["calls"] or ()}
@@ -77,6 +78,18 @@ def _names_of_turns(record: Record, column: str) -> Iterator[tuple[str, str]]:
         new = ANSWER if holds and not known else FACT if facts else NOTHING
         yield WITH if holds else WITHOUT, AGAIN if calls and calls <= made else new
         known, needed, made = known or holds, needed - facts, made | calls
+
+
+def _accepted(record: Record, column: str) -> Sequence[str]:
+    """The accepted answers of a record's question."""
+    answer = columns_of(record)[column]
+    accepted = [answer] if isinstance(answer, str) else answer
+    if not isinstance(accepted, Sequence) or not all(isinstance(text, str) for text in accepted):
+        raise ValueError(
+            f"Row {record['row']}, column {column!r}, holds {shown(answer)}: an answer must be a string or a list of "
+            "strings. Convert it (a column with dataset.map) and evaluate again, or name another column: --answer."
+        )
+    return accepted
 
 
 def _read(turn: Mapping[str, Any]) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from ..errors import shown
 from ..lookup import nearest
 from ..rewards import RIGHT_OR_WRONG
-from .scores import RIGHT_PER_CALL, Estimate, bootstrap, grouped, per_question
+from .scores import RIGHT_PER_CALL, Estimate, bootstrap, columns_of, grouped, has_lines, per_question
 
 
 Records = Sequence[Mapping[str, Any]]
@@ -43,10 +44,10 @@ class Paired:
     @classmethod
     def of(cls, first: Records, second: Records, column: str | None = None) -> "Paired":
         check_same_questions(first, second)
-        if column is not None and column not in first[0]:
-            raise ValueError(f"The questions have no column {column!r}.{nearest(column, first[0])}")
-        if column is not None and _by_row(first, column) != _by_row(second, column):
-            raise ValueError(f"{column!r} is not a column of the questions: the two evaluations differ in it.")
+        if column is not None:
+            check_column([*first, *second], column)
+            if _by_row(first, column) != _by_row(second, column):
+                raise ValueError(f"{column!r} is not a column of the questions: the two evaluations differ in it.")
         parts, others = grouped(first, column), grouped(second, column)
         groups = {f"{column} {value}": differences(part, others[value]) for value, part in parts.items()}
         return cls(differences(first, second), groups)
@@ -56,8 +57,21 @@ def _by_row(records: Records, column: str) -> dict[int, set[Any]]:
     """The values in a column, by question."""
     found: dict[int, set[Any]] = {}
     for record in records:
-        found.setdefault(record["row"], set()).add(record[column])
+        found.setdefault(record["row"], set()).add(columns_of(record)[column])
     return found
+
+
+def check_column(records: Records, column: str) -> None:
+    """Raise an error if a question lacks a column, or if a table cannot have a line for its value there."""
+    for record in records:
+        columns, row = columns_of(record), record["row"]
+        if column not in columns:
+            raise ValueError(f"The question of row {row} has no column {column!r}.{nearest(column, columns)}")
+        if not has_lines(columns[column]):
+            raise ValueError(
+                f"Row {row} holds {shown(columns[column])} in column {column!r}, but questions are compared by text "
+                "and numbers only. Name another column (--by), or none."
+            )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -43,9 +43,9 @@ class Display:
     """The bar, and lines above it. Only the main process shows them."""
 
     def __init__(self, shown: bool = True, bars: bool = True):
-        self.console = Console(quiet=not shown, soft_wrap=True)
+        self.console = Console(quiet=not shown, soft_wrap=True, markup=False, emoji=False)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -187,12 +187,32 @@ def grouped(records: Sequence[Mapping[str, Any]], column: str | None) -> dict[An
     if column is None:
         return groups
     for record in records:
-        groups.setdefault(record[column], []).append(record)
-    return dict(sorted(groups.items(), key=lambda group: (group[0] is None, group[0])))
+        groups.setdefault(columns_of(record)[column], []).append(record)
+    return dict(sorted(groups.items(), key=lambda group: _place(group[0])))
+
+
+def _place(value: Any) -> tuple[bool, str, Any]:
+    """Where a value comes among those of a column: numbers by size, then text, and None last."""
+    return value is None, "" if isinstance(value, (int, float)) else type(value).__name__, value
+
+
+def columns_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a record's row beside its own keys; of a name that both have, the column counts.
+
+    Example: {"hops": 2, "turns": [...], "columns": {"turns": 3}} -> {"hops": 2, "turns": 3, ...}
+    """
+    return {**record, **(record.get("columns") or {})}
+
+
+def has_lines(value: Any) -> bool:
+    """Whether a table can have a line for this value of a column: text, a number, true, false or nothing."""
+    return value is None or isinstance(value, (str, int, float))
 
 
 def _having(records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
-    return [record for record in records if all(record[column] in values for column, values in wanted.items())]
+    return [
+        record for record in records if all(columns_of(record)[column] in values for column, values in wanted.items())
+    ]
 
 
 # ---- for readers

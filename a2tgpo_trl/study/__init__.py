@@ -17,6 +17,9 @@ results:
       grpo: {credit: grpo}
       a2tgpo: {credit: a2tgpo}
 
+Files that the settings name (`credit: my_credit.py:own`, turn rewards, tools, data) are looked up beside the study's
+file, then beside its recipe, then in the working directory.
+
 Beside the study's file, `main.parquet` grows with each run; `main.md` and its pictures are made from it. Runs that are
 already in it are not repeated unless their settings have changed, so a study can go on for days, on one machine or on
 several in succession. Runs that another study in the same folder has made with the same settings are not repeated

@@ -12,6 +12,7 @@ from ..report.looks import look, save
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
 from ..report.series import mean_curve as over_steps
+from ..rewards import RIGHT_OR_WRONG
 from ..turns import LOGGED_TURNS
 from .results import HELD_OUT, Results
 from .study import Run
@@ -149,7 +150,8 @@ def _entropy(axes: Axes, results: Results, cells: Runs, reward: str) -> None:
         axes.plot(*mean_curve(results, runs, "entropy"), **_line(number, "-"), label=cell)
         scores.plot(*mean_curve(results, runs, HELD_OUT + reward), **_line(number, "--"), alpha=0.6)
     axes.set(title="3: entropy (-) and held-out score (- -)", xlabel="step", ylabel="entropy")
-    scores.set(ylim=(0, 1))
+    if reward in RIGHT_OR_WRONG:
+        scores.set_ylim(0, 1)
     _legend(axes)
 
 

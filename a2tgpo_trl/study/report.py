@@ -11,6 +11,7 @@ from ..report.looks import draw_curve, draw_interval, plain, save
 from ..report.seeds import over_seeds
 from ..report.series import Run as Measured
 from ..report.series import Series, area, mean_curve
+from ..rewards import RIGHT_OR_WRONG
 from .calls import calls_table
 from .claims import claimed_better, claims
 from .comparison import Difference, Outcomes, Pair, best_rates, differences, outcomes_of, tried_areas
@@ -227,7 +228,9 @@ def draw(study: Study, results: Results, file: Path) -> None:
         draw_curve(course, mean_curve(curves), number, banded=len(found) <= FEW)
         draw_interval(areas, over_seeds([area(curve) for curve in curves]), number)
     course.axhline(study.target, color="grey", linewidth=0.6)
-    course.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}", ylim=(0, 1))
+    course.set(xlabel="step", ylabel=f"held-out {study.reward.replace('_', ' ')}")
+    if study.reward in RIGHT_OR_WRONG:
+        course.set_ylim(0, 1)
     course.set_title("mean over seeds", fontsize="medium")
     named = [plain(f"{cell} ({len(runs)})") for cell, runs in found.items()]
     areas.set_yticks(range(len(found)), named)

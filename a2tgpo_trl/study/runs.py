@@ -39,7 +39,7 @@ def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
     assert recipe is not None
     settings = yaml.safe_load(whole_recipe(words, without=("output_dir", "overwrite", *without)))
     said = yaml.safe_dump(settings, sort_keys=True)
-    folders = {Path.cwd(), *(layer.path.parent for layer in read_layers(Path(recipe), bases))}
+    folders = {Path.cwd(), *(layer.folder for layer in read_layers(Path(recipe), bases))}
     words_said = re.split(r"[\s,:'\"{}\[\]]+", said)
     named = {MODELS.get(word, word) for word in words_said if word in MODELS or "." in word or "/" in word}
     files = {file for name in named for folder in folders for file in _files(folder / name)}

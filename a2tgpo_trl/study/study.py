@@ -1,5 +1,6 @@
 """a study's file -> what it compares, and by which runs."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ SET_BY_STUDY = (
     "eval_on_start",
     "eval_steps",
     "eval_strategy",
+    "files_in",
     "output_dir",
     "overwrite",
     "record_every",
@@ -139,7 +141,9 @@ def make_study(file: Path, content: Mapping[str, Any]) -> Study:
         if not content.get(key):
             raise RecipeError(f"{file}: the key {key!r} is missing.")
     _check_cells(file, content["cells"])
-    settings = content.get("settings") or {}
+    settings = {} if content.get("settings") is None else content["settings"]
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{file}: settings must be keys of a recipe ({{max_steps: 100}}); got {shown(settings)}.")
     _check_settings(file, "settings", settings)
     rates = _rates(file, content.pop("learning_rates", None), settings, content["cells"])
     study = Study(file, **{"against": next(iter(content["cells"])), **content}, learning_rates=rates)
@@ -181,6 +185,9 @@ def _rates(file: Path, rates: Any, settings: Settings, cells: Mapping[str, Setti
         return None
     if not isinstance(rates, dict) or set(rates) != {"values", "seeds"} or not isinstance(rates["values"], list):
         raise RecipeError(f"{file}: learning_rates must have the form {{values: [1.0e-4, ...], seeds: [1000]}}.")
+    for key in ("values", "seeds"):
+        if not rates[key]:
+            raise RecipeError(f"{file}: learning_rates, {key}: name at least one; got {shown(rates[key])}.")
     for where, said in (("settings", settings), *((f"cell {name!r}", cell) for name, cell in cells.items())):
         if "learning_rate" in said:
             raise RecipeError(
@@ -202,14 +209,30 @@ def _named_by(study: Study) -> list[str]:
     return [study.against]
 
 
-def _check(study: Study) -> None:
-    for cell in (*_named_by(study), *study.post_hoc):
+def _check_names(study: Study) -> None:
+    named = _named_by(study)
+    if not all(isinstance(cell, str) for cell in named):
+        raise RecipeError(
+            f"{study.file}: against must be a cell, or one for each of several ({{igpo: grpo}}); got "
+            f"{shown(study.against)}."
+        )
+    if not isinstance(study.post_hoc, (list, tuple)) or not all(isinstance(cell, str) for cell in study.post_hoc):
+        raise RecipeError(f"{study.file}: post_hoc must be a list of cells; got {shown(study.post_hoc)}.")
+    for cell in (*named, *study.post_hoc):
         if cell not in study.cells:
             raise RecipeError(
-                f"{study.file}: against or post_hoc names a cell that does not exist.{nearest(str(cell), study.cells)}"
+                f"{study.file}: against or post_hoc names a cell that does not exist.{nearest(cell, study.cells)}"
             )
-    if type(study.every) is not int or study.every < 1 or isinstance(study.target, str):
-        raise RecipeError(f"{study.file}: every must be a number of steps, and target a score.")
+
+
+def _check(study: Study) -> None:
+    _check_names(study)
+    if type(study.every) is not int or study.every < 1:
+        raise RecipeError(f"{study.file}: every must be a number of steps; got {shown(study.every)}.")
+    if type(study.target) not in (int, float) or not math.isfinite(study.target):
+        raise RecipeError(f"{study.file}: target must be a score (0.7); got {shown(study.target)}.")
+    if not isinstance(study.reward, str):
+        raise RecipeError(f"{study.file}: reward must be the name of a reward; got {shown(study.reward)}.")
     tried = [] if study.learning_rates is None else study.learning_rates.seeds
     for numbers in (study.seeds, tried):
         if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):

@@ -396,7 +396,7 @@ def test_a_recipe_finds_a_method_and_turn_rewards_beside_it(tmp_path):
     recipe = read_recipe(["--config", str(file)])
     assert recipe.args.credit_method.__name__ == "last_tool_turn"
     assert recipe.args.turn_rewards == {"failed_call": -0.2, "own_rewards.py:depth": 0.5}
-    assert recipe._own_turn_rewards["own_rewards.py:depth"]({"turns": [{}, {}]}) == [0.0, 1.0]
+    assert recipe.own_turn_rewards["own_rewards.py:depth"]({"turns": [{}, {}]}) == [0.0, 1.0]
     for words in (["--credit", "grpo"], ["--credit=grpo"]):
         assert read_recipe(["--config", str(file), *words]).args.credit == "grpo"
     (tmp_path / "weights.yaml").write_text("failed_call: -0.2\n")

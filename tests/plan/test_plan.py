@@ -338,6 +338,12 @@ def test_the_text_says_whether_it_fits_and_how_it_is_known(capsys):
     assert "Seconds are not computed" in output
 
 
+def test_the_name_of_a_folder_is_shown_as_it_is(tmp_path, capsys):
+    model = folder_of(tmp_path / "run[lr=1e-4]")
+    assert main(["plan", "quickstart", "--prompt_tokens", "40", "--model_name_or_path", model]) == 0
+    assert f"{model} (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -8,7 +8,7 @@ import yaml
 from recipe_files import write
 
 from a2tgpo_trl.cli import main as cli
-from a2tgpo_trl.recipe.recipe import read_recipe
+from a2tgpo_trl.recipe.recipe import read_recipe, whole_recipe
 from a2tgpo_trl.recipe.recipe_file import merge, read_layers
 
 
@@ -89,6 +89,19 @@ def test_files_are_looked_for_beside_the_recipe_and_then_beside_its_base(root):
     write(below, "credit: credit.py:mine\nreward_funcs: [value.py:good]")
     recipe = read(built(root, "top.yaml", "base: below/recipe.yaml\n"))
     assert recipe.task.reward_funcs[0]([0]) == [1.0] and recipe.args.credit == f"{below / 'credit.py'}:mine"
+
+
+def test_a_recipe_may_say_where_its_files_are_looked_for(root):
+    rewards = "def good(completions, **kwargs):\n    return [{}] * len(completions)\n"
+    for folder, value in ((root / "beside", 1.0), (root / "below", 2.0)):
+        folder.mkdir()
+        built(folder, "value.py", rewards.format(value))
+    write(root / "below", "reward_funcs: [value.py:good]")
+    text = "base: below/recipe.yaml\nfiles_in: {}\n"
+    recipe = read(built(root, "top.yaml", text.format("beside")))
+    assert recipe.task.reward_funcs[0]([0]) == [1.0] and "files_in" not in whole_recipe(recipe.words)
+    with pytest.raises(ValueError, match="top.yaml: files_in must be a folder, where files are looked up; got 7"):
+        read(built(root, "top.yaml", text.format(7)))
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_the_quickstart_ends_a_rollout_whose_call_cannot_be_read(tmp_path):
         ("dataset_test_split: test", "dataset_test_split would have no effect without dataset_name"),
         ("eval_rows: -1", "eval_rows must be at least 0"),
         ("group_by: hop", "the test set has no column 'hop'. Did you mean 'hops'?"),
+        ("group_by: prompt", "group_by: row 0 of the test set holds [{"),
         (
             "task_kwargs: {sed: 1}",
             "an unexpected keyword argument 'sed'. Did you mean 'seed'?",

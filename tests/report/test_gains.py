@@ -117,3 +117,25 @@ def test_answers_may_stand_in_another_column(tmp_path, capsys):
     assert "no column 'answer'" in capsys.readouterr().err
     assert cli(["gains", str(tmp_path), "--answer", "gold", "--json"]) == 0
     assert WITH in json.loads(capsys.readouterr().out)[str(tmp_path)]["means"]
+
+
+def test_answers_may_stand_in_a_column_with_the_name_of_a_key_of_the_record():
+    gold = record(0, [2.0], turn("a", "in Oslo"), scores=[0.5], columns={"scores": "Oslo"})
+    assert [one.names[0] for one in gained_turns([gold], "scores")] == [WITH]
+
+
+@pytest.mark.parametrize("answer", [7, None, [7], {"of": "Oslo"}])
+def test_answers_that_are_no_text_are_told_with_their_row(answer, tmp_path, capsys):
+    write_jsonl(tmp_path / "rollouts.jsonl", [record(3, [2.0], turn("a", "in Oslo"), answer=answer)])
+    assert cli(["gains", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert f"Row 3, column 'answer', holds {answer!r}: an answer must be a string or a list of strings" in told
+
+
+def test_the_name_of_a_folder_is_shown_as_it_is(tmp_path, capsys):
+    folder = tmp_path / "[b]run[/b]"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "rollouts.jsonl", [record(0, [2.0], turn("a", NEEDED[1]))])
+    assert cli(["gains", str(folder)]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert "[b]" in told and "[/b]" in told

@@ -81,6 +81,26 @@ def test_grouping_column_that_differs_between_evaluations_is_refused():
     assert list(Paired.of(first, first, "ended").groups) == ["ended answer", "ended final"]
 
 
+def test_by_takes_a_column_named_like_a_record_key():
+    first = [{**one, "columns": {"turns": 3 - one["row"]}} for one in records(1.0, 0.0)]
+    assert list(Paired.of(first, first, "turns").groups) == ["turns 2", "turns 3"]
+
+
+def test_by_sorts_mixed_values_and_refuses_lists():
+    def having(*values) -> list[dict]:
+        return [{**one, "set": value} for one, value in zip(records(*[1.0] * len(values)), values, strict=True)]
+
+    for value in (["nq"], {"of": "nq"}):
+        with pytest.raises(ValueError, match="Row 1 holds .*nq.* in column 'set', but questions are compared by text"):
+            Paired.of(having("nq", value), having("nq", value), "set")
+    found = Paired.of(having("nq", 10, 9, None), having("nq", 10, 9, None), "set")
+    assert list(found.groups) == ["set 9", "set 10", "set nq", "set None"]
+    some = having("nq", "popqa")
+    del some[1]["set"]
+    with pytest.raises(ValueError, match="The question of row 1 has no column 'set'"):
+        Paired.of(some, some, "set")
+
+
 def test_questions_match_despite_other_system_prompts():
     def instructed(how: str) -> list[dict]:
         messages = [{"role": "system", "content": how}, {"role": "user", "content": "Where?"}]
@@ -119,6 +139,8 @@ def test_the_command_reads_the_folders_of_two_evaluations(tmp_path, capsys):
         ("", "holds no rollouts of an evaluation"),
         ('{"prompt": "q"}\n', "holds no rollouts of an evaluation"),
         ("[]\n", "holds no rollouts of an evaluation"),
+        ('{"row": 0, "rewards": {}, "tool_turns": 0}\n', "line 1 has no prompt. Name the folder"),
+        ('{"row": 0, "rewards": {}, "prompt": "q"}\n', "line 1 has no tool_turns. Name the folder"),
         ("{\n", "is not a file of rollouts"),
     ],
 )

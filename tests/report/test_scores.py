@@ -66,6 +66,21 @@ def test_scores_have_a_group_for_each_value_of_the_column():
     assert list(some.groups) == ["hops 2", "hops 3", "hops None"]
 
 
+def test_a_column_may_have_the_name_of_a_key_of_the_record():
+    records = [
+        {**record(row, exact_match=right), "group": 7, "columns": {"group": name, "turns": turns}, "turns": []}
+        for row, (name, turns, right) in enumerate([("easy", 2, 1.0), ("hard", 3, 0.0), ("hard", 2, 0.0)])
+    ]
+    scores = Scores.of(records, "group", {"short": {"turns": [2]}, "long": {"turns": [3], "hops": [2]}})
+    assert list(scores.groups) == ["group easy", "group hard"]
+    assert {name: row["exact_match"].mean for name, row in scores.averages.items()} == {"short": 0.5, "long": 0.0}
+
+
+def test_values_of_several_kinds_have_an_order():
+    records = [record(row, value, exact_match=1.0) for row, value in enumerate(["b", None, 10, "a", 2.5, True])]
+    assert [*Scores.of(records, "hops").groups] == [f"hops {value}" for value in (True, 2.5, 10, "a", "b", None)]
+
+
 def test_the_table_has_a_column_for_each_evaluation_and_fits_a_terminal():
     scores = Scores.of([record(i, 2 + i % 3, turns=2, exact_match=1.0, answer_format=-0.5) for i in range(30)], "hops")
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))

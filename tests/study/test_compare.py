@@ -64,6 +64,7 @@ def test_rewards_of_turns_may_be_those_of_an_environment(tmp_path):
         (["grpo", "--output_dir", "elsewhere"], "a2tgpo compare sets --output_dir itself for each run"),
         (["grpo", "--base", "qa/qwen3_8b"], "--base: a comparison takes a single recipe"),
         (["grpo", "--crdit", "1"], "there is no option '--crdit'. Did you mean 'credit'?"),
+        (["grpo", "--jobs", "0"], "argument --jobs: must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_invalid_comparison_is_an_error_before_the_first_run(words, message, tmp_path, capsys):

@@ -37,3 +37,14 @@ def test_run_identity_changes_with_the_weights_of_a_shipped_policy(tmp_path, mon
     assert identity(words) == seen
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert identity(words) != seen
+
+
+def test_where_files_are_looked_for_is_no_setting_but_what_they_contain_is(tmp_path):
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "files"
+    folder.mkdir()
+    recipe.write_text("credit: own.py:method\n")
+    seen = identity([str(recipe)])
+    recipe.write_text("credit: own.py:method\nfiles_in: files\n")
+    assert identity([str(recipe)]) == seen
+    (folder / "own.py").write_text("1")
+    assert identity([str(recipe)]) != seen

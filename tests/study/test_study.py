@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -18,13 +21,19 @@ from places import ROOT
 
 from a2tgpo_trl import A2TGPOConfig
 from a2tgpo_trl.cli import main
+from a2tgpo_trl.cli.study import check, write_recipe
 from a2tgpo_trl.credit import DEFAULTS
 from a2tgpo_trl.errors import RecipeError
+from a2tgpo_trl.recipe.recipe import read_recipe
+from a2tgpo_trl.study import figures as study_figures
+from a2tgpo_trl.study import report as study_report
 from a2tgpo_trl.study.claims import claimed_better, claims
 from a2tgpo_trl.study.comparison import best_rates, differences, first_at, holm, outcome, outcomes_of, p_value
+from a2tgpo_trl.study.figures import draw_figures
 from a2tgpo_trl.study.mechanism import auc, mechanism, mechanism_of_training
 from a2tgpo_trl.study.report import draw, report, runs_by_cell
 from a2tgpo_trl.study.results import Results, measured
+from a2tgpo_trl.study.runs import identity
 from a2tgpo_trl.study.study import Run, read_study
 
 
@@ -52,6 +61,11 @@ def enter(results, run, curve, tokens=1000.0):
     rows = [(10 * i, "held_out/exact_match", height) for i, height in enumerate(curve)]
     rows += [(10 * i, "num_tokens", tokens * i) for i in range(1, len(curve))]
     results.put(run, "identity", rows)
+
+
+def identity_of(study, run):
+    with TemporaryDirectory() as folder:
+        return identity([str(write_recipe(study, run, Path(folder)))], without=["seed"])
 
 
 # ---- its file
@@ -103,6 +117,20 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         ({"seeds": 8}, "seeds must be a list of whole numbers; got 8"),
         ({"learning_rates": [1e-4]}, "learning_rates must have the form {values: ["),
         ({"learning_rates": {"values": [1e-4], "seeds": [0]}}, "chosen on other seeds"),
+        ({"learning_rates": {"values": [1e-4], "seeds": []}}, "learning_rates, seeds: name at least one; got []"),
+        ({"learning_rates": {"values": [], "seeds": [9]}}, "learning_rates, values: name at least one; got []"),
+        ({"target": None}, "target must be a score (0.7); got None"),
+        ({"target": [0.5]}, "target must be a score (0.7); got [0.5]"),
+        ({"target": math.nan}, "target must be a score (0.7); got nan"),
+        ({"reward": None}, "reward must be the name of a reward; got None"),
+        ({"post_hoc": None}, "post_hoc must be a list of cells; got None"),
+        ({"post_hoc": "a2tgpo"}, "post_hoc must be a list of cells; got 'a2tgpo'"),
+        ({"post_hoc": [["a2tgpo"]]}, "post_hoc must be a list of cells; got [['a2tgpo']]"),
+        ({"settings": ["max_steps"]}, "settings must be keys of a recipe ({max_steps: 100}); got ['max_steps']"),
+        ({"settings": {"files_in": "."}}, "settings: files_in is set by the study"),
+        ({"against": {"a2tgpo": ["grpo"]}}, "against must be a cell, or one for each of several ({igpo: grpo}); got"),
+        ({"against": ["grpo"]}, "against must be a cell, or one for each of several ({igpo: grpo}); got ['grpo']"),
+        ({"against": None}, "against must be a cell, or one for each of several ({igpo: grpo}); got None"),
     ],
 )
 def test_invalid_study_file_is_an_error_naming_the_key(changed, message, tmp_path):
@@ -130,6 +158,49 @@ def test_error_of_any_run_is_reported_before_the_first_starts(changed, message, 
     (tmp_path / "own.yaml").write_text("task: atlas\nmodel_name_or_path: atlas-tiny\nbf16: false\n")
     assert main(["study", str(write(tmp_path, content)), "-o", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+CREDIT = """
+from a2tgpo_trl.credit import method
+
+@method(gain_weight=1.0)
+def own(evidence, switches):
+    return evidence.gains_NK.nan_to_num()
+"""
+REWARD = "def each(record):\n    return [1.0 for _ in record['turns']]\n"
+
+
+def test_files_named_in_a_study_are_found_beside_it_or_its_recipe(tmp_path):
+    studies, recipes = tmp_path / "studies", tmp_path / "recipes"
+    studies.mkdir()
+    recipes.mkdir()
+    (recipes / "own.yaml").write_text("base: quickstart\ntask_kwargs: {train_questions: 8, test_questions: 6}\n")
+    cells = {"own": {"credit": "my_credit.py:own"}}
+    cells["rewarded"] = {"credit": "mt_grpo", "turn_rewards": {"studies/rewards.py:each": 0.1}}
+    study = read_study(write(studies, {**CONTENT, "recipe": "../recipes/own.yaml", "cells": cells}))
+    own, rewarded = map(study.first_of, cells)
+    with pytest.raises(RecipeError) as error:
+        check(study)
+    assert str(error.value).startswith(f"{study.file}, cell 'own' on ")
+    assert f"credit: there is no file 'my_credit.py' in {studies} or {recipes} or " in str(error.value)
+    (studies / "my_credit.py").write_text(CREDIT)
+    with pytest.raises(RecipeError) as error:
+        check(study)
+    assert f"{study.file}, cell 'rewarded', turn_rewards: There is no file 'studies/rewards.py' in" in str(error.value)
+    (recipes / "studies").mkdir()
+    (recipes / "studies" / "rewards.py").write_text(REWARD)
+    check(study)
+    # A run is another once one of these files changes; where the study is does not matter.
+    before = [identity_of(study, run) for run in (own, rewarded)]
+    (studies / "my_credit.py").write_text(CREDIT + "# another\n")
+    assert [identity_of(study, run) == one for run, one in zip((own, rewarded), before, strict=True)] == [False, True]
+    found = read_recipe(["--config", str(write_recipe(study, own, tmp_path / "run"))])
+    assert found.args.credit == f"{studies / 'my_credit.py'}:own"
+
+
+def test_jobs_below_one_are_an_error(tmp_path, capsys):
+    assert main(["study", str(tmp_path / "nowhere.yaml"), "--jobs", "0"]) == 2
+    assert "argument --jobs: must be a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_foreign_report_picture_or_results_are_not_overwritten(tmp_path, capsys):
@@ -404,6 +475,23 @@ def test_the_report_is_made_of_the_results_alone(file):
     assert f"- grpo, a2tgpo: `{results.table['made'].iloc[0]}`" in report(study, results)
     draw(study, results, study.picture)
     assert study.picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("reward", "limits"), [("exact_match", (0, 1)), ("points", None)])
+def test_pictures_show_scores_outside_0_to_1(reward, limits, file, monkeypatch):
+    study, drawn = replace(read_study(file), reward=reward), []
+    for module in (study_report, study_figures):
+        monkeypatch.setattr(module, "save", lambda figure, *_, **__: drawn.append(figure))
+    results = Results(study.results)
+    for seed in study.seeds:
+        rows = [(step, f"held_out/{reward}", height) for step, height in ((0, -30.0), (10, 12.0))]
+        results.put(Run("grpo", seed), "identity", rows)
+    draw(study, results, study.picture)
+    draw_figures(results, runs_by_cell(study, results), reward, study.figures)
+    curves = drawn[0].axes[0], next(axes for axes in drawn[1].axes if axes.yaxis.get_ticks_position() == "right")
+    for axes in curves:
+        low, high = axes.get_ylim()
+        assert (low, high) == limits if limits else (low < -30.0 and high > 12.0)
 
 
 def test_median_step_to_target_counts_seeds_that_never_reach_it(file):
