@@ -379,7 +379,7 @@ def test_method_returning_an_invalid_tensor_is_an_error(tokenizer, tmp_path, mon
     code = "def flat(evidence, switches):\n    return evidence.outcomes_N\n"
     (tmp_path / "flat.py").write_text(code)
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="flat.py:flat"))
-    with pytest.raises(ValueError, match=r"must return a tensor of shape \(4, 4\); it returned one of \(4,\)"):
+    with pytest.raises(ValueError, match=r"must return a tensor of shape \(4, 4\); it returned one of shape \(4,\)"):
         make(tokenizer, args).train()
 
 

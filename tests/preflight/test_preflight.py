@@ -191,7 +191,8 @@ def test_a_sound_recipe_passes_every_check_and_each_is_made(make):
     found = run(make(chat_template_kwargs={"enable_thinking": False}))
     assert {finding.status for finding in found.values()} == {"pass"}, found
     assert list(found) == [
-        "answers", "tool format", "tools answer", "tool parser", "prompts", "prefixes", "separators", "tool calls",
+        "answers", "rewards", "credit", "tool settings", "tool format",
+        "tools answer", "tool parser", "prompts", "prefixes", "separators", "tool calls",
         "parallel calls", "mask", "probe", "fit", "tool turn", "clip range", "log-probabilities",
     ]  # fmt: skip
 
@@ -554,7 +555,7 @@ def test_rewards_and_weights_of_different_numbers_fail(make):
 
 
 def test_method_without_the_turn_rewards_that_it_reads_fails(make):
-    assert "credits turn rewards, and there are none" in failed(make(credit="mt_grpo"))["credit"]
+    assert "needs turn rewards with a weight, and there are none" in failed(make(credit="mt_grpo"))["credit"]
     assert "credit" not in failed(make(credit="mt_grpo", turn_rewards={"failed_call": -0.1}, turn_reward_weight=1.0))
     unknown = failed(make(turn_rewards={"read_onl": 1.0}, turn_reward_weight=1.0))
     assert "read_onl" in unknown["credit"]

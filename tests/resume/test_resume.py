@@ -370,7 +370,9 @@ def test_rotation_keeps_foreign_checkpoints_and_added_files(make, tmp_path, capl
     names = {*("checkpoint-3", "checkpoint-900", "checkpoint-best", "torn-checkpoint-1", "torn-checkpoint-2")}
     assert {folder.name for folder in tmp_path.glob("*checkpoint-*")} == names
     assert [file.name for file in (tmp_path / "torn-checkpoint-1").iterdir()] == ["notes.txt"]
-    assert (tmp_path / "checkpoint-900" / "model.safetensors").is_file() and "torn-checkpoint-2 keeps" in caplog.text
+    assert (
+        tmp_path / "checkpoint-900" / "model.safetensors"
+    ).is_file() and "What else was in it is kept in torn-checkpoint-2" in caplog.text
 
 
 class Noting(TrainerCallback):

@@ -210,7 +210,7 @@ def test_built_index_works_without_its_vectors(many):
         file.unlink()
     encoder = WordEncoder()
     assert len(ids(dense_retriever(many, encoder), "w1 w2")) == 3 and encoder.encoded == 0
-    with pytest.raises(ValueError, match=r"Of 600 vectors .*wiki.jsonl.vectors-\w+ holds 0. Remove it"):
+    with pytest.raises(ValueError, match=r"Of 600 vectors, .*wiki.jsonl.vectors-\w+ holds 0. Remove it"):
         dense_retriever(many, encoder, faiss="hnsw")
 
 

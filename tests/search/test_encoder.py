@@ -56,7 +56,7 @@ def test_prefixes_are_prepended_and_stored_with_the_index(tmp_path, encoder, min
     built = dense_retriever(corpus, prefixed)
     opened = open_retriever(f"{corpus}.dense-flat")
     assert opened.search(["the mayor"], 4) == built.search(["the mayor"], 4)
-    with pytest.raises(ValueError, match="index with passage_prefix 'passage: '; asked for is ''"):
+    with pytest.raises(ValueError, match="index with passage_prefix 'passage: ', not ''"):
         dense_retriever(corpus, encoder)
 
 

@@ -127,7 +127,7 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         ({"post_hoc": "a2tgpo"}, "post_hoc must be a list of cells; got 'a2tgpo'"),
         ({"post_hoc": [["a2tgpo"]]}, "post_hoc must be a list of cells; got [['a2tgpo']]"),
         ({"settings": ["max_steps"]}, "settings must be keys of a recipe ({max_steps: 100}); got ['max_steps']"),
-        ({"settings": {"files_in": "."}}, "settings: files_in is set by the study"),
+        ({"settings": {"files_in": "."}}, "settings: the study itself sets files_in"),
         ({"against": {"a2tgpo": ["grpo"]}}, "against must be a cell, or one for each of several ({igpo: grpo}); got"),
         ({"against": ["grpo"]}, "against must be a cell, or one for each of several ({igpo: grpo}); got ['grpo']"),
         ({"against": None}, "against must be a cell, or one for each of several ({igpo: grpo}); got None"),

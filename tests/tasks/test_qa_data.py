@@ -96,8 +96,8 @@ def test_missing_connection_names_the_download_command():
 
 def test_unexpected_set_size_warns_or_is_refused_with_whole(folder, caplog):
     load_split("nq", "test", folder)
-    assert "nq has 12 questions in the split 'test', where 3,610 are known" in caplog.text
-    with pytest.raises(ValueError, match="nq has 12 questions .* where 3,610 are known.*whole: false"):
+    assert "nq has 12 questions in the split 'test', instead of 3,610" in caplog.text
+    with pytest.raises(ValueError, match="nq has 12 questions .* instead of 3,610.*whole: false"):
         load_split("nq", "test", folder, whole=True)
 
 

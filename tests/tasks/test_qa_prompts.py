@@ -181,7 +181,7 @@ def test_answers_in_the_requested_format_are_read_by_the_rewards(family):
     ("change", "said"),
     [
         ({"sytem": "Hi"}, "there is no key 'sytem'. Did you mean 'system'"),
-        ({"system": None}, "system must be a text; got None"),
+        ({"system": None}, "system must be text; got None"),
         ({"rewards": "[f1]"}, "rewards must be a mapping; got \\['f1'\\]"),
         ({"probe": "answer"}, "probe must contain {answer} exactly once; got 'answer'"),
         ({"rewards": "{exact: 1.0}"}, "there is no reward 'exact'. Did you mean 'exact_match'"),
