@@ -36,6 +36,20 @@ OF_A2TGPO: dict[str, Any] = {
 }
 
 
+def outcome_plus_scores(evidence: Evidence, switches: Switches) -> Tensor:
+    """The weighted sum of outcome, compared gains and compared turn rewards, of which a method may use only some."""
+    advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
+    if switches.gain_weight > 0:
+        scores_NK = switches.gain_scores(evidence)
+        credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
+        advantages_NK = advantages_NK + switches.gain_weight * credit_NK.nan_to_num(nan=0.0)
+    if switches.turn_reward_weight > 0:
+        scores_NK = switches.normalize(evidence.turn_rewards_NK, evidence.group_ids_N)
+        credit_NK = switches.returns(scores_NK, evidence)
+        advantages_NK = advantages_NK + switches.turn_reward_weight * credit_NK.nan_to_num(nan=0.0)
+    return advantages_NK.expand_as(evidence.gains_NK)
+
+
 @method(**OF_A2TGPO, gain_weight=0.3)
 def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
     """A2TGPO (arXiv 2605.06200): each turn's gain, compared with others at its depth, plus the outcome.
@@ -63,16 +77,7 @@ def a2tgpo(evidence: Evidence, switches: Switches) -> Tensor:
         z of 1, 0, 0: 1.4142, -0.7071, -0.7071; each is the one term of all turns before it, so sqrt(1)
         a  1.1545 + 1.4142 = 2.5687 on all turns;  b, c  -0.5773 - 0.7071 = -1.2843
     """
-    advantages_NK = (switches.outcome_weight * evidence.outcome_advantages_N).unsqueeze(1)
-    if switches.gain_weight > 0:
-        scores_NK = switches.gain_scores(evidence)
-        credit_NK = discounted_sum(scores_NK, switches.discount, switches.rescale_accumulation)
-        advantages_NK = advantages_NK + switches.gain_weight * credit_NK.nan_to_num(nan=0.0)
-    if switches.turn_reward_weight > 0:
-        scores_NK = switches.normalize(evidence.turn_rewards_NK, evidence.group_ids_N)
-        credit_NK = switches.returns(scores_NK, evidence)
-        advantages_NK = advantages_NK + switches.turn_reward_weight * credit_NK.nan_to_num(nan=0.0)
-    return advantages_NK.expand_as(evidence.gains_NK)
+    return outcome_plus_scores(evidence, switches)
 
 
 @method(**OF_A2TGPO, gain_weight=1.0, gain_measure="probability", loss_type="grpo")
@@ -89,7 +94,7 @@ def a2tgpo_paper(evidence: Evidence, switches: Switches) -> Tensor:
         b  -0.5773 + 1 = 0.4227, -0.5773
         c  -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 @method(**OF_A2TGPO, gain_weight=0.3, first_gain=False, last_gain=False)
@@ -106,7 +111,7 @@ def a2tgpo_code(evidence: Evidence, switches: Switches) -> Tensor:
     Example (the group of `a2tgpo_trl.credit`, whose rollouts call tools in two turns at most): all turns get only the
         outcome: a 1.1545, b and c -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 # What has no weight here is still there for those who give it one, with A2TGPO's way of summing it up.
@@ -130,7 +135,7 @@ def grpo(evidence: Evidence, switches: Switches) -> Tensor:
     Example (the group of `a2tgpo_trl.credit`): a 1.1545 on all of its turns, b and c -0.5773
         (1 - 1/3) / (0.57735 + 1e-4) = 1.1545, (0 - 1/3) / 0.57745 = -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 @method(**OUTCOME_ALONE, importance_sampling_level="sequence", epsilon=3e-4, epsilon_high=4e-4, loss_type="grpo")
@@ -147,7 +152,7 @@ def gspo(evidence: Evidence, switches: Switches) -> Tensor:
 
     Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 @method(**OUTCOME_ALONE, importance_sampling_level="turn", epsilon=3e-3, epsilon_high=4e-3, loss_type="grpo")
@@ -162,7 +167,7 @@ def atpo(evidence: Evidence, switches: Switches) -> Tensor:
 
     Example (the group of `a2tgpo_trl.credit`): as in GRPO, a 1.1545 on all of its turns, b and c -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 @method(needs_turn_rewards=True, without_effect=["failure_shaping"])
@@ -187,7 +192,7 @@ def mt_grpo(evidence: Evidence, switches: Switches) -> Tensor:
         b  -1 - 0.5773 = -1.5773, -1.5773
         c  -0.5773
     """
-    return a2tgpo(evidence, switches)
+    return outcome_plus_scores(evidence, switches)
 
 
 def a2tgpo_credit(
