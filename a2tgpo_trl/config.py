@@ -1,7 +1,7 @@
 """A2TGPOConfig: the settings of the method, on top of those of `ToolConfig` and `GRPOConfig`."""
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -374,22 +374,12 @@ class A2TGPOConfig(ToolConfig):
     @property
     def credit_switches(self) -> Switches:
         """The settings that the method reads."""
-        return Switches(**{switch.name: getattr(self, switch.name) for switch in fields(Switches)})
+        return Switches.of(vars(self))
 
     @property
     def credit_settings(self) -> CreditSettings:
         """How turns are credited."""
-        assert isinstance(self.turn_rewards, dict)  # it has been read
-        return CreditSettings(
-            name=self.credit,
-            method=self.credit_method,
-            switches=self.credit_switches,
-            turn_rewards=self.turn_rewards,
-            failure_shaping=self.failure_shaping,
-            shaping_embedding=self.shaping_embedding,
-            success_reward=self.success_reward,
-            state_likeness=self.state_likeness if self.reads_states else None,
-        )
+        return CreditSettings.of(self.credit, self.credit_method, vars(self))
 
     @property
     def trains_as_grpo(self) -> bool:

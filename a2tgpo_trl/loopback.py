@@ -1,6 +1,5 @@
-"""an address -> whether it is this machine's own; a port -> whether it is one."""
+"""an address, the name of a host -> whether it is this machine's own."""
 
-import argparse
 import ipaddress
 from urllib.parse import urlsplit
 
@@ -20,10 +19,3 @@ def is_of_this_machine(host: str) -> bool:
         return name == "localhost" or is_loopback(name)
     except ValueError:
         return False
-
-
-def port_number(text: str) -> int:
-    """Read a port from a command line; 0 takes a free one."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: from 0 to 65535; 0 takes a free one")
-    return int(text)

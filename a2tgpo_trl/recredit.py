@@ -10,7 +10,7 @@ only a run tells what the policy would have become under another method.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .credit import GAIN_FLOOR, Switches, find_method, preset_of
+from .credit import GAIN_FLOOR, find_method, preset_of
 from .credit.credit_pass import CreditPass, CreditSettings, ReadTurns
 from .credit.scores import Floor
 from .information_gain import information_gain
@@ -73,9 +73,9 @@ def recredited(
         advantages [-0.3, 0] and [1.3, 1], clip scales [0.861, 1] and [1.139, 1]
     """
     values, recorded = _values(credit, settings), recorded or Recorded()
-    of_method = {one.name: values[one.name] for one in fields(Switches) if one.name in values}
-    switches = Switches(**of_method, scale_rewards=recorded.scale_rewards)
-    return [record for batch in _batches(records) for record in _recredit(batch, credit, values, switches, recorded)]
+    values["scale_rewards"] = recorded.scale_rewards
+    settings_of_credit = CreditSettings.of(credit, find_method(credit), values)
+    return [record for batch in _batches(records) for record in _recredit(batch, settings_of_credit, values, recorded)]
 
 
 def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +132,16 @@ def _is_shaped(group: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _recredit(
-    batch: Sequence[Mapping[str, Any]], credit: str, values: Mapping[str, Any], switches: Switches, recorded: Recorded
+    batch: Sequence[Mapping[str, Any]], settings: CreditSettings, values: Mapping[str, Any], recorded: Recorded
 ) -> list[Record]:
     copies = [cast(Record, dict(record)) for record in batch]
     group_size = sum(record["group"] == batch[0]["group"] for record in batch)
-    credit_pass = _credit_pass(credit, values, switches, copies)
+    credit_pass = _credit_pass(settings, copies)
     read = credit_pass.read(copies, group_size) if credit_pass.reads_records else ReadTurns()
     num_turns = [len(record["advantages"]) for record in copies]  # 0 for a rollout that was left out of the loss
     numbers = [_number(record["outcome"]) for record in copies]
     advantages = [_number(record["outcome_advantage"]) / recorded.outcome_weight for record in copies]
-    gains_NK, floors = _gains(copies, values, switches.uses_gain, recorded)
+    gains_NK, floors = _gains(copies, values, settings.switches.uses_gain, recorded)
     evidence, _ = credit_pass.evidence(
         read,
         gains_NK,
@@ -173,20 +173,9 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _credit_pass(credit: str, values: Mapping[str, Any], switches: Switches, records: Sequence[Record]) -> CreditPass:
+def _credit_pass(settings: CreditSettings, records: Sequence[Record]) -> CreditPass:
     """The credit pass that a trainer with these settings would use."""
-    method = find_method(credit)
     calls_are_known = all(turn["calls"] is not None for record in records for turn in record["turns"])
-    settings = CreditSettings(
-        name=credit,
-        method=method,
-        switches=switches,
-        turn_rewards=values["turn_rewards"],
-        failure_shaping=values["failure_shaping"],
-        shaping_embedding=values["shaping_embedding"],
-        success_reward=values["success_reward"],
-        state_likeness=values["state_likeness"] if preset_of(method).reads_states(values["gain_groups"]) else None,
-    )
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError("Records must be credited in a single process, which has all of them.")

@@ -8,6 +8,7 @@ SECRET = re.compile(
     r"|(?<![A-Z])(PASS|PAT|AUTH|BEARER)(?![A-Z])"
 )
 OF_TOKENIZERS = re.compile(r"(?<![A-Z])(PAD|EOS|BOS|UNK|SEP|CLS|MASK|SPECIAL|STOP)_TOKENS?(?![A-Z])")
+# As in token_level. In names of secrets the word is at the end.
 TOKENS_OF_TEXT = re.compile(r"(?<![a-z])tokens?_(?=[a-z])", re.IGNORECASE)
 HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 SHORTEST_SECRET = 8  # characters: a shorter value may be any word

@@ -55,7 +55,6 @@ OF_TRACKERS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 TABLES = 50  # in a run: each is a file that a tracker uploads
 BINS = 32
 MOST_LINES, MOST_CHARACTERS = 20, 1000  # of a text in a row
-# As in token_level. In names of secrets the word is at the end.
 
 Row = dict[str, Any]
 COLUMNS = (

@@ -329,11 +329,11 @@ class A2TGPOTrainer(ScoringTrainer):
             if self._recorder.wants(step):  # not if it has stopped writing
                 found.output[NUMBER] = torch.arange(number, device=self.accelerator.device)  # the parent shuffles rows
 
-    def _log_groups(self, found: Resampled, outcomes: Sequence[Tensor]) -> None:
+    def _log_groups(self, found: Resampled, outcomes: list[Tensor]) -> None:
         """Log how many groups teach nothing; `outcomes` are those of the rounds."""
         metrics = dict(found.metrics)
         if "groups/teach_nothing" in metrics:
-            self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat([*outcomes]).nanmean().item())
+            self._nothing_to_learn.see(metrics["groups/teach_nothing"], torch.cat(outcomes).nanmean().item())
         if self.args.resample_limit:
             of_groups = [outcomes[number].view(-1, self.num_generations)[i] for number, i in found.sources]
             metrics["groups/reward"] = torch.cat(of_groups).nanmean().item()

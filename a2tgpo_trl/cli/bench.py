@@ -4,10 +4,11 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .launching import add_recipe_argument
+from .option_types import at_least
 
 
 if TYPE_CHECKING:
@@ -34,21 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         # Otherwise --seed, which is a key of the recipe, would be taken for --seeds.
         add(benches.add_parser(name, help=text.split(".")[0], description=text, allow_abbrev=False))
-
-
-def at_least(lowest: int) -> Callable[[str], int]:
-    """Return a type for argparse, which puts the name of the option before the message."""
-
-    def whole_number(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = lowest - 1
-        if number < lowest:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, got {text!r}")
-        return number
-
-    return whole_number
 
 
 def add_numbers(parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, int, int, str]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .bench import at_least
+from .option_types import at_least
 
 
 if TYPE_CHECKING:

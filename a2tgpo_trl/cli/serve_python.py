@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..loopback import port_number
+from .option_types import port_number
 
 
 # option -> default and help, for the options of `PythonSession` that belong to the server

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from ..loopback import port_number
+from .option_types import port_number
 
 
 if TYPE_CHECKING:

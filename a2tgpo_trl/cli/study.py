@@ -19,7 +19,7 @@ import yaml
 
 from ..errors import RecipeError
 from ..lookup import nearest
-from .bench import at_least
+from .option_types import at_least
 from .pipe import print_table
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..loopback import port_number
+from .option_types import port_number
 
 
 HOST, PORT, OUTPUT = "127.0.0.1", 8500, Path("view.html")

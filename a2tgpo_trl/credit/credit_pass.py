@@ -6,6 +6,7 @@ Shapes: N rollouts of all ranks, B of this rank, F turn rewards, K turns.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,15 @@ class CreditSettings:
     shaping_embedding: str
     success_reward: float
     state_likeness: float | None  # None if nothing reads the states in which turns began
+
+    @classmethod
+    def of(cls, name: str, method: Method, values: Mapping[str, Any]) -> "CreditSettings":
+        """Choose from the values of all settings, by name, those that crediting reads."""
+        likeness = values["state_likeness"] if preset_of(method).reads_states(values["gain_groups"]) else None
+        as_given = ("turn_rewards", "failure_shaping", "shaping_embedding", "success_reward")
+        return cls(
+            name, method, Switches.of(values), state_likeness=likeness, **{key: values[key] for key in as_given}
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A method is a function `(evidence, switches) -> advantages_NK`. The decorator `m
 for settings of `A2TGPOConfig`. Settings that the user gives override them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -74,6 +74,11 @@ class Switches:
     clip_adaptation: float = 0.0
     state_weight: float = 1.0
     scale_rewards: str = "group"  # a setting of the parent
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Switches":
+        """Choose the switches from the values of all settings, by name."""
+        return cls(**{switch.name: values[switch.name] for switch in fields(cls) if switch.name in values})
 
     @property
     def uses_gain(self) -> bool:
@@ -157,8 +162,7 @@ class Preset:
     @property
     def switches(self) -> Switches:
         """The values that the method itself reads."""
-        names = [switch.name for switch in fields(Switches)]
-        return Switches(**{name: self.values[name] for name in names if name in self.values})
+        return Switches.of(self.values)
 
 
 _PRESET = "__a2tgpo_credit__"

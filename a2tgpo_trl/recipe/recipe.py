@@ -28,6 +28,7 @@ from ..report.scores import has_lines
 from ..rollout.checks import ADAPTER_CONFIG, check_output_apart
 from ..secret_names import setting_is_secret
 from ..tasks import Task, arithmetic, atlas, textworld
+from ..tracking import without_secrets
 from .arguments import RecipeArguments, RecipeParser, split_words
 from .recipe_file import Layer, check_keys, find_recipe, merge, read_layers
 from .task import make_task
@@ -230,15 +231,15 @@ def whole_recipe(words: Sequence[str], without: Collection[str] = ()) -> str:
 
 
 def _without_secrets(content: Mapping[str, Any], found: list[str], above: str = "") -> dict[str, Any]:
-    """The settings without texts whose names suggest secrets; their names are added to `found`.
+    """The settings without those that trackers would mask; their names are added to `found`.
 
     Example: {"hub_token": "abc", "env": {"API_KEY": "x", "HOME": "y"}} -> {"env": {"HOME": "y"}}
     """
     kept = {}
     for key, value in content.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not setting_is_secret(key):
             kept[key] = _without_secrets(value, found, f"{above}{key}.")
-        elif isinstance(value, str) and value and setting_is_secret(key):
+        elif without_secrets(value, key) != value:
             found.append(f"{above}{key}")
         else:
             kept[key] = value

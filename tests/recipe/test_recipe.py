@@ -11,7 +11,7 @@ from recipe_files import SHIPPED, marks, write
 
 from a2tgpo_trl.config import A2TGPOConfig
 from a2tgpo_trl.errors import RecipeError
-from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe
+from a2tgpo_trl.recipe.recipe import RecipeParser, read_recipe, whole_recipe
 from a2tgpo_trl.recipe.recipe_file import check_keys, find_recipe, recipe_folder, shipped_recipes
 from a2tgpo_trl.rewards import exact_match
 
@@ -249,3 +249,11 @@ def test_base_of_an_adapter_is_not_spread_over_gpus_if_processes_share_them(kind
     monkeypatch.setattr(recipe.args.distributed_state, "distributed_type", kind)
     recipe.load_base()
     assert ("device_map" not in given[0]) if spread else (given[0]["device_map"] is None)
+
+
+def test_whole_recipe_leaves_out_what_trackers_would_mask(tmp_path):
+    kwargs = "{url: 'http://me:SECRET@host/db', api: {auth: {user: SECRET}}, size: 3}"
+    file = write(tmp_path, f"environment_factory: my.py:World\nenvironment_kwargs: {kwargs}")
+    text = whole_recipe(["--config", str(file)])
+    assert "SECRET" not in text and "environment_kwargs.url, environment_kwargs.api.auth" in text
+    assert yaml.safe_load(text)["environment_kwargs"] == {"api": {}, "size": 3}
