@@ -1,5 +1,6 @@
 """Two hundred steps with a tool that fails in every way: no crash, no leak, and the policy still answers."""
 
+import ctypes
 import gc
 import itertools
 import math
@@ -25,7 +26,7 @@ SETTLED = 20  # steps until pools, caches and arenas reach their full size
 LIMIT = 0.1  # seconds per call
 MEGABYTE = 2**20
 FAILING = 0.3  # share of the calls
-MORE_MEMORY = 40.0  # MB, normal variation; a leak of 0.25 MB a step would add as much
+MORE_MEMORY = 30.0  # MB, normal variation; a leak of 0.17 MB a step would add as much
 MORE_OBJECTS = 5000  # the log of each step takes some
 WORDS = [
     *("--max_steps", str(STEPS)),
@@ -120,7 +121,7 @@ def broken_environment(task: Task) -> None:
 
 
 class Watch(TrainerCallback):
-    """Records memory, threads and open files after each step, and the number of objects every `SETTLED` steps."""
+    """Records threads and open files after each step, and memory and the number of objects every `SETTLED` steps."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()
@@ -130,12 +131,19 @@ class Watch(TrainerCallback):
         self.objects: list[int] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.memory.append(self.process.memory_info().rss / MEGABYTE)
         self.threads.append(threading.active_count())
         self.files.append(self.process.num_fds())
         if state.global_step % SETTLED == 0:
             gc.collect()
             self.objects.append(len(gc.get_objects()))
+            return_free_memory()
+            self.memory.append(self.process.memory_info().rss / MEGABYTE)
+
+
+def return_free_memory() -> None:
+    """Return what is free to the system: glibc keeps up to 90 MB here, more the longer it runs, which is no leak."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 class Soaked:
@@ -190,7 +198,7 @@ def test_two_hundred_steps_with_a_failing_tool_do_not_leak_or_collapse(break_it,
     assert threading.active_count() <= threads + 2
     assert max(watch.threads) <= threads + 8  # threads of late calls, and their replacements
     assert watch.process.num_fds() <= watch.files[SETTLED - 1] + 2
-    assert fmean(watch.memory[-SETTLED:]) <= fmean(watch.memory[SETTLED : 2 * SETTLED]) + MORE_MEMORY
+    assert watch.memory[-1] <= watch.memory[0] + MORE_MEMORY
     assert watch.objects[-1] <= watch.objects[0] + MORE_OBJECTS
 
     # The policy reads all this and still answers. Four rollouts a step are noisy, so this detects only a collapse.
