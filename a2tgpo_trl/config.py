@@ -55,8 +55,8 @@ def _by_credit(name: str, text: str) -> Any:
 @documented(GRPOConfig)
 @dataclass
 class A2TGPOConfig(ToolConfig):
-    """Settings of [`A2TGPOTrainer`]: everything in `ToolConfig` and `GRPOConfig`, with the defaults of the A2TGPO
-    paper where they differ, and one switch for each component of the method.
+    """Settings of [`A2TGPOTrainer`]: everything in `ToolConfig` and `GRPOConfig`, with the defaults of A2TGPO's
+    paper and code where they differ, and one switch for each component of the method.
 
     `credit="grpo"` is TRL's GRPO, bit for bit on the same rollouts, and no information gain is computed.
 
@@ -91,7 +91,7 @@ class A2TGPOConfig(ToolConfig):
     credit: str = setting(
         "a2tgpo",
         f"Method that credits the turns: {', '.join(map(repr, METHODS))}, or the import path of a function "
-        "(file.py:function, package.module:function). Switches that you do not set get the values of its paper.",
+        "(file.py:function, package.module:function). Switches that you do not set get the method's own values.",
     )
     gain_weight: Annotated[float, Interval(0.0)] = _by_credit(
         "gain_weight", "Weight of the accumulated information gain alongside the outcome advantage."

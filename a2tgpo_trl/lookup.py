@@ -22,7 +22,7 @@ def load(name: str, folders: Sequence[Path], kind: str, known: Any) -> Any:
     place, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(
-            f"There is no {kind} {name!r}.{nearest(name, known)} Name one as file.py:{kind} or package.module:{kind}."
+            f"There is no {kind} {name!r}.{nearest(name, known)} Name your own as file.py:NAME or package.module:NAME."
         )
     module = _module_of_file(place, folders) if place.endswith(".py") else importlib.import_module(place)
     try:

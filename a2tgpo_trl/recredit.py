@@ -44,7 +44,9 @@ class Recorded:
 
     def __post_init__(self) -> None:
         if self.outcome_weight <= 0:
-            raise ValueError("Records of a run with outcome_weight 0 do not tell what outcomes were worth to it.")
+            raise ValueError(
+                "The advantages of outcomes cannot be recovered from records of a run with outcome_weight 0."
+            )
         if self.gain_measure not in MEASURES:
             raise ValueError(f"gain_measure must be one of {', '.join(MEASURES)}; got {self.gain_measure!r}.")
 

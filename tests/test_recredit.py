@@ -109,7 +109,7 @@ def test_rollouts_that_cannot_be_recredited_are_an_error(of_a2tgpo):
         with pytest.raises(ValueError, match=said):
             recredited(records, credit, **changes)
     for changes, said in (
-        ({"outcome_weight": 0.0}, "do not tell what outcomes were worth"),
+        ({"outcome_weight": 0.0}, "cannot be recovered from records"),
         ({"gain_measure": "logits"}, "gain_measure must be one of"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -233,7 +233,7 @@ class Maker:
         # A study reads no tokens. Recording them is not measured, nor part of the recipe that identifies a run.
         code = train([str(recipe), "--overwrite", "true", "--record_tokens", "false"], folder, threads=1)
         try:
-            measurements = measured(folder / "run", self.study.every) if code == 0 else []
+            measurements = measured(folder / "run", self.study.every, self.study.reward) if code == 0 else []
         except (ValueError, KeyError, OSError) as error:  # the results of the other runs are not lost
             code = 1
             with (folder / LOG).open("a") as log:

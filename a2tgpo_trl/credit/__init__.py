@@ -23,7 +23,8 @@ One setting selects the method (`credit: gtpo`, `--credit grpo`); task, rollouts
 For which one to use, see `recipes/study/README.md`, which has figures for one generated world: there igpo, and a2tgpo
 with `gain_normalization: pooled` and a wider clip range, learn faster than grpo; a2tgpo as it is does not.
 
-Each method sets the switches (`A2TGPOConfig`) to its paper's values. Your settings override them; a setting that the
+Each method sets the switches (`A2TGPOConfig`) to its paper's values; for a2tgpo, whose paper and code differ, see
+`help(find_method("a2tgpo"))`. Your settings override them; a setting that the
 method never reads is refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo". gtpo sets a turn
 reward, {bad_format: -0.1}; for mt_grpo and hybrid you must set some. The docstring of a method has its formula and a
 worked example: `help(find_method("gtpo"))`. `a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several

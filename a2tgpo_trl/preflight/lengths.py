@@ -36,7 +36,7 @@ def check_tool_turn(chat: Chat, args: A2TGPOConfig) -> Verdict:
     length = len(chat.turn_ids(messages, 1)) + len(chat.suffix_ids([messages[2]]))
     seen = f"a call of {chat.tools[0].__name__!r} with a result of one sentence takes {length} tokens"
     if length >= budget:
-        return "warn", f"{seen}, and training drops results beyond max_completion_length {budget}. Raise it."
+        return "warn", f"{seen}, but max_completion_length is {budget}: a longer result ends the rollout. Raise it."
     return "pass", f"{seen} of max_completion_length {budget}"
 
 

@@ -208,8 +208,8 @@ def check_parallel_calls(chat: Chat) -> Verdict:
     if parsed == [call["function"] for call in calls]:
         return "pass", "two calls in a turn are both parsed"
     return "warn", (
-        f"Of two calls in one turn, {len(parsed)} came back as written: the rest would be dropped silently. Ask for "
-        "one call at a time in the prompt, or set a response_template on the tokenizer that reads them all."
+        f"Of two calls in one turn, {len(parsed)} came back as written: the rest would count as unparsed_call. Ask "
+        "for one call at a time in the prompt, or set a response_template on the tokenizer that reads them all."
     )
 
 

@@ -18,10 +18,10 @@ studies write it into the recipes of their runs.)
     credit: grpo
 
 The command line can name other bases, so that the few keys of a method work with every recipe; `a2tgpo recipe` prints
-the whole recipe:
+the whole recipe. Rewards and tools that it names as `file.py:name` stay files: copy them beside it.
 
     a2tgpo train qa/dapo --base qa/qwen3_8b qa/single_hop       # goes to outputs/qwen3_8b-single_hop-dapo
-    a2tgpo recipe qa/dapo --base qa/qwen3_8b qa/single_hop > mine.yaml
+    a2tgpo recipe qa/gspo --base qa/qwen3_8b qa/single_hop > mine.yaml
 
 Adapters. `use_peft: true` trains a LoRA adapter, with `lora_r`, `lora_alpha`, `lora_target_modules: [all-linear]` and
 TRL's other keys for it; adding `load_in_4bit: true` quantises its base model (extra `qlora`). In a script, pass

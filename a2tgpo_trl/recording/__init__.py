@@ -1,6 +1,6 @@
 """credited batches -> files of their rollouts in the run's folder, written beside the training and never in its way.
 
-    record_every: 5             every fifth batch, starting with the first; 0, the default: none
+    record_every: 5             the first batch, then the first after every fifth step; 0, the default: none
     record_format: parquet      or jsonl, the default: one rollout per line, readable by any tool and by eye
     record_tokens: false        without the data of single tokens
     record_megabytes: 1000      the most that is written
@@ -46,7 +46,7 @@ Studies leave them out.
 
 Cost. In the quickstart, on two idle cores of an AMD EPYC (2026-11-30), recording took 34 and 44 ms of processor time
 per batch as JSONL in two runs of 40 and 100 pairs of steps, on both threads together: 1.3 and 1.7 % of a recorded
-step, 0.3 % if every fifth is recorded. A step that waits until its file is on the disk takes 6 and 8 % longer on the
+step, 0.3 % with `record_every: 5`. A step that waits until its file is on the disk takes 6 and 8 % longer on the
 clock, 1.1 and 1.7 % if every fifth does; training does not wait. `python tests/benches/recording_cost.py quickstart`
 measures it.
 

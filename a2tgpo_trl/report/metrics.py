@@ -3,7 +3,7 @@
 All of them are named here and nowhere else; a test compares the names with the logs of runs that have them all. A
 metric without data is left out.
 
-    report_to: [wandb, tensorboard]      # of a recipe; trackio as well: pip install 'a2tgpo_trl[wandb,trackio]'
+    report_to: [wandb, tensorboard]      # of a recipe; or trackio: pip install 'a2tgpo_trl[wandb,tensorboard,trackio]'
 
 W&B, Trackio and TensorBoard get the metrics, a table with one row per turn, histograms and, as config, all settings,
 the recipe, the git commit of the working directory and the versions of packages. Without a network, set
@@ -187,7 +187,7 @@ GAINS = Group(
         ),
         Metric(
             ("gain/floor", "gain/cells_below_floor"),
-            "how far rounding may move a gain, in nats (1e-4 in float32, a few hundredths in 16 bits and TF32); share "
+            "how far rounding may move a gain, in nats (1e-4 in float32; measured in 16 bits and TF32); share "
             "of cells with two rollouts or more in which no gain is further than that from the mean",
             good="cells_below_floor well below 1; it rises at the end, as rollouts become alike",
             bad="near 1 from the start: gains credit no turn",
@@ -290,7 +290,8 @@ RATIOS = Group(
             good="absolute about 0.01 in 16 bits, at every depth",
             bad="higher if weights were not pushed; growing with depth if the two read long contexts differently",
             do="use the same precision, rotary scaling and window for both; see a2tgpo help vllm.",
-            when="vLLM, or a rollout function that returns logprobs",
+            when="vLLM with vllm_importance_sampling_correction; without it, or with a rollout function that returns "
+            "logprobs, only if a batch serves several updates",
         ),
     ),
 )

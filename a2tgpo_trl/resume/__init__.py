@@ -7,7 +7,8 @@ In a script, call `trainer.train(resume_from_checkpoint=True)`, or pass a checkp
 such a run ends with the same weights, to the bit, as one that was never interrupted, even in the middle of a batch of
 rollouts that several steps train on: each process saves that batch beside TRL's checkpoint. Tools must give the same
 answers again (`tool_cache` and `tool_replay` see to that), environments must depend only on the row that `reset` gets,
-and vLLM keeps its own random states.
+and vLLM keeps its own random states. If tools take their time, set `stream_turns: false` as well: by default, which
+turns are read together depends on when tools answer, and that moves gains by rounding.
 
     What happens                              What follows
     a checkpoint is cut off or lacks a file   it is renamed torn-checkpoint-N, and the one before is used; if you named

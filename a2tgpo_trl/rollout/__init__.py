@@ -41,7 +41,8 @@ The trainer does not see the calls of your loop, so turn rewards that read calls
 turns that were cut.
 
 Rollouts are seeded: the same seed gives the same rollouts on one process or eight, and after a run is resumed
-(`seeded_rollouts`). With `resample_limit: 2`, prompts whose groups teach nothing are rolled out again, at most twice.
+(`seeded_rollouts`). With `resample_limit: 2` of `A2TGPOConfig`, prompts whose groups teach nothing are rolled out
+again, at most twice.
 
     trainer.py, sampling.py, batch.py   the trainer; its single turns; what is known of a batch so far
     settings.py, checks.py              its settings; what a user can get wrong

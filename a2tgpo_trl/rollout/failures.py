@@ -10,7 +10,7 @@
     timeout        the tool did not answer within `tool_timeout` (60 s) or its own limit             tell
     over_budget    calls beyond `max_calls_per_turn` (16), which are not made; a call after          tell
                    `max_tool_calling_iterations` turns; text that a limit cut before the policy
-                   finished
+                   finished, which ends the rollout even if it is set to `tell`
     context_full   results do not fit in what is left of `max_completion_length` or of the           end
                    model's context, or the prompt alone leaves no room for a turn in it
 
@@ -22,7 +22,8 @@ there is no room to tell anything; a rollout whose prompt fills it has no turn a
 
 A turn with several calls ends as its gravest call, the one furthest down this list. After its last allowed turn the
 policy is told to answer; if it calls again, the rollout ends. A final tool's call ends the rollout as its answer,
-whatever happened to the other calls of the turn, unless one of them is set to `exclude`. A turn whose failed calls
+whatever happened to the other calls of the turn, unless one of these is set to `exclude`, or is one that cannot be
+made and is set to `end`: then no call of the turn is made. A turn whose failed calls
 were told to the policy has a gain like any other; the turns of an excluded rollout have none. Evaluations exclude no
 rollouts: there `exclude` means `end`. With `loss_type` "grpo" or "dr_grpo", excluded rollouts still count in the
 denominator; with "dapo", the default, and "bnpo" they do not. For what tools themselves may do wrong, and what outages

@@ -45,7 +45,8 @@ class ToolConfig(GRPOConfig):
 
     tool_settings: dict[str, dict[str, Any]] | str | None = setting(
         None,
-        "Settings by tool name: timeout, retries, backoff, concurrency, max_result_tokens, cache, final, process. "
+        "Settings by tool name: timeout, retries, backoff, concurrency, max_result_tokens, cache, changes_state, "
+        "final, process. "
         "They override those of the decorator `a2tgpo_trl.tools.tool` in Python.",
     )
     tool_timeout: Annotated[float | None, Interval(0.0, ends="()")] = setting(

@@ -6,14 +6,14 @@ held, or not, only if the 95 % interval over five seeds or more leaves no doubt.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
+from ..turns import LOGGED_TURNS
 from .comparison import FEWEST, NOT_DECIDED, Difference, Pair, Runs, paired
 from .figures import A2TGPO, OTHERS, by_depth, drift
 from .results import Results
 from .study import Run
+from .tables import AUC, TURN, auc_over_runs, of_all
 
 
 NO_GAIN, UNSCALED = "_no_gain", "_unscaled"  # suffixes of the names of cells without that part
@@ -80,15 +80,30 @@ def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float
 
 
 def _follows(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
-    curves = [results.curve(run, "useful/auc/clip_scale") for run in runs[cell]]
-    values = [float(np.mean([value for _, value in curve])) for curve in curves if curve]
-    if values:
-        found = over_seeds(values)
+    """By turn, since late turns alone can carry the chance over all of them."""
+    parts = {turn: f"{TURN}{turn}" for turn in range(1, LOGGED_TURNS + 1)}
+    of_cell, name = runs[cell], "clip_scale"
+    known = {turn: part for turn, part in parts.items() if of_all(results, of_cell, f"{AUC}{name}{part}")}
+    chances = {turn: auc_over_runs(results, of_cell, name, part) for turn, part in known.items()}
+    found = {turn: chance for turn, chance in chances.items() if chance is not None}
+    sides = {turn: _side_of(chance, 0.5, below=NOT_HELD, above=HELD) for turn, chance in found.items()}
+    if found:
+        text = ", ".join(f"{chance} at turn {turn}" for turn, chance in found.items())
         yield (
             "adaptive clipping follows informative turns",
-            f"{cell}: a useful search has a wider clip range than a useless one with a chance of {found}",
-            _side_of(found, 0.5, below=NOT_HELD, above=HELD),
+            f"{cell}: a useful search has a wider clip range than a useless one with a chance of {text}",
+            _together(sides),
         )
+
+
+def _together(sides: Mapping[int, str]) -> str:
+    """One verdict for all turns. Example: held at turns 1 and 2, not decided at 3 -> "held at turns 1, 2 only" """
+    if len({*sides.values()}) == 1:
+        return next(iter(sides.values()))
+    held = [turn for turn, side in sides.items() if side == HELD]
+    if not held:
+        return NOT_HELD
+    return f"{HELD} at turn{'s' * (len(held) > 1)} {', '.join(map(str, held))} only"
 
 
 def _side_of(found: Estimate, point: float, below: str, above: str) -> str:

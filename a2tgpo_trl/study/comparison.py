@@ -118,6 +118,9 @@ class Difference:
     end: Estimate
     p: float  # Student's, of the areas, corrected by Holm's rule for all differences of the report
 
+    def __neg__(self) -> "Difference":
+        return Difference(_negative(self.area), _negative(self.end), self.p)
+
     @property
     def verdict(self) -> str:
         """Whether the cell is better or worse; fewer than five seeds decide nothing."""
@@ -127,12 +130,26 @@ class Difference:
 
 
 def differences(outcomes: Outcomes, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
-    """Return the differences of those pairs of cells that have seeds in common."""
+    """Return the differences of those pairs of cells that have seeds in common.
+
+    A pair and its reverse are one comparison, so that Holm's rule counts them once.
+    """
+    pairs = list(pairs)
+    once = [pair for place, pair in enumerate(pairs) if pair[::-1] not in pairs[:place]]
+    found = _differences(outcomes, once)
+    return {pair: found.get(pair) or -found[pair[::-1]] for pair in pairs if pair in found or pair[::-1] in found}
+
+
+def _differences(outcomes: Outcomes, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
     met = {(cell, other): paired(outcomes.get(cell, {}), outcomes.get(other, {})) for cell, other in pairs}
     areas = {pair: [one.area - other.area for one, other in both] for pair, both in met.items() if both}
     ends = {pair: over_seeds([one.end - other.end for one, other in both]) for pair, both in met.items() if both}
     by_chance = holm({pair: p_value(of_pair) for pair, of_pair in areas.items()})
     return {pair: Difference(over_seeds(of_pair), ends[pair], by_chance[pair]) for pair, of_pair in areas.items()}
+
+
+def _negative(found: Estimate) -> Estimate:
+    return Estimate(-found.mean, -found.high, -found.low, found.number)
 
 
 def paired(ones: Mapping[int, T], others: Mapping[int, T]) -> list[tuple[T, T]]:

@@ -16,7 +16,7 @@ from ..rewards import RIGHT_OR_WRONG
 from ..turns import LOGGED_TURNS
 from .results import HELD_OUT, Results
 from .study import Run
-from .tables import Point, Runs, first, last, over_runs, table
+from .tables import Point, Runs, first, last, mean, over_runs, table
 
 
 # Cells of the methods that the paper compares: A2TGPO with the paper's clip range and with ten times that, and others.
@@ -68,7 +68,7 @@ def _numbers() -> Iterator[tuple[str, str, str, Number]]:
     yield "10", "rollouts without a call", "A2TGPO 2.5 %", _of("calls/share_of_0")
 
 
-def _of(metric: str, point: Point = np.mean) -> Number:
+def _of(metric: str, point: Point = mean) -> Number:
     return lambda results, runs: over_runs(results, runs, metric, point) or ""
 
 

@@ -44,7 +44,8 @@ def report(study: Study, results: Results) -> str:
         "cost more than others. Numbers are means over seeds with 95 % intervals (Student's t). Differences are taken "
         f"seed by seed. {EXPLAINED}",
         "",
-        *_stale(results),
+        *_stale(study, results),
+        *_untried(study, results),
     ]
     outcomes = outcomes_of(study, results, runs)
     found = _judged(study, outcomes)
@@ -85,11 +86,26 @@ def title(study: Study) -> str:
     return f"# {study.file.stem}: held-out {study.reward.replace('_', ' ')}"
 
 
-def _stale(results: Results) -> list[str]:
-    if not results.stale:
+def _stale(study: Study, results: Results) -> list[str]:
+    """The cells some of whose runs are left out, and why."""
+    changed = [cell for cell in results.stale if cell in study.cells]
+    gone = [cell for cell in results.stale if cell not in study.cells]
+    lines = []
+    if changed:
+        cells = ", ".join(changed)
+        lines += [f"Some runs of {cells} have other settings or are of another version. They are left out here.", ""]
+    if gone:
+        lines += [f"Runs of {', '.join(gone)} are left out here: {study.file.name} has no such cell now.", ""]
+    return lines
+
+
+def _untried(study: Study, results: Results) -> list[str]:
+    """The cells with runs, but without a learning rate, because some of its trials are missing."""
+    there = {*results.table["cell"].unique()}
+    cells = [cell for cell in study.cells if cell in there and cell not in best_rates(study, results)]
+    if not cells:
         return []
-    cells = ", ".join(results.stale)
-    return [f"Some runs of {cells} have other settings or are of another version. They are left out here.", ""]
+    return [f"{', '.join(cells)}: left out here, because trials of learning rates are missing or have failed.", ""]
 
 
 def runs_by_cell(study: Study, results: Results) -> Runs:
@@ -151,7 +167,7 @@ def _rates_table(study: Study, results: Results) -> list[str]:
     rows = []
     for cell in study.cells:
         areas = tried_areas(study, results, cell)
-        if not any(areas.values()):
+        if all(area is None for area in areas.values()):
             continue
         best = chosen.get(cell)
         marked = [

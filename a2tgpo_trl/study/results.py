@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -43,8 +44,8 @@ Kind = tuple[str, float | None]  # a cell, and a learning rate that it is tried 
 # ---- one run
 
 
-def measured(folder: Path, every: int) -> list[Measurement]:
-    """Return the measurements of a finished run."""
+def measured(folder: Path, every: int, reward: str | None = None) -> list[Measurement]:
+    """Return the measurements of a finished run; it is an error if the first or last held-out `reward` is missing."""
     history = json.loads((folder / STATE).read_text())["log_history"]
     last = max(entry["step"] for entry in history)
     found = {(step, metric): value for step, metric, value in (*_logged(history, every), *evaluated(history))}
@@ -54,7 +55,14 @@ def measured(folder: Path, every: int) -> list[Measurement]:
         found |= {(step, HELD_OUT + metric): value for metric, value in mechanism(rollouts)}
     for end, records in _recorded(folder, every):
         found |= {(min(end, last), metric): value for metric, value in mechanism_of_training(records)}
-    return [(step, metric, value) for (step, metric), value in sorted(found.items()) if is_number(value)]
+    numbers = [(step, metric, value) for (step, metric), value in sorted(found.items()) if is_number(value)]
+    scored = {step for step, metric, _ in numbers if metric == f"{HELD_OUT}{reward}"}
+    if reward is not None and not {0, last} <= scored:
+        raise ValueError(
+            f"held-out {reward} is a number after steps {sorted(scored)}, but is needed at 0 and {last}. Does the "
+            "reward return NaN or None for all questions?"
+        )
+    return numbers
 
 
 def _recorded(folder: Path, every: int) -> Iterator[tuple[int, list[Record]]]:
@@ -122,6 +130,9 @@ class Results:
     def _show(self, everything: pd.DataFrame) -> None:
         self.table, self.stale = self._current(everything)
         self._curves = _curves_of(self.table)
+        self._ends: dict[Any, int] = {}
+        for (*run, _), curve in self._curves.items():
+            self._ends[*run] = max(self._ends.get((*run,), 0), curve[-1][0])
 
     def _current(self, everything: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """The measurements of runs with current settings, and the cells that also have others."""
@@ -172,6 +183,10 @@ class Results:
     def curve(self, run: Run, metric: str) -> list[tuple[int, float]]:
         """Return a run's measurements of one metric, by step; empty if there are none."""
         return self._curves.get((*run.kind, run.seed, metric), [])
+
+    def end(self, run: Run) -> int:
+        """Return the last step of a run."""
+        return self._ends[*run.kind, run.seed]
 
     def curves(self, run: Run) -> dict[str, list[tuple[int, float]]]:
         """Return all measurements of a run, by metric."""

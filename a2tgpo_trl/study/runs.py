@@ -39,16 +39,23 @@ def identity(words: Sequence[str], without: Sequence[str] = ()) -> str:
     assert recipe is not None
     settings = yaml.safe_load(whole_recipe(words, without=("output_dir", "overwrite", *without)))
     said = yaml.safe_dump(settings, sort_keys=True)
-    folders = {Path.cwd(), *(layer.folder for layer in read_layers(Path(recipe), bases))}
-    words_said = re.split(r"[\s,:'\"{}\[\]]+", said)
-    named = {MODELS.get(word, word) for word in words_said if word in MODELS or "." in word or "/" in word}
-    files = {file for name in named for folder in folders for file in _files(folder / name)}
+    folders = [*(layer.folder for layer in reversed(read_layers(Path(recipe), bases))), Path.cwd()]
+    policy = str(settings.get("model_name_or_path"))
+    words_said = {*re.split(r"[\s,:'\"{}\[\]]+", said), policy}
+    named = {MODELS.get(word, word) for word in words_said if word in {*MODELS, policy} or "." in word or "/" in word}
+    files = {file for name in named for file in _files_first_found(name, folders)}
     contents = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     return hashlib.sha256("\n".join([__version__, said, *contents]).encode()).hexdigest()[:16]
 
 
+def _files_first_found(name: str, folders: Sequence[Path]) -> list[Path]:
+    """The files of this name in the first of the folders that has any, which is where a recipe finds them."""
+    return next((files for folder in folders if (files := _files(folder / name))), [])
+
+
 def _files(place: Path) -> list[Path]:
-    """The file itself, or the files of a policy's folder."""
+    """The file itself, or the files of a policy's or an adapter's folder."""
     if place.is_file():
         return [place]
-    return sorted(file for file in place.iterdir() if file.is_file()) if (place / "config.json").is_file() else []
+    is_policy = any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return sorted(file for file in place.iterdir() if file.is_file()) if is_policy else []

@@ -176,7 +176,7 @@ def _check_settings(file: Path, where: str, settings: Settings) -> None:
     for key in SET_BY_STUDY:
         if key in settings:
             raise RecipeError(
-                f"{file}, {where}: the study itself sets {key}, by its keys `seeds`, `every` and `recipe`."
+                f"{file}, {where}: the study itself sets {key}. Leave it out: `a2tgpo help studies` lists the keys."
             )
 
 

@@ -1,16 +1,18 @@
 """results of a study -> the tables of its report on what gains and credit are worth, and how they are spread.
 
-A cell's number is the mean over its seeds of the mean over each run's measurements.
+A cell's number is the mean over its seeds of the mean over each run's measurements; for an AUC, these are weighted by
+their numbers of pairs.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
+from ..report.series import Curve
 from ..turns import LOGGED_TURNS
 from .comparison import Runs, paired
 from .results import SPENT, Results
@@ -18,9 +20,10 @@ from .spreads import QUANTILES
 from .study import Run
 
 
-Point = Callable[[Sequence[float]], float]
+Point = Callable[[Curve, int], float | None]  # a run's curve and last step -> a number, or None
 
 AUC = "useful/auc/"
+TURN = "_turn_"
 STEP = "step_time"
 FEWEST_SUMS = 8  # average number of sums per measurement that a variance needs
 
@@ -31,20 +34,54 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
-def over_runs(results: Results, runs: Iterable[Run], metric: str, point: Point = np.mean) -> Estimate | None:
-    """Return, over seeds, a point of each run's curve; None if no run has the metric."""
-    found = [
-        float(point([value for _, value in curve])) for run in runs if (curve := results.curve(run, metric)) != []
-    ]
+def mean(curve: Curve, end: int) -> float:
+    return fmean(value for _, value in curve)
+
+
+def first(curve: Curve, end: int) -> float:
+    return curve[0][1]
+
+
+def last(curve: Curve, end: int) -> float | None:
+    """The value at the end of the run; None if it was last measured before that."""
+    return curve[-1][1] if curve[-1][0] == end else None
+
+
+def over_runs(results: Results, runs: Iterable[Run], metric: str, point: Point = mean) -> Estimate | None:
+    """Return, over seeds, a point of each run's curve; None if no run has it."""
+    points = [point(curve, results.end(run)) for run in runs if (curve := results.curve(run, metric))]
+    found = [value for value in points if value is not None]
     return over_seeds(found) if found else None
 
 
-def first(values: Sequence[float]) -> float:
-    return values[0]
+def auc_over_runs(results: Results, runs: Iterable[Run], name: str, part: str = "") -> Estimate | None:
+    """Return, over seeds, the mean AUC of each run's stretches, weighted by their numbers of pairs.
+
+    Most useless searches are in the first stretches, so in a plain mean one of a late stretch would count for many.
+
+    Args:
+        part: "" for all turns, "_turn_2" for those at a depth, "/hops 4" for those of some questions (which weigh as
+            all turns do: their numbers are not measured).
+    """
+    found = []
+    for run in runs:
+        if curve := results.curve(run, f"{AUC}{name}{part}"):
+            pairs = _pairs(results, run, name, part)
+            total = sum(pairs[step] for step, _ in curve)
+            found.append(sum(pairs[step] * value for step, value in curve) / total)
+    return over_seeds(found) if found else None
 
 
-def last(values: Sequence[float]) -> float:
-    return values[-1]
+def _pairs(results: Results, run: Run, name: str, part: str) -> dict[int, float]:
+    """The number of pairs of a useful and a useless search in each stretch."""
+    useful: defaultdict[int, float] = defaultdict(float)
+    useless: defaultdict[int, float] = defaultdict(float)
+    for place in [int(part.removeprefix(TURN))] if part.startswith(TURN) else range(1, LOGGED_TURNS + 1):
+        shares = dict(results.curve(run, f"useful/share_turn_{place}"))
+        for step, number in results.curve(run, f"by_turn/{name}/number_turn_{place}"):
+            useful[step] += number * shares.get(step, 0.0)
+            useless[step] += number * (1 - shares.get(step, 1.0))
+    return {step: useful[step] * useless[step] for step in useful}
 
 
 def mechanism_tables(results: Results, runs: Runs) -> list[str]:
@@ -66,7 +103,8 @@ def mechanism_tables(results: Results, runs: Runs) -> list[str]:
 RANKS = (
     "The chance that a useful search has a larger number than a useless one (AUC; 0.5 is a coin toss), over the "
     "rollouts that were trained on, for each number that the method computes. A search is useful if it returned a "
-    "document that was still needed."
+    "document that was still needed. Chances are those of each stretch, weighted by its pairs of a useful and a "
+    "useless search: most useless ones are in the first stretches."
 )
 BY_TURN = (
     "Over questions of all lengths: late useless turns are mostly from rollouts that had already found the answer."
@@ -89,29 +127,54 @@ def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
     moments = {"first stretch": first, "last stretch": last}
     yield ["cell", "gain", *(f"gain, {moment}" for moment in moments), "z-score", "credit", "clip scale"]
     for cell, of_cell in runs.items():
-        gains = over_runs(results, of_cell, f"{AUC}gains")
+        gains = auc_over_runs(results, of_cell, "gains")
         if gains is not None:
-            over_time = [over_runs(results, of_cell, f"{AUC}gains", point) for point in moments.values()]
-            others = [over_runs(results, of_cell, AUC + name) for name in ("scores", "credit", "clip_scale")]
-            yield [cell, gains, *over_time, *(other or "" for other in others)]
+            over_time = [over_runs(results, of_cell, f"{AUC}gains", point) or "" for point in moments.values()]
+            names = [
+                name for name in ("scores", "credit", "clip_scale") if measured_throughout(results, of_cell, name)
+            ]
+            others = {name: auc_over_runs(results, of_cell, name) for name in names}
+            yield [cell, gains, *over_time, *(others.get(name) or "" for name in ("scores", "credit", "clip_scale"))]
 
 
 def _ranks_by(results: Results, runs: Runs, name: str) -> Iterator[list[Any]]:
     beginning = AUC + name
-    names = {name for name in results.table["metric"].unique() if name.startswith((f"{beginning}_", f"{beginning}/"))}
-    parts = [name for name in sorted(names) if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
-    yield ["cell", *(name.removeprefix(beginning)[1:].replace("_", " ") for name in parts)]
-    yield from _means(results, runs, parts)
+    metrics = sorted(
+        name for name in results.table["metric"].unique() if name.startswith(beginning) and name != beginning
+    )
+    parts = [
+        metric.removeprefix(beginning)
+        for metric in metrics
+        if any(of_all(results, of_cell, metric) for of_cell in runs.values())
+    ]
+    yield ["cell", *(part[1:].replace("_", " ") for part in parts)]
+    for cell, of_cell in runs.items():
+        found = [auc_over_runs(results, of_cell, name, part) for part in parts]
+        if any(found) and measured_throughout(results, of_cell, name):
+            yield [cell, *(one or "" for one in found)]
 
 
-def _of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
+def measured_throughout(results: Results, runs: Sequence[Run], name: str) -> bool:
+    """Whether every batch of all runs has this number of turns.
+
+    If a method credits answer turns, only batches in which it happens not to have a `credit` (`mechanism.py`). Those
+    are too few and too special to tell anything.
+    """
+    pairs = [
+        [results.curve(run, metric) for metric in (f"by_turn/{name}/number_turn_1", "useful/share_turn_1")]
+        for run in runs
+    ]
+    return all(len(numbers) >= len(shares) > 0 for numbers, shares in pairs)
+
+
+def of_all(results: Results, runs: Sequence[Run], metric: str) -> bool:
     """Whether every run of a cell has the metric; numbers of turns that few rollouts reach are chance."""
     return bool(runs) and all(results.curve(run, metric) for run in runs)
 
 
 def _by_depth(results: Results, runs: Runs) -> Iterator[list[Any]]:
     names = [f"by_turn/scores/std_turn_{place}" for place in range(1, LOGGED_TURNS + 1)]
-    kept = [name for name in names if any(_of_all(results, of_cell, name) for of_cell in runs.values())]
+    kept = [name for name in names if any(of_all(results, of_cell, name) for of_cell in runs.values())]
     yield ["cell", *(name.removeprefix("by_turn/scores/std_").replace("_", " ") for name in kept)]
     yield from _means(results, runs, kept)
 

@@ -107,8 +107,8 @@ class ToolRunner:
         for setting in ("cancel", "release"):
             if getattr(settings, setting) is not None:
                 raise ValueError(
-                    f"{setting} has no effect on {name}, which is not a method of an environment: it would be called "
-                    "with one. Leave it out, or make the tool a method of an environment."
+                    f"{setting} has no effect on {name}: it is called with the environment, and this tool is not a "
+                    "method of one. Leave it out, or make the tool a method of an environment."
                 )
 
     def check(self, functions: Iterable[Callable]) -> None:

@@ -412,7 +412,7 @@ def test_parallel_calls_of_which_one_is_read_are_a_warning():
     chat = Chat(tokenizer, [tiny.search])
     assert preflight.check_tool_calls(chat)[0] == "pass"
     status, message = preflight.check_parallel_calls(chat)
-    assert status == "warn" and "dropped silently" in message and "one call at a time" in message
+    assert status == "warn" and "count as unparsed_call" in message and "one call at a time" in message
 
 
 def test_a_tool_without_a_schema_fails(make):
@@ -544,7 +544,10 @@ def test_the_longest_prompt_counts_whichever_data_set_it_is_in(make):
 
 def test_a_completion_too_short_for_a_call_is_a_warning(make):
     found = run(make(max_completion_length=16))
-    assert found["tool turn"].status == "warn" and "max_completion_length 16. Raise it" in found["tool turn"].message
+    assert (
+        found["tool turn"].status == "warn"
+        and "max_completion_length is 16: a longer result ends the rollout. Raise it" in found["tool turn"].message
+    )
 
 
 # ---- rewards and credit

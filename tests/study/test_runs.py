@@ -48,3 +48,30 @@ def test_where_files_are_looked_for_is_no_setting_but_what_they_contain_is(tmp_p
     assert identity([str(recipe)]) == seen
     (folder / "own.py").write_text("1")
     assert identity([str(recipe)]) != seen
+
+
+def test_run_identity_changes_with_an_adapter_or_a_policy_of_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    for name, config in (("outputs/lora", "adapter_config.json"), ("policy", "config.json")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / config).write_text("{}")
+        (folder / "weights.safetensors").write_bytes(b"1")
+        recipe.write_text(f"model_name_or_path: {name}\n")
+        seen = identity([str(recipe)])
+        (folder / "weights.safetensors").write_bytes(b"2")
+        assert identity([str(recipe)]) != seen
+
+
+def test_run_identity_ignores_files_that_a_recipe_does_not_find_first(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("credit: own.py:method\n")
+    (tmp_path / "own.py").write_text("1")
+    seen = identity([str(recipe)])
+    Path("own.py").write_text("2")  # in the working directory, which comes last
+    assert identity([str(recipe)]) == seen
+    (tmp_path / "own.py").unlink()
+    assert identity([str(recipe)]) != seen

@@ -1,6 +1,7 @@
 """The spread of gains, credit and clip ranges of a batch, and the tables and figures made from it."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ from a2tgpo_trl.study.figures import by_depth, compared, draw_figures, mean_curv
 from a2tgpo_trl.study.results import Results, measured
 from a2tgpo_trl.study.spreads import calls, clip_scales, envelope, sums
 from a2tgpo_trl.study.study import Run, read_study
-from a2tgpo_trl.study.tables import cost_table, first, last, mechanism_tables, over_runs
+from a2tgpo_trl.study.tables import auc_over_runs, cost_table, first, last, mechanism_tables, over_runs
 
 
 def rollout(scores=(), *, advantages=(0.5,), clip_scale=(1.0,), number_of_calls=(1,)):
@@ -117,9 +118,10 @@ def results(study):
         clips = {"clip_fraction/mean": (0.3, 0.1), "clip_scale/quantile_50": (1.0, 1.0)}
         numbers_of_sums = {"sums/number_of_2": (40.0, 40.0), "sums/number_of_3": (3.0, 3.0)}
         deviations = {"by_turn/scores/std_turn_2": (0.4, 0.6)}
-        enter(
-            found, Run("a2tgpo", seed), **depths, **turns, **ranks, **of_two, **clips, **numbers_of_sums, **deviations
-        )
+        # Of 10 first searches half are useless, then a tenth: 25 pairs, then 9.
+        searches = {"useful/share_turn_1": (0.5, 0.9), "by_turn/gains/number_turn_1": (10.0, 10.0)}
+        of_scores = {**depths, **turns, **of_two, **numbers_of_sums, **deviations}
+        enter(found, Run("a2tgpo", seed), **of_scores, **ranks, **searches, **clips)
         enter(found, Run("igpo", seed), entropy=(0.3, 0.1 + 0.01 * seed))
     return found
 
@@ -130,16 +132,20 @@ def runs(study):
 
 
 def test_a_cell_is_the_mean_over_seeds_of_a_point_of_each_runs_curve(results, runs):
-    # 0.7 to 0.78 at the end, 0.74 on average; over both measurements (0.5 + 0.74) / 2.
+    # 0.7 to 0.78 at the end, 0.74 on average; over both measurements (0.5 + 0.74) / 2. A batch with many pairs counts
+    # more: (25 x 0.5 + 9 x 0.74) / 34.
     assert over_runs(results, runs["a2tgpo"], "useful/auc/gains", last).mean == pytest.approx(0.74)
     assert over_runs(results, runs["a2tgpo"], "useful/auc/gains", first).mean == pytest.approx(0.5)
     assert over_runs(results, runs["a2tgpo"], "useful/auc/gains").mean == pytest.approx(0.62)
+    assert auc_over_runs(results, runs["a2tgpo"], "gains").mean == pytest.approx((25 * 0.5 + 9 * 0.74) / 34)
+    assert auc_over_runs(results, runs["a2tgpo"], "gains", "_turn_1").mean == pytest.approx(0.6)
+    assert auc_over_runs(results, runs["igpo"], "gains") is None
     assert over_runs(results, runs["igpo"], "useful/auc/gains") is None
 
 
 def test_mechanism_tables_show_only_what_was_measured(results, runs):
     text = "\n".join(mechanism_tables(results, runs))
-    assert "| a2tgpo | 0.620 (0.600 to 0.640) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
+    assert "| a2tgpo | 0.564 (0.553 to 0.574) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
     assert "| a2tgpo | 0.600 (0.600 to 0.600) |" in text and "| cell | turn 1 |" in text
     # Sums of three terms are too few to have a variance.
     assert "| a2tgpo | 2 | 0.700 (0.700 to 0.700) | 0.900 (" in text and "| -0.200 (-0.200 to -0.200) | 40 |" in text
@@ -148,6 +154,27 @@ def test_mechanism_tables_show_only_what_was_measured(results, runs):
     assert "| 0.200 (0.200 to 0.200) | 0.300 (0.300 to 0.300) | 0.100 (0.100 to 0.100) |" in text
     assert "| igpo |" not in text
     assert mechanism_tables(results, {"igpo": runs["igpo"]}) == []
+
+
+def test_credit_that_only_some_batches_have_is_left_out(study):
+    results, cells = Results(study.results), {"igpo": 1.0, "a2tgpo": math.nan}
+    for cell, once_more in cells.items():
+        for seed in study.seeds:
+            searches = {"useful/share_turn_1": (0.5, 0.5), "useful/auc/credit_turn_1": (0.7, 0.8 * once_more)}
+            searches |= {"useful/auc/gains": (0.6, 0.6), "by_turn/gains/number_turn_1": (8.0, 8.0)}
+            searches |= {"useful/auc/credit": (0.7, 0.8 * once_more)}
+            searches |= {"by_turn/credit/number_turn_1": (8.0, 8.0 * once_more)}
+            rows = [(step, name, value[i]) for name, value in searches.items() for i, step in enumerate((10, 20))]
+            results.put(Run(cell, seed), "identity", [row for row in rows if not math.isnan(row[2])])
+    text = "\n".join(mechanism_tables(results, {cell: [Run(cell, seed) for seed in study.seeds] for cell in cells}))
+    assert text.count("0.750 (0.750 to 0.750)") == 2  # of igpo, in both tables
+    assert "| a2tgpo | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) |  |  |  |" in text
+    assert text.count("| a2tgpo |") == 1
+
+
+def test_what_was_not_measured_at_the_end_has_no_value_there(results, runs):
+    results.put(Run("igpo", 0), "identity", [(10, "entropy", 0.9), (20, "loss", 0.0)])
+    assert over_runs(results, runs["igpo"], "entropy", last).number == 4
 
 
 def test_cost_table_needs_runs_made_one_at_a_time(study):

@@ -257,6 +257,13 @@ def test_logged_metrics_are_averaged_since_the_previous_evaluation(tmp_path):
     assert found[2, "gain/seconds"] == 2.0  # step 1 spent none
     assert found[2, "rewards/own/mean"] == 0.5 and (3, "rewards/own/mean") not in found
     assert not {metric for _, metric in found} & {"epoch", "step"}
+    # A study needs its reward at the start and at the end: otherwise the area would be that of a part of the run.
+    measured(tmp_path, every=2, reward="exact_match")
+    (tmp_path / "evaluation" / "after.json").write_text(
+        json.dumps({"everything": {"exact_match": {"mean": math.nan}}, "groups": {}})
+    )
+    with pytest.raises(ValueError, match=r"held-out exact_match is a number after steps \[0, 2\], but .* at 0 and 3"):
+        measured(tmp_path, every=2, reward="exact_match")
 
 
 def test_auc_counts_correctly_ordered_pairs():
@@ -351,6 +358,16 @@ def test_runs_of_other_settings_are_kept_and_left_out_of_the_report(file):
     assert now.has(Run("grpo", 0)) and not now.has(Run("a2tgpo", 0)) and now.stale == ["a2tgpo"]
     text = report(study, now)
     assert "| grpo | 5 |" in text and "| a2tgpo |" not in text and "Some runs of a2tgpo have other settings" in text
+    enter(now, Run("renamed", 0), [0.5, 0.6])
+    now = Results(study.results, {("grpo", None): "identity", ("a2tgpo", None): "identity"})
+    assert "Runs of renamed are left out here: study.yaml has no such cell now." in report(study, now)
+    assert "other settings" not in report(study, now)
+    results.file.unlink()
+    results = Results(study.results)
+    for seed in study.seeds:
+        enter(results, Run("grpo", seed), [0.1, 0.2])
+        enter(results, Run("a2tgpo", seed), [0.5, 0.6])
+    now = Results(study.results, {("grpo", None): "identity", ("a2tgpo", None): "another"})
     enter(now, Run("grpo", 0), [0.3, 0.4])
     assert len(Results(study.results).table) == len(results.table)  # the others are still in the file
 
@@ -428,10 +445,15 @@ def test_a_difference_is_decided_by_five_seeds_or_more_whose_p_is_small(file):
     assert found([-0.2, -0.24, -0.22, -0.18, -0.2]).verdict == "worse"
     assert found([0.2, 0.24, 0.22, 0.18]).verdict == "not decided"
     assert found([0.2, -0.24, 0.22, -0.18, 0.2]).verdict == "not decided"
-    # 0.2, 0.02, 0.1, 0.02, 0.06: t = 2.34 x ... is near the border; judged twice, it is beyond it.
+    # One of two comparisons must be clearer than one alone, but a pair and its reverse are one.
     near = [0.2, 0.02, 0.15, 0.04, 0.1]
     assert found(near).verdict == "better" and 0.025 < found(near).p < 0.05
-    assert found(near, [("grpo", "a2tgpo")]).verdict == "not decided"
+    assert found(near, [("grpo", "grpo")]).verdict == "not decided"
+    assert found(near, [pair[::-1]]) == found(near)
+    runs = {cell: [Run(cell, seed) for seed in range(5)] for cell in pair}
+    forth, back = differences(outcomes_of(study, results, runs), [pair, pair[::-1]]).values()
+    assert back.verdict == "worse" and back.p == forth.p and back.end.mean == -forth.end.mean
+    assert (back.area.mean, back.area.low, back.area.high) == (-forth.area.mean, -forth.area.high, -forth.area.low)
 
 
 def test_each_cell_uses_its_best_learning_rate(tmp_path):
@@ -445,9 +467,16 @@ def test_each_cell_uses_its_best_learning_rate(tmp_path):
                 if (cell, rate, seed) != ("a2tgpo", 1e-3, 1001):
                     enter(results, Run(cell, seed, rate), [height, height])
     assert best_rates(study, results) == {"grpo": 1e-3}  # one of a2tgpo is missing
+    assert "a2tgpo: left out here, because trials of learning rates are missing or have failed." in report(
+        study, results
+    )
     enter(results, Run("a2tgpo", 1001, 1e-3), [0.4, 0.4])
     assert best_rates(study, results) == {"grpo": 1e-3, "a2tgpo": 1e-4}
-    assert "| grpo | 0.150 | **0.450** |" in report(study, results)
+    assert "| grpo | 0.150 | **0.450** |" in report(study, results) and "left out" not in report(study, results)
+    for seed in (1000, 1001):  # trials that solve nothing are shown as well
+        for rate in (1e-4, 1e-3):
+            enter(results, Run("grpo", seed, rate), [0.0, 0.0])
+    assert "| grpo | **0.000** | 0.000 |" in report(study, results)
 
 
 # ---- the report
@@ -523,7 +552,7 @@ def test_each_cell_may_be_compared_with_its_own_baseline(tmp_path):
 
 
 def enter_turns(results, run, score, deviations, auc):
-    """Enter a run with these means of z-scores, deviations of credit and AUC of the clip scale, at two steps."""
+    """Enter a run with these means of z-scores, deviations of credit and AUCs of clip scales by turn, at two steps."""
     rows = [
         (step, "held_out/exact_match", height) for step, height in ((0, 0.2), (10, 0.5 if "a2" in run.cell else 0.3))
     ]
@@ -535,7 +564,9 @@ def enter_turns(results, run, score, deviations, auc):
             rows += [
                 (step, f"by_turn/{name}/number_turn_{k}", 16.0 if k < 3 else 2.0) for name in ("scores", "credit")
             ]
-        rows += [(step, "useful/auc/clip_scale", auc)]
+        rows += [(step, f"useful/auc/clip_scale_turn_{k}", value) for k, value in enumerate(auc, start=1)]
+        rows += [(step, f"useful/share_turn_{k}", 0.5) for k in (1, 2)]
+        rows += [(step, f"by_turn/clip_scale/number_turn_{k}", 16.0) for k in (1, 2)]
     results.put(run, "identity", rows)
 
 
@@ -552,11 +583,11 @@ def test_claims_are_judged_by_the_results(tmp_path):
     study = read_study(write(tmp_path, {**CONTENT, "cells": cells}))
     results = Results(study.results)
     for seed in study.seeds:
-        enter_turns(results, Run("a2tgpo_unscaled", seed), [0.0, 0.0], [0.3, 0.2 + 0.005 * seed], 0.5)
-        enter_turns(results, Run("grpo", seed), [], [], 0.5)
+        enter_turns(results, Run("a2tgpo_unscaled", seed), [0.0, 0.0], [0.3, 0.2 + 0.005 * seed], [0.5])
+        enter_turns(results, Run("grpo", seed), [], [], [0.5])
         enter(results, Run("a2tgpo_no_gain", seed), [0.2, 0.4])
-        enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], 0.5)
-        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], 0.8 + 0.01 * seed)
+        enter_turns(results, Run("igpo", seed), [0.4, -0.4], [1.0, 0.2], [0.5])
+        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.01], [0.3, 0.24], [0.8 + 0.01 * seed, 0.7])
     found = judged(study, results)
     assert {held for *_, held in found} == {"held"}
     better, better_than_igpo, gains, drift, level, follows = (text for _, text, _ in found)
@@ -566,16 +597,20 @@ def test_claims_are_judged_by_the_results(tmp_path):
     # 0.3 / 0.24; without the root 0.3 / 0.20 to 0.3 / 0.22, 1.43 on average.
     assert "divided by the smallest: a2tgpo 1.250 (1.250 to 1.250), a2tgpo_unscaled 1.430" in level
     assert "(for z-scores before they are summed: 2.000 (2.000 to 2.000))" in level
-    assert "a chance of 0.820 (" in follows
+    assert "a chance of 0.820 (" in follows and follows.endswith("at turn 1, 0.700 (0.700 to 0.700) at turn 2")
     assert f"| {better} | held |" in report(study, results)
     # Claims that do not hold are reported as plainly; fewer than five seeds decide nothing.
     for seed in study.seeds:
-        enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], 0.4)
+        enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], [0.4, 0.5 + 0.1 * (-1) ** seed])
     found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "not held", "not held", "not held"]
+    # Early turns are not hidden by later ones.
+    for seed in study.seeds:
+        enter_turns(results, Run("a2tgpo", seed), [0.5, 0.0], [0.3, 0.1], [0.4, 0.9])
+    assert judged(study, results)[-1][-1] == "held at turn 2 only"
     # A depth that few rollouts reach is left out, and an interval on both sides of one half decides nothing.
     for seed in study.seeds:
-        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], 0.5 + 0.1 * (-1) ** seed)
+        enter_turns(results, Run("a2tgpo", seed), [0.0, 0.0, 0.9], [0.3, 0.3, 0.0], [0.5 + 0.1 * (-1) ** seed])
     found = [held for *_, held in judged(study, results)]
     assert found == ["held", "held", "held", "held", "held", "not decided"]
     # Seeds missing from the other cell, or no A2TGPO at all, make no claim.

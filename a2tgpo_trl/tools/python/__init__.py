@@ -21,7 +21,7 @@ cannot start an interpreter, the call waits; this does not count as an error of 
 same hash order and the same states of `random` and `numpy.random`. Files cannot be locked, because rollouts could
 communicate through locks on the libraries they share: open them in sqlite3 as "file:NAME?nolock=1", with uri=True.
 
-The code can run in three places; `isolation="auto"` takes the first that works:
+The code can run in three places; `isolation="auto"` takes the first of the first two that works:
 
     bubblewrap   a process in its own namespaces. Needs `pip install a2tgpo_trl[python]` or the system's bubblewrap,
                  and permission to create namespaces.

@@ -31,7 +31,7 @@ LATE = "the code did not end within {:g} seconds"
 FLOODED = "the code printed more than {} bytes"
 GONE = "the code ended its interpreter, or memory ran out"
 KILLED = "it was ended between two calls"
-BROKEN = "the code wrote to the interpreter's own channel, which is for nothing but to say that a call is done"
+BROKEN = "the code wrote to the interpreter's own channel, which only signals that a call is done"
 
 
 class NotStarted(RuntimeError):

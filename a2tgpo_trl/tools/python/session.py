@@ -56,7 +56,9 @@ class LocalSession:
         text = note + found.text.removesuffix("\n")
         if found.ended is not None:
             gap = "\n" if found.text else ""
-            raise CodeFailed(f"{text}{gap}Error: {found.ended}. It was ended, and its variables are gone.")
+            raise CodeFailed(
+                f"{text}{gap}Error: {found.ended}. The interpreter was ended, and its variables are gone."
+            )
         if found.raised:
             raise CodeFailed(text)
         return text if found.text else note + SILENT
