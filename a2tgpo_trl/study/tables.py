@@ -92,7 +92,7 @@ def mechanism_tables(results: Results, runs: Runs) -> list[str]:
         ("The same for gains, by turn and by hops", BY_TURN, list(_ranks_by(results, runs, "gains"))),
         ("The same for credit, by turn and by hops", "", list(_ranks_by(results, runs, "credit"))),
         ("Z-scores by turn", SPREAD, list(_by_depth(results, runs))),
-        ("Sums of z-scores", SUMS, list(_sums(results, runs))),
+        ("Sums of z-scores", SUMS + _before_sums(results, runs), list(_sums(results, runs))),
         ("Clip scales", CLIPS, list(_clips(results, runs))),
     ):
         if len(rows) > 1:
@@ -197,6 +197,17 @@ def _sums(results: Results, runs: Runs) -> Iterator[list[Any]]:
             )
             if number is not None and number.mean >= FEWEST_SUMS:
                 yield [cell, terms, *variances, f"{number.mean:.0f}"]
+
+
+def _before_sums(results: Results, runs: Runs) -> str:
+    """Name the cells whose runs are of a version that did not measure sums: their rows would be missing silently."""
+    cells = [
+        cell
+        for cell, of_cell in runs.items()
+        if any(number > 1 for run in of_cell for _, number in results.curve(run, "by_turn/scores/number_turn_2"))
+        and not any(results.curve(run, "sums/number_of_2") for run in of_cell)
+    ]
+    return f" Not measured in the runs of {', '.join(cells)}, which are older." if cells else ""
 
 
 def _clips(results: Results, runs: Runs) -> Iterator[list[Any]]:

@@ -7,14 +7,10 @@ has seen the thing. It knows no more than it was told. The policy is so small an
 plays clumsily: it loses its way, tries what cannot work, and names places that it has not seen the thing in. That is
 what reinforcement learning is to mend.
 
-First it learns from first turns alone, in pairs: in one house, a thing in sight, which is the answer, and one out of
-sight, which takes a command. From whole walks alone it hardly learns when to answer: most of what is written there is
-commands. Then it learns from walks, with some first turns between them, so that it does not forget.
-
 Only houses of the part "school" are used: none that is trained or tested on, whatever the seed of that task. Weights
-are rounded to four binary digits, for a fifth of the room when compressed.
+are rounded to four binary digits, for a fifth of the room.
 
-Takes MINUTES minutes on a core. The seed fixes the data, not the last bits of the weights, which differ between
+Takes ten minutes on a core. The seed fixes the data, not the last bits of the weights, which differ between
 processors.
 """
 
@@ -35,13 +31,10 @@ from a2tgpo_trl.tasks.textworld.games import CONTAINER, House, Scene, make_house
 from a2tgpo_trl.tasks.textworld.play import Play, outcome
 from a2tgpo_trl.tasks.textworld.questions import Question, questions
 from a2tgpo_trl.tasks.textworld.task import prompt
-from a2tgpo_trl.tasks.textworld.walks import to_see
 
 
 School = tuple[object, int]  # seed and number of its houses
 
-UNSEEN: School = ("unseen", 60)
-FIRST_TURNS = 0.25  # share of the second phase's steps
 MOST_MOVES = 4
 CALLS = 8  # of a demonstration, at most
 BACK = {"north": "south", "south": "north", "east": "west", "west": "east"}
@@ -144,35 +137,6 @@ def demonstration(tokenizer: PreTrainedTokenizerFast, question: Question, house:
     return imitation.demonstration(tokenizer, prompt(house, question), [Play({}).act], written, answer)
 
 
-def first_turns(tokenizer: PreTrainedTokenizerFast, house: House, rng: Rng) -> list[Demonstration]:
-    """The answer to a question on a thing in sight, and the first command for one that is not.
-
-    Nothing for a house in which all things are in sight, or none.
-    """
-    start = house.start
-    in_sight = [thing for thing in start.things() if not to_see(start, thing)]
-    hidden = [thing for thing in start.things() if thing not in in_sight]
-    if not in_sight or not hidden:
-        return []
-
-    def turn(thing: str, calls: list[tuple[str, str]], answer: str | None) -> Demonstration:
-        asked = prompt(house, Question("location", thing, start.where[thing], 0, ()))
-        return imitation.demonstration(tokenizer, asked, [Play({}).act], calls, answer)
-
-    seen, command = rng.choice(in_sight), _next(house, Memory(start.here), rng)
-    call = f"{CALL_START}{command}{CALL_END}"
-    return [turn(seen, [], start.where[seen]), turn(rng.choice(hidden), [(call, "")], None)]
-
-
-def pairs(tokenizer: PreTrainedTokenizerFast, size: int, school: School, rng: Rng) -> Batch:
-    """So many first turns. Their length is 0."""
-    seed, houses = school
-    rows: list[Demonstration] = []
-    while len(rows) < size:
-        rows += first_turns(tokenizer, lesson(seed, rng.below(houses))[0], rng)
-    return 0, *imitation.padded(tokenizer, rows)
-
-
 def batch(tokenizer: PreTrainedTokenizerFast, moves: int, size: int, school: School, rng: Rng) -> Batch:
     """So many demonstrations of questions of this length."""
     seed, houses = school
@@ -187,35 +151,20 @@ def batch(tokenizer: PreTrainedTokenizerFast, moves: int, size: int, school: Sch
 # ---- learning
 
 
-def learn_first_turns(
+def imitate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, *, size: int, houses: int, seed: object = 0
 ) -> None:
-    """The first phase."""
-    imitation.imitate(
-        model,
-        steps,
-        lambda step: pairs(tokenizer, size, (seed, houses), Rng("first turns", seed, step)),
-        lambda step, _: pairs(tokenizer, 40, UNSEEN, Rng("unseen", seed, step)),
-    )
-
-
-def learn_walks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, *, size: int, houses: int, seed: object = 0
-) -> None:
-    """The second phase. Walks grow over the first third of the steps; a quarter of the steps have first turns."""
+    """Walks grow over the first third of the steps."""
 
     def batch_of(step: int) -> Batch:
         rng = Rng("demonstrations", seed, step)
-        if rng.chance(FIRST_TURNS):
-            return pairs(tokenizer, 4 * size, (seed, houses), rng)
         moves = 1 + rng.below(imitation.longest(step, steps, MOST_MOVES))
         return batch(tokenizer, moves, size, (seed, houses), rng)
 
     def unseen(step: int, moves: int) -> Batch:
-        rng = Rng("unseen", seed, step)
-        return batch(tokenizer, moves, 20, UNSEEN, rng) if moves else pairs(tokenizer, 40, UNSEEN, rng)
+        return batch(tokenizer, moves, 20, ("unseen", 60), Rng("unseen", seed, step))
 
-    imitation.imitate(model, steps, batch_of, unseen, slower=0.6)
+    imitation.imitate(model, steps, batch_of, unseen)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -235,19 +184,16 @@ def rounded(weights: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny policy for TextWorld's houses from nothing.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--first-turn-steps", type=int, default=1500, help="of the first phase")
-    parser.add_argument("--steps", type=int, default=700, help="of the second phase")
-    parser.add_argument("--size", type=int, default=12, help="walks of a step, and a quarter of its first turns")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--size", type=int, default=10, help="demonstrations of a step")
     parser.add_argument("--houses", type=int, default=1000, help="that they are made in")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    model = imitation.make_model(tokenizer, layers=4, heads=4, intermediate_size=256)
-    schooling = {"houses": args.houses, "seed": args.seed}
-    learn_first_turns(model, tokenizer, args.first_turn_steps, size=4 * args.size, **schooling)
-    learn_walks(model, tokenizer, args.steps, size=args.size, **schooling)
+    model = imitation.make_model(tokenizer, layers=4, heads=2, intermediate_size=128)
+    imitate(model, tokenizer, args.steps, size=args.size, houses=args.houses, seed=args.seed)
     save(model, tokenizer, args.output)
 
 

@@ -53,9 +53,9 @@ def demonstration(
     messages: list[dict[str, str]],
     tools: list[Callable],
     calls: Sequence[tuple[str, str]],
-    answer: str | None,
+    answer: str,
 ) -> Demonstration:
-    """A prompt, each call's JSON with what the tool said to it, and the answer, unless there is none yet."""
+    """A prompt, each call's JSON with what the tool said to it, and the answer."""
     asked = tokenizer.apply_chat_template(
         messages, tools=tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
     )
@@ -64,8 +64,7 @@ def demonstration(
         pieces.append((f"<tool_call>\n{call}\n</tool_call>{END}", 1))
         response = f"<tool_response>\n{result}\n</tool_response>"
         pieces.append((f"\n<|im_start|>user\n{response}{END}\n<|im_start|>assistant\n{NO_THOUGHT}", 0))
-    if answer is not None:
-        pieces.append((f"<answer>{answer}</answer>{END}", 1))
+    pieces.append((f"<answer>{answer}</answer>{END}", 1))
     tokenized = tokenizer([text for text, _ in pieces], add_special_tokens=False)["input_ids"]
     ids = [token for piece in tokenized for token in piece]
     written = [is_written for piece, (_, is_written) in zip(tokenized, pieces, strict=True) for _ in piece]

@@ -150,6 +150,13 @@ def test_mechanism_tables_show_only_what_was_measured(results, runs):
     # Sums of three terms are too few to have a variance.
     assert "| a2tgpo | 2 | 0.700 (0.700 to 0.700) | 0.900 (" in text and "| -0.200 (-0.200 to -0.200) | 40 |" in text
     assert "| a2tgpo | 3" not in text
+    assert "which are older" not in text
+    of_older = {"by_turn/scores/number_turn_2": (16.0, 16.0)}
+    for seed in range(5):
+        enter(results, Run("igpo", seed), **of_older)
+    assert "Not measured in the runs of igpo, which are older." in "\n".join(mechanism_tables(results, runs))
+    for seed in range(5):
+        enter(results, Run("igpo", seed), entropy=(0.3, 0.1))
     assert "| cell | turn 2 |" in text and "| a2tgpo | 0.500 (0.500 to 0.500) |" in text  # deviations
     assert "| 0.200 (0.200 to 0.200) | 0.300 (0.300 to 0.300) | 0.100 (0.100 to 0.100) |" in text
     assert "| igpo |" not in text
