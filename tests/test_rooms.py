@@ -23,7 +23,7 @@ ROOMS = {
     "log_probabilities": "rows of tokens -> log-probabilities of those that were sampled",
     "shared_prefixes": "rows that begin alike -> their log-probabilities, each token read once",
     "dropout": "a policy -> the same without dropout",
-    "loopback": "an address -> whether it is this machine's own",
+    "addresses": "an address -> whether it is this machine's own, what may be shown, why it cannot be listened on",
     "ranks": "all ranks together: maxima, lists, errors",
     "turns": "masks of sampled tokens -> turns",
     "loss": "log-probabilities -> ratios of turns",

@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Return 0: done; 1: it ran and found something wrong; 2: what was asked is impossible."""
+    """Run one command. Return 0: done; 1: it ran and found something wrong; 2: what was asked is impossible; 130: the
+    user interrupted it.
+    """
     try:
         parser = build_parser()
         args, words = parser.parse_known_args(argv)
@@ -74,3 +76,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # values that do not fit together, names of nothing that exists
         print(f"a2tgpo: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,8 +1,10 @@
 """an address and limits -> a server that runs the code of policies that train elsewhere (`remote`)."""
 
 import argparse
+import math
 
-from .option_types import port_number
+from ..addresses import why_not
+from .option_types import at_least, port_number
 
 
 # option -> default and help, for the options of `PythonSession` that belong to the server
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--python", help="the interpreter whose libraries code may use (default: this one)")
     parser.add_argument(
         "--most-sessions",
-        type=int,
+        type=at_least(1),
         default=256,
         help="concurrent sessions: one per rollout that has called (default 256)",
     )
@@ -39,19 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..tools.python import settings_from
+    from ..tools.python import settings_from, try_out
     from ..tools.python.pool import pool_of
     from ..tools.python.server import PythonServer
 
+    if not 0 < args.idle < math.inf:
+        raise ValueError("--idle must be a number of seconds above 0.")
     settings = settings_from(
         isolation=args.isolation,
         python=args.python,
         preload=args.preload,
         **{name: getattr(args, name) for name in NUMBERS},
     )
-    with PythonServer(
-        (args.host, args.port), pool_of(settings), most_sessions=args.most_sessions, idle=args.idle
-    ) as server:
+    pool = pool_of(settings)
+    try_out(pool)
+    try:
+        serving = PythonServer((args.host, args.port), pool, most_sessions=args.most_sessions, idle=args.idle)
+    except OSError as error:
+        pool.close()
+        raise ValueError(why_not(args.host, args.port, error)) from error
+    with serving as server:
         host, port = server.server_address[:2]
         limits = f"{args.timeout:g} s a call, {args.memory_mb} MiB, {args.disk_mb} MiB of files"
         print(f"http://{host!s}:{port} runs Python: level {settings.isolation}, {limits}", flush=True)

@@ -3,9 +3,11 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
+from ..addresses import is_loopback, why_not
 from .option_types import port_number
 
 
@@ -51,8 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.threads < 1 or args.most_waiting < 1:
         raise ValueError("--threads and --most-waiting must be at least 1.")
-    retriever = dense(args) if args.index == "dense" else bm25(args)
-    return 0 if args.build else serve(args, retriever)
+    build = dense if args.index == "dense" else bm25
+    if args.build:
+        build(args)
+        return 0
+    with bound(args.host, args.port) as listening:  # before an index is built, which may take hours
+        return serve(args, build(args), listening)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Take the address, without listening yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except OSError as error:
+        raise ValueError(why_not(host, port, error)) from error
+    return taken
 
 
 def bm25(args: argparse.Namespace) -> "Retriever":
@@ -85,7 +107,7 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def serve(args: argparse.Namespace, retriever: "Retriever") -> int:
+def serve(args: argparse.Namespace, retriever: "Retriever", listening: socket.socket) -> int:
     try:
         import uvicorn
 
@@ -93,15 +115,14 @@ def serve(args: argparse.Namespace, retriever: "Retriever") -> int:
     except ImportError as error:
         raise ValueError(f"A server needs {error.name}: pip install 'a2tgpo_trl[search]'") from error
 
-    answering = SearchServer(retriever, threads=args.threads, most_waiting=args.most_waiting)
-    config = uvicorn.Config(
-        answering.app(), args.host, args.port, log_level="warning", timeout_graceful_shutdown=ENDING, lifespan="off"
+    host, port = listening.getsockname()[:2]
+    answering = SearchServer(
+        retriever, threads=args.threads, most_waiting=args.most_waiting, is_loopback=is_loopback(host)
     )
-    listening = config.bind_socket()
+    config = uvicorn.Config(answering.app(), log_level="warning", timeout_graceful_shutdown=ENDING, lifespan="off")
     listening.listen(config.backlog)  # before the address is printed, so that whoever reads it can connect
     # uvicorn sends itself the signal again when requests have ended; with this handler the process ends cleanly.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    host, port = listening.getsockname()[:2]
     print(f"http://{host}:{port}/retrieve searches {len(retriever.corpus):,} passages ({args.index})", flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listening])

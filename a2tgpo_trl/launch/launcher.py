@@ -25,6 +25,9 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: pass_on_sigterm())
     try:
         launch_command(args)
+    except KeyboardInterrupt:  # with a single process, which has been interrupted too and may still be saving
+        psutil.wait_procs(psutil.Process().children())
+        return 128 + signal.SIGINT
     except SignalException as sent:  # from the keyboard, or by a terminal that was closed
         return 128 + sent.sigval
     except subprocess.CalledProcessError as error:  # the process has said why

@@ -89,11 +89,17 @@ def read_file(file: Path) -> tuple[list[Record], bool]:
             records, is_whole = _parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is not a file of rollouts: {error}.") from error
-    if not all(isinstance(record, dict) and {"completion", "rewards"} <= record.keys() for record in records):
-        raise ValueError(f"{file} is not a file of rollouts: a line has no completion or no rewards.")
+    if not all(map(_is_record, records)):
+        raise ValueError(f"{file} is not a file of rollouts: a line has no prompt, no completion or no rewards.")
     batch = BATCH.search(file.stem)
     named = {"batch": int(batch[1])} if batch else {}
     return [{"batch": 1, **record, **named} if _is_of_training(record) else record for record in records], is_whole
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not {"prompt", "completion", "rewards"} <= record.keys():
+        return False
+    return isinstance(record["rewards"], dict)
 
 
 def _parsed(content: bytes) -> tuple[list[Any], bool]:

@@ -213,9 +213,11 @@ def read_jsonl(path: Path) -> list[Record]:
     records = []
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if not line.endswith("\n"):
-                break
-            records.append(json.loads(line))
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                if line.endswith("\n"):
+                    raise
     return records
 
 

@@ -61,9 +61,15 @@ def _silent(_: str) -> None:
     pass
 
 
+def _named(corpus: str | Path) -> Path:
+    """The corpus's path, ending in a name, from which its index's folder gets one. Example: "." -> /home/me/docs"""
+    path = Path(corpus)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def bm25_retriever(corpus: str | Path, folder: str | Path | None = None, tell: Tell = _silent) -> Retriever:
     """A BM25 retriever of a corpus. Builds its index first if the folder (CORPUS.bm25) lacks it."""
-    corpus = Path(corpus)
+    corpus = _named(corpus)
     place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.bm25")
     passages = ensure_index(corpus, place, bm25.SETTINGS, bm25.build, tell)
     return Retriever(passages, bm25.BM25(place))
@@ -78,7 +84,7 @@ def dense_retriever(
     tell: Tell = _silent,
 ) -> Retriever:
     """A dense retriever of a corpus. Builds its index first if the folder (CORPUS.dense-FAISS) lacks it."""
-    corpus = Path(corpus)
+    corpus = _named(corpus)
     place = Path(folder) if folder else corpus.with_name(f"{corpus.name}.dense-{faiss}")
 
     def build(_: Corpus, building: Path, tell: Tell) -> None:

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..addresses import is_of_this_machine
 from .retriever import Found, Retriever, check_query, check_top_k
 
 
@@ -46,10 +47,21 @@ class Refused(Exception):
 
 
 class SearchServer:
-    """Answers requests with a retriever: `threads` searches at a time, and at most `most_waiting` open requests."""
+    """Answers requests with a retriever: `threads` searches at a time, and at most `most_waiting` open requests.
 
-    def __init__(self, retriever: Retriever, *, threads: int | None = None, most_waiting: int = 1024):
-        self._retriever = retriever
+    With `is_loopback`, searches are for this machine alone: not for a page in a browser here, which could ask by a
+    name of its own that leads here, or by a request of a kind for which browsers do not ask first.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        *,
+        threads: int | None = None,
+        most_waiting: int = 1024,
+        is_loopback: bool = False,
+    ):
+        self._retriever, self._is_loopback = retriever, is_loopback
         self._most = most_waiting
         self._threads = ThreadPoolExecutor(threads or os.cpu_count())
         self._open, self._queries = 0, 0
@@ -88,6 +100,10 @@ class SearchServer:
         return JSONResponse(content, code)
 
     async def _serve(self, request: Request) -> dict[str, Any]:
+        if self._is_loopback and not is_of_this_machine(request.headers.get("host", "")):
+            raise Refused(403, "the request names another machine as its host")
+        if self._is_loopback and request.headers.get("content-type", "").split(";")[0] != "application/json":
+            raise Refused(415, "a request must be of the type application/json")
         if self._open > self._most:
             raise Refused(503, f"{self._most} requests wait already (--most-waiting). Ask again later.")
         queries, top_k, with_scores = self._read(await _body(request))

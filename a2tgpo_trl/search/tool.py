@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..addresses import without_secrets
 from ..tools import ToolDown, tool
 from ..tools.calls import SECONDS
 from ..tools.search import NOTHING_FOUND
@@ -48,8 +49,8 @@ def SearchTool(
     if (url is None) == (index is None):
         raise ValueError("SearchTool takes either url or index.")
     for setting, value in (("top_k", top_k), ("max_passage_words", max_passage_words)):
-        if value is not None and value < 1:
-            raise ValueError(f"SearchTool's {setting} must be at least 1; got {value}.")
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"SearchTool's {setting} must be a whole number, at least 1; got {value!r}.")
     if not name.isidentifier():
         raise ValueError(f"SearchTool's name must be one word, valid as a function's name; got {name!r}.")
     place = index.corpus.file if isinstance(index, Retriever) else url or index
@@ -127,6 +128,7 @@ def _over_http(url: str, timeout: float) -> Search:
         raise ValueError("url: names and passwords are not sent. Leave them out, and let a proxy add them.")
     path = (parts.path if parts.path not in ("", "/") else "/retrieve") + (f"?{parts.query}" if parts.query else "")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    shown = without_secrets(url)  # the policy reads errors, and runs are shared
 
     def find(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         seconds = SECONDS.get(None) or timeout
@@ -140,12 +142,12 @@ def _over_http(url: str, timeout: float) -> Search:
             body = response.read(MOST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             raise SearchServerDown(
-                f"the search server at {url} does not answer ({type(error).__name__}: {error}). Start one with: "
+                f"the search server at {shown} does not answer ({type(error).__name__}: {error}). Start one with: "
                 "a2tgpo serve-search"
             ) from error
         finally:
             connection.close()
-        return _passages(url, response.status, body, len(queries))
+        return _passages(shown, response.status, body, len(queries))
 
     return find
 
@@ -158,7 +160,7 @@ def _passages(url: str, code: int, body: bytes, asked: int) -> list[list[Passage
     try:
         lists = json.loads(body)["result"]
         found = [[_passage(one) for one in documents] for documents in lists]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SearchServerDown(f"the search server at {url} answers {code}, and no passages: {shown}") from error
     if code != 200 or len(found) != asked:
         raise SearchServerDown(f"the search server at {url} answers {code}, {len(found)} lists for {asked} queries")

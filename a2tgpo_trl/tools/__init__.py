@@ -22,6 +22,7 @@ each rollout has one instance (`a2tgpo help environments`). `a2tgpo check RECIPE
 Settings. `@tool(...)` sets how calls are made. A recipe can do the same: `tool_settings: {search: {timeout: 5}}`.
 
     timeout            seconds per attempt (default: `tool_timeout` of the config)
+    ends_after         seconds after which a call ends by itself; warns if `timeout` is not longer. Python only
     retries, backoff   further attempts after an exception or a timeout; seconds before the first of them
     retry_on           a tuple of the exceptions after which a call is retried. Python only
     concurrency        calls of this tool at a time (all tools: `tool_concurrency`). With 1, all run on one thread

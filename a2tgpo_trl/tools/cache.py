@@ -46,6 +46,7 @@ class CallCache:
             whole = self._read(file)
             if file == self._own and not replay:
                 os.truncate(file, whole)  # a partial line must not become the beginning of the next one
+                self._end_last_line()
         self._can_write = not replay
         if not replay:  # fail now if the file cannot be written
             self._append("")
@@ -108,16 +109,21 @@ class CallCache:
         with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line)
 
+    def _end_last_line(self) -> None:
+        """A file that was edited by hand may lack the end of its last line."""
+        if self._own.read_bytes()[-1:] not in (b"", b"\n"):
+            self._append("\n")
+
     def _read(self, file: Path) -> int:
         """Read a file; return the number of bytes in its whole lines: the last may have been cut off in writing."""
         whole = 0
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
                 try:
                     key, of, found = _entry(line)
                 except (ValueError, KeyError, TypeError) as error:
+                    if not line.endswith(b"\n"):
+                        break
                     raise ValueError(
                         f"tool_cache: line {number} of {file} is not a recorded call ({error!r})."
                     ) from error

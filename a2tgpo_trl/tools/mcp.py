@@ -12,12 +12,15 @@ started here is started again, and calls wait for it for `outage_patience`. Each
 
 import asyncio
 import atexit
+import itertools
+import json
 import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from ..addresses import without_secrets
 from .from_schema import describe_as
 from .results import ToolDown, ToolFailed
 from .settings import tool
@@ -48,10 +51,10 @@ def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]
         missing = [name for name in names or [] if name not in found]
         if missing:
             raise ValueError(f"it has no tool {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
-        return [_function(connection, found[name]) for name in names or found]
+        return [_function(connection, found[name]) for name in (found if names is None else names)]
     except Exception as error:
         connection.close()
-        raise ValueError(f"Tools of {server!r}: {error}") from error
+        raise ValueError(f"Tools of {shown(server)!r}: {error}") from error
 
 
 def _function(connection: "Connection", described: Any) -> Callable:
@@ -110,7 +113,7 @@ class Connection:
         except (MCPError, TimeoutError) as error:
             if self._session is not None:
                 self._session.leave()
-            raise ToolDown(f"{self.server} does not say what tools it has: {_cause(error)}") from error
+            raise ToolDown(f"{shown(self.server)} does not say what tools it has: {_cause(error)}") from error
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
         from mcp import MCPError
@@ -120,7 +123,7 @@ class Connection:
         except MCPError:
             await self._list_tools()  # raises ToolDown if the session, not the call, is at fault
             raise
-        text = "\n".join(map(_text_of, result.content)) or "The tool returned nothing."
+        text = "\n".join(map(_text_of, result.content)) or _structured(result) or "The tool returned nothing."
         if result.is_error:
             raise ToolFailed(f"Error: {text}", [])
         return text
@@ -129,6 +132,23 @@ class Connection:
         if self._session is None or self._session.broken:
             self._session = _Session(self.server)
         return await self._session.ask(method, *args, **options)
+
+
+def _structured(result: Any) -> str:
+    """The structured part of a result, for a server that sends nothing else."""
+    return "" if result.structured_content is None else json.dumps(result.structured_content, ensure_ascii=False)
+
+
+def shown(server: str) -> str:
+    """What of an address or a command may be shown: a query, or an option, may hold a key.
+
+    Example: "python weather.py --key sk-1" -> "python weather.py ..."
+    """
+    if "://" in server:
+        return without_secrets(server)
+    words = server.split()
+    plain = list(itertools.takewhile(lambda word: not word.startswith("-") and "=" not in word, words))
+    return server if len(plain) == len(words) else " ".join([*plain, "..."])
 
 
 class _Session:
@@ -165,7 +185,7 @@ class _Session:
         finally:
             asked.cancel()
         self.leave()
-        raise ToolDown(f"{self._server}: the connection broke{f': {self._why}' if self._why else ''}")
+        raise ToolDown(f"{shown(self._server)}: the connection broke{f': {self._why}' if self._why else ''}")
 
     def leave(self) -> None:
         """End the session without waiting: the next request opens another."""

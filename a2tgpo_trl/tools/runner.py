@@ -9,6 +9,7 @@ return if there are too many of them (`outages.py`); after `patience`, it asks t
 
 import asyncio
 import inspect
+import logging
 import random
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,8 @@ from .results import ToolDown, describe, is_one_of
 from .settings import ToolSettings, identity, with_recipe
 from .workers import Attempt, LoopThread
 
+
+logger = logging.getLogger(__name__)
 
 MOST_KEPT = 16384  # results of tools with cache=True; beyond that, the oldest are dropped
 STILL_BUSY = "Error: an earlier call on this environment has not come back."
@@ -54,6 +57,7 @@ class ToolRunner:
         self._jitter = random.Random()  # separate, so that retries do not change what training draws
         self._results: dict[str, Outcome] = {}  # of tools with cache=True
         self._equal_calls = SingleFlight()
+        self._told: set[str] = set()  # tools whose own limit has no effect
         # A trainer that is garbage-collected leaves no threads behind.
         self.close = weakref.finalize(self, _close, self._coordinator, self._attempts)
 
@@ -79,9 +83,20 @@ class ToolRunner:
                 import_path(function)
                 if inspect.iscoroutinefunction(function):
                     raise ValueError(f"A tool with process=True must not be async, and {function.__name__} is.")
+            self._warn_of_idle_limit(function.__name__, settings)
             if settings.changes_state:
                 self._refuse_kept(function.__name__, settings)
             self._refuse_idle(function.__name__, settings, getattr(function, "__self__", None))
+
+    def _warn_of_idle_limit(self, name: str, settings: ToolSettings) -> None:
+        limit = self.limits.timeout if settings.timeout is None else settings.timeout
+        if settings.ends_after is None or limit is None or limit > settings.ends_after or name in self._told:
+            return
+        self._told.add(name)
+        logger.warning(
+            f"{name}: its own limit of {settings.ends_after:g} seconds has no effect, because a call is given up "
+            f"after {limit:g} (tool_timeout, or timeout in tool_settings). Raise that one, or lower the tool's."
+        )
 
     def _refuse_kept(self, name: str, settings: ToolSettings) -> None:
         """Raise an error if a kept result could replace a call of this tool, which changes something."""
@@ -258,5 +273,7 @@ def _outcome(call: ToolCall, attempt: Attempt | None, limit: float | None, attem
 
 def _close(coordinator: LoopThread, attempts: Attempts) -> None:
     """End all threads and processes. Running calls are cancelled; a thread ends when its call returns."""
-    coordinator.stop()
-    attempts.close()
+    try:
+        coordinator.stop()
+    finally:
+        attempts.close()

@@ -54,6 +54,8 @@ class ToolSettings:
 
     # Seconds that one attempt may take.
     timeout: float | None = _setting(None, _TIMEOUT)
+    # Seconds after which a call ends by itself. A warning says if the limit above is not longer.
+    ends_after: float | None = _setting(None, _TIMEOUT, python_only=True)
     # Attempts after the first, if it raised one of `retry_on` or took too long.
     retries: int = _setting(0, _FROM_0)
     # Seconds before the second attempt; doubled for each further one (up to 30 s, if it is below that), and changed

@@ -146,7 +146,8 @@ class LoopThread:
         """End the loop, and cancel what still runs in it. A blocked loop ends when it can."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(2 * LEAVING)
+        if threading.current_thread() is not self._thread:  # a call in this loop may hold the last reference to it
+            self._thread.join(2 * LEAVING)
 
     def _run(self) -> None:
         _thread.makes_calls = True

@@ -15,7 +15,6 @@ elsewhere the cookie is not sent with requests of other sites.
 """
 
 import contextlib
-import errno
 import gzip
 import hmac
 import ipaddress
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from ..loopback import is_loopback, is_of_this_machine
+from ..addresses import is_loopback, is_of_this_machine, why_not
 from .html import make_live_page
 from .journal import Journal
 from .run import names_of
@@ -111,7 +110,7 @@ class ViewServer(ThreadingHTTPServer):
         except socket.gaierror as error:
             raise ValueError(f"--host {host}: {error.strerror}. Name an address of this machine.") from error
         except OSError as error:
-            raise ValueError(_why_not(host, port, error)) from error
+            raise ValueError(why_not(host, port, error)) from error
         self.is_loopback = is_loopback(str(self.server_address[0]))
         self.token = None if self.is_loopback else secrets.token_urlsafe(32)
         self._free = threading.Semaphore(MOST_REQUESTS)
@@ -163,14 +162,6 @@ class ViewServer(ThreadingHTTPServer):
         # A reader who left is not an error, nor is a connection that was closed here, as by Ctrl-C.
         if not isinstance(error, ConnectionError) and not (isinstance(error, OSError) and request.fileno() < 0):
             super().handle_error(request, client_address)
-
-
-def _why_not(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"Port {port} of {host} is in use. Name another one (--port {port + 1}), or take a free one (--port 0)."
-    if error.errno == errno.EACCES:
-        return f"This user may not listen on port {port}. Name one above 1023 (--port 8500)."
-    return f"Cannot listen on {host}, port {port}: {error.strerror}. Name an address of this machine (--host)."
 
 
 class Refused(Exception):

@@ -1,9 +1,11 @@
 """From a configuration's name to the processes that run: started as asked, or refused with what to do."""
 
+import functools
 import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -494,3 +496,33 @@ def test_batches_of_a_recipe_divide_over_its_processes_and_into_groups(name):
     if recipe.get("vllm_mode") == "server":  # it refuses a turn that might not fit: prompts, and a completion twice
         assert int(re.search(r"--max_model_len (\d+)", header)[1]) >= 2000 + 2 * recipe["max_completion_length"]
     assert "# Memory" in header and "# Time" in header and "not measured on a GPU" in header
+
+
+SAVES = """
+import sys, time
+try:
+    print("started", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(130)
+"""
+
+
+def test_the_launcher_of_one_process_waits_for_it_after_ctrl_c(tmp_path):
+    (tmp_path / "saves.py").write_text(SAVES)
+    words = [sys.executable, *LAUNCHER, "--num_processes", "1", "--cpu", str(tmp_path / "saves.py")]
+    # Processes started in the background may have been told to ignore the interrupt, and pass that on.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    launcher = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, start_new_session=True
+    )
+    try:
+        assert launcher.stdout.readline() == "started\n"
+        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
+        printed, errors = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert (launcher.returncode, printed) == (130, "saved\n"), errors
+    assert "Traceback" not in errors

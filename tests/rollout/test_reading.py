@@ -1,6 +1,7 @@
 """Rollouts on a terminal: by turns, side by side, chosen by options; and hostile text, which cannot control it."""
 
 import io
+import json
 import subprocess
 import sys
 import unicodedata
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from a2tgpo_trl.cli import main
 from a2tgpo_trl.rollout.reading import as_turns, chosen, files_in, plain, prompt_of, read_places, side_by_side, spark
-from a2tgpo_trl.rollout.records import write_jsonl
+from a2tgpo_trl.rollout.records import read_jsonl, write_jsonl
 
 
 def record(answer="Rome", reward=1.0, result="The mayor of Rome is Bo.", query="mayor of Rome", **more):
@@ -136,9 +137,21 @@ def test_files_are_found_in_folders_of_runs_and_evaluations(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["show", str(tmp_path / "empty")]) == 2
     assert "There are no rollouts in" in capsys.readouterr().err
-    (tmp_path / "text.jsonl").write_text('{"a": 1}\n')
-    assert main(["show", str(tmp_path / "text.jsonl")]) == 2
-    assert "is not a file of rollouts" in capsys.readouterr().err
+    without = record()
+    del without["prompt"]
+    for wrong in ({"a": 1}, without, {**record(), "rewards": 1.0}):
+        (tmp_path / "text.jsonl").write_text(json.dumps(wrong) + "\n")
+        assert main(["show", str(tmp_path / "text.jsonl")]) == 2
+        assert "is not a file of rollouts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("end", "found"), [("", 2), ("\n", 2), ('\n{"row": 2, "x', 2)])
+def test_the_last_line_is_left_out_only_if_it_was_cut_off(tmp_path, end, found):
+    (tmp_path / "some.jsonl").write_text('{"row": 0}\n{"row": 1}' + end)
+    assert read_jsonl(tmp_path / "some.jsonl") == [{"row": row} for row in range(found)]
+    (tmp_path / "some.jsonl").write_text('{"row": 0\n{"row": 1}\n')
+    with pytest.raises(ValueError):
+        read_jsonl(tmp_path / "some.jsonl")
 
 
 def test_show_prints_a_limited_number_and_how_many_more(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,11 +41,11 @@ class Served:
         self.server.close()
         self._socket.close()
 
-    def ask(self, method: str, path: str, body=None) -> tuple[int, str]:
+    def ask(self, method: str, path: str, body=None, **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             body = body if body is None or isinstance(body, bytes) else json.dumps(body)
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, headers or {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
@@ -194,6 +195,20 @@ def test_a_large_request_keeps_its_order(served):
     assert code == 200 and [found[0]["id"] for found in reply["result"]] == ["3", "0", "1", "2"] * 250
 
 
+def test_on_loopback_pages_of_a_browser_are_refused(retriever):
+    one = Served(retriever, is_loopback=True)
+    try:
+        json_type = {"Content-Type": "application/json"}
+        code, text = one.ask("POST", "/retrieve", asking(), **json_type, Host="evil.example")
+        assert code == 403 and "names another machine" in text
+        code, text = one.ask("POST", "/retrieve", asking(), **{"Content-Type": "text/plain"})
+        assert code == 415 and "application/json" in text
+        for type_ in ("application/json", "application/json; charset=utf-8"):
+            assert one.ask("POST", "/retrieve", asking(), **{"Content-Type": type_})[0] == 200
+    finally:
+        one.close()
+
+
 # ---- the command
 
 
@@ -217,7 +232,7 @@ def post(port: int) -> bytes:
     """The server's answer to `asking()`; raises OSError if the connection breaks."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request("POST", "/retrieve", json.dumps(asking()))
+        connection.request("POST", "/retrieve", json.dumps(asking()), {"Content-Type": "application/json"})
         return connection.getresponse().read()
     finally:
         connection.close()
@@ -260,6 +275,23 @@ def test_build_option_builds_the_index_and_exits(tmp_path, capsys):
     assert "4 passages" in capsys.readouterr().err
     assert main(["serve-search", "--corpus", str(tmp_path / "none.jsonl"), "--build"]) == 2
     assert "There is no corpus" in capsys.readouterr().err
+
+
+def test_port_in_use_is_an_error_before_an_index_is_built(four, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve-search", "--corpus", str(four), "--port", str(port)]) == 2
+    assert f"Port {port} of 127.0.0.1 is in use. Name another one (--port {port + 1})" in capsys.readouterr().err
+    assert list(four.parent.iterdir()) == [four]
+
+
+def test_the_working_directory_can_be_a_corpus(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "one.txt").write_text("Velm is a town.")
+    monkeypatch.chdir(folder)
+    assert main(["serve-search", "--corpus", ".", "--build"]) == 0
+    assert (tmp_path / "docs.bm25").is_dir()
 
 
 def test_missing_search_extra_is_named(tmp_path, capsys, monkeypatch):

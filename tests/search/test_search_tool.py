@@ -128,6 +128,20 @@ def test_unreachable_server_raises_search_server_down_and_fails_the_check():
         settings_of(search).check()
 
 
+@pytest.mark.parametrize("body", [b'{"result": [["text"]]}', b'{"result": 1}', b'["x"]', b"[" * 100_000, b"<html>"])
+def test_an_answer_of_the_wrong_form_means_that_the_server_is_down(stub, body):
+    stub.answers = [(200, body)]
+    with pytest.raises(SearchServerDown, match="answers 200, and no passages"):
+        settings_of(SearchTool(url=stub.url)).check()
+
+
+def test_keys_in_the_address_of_a_server_are_not_shown():
+    search = SearchTool(url=f"http://127.0.0.1:{free_port()}/retrieve?api_key=sk-123456789", timeout=2.0)
+    with pytest.raises(SearchServerDown) as error:
+        search("Velm")
+    assert "/retrieve does not answer" in str(error.value) and "sk-1" not in str(error.value)
+
+
 def test_in_process_it_searches_an_index_or_its_folder(tmp_path):
     retriever = bm25_retriever(write_lines(tmp_path / "wiki.jsonl", FOUR))
     search = SearchTool(index=retriever, top_k=1)
@@ -143,7 +157,8 @@ def test_in_process_it_searches_an_index_or_its_folder(tmp_path):
         ({}, "either url or index"),
         ({"url": "http://a", "index": "b"}, "either url or index"),
         ({"url": "localhost:8000"}, "address like http://localhost:8000"),
-        ({"url": "http://a", "top_k": 0}, "top_k must be at least 1; got 0"),
+        ({"url": "http://a", "top_k": 0}, "top_k must be a whole number, at least 1; got 0"),
+        ({"url": "http://a", "top_k": "3"}, "top_k must be a whole number, at least 1; got '3'"),
         ({"url": "http://a", "timeout": 0}, "timeout must be a number of seconds above 0"),
         ({"index": "/nowhere"}, "holds no index"),
     ],

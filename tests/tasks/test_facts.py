@@ -120,7 +120,7 @@ def test_invalid_train_hops_are_an_error(hops):
 
 @pytest.mark.parametrize("examples", [-1, 5])
 def test_invalid_number_of_examples_is_an_error(examples):
-    with pytest.raises(ValueError, match="examples must be a number from 0 to 4"):
+    with pytest.raises(ValueError, match="examples must be a whole number from 0 to 4"):
         facts(examples=examples)
 
 

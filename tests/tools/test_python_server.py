@@ -12,10 +12,12 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from waiting import until
 
+from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.rollout.environments import Environments
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.python import CodeFailed, PythonSession, python_sessions, remote
@@ -246,6 +248,60 @@ def test_serve_python_command_serves_until_interrupted(level):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preload", "no_such_module"], "No module named 'no_such_module'"),
+        (["--most-sessions", "0"], "--most-sessions: must be a whole number of at least 1, got '0'"),
+        (["--idle", "0"], "--idle must be a number of seconds above 0"),
+    ],
+)
+def test_serve_python_refuses_what_it_could_not_serve(words, message, capsys):
+    assert cli(["serve-python", "--port", "0", "--warm", "0", *words]) == 2
+    found = capsys.readouterr()
+    assert message in found.err and "runs Python" not in found.out
+
+
+def test_serve_python_names_a_port_in_use(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert cli(["serve-python", "--port", str(port), "--warm", "0"]) == 2
+    assert f"Port {port} of 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_a_trainer_that_gives_up_a_call_leaves_no_traceback_on_the_server(server, capfd):
+    session = RemoteSession(server.address)
+    thread = threading.Thread(target=lambda: pytest.raises(ServerDown, session.run, "import time; time.sleep(0.5)"))
+    thread.start()
+    assert until(lambda: server.sessions == 1)
+    session.cancel()
+    thread.join()
+    session.forget()  # waits for the call to end
+    assert until(lambda: server.sessions == 0)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"failed": False}, "text"])
+def test_an_answer_that_is_not_one_means_that_the_server_is_down(answer, monkeypatch):
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        with pytest.raises(ServerDown, match="answers"):
+            RemoteSession(f"http://127.0.0.1:{other.server_address[1]}").run("1")
+        thread.join()
 
 
 def test_closing_a_connection_during_give_up_raises_nothing():

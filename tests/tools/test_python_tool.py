@@ -37,7 +37,7 @@ from a2tgpo_trl.tools.attempts import Attempts
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.control import WITHHELD
 from a2tgpo_trl.tools.hung import HungCalls
-from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, levels, python_sessions
+from a2tgpo_trl.tools.python import CodeFailed, PythonSession, Unavailable, _program, levels, python_sessions
 from a2tgpo_trl.tools.python.interpreter import NotStarted, Output
 from a2tgpo_trl.tools.python.pool import Pool, Settings, bubblewrap, pool_of
 from a2tgpo_trl.tools.python.session import LOST, SILENT, LocalSession
@@ -482,12 +482,37 @@ def test_processes_that_are_forked_make_interpreters_of_their_own(make):
         ({"preload": "numpy"}, "preload must be a list"),
         ({"remote": "sandbox:8400"}, "remote must be an address like http://sandbox:8400"),
         ({"remote": "http://x:1", "timeout": 3}, "timeout would have no effect with remote="),
-        ({"python": "/no/python"}, "No such file.*'/no/python'"),
+        ({"python": "/no/python"}, "python: there is no program '/no/python' that can be run"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds, at least 0.01; got inf"),
     ],
 )
 def test_invalid_session_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         python_sessions(**options)
+
+
+def test_python_may_be_relative_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert _program("bin/python") == str(tmp_path / "bin" / "python")  # the link: it leads to the libraries
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert _program("python") == str(tmp_path / "bin" / "python")
+
+
+def test_a_session_that_may_take_longer_than_the_call_is_warned_of(make_runner, caplog):
+    session = PythonSession(timeout=7.0, warm=0)
+    for limit, warned in ((8.0, False), (7.0, True)):
+        caplog.clear()
+        runner = make_runner(timeout=limit)
+        for _ in range(2):  # once
+            runner.prepare([session.python])
+        assert [record.message for record in caplog.records] == warned * [
+            "python: its own limit of 7 seconds has no effect, because a call is given up after 7 (tool_timeout, or "
+            "timeout in tool_settings). Raise that one, or lower the tool's."
+        ]
+    make_runner({"python": {"timeout": 9}}, timeout=1.0).prepare([session.python])
+    assert len(caplog.records) == 1
 
 
 def test_isolation_level_is_the_requested_or_strongest_working_one(monkeypatch, caplog):

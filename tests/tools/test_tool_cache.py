@@ -178,7 +178,7 @@ def test_replay_without_a_file_is_an_error(tmp_path):
         CallCache(tmp_path / "nowhere.jsonl", replay=True)
 
 
-@pytest.mark.parametrize("cut", [1, 4, 30], ids=["end of line", "in a character", "in the middle"])
+@pytest.mark.parametrize("cut", [2, 4, 30], ids=["end of the object", "in a character", "in the middle"])
 def test_truncated_line_is_ignored_and_later_lines_are_complete(tmp_path, cut):
     file = tmp_path / "calls.jsonl"
     CallCache(file).put("search", {"query": "Velm"}, "ok", "on the Oss")
@@ -189,6 +189,18 @@ def test_truncated_line_is_ignored_and_later_lines_are_complete(tmp_path, cut):
     assert cache.get("search", {"query": "b"}) is None
     cache.put("search", {"query": "c"}, "ok", "new")
     assert CallCache(file).get("search", {"query": "c"}) == Outcome("ok", "new")
+
+
+def test_a_whole_last_line_without_an_end_is_kept(tmp_path):
+    file = tmp_path / "calls.jsonl"
+    cache = CallCache(file)
+    for number in range(2):
+        cache.put("s", {"q": number}, "ok", f"{number}")
+    file.write_text(file.read_text().removesuffix("\n"))  # as editors and scripts leave it
+    assert CallCache(file, replay=True).get("s", {"q": 1}).text == "1"
+    cache = CallCache(file)
+    cache.put("s", {"q": 2}, "ok", "2")
+    assert [CallCache(file, replay=True).get("s", {"q": number}).text for number in range(3)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

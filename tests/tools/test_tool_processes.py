@@ -11,6 +11,7 @@ import pytest
 import tools_for_processes
 from calls import Notebook, anap, becomes, call, local_tool, nap, requests, timed
 from places import HELPERS
+from waiting import until
 
 from a2tgpo_trl.tools.calls import Limits, ToolCall
 from a2tgpo_trl.tools.runner import ToolRunner
@@ -32,6 +33,14 @@ def test_a_process_makes_call_after_call(make_runner):
     runner = in_process(make_runner, tools_for_processes.process_id)
     first, second = (call(runner, tools_for_processes.process_id) for _ in range(2))
     assert first.status == "ok" and first.text == second.text != str(os.getpid())
+
+
+def test_a_runner_that_is_dropped_during_a_call_leaves_no_process():
+    runner = ToolRunner(Limits(), {"process_id": {"process": True}})
+    process_id = int(call(runner, tools_for_processes.process_id).text)
+    runner.submit([ToolCall(nap, {"seconds": 0.5})])
+    del runner  # as in a notebook, where a cell was interrupted: the call has the last reference
+    assert alive(process_id) and until(lambda: not alive(process_id))
 
 
 def test_processes_work_at_once(make_runner):

@@ -5,7 +5,7 @@ from typing import Any
 from datasets import Dataset
 
 from ...rewards.text import answer_format, exact_number
-from .. import Task
+from .. import Task, check_number
 from ..rng import Rng
 from .problems import Problem, make_problem
 
@@ -23,6 +23,8 @@ def arithmetic(seed: int = 0, train_questions: int = 2048, test_questions: int =
     """
     from ...tools.python import python_sessions
 
+    check_number("train_questions", train_questions)
+    check_number("test_questions", test_questions)
     return Task(
         train_dataset=_questions("train", TRAIN_STEPS, train_questions, seed),
         test_dataset=_questions("test", TEST_STEPS, test_questions, seed),

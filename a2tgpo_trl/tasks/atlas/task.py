@@ -1,6 +1,5 @@
 """seed -> a world -> the task of answering questions on it by searching."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -11,7 +10,7 @@ from ...errors import shown
 from ...rewards.text import answer_format, exact_match, f1
 from ...tools import tool
 from ...tools.search import NOTHING_FOUND, digest, search_tool
-from .. import Task
+from .. import Task, check_number
 from ..rng import Rng
 from .useful import COLUMN
 from .warm_up import warming_search
@@ -67,6 +66,8 @@ def atlas(
             then a tool of an environment, which counts the calls, and comes after the index of names in prompts; the
             shipped policy that knows an index has not learnt from such prompts.
     """
+    check_number("train_questions", train_questions)
+    check_number("test_questions", test_questions)
     _check(top_k, train_hops, test_hops, alike, distractors, hidden_answers, wrong_answers, guessable, warm_up)
     parts = {name: make_part(name, seed, alike, distractors) for name in ("train", "test")}
     documents = library(list(parts.values()), seed)
@@ -168,9 +169,10 @@ def _check(
     """Raise an error unless the settings are valid and a world can have all of them."""
     _check_hops("train_hops", train_hops)
     _check_hops("test_hops", test_hops)
-    _check_number("alike", alike, f" to {len(QUALIFIERS)}", len(QUALIFIERS))
-    _check_number("distractors", distractors)
-    _check_number("warm_up", warm_up)
+    check_number("top_k", top_k, 1)
+    check_number("alike", alike, 0, len(QUALIFIERS))
+    check_number("distractors", distractors)
+    check_number("warm_up", warm_up)
     _check_share("wrong_answers", wrong_answers)
     _check_share("guessable", guessable)
     if guessable and (hidden_answers or min(*train_hops, *test_hops) < 2):
@@ -197,8 +199,3 @@ def _check_hops(name: str, hops: Any) -> None:
 def _check_share(name: str, share: Any) -> None:
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ValueError(f"{name} must be a share from 0 to 1; got {shown(share)}.")
-
-
-def _check_number(name: str, number: Any, to: str = " upwards", most: float = math.inf) -> None:
-    if type(number) is not int or not 0 <= number <= most:
-        raise ValueError(f"{name} must be a whole number from 0{to}; got {shown(number)}.")

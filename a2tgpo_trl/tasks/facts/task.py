@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from ...rewards.text import answer_format, exact_match, f1
 from ...tools.search import search_tool
-from .. import Task
+from .. import Task, check_number
 from ..rng import Rng
 from .countries import RELATIONS, Country, countries
 from .questions import Question, Telling, passages, questions
@@ -46,8 +46,10 @@ def facts(
     listed = isinstance(train_hops, (list, tuple)) and len(train_hops) == len(set(train_hops)) > 0
     if not listed or not set(train_hops) <= set(HOPS):
         raise ValueError(f"train_hops must hold 1, 2 or both; got {train_hops!r}.")
-    if not 0 <= examples <= len(EXAMPLES):
-        raise ValueError(f"examples must be a number from 0 to {len(EXAMPLES)}; got {examples!r}.")
+    check_number("examples", examples, 0, len(EXAMPLES))
+    check_number("top_k", top_k, 1)
+    check_number("train_questions", train_questions)
+    check_number("test_questions", test_questions)
     everything = countries()
     by_name = {country.name: country for country in everything}
     shown = [name for name, _, _ in EXAMPLES]

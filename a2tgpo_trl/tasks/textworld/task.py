@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from ...errors import shown
 from ...rewards.text import answer_format, exact_match, f1
-from .. import Task
+from .. import Task, check_number
 from ..atlas.useful import COLUMN
 from ..rng import Rng
 from .games import House, Size, make_house
@@ -54,6 +54,8 @@ def textworld(
     size = _size(rooms=rooms, containers=containers, supporters=supporters, things=things)
     if not isinstance(kinds, (list, tuple)) or not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds must list some of {', '.join(KINDS)}; got {shown(kinds)}.")
+    check_number("train_questions", train_questions)
+    check_number("test_questions", test_questions)
     houses: dict[str, House] = {}
 
     def rows(part: str, moves: Sequence[int], number: int) -> Dataset:

@@ -37,6 +37,9 @@ uses three of the trainer's open files: raise `ulimit -n` for hundreds of rollou
 
 import functools
 import inspect
+import math
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -92,11 +95,12 @@ class PythonSession:
             _nothing_beside_remote(given)
             self._session = RemoteSession(remote)
             check: Callable[[], Any] = self._session.check
+            ends_after = None
         else:
             pool = pool_of(settings_from(**given))
-            _try_out(pool)
-            self._session, check = LocalSession(pool), pool.check
-        self.python = _with_check(self.python, check)  # type: ignore[method-assign]
+            try_out(pool)
+            self._session, check, ends_after = LocalSession(pool), pool.check, timeout
+        self.python = _with(self.python, check, ends_after)  # type: ignore[method-assign]
 
     def reset(self, **row: Any) -> None:
         """A new rollout: its interpreter has seen no code."""
@@ -141,14 +145,23 @@ def settings_from(*, isolation: str, python: str | None, preload: Sequence[str],
         raise ValueError(f"preload must be a list of module names; got {preload!r}.")
     for name, value in numbers.items():
         whole = name != "timeout"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < _LOWEST[name]:
+        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not is_number or not _LOWEST[name] <= value < math.inf:
             kind = "whole number" if whole else "number of seconds"
             raise ValueError(f"{name} must be a {kind}, at least {_LOWEST[name]}; got {value!r}.")
-    python = python or sys.executable
+    python = sys.executable if python is None else _program(python)
     return Settings(choose(isolation, python), preload=tuple(preload), python=python, **numbers)
 
 
-def _try_out(pool: Pool) -> None:
+def _program(python: str) -> str:
+    """The interpreter's absolute path, since it is started elsewhere. Links stay: they lead to its libraries."""
+    found = shutil.which(os.path.expanduser(python))
+    if found is None:
+        raise ValueError(f"python: there is no program {python!r} that can be run.")
+    return os.path.abspath(found)
+
+
+def try_out(pool: Pool) -> None:
     """Raise an error if no interpreter runs with these settings: that is the user's mistake, not one of the policy's
     call. If interpreters have run before, the machine is at fault, and the run waits for it."""
     if pool.has_worked:
@@ -170,12 +183,12 @@ def _nothing_beside_remote(given: dict[str, Any]) -> None:
         )
 
 
-def _with_check(method: Callable, check: Callable[[], Any]) -> Callable:
-    """The method of this one environment, with a check of what the method needs."""
+def _with(method: Callable, check: Callable[[], Any], ends_after: float | None) -> Callable:
+    """The method of this one environment, with a check of what it needs and its own time limit."""
     function = method.__func__  # type: ignore[attr-defined]
     settings = settings_of(function)
 
-    @tool(**{**asdict(settings), "check": settings.check or check})
+    @tool(**{**asdict(settings), "check": settings.check or check, "ends_after": ends_after})
     @functools.wraps(function)
     def checked(self: PythonSession, code: str) -> str:
         return function(self, code)

@@ -59,6 +59,8 @@ class RemoteSession:
             exchange = self._exchange = _Exchange(self._address)
         self._asked = True
         answer = exchange.ask("POST", "/run", {"session": self._id, "code": code, "begun": self._begun})
+        if not {"failed", "text"} <= answer.keys():
+            raise ServerDown(f"the server at {self._address} is no Python server: it answers {str(answer)[:300]}")
         self._begun = True
         if answer["failed"]:
             raise CodeFailed(str(answer["text"]))
@@ -100,13 +102,15 @@ class _Exchange:
             self._connection.request(method, path, None if content is None else json.dumps(content), headers)
             response = self._connection.getresponse()
             answer = json.loads(response.read(MOST_ANSWER))
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise ServerDown(
                 f"the Python server at {self._address} does not answer ({type(error).__name__}: {error}). Start it "
                 "there with: a2tgpo serve-python"
             ) from error
         finally:
             self._connection.close()
+        if not isinstance(answer, dict):
+            raise ServerDown(f"the Python server at {self._address} answers {response.status}: {str(answer)[:300]}")
         if response.status != 200:
             raise ServerDown(f"the Python server at {self._address} refuses: {answer.get('error', answer)}")
         return answer

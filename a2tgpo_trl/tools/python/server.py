@@ -6,12 +6,13 @@ For a container or a machine that holds nothing of value. Sessions are isolated 
 import hmac
 import json
 import os
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ...loopback import is_loopback, is_of_this_machine
+from ...addresses import is_loopback, is_of_this_machine
 from .interpreter import NotStarted
 from .pool import Pool
 from .remote import TOKEN
@@ -87,6 +88,10 @@ class PythonServer(ThreadingHTTPServer):
             entry.session.cancel()
             with entry.lock:
                 entry.session.forget()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a trainer that gave up a call is not an error
+            super().handle_error(request, client_address)
 
     def service_actions(self) -> None:
         """Regularly end sessions that have been idle for too long."""
