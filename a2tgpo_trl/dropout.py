@@ -17,6 +17,8 @@ logger = get_logger(__name__)
 
 # The noise that some mixtures of experts add to what they route; the other attributes in question contain "drop".
 NOISE = ("jitter_noise", "input_jitter_noise")
+# Models that draw experts at random while they train, at any rate.
+RANDOM_ROUTERS = ("phimoe",)
 # Rates of heads that a policy does not have, although its config gives them.
 OTHER_HEADS = ("summary_first_dropout", "classifier_dropout", "classifier_dropout_prob")
 
@@ -34,6 +36,13 @@ def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_c
     named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items())
     if goes_without(level, disabled):
         switch_off_dropout(model)
+        kind = base_model(model).config.get_text_config().model_type
+        if kind in RANDOM_ROUTERS and level != "token":
+            logger.warning(
+                f"A model of the type {kind} draws its experts at random while it trains, so old and new "
+                f"log-probabilities of a {level} differ before anything is learnt, which cannot be switched off. "
+                "Set importance_sampling_level='token', or take another model."
+            )
         if rates and not disabled:
             logger.warning(
                 f"Dropout is off (0 instead of {named}): old and new log-probabilities would differ by what each has "

@@ -104,7 +104,7 @@ def evaluate(
         file.parent.mkdir(parents=True, exist_ok=True)
         _keep(file, len(records))
     on_progress(len(records))
-    trainer.forget_weights()
+    trainer.forget_weights()  # `roll_out` does so only for the first row, and this may be a later one
     for first in range(len(records) // samples, len(dataset), per_batch):
         rows = [dataset[i] for i in range(first, min(first + per_batch, len(dataset)))]
         made = trainer.roll_out(rows, seed=seed, first=first)

@@ -97,6 +97,13 @@ def test_num_beams_and_num_return_sequences_above_one_are_refused(name, words, o
         A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer)
 
 
+@pytest.mark.parametrize("given", [{"stop": "</answer>"}, {"stop_token_ids": [7]}])
+def test_masking_truncated_rollouts_is_refused_with_other_ends_of_turns(given, tokenizer, tmp_path):
+    args = A2TGPOConfig(**settings(tmp_path, generation_kwargs=given, mask_truncated_completions=True))
+    with pytest.raises(ValueError, match=f"mask_truncated_completions takes .* ended at {next(iter(given))} "):
+        A2TGPOTrainer(tiny.make_model(tokenizer), exact_match, args, questions(), processing_class=tokenizer)
+
+
 def test_beam_search_trains_if_seeded_rollouts_is_off(tokenizer, tmp_path):
     changes = {"generation_kwargs": {"num_beams": 2}, "max_completion_length": 8, "max_steps": 1}
     args = A2TGPOConfig(**settings(tmp_path, seeded_rollouts=False, **changes))

@@ -197,6 +197,16 @@ def test_token_ratios_with_dropout_warn_if_vllm_correction_is_on(tokenizer, capl
     assert "attention_dropout=0.1" in line and "vLLM" in line and dropout_rates(model)
 
 
+@pytest.mark.parametrize(("level", "warned"), [("turn", True), ("token", False)])
+def test_a_model_that_routes_at_random_is_warned_of_where_tokens_share_a_ratio(level, warned, tokenizer, caplog):
+    model = tiny.make_model(tokenizer)
+    model.config.model_type = "phimoe"
+    settle_dropout(model, level, disabled=True, sampler_is_corrected=False)
+    assert ["type phimoe draws its experts at random" in record.message for record in caplog.records] == [
+        True
+    ] * warned
+
+
 @pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_recipes_switch_dropout_off(recipe):
     given = yaml.safe_load(recipe.read_text())

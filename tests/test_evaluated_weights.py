@@ -48,7 +48,7 @@ def sampled_elsewhere(tokenizer, tmp_path, **changes):
 BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
 
-@pytest.mark.parametrize("by", ["trainer.evaluate", "evaluation.evaluate"])
+@pytest.mark.parametrize("by", ["trainer.evaluate", "evaluation.evaluate", "trainer.roll_out"])
 def test_after_the_best_weights_are_loaded_the_sampler_has_them_too(by, tokenizer, tmp_path):
     trainer = sampled_elsewhere(tokenizer, tmp_path, load_best_model_at_end=True, **BEST)
     trainer.train()
@@ -57,6 +57,8 @@ def test_after_the_best_weights_are_loaded_the_sampler_has_them_too(by, tokenize
     assert not torch.equal(last, trainer.model.lm_head.weight)
     if by == "trainer.evaluate":
         trainer.evaluate()
+    elif by == "trainer.roll_out":
+        trainer.roll_out(list(questions(1)))
     else:
         evaluation.evaluate(trainer, questions(1), tmp_path / "after.jsonl")
     assert torch.equal(trainer.vllm_generation.sampled_by[-1], trainer.model.lm_head.weight)

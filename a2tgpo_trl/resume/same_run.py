@@ -38,7 +38,7 @@ NOT_LEARNT_FROM = (
     "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs "
     "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph torch_empty_cache_steps "
     "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
-    "vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_max_model_length"
+    "vllm_gpu_memory_utilization vllm_enable_sleep_mode"
 ).split()
 
 # Covered by the layout instead: only their products count.

@@ -110,7 +110,11 @@ class Resumable(GRPOTrainer):
         # As the last step left it: a new epoch draws random numbers before a step begins.
         self._random_state: RandomState | None = None
         self._saved_step: int | None = None
+        self._is_evaluating, self._evaluated_step = False, -1
+        # An earlier training may have been interrupted between two micro-steps.
+        self._step, self._buffered_inputs = 0, None
         self._resumed = self._choose(resume_from_checkpoint)
+        self._evaluation_is_due = bool(self._facts.get("evaluation_is_due"))
         self.forget_weights()
         with self._interruption.listening():
             return super().train(None if self._resumed is None else str(self._resumed.folder), *args, **kwargs)
@@ -211,11 +215,26 @@ class Resumable(GRPOTrainer):
         if self._train_sampler is not None and self.shuffle_dataset:
             for _past in range(epoch):  # a new sampler begins with the order of the first epoch
                 torch.randperm(self._train_sampler.num_samples, generator=self._train_sampler.generator)
-        if self._facts.get("evaluation_is_due"):  # interrupted before the evaluation that belongs to its last step
-            self._load_rng_state(folder)
-            self.control.should_evaluate = True
-            self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, ignore_keys_for_eval, start_time)
-            self.control.should_evaluate = False
+        self._evaluate_if_due(model, trial, ignore_keys_for_eval, start_time)
+
+    def _evaluate_if_due(self, model: Any, trial: Any, ignore_keys: list[str] | None, start_time: float) -> None:
+        """Do the evaluation that belongs to the last step, if the run was interrupted before its end."""
+        if not self._evaluation_is_due:
+            return
+        assert self._resumed is not None
+        self._evaluation_is_due = False
+        self._load_rng_state(str(self._resumed.folder))
+        self.control.should_evaluate = True
+        epoch = self.state.epoch or 0.0
+        self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, ignore_keys, start_time)
+        self.control.should_evaluate = False
+        self._name_best(trial)
+
+    def _name_best(self, trial: Any) -> None:
+        """Note the best checkpoint, as the parent does when it saves one: here it was saved before the evaluation."""
+        step = self.state.best_global_step
+        if step and (best := checkpoint(self._get_output_dir(trial=trial), step)).exists():
+            self.state.best_model_checkpoint = str(best)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore as the parent does. If the number of processes has changed, give each rank a new seed instead."""
@@ -245,10 +264,13 @@ class Resumable(GRPOTrainer):
             return super().evaluate(*args, **kwargs)
         before = self._snapshot(RandomState(self.accelerator.device))
         outer, self._begun = self._begun, self._begun or before
+        was_evaluating, self._is_evaluating = self._is_evaluating, True  # one of several data sets
         try:
-            return super().evaluate(*args, **kwargs)
+            found = super().evaluate(*args, **kwargs)
+            self._evaluated_step = self.state.global_step
+            return found
         finally:
-            self._begun = outer
+            self._begun, self._is_evaluating = outer, was_evaluating
             before.random_state.put_back()
 
     # ---- saving
@@ -263,6 +285,8 @@ class Resumable(GRPOTrainer):
             write_together(self._ranks, folder, lambda: declare_whole(folder, facts) if main else None)
             self._saved_step = self.state.global_step
             self._remove_surplus(latest=folder)
+        else:
+            self._name_best(trial)
         if self._interruption.leaving:
             self._leave(folder)
 
@@ -319,11 +343,24 @@ class Resumable(GRPOTrainer):
             "step": self.state.global_step,
             "windows": micro_step // self._window,
             "inside_window": micro_step % self._window > 0,
-            "evaluation_is_due": self._interruption.evaluation_is_due,
+            "evaluation_is_due": self._lacks_evaluation,
             "weights_alone": self.args.save_only_model,
             "layout": self._run.layout,
             "settings": self._run.settings,
         }
+
+    @property
+    def _lacks_evaluation(self) -> bool:
+        """Whether an evaluation that belongs to this step is still to be done.
+
+        It may have been put off at SIGTERM, be in progress, or be the one that follows the last step of an epoch.
+        """
+        state, args = self.state, self.args
+        epoch = state.epoch or 0.0
+        ends_epoch = epoch % 1 == 0 or state.global_step >= state.max_steps
+        follows = args.eval_strategy == "epoch" and ends_epoch and epoch >= args.eval_delay
+        missing = follows and self._evaluated_step != state.global_step
+        return self._interruption.evaluation_is_due or self._is_evaluating or missing
 
     def _remove_surplus(self, latest: Path | None = None) -> None:
         """Keep to `save_total_limit`. At the end of a run even the latest may go, if only the best one stays."""
@@ -332,9 +369,12 @@ class Resumable(GRPOTrainer):
             kept = {*([latest] if latest else []), *([Path(best)] if best else [])}
             remove_surplus(Path(self.args.output_dir), self.args.save_total_limit, kept)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any):
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float):
+        self._evaluate_if_due(
+            self.model_wrapped, trial, None, start_time
+        )  # interrupted in the last step of all epochs
         with self._parent_removes_none():
-            output = super()._finalize_training(*args, **kwargs)
+            output = super()._finalize_training(trial, num_train_samples, start_time)
         self._remove_surplus()
         return output
 

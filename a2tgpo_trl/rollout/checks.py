@@ -38,6 +38,12 @@ def complete_args(model: str | PreTrainedModel, args: Args | None, kind: type[Ar
         raise ValueError(
             "save_on_each_node: leave it out. Checkpoints are written once, to an output_dir that all nodes share."
         )
+    stops = [name for name in ("stop", "stop_token_ids") if (args.generation_kwargs or {}).get(name)]
+    if args.mask_truncated_completions and stops:
+        raise ValueError(
+            f"mask_truncated_completions takes a rollout whose last turn ended at {' or '.join(stops)} "
+            "(generation_kwargs) for truncated, so that none that answered would be trained on. Leave one of them out."
+        )
     check_output_apart(args.output_dir, _name_of(model))
     if args.should_save:
         check_writable(args.output_dir)

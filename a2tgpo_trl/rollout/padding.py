@@ -49,8 +49,6 @@ def to_rows(batch: dict[str, Tensor], pad_id: int) -> list[dict[str, Tensor]]:
     for key, values in batch.items():
         if key in BATCH_KEYS:
             continue
-        if key == "importance_sampling_ratio":  # one per token, or one per rollout
-            values = values.expand_as(completion_BT)
         for row, of_row, start, length in zip(rows, values, starts, lengths, strict=True):
             row[key] = of_row[int(start) :] if key in PROMPT_KEYS else of_row[: int(length)]
     return rows
@@ -63,10 +61,16 @@ def to_batch(rows: Sequence[dict[str, Tensor]], pad_id: int, multiple: int | Non
     """
     assert all(row.keys() == rows[0].keys() for row in rows)
     batch = {}
+    longest = max(len(row["completion_ids"]) for row in rows)
     for key in rows[0]:
         side = "left" if key in PROMPT_KEYS else "right"
         fill = pad_id if key in ("prompt_ids", "completion_ids") else COMPLETION_FILL.get(key, 0)
         values = pad_sequence([row[key] for row in rows], True, fill, side)
+        if (
+            key == "importance_sampling_ratio" and values.size(1) < longest
+        ):  # one per rollout, in place of one per token
+            batch[key] = values
+            continue
         missing = 0 if multiple is None else -values.size(1) % multiple
         batch[key] = pad(values, (missing, 0) if side == "left" else (0, missing), value=fill)
     return batch

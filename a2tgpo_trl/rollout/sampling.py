@@ -14,7 +14,7 @@ from ..models import base_model, uncompiled
 from ..precision import training_unit
 from ..resume.trainer import Resumable
 from .drawing import Sampling, sampling_of
-from .engines import ContextLimit, Ends, Engine, LockStep, Request, Tail, most_tokens
+from .engines import ContextLimit, Ends, Engine, LockStep, Request, Tail, listed, most_tokens
 from .keeping import keeping_error, keeping_tolerance, obstacle_to_keeping
 from .seeds import own_draws
 from .settings import ToolConfig
@@ -29,6 +29,12 @@ class SamplingTrainer(Resumable):
     """[`~trl.GRPOTrainer`] that samples single turns, each with its own context, seed and token limit."""
 
     args: ToolConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # The parent cuts turns at these, and takes a rollout without one for truncated.
+        given = listed((self.args.generation_kwargs or {}).get("eos_token_id"))
+        self.eos_token_ids: list[int] = list(dict.fromkeys([*self.eos_token_ids, *given]))
 
     @contextmanager
     def _engine(self, seeds: list[int] | None, tails: Sequence[Tail] | None = None) -> Iterator[Engine]:

@@ -274,6 +274,8 @@ class ToolTrainer(SamplingTrainer):
             first: number of the first of these rows among all that are rolled out with this seed.
         """
         rows, records = list(rows), []
+        if first == 0:  # other weights may have been loaded since they were last pushed to vLLM
+            self.forget_weights()
         with evaluation_mode(self.model):
             for start in range(0, len(rows), self.rows_per_batch):
                 records += self._roll_out_at_once(rows[start : start + self.rows_per_batch], seed, first + start)

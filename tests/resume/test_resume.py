@@ -544,6 +544,119 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_75(make, unbroken, tmp_p
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+class Terminate(TrainerCallback):
+    """Sends SIGTERM in this step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminated(make, folder: Path, step: int, scores: dict[int, float] | None = None, **changes):
+    """A run that was ended by SIGTERM in this step, then resumed, and the steps that it evaluated.
+
+    `scores`: of its evaluations, by step.
+    """
+    evaluated = []
+    for resumes in (False, True):
+        trainer = make(folder, **changes)
+        evaluate = trainer.evaluate
+
+        def evaluate_and_note(*args, trainer=trainer, evaluate=evaluate, **kwargs):
+            evaluated.append(trainer.state.global_step)
+            if scores is None:
+                return evaluate(*args, **kwargs)
+            trainer.control.should_evaluate = False  # as after an evaluation
+            return {"eval_reward": scores[evaluated[-1]]}
+
+        trainer.evaluate = evaluate_and_note
+        if resumes:
+            trainer.train(resume_from_checkpoint=True)
+        else:
+            trainer.add_callback(Terminate(step))
+            with pytest.raises(RunInterrupted):
+                trainer.train()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return trainer, evaluated
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps", "scores"),
+    [("best", 4, {1: 1.0, 2: 2.0, 3: 0.0, 4: 0.0}), ("steps", 2, {1: 1.0, 2: 2.0})],
+)
+def test_run_ended_by_sigterm_before_its_best_evaluation_loads_the_best_weights(
+    strategy, steps, scores, make, tmp_path
+):
+    changes = {"max_steps": steps, "save_strategy": strategy, "eval_steps": 1, "load_best_model_at_end": True}
+    changes |= {"metric_for_best_model": "reward", "sync_ref_model": False}
+    trainer, evaluated = terminated(make, tmp_path, 2, scores, **changes)
+    assert evaluated == [*range(1, steps + 1)] and trainer.state.best_global_step == 2
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (8, {"eval_steps": 8}),  # the last step of the only epoch
+        (8, {"eval_strategy": "epoch", "num_train_epochs": 2}),
+        (16, {"eval_strategy": "epoch", "num_train_epochs": 2}),
+        (3, {"eval_strategy": "epoch", "max_steps": 3}),  # training ends within an epoch
+    ],
+)
+def test_run_ended_by_sigterm_makes_up_for_the_evaluation_of_its_step(step, changes, make, tmp_path):
+    changes = {"max_steps": -1, "num_train_epochs": 1, "save_steps": 100, **changes}
+    whole = make(tmp_path / "whole", **changes)
+    whole.train()
+    expected = [entry["step"] for entry in whole.state.log_history if "eval_reward" in entry]
+    trainer, evaluated = terminated(make, tmp_path / "run", step, **changes)
+    assert evaluated == expected and step in evaluated
+    assert torch.equal(weights(trainer), weights(whole))
+    assert log_of(trainer.state.log_history) == log_of(whole.state.log_history)
+
+
+def test_run_that_stops_during_an_evaluation_repeats_it(make, unbroken, tmp_path):
+    trainer = make(tmp_path)
+    step = trainer.prediction_step
+
+    def fail(*args, **kwargs):
+        if trainer.state.global_step == 6:
+            trainer._save_checkpoint(trainer.model, None)  # as after an outage
+            raise RunStopped("a tool is down")
+        return step(*args, **kwargs)
+
+    trainer.prediction_step = fail
+    with pytest.raises(RunStopped):
+        trainer.train()
+    assert read_manifest(tmp_path / "checkpoint-6")["evaluation_is_due"]
+    assert not read_manifest(tmp_path / "checkpoint-3")["evaluation_is_due"]
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(again), weights(unbroken))
+    assert log_of(again.state.log_history) == log_of(unbroken.state.log_history)
+
+
+class StopBetweenMicroSteps(TrainerCallback):
+    def on_substep_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_training_again_after_an_interruption_begins_with_new_rollouts(make, tmp_path):
+    changes = {"gradient_accumulation_steps": 2, "num_iterations": 1, "save_strategy": "no", "sync_ref_model": False}
+    trainer = make(tmp_path, max_steps=2, **changes)
+    trainer.add_callback(StopBetweenMicroSteps)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer._step % 2 == 1
+    trainer.remove_callback(StopBetweenMicroSteps)
+    trainer.train()
+    fresh = make(tmp_path / "fresh", max_steps=2, **changes)
+    fresh.train()
+    assert trainer._step == fresh._step == 4
+
+
 def test_existing_sigterm_handler_is_kept(make, tmp_path, caplog):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))

@@ -197,8 +197,9 @@ def test_a_weight_per_rollout_weighs_each_of_its_tokens():
     # With single tokens only, a weight per token and one per rollout look alike; next to longer rows they must not.
     batch = {**small_batch(), "importance_sampling_ratio": tensor([[0.5], [2.0]])}
     rows = to_rows(batch, PAD)
-    assert [row["importance_sampling_ratio"].tolist() for row in rows] == [[0.5, 0.5, 0.5], [2.0]]
-    assert to_batch(rows, PAD)["importance_sampling_ratio"].tolist() == [[0.5, 0.5, 0.5], [2.0, 1.0, 1.0]]
+    assert [row["importance_sampling_ratio"].tolist() for row in rows] == [[0.5], [2.0]]
+    for multiple in (None, 4):  # it stays one number: a loss may sum over its logarithms
+        assert to_batch(rows, PAD, multiple)["importance_sampling_ratio"].tolist() == [[0.5], [2.0]]
 
 
 def test_unknown_batch_key_is_an_error():

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from a2tgpo_trl import A2TGPOTrainer
 from a2tgpo_trl.rollout.drawing import Sampling, sampling_of
@@ -340,6 +340,19 @@ def test_a_run_is_the_same_whether_contexts_are_kept_or_read_again(tmp_path, ada
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["gain/forwards"] == 0 < other["gain/forwards"]
+
+
+def test_an_added_end_token_ends_turns_alike_in_both_engines(tmp_path):
+    # Rows that end early are padded by `generate`; padding is no part of a turn.
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "</tool_call>"])
+    changes = {"generation_kwargs": {"eos_token_id": ends}, "max_steps": 1, "mask_truncated_completions": True}
+    kept, again = (trained(tmp_path / str(streams), stream_turns=streams, **changes) for streams in (True, False))
+    lengths = [[[turn["tokens_out"] for turn in record["turns"]] for record in one.records] for one in (kept, again)]
+    assert lengths[0] == lengths[1] and len({length for row in lengths[0] for length in row}) > 2
+    for name in ("completions/clipped_ratio", "completions/mean_length", "loss"):
+        assert kept.log[0][name] == pytest.approx(again.log[0][name], abs=1e-4)
+    assert kept.trainer._keeps_contexts and not again.trainer._keeps_contexts
 
 
 @pytest.mark.parametrize("changes", [{"num_iterations": 2}, {"answer_aliases": "max"}])

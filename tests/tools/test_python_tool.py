@@ -501,17 +501,18 @@ def test_python_may_be_relative_to_the_working_directory(tmp_path, monkeypatch):
 
 
 def test_a_session_that_may_take_longer_than_the_call_is_warned_of(make_runner, caplog):
-    session = PythonSession(timeout=7.0, warm=0)
+    sessions = functools.partial(PythonSession, timeout=7.0, warm=0)
     for limit, warned in ((8.0, False), (7.0, True)):
         caplog.clear()
         runner = make_runner(timeout=limit)
         for _ in range(2):  # once
-            runner.prepare([session.python])
+            runner.prepare([runner.construct(sessions).python])
         assert [record.message for record in caplog.records] == warned * [
             "python: its own limit of 7 seconds has no effect, because a call is given up after 7 (tool_timeout, or "
             "timeout in tool_settings). Raise that one, or lower the tool's."
         ]
-    make_runner({"python": {"timeout": 9}}, timeout=1.0).prepare([session.python])
+    runner = make_runner({"python": {"timeout": 9}}, timeout=1.0)
+    runner.prepare([runner.construct(sessions).python])
     assert len(caplog.records) == 1
 
 

@@ -717,7 +717,11 @@ def a_note() -> str:
     ("settings", "of_method", "words"),
     [
         ({"cache": True}, True, "cache has no effect on read, a method of an environment"),
-        ({"cancel": str}, False, "cancel has no effect on a_note, which is not a method of an environment"),
+        (
+            {"cancel": str},
+            False,
+            "cancel has no effect on a_note: it is called with the environment, and this tool is not a method of one",
+        ),
         ({"release": str}, False, "release has no effect on a_note"),
     ],
 )
