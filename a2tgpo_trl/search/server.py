@@ -49,8 +49,8 @@ class Refused(Exception):
 class SearchServer:
     """Answers requests with a retriever: `threads` searches at a time, and at most `most_waiting` open requests.
 
-    With `is_loopback`, searches are for this machine alone: not for a page in a browser here, which could ask by a
-    name of its own that leads here, or by a request of a kind for which browsers do not ask first.
+    With `is_loopback`, searches are for this machine alone: not for a page in a browser here, which could ask, and read
+    the answer, by a name of its own that leads here.
     """
 
     def __init__(
@@ -102,8 +102,6 @@ class SearchServer:
     async def _serve(self, request: Request) -> dict[str, Any]:
         if self._is_loopback and not is_of_this_machine(request.headers.get("host", "")):
             raise Refused(403, "the request names another machine as its host")
-        if self._is_loopback and request.headers.get("content-type", "").split(";")[0] != "application/json":
-            raise Refused(415, "a request must be of the type application/json")
         if self._open > self._most:
             raise Refused(503, f"{self._most} requests wait already (--most-waiting). Ask again later.")
         queries, top_k, with_scores = self._read(await _body(request))

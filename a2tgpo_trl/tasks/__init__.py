@@ -65,9 +65,9 @@ To add a task, write a function that returns a `Task`, in any file: a recipe nam
 (`my_task.py:make`). Tasks of this package are also in `TASKS`, under a short name.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -111,8 +111,8 @@ class Task:
         return [getattr(reward, "__name__", str(reward)) for reward in self.reward_funcs]
 
 
-def check_number(name: str, number: Any, lowest: int = 0, most: float = math.inf) -> None:
+def check_number(name: str, number: Any, lowest: int = 0, most: float = inf) -> None:
     """Raise an error unless a setting of a task is a whole number in its range: YAML reads 1e3 as text."""
     if type(number) is not int or not lowest <= number <= most:
-        to = " upwards" if most == math.inf else f" to {most}"
+        to = " upwards" if most == inf else f" to {most}"
         raise ValueError(f"{name} must be a whole number from {lowest}{to}; got {shown(number)}.")

@@ -201,10 +201,8 @@ def test_on_loopback_pages_of_a_browser_are_refused(retriever):
         json_type = {"Content-Type": "application/json"}
         code, text = one.ask("POST", "/retrieve", asking(), **json_type, Host="evil.example")
         assert code == 403 and "names another machine" in text
-        code, text = one.ask("POST", "/retrieve", asking(), **{"Content-Type": "text/plain"})
-        assert code == 415 and "application/json" in text
-        for type_ in ("application/json", "application/json; charset=utf-8"):
-            assert one.ask("POST", "/retrieve", asking(), **{"Content-Type": type_})[0] == 200
+        for host in ("localhost", f"127.0.0.1:{one.port}"):
+            assert one.ask("POST", "/retrieve", asking(), **json_type, Host=host)[0] == 200
     finally:
         one.close()
 
