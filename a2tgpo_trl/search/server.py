@@ -49,8 +49,8 @@ class Refused(Exception):
 class SearchServer:
     """Answers requests with a retriever: `threads` searches at a time, and at most `most_waiting` open requests.
 
-    With `is_loopback`, searches are for this machine alone: not for a page in a browser here, which could ask, and read
-    the answer, by a name of its own that leads here.
+    With `is_loopback`, searches are for this machine alone: not for a page in a browser here, which could ask, and
+    read the answer, by a name of its own that leads here.
     """
 
     def __init__(
