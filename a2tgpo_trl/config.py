@@ -119,7 +119,8 @@ class A2TGPOConfig(ToolConfig):
     stopped_count: bool = _by_credit(
         "stopped_count",
         "Whether rollouts that have stopped calling tools count, with a gain of 0, when the gains of later turns are "
-        "compared. Without them gains say which call was better, but not whether to call at all.",
+        "compared. Without them gains say which call was better, but not whether to call at all, which is then left "
+        "to the outcome: set it if outcome_weight is 0.",
     )
     state_likeness: Annotated[float, Interval(0.0, 1.0, "(]")] = _by_credit(
         "state_likeness",
