@@ -22,7 +22,7 @@ def is_of_this_machine(host: str) -> bool:
         return False
 
 
-def without_secrets(url: str) -> str:
+def public_address(url: str) -> str:
     """What of a URL may be shown: a query or a user's name may hold a key.
 
     Example: "http://search:8000/retrieve?api_key=sk-1" -> "http://search:8000/retrieve"

@@ -196,7 +196,7 @@ class Resumable(GRPOTrainer):
 
     def _run_epoch(self, *, model, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs: Any):
         if resume_from_checkpoint is not None and epoch == epochs_trained:
-            self._resume_epoch(model, epoch, resume_from_checkpoint, **kwargs)
+            self._resume_epoch(model, epoch, **kwargs)
             if self.state.global_step >= self.state.max_steps:
                 self.control.should_training_stop = True  # killed after its last step; the parent would do another
                 return
@@ -209,7 +209,7 @@ class Resumable(GRPOTrainer):
         )
 
     def _resume_epoch(
-        self, model, epoch: int, folder: str, *, trial, ignore_keys_for_eval, start_time: float, **_others: Any
+        self, model, epoch: int, *, trial, ignore_keys_for_eval, start_time: float, **_others: Any
     ) -> None:
         """Do what the parent leaves out when it resumes within an epoch."""
         if self._train_sampler is not None and self.shuffle_dataset:
@@ -285,8 +285,6 @@ class Resumable(GRPOTrainer):
             write_together(self._ranks, folder, lambda: declare_whole(folder, facts) if main else None)
             self._saved_step = self.state.global_step
             self._remove_surplus(latest=folder)
-        else:
-            self._name_best(trial)
         if self._interruption.leaving:
             self._leave(folder)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..addresses import without_secrets
+from ..addresses import public_address
 from ..tools import ToolDown, tool
 from ..tools.calls import SECONDS
 from ..tools.search import NOTHING_FOUND
@@ -128,7 +128,7 @@ def _over_http(url: str, timeout: float) -> Search:
         raise ValueError("url: names and passwords are not sent. Leave them out, and let a proxy add them.")
     path = (parts.path if parts.path not in ("", "/") else "/retrieve") + (f"?{parts.query}" if parts.query else "")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    shown = without_secrets(url)  # the policy reads errors, and runs are shared
+    shown = public_address(url)  # the policy reads errors, and runs are shared
 
     def find(queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         seconds = SECONDS.get(None) or timeout

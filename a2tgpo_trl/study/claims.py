@@ -81,11 +81,11 @@ def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float
 
 def _follows(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
     """By turn, since late turns alone can carry the chance over all of them."""
-    parts = {turn: f"{TURN}{turn}" for turn in range(1, LOGGED_TURNS + 1)}
-    of_cell, name = runs[cell], "clip_scale"
-    known = {turn: part for turn, part in parts.items() if of_all(results, of_cell, f"{AUC}{name}{part}")}
-    chances = {turn: auc_over_runs(results, of_cell, name, part) for turn, part in known.items()}
-    found = {turn: chance for turn, chance in chances.items() if chance is not None}
+    of_cell, name, found = runs[cell], "clip_scale", {}
+    for turn in range(1, LOGGED_TURNS + 1):
+        chance = auc_over_runs(results, of_cell, name, part := f"{TURN}{turn}")
+        if chance is not None and of_all(results, of_cell, f"{AUC}{name}{part}"):
+            found[turn] = chance
     sides = {turn: _side_of(chance, 0.5, below=NOT_HELD, above=HELD) for turn, chance in found.items()}
     if found:
         text = ", ".join(f"{chance} at turn {turn}" for turn, chance in found.items())

@@ -101,8 +101,8 @@ def _stale(study: Study, results: Results) -> list[str]:
 
 def _untried(study: Study, results: Results) -> list[str]:
     """The cells with runs, but without a learning rate, because some of its trials are missing."""
-    there = {*results.table["cell"].unique()}
-    cells = [cell for cell in study.cells if cell in there and cell not in best_rates(study, results)]
+    there, rates = {*results.table["cell"].unique()}, best_rates(study, results)
+    cells = [cell for cell in study.cells if cell in there and cell not in rates]
     if not cells:
         return []
     return [f"{', '.join(cells)}: left out here, because trials of learning rates are missing or have failed.", ""]

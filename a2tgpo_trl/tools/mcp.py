@@ -20,7 +20,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from ..addresses import without_secrets
+from ..addresses import public_address
 from .from_schema import describe_as
 from .results import ToolDown, ToolFailed
 from .settings import tool
@@ -54,7 +54,7 @@ def mcp_tools(server: str, names: Sequence[str] | None = None) -> list[Callable]
         return [_function(connection, found[name]) for name in (found if names is None else names)]
     except Exception as error:
         connection.close()
-        raise ValueError(f"Tools of {shown(server)!r}: {error}") from error
+        raise ValueError(f"Tools of {public_name(server)!r}: {error}") from error
 
 
 def _function(connection: "Connection", described: Any) -> Callable:
@@ -113,7 +113,7 @@ class Connection:
         except (MCPError, TimeoutError) as error:
             if self._session is not None:
                 self._session.leave()
-            raise ToolDown(f"{shown(self.server)} does not say what tools it has: {_cause(error)}") from error
+            raise ToolDown(f"{public_name(self.server)} does not say what tools it has: {_cause(error)}") from error
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
         from mcp import MCPError
@@ -139,13 +139,13 @@ def _structured(result: Any) -> str:
     return "" if result.structured_content is None else json.dumps(result.structured_content, ensure_ascii=False)
 
 
-def shown(server: str) -> str:
+def public_name(server: str) -> str:
     """What of an address or a command may be shown: a query, or an option, may hold a key.
 
     Example: "python weather.py --key sk-1" -> "python weather.py ..."
     """
     if "://" in server:
-        return without_secrets(server)
+        return public_address(server)
     words = server.split()
     plain = list(itertools.takewhile(lambda word: not word.startswith("-") and "=" not in word, words))
     return server if len(plain) == len(words) else " ".join([*plain, "..."])
@@ -185,7 +185,7 @@ class _Session:
         finally:
             asked.cancel()
         self.leave()
-        raise ToolDown(f"{shown(self._server)}: the connection broke{f': {self._why}' if self._why else ''}")
+        raise ToolDown(f"{public_name(self._server)}: the connection broke{f': {self._why}' if self._why else ''}")
 
     def leave(self) -> None:
         """End the session without waiting: the next request opens another."""

@@ -21,7 +21,7 @@ from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tools.calls import Limits, Outcome, ToolCall
 from a2tgpo_trl.tools.from_schema import describe_as
-from a2tgpo_trl.tools.mcp import Connection, mcp_tools, shown
+from a2tgpo_trl.tools.mcp import Connection, mcp_tools, public_name
 from a2tgpo_trl.tools.runner import ToolRunner
 
 
@@ -148,7 +148,7 @@ def test_a_server_that_cannot_be_used_is_named_with_the_reason(server, names, me
         monkeypatch.setattr("a2tgpo_trl.tools.mcp.CONNECTING", 6.0)
     with pytest.raises(ValueError) as error:
         mcp_tools(server, names)
-    assert shown(server) in str(error.value) and message in str(error.value)
+    assert public_name(server) in str(error.value) and message in str(error.value)
 
 
 def test_an_empty_list_of_names_gives_no_tools():
@@ -156,10 +156,10 @@ def test_an_empty_list_of_names_gives_no_tools():
 
 
 def test_options_and_queries_of_a_server_are_not_shown():
-    assert shown("python weather.py --key sk-1") == "python weather.py ..."
-    assert shown("env KEY=sk-1 python weather.py") == "env ..."
-    assert shown("python weather.py") == "python weather.py"
-    assert shown("http://me:pw@host:80/mcp?key=sk-1") == "http://host:80/mcp"
+    assert public_name("python weather.py --key sk-1") == "python weather.py ..."
+    assert public_name("env KEY=sk-1 python weather.py") == "env ..."
+    assert public_name("python weather.py") == "python weather.py"
+    assert public_name("http://me:pw@host:80/mcp?key=sk-1") == "http://host:80/mcp"
 
 
 def test_a_result_that_is_only_structured_is_shown_as_json():

@@ -145,6 +145,5 @@ def _wanted(row: int, kinds: Sequence[str], moves: Sequence[int]) -> tuple[str, 
 def _size(**numbers: int) -> Size:
     for name, number in numbers.items():
         least = 2 if name == "rooms" else 1 if name == "things" else 0
-        if type(number) is not int or not least <= number <= MOST[name]:
-            raise ValueError(f"{name} must be a whole number from {least} to {MOST[name]}; got {shown(number)}.")
+        check_number(name, number, least, MOST[name])
     return Size(**numbers)
