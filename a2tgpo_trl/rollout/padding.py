@@ -66,10 +66,8 @@ def to_batch(rows: Sequence[dict[str, Tensor]], pad_id: int, multiple: int | Non
         side = "left" if key in PROMPT_KEYS else "right"
         fill = pad_id if key in ("prompt_ids", "completion_ids") else COMPLETION_FILL.get(key, 0)
         values = pad_sequence([row[key] for row in rows], True, fill, side)
-        if (
-            key == "importance_sampling_ratio" and values.size(1) < longest
-        ):  # one per rollout, in place of one per token
-            batch[key] = values
+        if key == "importance_sampling_ratio" and values.size(1) < longest:
+            batch[key] = values  # one number per rollout, in place of one per token
             continue
         missing = 0 if multiple is None else -values.size(1) % multiple
         batch[key] = pad(values, (missing, 0) if side == "left" else (0, missing), value=fill)

@@ -130,11 +130,11 @@ def _ranks(results: Results, runs: Runs) -> Iterator[list[Any]]:
         gains = auc_over_runs(results, of_cell, "gains")
         if gains is not None:
             over_time = [over_runs(results, of_cell, f"{AUC}gains", point) or "" for point in moments.values()]
-            names = [
-                name for name in ("scores", "credit", "clip_scale") if measured_throughout(results, of_cell, name)
+            others = [
+                auc_over_runs(results, of_cell, name) if measured_throughout(results, of_cell, name) else None
+                for name in ("scores", "credit", "clip_scale")
             ]
-            others = {name: auc_over_runs(results, of_cell, name) for name in names}
-            yield [cell, gains, *over_time, *(others.get(name) or "" for name in ("scores", "credit", "clip_scale"))]
+            yield [cell, gains, *over_time, *(other or "" for other in others)]
 
 
 def _ranks_by(results: Results, runs: Runs, name: str) -> Iterator[list[Any]]:

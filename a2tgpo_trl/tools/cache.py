@@ -46,7 +46,7 @@ class CallCache:
             whole = self._read(file)
             if file == self._own and not replay:
                 os.truncate(file, whole)  # a partial line must not become the beginning of the next one
-                self._end_last_line()
+                self._end_last_line(whole)
         self._can_write = not replay
         if not replay:  # fail now if the file cannot be written
             self._append("")
@@ -109,9 +109,12 @@ class CallCache:
         with self._own.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line)
 
-    def _end_last_line(self) -> None:
+    def _end_last_line(self, length: int) -> None:
         """A file that was edited by hand may lack the end of its last line."""
-        if self._own.read_bytes()[-1:] not in (b"", b"\n"):
+        with self._own.open("rb") as file:
+            file.seek(max(length - 1, 0))
+            last = file.read()
+        if last not in (b"", b"\n"):
             self._append("\n")
 
     def _read(self, file: Path) -> int:

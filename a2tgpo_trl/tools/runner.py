@@ -89,7 +89,7 @@ class ToolRunner:
             self._refuse_idle(function.__name__, settings, getattr(function, "__self__", None))
 
     def _warn_of_idle_limit(self, name: str, settings: ToolSettings) -> None:
-        limit = self.limits.timeout if settings.timeout is None else settings.timeout
+        limit = self._with_timeout(settings).timeout
         if settings.ends_after is None or limit is None or limit > settings.ends_after or name in self._told:
             return
         self._told.add(name)
