@@ -12,7 +12,7 @@ import numpy as np
 from ..turns import LOGGED_TURNS
 
 
-OF_TURNS = ("gains", "scores", "credit", "clip_scale")
+OF_TURNS = ("gains", "scores", "credit", "advantages", "clip_scale")
 QUANTILES = (5, 25, 50, 75, 95)
 
 Rollout = Mapping[str, Any]

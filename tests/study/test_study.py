@@ -315,6 +315,7 @@ def test_training_records_give_credit_and_gains_by_turn(file):
     assert found["by_turn/gains/std_turn_1"] == pytest.approx(math.sqrt(8 / 3))
     assert found["by_turn/credit/mean_turn_1"] == pytest.approx(0.1)
     assert found["by_turn/credit/mean_turn_2"] == pytest.approx(-0.3) and "by_turn/credit/mean_turn_3" not in found
+    assert found["by_turn/advantages/mean_turn_1"] == pytest.approx(0.6)  # of 0.8, 0.4 and 0.6
     # mayor, of, Rome and mayor, of, Paris share 2 of 4 words; wife, of, B and mayor, of, Paris 1 of 5.
     assert found["similarity/same_depth"] == found["similarity/turn_1"] == pytest.approx(2 / 4)
     assert found["similarity/across_depths"] == pytest.approx(1 / 5)
