@@ -9,7 +9,8 @@ results:
     settings: {max_steps: 100}            for all cells, over those of the recipe
     every: 10                             steps from one evaluation to the next
     seeds: [0, 1, 2, 3, 4, 5, 6, 7]
-    against: grpo                         the cell that the others are compared with; or one for each, {igpo: grpo}
+    against: grpo                         the cell that the others are compared with; or, for each, one or more:
+                                          {igpo: grpo, a2tgpo: [grpo, igpo]}
     post_hoc: [a2tgpo_wide]               cells that were added after results of others had been seen
     target: 0.7                           cells are timed until they reach this held-out score
     learning_rates: {values: [2.5e-4, 5.0e-4], seeds: [1000]}       each cell tries these, on other seeds
@@ -38,8 +39,10 @@ can give to `a2tgpo plot` and `a2tgpo view`. Fewer than five seeds decide nothin
     spreads.py      records -> how gains, credit and clip ranges are spread, by turn and overall
     comparison.py   results -> the result of each cell, and its differences from another cell, judged together
     claims.py       results -> whether the paper's claims held here
+    averages.py     results -> numbers of a cell: over a run's course, by turn, and over its seeds
     tables.py       results -> the tables of the report on what gains and credit are worth
     calls.py        results -> the table of the report on whether to call at all
+    courses.py      results -> the tables of the report on how cells differ from step to step
     figures.py      results -> the paper's figures, made from them, and its numbers beside ours
     report.py       results -> the report and its picture
 """

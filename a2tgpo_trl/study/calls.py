@@ -4,20 +4,18 @@ from collections.abc import Iterable
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
+from .averages import at_depth
+from .comparison import Runs
 from .results import Results
 from .study import Run
-from .tables import Runs, over_runs, table
+from .tables import table
 
 
 WITHOUT = "calls/share_of_0"
 WORTH_TELLING = 0.05
-OF_FIRST_CALLS = {  # metric -> its heading
-    "by_turn/gains/mean_turn_1": "gain of a first call",
-    "by_turn/scores/mean_turn_1": "its z-score",
-    "by_turn/credit/mean_turn_1": "its credit",
-}
+OF_FIRST_CALLS = {"gains": "gain of a first call", "scores": "its z-score", "credit": "its credit"}
 EXPLAINED = (
-    "The share of rollouts without a call, among those trained on since the previous evaluation; and the gain and "
+    "The share of rollouts without a call, among those recorded since the previous evaluation; and the mean gain and "
     "credit of the first calls of the other rollouts, over all of training. If the mean z-score is 0, gains say "
     "nothing about whether to call: only the outcome does."
 )
@@ -35,10 +33,16 @@ def calls_table(results: Results, runs: Runs) -> list[str]:
     rows = []
     for cell, of_cell in runs.items():
         shares = [_at(results, of_cell, step) for step in steps]
-        first_calls = [over_runs(results, of_cell, metric) for metric in OF_FIRST_CALLS]
+        first_calls = [_of_first_calls(results, of_cell, name) for name in OF_FIRST_CALLS]
         rows.append([cell, *("" if one is None else one for one in (*shares, *first_calls))])
     head = ["cell", *(f"without a call, up to step {step}" for step in steps), *OF_FIRST_CALLS.values()]
     return ["## Whether to call", "", EXPLAINED, "", *table(head, rows), ""]
+
+
+def _of_first_calls(results: Results, runs: Iterable[Run], name: str) -> Estimate | None:
+    means = [at_depth(results, run, name, "mean", 1) for run in runs]
+    there = [mean for mean in means if mean is not None]
+    return over_seeds(there) if there else None
 
 
 def _at(results: Results, runs: Iterable[Run], step: int) -> Estimate | None:

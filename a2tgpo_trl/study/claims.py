@@ -4,16 +4,15 @@ Whether a cell is better is judged together with all differences of the report (
 held, or not, only if the 95 % interval over five seeds or more leaves no doubt.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 from ..report.scores import Estimate
 from ..report.seeds import over_seeds
 from ..turns import LOGGED_TURNS
+from .averages import AUC, TURN, auc_over_runs, by_depth, of_all
 from .comparison import FEWEST, NOT_DECIDED, Difference, Pair, Runs, paired
-from .figures import A2TGPO, OTHERS, by_depth, drift
+from .figures import A2TGPO, OTHERS, drift
 from .results import Results
-from .study import Run
-from .tables import AUC, TURN, auc_over_runs, of_all
 
 
 NO_GAIN, UNSCALED = "_no_gain", "_unscaled"  # suffixes of the names of cells without that part
@@ -61,11 +60,11 @@ def _drift(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
 def _level(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
     """Deviations of credit by turn; more alike if sums are divided by the root of their number of terms."""
     unscaled = cell + UNSCALED
-    ratios = {name: _levels(results, runs[name], "credit") for name in (cell, unscaled) if name in runs}
+    ratios = _levels(results, {name: runs[name] for name in (cell, unscaled) if name in runs}, "credit")
     if not ratios[cell]:
         return
     text = ", ".join(f"{name} {over_seeds(list(found.values()))}" for name, found in ratios.items() if found)
-    of_scores = list(_levels(results, runs[cell], "scores").values())
+    of_scores = list(_levels(results, {cell: runs[cell]}, "scores")[cell].values())
     before = f" (for z-scores before they are summed: {over_seeds(of_scores)})" if of_scores else ""
     less = [ratio - other for ratio, other in paired(ratios[cell], ratios.get(unscaled, {}))]
     held = _side_of(over_seeds(less), 0.0, below=HELD, above=NOT_HELD) if less else NOT_DECIDED
@@ -73,10 +72,20 @@ def _level(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:
     yield claim, f"largest standard deviation of a depth, divided by the smallest: {text}{before}", held
 
 
-def _levels(results: Results, runs: Sequence[Run], name: str) -> dict[int, float]:
-    """For each seed, the largest deviation at a depth divided by the smallest."""
-    depths = {run.seed: by_depth(results, run, name, "std") for run in runs}
-    return {seed: _widest_by_smallest(heights.values()) for seed, heights in depths.items() if len(heights) > 1}
+def _levels(results: Results, runs: Runs, name: str) -> dict[str, dict[int, float]]:
+    """For each cell and seed, the largest deviation divided by the smallest, of the depths that all runs have."""
+    found = {
+        cell: {run.seed: heights for run in of_cell if (heights := by_depth(results, run, name, "std"))}
+        for cell, of_cell in runs.items()
+    }
+    of_runs = [{*heights} for by_seed in found.values() for heights in by_seed.values()]
+    shared = set.intersection(*of_runs) if of_runs else set()
+    if len(shared) < 2:
+        return {cell: {} for cell in runs}
+    return {
+        cell: {seed: _widest_by_smallest([heights[place] for place in shared]) for seed, heights in by_seed.items()}
+        for cell, by_seed in found.items()
+    }
 
 
 def _follows(results: Results, runs: Runs, cell: str) -> Iterator[Claim]:

@@ -14,14 +14,15 @@ from ..report.seeds import over_seeds
 from ..report.series import mean_curve as over_steps
 from ..rewards import RIGHT_OR_WRONG
 from ..turns import LOGGED_TURNS
+from .averages import Point, by_depth, first, last, mean, over_runs
+from .comparison import Runs
 from .results import HELD_OUT, Results
 from .study import Run
-from .tables import Point, Runs, first, last, mean, over_runs, table
+from .tables import table
 
 
 # Cells of the methods that the paper compares: A2TGPO with the paper's clip range and with ten times that, and others.
 A2TGPO, OTHERS = ("a2tgpo", "a2tgpo_wide"), ("grpo", "igpo")
-FEWEST_TURNS = 8  # per measurement, for a depth to count
 STAGES = {"gains": "gain", "scores": "normalised", "credit": "accumulated"}
 
 
@@ -81,21 +82,6 @@ def drift(results: Results, runs: Sequence[Run], name: str) -> Estimate | None:
     depths = [by_depth(results, run, name, "mean").values() for run in runs]
     found = [float(max(means) - min(means)) for means in depths if len(means) > 1]
     return over_seeds(found) if found else None
-
-
-def by_depth(results: Results, run: Run, name: str, of: str) -> dict[int, float]:
-    """Return a mean or deviation for each depth: a run's measurements, weighted by their numbers of turns.
-
-    Depths that few rollouts reach are left out, because their numbers are chance.
-    """
-    heights = {}
-    for place in range(1, LOGGED_TURNS + 1):
-        turns = dict(results.curve(run, f"by_turn/{name}/number_turn_{place}"))
-        values = dict(results.curve(run, f"by_turn/{name}/{of}_turn_{place}"))
-        if values and sum(turns.values()) >= FEWEST_TURNS * len(turns):
-            weights = [turns[step] for step in values]
-            heights[place] = float(np.average(list(values.values()), weights=weights))
-    return heights
 
 
 # ---- the picture

@@ -12,13 +12,15 @@ from ..report.seeds import over_seeds
 from ..report.series import Run as Measured
 from ..report.series import Series, area, mean_curve
 from ..rewards import RIGHT_OR_WRONG
+from .averages import last, over_runs
 from .calls import calls_table
 from .claims import claimed_better, claims
-from .comparison import Difference, Outcomes, Pair, best_rates, differences, outcomes_of, tried_areas
+from .comparison import Difference, Outcomes, Pair, Runs, best_rates, differences, outcomes_of, tried_areas
+from .courses import courses_tables
 from .figures import numbers
 from .results import HELD_OUT, Results
 from .study import Run, Study, read_study
-from .tables import Runs, cost_table, last, mechanism_tables, over_runs, table
+from .tables import cost_table, mechanism_tables, table
 
 
 EXPLAINED = (
@@ -40,9 +42,9 @@ def report(study: Study, results: Results) -> str:
         title(study),
         "",
         f"Made by `a2tgpo study {study.file.name}` from `{study.results.name}`. The area is the mean score over "
-        f"training, evaluated every {study.every} steps; steps of cells that roll prompts out again (resample_limit) "
-        "cost more than others. Numbers are means over seeds with 95 % intervals (Student's t). Differences are taken "
-        f"seed by seed. {EXPLAINED}",
+        f"training, evaluated every {study.every} steps; steps to the target lie on straight lines between "
+        "evaluations. Steps of cells that roll prompts out again (resample_limit) cost more than others. Numbers are "
+        f"means over seeds with 95 % intervals (Student's t). Differences are taken seed by seed. {EXPLAINED}",
         "",
         *_stale(study, results),
         *_untried(study, results),
@@ -50,8 +52,10 @@ def report(study: Study, results: Results) -> str:
     outcomes = outcomes_of(study, results, runs)
     found = _judged(study, outcomes)
     lines += [*_main_table(study, outcomes, found), "", f"![learning curves]({study.picture.name})", ""]
+    lines += _further_table(study, found)
     lines += _claims_table(results, runs, found)
     lines += _rates_table(study, results)
+    lines += courses_tables(results, runs, found, HELD_OUT + study.reward)
     lines += _groups_table(study, results, runs)
     lines += _metrics_table(results, runs)
     lines += calls_table(results, runs)
@@ -78,8 +82,8 @@ def summary(study: Study, results: Results) -> Table:
 
 def _judged(study: Study, outcomes: Outcomes) -> dict[Pair, Difference]:
     """All differences that the report judges: the pairs that the study compares, and those claimed to be better."""
-    compared = {cell: other for cell in outcomes if (other := study.baseline(cell)) is not None}
-    return differences(outcomes, dict.fromkeys([*compared.items(), *claimed_better(outcomes)]))
+    compared = [(cell, other) for cell in outcomes for other in study.baselines(cell)]
+    return differences(outcomes, dict.fromkeys([*compared, *claimed_better(outcomes)]))
 
 
 def title(study: Study) -> str:
@@ -141,11 +145,23 @@ def _main_table(study: Study, outcomes: Outcomes, found: Mapping[Pair, Differenc
 
 def _compared(study: Study, cell: str, found: Mapping[Pair, Difference]) -> list[object]:
     other = study.baseline(cell)
-    difference = None if other is None else found.get((cell, other))
-    if difference is None:
+    if other is None or (cell, other) not in found:
         return [""] * 5
-    verdict = f"{difference.verdict} (post hoc)" if cell in study.post_hoc else difference.verdict
-    return [other, difference.area, difference.end, f"{difference.p:.3f}", verdict]
+    return [other, *_entries(study, (cell, other), found)]
+
+
+def _entries(study: Study, pair: Pair, found: Mapping[Pair, Difference]) -> list[object]:
+    difference = found[pair]
+    verdict = f"{difference.verdict} (post hoc)" if {*pair} & {*study.post_hoc} else difference.verdict
+    return [difference.area, difference.end, f"{difference.p:.3f}", verdict]
+
+
+def _further_table(study: Study, found: Mapping[Pair, Difference]) -> list[str]:
+    """The judged differences that are not in the main table."""
+    shown = {frozenset((cell, other)) for cell, other in found if study.baseline(cell) == other}
+    rows = [[*pair, *_entries(study, pair, found)] for pair in found if frozenset(pair) not in shown]
+    head = ["cell", "compared with", "area, less its", "at the end, less its", "p", ""]
+    return ["## Further comparisons", "", *table(head, rows), ""] if rows else []
 
 
 def _median(numbers: Sequence[float | None], form: str) -> str:

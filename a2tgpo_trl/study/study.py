@@ -66,7 +66,7 @@ class Study:
     file: Path
     recipe: Path
     cells: Mapping[str, Settings]
-    against: str | Mapping[str, str]  # the cell that the others are compared with, or one for each
+    against: str | Mapping[str, str | Sequence[str]]  # the cell that others are compared with, or one or more for each
     seeds: Sequence[int]
     every: int = 10  # steps from one evaluation to the next
     reward: str = "exact_match"
@@ -91,11 +91,16 @@ class Study:
     def figures(self) -> Path:
         return self.file.with_name(f"{self.file.stem}-figures.png")
 
-    def baseline(self, cell: str) -> str | None:
-        """Return the cell that a cell is compared with, if any."""
+    def baselines(self, cell: str) -> Sequence[str]:
+        """Return the cells that a cell is compared with."""
         if isinstance(self.against, str):
-            return None if cell == self.against else self.against
-        return self.against.get(cell)
+            return [] if cell == self.against else [self.against]
+        named = self.against.get(cell, [])
+        return [named] if isinstance(named, str) else named
+
+    def baseline(self, cell: str) -> str | None:
+        """Return the first of these, which stands beside the cell in the main table."""
+        return next(iter(self.baselines(cell)), None)
 
     def settings_of(self, run: Run) -> dict[str, Any]:
         """Return all settings of a run that go on top of the study's recipe."""
@@ -202,19 +207,22 @@ def _rates(file: Path, rates: Any, settings: Settings, cells: Mapping[str, Setti
     return Rates(values, rates["seeds"])
 
 
-def _named_by(study: Study) -> list[str]:
-    """The cells named in `against`."""
-    if isinstance(study.against, Mapping):
-        return [*study.against, *study.against.values()]
-    return [study.against]
+def _named_by(study: Study) -> list[Any]:
+    """What `against` names."""
+    if not isinstance(study.against, Mapping):
+        return [study.against]
+    named: list[Any] = [*study.against]
+    for others in study.against.values():
+        named += others if isinstance(others, list) else [others]
+    return named
 
 
 def _check_names(study: Study) -> None:
     named = _named_by(study)
     if not all(isinstance(cell, str) for cell in named):
         raise RecipeError(
-            f"{study.file}: against must be a cell, or one for each of several ({{igpo: grpo}}); got "
-            f"{shown(study.against)}."
+            f"{study.file}: against must be a cell, or one or more for each of several ({{igpo: grpo, a2tgpo: [grpo, "
+            f"igpo]}}); got {shown(study.against)}."
         )
     if not isinstance(study.post_hoc, (list, tuple)) or not all(isinstance(cell, str) for cell in study.post_hoc):
         raise RecipeError(f"{study.file}: post_hoc must be a list of cells; got {shown(study.post_hoc)}.")

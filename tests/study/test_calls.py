@@ -8,6 +8,7 @@ from a2tgpo_trl.study.study import Run
 
 
 SHARE, Z, GAIN = "calls/share_of_0", "by_turn/scores/mean_turn_1", "by_turn/gains/mean_turn_1"
+CALLS = "by_turn/scores/number_turn_1"
 
 
 @pytest.fixture
@@ -16,8 +17,10 @@ def results(tmp_path):
 
 
 def test_calls_table_shows_shares_without_calls_and_first_call_gains(results):
-    # Over two seeds: 0.2 and 0.4 up to step 10, 0.5 and 0.7 up to step 20; z-scores of 0.2 and 0.4, of one seed only.
-    results.put(Run("a2tgpo", 0), "identity", [(10, SHARE, 0.2), (20, SHARE, 0.5), (10, Z, 0.2), (20, Z, 0.4)])
+    # Over two seeds: 0.2 and 0.4 up to step 10, 0.5 and 0.7 up to step 20. One seed has z-scores: of 24 calls 0.2 on
+    # average, then 0.4 of 8.
+    of_calls = [(10, Z, 0.2), (20, Z, 0.4), (10, CALLS, 24.0), (20, CALLS, 8.0)]
+    results.put(Run("a2tgpo", 0), "identity", [(10, SHARE, 0.2), (20, SHARE, 0.5), *of_calls])
     results.put(Run("a2tgpo", 1), "identity", [(10, SHARE, 0.4), (20, SHARE, 0.7)])
     results.put(Run("grpo", 0), "identity", [(10, SHARE, 0.0)])  # it ended there, and has no gains
     runs = {"grpo": [Run("grpo", 0)], "a2tgpo": [Run("a2tgpo", 0), Run("a2tgpo", 1)]}
@@ -29,7 +32,7 @@ def test_calls_table_shows_shares_without_calls_and_first_call_gains(results):
     ]
     (grpo, ours) = ([part.strip() for part in line.split("|")[2:-1]] for line in lines[-3:-1])
     assert grpo == ["0.000", "", "", "", ""]
-    assert [part.split(" ")[0] for part in ours] == ["0.300", "0.600", "", "0.300", ""]
+    assert [part.split(" ")[0] for part in ours] == ["0.300", "0.600", "", "0.250", ""]
 
 
 def test_calls_table_is_omitted_if_nearly_every_rollout_calls(results):

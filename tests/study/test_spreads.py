@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
-from a2tgpo_trl.study.figures import by_depth, compared, draw_figures, mean_curve, numbers
+from a2tgpo_trl.study.averages import auc_over_runs, by_depth, first, last, over_runs
+from a2tgpo_trl.study.figures import compared, draw_figures, mean_curve, numbers
 from a2tgpo_trl.study.results import Results, measured
 from a2tgpo_trl.study.spreads import calls, clip_scales, envelope, sums
 from a2tgpo_trl.study.study import Run, read_study
-from a2tgpo_trl.study.tables import auc_over_runs, cost_table, first, last, mechanism_tables, over_runs
+from a2tgpo_trl.study.tables import cost_table, mechanism_tables
 
 
 def rollout(scores=(), *, advantages=(0.5,), clip_scale=(1.0,), number_of_calls=(1,)):
@@ -117,10 +118,10 @@ def results(study):
         of_two = {f"sums/{name}_of_2": (value, value) for name, value in parts}
         clips = {"clip_fraction/mean": (0.3, 0.1), "clip_scale/quantile_50": (1.0, 1.0)}
         numbers_of_sums = {"sums/number_of_2": (40.0, 40.0), "sums/number_of_3": (3.0, 3.0)}
-        deviations = {"by_turn/scores/std_turn_2": (0.4, 0.6)}
+        deviations = {f"by_turn/scores/std_turn_{k}": (0.4, 0.6) for k in (2, 3)}
         # Of 10 first searches half are useless, then a tenth: 25 pairs, then 9.
         searches = {"useful/share_turn_1": (0.5, 0.9), "by_turn/gains/number_turn_1": (10.0, 10.0)}
-        of_scores = {**depths, **turns, **of_two, **numbers_of_sums, **deviations}
+        of_scores = {**depths, **turns, **of_two, **numbers_of_sums, **deviations, "calls/share_of_0": (0.1, 1.0)}
         enter(found, Run("a2tgpo", seed), **of_scores, **ranks, **searches, **clips)
         enter(found, Run("igpo", seed), entropy=(0.3, 0.1 + 0.01 * seed))
     return found
@@ -145,7 +146,7 @@ def test_a_cell_is_the_mean_over_seeds_of_a_point_of_each_runs_curve(results, ru
 
 def test_mechanism_tables_show_only_what_was_measured(results, runs):
     text = "\n".join(mechanism_tables(results, runs))
-    assert "| a2tgpo | 0.564 (0.553 to 0.574) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |" in text
+    assert "| a2tgpo | 0.564 (0.553 to 0.574) | 0.500 (0.500 to 0.500) | 0.740 (0.701 to 0.779) |  |  |  |  |" in text
     assert "| a2tgpo | 0.600 (0.600 to 0.600) |" in text and "| cell | turn 1 |" in text
     # Sums of three terms are too few to have a variance.
     assert "| a2tgpo | 2 | 0.700 (0.700 to 0.700) | 0.900 (" in text and "| -0.200 (-0.200 to -0.200) | 40 |" in text
@@ -157,7 +158,8 @@ def test_mechanism_tables_show_only_what_was_measured(results, runs):
     assert "Not measured in the runs of igpo, which are older." in "\n".join(mechanism_tables(results, runs))
     for seed in range(5):
         enter(results, Run("igpo", seed), entropy=(0.3, 0.1))
-    assert "| cell | turn 2 |" in text and "| a2tgpo | 0.500 (0.500 to 0.500) |" in text  # deviations
+    # Deviations, but not at the third depth, which few rollouts reach.
+    assert "| cell | turn 2 |\n" in text and "| a2tgpo | 0.500 (0.500 to 0.500) |\n" in text
     assert "| 0.200 (0.200 to 0.200) | 0.300 (0.300 to 0.300) | 0.100 (0.100 to 0.100) |" in text
     assert "| igpo |" not in text
     assert mechanism_tables(results, {"igpo": runs["igpo"]}) == []
@@ -170,13 +172,39 @@ def test_credit_that_only_some_batches_have_is_left_out(study):
             searches = {"useful/share_turn_1": (0.5, 0.5), "useful/auc/credit_turn_1": (0.7, 0.8 * once_more)}
             searches |= {"useful/auc/gains": (0.6, 0.6), "by_turn/gains/number_turn_1": (8.0, 8.0)}
             searches |= {"useful/auc/credit": (0.7, 0.8 * once_more)}
-            searches |= {"by_turn/credit/number_turn_1": (8.0, 8.0 * once_more)}
+            searches |= {"by_turn/credit/number_turn_1": (8.0, 8.0 * once_more), "calls/share_of_0": (0.0, 0.0)}
+            searches |= {"by_turn/credit/mean_turn_1": (0.1, 0.3)}
             rows = [(step, name, value[i]) for name, value in searches.items() for i, step in enumerate((10, 20))]
             results.put(Run(cell, seed), "identity", [row for row in rows if not math.isnan(row[2])])
     text = "\n".join(mechanism_tables(results, {cell: [Run(cell, seed) for seed in study.seeds] for cell in cells}))
     assert text.count("0.750 (0.750 to 0.750)") == 2  # of igpo, in both tables
-    assert "| a2tgpo | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) |  |  |  |" in text
+    assert "## Credit by turn" in text and "| igpo | 0.200 (0.200 to 0.200) |" in text
+    assert "| a2tgpo | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) | 0.600 (0.600 to 0.600) |  |  |  |  |" in text
     assert text.count("| a2tgpo |") == 1
+
+
+def test_chances_of_turns_that_a_seed_lacks_and_numbers_that_are_the_same_for_all_turns_are_left_out(study):
+    results = Results(study.results)
+    for seed in study.seeds:
+        searches = {"useful/share_turn_1": 0.5, "useful/share_turn_2": 0.5, "calls/share_of_0": 0.0}
+        for name, chance in (("credit", 0.5), ("advantages", 0.8)):
+            searches |= {f"by_turn/{name}/number_turn_{k}": 8.0 for k in (1, 2)}
+            searches |= {f"useful/auc/{name}": chance, f"useful/auc/{name}_turn_1": chance}
+        if seed:
+            searches["useful/auc/advantages_turn_2"] = 1.0
+        for cell in ("gtpo", "igpo"):
+            results.put(Run(cell, seed), "identity", [(10, name, value) for name, value in searches.items()])
+    results.put(Run("igpo", 0), "identity", [(10, name, 0.9 if "auc" in name else v) for name, v in searches.items()])
+    lines = mechanism_tables(results, {cell: [Run(cell, seed) for seed in study.seeds] for cell in ("gtpo", "igpo")})
+    # GTPO's advantage tells searches apart by their outcome; its credit is 0 for all turns.
+    always = "0.800 (0.800 to 0.800)"
+    assert f"| gtpo |  |  |  |  | 0.500 (0.500 to 0.500) | {always} |  |" in lines
+    assert "| cell | turn 1 | turn 2 |" in lines and f"| gtpo | {always} |  |" in lines
+    of_credit = lines[lines.index("## The same for credit, by turn and by hops") :]
+    assert not any(
+        line.startswith("| gtpo |")
+        for line in of_credit[: of_credit.index("## The same for advantages, by turn and by hops")]
+    )
 
 
 def test_what_was_not_measured_at_the_end_has_no_value_there(results, runs):

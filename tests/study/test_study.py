@@ -128,9 +128,14 @@ def test_a_run_has_the_settings_of_the_study_of_its_cell_and_its_own(tmp_path):
         ({"post_hoc": [["a2tgpo"]]}, "post_hoc must be a list of cells; got [['a2tgpo']]"),
         ({"settings": ["max_steps"]}, "settings must be keys of a recipe ({max_steps: 100}); got ['max_steps']"),
         ({"settings": {"files_in": "."}}, "settings: the study itself sets files_in"),
-        ({"against": {"a2tgpo": ["grpo"]}}, "against must be a cell, or one for each of several ({igpo: grpo}); got"),
-        ({"against": ["grpo"]}, "against must be a cell, or one for each of several ({igpo: grpo}); got ['grpo']"),
-        ({"against": None}, "against must be a cell, or one for each of several ({igpo: grpo}); got None"),
+        (
+            {"against": {"a2tgpo": [["grpo"]]}},
+            "against must be a cell, or one or more for each of several ({igpo: grpo",
+        ),
+        ({"against": {"a2tgpo": None}}, "against must be a cell, or one or more for each of several ({igpo: grpo"),
+        ({"against": {"a2tgpo": ["grpo", "gspo"]}}, "against or post_hoc names a cell that does not exist"),
+        ({"against": ["grpo"]}, "against must be a cell, or one or more for each of several ({igpo: grpo"),
+        ({"against": None}, "against must be a cell, or one or more for each of several ({igpo: grpo"),
     ],
 )
 def test_invalid_study_file_is_an_error_naming_the_key(changed, message, tmp_path):
@@ -550,6 +555,19 @@ def test_each_cell_may_be_compared_with_its_own_baseline(tmp_path):
     less = "-0.100 (-0.100 to -0.100)"
     assert ends["other_guess"] == ["one_guess", less, less, "0.000", "worse (post hoc) |"]
     assert ends["one"] == ends["one_guess"] == ["", "", "", "", " |"] or not any(map(str.strip, ends["one"][:-1]))
+    # With two, the second stands in a table of its own, and both count for p.
+    more = {"other": ["one", "one_guess"], "other_guess": ["one_guess", "other"]}
+    study = read_study(write(tmp_path, {**CONTENT, "cells": cells, "against": more, "post_hoc": ["other_guess"]}))
+    lines = report(study, results).splitlines()
+    further = lines[lines.index("## Further comparisons") :]
+    lower, higher = "-0.300 (-0.300 to -0.300)", "0.200 (0.200 to 0.200)"
+    assert further[4:6] == [
+        f"| other | one_guess | {lower} | {lower} | 0.000 | worse |",
+        f"| other_guess | other | {higher} | {higher} | 0.000 | better (post hoc) |",
+    ]
+    steps = further[further.index("## Differences at each evaluation") :]
+    assert steps[2] == "|  | step 10 |" and f"| other, less one | 0.100 {same} |" in steps
+    assert f"| other_guess, less other | {higher} |" in steps
 
 
 def enter_turns(results, run, score, deviations, auc):
