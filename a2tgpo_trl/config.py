@@ -185,18 +185,20 @@ class A2TGPOConfig(ToolConfig):
         True,
         "Whether rollouts are assigned to the micro-batches of an optimizer step by their lengths and prompts, "
         "which needs less padding, instead of at random. The gradient is the same sum; a loss that is not a sum over "
-        "rows (bnpo, or one that uses entropies) keeps TRL's random order.",
+        "rows (bnpo, or one that uses entropies) keeps TRL's random order, and so does one that knows no turns, such "
+        "as grpo's and gspo's.",
     )
     sampled_tokens_only: bool = setting(
         True,
         "Whether the policy's head is given only sampled tokens, the only ones that are trained on, and not the "
-        "results of tools. With adapters that put virtual tokens before the prompt it is given all tokens.",
+        "results of tools. With adapters that put virtual tokens before the prompt, and with credit grpo, it is given "
+        "all tokens.",
     )
     shared_prefixes: bool = setting(
         True,
         "Whether a forward pass reads the common beginning of rollouts of a micro-batch only once: their prompt, and "
         "often a first call and its result. Models and attention implementations for which this is not known to be "
-        "exact read rows one by one; so do compiled models.",
+        "exact read rows one by one; so do compiled models, and losses that know no turns.",
     )
     gain_measure: GainMeasure = _by_credit(
         "gain_measure",
@@ -245,7 +247,8 @@ class A2TGPOConfig(ToolConfig):
         "was clipped, which the page of a run uses to colour it. Without tokens, files are smaller.",
     )
     record_megabytes: Annotated[int, Interval(1)] = setting(
-        1000, "Most megabytes of these files, on all ranks together. Recording ends when they are reached."
+        1000,
+        "Maximum total size of these files in megabytes, on all ranks together. Recording ends when they are reached.",
     )
     table_turns: Annotated[int, Interval(0)] = setting(
         TABLE_TURNS,
@@ -412,8 +415,8 @@ class A2TGPOConfig(ToolConfig):
             return None
         return (
             f"{', '.join(f'{name}={getattr(self, name)}' for name in chosen)}: no effect, because each batch is "
-            "trained on in one update and all ratios are 1. Set steps_per_generation above "
-            "gradient_accumulation_steps, or num_iterations above 1."
+            "trained on in one update and all ratios are 1. Set steps_per_generation times num_iterations above "
+            "gradient_accumulation_steps."
         )
 
     @property

@@ -16,16 +16,17 @@ An evaluation writes to OUTPUT_DIR/evaluation/POLICY:
     rollouts.jsonl   what was said, called, found and rewarded, a line for each rollout
     settings.json    what the rollouts depend on
 
-Scores. Each is a mean over questions with its 95 % interval: Wilson's for scores that are right or wrong, and
-percentiles of 2,000 draws of the questions (bootstrap) for all others. Several rollouts of a question
+Scores. Each is a mean over questions with its 95 % interval: Wilson's for exact_match, exact_number and math_equal,
+and percentiles of 2,000 draws of the questions (bootstrap) for all others. Several rollouts of a question
 (`num_generations_eval`) are averaged first. Besides rewards, it scores tool turns, tool calls that reached their tool,
 and right answers per call, which are all right answers divided by all calls. There is a row for each value of a column
 (`group_by`; for task qa, each set), and for each collection that a task defines (its `averages`; for task qa,
-multi-hop, single-hop and all sets): once over their questions, so that a large set counts for more, and once over the
-means of their sets ("each set alike").
+multi-hop, single-hop and all sets): once with equal weight for each question, so that a large set counts for more, and
+once with equal weight for each set ("each set alike").
 
-Two policies on the same questions are compared one question at a time: the difference with its interval, and for
-scores that are right or wrong, McNemar's exact test of the questions that only one of the two has right. Name the
+Two policies on the same questions are compared one question at a time: the difference with its interval, and for the
+three scores above, if each question has one rollout, McNemar's exact test of the questions that only one of the two
+has right. Name the
 folders of two evaluations:
 
     a2tgpo paired outputs/start/evaluation/Qwen3-4B outputs/trained/evaluation/trained --by set

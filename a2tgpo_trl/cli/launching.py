@@ -45,7 +45,7 @@ def launch(module: str, args: argparse.Namespace) -> int:
     if [*start.variables] == [VISIBLE] and args.num_processes is None:  # a rank of SLURM has other variables too
         print(
             f"Starting one process, on one of this machine's GPUs ({VISIBLE}={start.variables[VISIBLE]}). To start "
-            "more, give --num_processes before the recipe's keys.",
+            "more, give --num_processes.",
             file=sys.stderr,
         )
     sys.stdout.flush()

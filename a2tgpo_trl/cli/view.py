@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", default=None, help="overwrite the file even if it is not such a page"
     )
     parser.add_argument("--serve", action="store_true", help="show the page live as the runs go on, until Ctrl-C")
-    parser.add_argument("--host", help=f"address to listen on; any but this machine's own needs a token ({HOST})")
+    parser.add_argument(
+        "--host", help=f"address to listen on; any but a loopback address needs a token (default {HOST})"
+    )
     parser.add_argument("--port", type=port_number, help=f"port to listen on (default {PORT}; 0: a free one)")
     parser.epilog = "What the page shows, and how to see it from another machine: a2tgpo help view"
     parser.set_defaults(run=run)

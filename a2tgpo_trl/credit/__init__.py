@@ -24,12 +24,13 @@ For which one to use, see `recipes/study/README.md`, which has figures for one g
 with `gain_normalization: pooled` and a wider clip range, learn faster than grpo; a2tgpo as it is does not.
 
 Each method sets the switches (`A2TGPOConfig`) to its paper's values; for a2tgpo, whose paper and code differ, see
-`help(find_method("a2tgpo"))`. Your settings override them; a setting that the
-method never reads is refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo". gtpo sets a turn
-reward, {bad_format: -0.1}; for mt_grpo and hybrid you must set some. The docstring of a method has its formula and a
-worked example: `help(find_method("gtpo"))`. `a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several
-methods with several seeds and compares their held-out learning curves. `recredited(records, "igpo")` of
-`a2tgpo_trl.recredit` shows how another method would have credited rollouts that a run recorded (`record_every`).
+`python -m pydoc a2tgpo_trl.credit.a2tgpo`. Your settings override them; a setting that the method never reads is
+refused. `loss_type` is "grpo" for gspo, atpo and a2tgpo_paper, else "dapo". gtpo sets a turn reward,
+{bad_format: -0.1}; for mt_grpo and hybrid you must set some. The docstring of a method has its formula and a worked
+example: `help(find_method("gtpo"))` (`from a2tgpo_trl.credit import find_method`).
+`a2tgpo compare RECIPE --credit grpo a2tgpo --seeds 0 1 2` trains several methods with several seeds and compares their
+held-out learning curves. `recredited(records, "igpo")` of `a2tgpo_trl.recredit` shows how another method would have
+credited rollouts that a run recorded (`record_every`).
 
 A method of your own is a function in a file, `credit: my_credit.py:last_tool_turn`:
 

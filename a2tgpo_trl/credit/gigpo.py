@@ -21,8 +21,8 @@ def gigpo(evidence: Evidence, switches: Switches) -> Tensor:
 
     r is the reward of the turn, and on the last turn also the outcome. A state is what the policy had just read: the
     prompt, or the results of its last calls (`states.py`). w is `outcome_weight`, v `state_weight`. d is 1 with
-    `scale_rewards: none`, else the sample deviation of these turns. A_outcome, which is TRL's, follows the same
-    switch, as both terms do in the paper.
+    `scale_rewards: none`, else the sample deviation: of these turns with `group`, of all turns with `batch`.
+    A_outcome, which is TRL's, follows the same switch, as both terms do in the paper.
 
     Meaning: if rollouts of a prompt reach the same point and go on differently, the policy does more of what did
     better there, whatever the rest of the rollout was like.

@@ -72,9 +72,10 @@ def turn_group_zscore(
         Z[i,t] = (IG[i,t] - mean) / (sqrt(var + f^2) + 1e-6)      over the rollouts of i's group with a gain at t
         Z[i,t] = 0                                                where |IG[i,t] - mean| <= floor
 
-    f is the floor, at least 1e-4: how much rounding may move a gain (`rounding.py`), 0 for exact numbers. Z is 0 in a
-    cell of one member or of equal gains. If rounding moves IG - mean by no more than the floor, the sign of Z does not
-    depend on it: what is above the floor in one precision is on the same side of the mean in another.
+    f is the floor, at least 1e-4: how much rounding may move a gain (`information_gain/rounding.py`), 0 for exact
+    numbers. Z is 0 in a cell of one member or of equal gains. If rounding moves IG - mean by no more than the floor,
+    the sign of Z does not depend on it: what is above the floor in one precision is on the same side of the mean in
+    another.
 
     With `stopped_NK`, rollouts that had stopped before a depth count there with a gain of 0, which is what they gained
     by not calling. The z-scores of the others then say both whether to call and which call was better.

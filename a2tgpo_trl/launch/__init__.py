@@ -26,10 +26,10 @@ each rollout draws from its own seed, and equal contexts have one value, whichev
 LoRA on one process and on two and four under DDP, ZeRO-2, ZeRO-3 and FSDP2 give the same rollouts, and advantages and
 adapters to 2e-5 (`tests/test_world_sizes.py`).
 
-Exit codes: 0 done, 1 stopped, 2 cannot be done so, 75 run me again (SIGTERM, with a checkpoint), 130 interrupted from
-the keyboard. `a2tgpo train` passes SIGTERM on to its processes and waits for them. `torchrun` and `accelerate launch`
-give several processes 30 seconds and leave a single one running; with them, signal the Python processes of the
-training.
+Exit codes: 0 done, 1 stopped, 2 refused, 75 interrupted by SIGTERM (the same command resumes from its checkpoint), 130
+interrupted from the keyboard. `a2tgpo train` passes SIGTERM on to its processes and waits for them. `torchrun` and
+`accelerate launch` give several processes 30 seconds and leave a single one running; with them, signal the Python
+processes of the training.
 
     processes.py   configuration, number of processes, machine -> how processes are started
     launcher.py    words of `accelerate launch` -> its processes, and their exit code

@@ -95,7 +95,8 @@ class Recipe:
         if self.args.n_gpu > 1:
             raise RecipeError(
                 f"One process sees {self.args.n_gpu} GPUs. Start one process per GPU (--num_processes "
-                f"{self.args.n_gpu}, before the other options), or let it see only one (CUDA_VISIBLE_DEVICES=0)."
+                f"{self.args.n_gpu}; with accelerate launch, before -m), or let it see only one "
+                "(CUDA_VISIBLE_DEVICES=0)."
             )
         try:
             check_output_apart(self.args.output_dir, self.model.model_name_or_path)

@@ -1,6 +1,6 @@
 """credited batches -> files of their rollouts in the run's folder, written beside the training and never in its way.
 
-    record_every: 5             the first batch, then the first after every fifth step; 0, the default: none
+    record_every: 5             the first batch, then the next one after each fifth step; 0, the default: none
     record_format: parquet      or jsonl, the default: one rollout per line, readable by any tool and by eye
     record_tokens: false        without the data of single tokens
     record_megabytes: 1000      the most that is written

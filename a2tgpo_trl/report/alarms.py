@@ -138,7 +138,7 @@ ALARMS = (
         "alarms/calls",
         "turns/mean",
         f"calls die out: rollouts have less than {FEW_CALLS:.0%} of the tool turns that they had in the first five "
-        f"lines, and on average fewer than {HARDLY_ANY_CALL}",
+        f"lines (at least {NEVER_CALLED}), and on average fewer than {HARDLY_ANY_CALL}",
         "read rollouts from before and after. Is a guessed answer as good as one that was looked up? Then ask what "
         "cannot be guessed. Are calls punished, by a turn reward or by failures (turns/tool_error, turns/timeout)? "
         "Lower the learning rate, or keep the policy near its start (beta: 0.01).",

@@ -101,8 +101,8 @@ TURNS = Group(
             "turns per rollout, the answer turn included: mean and maximum",
             good="settles at what the questions need",
             bad="falls to 1: nothing is looked up any more; or climbs to max_tool_calling_iterations",
-            do="if it falls: see alarms/calls. If it climbs: is a call free, and an answer a risk? Set a turn reward "
-            "for calls, or allow fewer.",
+            do="if it falls: see alarms/calls. If it climbs: does the reward make calling safer than answering? Set a "
+            "turn reward for calls, or allow fewer.",
             evaluated=True,
         ),
         Metric(
@@ -111,8 +111,9 @@ TURNS = Group(
             good="turns/ok near 1",
             bad="unparsed_call, bad_arguments, unknown_tool: the policy does not know the form of a call. tool_error, "
             "timeout: the tool fails. over_budget, context_full: limits",
-            do="a2tgpo check shows what the policy reads about the tools; failure_policy sets what follows; raise "
-            "max_completion_length or max_result_tokens if limits cut.",
+            do="a2tgpo check shows what the policy reads about the tools; failure_policy sets what follows. "
+            "context_full: raise max_completion_length or lower max_result_tokens. result_cut: raise "
+            "max_result_tokens. over_budget: raise max_tool_calling_iterations or max_calls_per_turn.",
             when="tools or environments",
             evaluated=True,
         ),

@@ -23,9 +23,8 @@ of a call to a tool with `final=True`.
     math_equal      1 or 0: mathematically equal, also in \boxed{}; needs the extra `math`
 
 Each is also a metric, logged as `rewards/NAME/mean`; in an evaluation, `eval_rewards/NAME/mean` can be the
-`metric_for_best_model` (with `greater_is_better: true`). A rollout that is left out of its group
-(`a2tgpo help failures`) gets no reward, whatever a function returns. For rewards of single turns, see
-`a2tgpo help credit`.
+`metric_for_best_model`. A rollout that is left out of its group (`a2tgpo help failures`) gets no reward, whatever a
+function returns. For rewards of single turns, see `a2tgpo help credit`.
 """
 
 from .paper import AnswerFormat, paper_reward, reward_in

@@ -33,7 +33,7 @@ give the rollouts of a group different questions.
 The first environment is made with the trainer, and any exception from it ends the run. A later one that cannot be
 made, or takes longer than the time limit (`@tool` on `__init__` may set another), counts for this batch as one that
 cannot be reset. The same holds for environments that replace one that hangs. A reward function that takes
-`environments` gets in its place an object that has only what its class has.
+`environments` gets, in place of an environment that could not be made, an object with the attributes of its class.
 
 A rollout whose `reset` or `get_reward` fails gets no reward and is left out of its group; both are counted. If all
 environments fail in two batches in a row, the run stops, as for a tool that is down. `answer` may be a list of

@@ -22,12 +22,12 @@ there is no room to tell anything; a rollout whose prompt fills it has no turn a
 
 A turn with several calls ends as its gravest call, the one furthest down this list. After its last allowed turn the
 policy is told to answer; if it calls again, the rollout ends. A final tool's call ends the rollout as its answer,
-whatever happened to the other calls of the turn, unless one of these is set to `exclude`, or is one that cannot be
-made and is set to `end`: then no call of the turn is made. A turn whose failed calls
-were told to the policy has a gain like any other; the turns of an excluded rollout have none. Evaluations exclude no
-rollouts: there `exclude` means `end`. With `loss_type` "grpo" or "dr_grpo", excluded rollouts still count in the
-denominator; with "dapo", the default, and "bnpo" they do not. For what tools themselves may do wrong, and what outages
-cost, see `a2tgpo help tools`.
+whatever happened to the other calls of the turn. There are two exceptions: a failure of another call that is set to
+`exclude` excludes the rollout, and if another call cannot be made and that is set to `exclude` or `end`, no call of
+the turn is made. A turn whose failed calls were told to the policy has a gain like any other; the turns of an excluded
+rollout have none. Evaluations exclude no rollouts: there `exclude` means `end`. With `loss_type` "grpo" or "dr_grpo",
+excluded rollouts still count in the denominator; with "dapo", the default, and "bnpo" they do not. For what tools
+themselves may do wrong, and what outages cost, see `a2tgpo help tools`.
 """
 
 from collections.abc import Iterable, Mapping

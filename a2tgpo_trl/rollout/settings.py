@@ -74,8 +74,8 @@ class ToolConfig(GRPOConfig):
     )
     max_hung_calls: Annotated[int, Interval(0)] = setting(
         16,
-        "Calls that may be past their time limit at the same time. With more, further calls wait until some "
-        "return; if they do not within outage_patience, the run saves a checkpoint and stops.",
+        "Calls that may be past their time limit at the same time. With more, further calls of their tools "
+        "wait until some return; if they do not within outage_patience, the run saves a checkpoint and stops.",
     )
     on_outage: Literal["stop", "continue"] = setting(
         "stop",
@@ -85,7 +85,7 @@ class ToolConfig(GRPOConfig):
     outage_patience: Annotated[float, Interval(0.0)] = setting(
         300.0,
         "Seconds to wait for a tool that is down, or for calls that hang. Must be less than ddp_timeout, if there are "
-        "several processes: others may wait for the one that waits.",
+        "several processes: they all wait meanwhile.",
     )
     sampling_batch_size: Annotated[int | None, Interval(1)] = setting(
         None,
@@ -109,9 +109,10 @@ class ToolConfig(GRPOConfig):
     seeded_rollouts: bool | None = setting(
         None,
         "Whether each rollout has its own seed (made from `seed`, the step and its place in the batch), so that the "
-        "same seed gives the same run on any number of processes. None: yes with transformers' generation, no with "
-        "vLLM, whose sampler would be slower. One seed for all (`seed` in generation_kwargs) is refused: the rollouts "
-        "of a prompt would be the same.",
+        "same seed gives the same run on any number of processes. None: yes with transformers' generation "
+        "(unless full_determinism or use_transformers_continuous_batching is set), no with vLLM, whose sampler would "
+        "be slower. One seed for all (`seed` in generation_kwargs) is refused: the rollouts of a prompt would be the "
+        "same.",
     )
     answer_column: str = setting(
         "answer",

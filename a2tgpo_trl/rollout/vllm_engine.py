@@ -11,7 +11,7 @@ What a user should know. `use_vllm: true` samples with vLLM, in the trainer's pr
 server, as in TRL:
 
     use_vllm: true
-    vllm_importance_sampling_mode: token_truncate        # set it, whenever rollouts have more than some tokens
+    vllm_importance_sampling_mode: token_truncate        # set it, unless rollouts have only a few tokens
     vllm_max_model_length: 8192                          # prompt and completion
     vllm_enable_sleep_mode: true                         # colocate: its memory is free while the policy is trained
 

@@ -12,6 +12,7 @@ results:
     against: grpo                         the cell that the others are compared with; or, for each, one or more:
                                           {igpo: grpo, a2tgpo: [grpo, igpo]}
     post_hoc: [a2tgpo_wide]               cells that were added after results of others had been seen
+    reward: exact_match                   the held-out score that is compared
     target: 0.7                           cells are timed until they reach this held-out score
     learning_rates: {values: [2.5e-4, 5.0e-4], seeds: [1000]}       each cell tries these, on other seeds
     cells:

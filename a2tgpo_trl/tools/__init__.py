@@ -38,9 +38,9 @@ Settings. `@tool(...)` sets how calls are made. A recipe can do the same: `tool_
 Failures. A call with wrong arguments is not made. The policy is told of an exception, a timeout or a cut result as the
 result of its call, and the rollout goes on; `failure_policy` can end the rollout or leave it out of its group instead.
 A call that never returns costs a thread, not the step; when such calls hold more than `max_hung_calls` threads,
-further calls wait until some have returned. Nothing that a tool returns can become a special token, a call or a turn:
-control text in it is broken up. Values of environment variables that look like secrets are replaced by the variable's
-name.
+further calls of their tools wait until some have returned. Nothing that a tool returns can become a special token, a
+call or a turn: control text in it is broken up. Values of environment variables that look like secrets are replaced by
+the variable's name.
 
 Outages. A tool with a `check` must be up before the first step. If its calls fail later, the check is repeated for up
 to `outage_patience` seconds. When the tool is up again, the failed calls are made once more. If it stays down, the run

@@ -44,7 +44,8 @@ def atlas(
     """Training questions of one to four hops, and test questions of two to four hops, in equal parts.
 
     The entities of the two sets are disjoint, and so are their facts; one search index holds the documents of both.
-    The settings after `top_k` make the world harder, except for `answerable` and `supporting_documents`.
+    Longer chains are harder, and so are the settings after `test_hops`, except for `answerable`,
+    `supporting_documents` and `guessable`.
 
     Args:
         train_hops: Lengths of the fact chains in the training questions, in equal parts; each from 1 to 8.
