@@ -111,6 +111,7 @@ class Resumable(GRPOTrainer):
         self._random_state: RandomState | None = None
         self._saved_step: int | None = None
         self._is_evaluating, self._evaluated_step = False, -1
+        self._passes, self._pass_begins = 0, 0  # through the data before this one, and the step at which it began
         # An earlier training may have been interrupted between two micro-steps.
         self._step, self._buffered_inputs = 0, None
         self._resumed = self._choose(resume_from_checkpoint)
@@ -194,8 +195,25 @@ class Resumable(GRPOTrainer):
         self._train_sampler = super()._get_train_sampler(*args, **kwargs)
         return self._train_sampler
 
-    def _run_epoch(self, *, model, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs: Any):
+    def _run_epoch(
+        self,
+        *,
+        model,
+        epoch: int,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+        resume_from_checkpoint: str | None,
+        **kwargs: Any,
+    ):
+        if self._train_sampler is None and (in_stream := self._facts.get("stream")):
+            # The parent takes all of the training for the first pass through a stream, whose length it does not know.
+            epochs_trained = in_stream["passes"]
+            steps_trained_in_current_epoch = in_stream["steps"] * self.args.gradient_accumulation_steps
+            if epoch < epochs_trained:
+                return
+        self._passes, self._pass_begins = epoch, self.state.global_step
         if resume_from_checkpoint is not None and epoch == epochs_trained:
+            self._pass_begins -= steps_trained_in_current_epoch // self.args.gradient_accumulation_steps
             self._resume_epoch(model, epoch, **kwargs)
             if self.state.global_step >= self.state.max_steps:
                 self.control.should_training_stop = True  # killed after its last step; the parent would do another
@@ -204,6 +222,7 @@ class Resumable(GRPOTrainer):
             model=model,
             epoch=epoch,
             epochs_trained=epochs_trained,
+            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
             resume_from_checkpoint=resume_from_checkpoint,
             **kwargs,
         )
@@ -341,6 +360,7 @@ class Resumable(GRPOTrainer):
             "step": self.state.global_step,
             "windows": micro_step // self._window,
             "inside_window": micro_step % self._window > 0,
+            "stream": {"passes": self._passes, "steps": self.state.global_step - self._pass_begins},
             "evaluation_is_due": self._lacks_evaluation,
             "weights_alone": self.args.save_only_model,
             "layout": self._run.layout,

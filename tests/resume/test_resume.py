@@ -436,16 +436,18 @@ def test_resuming_with_other_adapter_settings_is_refused(make, tmp_path):
     assert again.state.global_step == 2
 
 
-def test_run_on_a_streamed_dataset_resumes_identically(make, tmp_path):
-    changes = {"max_steps": 3, "eval_strategy": "no"}
+@pytest.mark.parametrize(("rows", "stop"), [(8, 2), (2, 2), (2, 3)], ids=["first pass", "its end", "second pass"])
+def test_run_on_a_streamed_dataset_resumes_identically(rows, stop, make, tmp_path):
+    changes = {"max_steps": 4, "num_iterations": 1, "steps_per_generation": 1, "eval_strategy": "no"}
 
     def streamed(folder: Path, stop: int | None = None):
-        return make(folder, stop, train_dataset=questions(8).to_iterable_dataset(), **changes)
+        stream = questions(rows).to_iterable_dataset().shuffle(seed=0, buffer_size=rows)
+        return make(folder, stop, train_dataset=stream, **changes)
 
     whole = streamed(tmp_path / "whole")
     whole.train()
     with pytest.raises(KeyboardInterrupt):
-        streamed(tmp_path / "broken", stop=2).train()
+        streamed(tmp_path / "broken", stop=stop).train()
     again = streamed(tmp_path / "broken")
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(again), weights(whole))
