@@ -23,13 +23,16 @@ RANDOM_ROUTERS = ("phimoe",)
 OTHER_HEADS = ("summary_first_dropout", "classifier_dropout", "classifier_dropout_prob")
 
 
-def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_corrected: bool) -> None:
+def settle_dropout(
+    model: nn.Module, level: str, *, disabled: bool, several_updates: bool, sampler_is_corrected: bool
+) -> None:
     """Switch dropout off if it would drown the ratio, and say so unless that was requested.
 
     Args:
         model: the policy.
         level: span whose tokens share a ratio (`importance_sampling_level`).
         disabled: whether dropout is off in any case (`disable_dropout`).
+        several_updates: whether a batch is trained on in more than one, so that ratios are not all 1.
         sampler_is_corrected: whether vLLM samples, and the loss weights its tokens by its probabilities.
     """
     rates = dropout_rates(model)
@@ -49,7 +52,14 @@ def settle_dropout(model: nn.Module, level: str, *, disabled: bool, sampler_is_c
                 f"dropped, and most ratios of a {level} would be clipped before anything is learnt. Set these rates "
                 "to 0, or disable_dropout=True, to avoid this warning."
             )
-    elif rates and sampler_is_corrected:
+        return
+    if rates and several_updates:
+        logger.warning(
+            f"The policy has dropout ({named}), and each batch is trained on in several updates: old and new "
+            "log-probabilities of a token differ by what was dropped, so a part of the tokens is clipped before "
+            "anything is learnt (clip_fraction/mean of the first step). Set disable_dropout=True, or these rates to 0."
+        )
+    if rates and sampler_is_corrected:
         logger.warning(
             f"The policy has dropout ({named}), but vLLM samples without it: the weights that correct for vLLM "
             "depend on what was dropped, above all where a rollout has one weight "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 MIXED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8 adds up in bf16
 EXACT = torch.finfo(torch.float32).eps / 2
 TF32 = 2.0**-11
+IN_8_BITS = 2.0**-8  # bitsandbytes rounds what a layer reads to 1 / 127 of its largest number
 
 
 def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.device) -> float:
@@ -24,8 +25,14 @@ def rounding_unit(weights: torch.dtype, mixed_precision: str, device: torch.devi
 
 
 def training_unit(accelerator: Accelerator, model: PreTrainedModel) -> float:
-    """The rounding unit of a model that is trained, or that samples with the same forward."""
-    return rounding_unit(model.dtype, accelerator.mixed_precision, accelerator.device)
+    """The rounding unit of a model that is trained, or that samples with the same forward.
+
+    The coarsest weights decide: a head, and embeddings that are tied to it, may be in float32, the layers in bfloat16.
+    """
+    dtypes = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
+    coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=model.dtype)
+    unit = rounding_unit(coarsest, accelerator.mixed_precision, accelerator.device)
+    return max(unit, IN_8_BITS) if getattr(model, "is_loaded_in_8bit", False) else unit
 
 
 def _cuts_float32(device: torch.device) -> bool:

@@ -142,6 +142,7 @@ class A2TGPOTrainer(ScoringTrainer):
             self.model,
             self.args.importance_sampling_level,
             disabled=self.args.disable_dropout,
+            several_updates=not self.args.is_on_policy,
             sampler_is_corrected=self.args.use_vllm and self.args.vllm_importance_sampling_correction,
         )
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.

@@ -181,7 +181,8 @@ def test_token_ratios_keep_the_dropout_that_trl_gives_them(tokenizer, tmp_path, 
     model = tiny.make_model(tokenizer, attention_dropout=0.1)
     trainer = make(tokenizer, tmp_path, model, LORA, credit="grpo")
     assert dropout_rates(trainer.model) == {"attention_dropout": 0.1, "lora_dropout": 0.05}
-    assert said(caplog) == []
+    (line,) = said(caplog)
+    assert line.startswith("[RANK 0] The policy has dropout (attention_dropout=0.1, lora_dropout=0.05)")
 
 
 def test_disable_dropout_also_switches_off_functional_dropout(tokenizer, tmp_path, caplog):
@@ -192,16 +193,24 @@ def test_disable_dropout_also_switches_off_functional_dropout(tokenizer, tmp_pat
 
 def test_token_ratios_with_dropout_warn_if_vllm_correction_is_on(tokenizer, caplog):
     model = tiny.make_model(tokenizer, attention_dropout=0.1)
-    settle_dropout(model, "token", disabled=False, sampler_is_corrected=True)
+    settle_dropout(model, "token", disabled=False, several_updates=False, sampler_is_corrected=True)
     (line,) = said(caplog)
     assert "attention_dropout=0.1" in line and "vLLM" in line and dropout_rates(model)
+
+
+@pytest.mark.parametrize(("several_updates", "warned"), [(True, True), (False, False)])
+def test_token_ratios_with_dropout_warn_if_a_batch_serves_several_updates(several_updates, warned, tokenizer, caplog):
+    model = tiny.make_model(tokenizer, attention_dropout=0.1)
+    settle_dropout(model, "token", disabled=False, several_updates=several_updates, sampler_is_corrected=False)
+    assert ["clipped before anything is learnt" in line for line in said(caplog)] == [True] * warned
+    assert dropout_rates(model)
 
 
 @pytest.mark.parametrize(("level", "warned"), [("turn", True), ("token", False)])
 def test_a_model_that_routes_at_random_is_warned_of_where_tokens_share_a_ratio(level, warned, tokenizer, caplog):
     model = tiny.make_model(tokenizer)
     model.config.model_type = "phimoe"
-    settle_dropout(model, level, disabled=True, sampler_is_corrected=False)
+    settle_dropout(model, level, disabled=True, several_updates=True, sampler_is_corrected=False)
     assert ["type phimoe draws its experts at random" in record.message for record in caplog.records] == [
         True
     ] * warned

@@ -5,6 +5,7 @@ A packed row holds a rollout and its probes (`packed_attention`); a single row h
 Shapes: B rollouts, K contexts, A accepted answers, R rows of one forward, L tokens of a row.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -41,27 +42,62 @@ class Row:
         return sum(len(probe.ids) for _, _, probe in self.probes)
 
 
+def last_context(probe: Probe, most: int | None) -> int:
+    """Return the longest context after which a model that reads `most` tokens can still read this probe."""
+    return sys.maxsize if most is None else max(most - len(probe.ids) + 1, 1)
+
+
+def unread_slots(
+    contexts: list[list[int]], probes: Sequence[Sequence[Probe]], shape: tuple[int, ...], most: int | None
+) -> list[int]:
+    """Return the slots of probes that do not fit: each is scored after a shorter context, so that rows stay valid."""
+    return [
+        slot
+        for i, lengths in enumerate(contexts)
+        for length, slot, probe in _slots(i, lengths, probes[i], shape)
+        if length > last_context(probe, most)
+    ]
+
+
 def packed_rows(
-    rollouts: Rollouts, contexts: list[list[int]], probes: Sequence[Sequence[Probe]], shape, want_logps: bool
+    rollouts: Rollouts,
+    contexts: list[list[int]],
+    probes: Sequence[Sequence[Probe]],
+    shape: tuple[int, ...],
+    most: int | None,
+    want_logps: bool,
 ) -> list[Row]:
     rows = []
     for i, lengths in enumerate(contexts):
         tokens = [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]]
         row = Row(i, tokens, len(rollouts.prompt_ids[i]) if want_logps else len(tokens))
-        row.probes = list(_slots(i, lengths, probes[i], shape))
+        row.probes = [
+            (min(length, last_context(probe, most)), slot, probe)
+            for length, slot, probe in _slots(i, lengths, probes[i], shape)
+        ]
         rows.append(row)
     return rows
 
 
-def single_rows(rollouts: Rollouts, contexts: list[list[int]], probes: Sequence[Sequence[Probe]], shape) -> list[Row]:
-    return [
-        Row(i, [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]][:length], length, [(length, slot, probe)])
-        for i, lengths in enumerate(contexts)
-        for length, slot, probe in _slots(i, lengths, probes[i], shape)
-    ]
+def single_rows(
+    rollouts: Rollouts,
+    contexts: list[list[int]],
+    probes: Sequence[Sequence[Probe]],
+    shape: tuple[int, ...],
+    most: int | None,
+) -> list[Row]:
+    rows = []
+    for i, lengths in enumerate(contexts):
+        tokens = [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]]
+        for length, slot, probe in _slots(i, lengths, probes[i], shape):
+            read = min(length, last_context(probe, most))
+            rows.append(Row(i, tokens[:read], read, [(read, slot, probe)]))
+    return rows
 
 
-def _slots(i: int, lengths: list[int], probes: Sequence[Probe], shape) -> Iterator[tuple[int, int, Probe]]:
+def _slots(
+    i: int, lengths: list[int], probes: Sequence[Probe], shape: tuple[int, ...]
+) -> Iterator[tuple[int, int, Probe]]:
     """Each probe of rollout i, with its context length and its flat index in the table (B,K,A)."""
     for k, length in enumerate(lengths):
         for a, probe in enumerate(probes):

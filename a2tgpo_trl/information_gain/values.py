@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..log_probabilities import NOT_SCORED
 from ..models import attention_implementation, base_model, evaluation_mode, length_matters, logits_of
+from ..rollout.engines import context_of
 from .packed_attention import packed_implementation
 from .probes import Probe, ProbeMaker
 from .rounding import GAIN_FLOOR
@@ -36,6 +37,7 @@ from .rows import (
     collate_single,
     packed_rows,
     single_rows,
+    unread_slots,
 )
 
 
@@ -50,7 +52,7 @@ NO_CONTEXT = -1
 class TurnScores:
     """The results of the gain pass."""
 
-    values_BK: Tensor  # NaN if a rollout has no such context, or if its probe was not finite
+    values_BK: Tensor  # NaN if a rollout has no such context, or if its probe was not finite or did not fit
     keys_BK: Tensor  # equal if the same answer was scored in the same context; NO_CONTEXT if there is none
     failed_probes: int
     forwards: int = 0
@@ -144,10 +146,11 @@ def score_turns(
     """
     contexts = [rollouts.contexts(i) for i in range(len(rollouts))]
     shape = (len(rollouts), *agree([max(map(len, contexts)), max(map(len, probes))]))
+    most = context_of(base_model(model).config)
     rows = (
-        packed_rows(rollouts, contexts, probes, shape, want_logps)
+        packed_rows(rollouts, contexts, probes, shape, most, want_logps)
         if implementation
-        else single_rows(rollouts, contexts, probes, shape)
+        else single_rows(rollouts, contexts, probes, shape, most)
     )
     sums, counts = torch.zeros(shape).flatten(), torch.zeros(shape).flatten()
     logps = [torch.zeros(len(ids)) for ids in rollouts.completion_ids]
@@ -169,6 +172,7 @@ def score_turns(
             for row, row_scores in zip(chunk, scored, strict=True):
                 if row.scored_from < len(row.tokens):
                     logps[row.rollout] = row_scores[row.scored_from - 1 : len(row.tokens) - 1]
+    sums[unread_slots(contexts, probes, shape, most)] = torch.nan
     kept = [scores.to(device) for scores in logps] if want_logps and implementation else None
     found = sums.view(shape), counts.view(shape)
     scores = turn_scores(rollouts, probes, *found, aliases=aliases, measure=measure, device=device)
@@ -245,7 +249,7 @@ def packing_error(
 
 
 def _reduce_aliases(sums_BKA: Tensor, counts_BKA: Tensor, aliases: str, measure: str) -> tuple[Tensor, int]:
-    """Sums of log-probabilities -> one value per context, and the number of contexts whose probe was not finite."""
+    """Sums of log-probabilities -> one value per context, and the number of contexts without a finite one."""
     exists_BKA = counts_BKA > 0
     values_BKA = sums_BKA / counts_BKA.clamp(min=1.0)
     values_BKA = values_BKA.masked_fill(~values_BKA.isfinite(), torch.nan)

@@ -209,11 +209,12 @@ GAINS = Group(
         Metric(
             ("gain/seconds", "gain/forwards", "gain/failed_probes"),
             "cost of the gain pass per batch: seconds of the slowest process, and forward passes; values that were "
-            "not finite",
+            "not finite, or whose answer did not fit in the model's context",
             good="a small part of step_time; failed_probes 0",
             bad="seconds on the order of sampling; failed_probes above 0",
             do="set gain_token_budget to what memory allows; stream_turns computes values while sampling. Failed "
-            "probes: in its precision the policy gives the answer no probability; try bf16: false.",
+            "probes: in its precision the policy gives the answer no probability (try bf16: false), or rollouts leave "
+            "no room for it (lower max_completion_length).",
             when="gains; in evaluations with eval_gains",
             evaluated=True,
         ),

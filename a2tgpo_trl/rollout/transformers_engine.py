@@ -20,6 +20,7 @@ is kept of those that have waited longest is dropped and read again later; then 
 """
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from transformers.cache_utils import Cache
 
 from ..models import logits_of
 from .drawing import Sampling
-from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores
+from .engines import Engine, Sample, Seeds, Tail, TailScore, TailScores, context_of
 from .key_values import JoinedKV, Kept, LayerKV
 from .seeds import drawn_tokens
 
@@ -140,9 +141,9 @@ class TransformersStream(Engine):
         tails: Sequence[Tail] | None = None,
         temperature: float = 1.0,
     ):
-        """`tails`: what to score after each context of a rollout, by its key, at this `temperature`."""
+        """`tails`: what to score after each context of a rollout, by its key, if it fits, at this `temperature`."""
         self._model, self._sampling, self._seeds = model, sampling, Seeds(seeds)
-        self._device = device
+        self._device, self._most_read = device, context_of(model.config) or sys.maxsize
         self._budget, self._most_rows, self._tails, self._temperature = token_budget, most_rows, tails, temperature
         self._waiting: list[_Turn] = []
         self._live = _Live()
@@ -158,7 +159,7 @@ class TransformersStream(Engine):
         limits = [limit for limit in (max_tokens, self._sampling.max_tokens) if limit is not None]
         stream = None if seed is None else random.Random(seed)
         turn = _Turn(key, list(context), len(context), min(limits, default=float("inf")), stream)
-        if self._tails is not None:
+        if self._tails is not None and len(context) + len(self._tails[key].ids) - 1 <= self._most_read:
             turn.tail = self._tails[key]
         parked = self._parked.pop(key, None)
         if parked is not None and len(parked.tokens) < len(context) and context[: len(parked.tokens)] == parked.tokens:

@@ -1,5 +1,6 @@
 """Values compared with the plain way: one model call per context, one sequence at a time, no padding or packing."""
 
+import copy
 import dataclasses
 import math
 import random
@@ -8,6 +9,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2LMHeadModel
 
 from a2tgpo_trl.information_gain import packed_attention
 from a2tgpo_trl.information_gain import values as information_gain
@@ -308,6 +310,30 @@ def test_a_probe_that_is_not_finite_has_no_value_and_is_counted(tokenizer):
     expected = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [-1.0, torch.nan]])
     torch.testing.assert_close(scores.values_BK, expected, equal_nan=True)
     assert scores.failed_probes == 1
+
+
+@pytest.mark.parametrize("implementation", [None, packed_attention.SPLIT_SDPA])
+def test_a_probe_that_does_not_fit_in_the_context_has_no_value_and_is_counted(implementation, tokenizer):
+    # Contexts of 20 and 30 tokens, each with a probe. With as many positions as both need, the rest is unchanged.
+    rollouts = Rollouts([[1] * 20], [[2] * 10], [[1] * 5 + [0] * 5])
+    probes = [ProbeMaker(tokenizer, TEMPLATE).make_all("QX", "first")]
+    (probe,) = probes[0]
+    needed = 30 + len(probe.ids) - 1
+
+    def values(positions):
+        model = ARCHITECTURES["gpt2"]()
+        short = copy.deepcopy(model.config)
+        short.n_positions = positions
+        cut = GPT2LMHeadModel(short).eval()
+        weights = model.state_dict()
+        weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:positions]
+        cut.load_state_dict(weights)
+        return score_turns(cut, rollouts, probes, logits_scorer(cut), implementation=implementation, token_budget=999)
+
+    whole, cut = values(needed), values(needed - 1)
+    assert whole.values_BK.isfinite().all() and whole.failed_probes == 0
+    assert cut.values_BK[0, 0] == pytest.approx(whole.values_BK[0, 0]) and cut.values_BK[0, 1].isnan()
+    assert cut.failed_probes == 1
 
 
 def test_rank_with_fewer_rows_runs_as_many_forwards_as_others(tokenizer):

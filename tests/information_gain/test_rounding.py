@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -27,7 +28,7 @@ from a2tgpo_trl.credit.metrics import floor_metrics
 from a2tgpo_trl.information_gain import gain_pass
 from a2tgpo_trl.information_gain.rounding import as_logprobs, floors_of_gains, gain_floor, spread_out, squares
 from a2tgpo_trl.information_gain.values import Rollouts, information_gain
-from a2tgpo_trl.precision import TF32, rounding_unit
+from a2tgpo_trl.precision import EXACT, TF32, rounding_unit, training_unit
 from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 
@@ -292,6 +293,17 @@ def test_the_floor_is_four_deviations_over_all_ranks():
 )
 def test_rounding_unit_is_that_of_the_forward_precision(weights, mixed, expected):
     assert rounding_unit(weights, mixed, CPU) == expected
+
+
+def test_a_model_rounds_as_its_coarsest_weights(tokenizer):
+    accelerator = SimpleNamespace(mixed_precision="no", device=CPU)
+    model = tiny.make_model(tokenizer)
+    assert training_unit(accelerator, model) == EXACT
+    # TRL's cast_lm_head_to_fp32 also casts embeddings that are tied to the head; the layers stay as they are.
+    model.to(torch.bfloat16).get_input_embeddings().float()
+    assert model.dtype == torch.float32 and training_unit(accelerator, model) == 2.0**-8
+    model.float().is_loaded_in_8bit = True
+    assert training_unit(accelerator, model) == 2.0**-8
 
 
 @pytest.fixture

@@ -163,6 +163,18 @@ def test_scores_are_taken_at_the_temperature():
         assert score.total == pytest.approx(plain(model, ended[3][:length], tails[3], 0.5), abs=1e-4)
 
 
+def test_a_tail_that_does_not_fit_in_the_context_is_not_scored():
+    model, contexts = make("llama"), prompts()
+    tails, seeds = tails_of(contexts), list(range(6))
+    whole = stream_of(model, seeds, tails)
+    play(whole, contexts)
+    lengths = sorted(whole.scores[3])
+    model.config.max_position_embeddings = lengths[1] + len(tails[3].ids) - 1
+    short = stream_of(model, seeds, tails)
+    play(short, contexts)
+    assert sorted(short.scores[3]) == lengths[:2] and len(lengths) > 2
+
+
 def test_without_seeds_tokens_come_from_the_global_random_state():
     model, contexts = make("qwen3"), prompts()
     torch.manual_seed(3)
