@@ -49,6 +49,26 @@ def test_evaluation_data_whose_gains_are_computed_is_checked_too_and_named(token
         make(tokenizer, A2TGPOConfig(**settings(tmp_path, eval_gains=True)), eval_dataset=bad)
 
 
+def test_columns_that_a_reward_reads_are_checked_before_the_first_step(tokenizer, tmp_path):
+    def polite(completions, tone, **_):
+        return [0.0] * len(completions)
+
+    args = A2TGPOConfig(**settings(tmp_path, credit="grpo"))
+    without = questions(1).remove_columns("answer")
+    with pytest.raises(ValueError, match="evaluation data set has no column 'answer'; it has prompt.*exact_match"):
+        make(tokenizer, args, eval_dataset=without, reward_funcs=exact_match)
+    with pytest.raises(ValueError, match="training data set has no column 'tone'; it has .*polite"):
+        make(tokenizer, args, reward_funcs=[exact_match, polite])
+    renamed = A2TGPOConfig(**settings(tmp_path, credit="grpo", answer_column="gold"))
+    data = questions(1).rename_column("answer", "gold").add_column("tone", ["kind"])
+    assert make(tokenizer, renamed, train_dataset=data, reward_funcs=[exact_match, polite])
+
+
+def test_a_completion_without_a_limit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="max_completion_length must be a number"):
+        A2TGPOConfig(**settings(tmp_path, max_completion_length=None))
+
+
 def test_data_whose_gains_are_not_computed_needs_no_answers(tokenizer, tmp_path):
     without = questions(1).remove_columns("answer")
     plain = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}

@@ -32,6 +32,7 @@ from a2tgpo_trl.information_gain.packed_attention import SPLIT_SDPA
 from a2tgpo_trl.plan.planning import processes
 from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match, f1
+from a2tgpo_trl.rollout.answers import GIVEN
 from a2tgpo_trl.rollout.micro_batches import SUMS_OF_ROWS
 from a2tgpo_trl.rollout.trainer import ToolTrainer
 from a2tgpo_trl.scoring import ScoringTrainer
@@ -403,6 +404,15 @@ def test_vllm_importance_weights_still_compare_the_log_probabilities_we_log():
         assert f'output["{name}"] = {name}' in source
     # vLLM returns what it sampled by, after every processor; the trainer knows only the temperature.
     assert 'logprobs_mode="processed_logprobs"' in inspect.getsource(VLLMGeneration)
+
+
+def test_reward_functions_still_get_these_arguments():
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    assert 'if key not in ["prompt", "completion", "completion_ids"]' in source
+    given = {*re.findall(r'(?<!row_)reward_kwargs\["(\w+)"\] =', source)}
+    assert given == {"trainer_state", "log_extra", "log_metric", "environments"}
+    assert GIVEN == {"prompts", "completions", "completion_ids", *given}
+    assert "prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs" in source
 
 
 def test_save_checkpoint_still_has_the_arguments_we_use():

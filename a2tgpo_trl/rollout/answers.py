@@ -14,8 +14,10 @@ order: let the row, or a seed in it, choose from what they share, so that all ro
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from torch import nn
 
 
 # The answer if an environment could not be reset: the rollout is left out, but scored in the same forward as others.
@@ -60,3 +62,32 @@ def rows_with_answers(rows: Sequence[Row], answers: Sequence[Answer]) -> list[Ro
     if all(answer.text is None for answer in answers):
         return list(rows)
     return [{**row, "answer": answer.text} for row, answer in zip(rows, answers, strict=True)]
+
+
+# ---- what rewards read besides
+
+# Arguments that the parent gives to each reward function, and columns that it does not pass on.
+GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+KEPT_BACK = {"prompt", "completion", "completion_ids"}
+
+
+def check_reward_arguments(functions: Iterable[Any], name: str, columns: Collection[str], answer_column: str) -> None:
+    """Check that a data set has a column for each argument without a default, before anything is rolled out."""
+    there = GIVEN | ({*columns} - KEPT_BACK) | ({"answer"} if answer_column in columns else set())
+    for function in functions:
+        for argument in _required(function):
+            if argument not in there:
+                raise ValueError(
+                    f"The {name} data set has no column {argument!r}; it has {', '.join(columns)}. The reward "
+                    f"{getattr(function, '__name__', function)} has an argument of this name without a default: add "
+                    "the column, or give it one. Right answers may have another name: set answer_column."
+                )
+
+
+def _required(function: Any) -> list[str]:
+    """The arguments of a reward function that have no default; a reward model has none."""
+    if not callable(function) or isinstance(function, nn.Module):
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind in by_name and one.default is one.empty]

@@ -9,7 +9,7 @@ engines, calls reward functions and makes the batch; a `Batch` holds what passes
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -28,7 +28,7 @@ from ..launch.launched import check_launch
 from ..models import base_model, evaluation_mode
 from ..tools.control import ControlText, SuffixWriter
 from ..turns import count_turns, turn_index, turn_metrics
-from .answers import Answer, Row, find_answer, rows_with_answers
+from .answers import Answer, Row, check_reward_arguments, find_answer, rows_with_answers
 from .batch import Batch, Rollouts, Scored, Turns
 from .checks import (
     check_best_metric,
@@ -115,6 +115,7 @@ class ToolTrainer(SamplingTrainer):
             for together in self._env_tools.values():
                 check_names(together)
         self._check_support()
+        self._check_rewards()
         self._let_ddp_miss_gradients()
         self._tool_loop = None if environments is None else self._make_tool_loop(environments)
         if self.rollout_func is not None:
@@ -163,6 +164,15 @@ class ToolTrainer(SamplingTrainer):
                 "A rollout_func makes the tool calls of its rollouts itself. Give the tools to it and not to the "
                 "trainer, or leave rollout_func out."
             )
+
+    def _check_rewards(self) -> None:
+        if self.environment_factories is not None:
+            return  # what environments give is known once they are reset
+        evaluation = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"evaluation": self.eval_dataset}
+        for name, dataset in {"training": self.train_dataset, **evaluation}.items():
+            columns = getattr(dataset, "column_names", None)  # those of a stream may be unknown
+            if columns:
+                check_reward_arguments(self.reward_funcs, name, columns, self.args.answer_column)
 
     def _let_ddp_miss_gradients(self) -> None:
         """Tell DDP not to wait for a multimodal checkpoint's image part: only the text model gets gradients."""
