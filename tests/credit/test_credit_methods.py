@@ -86,6 +86,20 @@ def test_preset_credit_matches_the_values_in_its_docstring(name):
         assert f"{number:.4f}" in docstring, number
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_rollout_out_of_the_loss_does_not_change_the_credit_of_the_others(name):
+    # A fourth rollout of the prompt was cut off and masked out, whatever it earned.
+    evidence = the_group()
+    columns = {key: value for key, value in vars(evidence).items() if isinstance(value, torch.Tensor)}
+    cut_off = {"outcomes_N": 9.0, "outcome_advantages_N": 2.0, "num_turns_N": 0, "group_ids_N": 5, "states_NK": -1}
+    wider = {
+        key: torch.cat([value, torch.full_like(value[:1], cut_off.get(key, NAN))]) for key, value in columns.items()
+    }
+    credit = find_method(name)
+    alone, beside = credit(evidence, switches_of(name)), credit(replace(evidence, **wider), switches_of(name))
+    assert_near(beside[:3][evidence.is_turn_NK], alone[evidence.is_turn_NK])
+
+
 def test_every_preset_is_worked_out_and_no_two_are_the_same():
     assert set(WORKED) == set(METHODS)
     values = [(str(preset_of(find_method(name)).values), str(WORKED[name])) for name in METHODS]
