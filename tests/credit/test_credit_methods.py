@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from near import NAN, assert_near
 from pages import example
 from recipe_files import write
-from training import captured, logged, make, spread, weights
+from training import TOOL_TURNS, captured, logged, make, spread, weights
 from training import settings as run_settings
 from trl import GRPOConfig, GRPOTrainer
 
@@ -379,6 +379,18 @@ def test_unscored_rollouts_get_no_credit_from_any_method(tokenizer, tmp_path, mo
     earned = {turns: batch["advantages"][row].max().item() for turns, row in by_turns.items()}
     assert earned == {3: 1.0, 2: 0.0, 1: 0.0, 4: 0.5}
     assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
+
+
+def test_outcomes_are_the_weighted_sum_of_the_rewards(tokenizer, tmp_path, monkeypatch):
+    # 0.5 x 1 + 2 x 0, 0.5 x 0 + 2 x 3, and the one that was not scored counts nothing: 0.5 x 4, 2 x -1.
+    (tmp_path / "raw.py").write_text("def raw(it, _):\n    return it.outcomes_N.unsqueeze(1).expand_as(it.gains_NK)\n")
+    monkeypatch.chdir(tmp_path)
+    rewards = [lambda completions, **_: [1.0, 0.0, 4.0, None], lambda completions, **_: [0.0, 3.0, None, -1.0]]
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="raw.py:raw", reward_weights=[0.5, 2.0]))
+    batch = captured(make(tokenizer, args, reward_funcs=rewards))[0]
+    of_turns = {turns + 1: expected for turns, expected in zip(TOOL_TURNS, (0.5, 6.0, 2.0, -2.0), strict=True)}
+    for turns, advantages in zip(batch["turn_index"], batch["advantages"], strict=True):
+        assert (advantages[turns >= 0] == of_turns[int(turns.max()) + 1]).all()
 
 
 def test_method_returning_an_invalid_tensor_is_an_error(tokenizer, tmp_path, monkeypatch):
