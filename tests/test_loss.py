@@ -116,6 +116,15 @@ def test_tokens_outside_turns_may_hold_anything(level):
         assert gradient.isfinite().all() and (gradient[outside] == 0).all()
 
 
+@pytest.mark.parametrize("level", ["turn", "token", "sequence"])
+def test_the_ratio_outside_turns_is_one_whatever_the_old_log_probabilities_are_there(level):
+    logps, old, _, _ = random_inputs(4)
+    outside = TURN < 0
+    for poison in (torch.nan, torch.inf, -torch.inf, -1000.0):
+        logps_BT, reference_BT = ratio_reference(logps, old.masked_fill(outside, poison), TURN, level)
+        assert ((logps_BT - reference_BT).exp()[outside] == 1).all()
+
+
 @pytest.mark.parametrize("level", ["turn", "sequence"])
 def test_log_ratio_beyond_the_cap_is_capped_without_gradient(level):
     logps = torch.full((1, 3), -1.0, requires_grad=True)

@@ -492,15 +492,18 @@ def test_rollout_function_tokens_before_the_first_turn_belong_to_the_prompt():
 
 
 def test_truncated_rollouts_that_are_masked_out_have_no_part_in_the_statistics(tokenizer, tmp_path):
-    # 60 tokens end the rollouts of 2 and 3 tool turns early; masked, they have no turns, no gains and no survivors.
-    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=60, mask_truncated_completions=True))
+    # 130 tokens cut off the rollout of 3 tool turns in its second one. Masked, it has no turns, and its first turn has
+    # no gain; those of 2 and 1 tool turns have one, and the fourth answers immediately.
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=130, mask_truncated_completions=True))
     trainer = make(tokenizer, args)
+    seen = []
+    trainer.on_rollouts = seen.extend
     batch = captured(trainer)[0]
+    assert [one["ended"] for one in seen] == ["answer", "answer", "answer", "over_budget"]
+    assert [one["tool_turns"] for one in seen] == [2, 1, 0, 1] and seen[3]["gains"][0] is not None
     truncated = batch["completion_mask"].sum(1) == 0
-    assert 0 < truncated.sum() < 4
-    assert (batch["turn_index"][truncated] == -1).all()
-    gains = logged(trainer, "turns/survivors_turn_1")
-    assert gains == [] or gains[0] <= 4 - truncated.sum()
+    assert truncated.sum() == 1 and (batch["turn_index"][truncated] == -1).all()
+    assert logged(trainer, "turns/survivors_turn_1") == [2] and logged(trainer, "turns/survivors_turn_2") == [1]
     assert torch.isfinite(trainer.model.lm_head.weight).all()
 
 

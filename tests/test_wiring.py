@@ -227,3 +227,23 @@ def test_in_16_bits_no_turn_is_clipped_before_the_first_update(tokenizer, tmp_pa
     trainer.train()
     assert trainer.state.log_history[0]["clip_fraction/mean"] == 0
     assert trainer.state.log_history[0]["turn_ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_in_16_bits_the_correction_of_a_sampler_clips_no_turn_before_the_first_update(
+    tokenizer, tmp_path, monkeypatch
+):
+    # It asks for old log-probabilities. They come from forwards of other pairs of rollouts than those of the loss, and
+    # with other padding: there are two prompts.
+    lengths = (3, 41, 6, 11)
+    sampled = [[*range(20, 20 + length), tokenizer.eos_token_id] for length in lengths]
+    logprobs = [[-3.0] * len(ids) for ids in sampled]
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_, **__: (sampled, logprobs))
+    layout = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_generations": 2}
+    layout |= {"sorted_rows": False, "shared_prefixes": False}
+    args = A2TGPOConfig(**settings(tmp_path, bf16=True, max_steps=1, **layout))
+    trainer = make(tokenizer, args, tools=None, reward_funcs=spread, scripted=False)
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+    trainer.train()
+    assert "sampler_gap/mean" in trainer.state.log_history[0]
+    assert trainer.state.log_history[0]["clip_fraction/mean"] == 0
+    assert trainer.state.log_history[0]["turn_ratio/mean"] == pytest.approx(1.0, abs=1e-6)

@@ -201,6 +201,13 @@ def test_large_gains_that_lie_close_together_keep_their_digits():
     assert_near(turn_group_zscore(gains, torch.zeros(3)), [[-1.22474], [0], [1.22474]], 1e-3)
 
 
+@pytest.mark.parametrize("zscore", ZSCORES)
+def test_exact_numbers_that_hardly_differ_hardly_score(zscore):
+    # 5e-8 from their mean, which is next to nothing beside a deviation of 1e-4: 5e-8 / (1e-4 + 1e-6).
+    scores = zscore(torch.tensor([[0.0], [1e-7]]), torch.zeros(2), 0.0)
+    assert_near(scores, [[-4.95e-4], [4.95e-4]], 1e-6)
+
+
 @settings(max_examples=30)
 @given(turns=st.integers(1, 12), seed=st.integers(0, 10**6))
 def test_rescaling_keeps_the_variance_of_early_turns_at_that_of_one_score(turns, seed):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from near import NAN, assert_near
 from pages import example
 from recipe_files import write
-from training import captured, logged, make, spread, weights
+from training import TOOL_TURNS, captured, logged, make, spread, weights
 from training import settings as run_settings
 from trl import GRPOConfig, GRPOTrainer
 
@@ -84,6 +84,20 @@ def test_preset_credit_matches_the_values_in_its_docstring(name):
     docstring = find_method(name).__doc__
     for number in {number for row in WORKED[name] for number in row} - {0.0, 1.0, -1.0}:
         assert f"{number:.4f}" in docstring, number
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rollout_out_of_the_loss_does_not_change_the_credit_of_the_others(name):
+    # A fourth rollout of the prompt was cut off and masked out, whatever it earned.
+    evidence = the_group()
+    columns = {key: value for key, value in vars(evidence).items() if isinstance(value, torch.Tensor)}
+    cut_off = {"outcomes_N": 9.0, "outcome_advantages_N": 2.0, "num_turns_N": 0, "group_ids_N": 5, "states_NK": -1}
+    wider = {
+        key: torch.cat([value, torch.full_like(value[:1], cut_off.get(key, NAN))]) for key, value in columns.items()
+    }
+    credit = find_method(name)
+    alone, beside = credit(evidence, switches_of(name)), credit(replace(evidence, **wider), switches_of(name))
+    assert_near(beside[:3][evidence.is_turn_NK], alone[evidence.is_turn_NK])
 
 
 def test_every_preset_is_worked_out_and_no_two_are_the_same():
@@ -345,12 +359,11 @@ def test_custom_credit_method_fits_in_a_file_of_twenty_lines(tokenizer, tmp_path
     args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="own_credit.py:last_tool_turn"))
     assert (args.importance_sampling_level, args.epsilon, args.gain_weight) == ("turn", 3e-3, 0.0)
     batch = captured(make(tokenizer, args, reward_funcs=spread))[0]
-    # The last tool turn gets the outcome, all other turns nothing.
-    for row in range(4):
-        turns, advantages = batch["turn_index"][row], batch["advantages"][row]
-        credited = turns[advantages != 0].unique().tolist()
-        assert credited in ([], [int(turns.max()) - 1])
-    assert (batch["advantages"] != 0).any()
+    # The last tool turn gets the outcome, all other turns nothing. Rewards 0, 1, 2, 0: mean 0.75, deviation 0.9574.
+    expected = {3: [0, -0.7833, 0], 2: [0.2611, 0], 1: [0], 4: [0, 0, -0.7833, 0]}  # by number of turns
+    for turns, advantages in zip(batch["turn_index"], batch["advantages"], strict=True):
+        credited = [advantages[turns == k].unique().item() for k in range(int(turns.max()) + 1)]
+        assert credited == pytest.approx(expected.pop(len(credited)), abs=1e-4)
     with pytest.raises(ValueError, match="discount has no effect with credit='own_credit.py:last_tool_turn'"):
         A2TGPOConfig(**run_settings(tmp_path, credit="own_credit.py:last_tool_turn", discount=0.5))
 
@@ -365,6 +378,18 @@ def test_unscored_rollouts_get_no_credit_from_any_method(tokenizer, tmp_path, mo
     earned = {turns: batch["advantages"][row].max().item() for turns, row in by_turns.items()}
     assert earned == {3: 1.0, 2: 0.0, 1: 0.0, 4: 0.5}
     assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
+
+
+def test_outcomes_are_the_weighted_sum_of_the_rewards(tokenizer, tmp_path, monkeypatch):
+    # 0.5 x 1 + 2 x 0, 0.5 x 0 + 2 x 3, and the one that was not scored counts nothing: 0.5 x 4, 2 x -1.
+    (tmp_path / "raw.py").write_text("def raw(it, _):\n    return it.outcomes_N.unsqueeze(1).expand_as(it.gains_NK)\n")
+    monkeypatch.chdir(tmp_path)
+    rewards = [lambda completions, **_: [1.0, 0.0, 4.0, None], lambda completions, **_: [0.0, 3.0, None, -1.0]]
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, credit="raw.py:raw", reward_weights=[0.5, 2.0]))
+    batch = captured(make(tokenizer, args, reward_funcs=rewards))[0]
+    of_turns = {turns + 1: expected for turns, expected in zip(TOOL_TURNS, (0.5, 6.0, 2.0, -2.0), strict=True)}
+    for turns, advantages in zip(batch["turn_index"], batch["advantages"], strict=True):
+        assert (advantages[turns >= 0] == of_turns[int(turns.max()) + 1]).all()
 
 
 def test_method_returning_an_invalid_tensor_is_an_error(tokenizer, tmp_path, monkeypatch):

@@ -5,11 +5,13 @@ import functools
 import pytest
 import torch
 import training
+from accelerate import Accelerator
 from near import NAN, assert_near
 from training import TOOL_TURNS, captured, logged, make, spread
 from training import settings as run_settings
 
 from a2tgpo_trl import A2TGPOConfig
+from a2tgpo_trl.credit.credit_pass import CreditPass
 from a2tgpo_trl.credit.shaping import attempted, find_embedding, ngram_embedding, shaped_outcomes
 from a2tgpo_trl.credit.turn_rewards import KINDS, TurnRewards
 from a2tgpo_trl.tools import tool
@@ -178,6 +180,25 @@ def test_turn_rewards_reach_the_advantages_the_records_and_the_log(tokenizer, tm
         assert credited == pytest.approx(expected[len(credited)])
     assert logged(trainer, "turn_rewards/depth/turn_2") == [10.0]
     assert logged(trainer, "turn_rewards/bad_format/mean") == pytest.approx([0.1])  # one of ten turns
+
+
+def test_turn_rewards_of_rollouts_out_of_the_loss_are_not_compared(tmp_path):
+    # Single turns that earned 10, 30 and 80. The third was cut off and masked out: it has no turn in the loss.
+    settings = A2TGPOConfig(**run_settings(tmp_path, credit="mt_grpo")).credit_settings
+    credit = CreditPass(
+        settings,
+        Accelerator(cpu=True),
+        {"earned": lambda rollout: rollout["earned"]},
+        [],
+        has_tools=True,
+        has_rollout_func=False,
+        splits_models=False,
+    )
+    read = credit.read([{**record([]), "earned": [earned]} for earned in (10.0, 30.0, 80.0)])
+    no_gains, nothing, groups = torch.full((3, 1), NAN), torch.zeros(3), torch.zeros(3, dtype=torch.long)
+    evidence, metrics = credit.evidence(read, no_gains, nothing, nothing, torch.tensor([1, 1, 0]), groups, 0.0)
+    assert_near(credit.advantages(evidence), [[-1.0], [1.0], [0.0]], 1e-3)
+    assert metrics["turn_rewards/earned/mean"] == 20.0
 
 
 def points(rollout: dict) -> list[float]:

@@ -176,6 +176,24 @@ def test_rounding_of_probability_gains_stays_within_proportional_floors(world):
     assert not (scores * theirs < 0).any() and (scores != 0).any()
 
 
+@pytest.mark.parametrize("measure", ["logprob", "probability"])
+def test_credit_gets_the_measured_floor_in_the_unit_of_its_gains(measure, tokenizer, tmp_path):
+    args = A2TGPOConfig(**run_settings(tmp_path, max_steps=1, bf16=True, gain_measure=measure))
+    trainer, found, records = make(tokenizer, args), [], []
+    evidence = trainer._credit.evidence
+    trainer._credit.evidence = lambda *given: (made := evidence(*given), found.append(made[0]))[0]
+    trainer.on_rollouts = records.extend
+    trainer.train()
+    (floor,) = logged(trainer, "gain/floor")
+    assert floor > GAIN_FLOOR
+    for i, record in enumerate(records):
+        for k in range(record["tool_turns"]):
+            before, after = record["values"][k : k + 2]
+            expected = floor if measure == "logprob" else floor * ((before**2 + after**2) / 2) ** 0.5
+            of_turn = torch.as_tensor(found[0].gain_floor).expand_as(found[0].gains_NK)[i, k]
+            assert of_turn.item() == pytest.approx(expected)
+
+
 # ---- by hand
 
 

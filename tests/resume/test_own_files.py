@@ -484,12 +484,15 @@ def test_evaluation_in_the_folder_of_the_policy_changes_no_existing_file(policy)
 
 
 @pytest.mark.parametrize("words", [[], ["--overwrite", "true"]])
-@pytest.mark.parametrize("names", [["rollouts.jsonl"], ["scores.json"], ["scores.md"], ["settings.json"]])
-def test_an_evaluation_removes_no_results_that_it_did_not_write(words, names, tmp_path, capsys):
-    write(tmp_path / "evaluation" / "policy", *names)
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "scores.json", "scores.md", "settings.json"])
+def test_an_evaluation_removes_no_results_that_it_did_not_write(words, name, tmp_path, capsys):
+    write(tmp_path / "evaluation" / "policy", name)
     before = content(tmp_path)
     assert evaluation([*TINY, *words, "--output_dir", str(tmp_path)]) == 2
-    assert names[0] in capsys.readouterr().err or not words
+    said = f"did not write, or that were changed since: evaluation/policy/{name}. They are left alone"
+    if not words and name in ("rollouts.jsonl", "scores.json"):  # it looks like an evaluation to be continued
+        said = "evaluation/policy holds part of an evaluation, but not its settings"
+    assert said in capsys.readouterr().err
     assert content(tmp_path) == before
 
 

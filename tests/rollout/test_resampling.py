@@ -185,6 +185,15 @@ def test_each_tensor_is_padded_on_its_side_with_its_fill_value():
     assert wide["advantages"] == [3.0, 0.0, 0.0, 0.0] and wide["clip_scale"][1:] == [1.0, 1.0, 1.0]
 
 
+def test_padding_of_reference_log_probabilities_makes_no_kl_term_infinite():
+    # TRL takes exp(reference - policy) everywhere and masks it later, and inf times 0 is NaN. A policy that has been
+    # trained gives a padding token log-probabilities of -100 and less.
+    reference = tensor([[-1.0, -2.0, -3.0], [-4.0, -77.0, -77.0]])
+    again = to_batch(to_rows({**small_batch(), "ref_per_token_logps": reference}, PAD), PAD)["ref_per_token_logps"]
+    assert again[0].tolist() == [-1.0, -2.0, -3.0] and again[1, 0] == -4.0
+    assert (again[1, 1:] - tensor([-100.0, -150.0])).exp().isfinite().all()
+
+
 def test_a_truncated_rollout_that_is_masked_out_keeps_its_tokens():
     # Its mask is 0 everywhere; its tokens are 7 8, without the padding.
     batch = small_batch()

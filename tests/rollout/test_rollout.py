@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 import tiny
@@ -71,11 +72,11 @@ class Stage:
         )
         return dataclasses.replace(rules, **changes)
 
-    def play(self, *turns: str, **changes) -> Rollout:
+    def play(self, *turns: str, environment: object = None, **changes) -> Rollout:
         """Play a rollout whose policy writes these turns. Too few or too many turns are an error."""
         left = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in turns]
         tools = {tool.__name__: tool for tool in self.tools}
-        rollout = Rollout(self.prompt_ids, self.rules(**changes), self.runner, tools, self.tools)
+        rollout = Rollout(self.prompt_ids, self.rules(**changes), self.runner, tools, self.tools, environment)
 
         def write(contexts: list[list[int]]) -> tuple:
             ids = left.pop(0)
@@ -392,8 +393,6 @@ def test_return_values_and_exceptions_of_a_tool_become_text(value, status, read,
 
 
 def test_tool_that_never_returns_is_a_timeout(tokenizer, runner):
-    import threading
-
     never = threading.Event()
 
     @tiny.searches
@@ -406,6 +405,31 @@ def test_tool_that_never_returns_is_a_timeout(tokenizer, runner):
     never.set()
     assert statuses(rollout) == ["timeout", "ok"]
     assert stage.read(rollout) == ["Error: search did not answer within 0.3 seconds."]
+
+
+def test_turn_reward_of_a_call_that_is_late_does_not_count(tokenizer, runner):
+    over = threading.Event()
+
+    class Room:
+        turn_reward: float | None = None
+
+        def search(self, query: str) -> str:
+            """Look something up.
+
+            Args:
+                query: What to look for.
+            """
+            self.turn_reward = 7.0
+            if query == "slow":
+                over.wait()
+            return query
+
+    for query, status, reward in (("quick", "ok", 7.0), ("slow", "timeout", None)):
+        room = Room()
+        stage = Stage(tokenizer, runner, [room.search])
+        turn = stage.play(tiny.call(query), tiny.final("Paris"), environment=room).turns[0]
+        assert (turn.status, turn.reward) == (status, reward)
+    over.set()
 
 
 ATTACKS = [
@@ -636,8 +660,6 @@ class OneByOne(Engine):
 
 
 def test_a_streaming_engine_need_not_wait_for_slow_tools(tokenizer):
-    import threading
-
     release = threading.Event()
 
     @tiny.searches
@@ -704,6 +726,24 @@ def test_turn_without_a_nearby_anchor_is_parsed_with_the_whole_prefix(tokenizer)
     found = TurnParser(tokenizer).parse(ids, prefix + thoughts, [tiny.search]).message
     assert found == parse_response(tokenizer, ids, prefix=prefix + thoughts, tools=[tiny.search])
     assert found["reasoning_content"].startswith("I think of Paris.")
+
+
+def test_rollouts_that_take_the_same_turn_have_messages_of_their_own(tokenizer):
+    parser, prefix = TurnParser(tokenizer), Chat(tokenizer, [tiny.search]).prompt_ids([QUESTION])[0]
+    ids = tokenizer(tiny.call("river"), add_special_tokens=False)["input_ids"]
+    first = parser.parse(ids, prefix, [tiny.search])
+    first.message["final"] = first.calls[0]["arguments"]["query"] = "changed by its rollout"
+    second = parser.parse(ids, prefix, [tiny.search])
+    assert second.calls[0]["arguments"] == {"query": "river"} and "final" not in second.message
+
+
+def test_a_turn_is_read_again_if_its_prompt_has_begun_to_think(tokenizer):
+    parser, prefix = TurnParser(tokenizer), Chat(tokenizer, [tiny.search]).prompt_ids([QUESTION])[0]
+    thinks = tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("By the river?\n</think>\n\nParis<|im_end|>", add_special_tokens=False)["input_ids"]
+    plain, thinking = (parser.parse(ids, [*prefix, *more], [tiny.search]).message for more in ([], thinks))
+    assert (thinking["reasoning_content"], thinking["content"]) == ("By the river?", "Paris")
+    assert "reasoning_content" not in plain and plain["content"].startswith("By the river?")
 
 
 def test_results_are_rendered_as_trl_does_and_prefixes_only_once(long_chat, monkeypatch):

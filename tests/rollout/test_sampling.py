@@ -152,6 +152,21 @@ def test_rollouts_are_equal_for_any_micro_batch_size_but_differ_between_batches(
     assert len({text for batch in one for text in batch}) > 12  # of 16
 
 
+def test_a_prompt_that_is_rolled_out_again_in_its_place_gets_other_rollouts(tmp_path):
+    trainer = trainer_of(tmp_path, 8, max_steps=1, resample_limit=1)
+    trainer.reward_funcs[0] = lambda completions, **_: [0.0] * len(completions)  # teaches nothing, so all are
+    first, second = completions_of(trainer)
+    assert len(first) == len(second) == 8 and not set(first) & set(second)
+
+
+def test_two_evaluations_of_a_policy_that_stands_still_are_the_same(tmp_path):
+    trainer, completions = trainer_of(tmp_path, 8), []
+    trainer.on_rollouts = lambda records: completions.extend(record["completion"] for record in records)
+    for _ in range(2):
+        trainer.evaluate(trainer.train_dataset)  # two batches
+    assert completions[:8] == completions[8:] and len(set(completions)) == 8
+
+
 def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tmp_path):
     at_once = []
 
