@@ -51,7 +51,10 @@ def test_ranks_together_credit_as_one_process_does(processes, token_budget, alon
     for key, value in alone["metrics"].items():
         if key not in ("gain/seconds", "gain/forwards"):
             assert ranks[0]["metrics"][key] == pytest.approx(value, abs=1e-4), key
+    # Of the second step, which trains on the same rollouts.
+    assert alone["ratios"]["turn_ratio/turn_1"] > 1.1 and 0 < alone["ratios"]["clip_fraction/turn_1"] < 1
     for rank in ranks:
+        assert rank["ratios"] == pytest.approx(alone["ratios"], abs=1e-4)
         assert rank["sample"] == pytest.approx(alone["sample"], abs=1e-5)
         assert rank["weights"] == ranks[0]["weights"]
 

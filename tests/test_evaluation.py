@@ -1,7 +1,9 @@
 """Evaluation: rollouts by the trainer itself, written batch by batch and resumed where they stopped."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from a2tgpo_trl.evaluation import evaluate, evaluate_recipe
 from a2tgpo_trl.recipe.recipe import Recipe, read_recipe
 from a2tgpo_trl.rollout.records import as_text, count_tool_turns, read_jsonl, write_jsonl
 from a2tgpo_trl.rollout.trainer import ToolTrainer
+from a2tgpo_trl.tasks.atlas import POLICY
 
 
 ROWS = 10
@@ -184,13 +187,32 @@ def test_resuming_keeps_settings_json_and_a_damaged_one_is_an_error(tmp_path):
         evaluate_recipe(read_recipe(words))
 
 
-def test_rollouts_of_other_rewards_or_settings_are_not_resumed(tmp_path):
-    reward = tmp_path / "mine.py"
+LOOK = """
+def look(query: str) -> str:
+    \"""Look something up.
+
+    Args:
+        query: What to look for.
+    \"""
+    return "Paris"
+"""
+WORLD = """
+class World:
+    def reset(self, **row):
+        pass
+"""
+
+
+def test_rollouts_of_other_code_or_settings_are_not_resumed(tmp_path):
+    reward, look, world = (tmp_path / name for name in ("mine.py", "look.py", "world.py"))
     reward.write_text("def good(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    look.write_text(LOOK)
+    world.write_text(WORLD)
     file = tmp_path / "recipe.yaml"
     kwargs = "{train_questions: 8, test_questions: 12}"
     file.write_text(
         f"model_name_or_path: atlas-tiny\ntask: atlas\ntask_kwargs: {kwargs}\nreward_funcs: [mine.py:good]\n"
+        f"tools: [look.py:look]\nenvironment_factory: world.py:World\n"
         f"bf16: false\neval_rows: 3\nnum_generations_eval: 1\nmax_completion_length: 8\noutput_dir: {tmp_path}/out\n"
     )
     words = ["--config", str(file)]
@@ -199,11 +221,30 @@ def test_rollouts_of_other_rewards_or_settings_are_not_resumed(tmp_path):
         evaluate_recipe(read_recipe([*words, "--num_generations_eval", "2"]))
     with pytest.raises(ValueError, match="different probe_template"):
         evaluate_recipe(read_recipe([*words, "--probe_template", "{answer}"]))
+    for code in (look, world, reward):
+        before = code.read_text()
+        code.write_text(f"{before}# edited\n")
+        with pytest.raises(ValueError, match="different code of tools and rewards"):
+            evaluate_recipe(read_recipe(words))
+        code.write_text(before)
     reward.write_text(reward.read_text().replace("1.0", "0.5"))
     del sys.modules["a2tgpo_recipe_mine"]
-    with pytest.raises(ValueError, match="different code of tools and rewards"):
-        evaluate_recipe(read_recipe(words))
     assert evaluate_recipe(read_recipe([*words, "--overwrite", "true"])).everything["good"].mean == 0.5
+
+
+def test_rollouts_of_retrained_weights_or_a_changed_answer_are_not_resumed(tmp_path):
+    policy = Path(shutil.copytree(POLICY, tmp_path / "policy"))
+    words = [*SMALL, "--eval_rows", "2", "--model_name_or_path", str(policy), "--output_dir", str(tmp_path / "run")]
+    evaluate_recipe(read_recipe(words))
+    other = read_recipe(words)
+    other.task.test_dataset = other.task.test_dataset.map(
+        lambda row, i: {"answer": "none" if i == 1 else row["answer"]}, with_indices=True
+    )
+    with pytest.raises(ValueError, match=r"different test set\."):
+        evaluate_recipe(other)
+    (policy / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"different weights\."):
+        evaluate_recipe(read_recipe(words))
 
 
 def test_rollouts_of_another_sample_count_are_not_resumed(trainer, recipe, whole, tmp_path):

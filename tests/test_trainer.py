@@ -339,11 +339,12 @@ def test_a_model_whose_context_has_no_limit_trains_with_tools(tokenizer, tmp_pat
     assert logged(trainer, "turns/context_full") == [0] and logged(trainer, "turns/max") == [4]
 
 
-def test_packing_that_fails_its_trial_is_dropped_with_a_message(tokenizer, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("error", [0.5, math.nan])
+def test_packing_that_fails_its_trial_is_dropped_with_a_message(error, tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_steps=1)))
-    monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.packing_error", lambda *_: 0.5)
+    monkeypatch.setattr("a2tgpo_trl.information_gain.gain_pass.packing_error", lambda *_: error)
     trainer.train()
-    assert any("packed rows differ by 0.5" in record.message for record in caplog.records)
+    assert any(f"packed rows differ by {error}" in record.message for record in caplog.records)
     assert trainer._gain_pass.packing is None and logged(trainer, "gain/mean")
 
 

@@ -1,5 +1,6 @@
 """a recipe -> tokenizer, config, tools, data and model, as `GRPOTrainer` would load them."""
 
+import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -73,9 +74,10 @@ def all_tools(task: Task) -> list[Callable]:
 
 
 def public_methods(environment: Any) -> list[Callable]:
-    """Return the methods of an environment that a policy may call."""
-    names = [name for name in dir(type(environment)) if not name.startswith("_")]
-    return [getattr(environment, name) for name in names if name not in ("reset", "get_reward")]
+    """Return the methods of an environment that a policy may call: not what else its class has, as `turn_reward`."""
+    methods = [name for name, _ in inspect.getmembers(type(environment), inspect.isfunction)]
+    names = [name for name in methods if not name.startswith("_") and name not in ("reset", "get_reward")]
+    return [getattr(environment, name) for name in names]
 
 
 def end_tokens(name: str, revision: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:

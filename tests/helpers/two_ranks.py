@@ -50,6 +50,8 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
         num_iterations=2,
         max_steps=2,
         learning_rate=1e-3,
+        epsilon=0.2,  # so that some tokens of the second step are clipped, and others are not
+        epsilon_high=0.2,
         logging_steps=1,
         report_to="none",
         save_strategy="no",
@@ -88,7 +90,7 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
 
     trainer.credit_batch = watch
     trainer.train()
-    history = trainer.state.log_history[0]
+    history, second = trainer.state.log_history[:2]
     report = {
         "processes": trainer.accelerator.num_processes,
         "type": str(trainer.accelerator.distributed_type),
@@ -96,6 +98,7 @@ def main(folder: str, batch_size: str, token_budget: str) -> None:
         "credited": credited,
         "forwards": history.get("gain/forwards"),
         "metrics": {key: value for key, value in history.items() if key.split("/")[0] in ("gain", "value", "turns")},
+        "ratios": {key: value for key, value in second.items() if key.startswith(("turn_ratio/", "clip_fraction/"))},
         "weights": torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).double().norm().item(),
         "sample": trainer.model.lm_head.weight.detach().flatten()[:200].tolist(),
     }

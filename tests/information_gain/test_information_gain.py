@@ -8,10 +8,12 @@ import random
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
+from near import assert_near
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2LMHeadModel
 
-from a2tgpo_trl.information_gain import packed_attention
+from a2tgpo_trl.information_gain import gain_pass, packed_attention
 from a2tgpo_trl.information_gain import values as information_gain
 from a2tgpo_trl.information_gain.packed_attention import packed_implementation
 from a2tgpo_trl.information_gain.probes import ProbeMaker
@@ -294,14 +296,15 @@ def test_probability_is_the_exponential_of_the_mean_log_probability(tokenizer):
     assert largest_difference(values, plain) < 1e-6
 
 
-def test_a_probe_that_is_not_finite_has_no_value_and_is_counted(tokenizer):
+@pytest.mark.parametrize("failed", [math.nan, -math.inf])
+def test_a_probe_that_is_not_finite_has_no_value_and_is_counted(failed, tokenizer):
     # A scorer that fails on one rollout only: the last of three, after its first tool result.
     rollouts = Rollouts([[1, 2]] * 3, [[3, 4, 5]] * 3, [[1, 0, 1]] * 3)
     probes = [ProbeMaker(tokenizer, TEMPLATE).make_all("QX", "first")] * 3
 
     def score(input_ids, next_ids, mask, position_ids):
         logps = torch.full(input_ids.shape, -1.0)
-        logps[2, -1] = torch.nan
+        logps[2, -1] = failed
         return logps
 
     scores = score_turns(
@@ -428,6 +431,23 @@ def test_values_with_one_key_become_the_first_finite_value():
     keys = torch.tensor([[7, 8, 9], [7, 9, 8], [7, NO_CONTEXT, NO_CONTEXT]])
     expected = torch.tensor([[-3.0, -1.0, -2.0], [-3.0, -2.0, -1.0], [-3.0, torch.nan, torch.nan]])
     torch.testing.assert_close(one_value_each(values, keys), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_equal_contexts_of_two_forwards_have_equal_values(tokenizer, monkeypatch):
+    # Each rollout is a forward of its own, and each forward rounds differently: -1.001, then -1.002.
+    forwards = []
+
+    def score(input_ids, *_):
+        forwards.append(input_ids)
+        return torch.full(input_ids.shape, -1 - len(forwards) / 1000)
+
+    monkeypatch.setattr(gain_pass, "fused_scorer", lambda *_: score)
+    settings = gain_pass.GainSettings(TEMPLATE, "first", "logprob", gain_token_budget=1)
+    scoring = gain_pass.GainPass(ARCHITECTURES["llama"], tokenizer, settings, Accelerator(cpu=True))
+    scoring.packing_tried = True
+    rollouts = Rollouts([[5, 6]] * 2, [[7, 8], [7, 9]], [[1, 0]] * 2)
+    scores, _ = scoring.run(rollouts, [["Paris"]] * 2, want_logps=False)
+    assert_near(scores.values_BK, [[-1.001, -1.001], [-1.001, -1.002]], 1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", None])

@@ -1,5 +1,6 @@
 """Each thing that would go wrong in training is a finding that says what to do; a sound recipe passes."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -19,6 +20,7 @@ from a2tgpo_trl.cli import check as command
 from a2tgpo_trl.cli import main as cli
 from a2tgpo_trl.preflight import Finding
 from a2tgpo_trl.preflight.chat import Chat
+from a2tgpo_trl.preflight.lengths import longest_prompt
 from a2tgpo_trl.recipe.recipe import Recipe, RecipeArguments
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.tasks import Task
@@ -528,6 +530,18 @@ def test_a_context_too_short_fails_with_the_numbers(make):
     assert "Lower max_completion_length to at most" in message
 
 
+def test_prompt_and_completion_may_fill_the_context_exactly(make):
+    assert run(make(sizes={"max_position_embeddings": 629}))["fit"].status == "pass"
+    assert "Lower max_completion_length to at most 255" in failed(make(sizes={"max_position_embeddings": 628}))["fit"]
+
+
+def test_longest_of_many_prompts_is_found():
+    # Only 64 prompts are tokenized. Row i holds "Who? " i + 1 times, so the last of 70 is the longest.
+    chat, rows = Chat(tiny.make_tokenizer(), []), questions("Who? ", number=70)
+    (ids,) = chat.prompt_ids([rows[69]["prompt"]])
+    assert longest_prompt(chat, {"training": rows}) == (len(ids), "training data")
+
+
 def test_a_model_without_positions_has_no_limit():
     config, args, data = MambaConfig(), A2TGPOConfig("out", bf16=False), {"training": questions()}
     for tools in ([tiny.search], []):
@@ -564,6 +578,16 @@ def test_method_without_the_turn_rewards_that_it_reads_fails(make):
     assert "read_onl" in unknown["credit"]
 
 
+class Rewarding(Environment):
+    turn_reward = 0.0
+
+
+def test_environment_may_set_the_turn_rewards_that_a_method_reads(make):
+    task = Task(questions(), reward_funcs=[exact_match], environment_factory=Rewarding)
+    assert failed(make(task=task, credit="mt_grpo")) == {}
+    assert failed(make(task=task, credit="gtpo", turn_rewards={"environment": 0.5})) == {}
+
+
 def test_settings_of_a_tool_that_there_is_not_fail(make):
     assert "no tool 'serch'" in failed(make(tool_settings={"serch": {"timeout": 3}}))["tool settings"]
 
@@ -574,6 +598,12 @@ def test_settings_of_a_tool_that_there_is_not_fail(make):
 def test_sampling_with_another_temperature_fails(make):
     message = failed(make(generation_kwargs={"temperature": 0.5}))["log-probabilities"]
     assert "ratios would be off" in message and "same temperature" in message
+
+
+@pytest.mark.parametrize(("difference", "status"), [(5e-4, "pass"), (2e-3, "fail"), (math.nan, "fail")])
+def test_log_probabilities_in_float32_may_differ_by_a_thousandth(difference, status, make, monkeypatch):
+    monkeypatch.setattr(preflight.sampling, "logp_difference", lambda *_: difference)
+    assert run(make())["log-probabilities"].status == status
 
 
 def test_temperature_applied_by_sampler_and_trainer_passes(make):

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import killed_runs
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -26,11 +28,14 @@ from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
 from a2tgpo_trl.errors import RecipeError, ResumeError, RunInterrupted, RunStopped
 from a2tgpo_trl.recipe.recipe import read_recipe
 from a2tgpo_trl.resume import folders
+from a2tgpo_trl.resume.choice import Choice, Run
 from a2tgpo_trl.resume.disk import told_if_not_written
 from a2tgpo_trl.resume.folders import checkpoints_of, step_of
 from a2tgpo_trl.resume.manifest import fault, read_manifest, write_manifest
 from a2tgpo_trl.resume.own_files import MARKER
+from a2tgpo_trl.resume.same_run import data_digest
 from a2tgpo_trl.resume.trainer import Resumable
+from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.rollout.settings import ToolConfig
 from a2tgpo_trl.rollout.trainer import ToolTrainer
 from a2tgpo_trl.tools import tool
@@ -59,8 +64,8 @@ def write(turn: int, row: int) -> str:
 
 
 def reward(completions, **_) -> list[float]:
-    """A reward from the answer and from random numbers of Python's own generator."""
-    return [len(messages[-1]["content"]) + random.random() for messages in completions]
+    """A reward from the answer and from random numbers of Python's own generator and NumPy's."""
+    return [len(messages[-1]["content"]) + random.random() + np.random.random() for messages in completions]
 
 
 def questions(rows: int = 4) -> Dataset:
@@ -258,9 +263,6 @@ def test_run_stopped_by_a_tool_failure_within_a_step_resumes_identically(make, t
     assert log_of(again.state.log_history) == log_of(whole.state.log_history)
 
 
-# ---- complete and torn checkpoints
-
-
 @pytest.fixture(scope="module")
 def saved(make, tmp_path_factory):
     """Checkpoints of steps 1 to 4."""
@@ -271,6 +273,24 @@ def saved(make, tmp_path_factory):
 
 def copied(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def test_train_loss_of_a_resumed_run_is_the_mean_over_its_own_steps(saved, make, tmp_path):
+    # Step 3 is logged together with step 4, so its loss is in the checkpoint.
+    folder = copied(saved, tmp_path)
+    again = make(folder, max_steps=5)
+    losses, step = [], again.training_step
+
+    def noting(*given):
+        losses.append(step(*given))
+        return losses[-1]
+
+    again.training_step = noting
+    found = again.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert len(losses) == 2 and found.training_loss == pytest.approx(torch.stack(losses).mean().item())
+
+
+# ---- complete and torn checkpoints
 
 
 TEARS = {
@@ -313,6 +333,26 @@ def test_resuming_without_a_complete_checkpoint_is_an_error(saved, make, tmp_pat
         make(folder).train(resume_from_checkpoint=True)
     with pytest.raises(ResumeError, match="holds no checkpoint to resume from"):
         make(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+class TwoMachines:
+    """Ranks with folders of their own: the second finds no step later than `last`."""
+
+    number = 2
+
+    def __init__(self, last: int):
+        self.last = last
+
+    def gather_lists(self, steps: list[tuple]) -> list[list[tuple]]:
+        return [steps, [(step, why) for step, why in steps if step <= self.last]]
+
+
+def test_checkpoint_that_one_rank_cannot_find_is_not_used(saved):
+    facts = read_manifest(saved / "checkpoint-4")
+    run = Run(saved, facts["settings"], {}, facts["layout"], False, True, False)
+    assert Choice(run, TwoMachines(last=3)).choose(True).folder == saved / "checkpoint-3"
+    with pytest.raises(ResumeError, match="no complete checkpoint .*checkpoint-4: a process cannot find it"):
+        Choice(run, TwoMachines(last=0)).choose(True)
 
 
 def test_resuming_from_an_earlier_checkpoint_sets_later_ones_aside(saved, make, tmp_path):
@@ -416,6 +456,11 @@ def test_resuming_with_changed_settings_or_data_is_refused_unless_allowed(saved,
         make(folder, model=other_policy(tokenizer, tmp_path)).train(resume_from_checkpoint=True)
     with pytest.raises(ResumeError, match=r"rollouts per optimizer step \(4, now 8\)"):
         make(folder, gradient_accumulation_steps=2).train(resume_from_checkpoint=True)
+    with pytest.raises(ResumeError, match=r"settings: rewards \(\['reward'\], now \['exact_match'\]\)\."):
+        make(folder, reward_funcs=exact_match).train(resume_from_checkpoint=True)
+    brief = partial(A2TGPOTrainer, turn_reward_funcs={"brief": lambda record: [1.0 for _ in record["turns"]]})
+    with pytest.raises(ResumeError, match=r"settings: turn rewards \(\[\], now \['brief'\]\)\."):
+        make(folder, trainer=brief).train(resume_from_checkpoint=True)
     trainer = make(folder, learning_rate=0.02, max_steps=5, resume_changed=True)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
@@ -457,6 +502,14 @@ def test_resuming_with_one_changed_word_in_the_data_is_refused(saved, make, tmp_
     rows = questions().map(lambda row, i: {"answer": "Rome" if i == 3 else row["answer"]}, with_indices=True)
     with pytest.raises(ResumeError, match=r"data \(4 rows, \w+, now 4 rows, \w+\)"):
         make(copied(saved, tmp_path), train_dataset=rows).train(resume_from_checkpoint=True)
+
+
+def test_changed_row_near_the_end_of_a_large_data_set_is_noticed():
+    # Of 5000 rows every second one is read.
+    answers = ["Paris"] * 5000
+    before = data_digest(Dataset.from_dict({"answer": answers}))
+    answers[4998] = "Rome"
+    assert data_digest(Dataset.from_dict({"answer": answers})) != before
 
 
 def test_batch_layout_may_change_only_between_generation_windows(saved, make, tmp_path):

@@ -1,5 +1,7 @@
 """Rows rearranged among micro-batches: less to read, and the same gradient."""
 
+import math
+
 import pytest
 import torch
 from training import logged, make, settings, weights
@@ -129,6 +131,12 @@ def test_only_micro_batches_of_one_step_exchange_rows(tokenizer, tmp_path, accum
     steps = {"gradient_accumulation_steps": accumulated, "steps_per_generation": generated}
     args = A2TGPOConfig(**settings(tmp_path, per_device_train_batch_size=2, **steps))
     assert make(tokenizer, args)._summed_micro_batches == together
+
+
+@pytest.mark.parametrize("error", [0.5, math.nan])
+def test_rows_are_read_one_by_one_if_shared_ones_fail_their_trial(error, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("a2tgpo_trl.scoring.sharing_error", lambda *_: error)
+    assert not trained(tokenizer, tmp_path)._shares_prefixes
 
 
 def test_grpo_preset_shares_no_prefixes_and_trims_no_padding(tokenizer, tmp_path):

@@ -87,6 +87,14 @@ def test_equal_rewards_are_equal_though_their_mean_is_rounded():
     assert uninformative([6e-4] * 6, [[NAN]] * 6, [0] * 6) == [True]
 
 
+def test_small_advantages_count_if_outcomes_differ_and_are_rounding_if_they_are_equal():
+    # As of rewards that are not scaled.
+    assert uninformative([5e-4, -5e-4], [[NAN]] * 2, [0, 0]) == [False]
+    # Neighbours in float32: 0.6e-7 from their mean, divided by a deviation of at least 1e-4.
+    neighbours = [[1.0, 0.0], [1.0 + 1.2e-7, 0.0]]
+    assert uninformative([0.0, 0.0], [[NAN]] * 2, [0, 0], turn_rewards=neighbours, turn_reward_weight=1.0) == [True]
+
+
 def test_outcomes_out_of_the_loss_do_not_make_a_group_informative():
     # Rewards 0 and 1, both truncated and masked out: no token is trained on. With one in the loss, its tokens are.
     assert uninformative([-1.0, 1.0], [[NAN]] * 2, [0, 0], in_loss=[False, False]) == [True]
@@ -445,9 +453,10 @@ def test_groups_reward_is_that_of_the_first_round_if_resampling_fails(tmp_path):
     assert logged(plain, "reward") == logged(plain, "groups/reward") == [3.0]  # a single round
 
 
-def test_equal_rewards_with_unlike_gains_are_not_rolled_out_again(tmp_path):
+@pytest.mark.parametrize("gain_weight", [0.3, 5e-4])
+def test_equal_rewards_with_unlike_gains_are_not_rolled_out_again(gain_weight, tmp_path):
     rollouts = Rollouts({})
-    trainer = make(tmp_path, rollouts)
+    trainer = make(tmp_path, rollouts, gain_weight=gain_weight)
     trainer.reward_funcs[0] = lambda score, **_: [0.0] * len(score)
     trainer.train()
     assert len(rollouts.rounds) == 1 and logged(trainer, "groups/teach_nothing") == [0.0]

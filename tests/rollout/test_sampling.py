@@ -205,6 +205,21 @@ def test_an_evaluation_draws_the_same_in_batches_of_any_size(tmp_path):
     assert [record["completion"] for record in again] != found[0] and trainer.rollout_seed == 3
 
 
+def test_evaluation_in_training_draws_the_same_on_the_second_of_two_ranks(tmp_path):
+    def evaluated(trainer: A2TGPOTrainer, questions: list[int]) -> list[str]:
+        found = []
+        trainer.reward_funcs[0] = lambda completions, **_: found.extend(completions) or [0.0] * len(completions)
+        trainer.evaluate(trainer.train_dataset.select(questions))
+        return found
+
+    alone = evaluated(trainer_of(tmp_path, 8), [0, 1, 2, 3])
+    # A batch is a question for each rank, with two rollouts: the second rank has questions 1 and 3.
+    second = trainer_of(tmp_path, 8, per_device_eval_batch_size=2)
+    second._ranks.index, second._ranks.number = 1, 2
+    assert evaluated(second, [1, 3]) == alone[2:4] + alone[6:8]
+    assert len(set(alone)) == 8
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

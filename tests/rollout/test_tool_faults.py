@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from a2tgpo_trl.errors import RunStopped
+from a2tgpo_trl.ranks import Ranks
 from a2tgpo_trl.rollout.open_files import OpenFiles
 from a2tgpo_trl.rollout.records import as_text
 from a2tgpo_trl.rollout.tool_loop import SILENT_BATCHES
@@ -329,6 +330,17 @@ def test_tool_that_stays_down_stops_the_run_unless_on_outage_is_continue(policy,
     with pytest.raises(
         RunStopped, match="The tool search is down, and did not come back within 0.1 s: ConnectionError"
     ):
+        trainer.train()
+
+
+def test_outage_on_another_rank_stops_this_one_too(tokenizer, tmp_path):
+    trainer = make(tokenizer, args(tmp_path), scripted=False, reward_funcs=spread)
+    tiny.script(trainer.model, tokenizer, one_call)
+    # What the ranks say at the start, and after the first batch.
+    heard = iter([None, "The tool search of rank 1 is down"])
+    trainer._tool_loop._ranks = Ranks(trainer.accelerator)
+    trainer._tool_loop._ranks.first_text = lambda of_this_rank: next(heard)
+    with pytest.raises(RunStopped, match="The tool search of rank 1 is down"):
         trainer.train()
 
 
