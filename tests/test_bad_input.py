@@ -64,9 +64,9 @@ def test_columns_that_a_reward_reads_are_checked_before_the_first_step(tokenizer
     assert make(tokenizer, renamed, train_dataset=data, reward_funcs=[exact_match, polite])
 
 
-def test_a_completion_without_a_limit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_completion_length must be a number"):
-        A2TGPOConfig(**settings(tmp_path, max_completion_length=None))
+def test_completions_without_a_limit_are_refused_where_tools_are_called(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="max_completion_length must be a number where tools are called"):
+        make(tokenizer, A2TGPOConfig(**settings(tmp_path, max_completion_length=None)))
 
 
 def test_data_whose_gains_are_not_computed_needs_no_answers(tokenizer, tmp_path):

@@ -148,11 +148,6 @@ class ToolConfig(GRPOConfig):
         self.tool_settings = mapping("tool_settings", self.tool_settings)
         self.failure_policy = mapping("failure_policy", self.failure_policy)
         self.failure_policies  # noqa: B018  # raises for unknown names
-        if self.max_completion_length is None:
-            raise ValueError(
-                "max_completion_length must be a number: without it, a rollout that babbles would hold up its batch "
-                "until the model's context is full."
-            )
         if self.tool_replay and self.tool_cache is None:
             raise ValueError("tool_replay needs a file to replay from: name it with tool_cache.")
 

@@ -166,8 +166,8 @@ class ToolTrainer(SamplingTrainer):
             )
 
     def _check_rewards(self) -> None:
-        if self.environment_factories is not None:
-            return  # what environments give is known once they are reset
+        if self.environment_factories is not None or self.rollout_func is not None:
+            return  # these add to what the data sets have
         evaluation = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"evaluation": self.eval_dataset}
         for name, dataset in {"training": self.train_dataset, **evaluation}.items():
             columns = getattr(dataset, "column_names", None)  # those of a stream may be unknown
@@ -182,6 +182,11 @@ class ToolTrainer(SamplingTrainer):
             self.accelerator.ddp_handler.find_unused_parameters = True
 
     def _make_tool_loop(self, environments: Environments) -> ToolLoop:
+        if self.args.max_completion_length is None:
+            raise ValueError(
+                "max_completion_length must be a number where tools are called: without it, a rollout that babbles "
+                "would hold up its batch until the model's context is full."
+            )
         environments.batch = lambda: self.environments or []
         control = None
         if self.tools:  # an environment may have none
