@@ -54,7 +54,7 @@ def unread_slots(
     return [
         slot
         for i, lengths in enumerate(contexts)
-        for length, slot, probe in _slots(i, lengths, probes[i], shape)
+        for length, slot, probe in _slots(i, lengths, probes[i], shape, None)
         if length > last_context(probe, most)
     ]
 
@@ -71,10 +71,7 @@ def packed_rows(
     for i, lengths in enumerate(contexts):
         tokens = [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]]
         row = Row(i, tokens, len(rollouts.prompt_ids[i]) if want_logps else len(tokens))
-        row.probes = [
-            (min(length, last_context(probe, most)), slot, probe)
-            for length, slot, probe in _slots(i, lengths, probes[i], shape)
-        ]
+        row.probes = list(_slots(i, lengths, probes[i], shape, most))
         rows.append(row)
     return rows
 
@@ -86,22 +83,20 @@ def single_rows(
     shape: tuple[int, ...],
     most: int | None,
 ) -> list[Row]:
-    rows = []
-    for i, lengths in enumerate(contexts):
-        tokens = [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]]
-        for length, slot, probe in _slots(i, lengths, probes[i], shape):
-            read = min(length, last_context(probe, most))
-            rows.append(Row(i, tokens[:read], read, [(read, slot, probe)]))
-    return rows
+    return [
+        Row(i, [*rollouts.prompt_ids[i], *rollouts.completion_ids[i]][:length], length, [(length, slot, probe)])
+        for i, lengths in enumerate(contexts)
+        for length, slot, probe in _slots(i, lengths, probes[i], shape, most)
+    ]
 
 
 def _slots(
-    i: int, lengths: list[int], probes: Sequence[Probe], shape: tuple[int, ...]
+    i: int, lengths: list[int], probes: Sequence[Probe], shape: tuple[int, ...], most: int | None
 ) -> Iterator[tuple[int, int, Probe]]:
-    """Each probe of rollout i, with its context length and its flat index in the table (B,K,A)."""
+    """Each probe of rollout i, with the context length that leaves room for it and its flat index in (B,K,A)."""
     for k, length in enumerate(lengths):
         for a, probe in enumerate(probes):
-            yield length, (i * shape[1] + k) * shape[2] + a, probe
+            yield min(length, last_context(probe, most)), (i * shape[1] + k) * shape[2] + a, probe
 
 
 def chunks(rows: list[Row], token_budget: int, agree: Agree) -> Iterator[tuple[list[Row], bool]]:

@@ -36,8 +36,12 @@ def last(curve: Curve, end: int) -> float | None:
 
 def over_runs(results: Results, runs: Iterable[Run], metric: str, point: Point = mean) -> Estimate | None:
     """Return, over seeds, a point of each run's curve; None if no run has it."""
-    points = [point(curve, results.end(run)) for run in runs if (curve := results.curve(run, metric))]
-    found = [value for value in points if value is not None]
+    return over_known(point(curve, results.end(run)) for run in runs if (curve := results.curve(run, metric)))
+
+
+def over_known(values: Iterable[float | None]) -> Estimate | None:
+    """Return the mean over the seeds that have a value; None if none has."""
+    found = [value for value in values if value is not None]
     return over_seeds(found) if found else None
 
 

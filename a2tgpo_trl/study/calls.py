@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from ..report.scores import Estimate
-from ..report.seeds import over_seeds
-from .averages import at_depth
+from .averages import at_depth, over_known
 from .comparison import Runs
 from .results import Results
 from .study import Run
@@ -40,13 +39,9 @@ def calls_table(results: Results, runs: Runs) -> list[str]:
 
 
 def _of_first_calls(results: Results, runs: Iterable[Run], name: str) -> Estimate | None:
-    means = [at_depth(results, run, name, "mean", 1) for run in runs]
-    there = [mean for mean in means if mean is not None]
-    return over_seeds(there) if there else None
+    return over_known(at_depth(results, run, name, "mean", 1) for run in runs)
 
 
 def _at(results: Results, runs: Iterable[Run], step: int) -> Estimate | None:
     """The mean at a step over the seeds that have it; None if none has."""
-    shares = [dict(results.curve(run, WITHOUT)).get(step) for run in runs]
-    there = [share for share in shares if share is not None]
-    return over_seeds(there) if there else None
+    return over_known(dict(results.curve(run, WITHOUT)).get(step) for run in runs)
