@@ -1,0 +1,73 @@
+"""On an accelerator: training leaves no tensor behind on the CPU, and gives the numbers that it gives on a CPU.
+
+The accelerator is pretended (`pretended_device.py`), so this says nothing about the kernels of GPUs.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+from places import HELPERS
+
+
+PYTHON = [sys.executable, "-W", "ignore"]
+REFUSED = """
+import pretended_device, torch
+on, off = torch.ones(3, device="pretended"), torch.ones(3)
+refused = {
+    "sum": lambda: on + off,
+    "cat": lambda: torch.cat([on, off]),
+    "written": lambda: on.add_(off),
+    "indexed": lambda: off[torch.zeros(2, dtype=torch.long, device="pretended")],
+    "drawn": lambda: torch.rand(3, device="pretended", generator=torch.Generator()),
+    "numpy": lambda: on.numpy(),
+}
+for name, action in refused.items():
+    try:
+        action()
+    except (RuntimeError, TypeError):
+        print(name)
+assert (on + torch.tensor(1.0)).tolist() == [2, 2, 2] and on[torch.tensor([0])].cpu().item() == 1
+assert torch.rand(3, device="pretended", generator=torch.Generator("pretended")).device.type == "pretended"
+"""
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses():
+    ran = subprocess.run([*PYTHON, "-c", REFUSED], cwd=HELPERS, capture_output=True, text=True, timeout=200)
+    assert ran.stdout.split() == ["sum", "cat", "written", "indexed", "drawn", "numpy"], ran.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
+    """What each run logged, by device and run."""
+    found = {}
+    for device in ("cpu", "pretended"):
+        folder = tmp_path_factory.mktemp(device)
+        script = [*PYTHON, str(HELPERS / "runs_on_a_device.py"), device, str(folder)]
+        ran = subprocess.run(script, capture_output=True, text=True, timeout=550, env={**os.environ, "NO_COLOR": "1"})
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        found[device] = json.loads((folder / "logs.json").read_text())
+    return found
+
+
+def is_time(name: str) -> bool:
+    return "second" in name or name.endswith(("runtime", "step_time"))
+
+
+@pytest.mark.parametrize("run", ["all weights", "adapter", "no gains"])
+def test_training_logs_the_same_numbers_on_an_accelerator_as_on_a_cpu(run, logs):
+    on_cpu, there = ([entry for entry in logs[device][run]] for device in ("cpu", "pretended"))
+    assert len(on_cpu) == len(there) >= 3
+    for expected, found in zip(on_cpu, there, strict=True):
+        expected, found = ({k: v for k, v in log.items() if not is_time(k)} for log in (expected, found))
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert on_cpu[0]["grad_norm"] > 0 and on_cpu[0]["tools/search/ok"] > 0
+
+
+def test_training_in_16_bits_on_an_accelerator_measures_its_rounding(logs):
+    steps = [entry for entry in logs["pretended"]["16 bits"] if "loss" in entry]
+    assert len(steps) == 2 and all(math.isfinite(step["loss"]) and step["grad_norm"] > 0 for step in steps)
+    assert all(0.001 < step["gain/floor"] < 1 for step in steps)
