@@ -1,4 +1,4 @@
-"""On an accelerator: training leaves no tensor behind on the CPU, and gives the numbers that it gives on a CPU.
+"""On an accelerator: training mixes no tensors of two devices and, in float32, logs a CPU's numbers up to rounding.
 
 The accelerator is pretended (`pretended_device.py`), so this says nothing about the kernels of GPUs.
 """
@@ -21,6 +21,7 @@ refused = {
     "sum": lambda: on + off,
     "cat": lambda: torch.cat([on, off]),
     "written": lambda: on.add_(off),
+    "summed": lambda: torch.tensor(0.0).add_(on.sum()),
     "indexed": lambda: off[torch.zeros(2, dtype=torch.long, device="pretended")],
     "drawn": lambda: torch.rand(3, device="pretended", generator=torch.Generator()),
     "numpy": lambda: on.numpy(),
@@ -28,8 +29,9 @@ refused = {
 for name, action in refused.items():
     try:
         action()
-    except (RuntimeError, TypeError):
-        print(name)
+    except (RuntimeError, TypeError) as error:
+        if any(words in str(error) for words in ("two devices", "another device", "numpy view")):
+            print(name)
 assert (on + torch.tensor(1.0)).tolist() == [2, 2, 2] and on[torch.tensor([0])].cpu().item() == 1
 assert torch.rand(3, device="pretended", generator=torch.Generator("pretended")).device.type == "pretended"
 """
@@ -37,17 +39,19 @@ assert torch.rand(3, device="pretended", generator=torch.Generator("pretended"))
 
 def test_the_pretended_device_refuses_what_a_gpu_refuses():
     ran = subprocess.run([*PYTHON, "-c", REFUSED], cwd=HELPERS, capture_output=True, text=True, timeout=200)
-    assert ran.stdout.split() == ["sum", "cat", "written", "indexed", "drawn", "numpy"], ran.stderr[-2000:]
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.split() == ["sum", "cat", "written", "summed", "indexed", "drawn", "numpy"]
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
     """What each run logged, by device and run."""
     found = {}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # which would be preferred
     for device in ("cpu", "pretended"):
         folder = tmp_path_factory.mktemp(device)
         script = [*PYTHON, str(HELPERS / "runs_on_a_device.py"), device, str(folder)]
-        ran = subprocess.run(script, capture_output=True, text=True, timeout=550, env={**os.environ, "NO_COLOR": "1"})
+        ran = subprocess.run(script, capture_output=True, text=True, timeout=550, env=environment)
         assert ran.returncode == 0, ran.stderr[-3000:]
         found[device] = json.loads((folder / "logs.json").read_text())
     return found
@@ -59,11 +63,11 @@ def is_time(name: str) -> bool:
 
 @pytest.mark.parametrize("run", ["all weights", "adapter", "no gains"])
 def test_training_logs_the_same_numbers_on_an_accelerator_as_on_a_cpu(run, logs):
-    on_cpu, there = ([entry for entry in logs[device][run]] for device in ("cpu", "pretended"))
+    on_cpu, there = (logs[device][run] for device in ("cpu", "pretended"))
     assert len(on_cpu) == len(there) >= 3
-    for expected, found in zip(on_cpu, there, strict=True):
-        expected, found = ({k: v for k, v in log.items() if not is_time(k)} for log in (expected, found))
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    for pair in zip(on_cpu, there, strict=True):
+        expected, found = ({k: v for k, v in log.items() if not is_time(k)} for log in pair)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert on_cpu[0]["grad_norm"] > 0 and on_cpu[0]["tools/search/ok"] > 0
 
 

@@ -1,8 +1,9 @@
 """A pretended accelerator: its tensors say that they lie on it, and their numbers lie in the memory of the CPU.
 
-Importing this module makes "pretended" the device of Accelerate. What a GPU refuses is refused here too: an operation
-on tensors of two devices, a random generator of the wrong device, a numpy view. (As there, indices may lie on the
-CPU, and so may single numbers.) The CPU computes all else, so a run gives the numbers that it gives on a CPU.
+Importing this module makes "pretended" the device of Accelerate, if no GPU is visible. Most of what a GPU refuses is
+refused here too: an operation on tensors of two devices, a CPU's random generator for a tensor of the device, a numpy
+view. (As there, indices may lie on the CPU. Any operation may read a single number of the CPU, which a GPU allows in
+some.) The CPU computes all else, so a run gives a CPU's numbers, up to rounding.
 """
 
 import os
@@ -19,18 +20,6 @@ from torch.utils._pytree import tree_iter, tree_map
 class Backend(registration._DummyBackendModule):
     """What torch asks of the module of a device."""
 
-    def is_available(self) -> bool:
-        return True
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def device_count(self) -> int:
-        return 1
-
-    def current_device(self) -> int:
-        return 0
-
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
@@ -40,12 +29,9 @@ class Backend(registration._DummyBackendModule):
     def set_rng_state(self, state: Tensor, *_) -> None:
         torch.set_rng_state(state)
 
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
     def nothing(self, *_) -> None: ...
 
-    set_device = synchronize = empty_cache = manual_seed = manual_seed_all = nothing
+    set_device = synchronize = empty_cache = manual_seed = nothing
 
 
 os.environ["ACCELERATE_TORCH_DEVICE"] = "pretended:0"
@@ -80,7 +66,9 @@ class Pretended(Tensor):
         where = where if isinstance(where, tuple) else (where,)
         advanced = [i for i, one in enumerate(where) if isinstance(one, (list, Tensor))]
         first = min(advanced, default=len(where))
-        assert not any(isinstance(one, slice) for one in where[:first]) or not advanced, "not needed so far"
+        assert not advanced or all(isinstance(one, int) for one in where[:first]), (
+            "only numbers come before lists so far"
+        )
         part = self[where[:first]]
         value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=self.dtype, device=DEVICE)
         if advanced:
@@ -127,6 +115,8 @@ def check(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any])
     name = operation.overloadpacket.__name__
     if name in ("copy_", "_to_copy"):
         return
+    if any(isinstance(one, Tensor) and not isinstance(one, Pretended) for one in targets(operation, args, kwargs)):
+        raise RuntimeError(f"{operation} writes into the CPU: tensors on two devices")
     indices = {id(one) for one in tree_iter(args[1])} if name in INDEXING else set()
     for one in tensors:
         if not isinstance(one, Pretended) and one.dim() > 0 and id(one) not in indices:
@@ -137,15 +127,20 @@ def check(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any])
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
 
+def targets(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The arguments that an operation writes into."""
+    for i, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield args[i] if i < len(args) else kwargs[argument.name]
+
+
 def written(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What an operation that writes into its arguments returns: these arguments."""
-
-    def targets() -> Iterator[Any]:
-        for i, argument in enumerate(operation._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                yield args[i] if i < len(args) else kwargs[argument.name]
-
-    returned = tuple(targets())[: len(operation._schema.returns)]
+    returned = tuple(targets(operation, args, kwargs))[: len(operation._schema.returns)]
+    for one in returned:
+        assert not isinstance(one, Pretended) or one.shape == one.inner.shape, (
+            f"{operation} resizes, and is not taken over"
+        )
     return returned[0] if len(returned) == 1 else returned or None
 
 
@@ -170,7 +165,7 @@ def on_the_cpu_first(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
-GENERATORS: set[int] = set()  # addresses of those that were made for the device
+GENERATORS: dict[int, torch.Generator] = {}  # those of the device, by address, which no other can then get
 
 
 class Generator(torch.Generator):
@@ -179,7 +174,7 @@ class Generator(torch.Generator):
     def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
         made = super().__new__(cls, "cpu")
         if torch.device(device).type == DEVICE.type:
-            GENERATORS.add(made._cdata)
+            GENERATORS[made._cdata] = made
         return made
 
 
@@ -188,3 +183,4 @@ torch.__future__.set_swap_module_params_on_conversion(True)  # tied weights stay
 torch.Generator = Generator
 torch.tensor = on_the_cpu_first(torch.tensor)
 torch.as_tensor = on_the_cpu_first(torch.as_tensor)
+torch.arange = on_the_cpu_first(torch.arange)  # which else is made empty, then resized
