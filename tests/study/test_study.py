@@ -229,7 +229,7 @@ def test_foreign_report_picture_or_results_are_not_overwritten(tmp_path, capsys)
 def test_shipped_studies_have_valid_run_settings(file, monkeypatch):
     monkeypatch.chdir(ROOT / "recipes")  # where a recipe's own credit is looked for
     study = read_study(file)
-    assert study.recipe.is_file() and (len(study.cells) > 1 or file.stem == "quickstart")  # which is the guard's band
+    assert study.recipe.is_file() and len(study.cells) > 1
     assert len(study.seeds) >= (8 if file.stem in ("main", "quickstart") else 5)
     for run in study.kinds():
         said = study.settings_of(run)
