@@ -3,17 +3,15 @@
 The accelerator is pretended (`pretended_device.py`), so this says nothing about the kernels of GPUs.
 """
 
-import json
 import math
-import os
 import subprocess
 import sys
 
 import pytest
 from places import HELPERS
+from ranks import reports
 
 
-PYTHON = [sys.executable, "-W", "ignore"]
 REFUSED = """
 import pretended_device, torch
 on, off = torch.ones(3, device="pretended"), torch.ones(3)
@@ -38,7 +36,7 @@ assert torch.rand(3, device="pretended", generator=torch.Generator("pretended"))
 
 
 def test_the_pretended_device_refuses_what_a_gpu_refuses():
-    ran = subprocess.run([*PYTHON, "-c", REFUSED], cwd=HELPERS, capture_output=True, text=True, timeout=200)
+    ran = subprocess.run([sys.executable, "-c", REFUSED], cwd=HELPERS, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.split() == ["sum", "cat", "written", "summed", "indexed", "drawn", "numpy"]
 
@@ -47,13 +45,11 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses():
 def logs(tmp_path_factory) -> dict[str, dict[str, list[dict]]]:
     """What each run logged, by device and run."""
     found = {}
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # which would be preferred
     for device in ("cpu", "pretended"):
         folder = tmp_path_factory.mktemp(device)
-        script = [*PYTHON, str(HELPERS / "runs_on_a_device.py"), device, str(folder)]
-        ran = subprocess.run(script, capture_output=True, text=True, timeout=550, env=environment)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        found[device] = json.loads((folder / "logs.json").read_text())
+        program = [str(HELPERS / "runs_on_a_device.py"), device, str(folder)]
+        # A GPU would be preferred to the device that is pretended.
+        (found[device],) = reports(folder, program, processes=1, timeout=550, CUDA_VISIBLE_DEVICES="")
     return found
 
 

@@ -64,15 +64,13 @@ class Pretended(Tensor):
 
     def __setitem__(self, where: Any, value: Any) -> None:
         where = where if isinstance(where, tuple) else (where,)
-        advanced = [i for i, one in enumerate(where) if isinstance(one, (list, Tensor))]
-        first = min(advanced, default=len(where))
-        assert not advanced or all(isinstance(one, int) for one in where[:first]), (
-            "only numbers come before lists so far"
-        )
-        part = self[where[:first]]
-        value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=self.dtype, device=DEVICE)
-        if advanced:
-            part.index_put_([torch.as_tensor(one) for one in where[first:]], value)
+        first = next((i for i, one in enumerate(where) if isinstance(one, (list, Tensor))), len(where))
+        before, lists = where[:first], where[first:]
+        part = self[before]
+        value = value if isinstance(value, Tensor) else self.new_tensor(value)
+        if lists:
+            assert all(isinstance(one, int) for one in before), "only numbers come before lists so far"
+            part.index_put_([torch.as_tensor(one) for one in lists], value)
         else:
             part.copy_(value)
 
@@ -106,8 +104,7 @@ def run(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -
 
 def check(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> None:
     tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-    ours = [one for one in tensors if isinstance(one, Pretended)]
-    if not ours:
+    if not any(isinstance(one, Pretended) for one in tensors):
         return
     generator = kwargs.get("generator")
     if generator is not None and generator._cdata not in GENERATORS:

@@ -13,6 +13,7 @@ if sys.argv[1] == "pretended":
 
 import torch
 from peft import LoraConfig
+from training import settings
 from transformers import AutoModelForCausalLM
 
 from a2tgpo_trl import A2TGPOConfig, A2TGPOTrainer
@@ -20,6 +21,7 @@ from a2tgpo_trl.tasks.atlas import POLICY
 from a2tgpo_trl.tasks.atlas.task import atlas
 
 
+DEVICE = sys.argv[1]
 RUNS: dict[str, dict] = {
     "all weights": {"eval_strategy": "steps", "eval_steps": 2, "steps_per_generation": 2},
     "adapter": {"adapter": True, "beta": 0.01, "credit": "igpo", "stream_turns": False},
@@ -31,34 +33,27 @@ RUNS: dict[str, dict] = {
 def trained(folder: Path, dtype: torch.dtype = torch.float32, adapter: bool = False, **changes) -> list[dict]:
     """What two steps log."""
     task = atlas(train_questions=60, test_questions=4)
-    settings = dict(
-        bf16=False,
+    args = settings(
+        folder,
+        use_cpu=DEVICE == "cpu",
         per_device_train_batch_size=8,
-        per_device_eval_batch_size=4,
-        num_generations=4,
-        max_steps=2,
         learning_rate=1e-3,
         max_completion_length=192,
         max_tool_calling_iterations=3,
         reward_weights=task.reward_weights,
         chat_template_kwargs={"enable_thinking": False},
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+        **changes,
     )
-    if sys.argv[1] == "cpu":
-        settings["use_cpu"] = True
     trainer = A2TGPOTrainer(
         AutoModelForCausalLM.from_pretrained(POLICY, dtype=dtype),
         task.reward_funcs,
-        A2TGPOConfig(str(folder), **settings | changes),
+        A2TGPOConfig(**args),
         task.train_dataset,
         task.test_dataset,
         tools=task.tools,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if adapter else None,
     )
-    assert trainer.accelerator.device.type == next(trainer.model.parameters()).device.type == sys.argv[1]
+    assert trainer.accelerator.device.type == next(trainer.model.parameters()).device.type == DEVICE
     trainer.train()
     return trainer.state.log_history
 
@@ -66,6 +61,6 @@ def trained(folder: Path, dtype: torch.dtype = torch.float32, adapter: bool = Fa
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     # In 16 bits, numbers of two devices cannot be compared: another rounding, another token.
-    chosen = {name: changes for name, changes in RUNS.items() if sys.argv[1] != "cpu" or "dtype" not in changes}
+    chosen = {name: changes for name, changes in RUNS.items() if DEVICE != "cpu" or "dtype" not in changes}
     logs = {name: trained(place / name, **changes) for name, changes in chosen.items()}
-    (place / "logs.json").write_text(json.dumps(logs))
+    (place / "rank0.json").write_text(json.dumps(logs))
