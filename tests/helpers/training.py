@@ -64,6 +64,14 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def without_times(history: list[dict]) -> list[dict]:
+    """A log without what the clock measured."""
+    return [
+        {key: value for key, value in entry.items() if "second" not in key and not key.endswith(("runtime", "_time"))}
+        for entry in history
+    ]
+
+
 def captured(trainer) -> tuple[dict, torch.Tensor]:
     """The batch that reaches the loss in the first step, and the completions' old log-probabilities it came with."""
     batches = []

@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from disks import mounted
 from peft import LoraConfig
+from training import without_times
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -45,7 +46,7 @@ from a2tgpo_trl.train import make_room
 STEPS = 11  # a window is four steps, an epoch is two windows: this ends in the second epoch
 KILLS = int(os.environ.get("A2TGPO_KILLS", "10"))
 ANSWERS = ["Paris", "Rome", "Oslo"]
-TIMES = ("time", "second", "runtime", "per_sec", "train_loss", "flos")
+OF_A_PROCESS = ("train_loss", "total_flos")  # since it started
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,8 @@ def weights(trainer) -> torch.Tensor:
 
 
 def log_of(history: list[dict]) -> list[dict]:
-    """A log without times."""
-    return [{k: v for k, v in entry.items() if not any(word in k for word in TIMES)} for entry in history]
+    """A log without times and what begins anew in each process."""
+    return [{k: v for k, v in entry.items() if k not in OF_A_PROCESS} for entry in without_times(history)]
 
 
 def broken(make, folder: Path, after: int, **changes) -> None:
