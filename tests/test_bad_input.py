@@ -4,8 +4,9 @@ import functools
 
 import pytest
 import tiny
+import torch
 from datasets import Dataset, IterableDataset
-from peft import PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig
 from training import Library, make, questions, rollouts_of_tokens, settings, spread
 from trl import GRPOConfig, GRPOTrainer
 
@@ -205,6 +206,19 @@ def test_an_adapter_of_virtual_tokens_is_an_error(tokenizer, tmp_path):
     adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(ValueError, match="PROMPT_TUNING adapters put virtual tokens"):
         make(tokenizer, A2TGPOConfig(**settings(tmp_path)), peft_config=adapter)
+
+
+def test_single_tokens_are_trained_unless_the_head_is_tied_to_them(tokenizer, tmp_path):
+    adapter = LoraConfig(target_modules="all-linear", trainable_token_indices=[3, 4], task_type="CAUSAL_LM")
+    args = A2TGPOConfig(**settings(tmp_path, max_steps=1, learning_rate=1e-2))
+    tied = tiny.make_model(tokenizer, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="trainable_token_indices in peft_config: .*modules_to_save"):
+        A2TGPOTrainer(tied, spread, args, questions(), processing_class=tokenizer, peft_config=adapter)
+    trainer = make(tokenizer, args, peft_config=adapter, reward_funcs=spread)
+    (tokens,) = (w for name, w in trainer.model.named_parameters() if "trainable_tokens_delta" in name)
+    before = tokens.detach().clone()
+    trainer.train()
+    assert not torch.equal(tokens, before)
 
 
 SCHEMA = {"type": "function", "function": {"name": "search", "parameters": {}}}

@@ -6,6 +6,8 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Any, TypeVar
 
+from peft.utils import TrainableTokensWrapper
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -156,6 +158,17 @@ def checked_environment(environment: Any) -> Any:
             "None."
         )
     return environment
+
+
+def check_head(head: nn.Module) -> None:
+    """Check that the head is one whose weights can be read, as training and gains do."""
+    if isinstance(head, TrainableTokensWrapper):
+        raise ValueError(
+            "trainable_token_indices in peft_config: the policy's head is trained for these tokens as well, because "
+            "its embeddings are tied to it, or because lm_head is named. Log-probabilities are computed from the "
+            "weights of the head alone, without what is trained. Leave it out, or train all embeddings "
+            '(modules_to_save=["embed_tokens"]), which leaves the head as it is.'
+        )
 
 
 def check_one_sequence(given: GenerationConfig, of_model: GenerationConfig | None, seeded: bool) -> None:

@@ -32,6 +32,7 @@ from .answers import Answer, Row, check_reward_arguments, find_answer, rows_with
 from .batch import Batch, Rollouts, Scored, Turns
 from .checks import (
     check_best_metric,
+    check_head,
     check_names,
     check_one_sequence,
     check_patience,
@@ -136,6 +137,7 @@ class ToolTrainer(SamplingTrainer):
                 "Vision-language models are not supported: turns and probes carry no images. Pass a tokenizer (not a "
                 "processor) as processing_class to train the text model alone."
             )
+        check_head(base_model(self.model).get_output_embeddings())
         check_launch(args, self.accelerator)
         check_patience(args, self._ranks.number)
         if args.use_transformers_continuous_batching and self.is_fsdp_enabled and (args.bf16 or args.fp16):

@@ -215,11 +215,12 @@ class TransformersStream(Engine):
         if None in streams:
             return scores_RV.softmax(dim=-1).multinomial(1).squeeze(1).tolist()
         tokens_R, total_R = drawn_tokens(scores_RV, [stream.random() for stream in streams if stream is not None])
-        if total_R.isnan().any():
+        drawn = tokens_R.masked_fill(total_R.isnan(), -1).tolist()  # one wait for the device, not two
+        if -1 in drawn:
             raise RuntimeError(
                 "The policy's probabilities are not numbers: its weights contain NaN, or have diverged."
             )
-        return tokens_R.tolist()
+        return drawn
 
     def _read_next(self, live: _Live) -> None:
         """Read the last token of each row; rows that have ended but not yet left read any token."""

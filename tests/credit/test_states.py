@@ -243,6 +243,12 @@ def test_returns_within_the_rounding_floor_get_no_gigpo_credit():
     assert find_method("gigpo")(large, switches_of("gigpo", gain_weight=1.0))[0, 0] > 0.5
 
 
+def test_gigpo_credit_fades_out_with_differences_as_small_as_the_floor_under_the_variance():
+    # 0 and 1e-4: sample variance 5e-9, so that the floor of 1e-8 is most of what is divided by.
+    small = above_state_mean(torch.tensor([[1e-4], [0.0]]), torch.tensor([[0], [0]]), torch.tensor([0, 0]), "group")
+    assert_near(small, [[5e-5 / (math.sqrt(1.5e-8) + 1e-6)], [-5e-5 / (math.sqrt(1.5e-8) + 1e-6)]], 1e-4)
+
+
 def test_a2tgpo_compares_gains_within_states_and_so_does_its_clip_range():
     # First turns share a state, with gains 1, 3. a's second turn began there too: 1, 2, 3 -> -1.2247, 0, 1.2247.
     evidence = replace(the_group(False), states_NK=torch.tensor([[0, 0, 1], [0, 1, -1], [0, -1, -1]]))
