@@ -30,7 +30,8 @@ WITHOUT_CLIP_RANGE = {
     "vespo": "weighs whole rollouts",
 }
 
-OF_CLIP_RANGE = ("epsilon", "epsilon_high", "clip_adaptation")
+OF_CLIP_RANGE = ("epsilon", "epsilon_high", "delta", "clip_adaptation")
+OF_GAIN_PASS = ("probe_template", "answer_aliases", "gain_token_budget")
 
 TRACKERS = ("wandb", "trackio", "tensorboard")  # trackers that get more than metrics
 TABLE_TURNS = 64
@@ -306,13 +307,16 @@ class A2TGPOConfig(ToolConfig):
             raise ValueError(f"table_turns has no effect unless report_to names one of {', '.join(TRACKERS)}.")
         self._check_gains(preset)
         self._check_states(preset)
-        for name in preset.without_effect:
+        has_weight = self.gain_weight > 0 or self.turn_reward_weight > 0
+        for name in (*preset.without_effect, *(() if has_weight else preset.needs_weight)):
             if name in OF_GAINS and self.clip_adaptation > 0:
                 continue
             neutral = preset.values[name] if name in DEFAULTS else type(self).__dataclass_fields__[name].default
             if getattr(self, name) != neutral:
+                unless = " while gain_weight and turn_reward_weight are 0" if name in preset.needs_weight else ""
                 raise ValueError(
-                    f"{name} has no effect with credit={self.credit!r}: leave it out. Its value is then {neutral!r}."
+                    f"{name} has no effect with credit={self.credit!r}{unless}: leave it out. Its value is then "
+                    f"{neutral!r}."
                 )
 
     def _check_gains(self, preset: Preset) -> None:
@@ -321,8 +325,9 @@ class A2TGPOConfig(ToolConfig):
                 "stopped_count has no effect unless gains are compared by depth: gain_weight or clip_adaptation above "
                 "0, gain_normalization='turn_group' and gain_groups='turn'."
             )
-        for name in ("first_gain", "last_gain"):
-            if getattr(self, name) != preset.values[name] and not self.uses_gain:
+        for name in ("first_gain", "last_gain", "gain_measure"):
+            is_read = self.uses_gain or (name == "gain_measure" and self.eval_gains)
+            if getattr(self, name) != preset.values[name] and not is_read:
                 raise ValueError(
                     f"{name} has no effect with credit={self.credit!r}, which reads no gains unless gain_weight or "
                     "clip_adaptation is above 0. Leave it out."
@@ -409,14 +414,35 @@ class A2TGPOConfig(ToolConfig):
     @property
     def idle_clip_range(self) -> str | None:
         """Which settings of the clip range have no effect, and what would give them one; None if there are none."""
-        values, clips = preset_of(self.credit_method).values, self.loss_type not in WITHOUT_CLIP_RANGE
-        chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0)]
-        if not (self.is_on_policy and clips and chosen):
+        values = {"delta": None, **preset_of(self.credit_method).values}
+        read: tuple[str, ...] = ()
+        if self.loss_type in WITHOUT_CLIP_RANGE:
+            read = ("epsilon_high",) if self.loss_type == "cispo" else read
+            why = f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}. Leave it out."
+        elif self.is_on_policy:
+            why = (
+                "each batch is trained on in one update and all ratios are 1. Set steps_per_generation times "
+                "num_iterations above gradient_accumulation_steps."
+            )
+        else:
+            return None
+        chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0) and name not in read]
+        said = ", ".join(f"{name}={getattr(self, name)}" for name in chosen)
+        return f"{said}: no effect, because {why}" if chosen else None
+
+    @property
+    def idle_gain_pass(self) -> str | None:
+        """Which settings of the gain pass have no effect, and what would give them one; None if there are none.
+
+        They belong to a recipe's task and machine, so they may stay there when another method is tried.
+        """
+        fields = type(self).__dataclass_fields__
+        chosen = [name for name in OF_GAIN_PASS if getattr(self, name) != fields[name].default]
+        if self.uses_gain or self.eval_gains or not chosen:
             return None
         return (
-            f"{', '.join(f'{name}={getattr(self, name)}' for name in chosen)}: no effect, because each batch is "
-            "trained on in one update and all ratios are 1. Set steps_per_generation times num_iterations above "
-            "gradient_accumulation_steps."
+            f"{', '.join(chosen)}: no effect, because no gains are computed. Set gain_weight or clip_adaptation above "
+            "0, or eval_gains."
         )
 
     @property

@@ -37,7 +37,8 @@ def ratio_reference(logps_BT: Tensor, old_logps_BT: Tensor, turn_BT: Tensor, lev
     """Log-probs and old log-probs whose *token* ratio has the value and the gradient of the ratio at `level`.
 
     exp(logps - reference) = exp(mean log-ratio), and d/dlogps of it is itself, token by token. Tokens at the cap come
-    back without gradient. Outside a turn the ratio is 1, whatever the tokens there hold.
+    back without gradient, which the parent's KL term then lacks as well. Outside a turn the ratio is 1, whatever the
+    tokens there hold.
     """
     if level == "token":
         return logps_BT, torch.where(turn_BT >= 0, old_logps_BT, logps_BT.detach())

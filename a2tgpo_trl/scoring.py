@@ -200,8 +200,13 @@ class ScoringTrainer(ToolTrainer):
 
     @cached_property
     def _scores_text(self) -> bool:
-        """Whether the model has a head that can be given only sampled tokens."""
-        return obstacle_to_scoring(base_model(self.model)) is None and not has_virtual_tokens(self.model)
+        """Whether the model has a head that can be given only sampled tokens.
+
+        A loss of a mixture's router needs all tokens, and old and reference log-probabilities are of the same tokens
+        as the loss's: where only one of the two has a tool token, their difference may be too large for KL.
+        """
+        has_head = obstacle_to_scoring(base_model(self.model)) is None
+        return has_head and not has_virtual_tokens(self.model) and not self.aux_loss_enabled
 
     def _sharing(self, base: PreTrainedModel) -> AbstractContextManager[None]:
         return sharing_attention(base) if self._shares_prefixes else nullcontext()

@@ -156,7 +156,7 @@ class A2TGPOTrainer(ScoringTrainer):
         self.add_callback(self._nothing_to_learn)
         self._alarms = Alarms()
         self._tracking = self._make_tracking()
-        if (idle := self.args.idle_clip_range) is not None:
+        for idle in filter(None, (self.args.idle_clip_range, self.args.idle_gain_pass)):
             logger.warning(idle)
 
     # ---- the two passes
@@ -472,8 +472,6 @@ class A2TGPOTrainer(ScoringTrainer):
         output["clip_scale"] = to_tokens(scale_NK[local], turn_BT, fill=1.0)
         output["turn_index"] = turn_BT
         # Stored in the batch, not on the trainer: an evaluation may come before a buffered batch is used up.
-        # Every rollout may be out of the loss, and the parent divides the loss by its tokens.
-        output["num_items_in_batch"] = output["num_items_in_batch"].clamp(min=1)
         output["num_turns"] = torch.tensor(num_turns, device=turn_BT.device)
         return output
 

@@ -80,9 +80,9 @@ def test_cispo_with_the_clip_range_of_a_turn_for_its_cap_is_refused(tmp_path):
 
 
 def test_the_edges_of_the_ranges_are_allowed(tmp_path):
-    lowest = {"gain_weight": 0, "discount": 0, "clip_adaptation": 0, "gain_token_budget": 1}
+    lowest = {"gain_weight": 0, "clip_adaptation": 0, "gain_token_budget": 1}
     highest = {"discount": 1, "clip_adaptation": 0.99, "epsilon": 0.2, "epsilon_high": 0.28}
-    for edges in (lowest, highest):
+    for edges in (lowest, {"discount": 0}, highest):
         args = config(tmp_path, **edges)
         assert {name: getattr(args, name) for name in edges} == edges
 

@@ -422,6 +422,21 @@ def test_a_mixture_of_experts_with_its_balancing_loss_trains(tokenizer, tmp_path
     assert trainer._gain_pass.packing and logged(trainer, "gain/mean") and logged(trainer, "aux_loss")[0] > 0
 
 
+def test_a_mixture_of_experts_is_scored_like_its_reference_on_tool_results_too(tokenizer, tmp_path, monkeypatch):
+    # At this temperature tool tokens have log-probabilities of -100; exp(0 - -100) is too large for float32.
+    model, reference = (tiny.architectures()["qwen3-moe"]() for _ in range(2))
+    monkeypatch.setattr("trl.trainer.grpo_trainer.create_model_from_path", lambda *_, **__: reference)
+    tiny.script(model, tokenizer, write)
+    changes = {"max_steps": 1, "beta": 0.1, "temperature": 0.05, "router_aux_loss_coef": 0.01}
+    args = A2TGPOConfig(**settings(tmp_path, **changes))
+    trainer = A2TGPOTrainer(model, exact_match, args, questions(), processing_class=tokenizer, tools=[tiny.search])
+    batch = captured(trainer)[0]
+    of_tools = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
+    assert (batch["ref_per_token_logps"][of_tools] < -89).any()
+    assert math.isfinite(logged(trainer, "kl")[0])
+    assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
+
+
 # ---- every way of making rollouts, two steps each
 
 

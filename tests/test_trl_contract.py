@@ -374,7 +374,7 @@ def test_loss_is_still_zero_if_every_token_is_masked(tokenizer, tmp_path):
     batch = captured(trainer)[0]
     assert batch["num_items_in_batch"].shape == () and batch["num_items_in_batch"] > 0
     trainer.current_gradient_accumulation_steps = 1
-    nothing = {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"]), "num_items_in_batch": torch.tensor(1)}
+    nothing = {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"]), "num_items_in_batch": torch.tensor(0)}
     assert trainer._compute_loss(trainer.model, nothing) == 0
 
 

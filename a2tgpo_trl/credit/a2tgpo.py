@@ -24,6 +24,9 @@ from .method import Evidence, Switches, gain_clip_scale, method
 from .scores import Floor, discounted_sum
 
 
+# How gains and turn rewards are compared and summed, which matters only to those that have a weight.
+OF_SCORES = ("gain_normalization", "discount", "rescale_accumulation")
+
 # What paper and code agree on.
 OF_A2TGPO: dict[str, Any] = {
     "turn_reward_weight": 0.0,
@@ -33,6 +36,7 @@ OF_A2TGPO: dict[str, Any] = {
     "epsilon": 3e-3,
     "epsilon_high": 4e-3,
     "without_effect": ["failure_shaping"],
+    "needs_weight": OF_SCORES,
 }
 
 
@@ -119,6 +123,7 @@ OUTCOME_ALONE: dict[str, Any] = {
     "turn_reward_weight": 0.0,
     "rescale_accumulation": True,
     "without_effect": ["failure_shaping"],
+    "needs_weight": OF_SCORES,
 }
 
 
@@ -170,7 +175,7 @@ def atpo(evidence: Evidence, switches: Switches) -> Tensor:
     return outcome_plus_scores(evidence, switches)
 
 
-@method(needs_turn_rewards=True, without_effect=["failure_shaping"])
+@method(needs_turn_rewards=True, without_effect=["failure_shaping"], needs_weight=OF_SCORES)
 def mt_grpo(evidence: Evidence, switches: Switches) -> Tensor:
     """MT-GRPO (as in arXiv 2604.02869): turn rewards, compared with others at the same depth, plus the outcome.
 

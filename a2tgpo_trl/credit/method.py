@@ -152,6 +152,7 @@ class Preset:
 
     values: dict[str, Any]  # for all settings in DEFAULTS
     without_effect: tuple[str, ...] = ()  # settings that the method does not read; setting them is an error
+    needs_weight: tuple[str, ...] = ()  # the same, while gain_weight and turn_reward_weight are 0
     needs_turn_rewards: bool = False
     needs_states: bool = False
 
@@ -171,11 +172,15 @@ _PRESET = "__a2tgpo_credit__"
 def method(
     *,
     without_effect: Iterable[str] = (),
+    needs_weight: Iterable[str] = (),
     needs_turn_rewards: bool = False,
     needs_states: bool = False,
     **values: Any,
 ) -> Callable[[Method], Method]:
     """Give a method its paper's values of settings in `DEFAULTS`, which replace the defaults.
+
+    A user who sets one of `without_effect` gets an error; one of `needs_weight`, unless gains or turn rewards have a
+    weight.
 
     Example: the gain of a turn as it is, and nothing else.
 
@@ -185,11 +190,12 @@ def method(
     ...     return evidence.gains_NK.nan_to_num(nan=0.0)
     ```
     """
-    unknown = {*values, *without_effect} - {*DEFAULTS, *OF_THE_OUTCOME}
+    unknown = {*values, *without_effect, *needs_weight} - {*DEFAULTS, *OF_THE_OUTCOME}
     if unknown:
         known = ", ".join((*DEFAULTS, *OF_THE_OUTCOME))
         raise ValueError(f"method(): there is no setting {', '.join(sorted(unknown))}; use {known}.")
-    preset = Preset({**DEFAULTS, **values}, tuple(without_effect), needs_turn_rewards, needs_states)
+    ignored = (tuple(without_effect), tuple(needs_weight))
+    preset = Preset({**DEFAULTS, **values}, *ignored, needs_turn_rewards, needs_states)
 
     def decorate(function: Method) -> Method:
         setattr(function, _PRESET, preset)

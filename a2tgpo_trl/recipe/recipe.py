@@ -162,7 +162,10 @@ class Recipe:
     def _adapted_policy(self) -> dict[str, Any]:
         """Return a saved adapter on its base, to be trained further or evaluated."""
         if self.model.use_peft:
-            raise ValueError(f"{self.adapter} is already an adapter, and is used as it is. Leave use_peft out.")
+            raise ValueError(
+                f"{self.adapter} is already an adapter, and is used as it is, with its own settings. Leave use_peft "
+                "out, or set it to false on the command line."
+            )
         base = self.load_base()
         self.args.model_init_kwargs = None
         return {
@@ -308,9 +311,11 @@ def check_adapter(folder: Path) -> None:
 
 def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
     """Raise an error if a key is set that has no effect without another one."""
+    # An adapter was made with such keys: the recipe that trained it reads it too, with use_peft: false.
+    adapted = model.use_peft or Path(model.model_name_or_path, ADAPTER_CONFIG).is_file()
     lora = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
     for needed, given, of, keys in (
-        ("use_peft: true", model.use_peft, model, lora),
+        ("use_peft: true", adapted, model, lora),
         ("task", run.task, run, ["task_kwargs"]),
         ("environment_factory", run.environment_factory, run, ["environment_kwargs"]),
         ("dataset_name", run.dataset_name, run, ["dataset_config", "dataset_train_split", "dataset_test_split"]),

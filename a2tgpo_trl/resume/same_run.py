@@ -70,7 +70,12 @@ def settings_of(trainer: GRPOTrainer, may_change: Collection[str] = ()) -> dict[
         "rewards": trainer.reward_func_names,
         "tools": sorted(tool.__name__ for tool in trainer.tools or []),
     }
-    return json.loads(json.dumps(settings, default=str))
+    return json.loads(json.dumps(settings, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A setting that JSON lacks; of a set, each process would write the elements in another order."""
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 
 def _adapter_of(model: Any) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 def default_settings(args: GRPOConfig) -> dict[str, Any]:
     """Return the settings' defaults as plain values: an earlier version that lacked a setting ran with its default."""
     defaults = {one.name: one.default for one in fields(args) if one.default is not MISSING}
-    return json.loads(json.dumps(defaults, default=str))
+    return json.loads(json.dumps(defaults, default=_plain))
 
 
 def layout_of(trainer: GRPOTrainer) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class ToolConfig(GRPOConfig):
     sampling_token_budget: Annotated[int, Interval(1)] = setting(
         65536,
         "Tokens (padding included) whose keys and values a process holds at a time when it streams transformers' "
-        "models. When this is full, rollouts wait or are read again later. Lower it if sampling runs out of memory.",
+        "models. When this is full, rollouts wait or are read again later. Lower it if sampling runs out of memory. "
+        "With vLLM, leave it out.",
     )
     stream_turns: bool = setting(
         True,
@@ -138,11 +139,13 @@ class ToolConfig(GRPOConfig):
                 "(in Python, bf16=False) to train in float32, or fp16: true on an older GPU."
             ) from error
         self._check_seeds()
-        if self.sampling_batch_size is not None and (self.use_vllm or self.use_transformers_continuous_batching):
-            raise ValueError(
-                "sampling_batch_size has no effect with vLLM or continuous batching, which sample as many rollouts "
-                "at once as fit in memory. Leave it out."
-            )
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            for name in ("sampling_batch_size", "sampling_token_budget"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"{name} has no effect with vLLM or continuous batching, which sample as many rollouts at "
+                        "once as fit in memory. Leave it out."
+                    )
 
     def _check_together(self) -> None:
         self.tool_settings = mapping("tool_settings", self.tool_settings)

@@ -140,7 +140,7 @@ def sampled_logprobs(completion: Any) -> LogProbs | None:
 # ---- settings
 
 
-class _Recorder:
+class _StandIn:
     """Stands in for vLLM's `LLM`: samples nothing, keeps the settings that it is called with."""
 
     params: "SamplingParams"
@@ -152,16 +152,16 @@ class _Recorder:
 
 def sampling_params(generation: "VLLMGeneration") -> "SamplingParams":
     """The settings with which TRL's `generate` would sample now: it makes them itself, called without a prompt."""
-    recorder = _Recorder()
+    stand_in = _StandIn()
     twin = copy.copy(generation)
-    twin.llm, twin.enable_sleep_mode = recorder, False
+    twin.llm, twin.enable_sleep_mode = stand_in, False
     twin.generate([], None, 1)
-    if recorder.params.n != 1:
+    if stand_in.params.n != 1:
         raise ValueError(
-            f"generation_kwargs asks for n={recorder.params.n}, but a rollout needs one sample per turn. Leave out "
+            f"generation_kwargs asks for n={stand_in.params.n}, but a rollout needs one sample per turn. Leave out "
             "`n`; num_generations sets the number of rollouts per prompt."
         )
-    return recorder.params
+    return stand_in.params
 
 
 def context_limit(generation: "VLLMGeneration | None", config: PreTrainedConfig, ranks: Ranks) -> ContextLimit:

@@ -1,6 +1,7 @@
 """Each credit method, on the group of three rollouts that the docstrings work out by hand, and in training."""
 
 import math
+import re
 import textwrap
 from dataclasses import replace
 
@@ -260,7 +261,7 @@ def test_a_preset_sets_its_papers_values_and_a_users_value_wins(name):
     args = config(credit=name)
     for key, value in preset_of(find_method(name)).values.items():
         assert getattr(args, key) == value, key
-    changed = config(credit=name, discount=0.5, epsilon=0.1, turn_rewards={"failed_call": -1})
+    changed = config(credit=name, discount=0.5, turn_reward_weight=0.5, epsilon=0.1, turn_rewards={"failed_call": -1})
     assert (changed.discount, changed.epsilon, changed.epsilon_high) == (0.5, 0.1, 0.1)
     assert changed.turn_rewards == {"failed_call": -1}
 
@@ -272,6 +273,13 @@ def test_a_preset_sets_its_papers_values_and_a_users_value_wins(name):
         ({"credit": "gtpo", "scale_rewards": "none"}, "scale_rewards has no effect with credit='gtpo'"),
         ({"credit": "a2tgpo", "failure_shaping": 0.5}, "failure_shaping has no effect with credit='a2tgpo'"),
         ({"credit": "hybrid", "success_reward": 0.5}, "have no effect without failure_shaping"),
+        ({"credit": "grpo", "discount": 0.5}, "discount has no effect with credit='grpo' while gain_weight and"),
+        ({"credit": "gspo", "gain_normalization": "pooled"}, "gain_normalization has no effect with credit='gspo'"),
+        (
+            {"credit": "a2tgpo", "gain_weight": 0.0, "rescale_accumulation": False},
+            "rescale_accumulation has no effect with credit='a2tgpo'",
+        ),
+        ({"credit": "gtpo", "gain_measure": "probability"}, "gain_measure has no effect with credit='gtpo'"),
         ({"credit": "my_methods"}, "credit must be one of 'a2tgpo', 'grpo'"),
         ({"credit": "no_such_file.py:method"}, "There is no file 'no_such_file.py'"),
         ({"credit": "math:pi"}, "credit: math:pi must be a function, not float"),
@@ -286,11 +294,45 @@ def test_unread_settings_and_unknown_methods_are_refused(changes, message):
         config(**changes)
 
 
+def test_settings_of_scores_are_read_once_something_has_a_weight():
+    config(credit="grpo", discount=0.5, gain_normalization="pooled", gain_weight=0.1)
+    config(credit="grpo", discount=0.5, rescale_accumulation=False, turn_reward_weight=0.1)
+    config(credit="grpo", gain_normalization="pooled", clip_adaptation=0.3)  # of the clip range
+    config(credit="igpo", discount=0.5, gain_weight=0.0)  # of the outcome, which is its last gain
+    config(credit="grpo", gain_measure="probability", eval_gains=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss_type": "vespo", "epsilon": 0.1}, "epsilon=0.1, epsilon_high=0.1: .*'vespo' weighs whole rollouts"),
+        ({"loss_type": "sapo", "delta": 3.0}, "delta=3.0: .*'sapo' fades"),
+        ({"loss_type": "cispo", "epsilon": 0.1, "epsilon_high": 5.0}, "epsilon=0.1: .*'cispo' caps the ratio at"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, None),
+        ({"num_iterations": 2, "epsilon": 0.1, "delta": 3.0}, None),
+    ],
+    ids=str,
+)
+def test_settings_that_a_loss_does_not_read_are_named(changes, said):
+    idle = config(credit="igpo", **changes).idle_clip_range
+    assert idle is None if said is None else re.match(said, idle)
+
+
+def test_settings_of_the_gain_pass_are_named_if_no_gains_are_computed():
+    chosen = {"probe_template": "Answer: {answer}", "gain_token_budget": 512}
+    assert config(credit="grpo", **chosen).idle_gain_pass.startswith("probe_template, gain_token_budget: no effect")
+    assert config(credit="grpo").idle_gain_pass is None
+    assert config(credit="grpo", eval_gains=True, **chosen).idle_gain_pass is None
+    assert config(**chosen).idle_gain_pass is None
+
+
 def test_method_decorator_names_valid_settings_for_an_unknown_one():
     with pytest.raises(ValueError, match="no setting gain_wait; use outcome_weight, gain_weight"):
         method(gain_wait=1.0)
     with pytest.raises(ValueError, match="no setting discont; use"):
         method(without_effect=["discont"])
+    with pytest.raises(ValueError, match="no setting discont; use"):
+        method(needs_weight=["discont"])
 
 
 # ---- in training

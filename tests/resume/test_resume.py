@@ -34,7 +34,7 @@ from a2tgpo_trl.resume.disk import told_if_not_written
 from a2tgpo_trl.resume.folders import checkpoints_of, step_of
 from a2tgpo_trl.resume.manifest import fault, read_manifest, write_manifest
 from a2tgpo_trl.resume.own_files import MARKER
-from a2tgpo_trl.resume.same_run import data_digest
+from a2tgpo_trl.resume.same_run import data_digest, settings_of
 from a2tgpo_trl.resume.trainer import Resumable
 from a2tgpo_trl.rewards import exact_match
 from a2tgpo_trl.rollout.settings import ToolConfig
@@ -472,7 +472,9 @@ def test_resuming_with_changed_settings_or_data_is_refused_unless_allowed(saved,
 def test_resuming_with_other_adapter_settings_is_refused(make, tmp_path):
     def adapted(alpha: int, **changes):
         plain = {"sync_ref_model": False, "eval_strategy": "no", "max_steps": 1, **changes}
-        return make(tmp_path, peft_config=LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"]), **plain)
+        return make(
+            tmp_path, peft_config=LoraConfig(r=4, lora_alpha=alpha, target_modules=["v_proj", "q_proj"]), **plain
+        )
 
     adapted(8).train()
     with pytest.raises(ResumeError, match=r"adapter: lora_alpha \(8, now 16\)"):
@@ -480,6 +482,8 @@ def test_resuming_with_other_adapter_settings_is_refused(make, tmp_path):
     again = adapted(8, max_steps=2)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 2
+    # PEFT holds them as a set, whose order is another one in each process.
+    assert settings_of(again)["adapter: target_modules"] == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(("rows", "stop"), [(8, 2), (2, 2), (2, 3)], ids=["first pass", "its end", "second pass"])

@@ -180,10 +180,11 @@ def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(tmp_path):
     assert at_once == [8, 8, 3, 3, 2, 3, 3, 2]
 
 
-def test_a_batch_size_of_sampling_is_refused_where_it_would_have_no_effect(tmp_path):
-    for engine in ("use_vllm", "use_transformers_continuous_batching"):
-        with pytest.raises(ValueError, match="sampling_batch_size has no effect with vLLM or continuous batching"):
-            A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, sampling_batch_size=2, **{engine: True})
+@pytest.mark.parametrize("name", ["sampling_batch_size", "sampling_token_budget"])
+@pytest.mark.parametrize("engine", ["use_vllm", "use_transformers_continuous_batching"])
+def test_settings_of_our_sampling_are_refused_where_they_would_have_no_effect(name, engine, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} has no effect with vLLM or continuous batching"):
+        A2TGPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: 2, engine: True})
 
 
 def test_seed_and_seeded_rollouts_change_the_rollouts(tmp_path):
