@@ -36,9 +36,7 @@ OF_GAIN_PASS = ("probe_template", "answer_aliases", "gain_token_budget")
 TRACKERS = ("wandb", "trackio", "tensorboard")  # trackers that get more than metrics
 TABLE_TURNS = 64
 
-# A clip range that follows the gain reads OF_GAINS, whatever method credits the turn.
 DEPTHS = ("turn_group", "turn")  # how gains are compared by depth
-OF_GAINS = ("gain_normalization", "gain_groups", "stopped_count")
 
 
 def _by_credit(name: str, text: str) -> Any:
@@ -300,17 +298,13 @@ class A2TGPOConfig(ToolConfig):
         if self.failure_shaping == 0 and (self.shaping_embedding, self.success_reward) != ("auto", 1.0):
             raise ValueError("shaping_embedding and success_reward have no effect without failure_shaping.")
         if self.record_every == 0:
-            for name in ("record_format", "record_tokens", "record_megabytes"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(f"{name} has no effect without record_every.")
+            for name in self._chosen("record_format", "record_tokens", "record_megabytes"):
+                raise ValueError(f"{name} has no effect without record_every.")
         if self.table_turns not in (0, TABLE_TURNS) and not {*TRACKERS} & {*self.report_to}:
             raise ValueError(f"table_turns has no effect unless report_to names one of {', '.join(TRACKERS)}.")
         self._check_gains(preset)
         self._check_states(preset)
-        has_weight = self.gain_weight > 0 or self.turn_reward_weight > 0
-        for name in (*preset.without_effect, *(() if has_weight else preset.needs_weight)):
-            if name in OF_GAINS and self.clip_adaptation > 0:
-                continue
+        for name in preset.unread(vars(self)):
             neutral = preset.values[name] if name in DEFAULTS else type(self).__dataclass_fields__[name].default
             if getattr(self, name) != neutral:
                 unless = " while gain_weight and turn_reward_weight are 0" if name in preset.needs_weight else ""
@@ -325,8 +319,8 @@ class A2TGPOConfig(ToolConfig):
                 "stopped_count has no effect unless gains are compared by depth: gain_weight or clip_adaptation above "
                 "0, gain_normalization='turn_group' and gain_groups='turn'."
             )
-        for name in ("first_gain", "last_gain", "gain_measure"):
-            is_read = self.uses_gain or (name == "gain_measure" and self.eval_gains)
+        readers = {"first_gain": self.uses_gain, "last_gain": self.uses_gain, "gain_measure": self.computes_gains}
+        for name, is_read in readers.items():
             if getattr(self, name) != preset.values[name] and not is_read:
                 raise ValueError(
                     f"{name} has no effect with credit={self.credit!r}, which reads no gains unless gain_weight or "
@@ -407,6 +401,11 @@ class A2TGPOConfig(ToolConfig):
         return self.credit_switches.uses_gain
 
     @property
+    def computes_gains(self) -> bool:
+        """Whether gains are computed at all, in training or in evaluations."""
+        return self.uses_gain or self.eval_gains
+
+    @property
     def is_on_policy(self) -> bool:
         """Whether each batch is trained on in one update, so that all ratios are 1 and no clip range has an effect."""
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
@@ -415,10 +414,10 @@ class A2TGPOConfig(ToolConfig):
     def idle_clip_range(self) -> str | None:
         """Which settings of the clip range have no effect, and what would give them one; None if there are none."""
         values = {"delta": None, **preset_of(self.credit_method).values}
-        read: tuple[str, ...] = ()
+        chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0)]
         if self.loss_type in WITHOUT_CLIP_RANGE:
-            read = ("epsilon_high",) if self.loss_type == "cispo" else read
-            why = f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}. Leave it out."
+            chosen = [name for name in chosen if (self.loss_type, name) != ("cispo", "epsilon_high")]
+            why = f"loss_type={self.loss_type!r} {WITHOUT_CLIP_RANGE[self.loss_type]}. Leave such settings out."
         elif self.is_on_policy:
             why = (
                 "each batch is trained on in one update and all ratios are 1. Set steps_per_generation times "
@@ -426,7 +425,6 @@ class A2TGPOConfig(ToolConfig):
             )
         else:
             return None
-        chosen = [name for name in OF_CLIP_RANGE if getattr(self, name) not in (values[name], 0) and name not in read]
         said = ", ".join(f"{name}={getattr(self, name)}" for name in chosen)
         return f"{said}: no effect, because {why}" if chosen else None
 
@@ -436,9 +434,8 @@ class A2TGPOConfig(ToolConfig):
 
         They belong to a recipe's task and machine, so they may stay there when another method is tried.
         """
-        fields = type(self).__dataclass_fields__
-        chosen = [name for name in OF_GAIN_PASS if getattr(self, name) != fields[name].default]
-        if self.uses_gain or self.eval_gains or not chosen:
+        chosen = self._chosen(*OF_GAIN_PASS)
+        if self.computes_gains or not chosen:
             return None
         return (
             f"{', '.join(chosen)}: no effect, because no gains are computed. Set gain_weight or clip_adaptation above "

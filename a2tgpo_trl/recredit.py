@@ -84,10 +84,11 @@ def _values(credit: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method's settings: its paper's values, except for those that are given."""
     preset = preset_of(find_method(credit))
     known = {**preset.values, **OF_SHAPING}
+    unread = preset.unread({**known, **settings})
     for name in settings:
         if name not in known:
             raise ValueError(f"There is no credit setting {name!r}.{nearest(name, known)}")
-        if name in preset.without_effect:
+        if name in unread:
             raise ValueError(f"{name} has no effect with credit={credit!r}.")
     if not isinstance(settings.get("turn_rewards", {}), Mapping):
         raise ValueError("turn_rewards must be a mapping here, such as {'failed_call': -0.1}.")

@@ -148,8 +148,7 @@ class A2TGPOTrainer(ScoringTrainer):
         # Ratios wider than a token reach the parent's loss through `ratio_reference`, as token ratios.
         self.importance_sampling_level = "token"
         has_data = (positional[0] if positional else keywords.get("train_dataset")) is not None
-        wants_gains = self.args.uses_gain or self.args.eval_gains
-        self._gain_pass = self._make_gain_pass(has_data) if wants_gains else None
+        self._gain_pass = self._make_gain_pass(has_data) if self.args.computes_gains else None
         self._credit = self._make_credit_pass(turn_reward_funcs)
         self._recorder = self._make_recorder()
         self._nothing_to_learn = NothingToLearn(lambda: self._interruption.leaving)

@@ -108,13 +108,6 @@ def test_the_gain_of_a_new_adapter_is_the_adapted_policys_and_not_the_bases(firs
 # ---- merged
 
 
-def test_the_recipe_that_trained_an_adapter_reads_it_with_use_peft_off(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    given = {**NEW, "use_peft": "false", "lora_dropout": 0.1, "model_name_or_path": tmp_path}
-    assert read_recipe(words(tmp_path / "run", **given)).adapter == tmp_path
-
-
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(torch.arange(3, 40).unsqueeze(0)).logits

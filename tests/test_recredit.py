@@ -103,6 +103,7 @@ def test_rollouts_that_cannot_be_recredited_are_an_error(of_a2tgpo):
         (of_a2tgpo[:-1], "igpo", {}, "3 and 4 rollouts"),
         (of_a2tgpo, "igpo", {"gain_wait": 1.0}, "Did you mean 'gain_weight'"),
         (of_a2tgpo, "gigpo", {"gain_groups": "state"}, "no effect with credit='gigpo'"),
+        (of_a2tgpo, "grpo", {"discount": 0.5}, "discount has no effect with credit='grpo'"),
         (of_a2tgpo, "mt_grpo", {}, "needs turn rewards with a weight, and there are none"),
         (of_a2tgpo, "mt_grpo", {"turn_rewards": "weights.yaml"}, "must be a mapping here"),
     ):

@@ -142,6 +142,9 @@ DEFAULTS: dict[str, Any] = {
     "turn_rewards": {},
 }
 
+# A clip range that follows the gain reads these, whatever method credits the turn.
+OF_GAINS = ("gain_normalization", "gain_groups", "stopped_count")
+
 # The parent's settings for outcome advantages; they have no effect on methods that do not read these.
 OF_THE_OUTCOME = ("scale_rewards", "multi_objective_aggregation")
 
@@ -151,10 +154,16 @@ class Preset:
     """What the decorator `method` says about a function."""
 
     values: dict[str, Any]  # for all settings in DEFAULTS
-    without_effect: tuple[str, ...] = ()  # settings that the method does not read; setting them is an error
-    needs_weight: tuple[str, ...] = ()  # the same, while gain_weight and turn_reward_weight are 0
+    without_effect: tuple[str, ...] = ()  # settings that the method does not read
+    needs_weight: tuple[str, ...] = ()  # settings that it reads only with a gain_weight or a turn_reward_weight
     needs_turn_rewards: bool = False
     needs_states: bool = False
+
+    def unread(self, values: Mapping[str, Any]) -> list[str]:
+        """Settings that have no effect with these values of others; setting one is an error."""
+        has_weight = values["gain_weight"] > 0 or values["turn_reward_weight"] > 0
+        names = self.without_effect if has_weight else (*self.without_effect, *self.needs_weight)
+        return [name for name in names if name not in OF_GAINS or values["clip_adaptation"] == 0]
 
     def reads_states(self, gain_groups: str) -> bool:
         """Whether the method, or this way to compare gains, reads the states in which turns began."""
@@ -194,8 +203,9 @@ def method(
     if unknown:
         known = ", ".join((*DEFAULTS, *OF_THE_OUTCOME))
         raise ValueError(f"method(): there is no setting {', '.join(sorted(unknown))}; use {known}.")
-    ignored = (tuple(without_effect), tuple(needs_weight))
-    preset = Preset({**DEFAULTS, **values}, *ignored, needs_turn_rewards, needs_states)
+    preset = Preset(
+        {**DEFAULTS, **values}, tuple(without_effect), tuple(needs_weight), needs_turn_rewards, needs_states
+    )
 
     def decorate(function: Method) -> Method:
         setattr(function, _PRESET, preset)

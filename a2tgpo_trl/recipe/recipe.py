@@ -43,6 +43,8 @@ MODELS = {
     "textworld-tiny": str(textworld.POLICY),
 }
 HELD_OUT = "held-out questions"
+# use_dora and the like belong to LoRA too.
+OF_LORA = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
 
 
 @dataclass
@@ -196,6 +198,8 @@ def read_recipe(words: Sequence[str]) -> Recipe:
         beside = _files_beside(folders, {key: value for key, value in content.items() if key not in told})
         words = [*_default_folder(name, bases, said), *beside, *words]
         run, args, model = parser.parse_over(content, words)
+        for key in _switched_off(told, model.use_peft):
+            setattr(model, key, getattr(ModelConfig(), key))
         if model.model_name_or_path is None:
             raise ValueError(
                 f"model_name_or_path is missing: name a model on the hub, a folder, or one of {', '.join(MODELS)}."
@@ -226,12 +230,19 @@ def whole_recipe(words: Sequence[str], without: Collection[str] = ()) -> str:
     parser = RecipeParser()
     name, bases, words = split_words(words)
     layers = _checked_layers(name, bases, parser)
-    content = {**merge(layers), **parser.parse_alone(words)}
+    told = parser.parse_alone(words)
+    content = {**merge(layers), **told}
+    without = {*without, *_switched_off(told, content.get("use_peft", False))}
     secrets: list[str] = []
     kept = _without_secrets({key: value for key, value in content.items() if key not in without}, secrets)
     heads = [f"# {layer.path}" for layer in layers]
     heads += [f"# left out, since these are secrets: {', '.join(secrets)}"] if secrets else []
     return "\n".join([*heads, yaml.safe_dump(kept, sort_keys=False, width=119)])
+
+
+def _switched_off(told: Collection[str], use_peft: bool) -> set[str]:
+    """With `--use_peft false` on the command line, a recipe's keys of LoRA, but not those on the line itself."""
+    return {*OF_LORA} - {*told} if "use_peft" in told and not use_peft else set()
 
 
 def _without_secrets(content: Mapping[str, Any], found: list[str], above: str = "") -> dict[str, Any]:
@@ -311,11 +322,8 @@ def check_adapter(folder: Path) -> None:
 
 def check_partners(run: RecipeArguments, model: ModelConfig) -> None:
     """Raise an error if a key is set that has no effect without another one."""
-    # An adapter was made with such keys: the recipe that trained it reads it too, with use_peft: false.
-    adapted = model.use_peft or Path(model.model_name_or_path, ADAPTER_CONFIG).is_file()
-    lora = [f.name for f in fields(ModelConfig) if "lora" in f.name or f.name.startswith("use_") and "ora" in f.name]
     for needed, given, of, keys in (
-        ("use_peft: true", adapted, model, lora),
+        ("use_peft: true", model.use_peft, model, OF_LORA),
         ("task", run.task, run, ["task_kwargs"]),
         ("environment_factory", run.environment_factory, run, ["environment_kwargs"]),
         ("dataset_name", run.dataset_name, run, ["dataset_config", "dataset_train_split", "dataset_test_split"]),

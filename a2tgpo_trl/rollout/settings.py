@@ -140,12 +140,16 @@ class ToolConfig(GRPOConfig):
             ) from error
         self._check_seeds()
         if self.use_vllm or self.use_transformers_continuous_batching:
-            for name in ("sampling_batch_size", "sampling_token_budget"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(
-                        f"{name} has no effect with vLLM or continuous batching, which sample as many rollouts at "
-                        "once as fit in memory. Leave it out."
-                    )
+            for name in self._chosen("sampling_batch_size", "sampling_token_budget"):
+                raise ValueError(
+                    f"{name} has no effect with vLLM or continuous batching, which sample as many rollouts at once as "
+                    "fit in memory. Leave it out."
+                )
+
+    def _chosen(self, *names: str) -> list[str]:
+        """Those of these settings that do not have their default."""
+        fields = type(self).__dataclass_fields__
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
     def _check_together(self) -> None:
         self.tool_settings = mapping("tool_settings", self.tool_settings)

@@ -294,12 +294,20 @@ def test_unread_settings_and_unknown_methods_are_refused(changes, message):
         config(**changes)
 
 
-def test_settings_of_scores_are_read_once_something_has_a_weight():
-    config(credit="grpo", discount=0.5, gain_normalization="pooled", gain_weight=0.1)
-    config(credit="grpo", discount=0.5, rescale_accumulation=False, turn_reward_weight=0.1)
-    config(credit="grpo", gain_normalization="pooled", clip_adaptation=0.3)  # of the clip range
-    config(credit="igpo", discount=0.5, gain_weight=0.0)  # of the outcome, which is its last gain
-    config(credit="grpo", gain_measure="probability", eval_gains=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"credit": "grpo", "discount": 0.5, "gain_normalization": "pooled", "gain_weight": 0.1},
+        {"credit": "grpo", "discount": 0.5, "rescale_accumulation": False, "turn_reward_weight": 0.1},
+        {"credit": "grpo", "gain_normalization": "pooled", "clip_adaptation": 0.3},  # of the clip range
+        {"credit": "igpo", "discount": 0.5, "gain_weight": 0.0},  # of the outcome, which is its last gain
+        {"credit": "grpo", "gain_measure": "probability", "eval_gains": True},
+    ],
+    ids=str,
+)
+def test_settings_that_have_a_reader_may_be_set(changes):
+    args = config(**changes)
+    assert {name: getattr(args, name) for name in changes} == changes
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,18 @@ def test_recipe_sets_all_groups_of_fields_and_the_command_line_overrides_them(tm
     assert len(recipe.test_dataset) == 7 and recipe.run.task_kwargs == {"seed": 4}
 
 
+def test_lora_of_a_recipe_is_switched_off_with_use_peft_but_not_what_the_command_line_says_itself(tmp_path):
+    # As for an adapter that the recipe has trained, which is used with its own settings.
+    recipe = write(tmp_path, "use_peft: true\nlora_r: 8\nlora_target_modules: [all-linear]\nuse_dora: true")
+    words = ["--config", str(recipe), "--use_peft", "false"]
+    found = read_recipe(words).model
+    assert (found.lora_r, found.lora_target_modules, found.use_dora) == (16, None, False)
+    with pytest.raises(RecipeError, match="lora_alpha would have no effect without use_peft"):
+        read_recipe([*words, "--lora_alpha", "8"])
+    (tmp_path / "whole.yaml").write_text(whole_recipe(words))
+    assert read_recipe(["--config", str(tmp_path / "whole.yaml")]).model == found
+
+
 def test_task_reward_weights_are_kept_unless_overridden(tmp_path):
     def weights(text):
         return read_recipe(["--config", str(write(tmp_path, text))]).args.reward_weights
